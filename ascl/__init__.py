@@ -1,0 +1,28 @@
+"""Image-text retrieval that can be trusted: AsCL, trained and evaluated honestly.
+
+`from ascl import AsCL, load_model`; everything else lies in the rooms `data`, `features`, `models`, `losses`,
+`retrieval`, `training`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ascl.build import load_model
+    from ascl.models import AsCL
+
+__all__ = ["AsCL", "load_model"]
+
+
+def __getattr__(name: str):
+    """Import torch and the models only when they are asked for: `ascl.files` and the like stay light."""
+    if name == "AsCL":
+        from ascl.models import AsCL
+
+        return AsCL
+    if name == "load_model":
+        from ascl.build import load_model
+
+        return load_model
+    raise AttributeError(f"module 'ascl' has no attribute {name!r}")

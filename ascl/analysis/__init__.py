@@ -1,0 +1,1 @@
+"""Looking at models: what a number owes to its protocol."""

@@ -1,0 +1,68 @@
+"""The evaluation that lets each item see its true partner, kept as a labelled diagnostic of what it is worth.
+
+The released evaluation of AsCL makes the global vectors on true pairs only: each caption's W_g is attended by the
+caption's own image, each image's V_g by one of its own captions, and the vectors are then compared across pairs as if they had
+been encoded alone. The answer is inside the query. Nothing else in this project may use it.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ascl.models import AsCL, EncodedImages, EncodedTexts
+from ascl.models.ascl import masked_mean
+from ascl.retrieval.scoring import score_all_pairs
+
+WARNING = (
+    "*** PAIRED PROTOCOL: A DIAGNOSTIC, NOT A RESULT ***\n"
+    "Every query was encoded together with its own right answer, so these recalls are inflated by a leak.\n"
+    "Never report them as retrieval results: they only show how much a number can owe to this procedure."
+)
+
+
+@torch.no_grad()
+def paired_global_scores(model: AsCL, images: EncodedImages, texts: EncodedTexts, owner: np.ndarray) -> Tensor:
+    """Global scores with W_g and V_g made on true pairs only: the leaking part.
+
+    Args:
+        owner: (N_texts,) image of each caption. An image without captions cannot be treated so and is an error.
+
+    Returns:
+        (N_images, N_texts) cosines of V_g made with the image's first own caption and W_g made with the caption's own
+        image.
+    """
+    first_caption = np.full(len(images), -1)
+    first_caption[owner[::-1]] = np.arange(len(owner))[::-1]
+    if (first_caption < 0).any():
+        raise ValueError(f"image {int((first_caption < 0).argmax())} has no caption to be paired with")
+    text_vectors = [_text_vector(model, images[i : i + 1], texts[t : t + 1]) for t, i in enumerate(owner)]
+    image_vectors = [_image_vector(model, images[i : i + 1], texts[t : t + 1]) for i, t in enumerate(first_caption)]
+    return F.normalize(torch.cat(image_vectors), dim=-1) @ F.normalize(torch.cat(text_vectors), dim=-1).T
+
+
+def paired_scores(model: AsCL, images: EncodedImages, texts: EncodedTexts, owner: np.ndarray) -> Tensor:
+    """u1 * S_local, exact for every pair, + (1 - u1) * the leaking global score."""
+    local_only = copy.copy(model)
+    local_only.local_weight = 1.0
+    local = score_all_pairs(local_only, images, texts)
+    return model.local_weight * local + (1 - model.local_weight) * paired_global_scores(model, images, texts, owner)
+
+
+def _text_vector(model: AsCL, image: EncodedImages, text: EncodedTexts) -> Tensor:
+    attended, _ = model.region_to_word(
+        image.regions, text.words, text.words, key_padding_mask=~text.mask, need_weights=False
+    )
+    return model.text_global(masked_mean(attended, image.mask))
+
+
+def _image_vector(model: AsCL, image: EncodedImages, text: EncodedTexts) -> Tensor:
+    padding = None if image.mask is None else ~image.mask
+    attended, _ = model.word_to_region(
+        text.words, image.regions, image.regions, key_padding_mask=padding, need_weights=False
+    )
+    return model.fuse_globals(masked_mean(attended, text.mask), image.globals)

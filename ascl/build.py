@@ -1,0 +1,190 @@
+"""Settings into objects. The only reader of `config.py` beside the programs in `tools/`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ascl.config import Config, from_dict
+from ascl.data.caption_ops import positive_caption
+from ascl.data.captions import CaptionSet, load_captions
+from ascl.data.embedding_noise import NoiseSettings
+from ascl.data.feature_store import FeatureStore, open_features
+from ascl.data.pairs import Batch, PairDataset, UniqueImageBatchSampler, collate
+from ascl.errors import DataError
+from ascl.models import AsCL, EncodedImages, EncodedTexts
+from ascl.models.baselines.two_tower import TwoTower
+from ascl.models.text import BertWords, CachedWords
+from ascl.retrieval.encode import encode_images, encode_texts
+from ascl.retrieval.objective import RetrievalObjective, TripletSettings
+from ascl.training import checkpoint
+from ascl.training.schedule import Schedule, cosine, step_decay, warmed_up
+
+
+def build_split(
+    config: Config, split: str, *, captions_per_image: int | None = None, images: int | None = None
+) -> tuple[CaptionSet, FeatureStore]:
+    """Captions and features of one split, or of its first `images` images and first captions of each.
+
+    Raises:
+        DataError, FileNotFoundError: what is missing, where it was looked for, and the command that gets it.
+    """
+    if not config.data.captions or not config.data.features:
+        raise DataError("no data set: give --dataset NAME (a file of configs/), or data.captions and data.features")
+    paths = [Path(path.format(split=split)) for path in config.data.features]
+    for path in [Path(config.data.captions), *paths]:
+        if not path.exists():
+            raise DataError(f"{path.resolve()} does not exist; to get it: {config.data.prepare}")
+    captions = load_captions(config.data.captions, split)
+    whole = len(captions.captions)
+    if captions_per_image is not None:
+        captions = captions.limit_captions(captions_per_image)
+    if images is not None:
+        captions = captions.subset(range(min(images, len(captions.image_ids))))
+    source = "mean-region" if config.data.global_source == "mean-region" else "files"
+    return captions, open_features(paths, captions=whole, globals_from=source)
+
+
+def build_text_encoder(config: Config) -> nn.Module:
+    """The BERT-like encoder, cached on disk where the settings say so."""
+    encoder = BertWords(config.text.encoder, finetune=config.text.finetune, max_words=config.text.max_words)
+    return encoder if config.text.cache is None else CachedWords(encoder, config.text.cache)
+
+
+def build_model(config: Config, region_dim: int, global_dim: int) -> nn.Module:
+    """A model with fresh weights for features of these dimensions."""
+    settings = config.model
+    text = build_text_encoder(config)
+    if settings.kind == "two_tower":
+        return TwoTower(region_dim, global_dim, text, settings.embed_dim)
+    return AsCL(
+        region_dim, global_dim, text, settings.embed_dim, settings.num_heads, settings.local_weight,
+        projections=settings.projections, fusion=settings.fusion, normalize_regions=settings.normalize_regions,
+        normalize_words=settings.normalize_words, sharpness=settings.sharpness,
+    )
+
+
+def build_objective(config: Config) -> RetrievalObjective:
+    """Loss of a training step."""
+    samples, loss = config.samples, config.loss
+    noise = None
+    if samples.negatives != "none":
+        noise = NoiseSettings(
+            kind=samples.negatives, gaussian_scale=samples.gaussian_scale, token_ratio=samples.token_ratio,
+            feature_ratio=samples.feature_ratio, dropout=samples.dropout, mixture_kinds=tuple(samples.mixture_kinds),
+        )
+    triplet = None if loss.kind == "contrastive" else TripletSettings(loss.margin, loss.triplet_warmup_steps)
+    return RetrievalObjective(loss.temperature, noise, triplet)
+
+
+def build_pairs(config: Config, captions: CaptionSet, store: FeatureStore) -> PairDataset:
+    """Training pairs with their generated positives."""
+    samples = config.samples
+    positive = None
+    if samples.positives != "none":
+        positive = partial(positive_caption, samples.positives, ratio=samples.positive_ratio)
+    return PairDataset(captions, store, positive, seed=config.train.seed)
+
+
+class TrainBatches:
+    """(epoch, first batch) -> this process's batches: what `training.fit` asks for."""
+
+    def __init__(self, config: Config, pairs: PairDataset, process: int, processes: int) -> None:
+        self.config, self.pairs, self.process, self.processes = config, pairs, process, processes
+        self.sampler = UniqueImageBatchSampler(pairs.captions.owner, config.train.batch_size, seed=config.train.seed)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches of each process."""
+        steps = len(self.sampler) // self.processes
+        if steps == 0:
+            raise DataError(f"{len(self.pairs)} captions give no full batch of {self.config.train.batch_size} for each "
+                            f"of {self.processes} processes: lower train.batch_size")
+        return steps
+
+    def __call__(self, epoch: int, first: int) -> Iterable[Batch]:
+        self.sampler.set_epoch(epoch, 0)
+        batches = list(self.sampler)[self.process :: self.processes][first : self.steps_per_epoch]
+        workers = self.config.train.workers
+        return DataLoader(
+            self.pairs, batch_sampler=batches, collate_fn=collate, num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """Adam over everything that is trained; a fine-tuned encoder gets its own rate."""
+    settings = config.optimizer
+    encoder, rest = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (encoder if name.startswith("text.") else rest).append(parameter)
+    groups = [{"params": rest, "lr_factor": 1.0}]
+    if encoder:
+        groups.append({"params": encoder, "lr_factor": settings.encoder_lr / settings.lr})
+    return torch.optim.Adam(groups, lr=settings.lr, weight_decay=settings.weight_decay)
+
+
+def build_schedule(config: Config, steps_per_epoch: int) -> Schedule:
+    """Learning rate by step."""
+    settings = config.optimizer
+    total = config.train.epochs * steps_per_epoch
+    if config.train.max_steps is not None:
+        total = min(total, config.train.max_steps)
+    if settings.schedule == "cosine":
+        schedule = cosine(settings.lr, final=settings.final_lr, total_steps=total)
+    else:
+        schedule = step_decay(
+            settings.lr, gamma=settings.decay_factor, every_epochs=settings.decay_epochs, steps_per_epoch=steps_per_epoch
+        )
+    return warmed_up(schedule, warmup_steps=settings.warmup_steps)
+
+
+def encode_split(model: nn.Module, captions: CaptionSet, store: FeatureStore) -> tuple[EncodedImages, EncodedTexts]:
+    """Every image and every caption of a split, encoded once."""
+    return encode_images(model, captions, store), encode_texts(model, captions.captions)
+
+
+def is_saved(config: Config, name: str) -> bool:
+    """Whether a checkpoint holds this parameter: a frozen encoder is loaded from where it came from."""
+    return config.text.finetune or not name.startswith("text.")
+
+
+def find_checkpoint(run: str | os.PathLike) -> Path:
+    """`run` itself where it is a file, else its best.pt, else its last.pt."""
+    run = Path(run)
+    candidates = [run] if run.is_file() else [run / "best.pt", run / "last.pt"]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"no checkpoint in {run}: expected best.pt or last.pt of a training run "
+                            "(python tools/train.py --dataset NAME --out RUN)")
+
+
+def load_run(run: str | os.PathLike) -> tuple[nn.Module, Config]:
+    """Model (in evaluation mode, on the CPU) and settings of a finished or interrupted run, or of one checkpoint.
+
+    Raises:
+        FileNotFoundError: no checkpoint there, or its text encoder is gone.
+        DataError: truncated, foreign, or of another architecture than its settings say.
+    """
+    path = find_checkpoint(run)
+    state = checkpoint.load(path)
+    if "settings" not in state.get("extra", {}):
+        raise DataError(f"{path} holds no settings: it was not written by tools/train.py")
+    extra = state["extra"]
+    config = from_dict(extra["settings"], str(path))
+    model = build_model(config, extra["region_dim"], extra["global_dim"])
+    checkpoint.load_model_state(model, state["model"], keep=partial(is_saved, config), path=path)
+    return model.eval(), config
+
+
+def load_model(run: str | os.PathLike) -> nn.Module:
+    """The model of a run, ready to encode and score: `load_model("runs/flickr30k")`."""
+    return load_run(run)[0]

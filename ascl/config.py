@@ -1,0 +1,298 @@
+"""Every setting, typed and frozen. A YAML of `configs/` and the command line say what differs from the defaults.
+
+The defaults are the paper's where it states them (AsCL, section 3.1, COCO); where it is silent they are ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where captions and features lie.
+
+    captions: Karpathy JSON, COCO caption JSON, or a folder of SCAN-style `{split}_caps.txt`.
+    features: files that together hold regions and globals: our HDF5 (one or two), or one SCAN `.npy`;
+        `{split}` in a name is replaced by the split's.
+    global_source: `file`, or `mean-region` where no globals exist (SCAN's release): the mean region stands in.
+    captions_per_image: keep the first so many of each image when evaluating (COCO has a few images with six or
+        seven); null = all.
+    val_images: validate while training on the first so many images of the split, to save time; null = all.
+    train, val, test: names of the splits.
+    prepare: the command that a message names when a file is missing.
+    """
+
+    captions: str = ""
+    features: list[str] = field(default_factory=list)
+    global_source: Literal["file", "mean-region"] = "file"
+    captions_per_image: int | None = 5
+    val_images: int | None = None
+    train: str = "train"
+    val: str = "val"
+    test: str = "test"
+    prepare: str = "see data/README.md"
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Text encoder. cache: folder for the words of a frozen encoder, encoded once; null = encode in each step."""
+
+    encoder: str = "bert-base-uncased"
+    finetune: bool = False
+    max_words: int | None = None
+    cache: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """See `ascl.models.AsCL`. kind `two_tower` is the floor without any meeting of image and text."""
+
+    kind: Literal["ascl", "two_tower"] = "ascl"
+    embed_dim: int = 1024
+    num_heads: int = 8
+    local_weight: float = 0.8
+    projections: bool = True
+    fusion: bool = True
+    normalize_regions: bool = True
+    normalize_words: bool = True
+    sharpness: float = 4.0
+
+
+@dataclass(frozen=True)
+class SamplesConfig:
+    """Generated samples (AsCL, section 2.2).
+
+    negatives: noise on the words of caption and generated positive; `mixture` draws one of `mixture_kinds` for each
+        caption; `none` = "w/o Neg".
+    positives: `concatenate` two captions of the image (Asymmetry-II), `keywords` removes content words or `prefix`
+        keeps the first words (Asymmetry-III), `both` draws concatenation or keyword truncation for each caption,
+        `both-prefix` concatenation or prefix; `none` = "w/o Pos". positive_ratio: share of the keywords that go, or of
+        the words that stay as prefix.
+    gaussian_scale: standard deviation, relative to the root mean square of the caption's own words.
+    token_ratio, feature_ratio: share of words or of features that cutoff sets to zero. dropout: probability.
+    """
+
+    negatives: Literal[
+        "none", "gaussian", "shuffle", "token_cutoff", "feature_cutoff", "cutoff", "dropout", "mixture"
+    ] = "mixture"
+    mixture_kinds: list[str] = field(
+        default_factory=lambda: ["gaussian", "shuffle", "token_cutoff", "feature_cutoff", "dropout"]
+    )
+    gaussian_scale: float = 1.0
+    token_ratio: float = 0.3
+    feature_ratio: float = 0.3
+    dropout: float = 0.5
+    positives: Literal["none", "concatenate", "prefix", "keywords", "both", "both-prefix"] = "both"
+    positive_ratio: float = 0.5
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """kind `triplet` is the ablation "w triplet loss": hardest negative, eased in over `triplet_warmup_steps`."""
+
+    kind: Literal["contrastive", "triplet"] = "contrastive"
+    temperature: float = 0.05
+    margin: float = 0.2
+    triplet_warmup_steps: int = 1000
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam. schedule `step` multiplies the rate by `decay_factor` every `decay_epochs`; `cosine` ends at `final_lr`."""
+
+    lr: float = 5e-4
+    encoder_lr: float = 1e-5
+    schedule: Literal["step", "cosine"] = "step"
+    decay_epochs: float = 10
+    decay_factor: float = 0.1
+    final_lr: float = 0.0
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    clip_norm: float | None = 2.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """An epoch is one pass over the captions. max_steps, where set, ends the run earlier than `epochs` does."""
+
+    epochs: int = 20
+    max_steps: int | None = None
+    batch_size: int = 64
+    seed: int = 0
+    workers: int = 2
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    validate_every: int = 1000
+    checkpoint_every: int = 500
+    log_every: int = 20
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. dataset: name of a YAML in `configs/`; out: folder of the run."""
+
+    dataset: str = ""
+    out: str = "runs/default"
+    data: DataConfig = field(default_factory=DataConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+class ConfigError(ValueError):
+    """A setting is unknown or has a value that it cannot have."""
+
+
+def setting_names(config: type = Config, prefix: str = "") -> list[str]:
+    """Every leaf's dotted name, as the command line takes it."""
+    hints = typing.get_type_hints(config)
+    names = []
+    for entry in dataclasses.fields(config):
+        kind = hints[entry.name]
+        if dataclasses.is_dataclass(kind):
+            names += setting_names(kind, f"{prefix}{entry.name}.")
+        else:
+            names.append(prefix + entry.name)
+    return names
+
+
+def _check_name(name: str, where: str) -> None:
+    names = setting_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"{where}: unknown setting {name!r}; the nearest right one is {near!r}")
+
+
+def _flatten(values: dict, prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + str(key)] = value
+    return flat
+
+
+def _read_yaml(path: Path) -> dict[str, object]:
+    """Settings of one file, by dotted name."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected settings by name, found {type(values).__name__}")
+    flat = _flatten(values)
+    for name in flat:
+        _check_name(name, str(path))
+    return flat
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False, add_help=False)
+    parser.add_class_arguments(Config, nested_key=None, as_group=False)
+    return parser
+
+
+def _from_namespace(config: type, values: Namespace | dict) -> object:
+    """Frozen dataclasses out of parsed values."""
+    hints = typing.get_type_hints(config)
+    values = vars(values) if isinstance(values, Namespace) else values
+    return config(**{
+        name: _from_namespace(hints[name], value) if dataclasses.is_dataclass(hints[name]) else value
+        for name, value in values.items()
+    })
+
+
+def from_dict(values: dict, where: str = "settings") -> Config:
+    """Settings saved with a run back into a `Config`; unknown names are errors."""
+    for name in _flatten(values):
+        _check_name(name, where)
+    try:
+        return typing.cast(Config, _from_namespace(Config, _parser().parse_object(values)))
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def to_dict(config: Config) -> dict:
+    """Plain nested dict, for YAML and checkpoints."""
+    return dataclasses.asdict(config)
+
+
+def load_config(arguments: list[str], configs: Path, saved: dict | None = None) -> Config:
+    """Defaults, then `configs/<--dataset>.yaml`, then each `--config FILE`, then `--name value` pairs.
+
+    Args:
+        arguments: of the command line, `--dataset NAME` among them.
+        configs: folder with one YAML for each data set.
+        saved: settings of a run that is resumed; they stand in the place of the defaults.
+
+    Raises:
+        ConfigError: an unknown name (with the nearest right one), a value of the wrong type, an unknown data set.
+    """
+    files: list[Path] = []
+    direct: list[tuple[str, str]] = []
+    rest = list(arguments)
+    while rest:
+        token = rest.pop(0)
+        if not token.startswith("--"):
+            raise ConfigError(f"command line: expected --NAME VALUE, got {token!r}")
+        name, equals, value = token[2:].partition("=")
+        if not equals:
+            if not rest or (rest[0].startswith("--")):
+                raise ConfigError(f"command line: --{name} needs a value")
+            value = rest.pop(0)
+        if name == "config":
+            files.append(Path(value))
+        else:
+            _check_name(name, "command line")
+            direct.append((name, value))
+    dataset = dict(direct).get("dataset")
+    if dataset:
+        path = configs / f"{dataset}.yaml"
+        if not path.exists():
+            known = ", ".join(sorted(entry.stem for entry in configs.glob("*.yaml")))
+            raise ConfigError(f"no settings for data set {dataset!r}: {path} does not exist; known: {known}")
+        files.insert(0, path)
+    merged = {} if saved is None else _flatten(saved)
+    for name in merged:
+        _check_name(name, "settings of the run")
+    for path in files:
+        if not path.exists():
+            raise ConfigError(f"--config {path}: no such file")
+        merged |= _read_yaml(path)
+    merged |= {name: _read_value(name, value) for name, value in direct}
+    return from_dict(_nest(merged))
+
+
+def _read_value(name: str, text: str) -> object:
+    """A value of the command line, read as YAML would be; text stays text."""
+    value = yaml.safe_load(text) if text else ""
+    # YAML 1.1 reads 5e-4 as text
+    if isinstance(value, str):
+        try:
+            return float(text)
+        except ValueError:
+            return text
+    return value
+
+
+def _nest(flat: dict[str, object]) -> dict:
+    nested: dict = {}
+    for name, value in flat.items():
+        *groups, leaf = name.split(".")
+        target = nested
+        for group in groups:
+            target = target.setdefault(group, {})
+        target[leaf] = value
+    return nested

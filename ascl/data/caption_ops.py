@@ -1,0 +1,134 @@
+"""Generated positives: a longer caption (Asymmetry-II) or a shorter one (Asymmetry-III) of the same image, from its
+captions.
+
+Random choices come from the numpy generator that is handed in. Nothing here needs a corpus or a model of nltk: words
+are tagged with nltk's RegexpTagger by a list of function words and by endings.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from nltk.tag import RegexpTagger
+
+STRATEGIES = ("concatenate", "prefix", "keywords", "both", "both-prefix")
+
+_FUNCTION_WORDS = """
+a an the this that these those some any each every either neither another other others both all no
+and or but nor so yet as while when where because if than then though although until
+i me my mine you your yours he him his she her hers it its we us our ours they them their theirs
+himself herself itself themselves someone something somebody anyone anything everyone everything who whom whose which
+what there here of in on at by for with from to into onto off over under above below between among through across along
+against around about behind beside besides near toward towards next front back upon within without inside outside out up down before
+after during past via per like am is are was were be been being has have had having do does did doing can could will
+would may might must shall should not very too also just only as such more most less least quite rather still even ever
+never again together one two three four five six seven eight nine ten several many few much lot lots couple
+"""
+_EDGE = re.compile(r"^\W+|\W+$")
+# The last rule takes what is left, so that an unknown word is a noun, as in every such tagger.
+_TAGGER = RegexpTagger(
+    [
+        (rf"^(?:{'|'.join(_FUNCTION_WORDS.split())})$", "FUNCTION"),
+        (r"^\W*$", "PUNCTUATION"),
+        (r"^\d[\d.,:]*$", "NUMBER"),
+        (r"^.+ly$", "ADVERB"),
+        (r"^.+(?:ing|ed)$", "VERB"),
+        (r"^.+(?:ful|ous|ish|ive|less|able|ible)$", "ADJECTIVE"),
+        (r"^.+$", "NOUN"),
+    ]
+)
+_KEYWORD_TAGS = frozenset({"VERB", "ADJECTIVE", "NOUN"})
+
+
+def concatenate(captions: Sequence[str], rng: np.random.Generator) -> str:
+    """Two different captions of one image as two sentences, drawn by index, in random order; a single caption as it is.
+
+    The first keeps its final !, ? or full stop, or gets a full stop; white space before that goes.
+
+    Raises:
+        ValueError: no caption.
+    """
+    if not captions:
+        raise ValueError("an image without captions has nothing to concatenate")
+    if len(captions) == 1:
+        return captions[0]
+    first, second = (captions[i] for i in rng.choice(len(captions), size=2, replace=False))
+    sentence = re.sub(r"[\s.,;:!?]+$", "", first)
+    if not sentence:
+        return second
+    end = re.search(r"[.!?]", first[len(sentence) :])
+    return f"{sentence}{end.group() if end else '.'} {second}"
+
+
+def truncate_prefix(caption: str, *, ratio: float = 0.5) -> str:
+    """The first ceil(ratio * n) of a caption's n words, as the method's released successor does (ratio 0.5).
+
+    Args:
+        caption: words apart by white space, at least one.
+        ratio: share that stays, in (0, 1].
+    """
+    words = _words(caption)
+    if not 0 < ratio <= 1:
+        raise ValueError(f"ratio has to lie in (0, 1], got {ratio}")
+    return " ".join(words[: max(math.ceil(ratio * len(words) - 1e-9), 1)])  # 0.1 * 30 is a little more than 3
+
+
+def truncate_keywords(caption: str, rng: np.random.Generator, *, ratio: float = 0.5) -> str:
+    """The caption without some of its keywords (nouns, adjectives, verbs), drawn at random, as the paper says.
+
+    Function words right before a keyword go with it: "a fence in front of a house" without house is "a fence in front".
+
+    Args:
+        caption: words apart by white space, at least one.
+        rng: draws which keywords go.
+        ratio: share of the keywords that goes, in (0, 1); at least one and never the last one. A caption with fewer
+            than two keywords stays as it is.
+    """
+    words = _words(caption)
+    if not 0 < ratio < 1:
+        raise ValueError(f"ratio has to lie between 0 and 1, got {ratio}")
+    tags = [tag for _, tag in _TAGGER.tag([_EDGE.sub("", word).lower() for word in words])]
+    keywords = [i for i, tag in enumerate(tags) if tag in _KEYWORD_TAGS]
+    if len(keywords) < 2:
+        return caption
+    count = min(max(round(ratio * len(keywords)), 1), len(keywords) - 1)
+    gone = set(rng.choice(keywords, size=count, replace=False).tolist())
+    for i in range(len(words) - 2, -1, -1):
+        if i + 1 in gone and tags[i] == "FUNCTION":
+            gone.add(i)
+    return " ".join(word for i, word in enumerate(words) if i not in gone)
+
+
+def positive_caption(
+    strategy: str, captions: Sequence[str], index: int, rng: np.random.Generator, *, ratio: float = 0.5
+) -> str:
+    """Generated positive of one caption of an image.
+
+    Args:
+        strategy: "concatenate" (two captions of the image), "prefix" or "keywords" (this caption, shorter), "both"
+            (concatenation or keyword truncation, a fair coin each time), "both-prefix" (concatenation or prefix).
+        captions: all captions of the image.
+        index: of this caption among them.
+        rng: for every random choice.
+        ratio: of words that stay ("prefix") or of keywords that go ("keywords").
+
+    Raises:
+        ValueError: unknown strategy, or a ratio out of range.
+    """
+    if strategy not in STRATEGIES:
+        raise ValueError(f"no strategy {strategy!r} for positives: use one of {', '.join(STRATEGIES)}")
+    if strategy == "concatenate" or (strategy.startswith("both") and rng.random() < 0.5):
+        return concatenate(captions, rng)
+    if strategy.endswith("prefix"):
+        return truncate_prefix(captions[index], ratio=ratio)
+    return truncate_keywords(captions[index], rng, ratio=ratio)
+
+
+def _words(caption: str) -> list[str]:
+    words = caption.split()
+    if not words:
+        raise ValueError("an empty caption cannot be truncated")
+    return words

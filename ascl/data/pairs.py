@@ -1,0 +1,276 @@
+"""Image-caption pairs for training: one pair an item, batches without two captions of one image, both exactly
+repeatable.
+
+Everything random is drawn from (seed, epoch) or (seed, epoch, caption), never from a stream that runs on: any number of
+workers gives the same batches, and a run resumed at (epoch, batch) goes on as if it had not been stopped.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from ascl.data.captions import CaptionSet
+from ascl.data.feature_store import FeatureStore
+from ascl.errors import DataError
+
+PositiveFunction = Callable[[Sequence[str], int, np.random.Generator], str]
+_BATCH_STREAM, _POSITIVE_STREAM = 1, 2  # first word of the entropy, so that the two kinds of draws never share a state
+
+
+@dataclass
+class Batch:
+    """B pairs of different images; image i and caption i belong together, the only trace of which caption is whose.
+
+    Attributes:
+        regions: (B, K, R) float32.
+        globals: (B, G) float32, or None from a store without them.
+        region_mask: (B, K) bool, True = a real region, or None where all are.
+        captions: B strings.
+        positives: B strings, the generated positive of each caption, or None.
+    """
+
+    regions: Tensor
+    globals: Tensor | None
+    region_mask: Tensor | None
+    captions: list[str]
+    positives: list[str] | None
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(
+            self,
+            regions=change(self.regions),
+            globals=None if self.globals is None else change(self.globals),
+            region_mask=None if self.region_mask is None else change(self.region_mask),
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The batch with its tensors on `device`."""
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory; DataLoader(pin_memory=True) calls it."""
+        return self._with_tensors(Tensor.pin_memory)
+
+
+class PairDataset(Dataset):
+    """All pairs of a caption set: item = caption index, or (epoch, caption index) as `UniqueImageBatchSampler` yields
+    it.
+
+    An item is a dict: regions (K, R), globals (G,) or None, mask (K,) or None, caption, positive_caption or None. The
+    epoch comes with the index, not from a method, because workers that outlive an epoch would not see it change.
+
+    Args:
+        captions: the pairs.
+        store: features of every image that has captions.
+        positive: (captions of the image, index of this one among them, generator) -> generated positive; drawn from
+            (seed, epoch, caption index) alone. None = no positives. `functools.partial(positive_caption, "both")` is
+            one; it has to be picklable where workers are spawned.
+        seed: >= 0.
+
+    Raises:
+        DataError: an image without features, a store without regions.
+    """
+
+    def __init__(
+        self, captions: CaptionSet, store: FeatureStore, positive: PositiveFunction | None = None, *, seed: int = 0
+    ) -> None:
+        if store.region_dim is None:
+            raise DataError(
+                f"{store.source} has no regions, only globals: give a region file too "
+                "(python tools/extract_regions.py --images FOLDER --out FILE)"
+            )
+        self.captions = captions
+        self.store = store
+        self._positive = positive
+        self._seed = seed
+        self._row_of_image = np.full(len(captions.image_ids), -1, dtype=np.int64)
+        with_captions = np.unique(captions.owner)
+        self._row_of_image[with_captions] = store.rows([captions.image_ids[i] for i in with_captions])
+
+    def __len__(self) -> int:
+        return len(self.captions.captions)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[dict[str, Any]]:
+        """Items of a whole batch with one read of the store; DataLoader prefers it to `__getitem__`."""
+        drawn = [key if isinstance(key, tuple) else (0, key) for key in keys]
+        outside = [index for _, index in drawn if not 0 <= index < len(self)]
+        if outside:
+            raise IndexError(f"caption {outside[0]} of {len(self)} ({self.captions.source})")
+        features = self.store.read(self._row_of_image[self.captions.owner[[index for _, index in drawn]]])
+        assert features.regions is not None  # the constructor asked for a store with regions
+        return [
+            {
+                "regions": features.regions[i],
+                "globals": None if features.globals is None else features.globals[i],
+                "mask": None if features.mask is None else features.mask[i],
+                "caption": self.captions.captions[index],
+                "positive_caption": self._positive_caption(epoch, index),
+            }
+            for i, (epoch, index) in enumerate(drawn)
+        ]
+
+    def _positive_caption(self, epoch: int, index: int) -> str | None:
+        if self._positive is None:
+            return None
+        siblings = self.captions.captions_of(int(self.captions.owner[index]))
+        rng = np.random.default_rng([_POSITIVE_STREAM, self._seed, epoch, index])
+        return self._positive([self.captions.captions[i] for i in siblings], siblings.index(index), rng)
+
+
+def collate(items: Sequence[dict[str, Any]]) -> Batch:
+    """Stack items of `PairDataset` into a `Batch`; an item without mask among items with one has only real regions."""
+    regions = torch.from_numpy(np.stack([item["regions"] for item in items]))
+    masks = [item["mask"] for item in items]
+    mask = None
+    if any(m is not None for m in masks):
+        mask = torch.from_numpy(np.stack([np.ones(regions.shape[1], dtype=bool) if m is None else m for m in masks]))
+    without_globals = items[0]["globals"] is None
+    without_positives = items[0]["positive_caption"] is None
+    return Batch(
+        regions=regions,
+        globals=None if without_globals else torch.from_numpy(np.stack([item["globals"] for item in items])),
+        region_mask=mask,
+        captions=[item["caption"] for item in items],
+        positives=None if without_positives else [item["positive_caption"] for item in items],
+    )
+
+
+class UniqueImageBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, caption index) in which no image occurs twice: another caption of one's image is no negative.
+
+    Each caption occurs at most once an epoch. Every batch is full, and their number is the largest that the captions
+    allow; what is left over is dropped, other captions in each epoch. The order depends on (seed, epoch) alone.
+
+    Args:
+        owner: (N_captions,) image of each caption.
+        batch_size: captions, and so images, of a batch; at most the number of images with captions.
+        seed: >= 0.
+        epoch: the first epoch.
+
+    Attributes:
+        batch_size, drop_last: as a loader that shards whole batches over processes asks for them.
+    """
+
+    drop_last = True
+
+    def __init__(self, owner: np.ndarray | Sequence[int], batch_size: int, *, seed: int = 0, epoch: int = 0) -> None:
+        self._owner = np.asarray(owner, dtype=np.int64)
+        _, self._owner = np.unique(self._owner, return_inverse=True)  # images without captions do not count
+        self._captions_per_image = np.bincount(self._owner)
+        self.batch_size = batch_size
+        self._seed = seed
+        self._epoch = epoch
+        self._position = 0
+        images = len(self._captions_per_image)
+        if not 1 <= batch_size <= images:
+            raise DataError(
+                f"batch size {batch_size} has to be within 1 and the number of images with captions, {images}"
+            )
+        self._batches = _most_batches(self._captions_per_image, batch_size)
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, the same for all epochs, wherever this one starts."""
+        return self._batches
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    def set_epoch(self, epoch: int, position: int | None = None) -> None:
+        """Choose the epoch that the next iteration gives, and the batch it starts at (for a resume).
+
+        The loader prefetches, so the loop itself counts the batches that it has used: (epoch, used) is all a resume
+        needs.
+
+        Args:
+            epoch: >= 0.
+            position: batches to leave out at the start; None = 0 for another epoch, unchanged for the current one
+                (loaders that set the epoch by themselves do so again before they iterate).
+        """
+        if position is None:
+            position = self._position if epoch == self._epoch else 0
+        if epoch < 0 or not 0 <= position <= self._batches:
+            raise ValueError(
+                f"no batch {position} in epoch {epoch}: an epoch has {self._batches} batches, epochs start at 0"
+            )
+        self._epoch, self._position = epoch, position
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, position = self._epoch, self._position
+        for batch in self._plan(epoch)[position:]:
+            yield [(epoch, caption) for caption in batch]
+
+    def _plan(self, epoch: int) -> list[list[int]]:
+        """All batches of an epoch.
+
+        Captions are taken in random order; one whose image is in the batch already waits for the next batch. Only near
+        the end may that run into images with more captions left than there are batches: from the moment on when an
+        image has as many captions left as batches, it goes first. With exactly `batches * batch_size` captions, of each
+        image at most `batches`, every batch comes out full.
+        """
+        rng = np.random.default_rng([_BATCH_STREAM, self._seed, epoch])
+        order = self._kept(rng.permutation(len(self._owner)))
+        owner = self._owner.tolist()
+        left = np.bincount(self._owner[order], minlength=len(self._captions_per_image))
+        most = int(left.max())
+        waiting_of: dict[int, list[int]] = {}  # captions of each image, the next one last; filled only when it matters
+        stream: deque[int] = deque(order.tolist())
+        used = np.zeros(len(owner), dtype=bool)
+        plan = []
+        for remaining in range(self._batches, 0, -1):
+            batch: dict[int, int] = {}  # image -> caption
+            if remaining <= most:
+                if not waiting_of:
+                    for caption in reversed(stream):
+                        waiting_of.setdefault(owner[caption], []).append(caption)
+                for image in np.flatnonzero(left == remaining).tolist():
+                    batch[image] = next(c for c in reversed(waiting_of[image]) if not used[c])
+                used[list(batch.values())] = True
+            skipped = []
+            while len(batch) < self.batch_size:
+                caption = stream.popleft()
+                if used[caption]:
+                    continue
+                if owner[caption] in batch:
+                    skipped.append(caption)
+                else:
+                    batch[owner[caption]] = caption
+                    used[caption] = True
+            stream.extendleft(reversed(skipped))
+            left[list(batch)] -= 1
+            plan.append(list(batch.values()))
+        return plan
+
+    def _kept(self, order: np.ndarray) -> np.ndarray:
+        """The first `batches * batch_size` captions of a random order, with at most `batches` of one image."""
+        by_image = order[np.argsort(self._owner[order], kind="stable")]
+        starts = np.concatenate([[0], np.cumsum(self._captions_per_image)[:-1]])
+        number = np.empty(len(order), dtype=np.int64)  # of each caption among those of its image, in the random order
+        number[by_image] = np.arange(len(order)) - starts[self._owner[by_image]]
+        return order[number[order] < self._batches][: self._batches * self.batch_size]
+
+
+def _most_batches(captions_per_image: np.ndarray, batch_size: int) -> int:
+    """Largest m with sum_i min(captions_i, m) >= m * batch_size: m full batches exist exactly then."""
+    low, high = 0, int(captions_per_image.sum()) // batch_size
+    while low < high:  # the left side is concave in m, so the m that fit are 0 to the answer
+        middle = (low + high + 1) // 2
+        if np.minimum(captions_per_image, middle).sum() >= middle * batch_size:
+            low = middle
+        else:
+            high = middle - 1
+    return low

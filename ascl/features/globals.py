@@ -1,0 +1,46 @@
+"""One vector for the whole image: the average of the backbone's last map (2048-d of a ResNet-152)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from ascl.features.backbones import Backbone, Normalize
+
+
+class GlobalBackend:
+    """Images -> one vector each. Has what every backend has: `prepare`, `extract`, `settings` (see `GridBackend`)."""
+
+    def __init__(
+        self,
+        backbone: str = "resnet152",
+        weights: str = "default",
+        layer: str | None = None,
+        *,
+        input_size: int = 224,
+        resize: Literal["squash", "crop"] = "crop",
+        normalize: Normalize = "imagenet",
+        same_padding: bool = False,
+        device: str = "cpu",
+    ) -> None:
+        """See `Backbone` for the arguments; a `layer` that gives a vector (`flatten`) is taken as it is."""
+        self.backbone = Backbone(
+            backbone,
+            weights,
+            layer,
+            input_size=input_size,
+            resize=resize,
+            normalize=normalize,
+            same_padding=same_padding,
+            device=device,
+        )
+        self.dim = self.backbone.shape[0]
+        self.prepare = self.backbone.prepare
+        self.settings = {"backend": "global", **self.backbone.settings}
+
+    def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
+        """B arrays from `prepare` -> `globals` (B, C) float32; `sizes` does not matter here."""
+        output = self.backbone(pixels)
+        pooled = output.mean(dim=(2, 3)) if output.dim() == 4 else output
+        return {"globals": pooled.float().cpu().numpy()}

@@ -1,0 +1,89 @@
+"""Region features without a detector: a convolutional map pooled to a grid of equal cells.
+
+Source: H. Jiang et al., In Defense of Grid Features for Visual Question Answering, CVPR 2020.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch.nn.functional as F
+
+from ascl.errors import DataError
+from ascl.features.backbones import Backbone, Normalize
+
+
+class GridBackend:
+    """Images -> grid * grid regions each, row by row from the top left, with the boxes that they cover.
+
+    Like every backend it has `prepare` (PIL image -> array, in the workers), `extract` (prepared images -> named
+    arrays, one row an image) and `settings` (all that decides the numbers).
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet152",
+        weights: str = "default",
+        layer: str | None = None,
+        *,
+        grid: int = 6,
+        input_size: int = 224,
+        resize: Literal["squash", "crop"] = "squash",
+        normalize: Normalize = "imagenet",
+        same_padding: bool = False,
+        device: str = "cpu",
+    ) -> None:
+        """See `Backbone` for the arguments; `grid` is the number of cells on a side (6 = 36 regions)."""
+        self.backbone = Backbone(
+            backbone,
+            weights,
+            layer,
+            input_size=input_size,
+            resize=resize,
+            normalize=normalize,
+            same_padding=same_padding,
+            device=device,
+        )
+        self.grid = grid
+        self.prepare = self.backbone.prepare
+        self.settings = {"backend": "grid", **self.backbone.settings, "grid": grid}
+        if len(self.backbone.shape) != 3:
+            raise DataError(f"layer {self.backbone.layer} of {backbone} gives a vector, no map; name an earlier layer")
+        self.dim, *self.map_size = self.backbone.shape
+        if min(self.map_size) < grid:
+            raise DataError(
+                f"layer {self.backbone.layer} of {backbone} gives a {self.map_size[0]}x{self.map_size[1]} map of a "
+                f"{input_size}x{input_size} image: too small for {grid}x{grid} regions; enlarge the input size, "
+                "name an earlier layer or take a smaller grid"
+            )
+
+    def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
+        """Features of a batch.
+
+        Args:
+            pixels: B arrays from `prepare`.
+            sizes: (B, 2) width and height of the upright originals.
+
+        Returns:
+            `regions` (B, grid * grid, C) float32, each the mean over its cells of the map; `boxes` (B, grid * grid, 4)
+            float32, x1 y1 x2 y2 in pixels of the original. Where the grid does not divide the map (7x7 to 6x6) cells
+            and boxes overlap: a box covers exactly the cells that were averaged.
+        """
+        maps = F.adaptive_avg_pool2d(self.backbone(pixels), self.grid)  # (B, C, grid, grid)
+        regions = maps.flatten(2).transpose(1, 2).float().cpu().numpy()
+        cells = grid_boxes(self.grid, *self.map_size)
+        views = np.array([self.prepare.view(width, height) for width, height in sizes])  # (B, 4)
+        corners, extents = views[:, :2], views[:, 2:] - views[:, :2]
+        boxes = np.tile(corners, 2)[:, None] + cells[None] * np.tile(extents, 2)[:, None]
+        return {"regions": regions, "boxes": boxes.astype(np.float32)}
+
+
+def grid_boxes(grid: int, height: int, width: int) -> np.ndarray:
+    """(grid * grid, 4) x1 y1 x2 y2 in [0, 1]: the part of a (height, width) map that each adaptive cell averages."""
+    index = np.arange(grid)
+    top, bottom = index * height // grid / height, -(-(index + 1) * height // grid) / height
+    left, right = index * width // grid / width, -(-(index + 1) * width // grid) / width
+    y1, x1 = np.meshgrid(top, left, indexing="ij")
+    y2, x2 = np.meshgrid(bottom, right, indexing="ij")
+    return np.stack([x1, y1, x2, y2], axis=-1).reshape(-1, 4)

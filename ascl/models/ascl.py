@@ -1,0 +1,165 @@
+"""AsCL: hierarchical multi-head cross-modal fusion, and the plain reference of its score (AsCL, section 2.3, 2.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ascl.models.encoded import EncodedImages, EncodedTexts
+from ascl.models.fusion import cross_attention
+from ascl.models.image import ImageEncoder, scale_tokens
+
+RELEASED_SCALES = (4.0, 9.0)    # logit scales of the authors' later release: region to word, word to region
+
+
+def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of (N, L, ...) over the real entries of axis 1; (N, L) bool mask, None = all real."""
+    if mask is None:
+        return tokens.mean(dim=1)
+    weights = mask.to(tokens.dtype) / mask.sum(dim=1, keepdim=True)
+    return (tokens * weights.reshape(*mask.shape, *[1] * (tokens.dim() - 2))).sum(dim=1)
+
+
+class AsCL(nn.Module):
+    """Image-text retrieval with a score that depends on the pair.
+
+    score(I, T) = u1 * S_local + (1 - u1) * S_global (equation 2). Both parts are made of W* (one attended text vector
+    for each region) and V* (one attended image vector for each word), which exist for a pair only: there is
+    no vector of an image or a text alone that decides its score. `retrieval.score_all_pairs` computes the same
+    numbers fast.
+    """
+
+    def __init__(
+        self,
+        region_dim: int = 2048,
+        global_dim: int = 2048,
+        text: nn.Module | None = None,
+        embed_dim: int = 1024,
+        num_heads: int = 8,
+        local_weight: float = 0.8,
+        *,
+        projections: bool = True,
+        fusion: bool = True,
+        normalize_regions: bool = True,
+        normalize_words: bool = True,
+        sharpness: float = 4.0,
+    ) -> None:
+        """
+        Args:
+            region_dim, global_dim: dimensions of the precomputed features.
+            text: encoder, (list of str) -> (hidden (N, L, text.dim), mask (N, L)); None where texts come encoded.
+            embed_dim: D of the joint space. num_heads: H, divides D.
+            local_weight: u1 of equation 2, in [0, 1].
+            projections: False drops the attention's four projections and fixes its logit scales (the released
+                follow-up); it departs from equation 1.
+            fusion: False is the ablation "w/o MF": every attention becomes a plain mean, so that no image vector
+                depends on a text nor the other way round.
+            normalize_regions, normalize_words: bring every token to one norm. Cosines do not change by it.
+            sharpness: where tokens are normalised and projections exist, the logit that a token starts with against
+                itself, averaged over heads; 0 would be uniform attention.
+        """
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"num_heads ({num_heads}) must divide embed_dim ({embed_dim})")
+        if not 0 <= local_weight <= 1:
+            raise ValueError(f"local_weight must lie in [0, 1], got {local_weight}")
+        self.embed_dim, self.num_heads, self.local_weight = embed_dim, num_heads, local_weight
+        self.fusion = fusion
+        # norm^2 * cos / (H * sqrt(d)) is a head's logit on average, d = D / H
+        norm = (sharpness * num_heads * (embed_dim / num_heads) ** 0.5) ** 0.5 if projections else 1.0
+        self.word_norm = norm if normalize_words else None
+        self.image = ImageEncoder(
+            region_dim, global_dim, embed_dim, region_norm=norm if normalize_regions else None
+        )
+        self.text = text
+        self.word_projection = None if text is None else nn.Linear(text.dim, embed_dim)
+        if fusion:
+            self.region_to_word = cross_attention(
+                embed_dim, num_heads, projections=projections, scale=RELEASED_SCALES[0]
+            )
+            self.word_to_region = cross_attention(
+                embed_dim, num_heads, projections=projections, scale=RELEASED_SCALES[1]
+            )
+        self.text_global = nn.Linear(embed_dim, embed_dim, bias=False)              # X_w
+        self.attended_image_global = nn.Linear(embed_dim, embed_dim, bias=False)    # X_v
+        self.image_global = nn.Linear(embed_dim, embed_dim, bias=False)             # X_g
+        self.gate = nn.Linear(2 * embed_dim, embed_dim)
+
+    def encode_images(self, regions: Tensor, globals_: Tensor, mask: Tensor | None = None) -> EncodedImages:
+        """Project precomputed features.
+
+        Args:
+            regions: (N, K, region_dim); globals_: (N, global_dim); mask: (N, K) bool, True = a real region, or None.
+
+        Raises:
+            ValueError: dimensions other than the model was built for.
+        """
+        expected = (self.image.regions.in_features, self.image.globals.in_features)
+        if regions.dim() != 3 or globals_.dim() != 2 or (regions.shape[-1], globals_.shape[-1]) != expected:
+            raise ValueError(
+                f"the model takes regions (N, K, {expected[0]}) and globals (N, {expected[1]}), "
+                f"got {tuple(regions.shape)} and {tuple(globals_.shape)}"
+            )
+        return EncodedImages(*self.image(regions, globals_), mask)
+
+    def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:
+        """Encode N captions; L of the result is the longest one's number of words (word pieces).
+
+        Raises:
+            ValueError: a model without text encoder, or an empty list.
+        """
+        if self.text is None:
+            raise ValueError("this model has no text encoder (text=None): give it EncodedTexts")
+        if len(texts) == 0:
+            raise ValueError("no texts to encode")
+        hidden, mask = self.text(list(texts))
+        return EncodedTexts(scale_tokens(self.word_projection(hidden), self.word_norm), mask)
+
+    def pair_scores(self, images: EncodedImages, texts: EncodedTexts) -> Tensor:
+        """Score of every image with every text, one image at a time with torch's own attention: the reference.
+
+        Returns:
+            (N_images, N_texts), each in [-1, 1], differentiable.
+        """
+        if not self.fusion:
+            return self._scores_without_fusion(images, texts)
+        return torch.stack([self._scores_of_image(images[i : i + 1], texts) for i in range(len(images))])
+
+    def _scores_of_image(self, image: EncodedImages, texts: EncodedTexts) -> Tensor:
+        """One image with N texts -> (N,)."""
+        n = len(texts)
+        v, w = image.regions.expand(n, -1, -1), texts.words                                     # (N, K, D), (N, L, D)
+        v_mask = None if image.mask is None else image.mask.expand(n, -1)
+        v_padding = None if v_mask is None else ~v_mask
+        attended_text, _ = self.region_to_word(v, w, w, key_padding_mask=~texts.mask, need_weights=False)     # W*
+        attended_image, _ = self.word_to_region(w, v, v, key_padding_mask=v_padding, need_weights=False)      # V*
+        local = (
+            masked_mean(F.cosine_similarity(v, attended_text, dim=-1), v_mask)
+            + masked_mean(F.cosine_similarity(w, attended_image, dim=-1), texts.mask)
+        ) / 2
+        image_vector = self.fuse_globals(masked_mean(attended_image, texts.mask), image.globals)
+        text_vector = self.text_global(masked_mean(attended_text, v_mask))
+        return self._weigh(local, F.cosine_similarity(image_vector, text_vector, dim=-1))
+
+    def _scores_without_fusion(self, images: EncodedImages, texts: EncodedTexts) -> Tensor:
+        """"w/o MF": each word attends to the mean region and each region to the mean word."""
+        v_mean, w_mean = masked_mean(images.regions, images.mask), masked_mean(texts.words, texts.mask)
+        v_unit = masked_mean(F.normalize(images.regions, dim=-1), images.mask)
+        w_unit = masked_mean(F.normalize(texts.words, dim=-1), texts.mask)
+        local = (v_unit @ F.normalize(w_mean, dim=-1).T + F.normalize(v_mean, dim=-1) @ w_unit.T) / 2
+        image_vectors = F.normalize(self.fuse_globals(v_mean, images.globals), dim=-1)
+        text_vectors = F.normalize(self.text_global(w_mean), dim=-1)
+        return self._weigh(local, image_vectors @ text_vectors.T)
+
+    def fuse_globals(self, attended_mean: Tensor, globals_: Tensor) -> Tensor:
+        """V_g = t * V_g1 + (1 - t) * V_g2 with t = sigmoid(gate([V_g1, V_g2])) of (..., D) mean V* and (..., D) G."""
+        first = self.attended_image_global(attended_mean)
+        second = self.image_global(globals_).expand_as(first)
+        t = torch.sigmoid(self.gate(torch.cat([first, second], dim=-1)))
+        return t * first + (1 - t) * second
+
+    def _weigh(self, local: Tensor, global_: Tensor) -> Tensor:
+        return self.local_weight * local + (1 - self.local_weight) * global_

@@ -1,0 +1,71 @@
+"""What a model makes of images and of texts, before any of them meet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class EncodedImages:
+    """N images.
+
+    regions: (N, K, D) projected regions, globals: (N, D) projected whole image,
+    mask: (N, K) bool, True = a real region, or None when all are.
+    """
+
+    regions: Tensor
+    globals: Tensor
+    mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.regions)
+
+    def __getitem__(self, index: slice | Tensor) -> EncodedImages:
+        return EncodedImages(self.regions[index], self.globals[index], None if self.mask is None else self.mask[index])
+
+    def to(self, *args, **kwargs) -> EncodedImages:
+        mask = None if self.mask is None else self.mask.to(self.regions.to(*args, **kwargs).device)
+        return EncodedImages(self.regions.to(*args, **kwargs), self.globals.to(*args, **kwargs), mask)
+
+    @staticmethod
+    def cat(parts: list[EncodedImages]) -> EncodedImages:
+        """Join blocks of images with the same number of regions."""
+        masks = [part.mask for part in parts]
+        if any(mask is not None for mask in masks):
+            masks = [torch.ones(p.regions.shape[:2], dtype=torch.bool, device=p.regions.device) if p.mask is None
+                     else p.mask for p in parts]
+        return EncodedImages(torch.cat([p.regions for p in parts]), torch.cat([p.globals for p in parts]),
+                             None if masks[0] is None else torch.cat(masks))
+
+
+@dataclass
+class EncodedTexts:
+    """N texts.
+
+    words: (N, L, D) projected words, mask: (N, L) bool, True = a real word.
+    """
+
+    words: Tensor
+    mask: Tensor
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __getitem__(self, index: slice | Tensor) -> EncodedTexts:
+        return EncodedTexts(self.words[index], self.mask[index])
+
+    def to(self, *args, **kwargs) -> EncodedTexts:
+        words = self.words.to(*args, **kwargs)
+        return EncodedTexts(words, self.mask.to(words.device))
+
+    @staticmethod
+    def cat(parts: list[EncodedTexts]) -> EncodedTexts:
+        """Join blocks of texts, padded to the longest."""
+        longest = max(part.words.shape[1] for part in parts)
+        pads = [longest - part.words.shape[1] for part in parts]
+        words = [torch.nn.functional.pad(part.words, (0, 0, 0, pad)) for part, pad in zip(parts, pads, strict=True)]
+        mask = [torch.nn.functional.pad(part.mask, (0, pad)) for part, pad in zip(parts, pads, strict=True)]
+        return EncodedTexts(torch.cat(words), torch.cat(mask))

@@ -1,0 +1,176 @@
+"""Texts: words of a BERT-like encoder, fine-tuned or frozen, and a cache of a frozen one's output on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class BertWords(nn.Module):
+    """Last hidden state of a Hugging Face encoder for the words of a text, without the special tokens around them.
+
+    Words are the tokenizer's word pieces. Frozen (the default), it stays in evaluation mode whatever mode the model
+    around it is in, and gives no gradient.
+    """
+
+    def __init__(self, name_or_path: str, *, finetune: bool = False, max_words: int | None = None) -> None:
+        """
+        Args:
+            name_or_path: a name on the Hugging Face hub or a local folder.
+            finetune: train the encoder with the rest.
+            max_words: longer texts are cut and counted in `truncated`; None = the encoder's own limit.
+        """
+        super().__init__()
+        from transformers import AutoModel, AutoTokenizer  # slow to import, and not needed where texts come encoded
+
+        if os.sep in name_or_path and not Path(name_or_path).exists():
+            raise FileNotFoundError(
+                f"text encoder folder {name_or_path!r} does not exist: give text.encoder the folder of a saved Hugging "
+                "Face encoder, or a name on the hub such as bert-base-uncased"
+            )
+        self.tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        self.encoder = AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
+        self.finetune = finetune
+        self.encoder.requires_grad_(finetune)
+        self.dim = self.encoder.config.hidden_size
+        special = self.tokenizer.num_special_tokens_to_add()
+        limit = min(self.tokenizer.model_max_length, self.encoder.config.max_position_embeddings) - special
+        self.max_words = limit if max_words is None else min(max_words, limit)
+        self.truncated = 0
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> BertWords:
+        super().train(mode)
+        if not self.finetune:
+            self.encoder.eval()
+        return self
+
+    def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """N texts -> hidden (N, L, dim) and mask (N, L) bool, True = a real word.
+
+        Raises:
+            ValueError: a text without any word, with its position.
+        """
+        special = self.tokenizer.num_special_tokens_to_add()
+        pieces = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        for position, ids in enumerate(pieces):
+            if not ids:
+                raise ValueError(f"text {position} has no words: {texts[position]!r}")
+        self.truncated += sum(len(ids) > self.max_words for ids in pieces)
+        tokens = self.tokenizer(
+            list(texts), return_tensors="pt", padding=True, truncation=True, max_length=self.max_words + special,
+            return_special_tokens_mask=True,
+        )
+        real = (tokens.pop("special_tokens_mask") == 0) & (tokens["attention_mask"] == 1)         # (N, tokens)
+        tokens = tokens.to(self.encoder.device)
+        with torch.set_grad_enabled(self.finetune and torch.is_grad_enabled()):
+            hidden = self.encoder(**tokens).last_hidden_state
+        return _only_words(hidden, real.to(hidden.device))
+
+
+def _only_words(hidden: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """Move the real words of each row to its front and cut the rest."""
+    length = int(real.sum(dim=1).max())
+    order = torch.argsort((~real).to(torch.uint8), dim=1, stable=True)[:, :length]
+    return hidden.gather(1, order.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])), real.gather(1, order)
+
+
+_RECORD = np.dtype([("key", "V16"), ("start", "<i8"), ("words", "<i4")])
+
+
+class CachedWords(nn.Module):
+    """A frozen `BertWords` whose output is kept on disk in float16: each distinct text is encoded once, ever.
+
+    Captions and generated positives alike. The folder holds, per process that ever missed, a data file and an index
+    file that only grow; a text counts as present when its index record is whole and its words lie within the data
+    file, so a kill at any moment loses at most the text being written. Processes write to files of their own.
+    """
+
+    def __init__(self, encoder: BertWords, folder: str | os.PathLike) -> None:
+        super().__init__()
+        if encoder.finetune:
+            raise ValueError("the words of an encoder that is being fine-tuned change with each step: they cannot be "
+                             "cached; set text.cache to null or text.finetune to false")
+        self.encoder = encoder
+        self.dim = encoder.dim
+        self.folder = Path(folder) / _fingerprint(encoder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._files: list[int] = []
+        self._places: dict[bytes, tuple[int, int, int]] = {}       # file, first word, number of words
+        for index in sorted(self.folder.glob("*.index")):
+            self._read_index(index)
+        self._writer: tuple | None = None
+
+    @property
+    def truncated(self) -> int:
+        return self.encoder.truncated
+
+    def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """As `BertWords`; float32 values that are exactly representable in float16, on the encoder's device."""
+        keys = [hashlib.sha256(text.encode()).digest()[:16] for text in texts]
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._places}
+        if missing:
+            self._encode(missing)
+        places = [self._places[key] for key in keys]
+        lengths = torch.tensor([words for _, _, words in places])
+        hidden = np.zeros((len(texts), int(lengths.max()), self.dim), dtype=np.float16)
+        for row, (file, start, words) in enumerate(places):
+            content = os.pread(self._files[file], words * self.dim * 2, start * self.dim * 2)
+            hidden[row, :words] = np.frombuffer(content, np.float16).reshape(words, self.dim)
+        mask = torch.arange(hidden.shape[1]) < lengths.unsqueeze(1)
+        device = self.encoder.encoder.device
+        return torch.from_numpy(hidden).to(device).float(), mask.to(device)
+
+    def _read_index(self, index: Path) -> None:
+        data = index.with_suffix(".f16")
+        if not data.exists():
+            return
+        content = index.read_bytes()
+        records = np.frombuffer(content[: len(content) // _RECORD.itemsize * _RECORD.itemsize], _RECORD)
+        available = data.stat().st_size // (2 * self.dim)
+        file = len(self._files)
+        self._files.append(os.open(data, os.O_RDONLY))
+        for key, start, words in records.tolist():
+            if start + words <= available:
+                self._places[bytes(key)] = (file, start, words)
+
+    def _encode(self, missing: dict[bytes, str], batch: int = 128) -> None:
+        if self._writer is None:
+            name = self.folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+            data, index = open(name.with_suffix(".f16"), "ab"), open(name.with_suffix(".index"), "ab")
+            self._files.append(os.open(name.with_suffix(".f16"), os.O_RDONLY))
+            self._writer = (data, index, len(self._files) - 1)
+        data, index, file = self._writer
+        keys = sorted(missing, key=lambda key: (len(missing[key]), key))        # similar lengths together: less padding
+        for begin in range(0, len(keys), batch):
+            part = keys[begin : begin + batch]
+            hidden, mask = self.encoder([missing[key] for key in part])
+            words = hidden.cpu().to(torch.float16).numpy()
+            lengths = mask.sum(dim=1).tolist()
+            first = data.tell() // (2 * self.dim)
+            records = np.zeros(len(part), _RECORD)
+            for row, (key, length) in enumerate(zip(part, lengths, strict=True)):
+                data.write(words[row, :length].tobytes())
+                records[row] = (np.void(key), first, length)
+                self._places[key] = (file, first, length)
+                first += length
+            data.flush()
+            index.write(records.tobytes())
+            index.flush()
+
+
+def _fingerprint(encoder: BertWords) -> str:
+    """Same weights, same tokenizer and same limit give the same words."""
+    digest = hashlib.sha256(f"{encoder.max_words}".encode())
+    digest.update(repr(sorted(encoder.tokenizer.get_vocab().items())).encode())
+    for name, tensor in encoder.encoder.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,39 @@
+"""Encode every image and every caption of a split once: what evaluation and search start from."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from ascl.data.captions import CaptionSet
+from ascl.data.feature_store import FeatureStore
+from ascl.models import EncodedImages, EncodedTexts
+
+
+def _tensor(array: np.ndarray | None, device: torch.device) -> torch.Tensor | None:
+    return None if array is None else torch.from_numpy(array).to(device)
+
+
+@torch.no_grad()
+def encode_images(model: nn.Module, captions: CaptionSet, store: FeatureStore, *, batch: int = 128) -> EncodedImages:
+    """Images of a caption set, in its order, on the CPU."""
+    device = next(model.parameters()).device
+    rows = store.rows(captions.image_ids)
+    parts = []
+    for start in range(0, len(rows), batch):
+        features = store.read(rows[start : start + batch])
+        encoded = model.encode_images(
+            _tensor(features.regions, device), _tensor(features.globals, device), _tensor(features.mask, device)
+        )
+        parts.append(encoded.to("cpu"))
+    return EncodedImages.cat(parts)
+
+
+@torch.no_grad()
+def encode_texts(model: nn.Module, texts: list[str], *, batch: int = 256) -> EncodedTexts:
+    """Texts in their order, on the CPU; encoded in order of length, so that little padding is computed."""
+    order = np.argsort([len(text) for text in texts], kind="stable")
+    parts = [model.encode_texts([texts[i] for i in order[start : start + batch]]).to("cpu")
+             for start in range(0, len(texts), batch)]
+    return EncodedTexts.cat(parts)[torch.from_numpy(np.argsort(order))]

@@ -1,0 +1,73 @@
+"""One training step of image-text retrieval: encode, generate samples, score all pairs, loss (AsCL, section 2.4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ascl.data.embedding_noise import NoiseSettings, add_noise
+from ascl.data.pairs import Batch
+from ascl.losses import ascl_loss, hardest_triplet
+from ascl.models import EncodedTexts
+from ascl.retrieval.scoring import score_batch
+
+
+@dataclass(frozen=True)
+class TripletSettings:
+    """Hardest-negative triplet: margin in units of the score; hardness rises from 0 to 1 over `warmup_steps`."""
+
+    margin: float
+    warmup_steps: int
+
+    def hardness(self, step: int) -> float:
+        """0 at the first step, 1 from `warmup_steps` on."""
+        return 1.0 if self.warmup_steps == 0 else min(1.0, step / self.warmup_steps)
+
+
+@dataclass(frozen=True)
+class RetrievalObjective:
+    """The loss of a batch as `training.fit` calls it.
+
+    noise: how generated negatives are made, None = none of them ("w/o Neg").
+    triplet: replaces the contrastive loss, None = contrastive.
+    Generated positives come with the batch, or do not ("w/o Pos").
+    """
+
+    temperature: float
+    noise: NoiseSettings | None
+    triplet: TripletSettings | None = None
+
+    def __call__(self, model: nn.Module, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Loss and figures of one batch: `loss`, and the mean score of the true pairs and of all others."""
+        batch = batch.to(generator.device)
+        images = model.encode_images(batch.regions, batch.globals, batch.region_mask)
+        text_sets = {"captions": model.encode_texts(batch.captions)}
+        if batch.positives is not None:
+            text_sets["positives"] = model.encode_texts(batch.positives)
+        if self.noise is not None:
+            text_sets |= {f"noised {name}": self._noised(texts, generator) for name, texts in text_sets.items()}
+        scores = dict(zip(text_sets, score_batch(model, images, list(text_sets.values())), strict=True))
+        loss = ascl_loss(
+            scores["captions"], scores.get("noised captions"),
+            scores.get("positives"), scores.get("noised positives"),
+            temperature=self.temperature, contrast=self._contrast(step),
+        )
+        return {"loss": loss, **_gap(scores["captions"].detach())}
+
+    def _noised(self, texts: EncodedTexts, generator: torch.Generator) -> EncodedTexts:
+        return EncodedTexts(add_noise(texts.words, texts.mask, self.noise, generator), texts.mask)
+
+    def _contrast(self, step: int):
+        if self.triplet is None:
+            return None
+        return partial(hardest_triplet, margin=self.triplet.margin, hardness=self.triplet.hardness(step))
+
+
+def _gap(scores: Tensor) -> dict[str, Tensor]:
+    """Mean score of true pairs and of the others: their distance shows whether a model learns or collapses."""
+    true = scores.diagonal()
+    others = (scores.sum() - true.sum()) / max(1, scores.numel() - len(scores))
+    return {"score_true": true.mean(), "score_other": others}

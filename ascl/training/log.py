@@ -1,0 +1,124 @@
+"""What a run leaves to look at: metrics.jsonl, TensorBoard, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ascl.errors import DataError
+from ascl.files import write_text
+
+METRICS = "metrics.jsonl"
+
+
+class RunLog:
+    """Writes each figure of a run to `folder`/metrics.jsonl, to `folder`/tensorboard and to the progress bar.
+
+    A line of metrics.jsonl is one JSON object: `kind` ("train" or "validation"), `step` (steps taken so far), `epoch`,
+    the figures, and `time` (seconds since 1970). A figure that is not finite is written as null.
+
+    Args:
+        folder: the run's folder.
+        total_steps: length of the progress bar.
+        resume_at: (step, step of the last validation) of the checkpoint that the run continues from: lines written
+            after it are dropped, because those steps are taken again. None starts anew.
+        enabled: False in every process but the main one; such a log does nothing.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike, *, total_steps: int, resume_at: tuple[int, int] | None, enabled: bool = True
+    ) -> None:
+        self.enabled = enabled
+        if not enabled:
+            return
+        from torch.utils.tensorboard import SummaryWriter  # here: slow to import, and no other module needs it
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if resume_at is None:
+            write_text(folder / METRICS, "")
+        else:
+            _drop_lines_after(folder / METRICS, *resume_at)
+        self._file = open(folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
+        first_step = 0 if resume_at is None else resume_at[0]
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        # disable=None: no bar where the output is no terminal; there each line is printed instead
+        self._bar = tqdm(total=total_steps, initial=first_step, unit="step", disable=None, dynamic_ncols=True)
+
+    def advance(self) -> None:
+        """One more step was taken."""
+        if self.enabled:
+            self._bar.update()
+
+    def write(self, kind: str, step: int, epoch: int, values: dict[str, float]) -> None:
+        """Record the figures of one step ("train") or one validation ("validation")."""
+        if not self.enabled:
+            return
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        line = {"kind": kind, "step": step, "epoch": epoch, **finite, "time": round(time.time(), 3)}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if self._bar.disable or kind != "train":
+            self.message(f"{kind} at step {step}, epoch {epoch}: {text}")
+        else:
+            self._bar.set_postfix_str(text)
+
+    def message(self, text: str) -> None:
+        """A sentence for whoever watches the run."""
+        if self.enabled:
+            tqdm.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Flush and close the files and the bar."""
+        if self.enabled:
+            self._bar.close()
+            self._file.close()
+            self._tensorboard.close()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line that a kill cut short is left out.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: another line is no JSON object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no metrics at {path}")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise DataError(f"{path}, line {number} is no JSON: {error}; repair or remove the line") from error
+        if not isinstance(record, dict) or "step" not in record or "kind" not in record:
+            raise DataError(f"{path}, line {number} is no record with `kind` and `step`; repair or remove the line")
+        records.append(record)
+    return records
+
+
+def _drop_lines_after(path: Path, step: int, validated_step: int) -> None:
+    last = {"train": step, "validation": validated_step}
+    records = read_metrics(path) if path.exists() else []
+    kept = [record for record in records if record["step"] <= last.get(record["kind"], step)]
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))

@@ -1,0 +1,27 @@
+"""Package `ascl`: image-text retrieval (AsCL) and, later, image copy detection (ASL, RDCD)."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="ascl",
+    version="0.1.0",
+    description="Image-text retrieval with asymmetry-sensitive contrastive learning, trained and evaluated honestly",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["ascl", "ascl.*"]),
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "transformers>=4.48",
+        "accelerate>=1.0",
+        "numpy>=1.26",
+        "h5py>=3.10",
+        "pillow>=10",
+        "nltk>=3.8",
+        "safetensors>=0.4",
+        "tensorboard>=2.16",
+        "tqdm>=4.66",
+        "jsonargparse[signatures]>=4.34",
+    ],
+    extras_require={"dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.11"]},
+)

@@ -1,0 +1,294 @@
+"""Readers of caption files: counts and texts of real files, and every way in which a file can be wrong."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ascl.data.captions import CaptionSet, load_captions, load_coco, load_karpathy, load_scan
+from ascl.errors import DataError
+
+
+def image(name: str, split: str, *raw: str) -> dict:
+    sentences = [{"raw": text, "sentid": 100 + i, "tokens": text.split()} for i, text in enumerate(raw)]
+    return {"filename": name, "split": split, "sentences": sentences}
+
+
+def write_json(path: Path, content: object) -> Path:
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def write_karpathy(path: Path, *images: dict) -> Path:
+    return write_json(path, {"images": list(images), "dataset": "small"})
+
+
+def write_scan(folder: Path, split: str, captions: list[str], ids: list[str] | None = None) -> Path:
+    (folder / f"{split}_caps.txt").write_text("\n".join(captions) + "\n", encoding="utf-8")
+    if ids is not None:
+        (folder / f"{split}_ids.txt").write_text("\n".join(ids) + "\n", encoding="utf-8")
+    return folder
+
+
+# ---- CaptionSet
+
+
+@given(st.lists(st.integers(0, 5), max_size=40), st.integers(1, 4))
+def test_captions_of_and_limit_match_a_scan_of_the_owners(owner, limit):
+    captions = CaptionSet([f"i{i}" for i in range(6)], [f"c{j}" for j in range(len(owner))], np.array(owner, int), "x")
+    limited = captions.limit_captions(limit)
+    for i in range(6):
+        of_image = [j for j, o in enumerate(owner) if o == i]
+        assert captions.captions_of(i) == of_image
+        assert [limited.captions[j] for j in limited.captions_of(i)] == [f"c{j}" for j in of_image[:limit]]
+    assert [int(c[1:]) for c in limited.captions] == sorted(int(c[1:]) for c in limited.captions)  # order of the file
+
+
+def test_subset_keeps_the_given_order_and_all_captions():
+    captions = CaptionSet(["a", "b", "c"], ["a0", "c0", "b0", "a1"], np.array([0, 2, 1, 0]), "x")
+    chosen = captions.subset([2, 0])
+    assert chosen.image_ids == ["c", "a"]
+    assert chosen.captions == ["c0", "a0", "a1"]
+    assert chosen.owner.tolist() == [0, 1, 1]
+    assert captions.subset([]).captions == []
+
+
+def test_caption_set_refuses_what_does_not_fit():
+    with pytest.raises(DataError, match="outside the 1 images"):
+        CaptionSet(["a"], ["x"], np.array([1]), "f.json")
+    with pytest.raises(DataError, match="2 captions but owner"):
+        CaptionSet(["a"], ["x", "y"], np.array([0]), "f.json")
+    with pytest.raises(DataError, match="f.json: image id a given to more than one image"):
+        CaptionSet(["a", "a"], ["x", "y"], np.array([0, 1]), "f.json")
+    captions = CaptionSet(["a"], ["x"], np.array([0]), "f.json")
+    with pytest.raises(IndexError, match="image 1 of 1"):
+        captions.captions_of(1)
+    with pytest.raises(ValueError, match="at least 1"):
+        captions.limit_captions(0)
+
+
+# ---- Karpathy
+
+
+def test_karpathy_reads_one_split_with_unequal_captions(tmp_path):
+    path = write_karpathy(
+        tmp_path / "dataset_x.json",
+        image("COCO_val2014_1.jpg", "test", " A dog .\n", "Two\ndogs"),
+        image("b.png", "train", "no"),
+        image("c.jpg", "test"),
+        image("d.e.jpg", "test", "Ein Hündchen"),
+    )
+    captions = load_karpathy(path, "test")
+    assert captions.image_ids == ["COCO_val2014_1", "c", "d.e"]
+    assert captions.captions == ["A dog .", "Two dogs", "Ein Hündchen"]
+    assert captions.owner.tolist() == [0, 0, 2] and captions.owner.dtype == np.int64
+    assert captions.source == str(path)
+
+
+def test_karpathy_train_includes_restval_unless_told_otherwise(tmp_path):
+    path = write_karpathy(tmp_path / "d.json", image("a.jpg", "train", "x"), image("b.jpg", "restval", "y"))
+    assert load_karpathy(path, "train").image_ids == ["a", "b"]
+    assert load_karpathy(path, "train", restval_in_train=False).image_ids == ["a"]
+    assert load_karpathy(path, "restval").image_ids == ["b"]
+
+
+def test_karpathy_reads_gzip_and_a_byte_order_mark(tmp_path):
+    content = b"\xef\xbb\xbf" + json.dumps({"images": [image("a.jpg", "val", "x")]}).encode()
+    (tmp_path / "d.json.gz").write_bytes(gzip.compress(content))
+    assert load_karpathy(tmp_path / "d.json.gz", "val").captions == ["x"]
+    assert load_karpathy(tmp_path / "d.json", "val").captions == ["x"]  # found as its .gz
+
+
+def test_karpathy_errors_name_file_place_and_remedy(tmp_path):
+    path = tmp_path / "d.json"
+    with pytest.raises(DataError, match=r"no file .*d\.json; data/README\.md says"):
+        load_karpathy(path, "test")
+    write_karpathy(path, image("a.jpg", "val", "x"), image("b.jpg", "train", "y"))
+    with pytest.raises(DataError, match=r"no split 'test'; splits there: train, val"):
+        load_karpathy(path, "test")
+    write_karpathy(path, image("a.jpg", "val", "x", "  \n"))
+    with pytest.raises(DataError, match=r"d\.json, image a\.jpg, sentid 101: empty caption"):
+        load_karpathy(path, "val")
+    write_karpathy(path, image("a.jpg", "val", "x"), image("a.png", "val", "y"))
+    with pytest.raises(DataError, match="image id a given to more than one image"):
+        load_karpathy(path, "val")
+    write_karpathy(path, image("a.jpg", "val", "b'x y'"), image("b.jpg", "val", 'b"it\'s"'))
+    with pytest.raises(DataError, match="bytes literal"):
+        load_karpathy(path, "val")
+    write_karpathy(path, {"filename": "a.jpg", "split": "val", "sentences": [{"tokens": ["x"]}]})
+    with pytest.raises(DataError, match=r"key `raw` is missing"):
+        load_karpathy(path, "val")
+    write_karpathy(path, {"filename": "a.jpg", "sentences": []})
+    with pytest.raises(DataError, match=r"images\[0\]: key `split` is missing"):
+        load_karpathy(path, "val")
+    write_json(path, {"pictures": []})
+    with pytest.raises(DataError, match=r"no list of objects `images` \(keys: pictures\)"):
+        load_karpathy(path, "val")
+    write_json(path, [1])
+    with pytest.raises(DataError, match="holds a JSON list"):
+        load_karpathy(path, "val")
+    path.write_text('{"images": [\n{"filename": ', encoding="utf-8")
+    with pytest.raises(DataError, match="not whole JSON .row 2"):
+        load_karpathy(path, "val")
+
+
+def test_a_truncated_gzip_is_named(tmp_path):
+    whole = gzip.compress(json.dumps({"images": [image("a.jpg", "val", "x" * 999)]}).encode())
+    (tmp_path / "d.json.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"d\.json\.gz is truncated or damaged .* fetch it again"):
+        load_karpathy(tmp_path / "d.json.gz", "val")
+
+
+# ---- COCO
+
+
+def test_coco_groups_captions_by_image_and_keeps_images_without(tmp_path):
+    images = [{"id": 7, "file_name": "p7.jpg"}, {"id": 3, "file_name": "p3.jpg"}, {"id": 9, "file_name": "p9.jpg"}]
+    said = [(3, "three a"), (7, "seven a"), (3, "three b")]
+    annotations = [{"id": i, "image_id": owner, "caption": text} for i, (owner, text) in enumerate(said)]
+    path = write_json(tmp_path / "captions_val2014.json", {"images": images, "annotations": annotations})
+    captions = load_coco(path)
+    assert captions.image_ids == ["p7", "p3", "p9"]
+    assert captions.captions == ["seven a", "three a", "three b"]
+    assert captions.owner.tolist() == [0, 1, 1]
+    assert load_captions(path, "val").captions == captions.captions
+    assert load_captions(tmp_path, "val").captions == captions.captions
+    with pytest.raises(DataError, match="holds COCO's captions of val, split test"):
+        load_captions(path, "test")
+
+
+def test_coco_errors_name_the_annotation(tmp_path):
+    path = tmp_path / "captions.json"
+    images = [{"id": 7, "file_name": "p7.jpg"}]
+    write_json(path, {"images": images, "annotations": [{"id": 5, "image_id": 8, "caption": "x"}]})
+    with pytest.raises(DataError, match="annotation 5: image_id 8 is not among"):
+        load_coco(path)
+    write_json(path, {"images": images, "annotations": [{"id": 5, "image_id": 7, "caption": " "}]})
+    with pytest.raises(DataError, match="annotation 5: empty caption"):
+        load_coco(path)
+    write_json(path, {"images": images * 2, "annotations": [{"id": 5, "image_id": 7, "caption": "x"}]})
+    with pytest.raises(DataError, match="two images have the id 7"):
+        load_coco(path)
+
+
+# ---- SCAN
+
+
+def test_scan_without_ids_counts_five_an_image_and_names_images_by_number(tmp_path):
+    write_scan(tmp_path, "test", [f"caption {i}" for i in range(10)])
+    captions = load_scan(tmp_path, "test")
+    assert captions.image_ids == ["0", "1"]
+    assert captions.owner.tolist() == [0] * 5 + [1] * 5
+    assert load_scan(tmp_path, "test", captions_per_image=2).image_ids == ["0", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("ids", [["x", "y"], ["x", "x", "x", "y", "y", "y"]])  # a line an image, a line a caption
+def test_scan_takes_images_from_the_ids_file(tmp_path, ids):
+    write_scan(tmp_path, "dev", [f"c{i}" for i in range(6)], ids)
+    captions = load_scan(tmp_path, "dev")
+    assert captions.image_ids == ["x", "y"]
+    assert captions.owner.tolist() == [0, 0, 0, 1, 1, 1]
+    with pytest.raises(DataError, match="2"):
+        load_scan(tmp_path, "dev", captions_per_image=2)
+
+
+def test_scan_reads_windows_line_ends_mark_gzip_and_odd_characters(tmp_path):
+    text = "\ufeffA dog .\r\nA c\u2028at\u0085 runs\r\nUn café\r\n\r\n"  # two of `str.splitlines`' line ends inside a caption
+    (tmp_path / "test_caps.txt.gz").write_bytes(gzip.compress(text.encode()))
+    captions = load_scan(tmp_path, "test", captions_per_image=3)
+    assert captions.captions == ["A dog .", "A c at runs", "Un café"]
+
+
+def test_scan_errors_name_file_row_and_remedy(tmp_path):
+    with pytest.raises(DataError, match=r"no test_caps.txt .* splits there: none. data/README"):
+        load_scan(tmp_path, "test")
+    write_scan(tmp_path, "dev", ["a"] * 5)
+    with pytest.raises(DataError, match="splits there: dev"):
+        load_scan(tmp_path, "val")
+    write_scan(tmp_path, "dev", ["a", "b", " ", "d", "e"])
+    with pytest.raises(DataError, match=r"dev_caps\.txt, row 3: empty caption"):
+        load_scan(tmp_path, "dev")
+    write_scan(tmp_path, "dev", ["a"] * 7)
+    with pytest.raises(DataError, match="7 captions, which is not a multiple of 5"):
+        load_scan(tmp_path, "dev")
+    write_scan(tmp_path, "dev", ["a"] * 7, ["x", "y"])
+    with pytest.raises(DataError, match="7 captions for the 2 images of its ids file"):
+        load_scan(tmp_path, "dev")
+    write_scan(tmp_path, "dev", ["a"] * 4, ["x", "y"])
+    with pytest.raises(DataError, match="2 an image, not 5"):
+        load_scan(tmp_path, "dev", captions_per_image=5)
+    write_scan(tmp_path, "dev", ["a"] * 4, ["x", "y", "x", "y"])
+    with pytest.raises(DataError, match="image ids x, y given to more than one"):
+        load_scan(tmp_path, "dev")
+    write_scan(tmp_path, "dev", ["a"] * 4, ["x", "", "y", "z"])
+    with pytest.raises(DataError, match=r"dev_ids\.txt, row 2: empty id"):
+        load_scan(tmp_path, "dev")
+    (tmp_path / "dev_caps.txt").write_bytes(b"fine\nalso fine\ncaf\xe9 in latin-1\n")
+    with pytest.raises(DataError, match=r"dev_caps\.txt, row 3: not UTF-8"):
+        load_scan(tmp_path, "dev")
+    (tmp_path / "dev_caps.txt").write_bytes(b"\n\n")
+    with pytest.raises(DataError, match="is empty"):
+        load_scan(tmp_path, "dev")
+
+
+def test_bytes_literals_are_refused_only_when_every_line_is_one(tmp_path):
+    write_scan(tmp_path, "dev", [str(f"dog {i}".encode()) for i in range(5)])
+    with pytest.raises(DataError, match=r"dev_caps\.txt: every caption is the text of a Python bytes literal"):
+        load_scan(tmp_path, "dev")
+    write_scan(tmp_path, "dev", ["b'dog'"] + ["b boys"] * 4)
+    assert load_scan(tmp_path, "dev").captions[0] == "b'dog'"
+
+
+# ---- choice by content
+
+
+def test_load_captions_finds_the_one_file_of_a_folder(tmp_path):
+    with pytest.raises(DataError, match=r"no captions of split 'test' in .*looked for test_caps\.txt"):
+        load_captions(tmp_path, "test")
+    write_scan(tmp_path, "test", ["a"] * 5)
+    assert load_captions(tmp_path, "test").image_ids == ["0"]
+    assert load_captions(tmp_path / "test_caps.txt", "test").image_ids == ["0"]
+    with pytest.raises(DataError, match="holds split test, split dev was asked for"):
+        load_captions(tmp_path / "test_caps.txt", "dev")
+    path = write_karpathy(tmp_path / "dataset_x.json", image("a.jpg", "test", "x"))
+    assert load_captions(path, "test").image_ids == ["a"]
+    with pytest.raises(DataError, match=r"several caption files \(dataset_x\.json, test_caps\.txt\)"):
+        load_captions(tmp_path, "test")
+
+
+REAL = [
+    ("captions/dataset_coco_val2017.json.gz", "val2017", 5000, 25014),
+    ("captions/dataset_flickr30k.json.gz", "val", 1014, 5070),
+    ("captions/coco_dev_caps.txt.gz", "coco_dev", 1000, 5000),
+    ("captions/coco_test_caps.txt.gz", "coco_test", 1000, 5000),
+    ("captions/coco_testall_caps.txt.gz", "coco_testall", 5000, 25000),
+    ("captions/f30k_dev_caps.txt.gz", "f30k_dev", 1014, 5070),
+    ("captions/f30k_test_caps.txt.gz", "f30k_test", 1000, 5000),
+    ("captions/f30k_train_caps.txt.gz", "f30k_train", 29000, 145000),
+    ("flickr8k/dataset_flickr8k.json", "train", 5999, 29995),
+    ("flickr8k/dataset_flickr8k.json", "val", 1000, 5000),
+    ("flickr8k/dataset_flickr8k.json", "test", 1000, 5000),
+    ("flickr8k/extra_unsplit.json", "none", 91, 455),
+]
+
+
+@pytest.mark.parametrize("name, split, images, captions", REAL, ids=[f"{r[0].split('/')[1]}:{r[1]}" for r in REAL])
+def test_real_files_have_the_published_counts(shared, name, split, images, captions):
+    read = load_captions(shared / "data" / name, split)
+    assert (len(read.image_ids), len(read.captions)) == (images, captions)
+    assert np.array_equal(np.unique(read.owner), np.arange(images))
+    assert all(c and c == " ".join(c.split()) for c in read.captions)
+
+
+def test_real_images_of_flickr8k_have_the_ids_of_their_files(shared):
+    read = load_captions(shared / "data" / "flickr8k", "test")
+    assert set(read.image_ids) <= {path.stem for path in (shared / "data" / "flickr8k" / "images").iterdir()}
+
+
+def test_coco_5k_test_starts_with_the_1k_test(shared):
+    five, one = (load_scan(shared / "data" / "captions", f"coco_{name}") for name in ("testall", "test"))
+    assert five.subset(range(1000)).captions == one.captions

@@ -1,0 +1,159 @@
+"""Finding and decoding images: what lies in people's folders."""
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import v2
+
+from ascl.errors import DataError
+from ascl.features.images import SquarePixels, UnreadableImage, find_images, load_image
+
+
+def smooth_image(width: int, height: int) -> Image.Image:
+    """Two gradients and a bright corner: no symmetry, so that every turn and flip shows."""
+    y, x = np.mgrid[0:height, 0:width]
+    pixels = np.stack([255 * x / (width - 1), 255 * y / (height - 1), np.full_like(x, 90)], axis=-1).astype(np.uint8)
+    pixels[: height // 4, : width // 4] = 255
+    return Image.fromarray(pixels)
+
+
+def test_images_are_found_at_any_depth_sorted_without_hidden_ones(tmp_path):
+    for name in ("b.jpg", "a/z.PNG", "a/deep/c.jpeg", ".hidden/d.jpg", "._e.jpg", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
+    assert found == ["a/deep/c.jpeg", "a/z.PNG", "b.jpg"]
+
+
+def test_linked_folders_are_followed_and_loops_end(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "far.jpg").touch()
+    (tmp_path / "images").mkdir()
+    os.symlink(tmp_path / "elsewhere", tmp_path / "images" / "linked")
+    os.symlink(tmp_path / "images", tmp_path / "elsewhere" / "back")
+    assert [path.name for path in find_images(tmp_path / "images")] == ["far.jpg"]
+
+
+def test_two_images_of_one_stem_are_an_error_that_names_both(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "same.jpg").touch()
+    (tmp_path / "sub" / "same.png").touch()
+    with pytest.raises(DataError, match=r"(?s)same\.jpg.*sub.same\.png"):
+        find_images(tmp_path)
+
+
+def test_a_missing_and_an_empty_folder_are_named(tmp_path):
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        find_images(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="no image in this folder"):
+        find_images(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "store"),
+    [  # how a camera that writes this orientation stores an upright image
+        (1, lambda a: a),
+        (2, lambda a: a[:, ::-1]),
+        (3, lambda a: a[::-1, ::-1]),
+        (4, lambda a: a[::-1]),
+        (5, lambda a: a.transpose(1, 0, 2)),
+        (6, lambda a: np.rot90(a, 1)),
+        (7, lambda a: np.rot90(a, 2).transpose(1, 0, 2)),
+        (8, lambda a: np.rot90(a, -1)),
+    ],
+)
+def test_exif_orientation_is_applied(tmp_path, orientation, store):
+    upright = smooth_image(40, 24)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(store(np.asarray(upright))))
+    stored.save(tmp_path / "turned.png", exif=exif)
+    loaded = load_image(tmp_path / "turned.png")
+    assert loaded.size == (40, 24)
+    assert np.array_equal(np.asarray(loaded), np.asarray(upright))
+
+
+def as_stored(mode: str) -> tuple[Image.Image, np.ndarray]:
+    """An image of this mode, and the RGB that its definition gives it."""
+    rgb = smooth_image(32, 32)
+    grey = np.asarray(rgb.convert("L"))
+    if mode == "I;16":
+        return Image.fromarray(grey.astype(np.uint16) * 257), np.repeat(grey[..., None], 3, axis=2)
+    if mode == "P":
+        stored = rgb.quantize(64)
+        return stored, np.array(stored.getpalette()).reshape(-1, 3)[np.asarray(stored)]
+    if mode in ("L", "1"):
+        stored = rgb.convert(mode)
+        return stored, np.repeat(np.asarray(stored).astype(int)[..., None] * (255 if mode == "1" else 1), 3, axis=2)
+    return rgb.convert(mode), np.asarray(rgb)
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "tolerance"),
+    [("CMYK", "jpg", 12), ("P", "png", 0), ("L", "png", 0), ("1", "png", 0), ("I;16", "png", 0), ("RGBA", "png", 0)],
+)
+def test_every_mode_becomes_rgb(tmp_path, mode, suffix, tolerance):
+    stored, wanted = as_stored(mode)
+    stored.save(tmp_path / f"image.{suffix}", quality=95)
+    loaded = load_image(tmp_path / f"image.{suffix}")
+    assert loaded.mode == "RGB"
+    assert np.abs(np.asarray(loaded).astype(int) - wanted).max() <= tolerance
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_pixels_are_white(tmp_path, mode):
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    image.paste((200, 200, 200, 255), (0, 0, 4, 8))
+    image.convert(mode).save(tmp_path / "image.png")
+    pixels = np.asarray(load_image(tmp_path / "image.png"))
+    assert (pixels[:, 4:] == 255).all()
+    assert np.abs(pixels[:, :4].astype(int) - 200).max() <= 4
+
+
+def test_the_first_frame_of_an_animation_counts(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    assert load_image(tmp_path / "moving.gif").getpixel((3, 3)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "text", "folder"])
+def test_unreadable_images_are_named_with_a_reason(tmp_path, kind):
+    path = tmp_path / "broken.jpg"
+    if kind == "folder":
+        path.mkdir()
+    elif kind != "missing":
+        smooth_image(64, 64).save(tmp_path / "whole.jpg")
+        whole = (tmp_path / "whole.jpg").read_bytes()
+        path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"not an image"}[kind])
+    with pytest.raises(UnreadableImage, match=r"broken\.jpg: cannot be read as an image \(\w+") as caught:
+        load_image(path)
+    assert str(tmp_path) not in caught.value.reason  # reasons go into files that are handed on
+
+
+@given(width=st.integers(1, 2000), height=st.integers(1, 2000), size=st.integers(1, 600))
+def test_views_lie_in_the_image_and_crop_keeps_the_aspect_ratio(width, height, size):
+    assert SquarePixels(size, "squash").view(width, height) == (0, 0, width, height)
+    x1, y1, x2, y2 = SquarePixels(size, "crop").view(width, height)
+    assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
+    assert x2 - x1 == pytest.approx(y2 - y1) == pytest.approx(min(width, height) * 7 / 8)
+    assert x1 + x2 == pytest.approx(width) and y1 + y2 == pytest.approx(height)
+
+
+@pytest.mark.parametrize("size", [(640, 480), (333, 500)])
+def test_crop_is_the_evaluation_of_imagenet(size):
+    image = smooth_image(*size)
+    ours = SquarePixels(224, "crop")(image)
+    theirs = np.asarray(v2.Compose([v2.Resize(256), v2.CenterCrop(224)])(image))  # rounds to whole pixels on its way
+    assert ours.shape == theirs.shape == (224, 224, 3)
+    assert np.abs(ours.astype(int) - theirs).mean() < 1
+
+
+def test_squash_shows_all_and_crop_cuts_the_borders():
+    image = Image.new("RGB", (80, 40), "black")
+    image.paste((255, 255, 255), (0, 0, 10, 40))  # a white strip at the left, outside the central square
+    assert SquarePixels(32, "squash")(image)[:, :3].min() == 255
+    assert SquarePixels(32, "crop")(image).max() == 0

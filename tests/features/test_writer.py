@@ -1,0 +1,297 @@
+"""Writing features: the file's layout, resuming after a kill at any moment, and what is refused."""
+
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from ascl.data.feature_store import open_features
+from ascl.errors import DataError
+from ascl.features import writer
+from ascl.features.images import SquarePixels, find_images
+from ascl.features.writer import extract
+
+
+class Colours:
+    """A backend without a network: a 3x3 thumbnail of each image as its 9 regions, times a gain."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        self.gain = gain
+        self.settings = {"backend": "colours", "gain": gain}
+        self.prepare = SquarePixels(3, "squash")
+
+    def extract(self, pixels, sizes):
+        with np.errstate(invalid="ignore"):
+            regions = np.stack(pixels).reshape(-1, 9, 3).astype(np.float32) * self.gain
+        boxes = np.repeat(sizes[:, None].astype(np.float32), 9, axis=1).repeat(2, axis=2)
+        return {"regions": regions, "boxes": boxes}
+
+
+def colour_of(index: int) -> tuple[int, int, int]:
+    return (index * 7 % 256, index * 31 % 256, index * 101 % 256)
+
+
+@pytest.fixture
+def images(tmp_path) -> list[Path]:
+    """23 images, each of one colour that tells its index."""
+    (tmp_path / "images").mkdir()
+    for index in range(23):
+        image = Image.new("RGB", (10 + index, 20), colour_of(index))
+        image.save(tmp_path / "images" / f"image_{index:02d}.png")
+    return find_images(tmp_path / "images")
+
+
+QUICK = {"batch_size": 3, "workers": 0, "part_size": 5, "progress": False}
+
+
+def contents(path: Path) -> dict:
+    """Every dataset and attribute; the provenance without its date."""
+    with h5py.File(path) as file:
+        provenance = json.loads(file.attrs["provenance"])
+        provenance.pop("date")
+        datasets = {name: (file[name][()].tolist(), str(file[name].dtype), file[name].chunks) for name in file}
+        return {**datasets, "provenance": provenance, "format": file.attrs["format"], "version": file.attrs["version"]}
+
+
+def test_the_file_holds_each_images_own_rows_in_the_promised_layout(images, tmp_path):
+    done = extract(Colours(), images, tmp_path / "out" / "features.h5", **QUICK)
+    with h5py.File(done.path) as file:
+        assert file.attrs["format"] == "ascl-features" and file.attrs["version"] == 1
+        assert file["image_ids"].asstr()[:].tolist() == [f"image_{index:02d}" for index in range(23)]
+        assert file["image_sizes"][:].tolist() == [[10 + index, 20] for index in range(23)]
+        assert file["image_sizes"].dtype == np.int32
+        assert file["regions"].dtype == np.float16 and file["boxes"].dtype == np.float32
+        for index in range(23):
+            assert file["regions"][index].tolist() == [list(colour_of(index))] * 9
+            assert file["boxes"][index, 0].tolist() == [10 + index] * 2 + [20] * 2
+        provenance = json.loads(file.attrs["provenance"])
+    assert provenance["settings"]["gain"] == 1.0 and provenance["settings"]["images"] == 23
+    assert set(provenance["versions"]) >= {"torch", "torchvision", "numpy"} and provenance["skipped"] == []
+    assert done.shapes["regions"] == (23, 9, 3) and done.extracted == 23
+    assert "regions 23x9x3" in done.summary() and "images/s" in done.summary()
+    assert [path.name for path in done.path.parent.iterdir()] == ["features.h5"]  # no parts, no temporaries
+
+
+def test_the_feature_store_reads_what_was_written(images, tmp_path):
+    class Means(Colours):
+        def extract(self, pixels, sizes):
+            return {"globals": super().extract(pixels, sizes)["regions"].mean(axis=1)}
+
+    extract(Colours(), images, tmp_path / "regions.h5", **QUICK)
+    extract(Means(), images, tmp_path / "globals.h5", **QUICK)
+    store = open_features([tmp_path / "regions.h5", tmp_path / "globals.h5"])
+    read = store.read(store.rows(["image_20", "image_03", "image_20"]))
+    assert (store.num_regions, store.region_dim, store.global_dim) == (9, 3, 3)
+    assert read.globals.tolist() == [list(colour_of(20)), list(colour_of(3)), list(colour_of(20))]
+    assert read.regions[1].tolist() == [list(colour_of(3))] * 9
+    assert read.boxes[1, 0].tolist() == [13, 13, 20, 20]
+
+
+@pytest.mark.parametrize("other", [{"workers": 2}, {"batch_size": 64}, {"part_size": 100}, {"part_size": 1}])
+def test_how_the_work_is_cut_changes_nothing(images, tmp_path, other):
+    extract(Colours(), images, tmp_path / "one.h5", **QUICK)
+    extract(Colours(), images, tmp_path / "other.h5", **QUICK | other)
+    one, two = contents(tmp_path / "one.h5"), contents(tmp_path / "other.h5")
+    one["provenance"]["settings"].pop("part_size"), two["provenance"]["settings"].pop("part_size")
+    assert one == two
+
+
+def test_float32_is_kept_whole(images, tmp_path):
+    extract(Colours(1 / 3), images, tmp_path / "whole.h5", dtype="float32", **QUICK)
+    with h5py.File(tmp_path / "whole.h5") as file:
+        wanted = np.array([colour_of(index) for index in range(23)], dtype=np.float32) * np.float32(1 / 3)
+        assert np.array_equal(file["regions"][:, 4], wanted)
+
+
+def test_chunks_are_one_large_image_or_many_small_ones(tmp_path):
+    with h5py.File(tmp_path / "chunks.h5", "w") as file:
+        large = writer.create(file, "large", np.zeros((1, 36, 2048), np.float16), 100)
+        small = writer.create(file, "small", np.zeros((1, 2048), np.float16), 100)
+        few = writer.create(file, "few", np.zeros((1, 4), np.float32), 3)
+        assert (large.chunks, small.chunks, few.chunks) == ((1, 36, 2048), (16, 2048), (3, 4))
+
+
+# --- a kill at any moment --------------------------------------------------------------------------------------------
+
+
+def die_at_rename(number: int, before: bool, images, out) -> None:
+    """Run in a child: extract, and be killed right before or right after the rename of this number."""
+    real, seen = os.replace, iter(range(10**6))
+
+    def replace(source, target):
+        mine = next(seen) == number
+        if mine and before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(source, target)
+        if mine:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = replace
+    extract(Colours(), images, out, **QUICK)
+
+
+# 23 images in parts of 5: settings.json, five parts, merged.h5, and its move to the final name make eight renames
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("number", range(8))
+def test_a_kill_around_any_rename_loses_at_most_a_part(images, tmp_path, number, before):
+    out = tmp_path / "killed.h5"
+    child = multiprocessing.get_context("fork").Process(target=die_at_rename, args=(number, before, images, out))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert out.exists() == (number == 7 and not before)
+    done = extract(Colours(), images, out, **QUICK)
+    extract(Colours(), images, tmp_path / "whole.h5", **QUICK)
+    assert contents(out) == contents(tmp_path / "whole.h5")
+    finished = min(max(number - before, 0), 5)
+    assert done.extracted == 23 - min(5 * finished, 23)
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "killed.h5", "whole.h5"}
+
+
+def test_a_full_disk_keeps_the_finished_parts(images, tmp_path, monkeypatch):
+    real, saved = np.savez, []
+
+    def full_after_two(file, **rows):
+        if len(saved) == 2:
+            file.write(b"half")
+            raise OSError(28, "No space left on device")
+        saved.append(1)
+        real(file, **rows)
+
+    monkeypatch.setattr(np, "savez", full_after_two)
+    with pytest.raises(OSError, match="No space left"):
+        extract(Colours(), images, tmp_path / "full.h5", **QUICK)
+    assert sorted(path.name for path in (tmp_path / "full.h5.parts").glob("*")) == [
+        "00000000.npz",
+        "00000005.npz",
+        "settings.json",
+    ]
+    monkeypatch.undo()
+    assert extract(Colours(), images, tmp_path / "full.h5", **QUICK).extracted == 13
+
+
+def test_a_finished_file_is_not_made_again(images, tmp_path):
+    extract(Colours(), images, tmp_path / "features.h5", **QUICK)
+    before = (tmp_path / "features.h5").stat().st_mtime_ns
+    again = extract(Colours(), images, tmp_path / "features.h5", **QUICK)
+    assert (again.extracted, (tmp_path / "features.h5").stat().st_mtime_ns) == (0, before)
+    assert "nothing was left to do" in again.summary()
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def interrupted(images, out: Path) -> None:
+    """Leaves two parts."""
+
+    class Stops(Colours):
+        def extract(self, pixels, sizes):
+            if sizes[0, 0] >= 20:
+                raise KeyboardInterrupt
+            return super().extract(pixels, sizes)
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(Stops(), images, out, **QUICK)
+
+
+def test_parts_and_files_of_other_settings_are_refused_and_kept(images, tmp_path):
+    out = tmp_path / "features.h5"
+    interrupted(images, out)
+    with pytest.raises(
+        DataError, match=r"features\.h5\.parts was made with other settings: gain was 1\.0 and is now 2"
+    ):
+        extract(Colours(2.0), images, out, **QUICK)
+    with pytest.raises(DataError, match="dtype was 'float16' and is now 'float32'"):
+        extract(Colours(), images, out, dtype="float32", **QUICK)
+    with pytest.raises(DataError, match="images was 23 and is now 22; images_sha256 was"):
+        extract(Colours(), images[1:], out, **QUICK)
+    assert extract(Colours(), images, out, **QUICK).extracted == 13
+    with pytest.raises(DataError, match=r"features\.h5 was made with other settings: gain"):
+        extract(Colours(2.0), images, out, **QUICK)
+    assert contents(out)["provenance"]["settings"]["gain"] == 1.0
+
+
+def test_an_image_that_was_changed_between_two_calls_is_noticed(images, tmp_path):
+    interrupted(images, tmp_path / "features.h5")
+    noise = np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(images[0])
+    with pytest.raises(DataError, match="images_sha256 was"):
+        extract(Colours(), images, tmp_path / "features.h5", **QUICK)
+
+
+def test_a_file_of_someone_else_is_never_overwritten(images, tmp_path):
+    (tmp_path / "notes.h5").write_text("mine")
+    with pytest.raises(DataError, match=r"notes\.h5 exists and is no features file"):
+        extract(Colours(), images, tmp_path / "notes.h5", **QUICK)
+    assert (tmp_path / "notes.h5").read_text() == "mine"
+
+
+def test_a_damaged_part_is_named(images, tmp_path):
+    interrupted(images, tmp_path / "features.h5")
+    part = tmp_path / "features.h5.parts" / "00000005.npz"
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"00000005\.npz is damaged .* delete this one file"):
+        extract(Colours(), images, tmp_path / "features.h5", **QUICK)
+    part.unlink()
+    extract(Colours(), images, tmp_path / "features.h5", **QUICK)
+    extract(Colours(), images, tmp_path / "whole.h5", **QUICK)
+    assert contents(tmp_path / "features.h5") == contents(tmp_path / "whole.h5")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image_stops_by_name_and_the_work_goes_on_without_it(images, tmp_path, workers):
+    whole = images[0].read_bytes()
+    images[7].write_bytes(b"")
+    images[22].write_bytes(whole[: len(whole) // 2])
+    out, quick = tmp_path / "features.h5", QUICK | {"workers": workers}
+    with pytest.raises(DataError, match=r"image_07\.png: cannot be read .* --skip-unreadable"):
+        extract(Colours(), images, out, **quick)
+    done = extract(Colours(), images, out, skip_unreadable=True, **quick)
+    assert done.extracted == 18  # the first part was kept
+    assert [skip["image"] for skip in done.skipped] == ["image_07.png", "image_22.png"]
+    assert all(skip["reason"] for skip in done.skipped)
+    assert "skipped 2 unreadable images" in done.summary() and "image_22.png" in done.summary()
+    with h5py.File(out) as file:
+        ids = file["image_ids"].asstr()[:].tolist()
+        assert ids == [f"image_{index:02d}" for index in range(23) if index not in (7, 22)]
+        assert [row[0].tolist() for row in file["regions"]] == [list(colour_of(int(name[-2:]))) for name in ids]
+        assert json.loads(file.attrs["provenance"])["skipped"] == done.skipped
+    assert extract(Colours(), images, out, skip_unreadable=True, **quick).skipped == done.skipped
+
+
+def test_a_part_of_unreadable_images_only_and_then_all_of_them(images, tmp_path):
+    for path in images[5:10]:
+        path.write_bytes(b"x")
+    done = extract(Colours(), images, tmp_path / "some.h5", skip_unreadable=True, **QUICK)
+    assert done.shapes["regions"] == (18, 9, 3)
+    for path in images:
+        path.write_bytes(b"x")
+    with pytest.raises(DataError, match="none of the 23 images can be read"):
+        extract(Colours(), images, tmp_path / "none.h5", skip_unreadable=True, **QUICK)
+
+
+def test_what_was_skipped_before_needs_the_same_word_again(images, tmp_path):
+    images[0].write_bytes(b"")
+
+    class Stops(Colours):
+        def extract(self, pixels, sizes):
+            if sizes[0, 0] >= 20:
+                raise KeyboardInterrupt
+            return super().extract(pixels, sizes)
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(Stops(), images, tmp_path / "features.h5", skip_unreadable=True, **QUICK)
+    with pytest.raises(DataError, match=r"passed over unreadable images \(image_00\.png\)"):
+        extract(Colours(), images, tmp_path / "features.h5", **QUICK)
+
+
+@pytest.mark.parametrize(("gain", "remedy"), [(1e4, "try --dtype float32"), (float("inf"), "look at the weights")])
+def test_features_that_the_precision_cannot_hold_name_the_image(images, tmp_path, gain, remedy):
+    with pytest.raises(DataError, match=f"image image_0[01]: its features are not finite in float16; {remedy}"):
+        extract(Colours(gain), images, tmp_path / "features.h5", **QUICK)

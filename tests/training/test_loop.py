@@ -1,0 +1,468 @@
+"""The loop: exact resume, clean stops, selection, and errors that lose nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ascl.errors import DataError
+from ascl.training import checkpoint
+from ascl.training.distributed import make_accelerator
+from ascl.training.log import read_metrics
+from ascl.training.loop import LoopSettings, TrainingInterrupted
+
+from .conftest import make_tiny, tiny_loss, tiny_validation
+
+
+def figures(folder):
+    """The lines of metrics.jsonl without the times."""
+    records = read_metrics(folder / "metrics.jsonl")
+    return [{k: v for k, v in record.items() if k not in ("time", "steps_per_second")} for record in records]
+
+
+def same_bits(a, b, where="state"):
+    """Whether two checkpoints hold the same numbers, whatever their nesting."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            same_bits(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for index, (left, right) in enumerate(zip(a, b, strict=True)):
+            same_bits(left, right, f"{where}.{index}")
+    else:
+        assert a == b, where
+
+
+def stopping_loss(at, number=signal.SIGINT):
+    """The loss, with a signal to this process in the middle of step `at`."""
+
+    def step_loss(model, batch, step, generator):
+        if step == at:
+            signal.raise_signal(number)
+        return tiny_loss(model, batch, step, generator)
+
+    return step_loss
+
+
+# 7: in the middle of an epoch; 4: the step that ends one, so that the resume begins with a validation; 0: the first
+@pytest.mark.parametrize("at", [0, 4, 7, 19])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stop_and_resume_equal_a_run_that_was_never_stopped(tmp_path, run_tiny, at, number):
+    model, progress = run_tiny(tmp_path / "whole", extra={"name": "tiny"})
+    assert progress.step == 20 and progress.best_step is not None
+
+    with pytest.raises(TrainingInterrupted, match=rf"{number.name} after step {at + 1} of 20; saved to .*last\.pt"):
+        run_tiny(tmp_path / "parts", step_loss=stopping_loss(at, number), extra={"name": "tiny"})
+    assert checkpoint.load(tmp_path / "parts" / "last.pt")["progress"]["step"] == at + 1
+    torch.manual_seed(99)  # a new process starts with other generators
+    np.random.seed(99)
+    resumed, resumed_progress = run_tiny(tmp_path / "parts", resume=True, extra={"name": "tiny"})
+
+    same_bits(model.state_dict(), resumed.state_dict())
+    assert progress == resumed_progress
+    for name in ("last.pt", "best.pt"):
+        same_bits(checkpoint.load(tmp_path / "whole" / name), checkpoint.load(tmp_path / "parts" / name))
+    assert figures(tmp_path / "whole") == figures(tmp_path / "parts")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_two_halves_equal_a_whole_after_a_hard_kill(tmp_path, run_tiny):
+    """Nothing is saved at the kill: the run goes back to the last checkpoint, and takes the steps again."""
+    run_tiny(tmp_path / "whole", checkpoint_every=4)
+
+    class Killed(BaseException):
+        pass
+
+    def killed_loss(model, batch, step, generator):
+        if step == 14:  # taken 14, saved 12
+            raise Killed
+        return tiny_loss(model, batch, step, generator)
+
+    with pytest.raises(Killed):
+        run_tiny(tmp_path / "parts", checkpoint_every=4, step_loss=killed_loss)
+    assert checkpoint.load(tmp_path / "parts" / "last.pt")["progress"]["step"] == 12
+    assert figures(tmp_path / "parts")[-1]["step"] == 14
+    run_tiny(tmp_path / "parts", checkpoint_every=4, resume=True)
+    same_bits(checkpoint.load(tmp_path / "whole" / "last.pt"), checkpoint.load(tmp_path / "parts" / "last.pt"))
+    assert figures(tmp_path / "whole") == figures(tmp_path / "parts")
+
+
+def test_a_validation_that_fails_is_done_again_on_resume(tmp_path, run_tiny):
+    run_tiny(tmp_path / "whole")
+
+    def failing(model):
+        raise RuntimeError("no memory")
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        run_tiny(tmp_path / "parts", validate=failing)
+    run_tiny(tmp_path / "parts", resume=True)
+    assert figures(tmp_path / "whole") == figures(tmp_path / "parts")
+    same_bits(checkpoint.load(tmp_path / "whole" / "last.pt"), checkpoint.load(tmp_path / "parts" / "last.pt"))
+
+
+def test_the_comparison_above_would_see_another_dropout(tmp_path, run_tiny, monkeypatch):
+    """The gate's own check: with the generators not restored, a resumed run differs."""
+    run_tiny(tmp_path / "whole")
+    with pytest.raises(TrainingInterrupted):
+        run_tiny(tmp_path / "parts", step_loss=stopping_loss(7))
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "restore_rng", lambda state: None)
+        run_tiny(tmp_path / "parts", resume=True)
+    with pytest.raises(AssertionError):
+        same_bits(
+            checkpoint.load(tmp_path / "whole" / "last.pt")["model"],
+            checkpoint.load(tmp_path / "parts" / "last.pt")["model"],
+        )
+
+
+def test_one_step_equals_one_step_by_hand(tmp_path, run_tiny):
+    seen = {}
+
+    def step_loss(model, batch, step, generator):
+        seen["draws"] = torch.rand(4, generator=generator).tolist()
+        return {"loss": (model.layers[0].weight * 3).sum() + model.layers[3].weight.sum()}
+
+    made = make_tiny()
+    before = {name: value.clone() for name, value in made[0].state_dict().items()}
+    made = (made[0], torch.optim.SGD([p for p in made[0].parameters() if p.requires_grad]))
+    model, progress = run_tiny(
+        tmp_path, made=made, step_loss=step_loss, learning_rate=lambda step: 0.1, clip_norm=2.0, max_steps=1
+    )
+    norm = (48 * 9 + 8) ** 0.5  # 48 gradients of 3 and 8 of 1
+    expected = before["layers.0.weight"] - 0.1 * 3 * 2.0 / norm
+    assert torch.allclose(model.layers[0].weight, expected, atol=1e-6)
+    assert progress.step == 1
+    record = figures(tmp_path)[0]
+    assert record["gradient_norm"] == pytest.approx(norm, rel=1e-5) and record["learning_rate"] == 0.1
+    first = seen["draws"]
+    run_tiny(tmp_path / "again", made=make_tiny(), step_loss=tiny_loss, max_steps=1)
+    run_tiny(
+        tmp_path / "third", made=make_tiny(), step_loss=lambda *a: seen.update(t=a[3]) or tiny_loss(*a), max_steps=2
+    )
+    assert torch.rand(4, generator=seen["t"]).tolist() != first  # the second step draws other numbers
+
+
+def test_learning_rates_follow_the_schedule_and_the_groups_factor(tmp_path, run_tiny):
+    made = make_tiny()
+    rates = []
+
+    def step_loss(*given):
+        rates.append([group["lr"] for group in made[1].param_groups])
+        return tiny_loss(*given)
+
+    run_tiny(tmp_path, made=made, step_loss=step_loss, learning_rate=lambda step: 0.1 * (step + 1), max_steps=3)
+    assert rates == [pytest.approx([0.05 * n, 0.1 * n]) for n in (1, 2, 3)]
+
+
+def test_best_is_chosen_by_the_figure_and_last_goes_on(tmp_path, run_tiny):
+    given = iter([1.0, 5.0, 3.0, 5.0])
+    weights = []
+
+    def validate(model):
+        weights.append(model.layers[0].weight.clone())
+        return {"other": 100.0, "r": np.float32(next(given))}
+
+    _, progress = run_tiny(tmp_path, validate=validate, select="r", extra={"dim": 8})
+    assert (progress.best, progress.best_step, progress.best_metrics) == (5.0, 10, {"other": 100.0, "r": 5.0})
+    best = checkpoint.load(tmp_path / "best.pt")
+    assert best["extra"] == {"dim": 8} and best["progress"]["step"] == 10 and "optimizer" not in best
+    assert torch.equal(best["model"]["layers.0.weight"], weights[1])
+    assert not any(name.startswith("frozen.") for name in best["model"])
+    assert torch.equal(checkpoint.load(tmp_path / "last.pt")["model"]["layers.0.weight"], weights[3])
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, [5, 10, 15, 20]),
+        ({"validate_every": 8}, [8, 16, 20]),
+        ({"max_steps": 7}, [5, 7]),
+        ({"max_steps": 100}, [5, 10, 15, 20]),
+    ],
+)
+def test_validations_come_at_the_ends_of_epochs_or_as_asked_and_at_the_end(tmp_path, run_tiny, changes, expected):
+    run_tiny(tmp_path, **changes)
+    assert [line["step"] for line in figures(tmp_path) if line["kind"] == "validation"] == expected
+
+
+def test_validation_does_not_move_the_training(tmp_path, run_tiny):
+    often, _ = run_tiny(tmp_path / "often", validate_every=1)
+    rarely, _ = run_tiny(tmp_path / "rarely", validate_every=20)
+    same_bits(often.state_dict(), rarely.state_dict())
+
+
+def test_a_run_that_ended_can_be_given_more_epochs(tmp_path, run_tiny):
+    run_tiny(tmp_path / "long")
+    run_tiny(tmp_path / "short", epochs=2)
+    _, progress = run_tiny(tmp_path / "short", epochs=2, resume=True)  # nothing left to do
+    assert progress.step == 10
+    run_tiny(tmp_path / "short", resume=True)
+    same_bits(checkpoint.load(tmp_path / "long" / "last.pt"), checkpoint.load(tmp_path / "short" / "last.pt"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_with_its_parts_and_keeps_the_checkpoint(tmp_path, run_tiny, value):
+    def step_loss(model, batch, step, generator):
+        parts = tiny_loss(model, batch, step, generator)
+        return parts if step < 12 else {**parts, "loss": parts["loss"] * value, "penalty": torch.tensor(value)}
+
+    with pytest.raises(DataError, match=r"loss of step 12 \(epoch 2, batch 2\).*error = [\d.]+, penalty = (nan|inf)"):
+        run_tiny(tmp_path, step_loss=step_loss)
+    state = checkpoint.load(tmp_path / "last.pt")
+    assert state["progress"]["step"] == 10
+    assert all(torch.isfinite(tensor).all() for tensor in state["model"].values())
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(tmp_path, run_tiny):
+    def step_loss(model, batch, step, generator):
+        parts = tiny_loss(model, batch, step, generator)
+        if step == 6:  # the square root of zero: a finite loss with an infinite gradient
+            parts["loss"] = parts["loss"] + (model.layers[3].bias * 0).abs().sqrt().sum()
+        return parts
+
+    with pytest.raises(DataError, match=r"gradient of step 6 .*loss is: loss = .*last\.pt is kept"):
+        run_tiny(tmp_path, step_loss=step_loss)
+    assert checkpoint.load(tmp_path / "last.pt")["progress"]["step"] == 5
+
+
+def test_a_disk_that_fills_up_while_training_keeps_the_last_checkpoint(tmp_path, run_tiny, monkeypatch):
+    run_tiny(tmp_path, epochs=1)
+    before = (tmp_path / "last.pt").read_bytes()
+
+    def full(state, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "check_plain", lambda values, what: None)  # it writes into memory, before the run
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(DataError, match=r"No space left on device; the previous last\.pt is whole and was kept"):
+        run_tiny(tmp_path, resume=True)
+    monkeypatch.undo()
+    assert (tmp_path / "last.pt").read_bytes() == before
+    _, progress = run_tiny(tmp_path, resume=True)
+    assert progress.step == 20
+
+
+def test_conditions_that_break_a_resume_are_refused(tmp_path, run_tiny):
+    with pytest.raises(DataError, match=r"nothing to resume: .*last\.pt is missing"):
+        run_tiny(tmp_path, resume=True)
+    run_tiny(tmp_path, epochs=1)
+    with pytest.raises(DataError, match="already holds a run"):
+        run_tiny(tmp_path)
+    with pytest.raises(DataError, match="trained with seed = 7, now it is 8"):
+        run_tiny(tmp_path, resume=True, seed=8)
+    with pytest.raises(DataError, match="trained with steps_per_epoch = 5, now it is 4"):
+        run_tiny(tmp_path, resume=True, steps_per_epoch=4)
+    model, _ = make_tiny()
+    model.layers[3] = nn.Linear(8, 2)
+    adam = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
+    with pytest.raises(DataError, match=r"another architecture.*layers\.3\.weight \(1, 8\) instead of \(2, 8\)"):
+        run_tiny(tmp_path, resume=True, made=(model, adam))
+    model, _ = make_tiny()
+    one_group = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
+    with pytest.raises(DataError, match="state of another optimizer"):
+        run_tiny(tmp_path, resume=True, made=(model, one_group))
+    (tmp_path / "last.pt").write_bytes((tmp_path / "best.pt").read_bytes())
+    with pytest.raises(DataError, match="no state of a training run"):
+        run_tiny(tmp_path, resume=True)
+
+
+def test_mistakes_are_refused_before_the_first_step(tmp_path, run_tiny):
+    model, _ = make_tiny()
+    forgetful = torch.optim.Adam(model.layers[0].parameters())  # as the released follow-up forgets its gate
+    with pytest.raises(ValueError, match=r"optimizer does not have: layers\.3\.weight, layers\.3\.bias"):
+        run_tiny(tmp_path, made=(model, forgetful))
+    with pytest.raises(ValueError, match="trained parameters would be missing"):
+        run_tiny(tmp_path, saved=lambda name: "3" not in name)
+    with pytest.raises(TypeError, match="extra has to be"):
+        run_tiny(tmp_path, extra={"folder": Path("x")})
+    assert not (tmp_path / "metrics.jsonl").exists()
+    for name in ("epochs", "steps_per_epoch", "max_steps", "validate_every", "checkpoint_every", "log_every"):
+        with pytest.raises(DataError, match=f"{name} is 0"):
+            LoopSettings(**({"epochs": 1, "steps_per_epoch": 1} | {name: 0}))
+    with pytest.raises(DataError, match="clip_norm is 0"):
+        LoopSettings(epochs=1, steps_per_epoch=1, clip_norm=0)
+    with pytest.raises(DataError, match="seed is -1"):
+        LoopSettings(epochs=1, steps_per_epoch=1, seed=-1)
+
+
+def test_a_loader_that_ends_early_and_a_validation_without_its_figure_are_named(tmp_path, run_tiny):
+    with pytest.raises(DataError, match="epoch 0 ended before batch 5, but steps_per_epoch is 9"):
+        run_tiny(tmp_path / "a", steps_per_epoch=9)
+    with pytest.raises(DataError, match="select is 'rsum', but the validation gives loss, r1"):
+        run_tiny(tmp_path / "b", validate=lambda model: {"loss": 1.0, "r1": 2.0})
+    with pytest.raises(DataError, match="after step 5 gives rsum = nan"):
+        run_tiny(tmp_path / "c", validate=lambda model: {"rsum": float("nan")})
+
+
+def test_bf16_runs_the_step_under_autocast_and_keeps_the_weights_in_float32(tmp_path, run_tiny):
+    seen = []
+
+    def step_loss(model, batch, step, generator):
+        seen.append(model.layers(batch[0]).dtype)
+        return tiny_loss(model, batch, step, generator)
+
+    accelerator = make_accelerator(mixed_precision="bf16", cpu=True)
+    model, progress = run_tiny(tmp_path, accelerator=accelerator, step_loss=step_loss, epochs=1)
+    assert seen[0] == torch.bfloat16 and progress.step == 5
+    assert model.layers[0].weight.dtype == torch.float32
+    with pytest.raises(DataError, match="fp16 needs a GPU"):
+        make_accelerator(mixed_precision="fp16", cpu=True)
+    with pytest.raises(DataError, match="choose no, bf16 or fp16"):
+        make_accelerator(mixed_precision="half", cpu=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: fp16 and its scaler cannot be run")
+def test_fp16_saves_its_scaler_and_resumes(tmp_path, run_tiny):
+    with pytest.raises(TrainingInterrupted):
+        run_tiny(tmp_path, accelerator=make_accelerator(mixed_precision="fp16"), step_loss=stopping_loss(7))
+    assert checkpoint.load(tmp_path / "last.pt")["scaler"]["scale"] > 0
+    _, progress = run_tiny(tmp_path, accelerator=make_accelerator(mixed_precision="fp16"), resume=True)
+    assert progress.step == 20
+
+
+WITH_WORKERS = """
+import sys, time
+sys.path.insert(0, sys.argv[2])
+import torch
+from tests.training.conftest import Rows, is_saved, make_tiny, tiny_loss, tiny_validation
+from ascl.training.distributed import make_accelerator
+from ascl.training.loop import LoopSettings, TrainingInterrupted, fit
+
+class SlowRows(Rows):
+    def __getitem__(self, index):
+        time.sleep(0.02)
+        return super().__getitem__(index)
+
+def batches(epoch, first):
+    order = torch.arange(40).reshape(5, 8)[first:].tolist()
+    return torch.utils.data.DataLoader(SlowRows(), batch_sampler=order, num_workers=2)
+
+model, optimizer = make_tiny()
+try:
+    fit(make_accelerator(cpu=True), model, optimizer, train_batches=batches, step_loss=tiny_loss,
+        validate=tiny_validation, learning_rate=lambda step: 1e-3, saved=is_saved, folder=sys.argv[1],
+        settings=LoopSettings(epochs=1000, steps_per_epoch=5, log_every=1))
+except TrainingInterrupted as stop:
+    print(stop)
+    sys.exit(130)
+"""
+
+
+def test_ctrl_c_in_a_terminal_with_loader_workers_saves_and_exits_with_130(tmp_path):
+    (tmp_path / "train.py").write_text(WITH_WORKERS)
+    repository = Path(__file__).resolve().parents[2]
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "train.py", tmp_path / "run", repository],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a group of its own, as a terminal makes: Ctrl-C reaches the workers too
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    try:
+        deadline = time.monotonic() + 60
+        while process.poll() is None and (not metrics.exists() or metrics.read_text().count("\n") < 3):
+            assert time.monotonic() < deadline, "the run did not start"
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "stopped by SIGINT after step" in out and "Traceback" not in err
+    saved = checkpoint.load(tmp_path / "run" / "last.pt")["progress"]["step"]
+    assert saved == [line["step"] for line in figures(tmp_path / "run") if line["kind"] == "train"][-1]
+
+
+TWO = """
+import json, signal, sys
+sys.path.insert(0, sys.argv[2])
+import torch
+from tests.training.conftest import is_saved, make_tiny, tiny_validation
+from ascl.training.distributed import make_accelerator
+from ascl.training.loop import LoopSettings, TrainingInterrupted, fit
+
+draws = []
+
+def train(resume):
+    accelerator = make_accelerator(cpu=True)
+    rank = accelerator.process_index
+    assert accelerator.num_processes == 2
+
+    def batches(epoch, first):
+        return [torch.full((2, 6), float(10 * rank + step)) for step in range(first, 3)]
+
+    def step_loss(model, batch, step, generator):
+        draws.append(torch.rand((), generator=generator).item())
+        if not resume and rank == 1 and step == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return {"loss": model.layers[0](batch).mean(), "rank": torch.tensor(float(rank))}
+
+    model, _ = make_tiny(seed=3 if rank == 0 else 4)  # DDP hands the first process's weights to the second
+    model.layers[3].requires_grad_(False)
+    optimizer = torch.optim.SGD(model.layers[0].parameters(), lr=0.1)
+    fit(accelerator, model, optimizer, train_batches=batches, step_loss=step_loss, validate=tiny_validation,
+        learning_rate=lambda step: 0.1, saved=is_saved, folder=sys.argv[1], resume=resume,
+        settings=LoopSettings(epochs=1, steps_per_epoch=3, log_every=1))
+    return rank, model
+
+try:
+    train(resume=False)
+except TrainingInterrupted as stop:
+    assert "after step 2 of 3" in str(stop)
+    rank, model = train(resume=True)
+    with open(f"{sys.argv[1]}.{rank}", "w") as file:
+        json.dump({"weight": model.layers[0].weight.tolist(), "draws": draws}, file)
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.two_processes
+def test_two_processes_average_their_gradients_stop_together_and_one_of_them_writes(tmp_path):
+    (tmp_path / "train.py").write_text(TWO)
+    repository = Path(__file__).resolve().parents[2]
+    run = tmp_path / "run"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launch, tmp_path / "train.py", run, repository],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    # only the second process gets the signal, and both of them stop and resume: else neither file is there
+    first, second = (json.loads(Path(f"{run}.{rank}").read_text()) for rank in (0, 1))
+
+    model, _ = make_tiny()
+    expected = model.layers[0].weight.detach().clone()
+    for step in range(3):  # d mean / d weight: the mean row of the batch, over 8 outputs; averaged over both processes
+        expected -= 0.1 * (step + (10 + step)) / 2 / 8
+    assert first["weight"] == second["weight"]
+    assert torch.allclose(torch.tensor(first["weight"]), expected, atol=1e-5)
+    assert len(first["draws"]) == 3 and not set(first["draws"]) & set(second["draws"])  # each draws its own noise
+    lines = [line for line in figures(run) if line["kind"] == "train"]
+    assert [line["step"] for line in lines] == [1, 2, 3]  # written once, not by each process
+    assert all(line["rank"] == 0.5 for line in lines)
+    assert len(checkpoint.load(run / "last.pt")["rng"]) == 2
+
+
+def test_the_tiny_task_is_learned(tmp_path, run_tiny):
+    model, progress = run_tiny(tmp_path, epochs=40, learning_rate=lambda step: 1e-2, log_every=50, clip_norm=None)
+    untrained, _ = make_tiny()
+    untrained.eval()
+    with torch.no_grad():
+        assert progress.best > tiny_validation(untrained)["rsum"]

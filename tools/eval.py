@@ -1,0 +1,69 @@
+"""Evaluate: recalls in both directions over every pair, printed and saved as JSON and Markdown.
+
+  python tools/eval.py --checkpoint RUN                      the test split of the run's data set
+  python tools/eval.py --checkpoint RUN_A RUN_B              an ensemble: averaged scores
+  python tools/eval.py --checkpoint RUN --folds 5            COCO: 5K, and 1K as the mean of five folds
+  python tools/eval.py --scores FILE.npz                     a score matrix from elsewhere: arrays scores, owner
+  python tools/eval.py --checkpoint RUN --protocol paired    how much a leaking evaluation would add (a diagnostic)
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ascl.errors import DataError
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = result.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", nargs="+", metavar="RUN", help="run folder(s) or checkpoint file(s)")
+    source.add_argument("--scores", metavar="FILE.npz", help="arrays `scores` (images, texts) and `owner` (texts,)")
+    result.add_argument("--split", help="default: the test split of the settings")
+    result.add_argument("--folds", type=int, help="also the mean over this many consecutive folds of images")
+    result.add_argument("--protocol", choices=["all-pairs", "paired"], default="all-pairs")
+    result.add_argument("--captions", help="captions file or folder, where the run's is no longer in place")
+    result.add_argument("--features", nargs="+", help="feature files, where the run's are no longer in place")
+    result.add_argument("--out", help="folder for eval-*.json and .md; default: the run, or beside the scores")
+    return result
+
+
+def main(arguments: list[str]) -> int:
+    options = parser().parse_args(arguments)
+    from ascl import run
+    from ascl.analysis.leakage import WARNING
+    from ascl.retrieval import load_scores
+
+    overrides = {name: getattr(options, name) for name in ("captions", "features") if getattr(options, name)}
+    try:
+        if options.protocol == "paired":
+            if not options.checkpoint or len(options.checkpoint) > 1:
+                raise DataError("--protocol paired looks inside one model: give one --checkpoint")
+            reports = run.evaluate_paired(options.checkpoint[0], options.split, overrides=overrides)
+            print(f"{WARNING}\n\n{run.markdown(reports)}\n{WARNING}\n(not saved)")
+            return 0
+        if options.scores:
+            scores, owner = load_scores(options.scores)
+            reports = run.reports_of(scores, owner, folds=options.folds)
+            about = {"scores": options.scores, "protocol": "ranking of given scores", **run.environment()}
+            folder, name = Path(options.scores).parent, f"eval-{Path(options.scores).stem}"
+        else:
+            reports, about = run.evaluate_runs(
+                options.checkpoint, options.split, folds=options.folds, overrides=overrides
+            )
+            first = Path(options.checkpoint[0])
+            folder = first.parent if first.is_file() else first
+            name = f"eval-{about['split']}" + ("-ensemble" if len(options.checkpoint) > 1 else "")
+    except (DataError, FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(run.markdown(reports))
+    saved = run.save_reports(reports, about, Path(options.out) if options.out else folder, name)
+    print("saved:", *saved)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,58 @@
+"""Train a model: `python tools/train.py --dataset flickr30k [--out RUN] [--model.embed_dim 512] ...`
+
+Settings are the defaults of ascl/config.py, then configs/<dataset>.yaml, then --config FILE, then the command line.
+`--resume RUN` goes on exactly where RUN stopped. Several GPUs: `accelerate launch tools/train.py ...`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import yaml
+
+from ascl.config import ConfigError, load_config, setting_names
+from ascl.errors import DataError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or "--help" in arguments or "-h" in arguments:
+        print(__doc__, "Settings (see ascl/config.py):", *(f"  --{name}" for name in setting_names()), sep="\n")
+        return 0
+    try:
+        saved, resume = None, "--resume" in arguments
+        if resume:
+            run, arguments = _take(arguments, "--resume")
+            path = Path(run) / "settings.yaml"
+            if not path.exists():
+                raise ConfigError(f"--resume {run}: {path} does not exist; give the folder of a run")
+            saved = yaml.safe_load(path.read_text(encoding="utf-8")) | {"out": run}
+        config = load_config(arguments, CONFIGS, saved)
+        from ascl.run import train  # torch and transformers are slow to import: settings are checked before
+
+        progress = train(config, resume=resume)
+    except (ConfigError, DataError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stopped:
+        print(f"\n{stopped}\ncontinue with: python tools/train.py --resume {config.out}", file=sys.stderr)
+        return 130
+    best = progress.best_metrics or {}
+    print(f"best validation Rsum {progress.best:.1f} at step {progress.best_step}: "
+          + ", ".join(f"{name} {value:.1f}" for name, value in best.items() if name != "rsum"))
+    print(f"evaluate with: python tools/eval.py --checkpoint {config.out}")
+    return 0
+
+
+def _take(arguments: list[str], name: str) -> tuple[str, list[str]]:
+    """The value after `name`, and the other arguments."""
+    place = arguments.index(name)
+    if place + 1 >= len(arguments):
+        raise ConfigError(f"{name} needs the folder of a run")
+    return arguments[place + 1], arguments[:place] + arguments[place + 2 :]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
