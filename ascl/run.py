@@ -168,6 +168,7 @@ def known_truth(config: Config, split: str, captions: CaptionSet) -> np.ndarray 
     return truth_matrix(captions.captions, [records[image_id] for image_id in captions.image_ids])
 
 
+@torch.no_grad()
 def evaluate_paired(run: str, split: str | None, *, overrides: dict[str, Any]) -> Reports:
     """The leak diagnostic beside the honest numbers of the same model; see `analysis.leakage`."""
     model, config = build.load_run(run)

@@ -25,7 +25,6 @@ WARNING = (
 )
 
 
-@torch.no_grad()
 def paired_global_scores(model: AsCL, images: EncodedImages, texts: EncodedTexts, owner: np.ndarray) -> Tensor:
     """Global scores with W_g and V_g made on true pairs only: the leaking part.
 

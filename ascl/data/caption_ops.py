@@ -17,15 +17,15 @@ from nltk.tag import RegexpTagger
 STRATEGIES = ("concatenate", "prefix", "keywords", "both", "both-prefix")
 
 _FUNCTION_WORDS = """
-a an the this that these those some any each every either neither another other others both all no
-and or but nor so yet as while when where because if than then though although until
-i me my mine you your yours he him his she her hers it its we us our ours they them their theirs
-himself herself itself themselves someone something somebody anyone anything everyone everything who whom whose which
-what there here of in on at by for with from to into onto off over under above below between among through across along
-against around about behind beside besides near toward towards next front back upon within without inside outside out up down before
-after during past via per like am is are was were be been being has have had having do does did doing can could will
-would may might must shall should not very too also just only as such more most less least quite rather still even ever
-never again together one two three four five six seven eight nine ten several many few much lot lots couple
+a an the this that these those some any each every either neither another other others both all no and or but nor so
+yet as while when where because if than then though although until i me my mine you your yours he him his she her
+hers it its we us our ours they them their theirs himself herself itself themselves someone something somebody
+anyone anything everyone everything who whom whose which what there here of in on at by for with from to into onto
+off over under above below between among through across along against around about behind beside besides near toward
+towards next front back upon within without inside outside out up down before after during past via per like am is
+are was were be been being has have had having do does did doing can could will would may might must shall should
+not very too also just only such more most less least quite rather still even ever never again together one two
+three four five six seven eight nine ten several many few much lot lots couple
 """
 _EDGE = re.compile(r"^\W+|\W+$")
 # The last rule takes what is left, so that an unknown word is a noun, as in every such tagger.

@@ -96,10 +96,8 @@ def shuffle(words: Tensor, mask: Tensor, generator: Generator | None) -> Tensor:
     source = _random_order(mask, generator)  # places of real words shuffled, then of padding
     unmoved = (padding | (source == places)).all(dim=1, keepdim=True)
     rotated = places.gather(1, (position + 1) % count.clamp(min=1))
-    source = torch.where(unmoved, rotated, source)
-    source = torch.where(padding, places, source)
-    index = torch.empty_like(places).scatter(1, places, source)
-    return words.gather(1, index[..., None].expand_as(words))
+    index = torch.empty_like(places).scatter(1, places, torch.where(unmoved, rotated, source))
+    return _on_real(words.gather(1, index[..., None].expand_as(words)), words, mask)
 
 
 def token_cutoff(words: Tensor, mask: Tensor, generator: Generator | None, *, ratio: float) -> Tensor:

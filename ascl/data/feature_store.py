@@ -138,7 +138,10 @@ class Hdf5Features(FeatureStore):
         self.image_ids = list(file["image_ids"].asstr()[:])
         _refuse_repeated(self.image_ids, self.source)
         provenance = file.attrs.get("provenance")
-        self.provenance = {} if provenance is None else {self.source: json.loads(provenance)}
+        try:
+            self.provenance = {} if provenance is None else {self.source: json.loads(provenance)}
+        except json.JSONDecodeError as error:
+            raise DataError(f"{self.path}: attribute `provenance` is not JSON ({error})") from error
         if "regions" in file:
             _, self.num_regions, self.region_dim = self._shape(file, "regions", (None, None))
         if "globals" in file:

@@ -41,7 +41,7 @@ from ascl.errors import DataError
 
 ATTRIBUTES = ("size", "texture", "colour", "shape")
 _VALUES = {"size": SIZES, "texture": TEXTURES, "colour": tuple(COLOURS), "shape": SHAPES}
-_ADJECTIVES = {
+_ADJECTIVES: dict[str, dict[str, tuple[str, ...]]] = {
     "size": {"small": ("small", "little", "tiny"), "large": ("large", "big")},
     "texture": {
         "solid": ("solid", "plain"),
@@ -71,8 +71,7 @@ _RELATIONS = {
 }
 _CONTAINS = ("contains", "surrounds", "encloses")  # verbs, where the other relations follow "is"
 _PLACES = {
-    place: (f"in the {place} corner", f"at the {place}") if " " in place else (f"at the {place}",)
-    for place in PLACES
+    place: (f"in the {place} corner", f"at the {place}") if " " in place else (f"at the {place}",) for place in PLACES
 } | {"middle": ("in the middle", "in the center"), "left": ("on the left",), "right": ("on the right",)}
 _GROUNDS = ("on a {} background", "against a {} background", "on {}", "the background is {}")
 _NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
@@ -114,7 +113,7 @@ class Meaning:
     mentions: list[Mention] = field(default_factory=list)  # different objects
     relations: list[tuple[int, str, int]] = field(default_factory=list)  # between mentions
     counts: list[tuple[Kind, int]] = field(default_factory=list)  # exactly so many of a kind
-    rules: list[tuple[Kind, Kind]] = field(default_factory=list)  # all of the first kind, at least one, are of the second
+    rules: list[tuple[Kind, Kind]] = field(default_factory=list)  # all of one kind, at least one, are of the other
     backgrounds: list[str] = field(default_factory=list)
 
 
@@ -220,8 +219,8 @@ class _SceneTable:
             true[left] = self._assignable(left, fits, meaning.relations)
         return true
 
-    def _assignable(self, rows: np.ndarray, fits: list[np.ndarray], relations: list[tuple[int, str, int]]) -> np.ndarray:
-        """(len(rows),) bool: some choice of different objects, one for each mention, fits and stands in the relations."""
+    def _assignable(self, rows: np.ndarray, fits: list[np.ndarray], relations: Sequence[tuple[int, str, int]]):
+        """(len(rows),) bool: some choice of different objects, one for each mention, fits the relations."""
         chosen = _choices(self.real.shape[1], len(fits))
         good = np.ones((len(rows), len(chosen)), dtype=bool)
         for k, fit in enumerate(fits):
@@ -292,7 +291,8 @@ class _Reader:
             position = word.end()
 
     def _unreadable(self, rest: str) -> DataError:
-        return DataError(f"caption {self.caption!r}: cannot read {rest!r}; truth is defined for captions of `scenes` only")
+        only = "truth is defined for captions of the data set `scenes` only"
+        return DataError(f"caption {self.caption!r}: cannot read {rest!r}; {only}")
 
     def next_is(self, *categories: str) -> bool:
         return self.at < len(self.words) and self.words[self.at][0] in categories

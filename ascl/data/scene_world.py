@@ -1,4 +1,4 @@
-"""The world of the generated data set: what objects there are, how a scene is drawn from a seed, what holds between objects.
+"""The world of the generated data set: its objects, how a scene follows from a seed, what holds between objects.
 
 Everything that a caption can say is defined here, on attributes and boxes alone, so that truth never depends on pixels.
 """
@@ -55,8 +55,8 @@ PLACES: dict[str, tuple[int | None, int | None]] = {
     "right": (2, None),
 }
 MAX_OBJECTS = 5
-# In fractions of the image's side. Objects stand near the centres of a 3 x 3 grid, so two centres differ along an axis by
-# at most 0.03 (same column or row) or at least 0.29: no relation and no place is ever a matter of opinion.
+# In fractions of the image's side. Objects stand near the centres of a 3 x 3 grid, so two centres differ along an axis
+# by at most 0.03 (same column or row) or at least 0.29: no relation and no place is ever a matter of opinion.
 _APART = 0.15
 _NEIGHBOUR = 0.45
 _LARGE = (0.255, 0.28)
@@ -99,7 +99,7 @@ class Scene:
             "side": self.side,
             "background": self.background,
             "background_rgb": list(self.background_rgb),
-            "objects": [{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(o).items()} for o in self.objects],
+            "objects": [asdict(o) | {"box": list(o.box), "rgb": list(o.rgb)} for o in self.objects],
         }
 
     @classmethod
@@ -178,8 +178,8 @@ def outline(shape: str, angle: float) -> np.ndarray:
         points = np.stack([x, y], axis=1)
     else:
         raise KeyError(shape)
-    turn = math.radians(angle)
-    points = points @ np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    points = points @ np.array([[cos, sin], [-sin, cos]])
     points = points - points.min(axis=0)
     return points / points.max()
 
@@ -200,7 +200,7 @@ def make_scene(seed: int, index: int, *, split: str = "train", side: int = 224) 
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r} of scenes: use one of {', '.join(SPLITS)}")
     if seed < 0 or index < 0 or side < 32:
-        raise DataError(f"scenes need seed >= 0, index >= 0 and side >= 32, got seed {seed}, index {index}, side {side}")
+        raise DataError(f"scenes need seed >= 0, index >= 0, side >= 32: got seed {seed}, index {index}, side {side}")
     colours, background = _draw_colours(generator(seed, split, 0, index // 4))
     shapes, textures, sizes, nested = _draw_attributes(generator(seed, split, 1, index // 2), len(colours))
     rng = generator(seed, split, 2, index)
@@ -284,4 +284,5 @@ def _permuted(rng: np.random.Generator, values: list[str]) -> list[str]:
 def _tinted(rng: np.random.Generator, rgb: tuple[int, int, int]) -> tuple[int, int, int]:
     """The colour as it comes out of the tin: up to 9 levels off in each channel."""
     shift = rng.integers(-9, 10, 3)
-    return tuple(int(min(255, max(0, c + d))) for c, d in zip(rgb, shift, strict=True))
+    red, green, blue = (int(min(255, max(0, c + d))) for c, d in zip(rgb, shift, strict=True))
+    return red, green, blue

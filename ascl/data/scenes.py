@@ -128,15 +128,19 @@ def write_scenes(folder: str | os.PathLike, *, train: int, val: int, test: int, 
     """
     settings = SceneSettings(train=train, val=val, test=test, seed=seed, side=side)
     if min(train, val, test) < 0 or train + val + test == 0:
-        raise DataError(f"scenes need sizes of at least 0, and one image in all: got train {train}, val {val}, test {test}")
+        raise DataError(
+            f"scenes need at least one image and no negative size: got train {train}, val {val}, test {test}"
+        )
     dataset = Path(folder) / DATASET_FILE
     images = Path(folder) / "images"
     finished = dataset.exists()
     if finished and (found := _read(dataset).get("settings")) != asdict(settings):
-        raise DataError(f"{dataset} was made with {found}, asked for is {asdict(settings)}: delete the folder or name another")
+        wanted = f"asked for is {asdict(settings)}: delete the folder or name another"
+        raise DataError(f"{dataset} was made with {found}, {wanted}")
     images.mkdir(parents=True, exist_ok=True)
     present = {entry.name for entry in os.scandir(images)} if finished else set()  # else they may be another seed's
-    jobs = [(split, index) for split, count in (("train", train), ("val", val), ("test", test)) for index in range(count)]
+    counts = {"train": train, "val": val, "test": test}
+    jobs = [(split, index) for split in SPLITS for index in range(counts[split])]
 
     def draw(imgid: int) -> dict:
         split, index = jobs[imgid]
@@ -196,7 +200,7 @@ def load_scene_records(path: str | os.PathLike, split: str) -> list[Scene]:
         try:
             scenes.append(Scene.from_record(Path(image["filename"]).stem, image))
         except KeyError as error:
-            raise DataError(f"{dataset}, images[{row}] has no {error}: not a data set that write_scenes made") from error
+            raise DataError(f"{dataset}, images[{row}] has no {error}: write_scenes did not make this file") from error
     if not scenes:
         raise DataError(f"{dataset} has no image of split {split!r}: splits are {', '.join(SPLITS)}")
     return scenes

@@ -197,7 +197,8 @@ def test_scan_takes_images_from_the_ids_file(tmp_path, ids):
 
 
 def test_scan_reads_windows_line_ends_mark_gzip_and_odd_characters(tmp_path):
-    text = "\ufeffA dog .\r\nA c\u2028at\u0085 runs\r\nUn café\r\n\r\n"  # two of `str.splitlines`' line ends inside a caption
+    # two of the line ends of `str.splitlines` lie inside a caption
+    text = "\ufeffA dog .\r\nA c\u2028at\u0085 runs\r\nUn café\r\n\r\n"
     (tmp_path / "test_caps.txt.gz").write_bytes(gzip.compress(text.encode()))
     captions = load_scan(tmp_path, "test", captions_per_image=3)
     assert captions.captions == ["A dog .", "A c at runs", "Un café"]
@@ -291,4 +292,6 @@ def test_real_images_of_flickr8k_have_the_ids_of_their_files(shared):
 
 def test_coco_5k_test_starts_with_the_1k_test(shared):
     five, one = (load_scan(shared / "data" / "captions", f"coco_{name}") for name in ("testall", "test"))
-    assert five.subset(range(1000)).captions == one.captions
+    pairs = zip(five.subset(range(1000)).captions, one.captions, strict=True)
+    # The published files themselves differ in one caption: of its last image, which has more than five.
+    assert [i for i, (a, b) in enumerate(pairs) if a != b] == [4999]

@@ -1,0 +1,32 @@
+# The commands of the README. Everything happens in .venv; nothing outside this folder is touched.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+DEMO := runs/demo
+
+.PHONY: demo test lint bench clean-demo
+
+$(VENV)/installed: setup.py pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit('Python 3.10 or newer is needed, this is ' + sys.version) if sys.version_info < (3, 10) else None"
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: $(VENV)/installed
+	$(RUN) tools/prepare_data.py --dataset scenes
+	$(RUN) tools/train.py --dataset scenes --out $(DEMO)
+	$(RUN) tools/eval.py --checkpoint $(DEMO)
+
+clean-demo:
+	rm -rf $(DEMO)
+
+test: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -q
+
+lint: $(VENV)/installed
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+bench: $(VENV)/installed
+	$(RUN) benchmarks/bench_retrieval.py

@@ -1,0 +1,132 @@
+"""Two gates that keep evaluation honest, for ever: equivariance, and noise. Each is shown to catch a scorer that leaks.
+
+The leaking scorer is the procedure of the released evaluation (`analysis.leakage`): it encodes every item together
+with its own true partner.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from ascl.analysis.leakage import paired_global_scores, paired_scores
+from ascl.data.embedding_noise import NoiseSettings
+from ascl.data.pairs import Batch
+from ascl.losses import info_nce
+from ascl.models import AsCL, EncodedImages, EncodedTexts
+from ascl.models.baselines.two_tower import TwoTower
+from ascl.retrieval import rank_report, score_all_pairs
+from ascl.retrieval.objective import RetrievalObjective
+
+CAPTIONS_EACH = 2
+
+
+class RandomWords(torch.nn.Module):
+    """Stands where a text encoder would: "caption 7" has fixed random words, independent of everything."""
+
+    dim = 24
+
+    def forward(self, texts):
+        words = [torch.randn(6, self.dim, generator=torch.Generator().manual_seed(int(t.split()[1]))) for t in texts]
+        return torch.stack(words), torch.ones(len(texts), 6, dtype=torch.bool)
+
+
+def noise_batch(first: int, count: int, captions_each: int = 1) -> Batch:
+    """Images and captions that have nothing to do with each other."""
+    generator = torch.Generator().manual_seed(first)
+    return Batch(
+        torch.randn(count, 8, 24, generator=generator), torch.randn(count, 24, generator=generator), None,
+        [f"caption {first * 10 + i}" for i in range(count * captions_each)], None,
+    )
+
+
+def train_on_noise(step_loss, steps: int) -> AsCL:
+    """A model after a short training on noise that is new in every step."""
+    torch.manual_seed(0)
+    model = AsCL(24, 24, RandomWords(), embed_dim=48, num_heads=4, local_weight=0.5)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for step in range(steps):
+        loss = step_loss(model, noise_batch(1000 * (1 + step), 32), step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def honest() -> AsCL:
+    """Trained as this project trains: every pair scored by the formula."""
+    objective, generator = RetrievalObjective(0.05, NoiseSettings(), None), torch.Generator().manual_seed(0)
+    return train_on_noise(lambda model, batch, step: objective(model, batch, step, generator)["loss"], 40)
+
+
+@pytest.fixture(scope="module")
+def leaking() -> AsCL:
+    """Trained as it is then evaluated: global vectors made on true pairs, compared across pairs."""
+    def loss(model, batch, step):
+        images, texts = model.encode_images(batch.regions, batch.globals), model.encode_texts(batch.captions)
+        scores = paired_global_scores(model, images, texts, np.arange(len(images)))
+        return info_nce(scores, temperature=0.05) + info_nce(scores.T, temperature=0.05)
+
+    return train_on_noise(loss, 100)
+
+
+def held_out(model: AsCL) -> tuple[EncodedImages, EncodedTexts, np.ndarray]:
+    batch = noise_batch(900_000, 100, CAPTIONS_EACH)
+    with torch.no_grad():
+        images, texts = model.encode_images(batch.regions, batch.globals), model.encode_texts(batch.captions)
+    return images, texts, np.repeat(np.arange(len(images)), CAPTIONS_EACH)
+
+
+def above_chance(scores, owner) -> bool:
+    """Whether recall at 10 lies more than five standard deviations above that of guessing, in either direction."""
+    report = rank_report(scores, owner)
+    hit = 10 / report.images
+    miss_all = np.prod([1 - 10 / (report.texts - i) for i in range(CAPTIONS_EACH)])
+    chances = [(report.t2i.r10 / 100, hit, report.texts), (report.i2t.r10 / 100, 1 - miss_all, report.images)]
+    return any(recall > chance + 5 * (chance * (1 - chance) / n) ** 0.5 for recall, chance, n in chances)
+
+
+def follows_permutations(scorer, images: EncodedImages, texts: EncodedTexts) -> bool:
+    """Whether permuting images and captions permutes the score matrix and does nothing else."""
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randperm(len(images), generator=generator)
+    columns = torch.randperm(len(texts), generator=generator)
+    return torch.allclose(scorer(images[rows], texts[columns]), scorer(images, texts)[rows][:, columns], atol=1e-5)
+
+
+@pytest.mark.parametrize("training", ["honest", "leaking"])
+def test_noise_gate_every_pair_scored_alone_stays_at_chance(training, request):
+    model = request.getfixturevalue(training)
+    images, texts, owner = held_out(model)
+    assert not above_chance(score_all_pairs(model, images, texts), owner)
+
+
+def test_noise_gate_catches_the_leak(leaking):
+    """On pure noise the released procedure finds the partner of most images; there is nothing to find."""
+    images, texts, owner = held_out(leaking)
+    with torch.no_grad():
+        assert above_chance(paired_scores(leaking, images, texts, owner), owner)
+        report = rank_report(paired_global_scores(leaking, images, texts, owner), owner)
+    assert report.i2t.r1 > 20 and report.t2i.r1 > 15            # chance is 2 and 1
+
+
+def test_equivariance_gate_passes_for_every_pair_scored_alone(leaking):
+    images, texts, _ = held_out(leaking)
+    assert follows_permutations(lambda i, t: score_all_pairs(leaking, i, t), images, texts)
+    with torch.no_grad():
+        assert follows_permutations(leaking.pair_scores, images[:9], texts[:11])
+
+
+def test_equivariance_gate_passes_for_the_two_towers():
+    torch.manual_seed(0)
+    model = TwoTower(24, 24, RandomWords(), 16)
+    batch = noise_batch(5000, 7)
+    with torch.no_grad():
+        images, texts = model.encode_images(batch.regions, batch.globals), model.encode_texts(batch.captions)
+    assert follows_permutations(lambda i, t: score_all_pairs(model, i, t), images, texts)
+
+
+def test_equivariance_gate_catches_the_leak(leaking):
+    images, texts, owner = held_out(leaking)
+    with torch.no_grad():
+        assert not follows_permutations(lambda i, t: paired_scores(leaking, i, t, owner), images, texts)
