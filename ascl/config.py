@@ -154,24 +154,38 @@ class ConfigError(ValueError):
     """A setting is unknown or has a value that it cannot have."""
 
 
-def setting_names(config: type = Config, prefix: str = "") -> list[str]:
-    """Every leaf's dotted name, as the command line takes it."""
+def _kinds(config: type = Config, prefix: str = "") -> dict[str, typing.Any]:
+    """Type of every leaf by its dotted name."""
     hints = typing.get_type_hints(config)
-    names = []
+    kinds: dict[str, typing.Any] = {}
     for entry in dataclasses.fields(config):
         kind = hints[entry.name]
         if dataclasses.is_dataclass(kind):
-            names += setting_names(kind, f"{prefix}{entry.name}.")
+            kinds |= _kinds(typing.cast(type, kind), f"{prefix}{entry.name}.")
         else:
-            names.append(prefix + entry.name)
-    return names
+            kinds[prefix + entry.name] = kind
+    return kinds
+
+
+def setting_names() -> list[str]:
+    """Every leaf's dotted name, as the command line takes it."""
+    return list(_kinds())
 
 
 def _check_name(name: str, where: str) -> None:
     names = setting_names()
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+        near = max(names, key=lambda known: _likeness(name, known))
         raise ConfigError(f"{where}: unknown setting {name!r}; the nearest right one is {near!r}")
+
+
+def _likeness(name: str, known: str) -> tuple[float, float]:
+    """How near two dotted names are, by their last parts or as a whole: `lr` is meant as `optimizer.lr`."""
+    def ratio(a: str, b: str) -> float:
+        return difflib.SequenceMatcher(None, a, b).ratio()
+
+    whole = ratio(name, known)
+    return max(whole, ratio(name.rpartition(".")[2], known.rpartition(".")[2])), whole
 
 
 def _flatten(values: dict, prefix: str = "") -> dict[str, object]:
@@ -195,7 +209,9 @@ def _read_yaml(path: Path) -> dict[str, object]:
     flat = _flatten(values)
     for name in flat:
         _check_name(name, str(path))
-    return flat
+    # YAML 1.1 reads an unquoted no as false
+    return {name: "no" if value is False and "no" in typing.get_args(_kinds()[name]) else value
+            for name, value in flat.items()}
 
 
 def _parser() -> ArgumentParser:
@@ -216,8 +232,11 @@ def _from_namespace(config: type, values: Namespace | dict) -> object:
 
 def from_dict(values: dict, where: str = "settings") -> Config:
     """Settings saved with a run back into a `Config`; unknown names are errors."""
-    for name in _flatten(values):
+    kinds = _kinds()
+    for name, value in _flatten(values).items():
         _check_name(name, where)
+        if value is None and type(None) not in typing.get_args(kinds[name]):    # the parser lets it through
+            raise ConfigError(f"{where}: {name} cannot be null; leave it out for its default")
     try:
         return typing.cast(Config, _from_namespace(Config, _parser().parse_object(values)))
     except (ArgumentError, TypeError, ValueError) as error:
@@ -276,8 +295,16 @@ def load_config(arguments: list[str], configs: Path, saved: dict | None = None) 
 
 
 def _read_value(name: str, text: str) -> object:
-    """A value of the command line, read as YAML would be; text stays text."""
-    value = yaml.safe_load(text) if text else ""
+    """A value of the command line, read as YAML would be; where text is expected it stays text ("no", "2024")."""
+    kind = _kinds()[name]
+    if kind is str or typing.get_origin(kind) is Literal:
+        return text
+    if str in typing.get_args(kind) and type(None) in typing.get_args(kind):
+        return None if text in ("null", "~") else text
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError as error:
+        raise ConfigError(f"command line: --{name} {text}: not a value: {error}") from error
     # YAML 1.1 reads 5e-4 as text
     if isinstance(value, str):
         try:

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "ascl"
 LAYERS = [
-    {"run"},
+    {"run", "prepare"},
     {"build"},
     {"analysis", "training"},
     {"image_copy", "retrieval", "features"},
@@ -18,7 +18,7 @@ LAYERS = [
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 APART = [{"models", "data", "losses"}]                      # the same floor, and still never one another
 BASE = {"errors", "files"}
-ALLOWED_CONFIG = {"run", "build"}
+ALLOWED_CONFIG = {"run", "prepare", "build"}
 
 
 def imported_rooms(path: Path) -> set[str]:

@@ -62,10 +62,13 @@ class AsCL(nn.Module):
                 itself, averaged over heads; 0 would be uniform attention.
         """
         super().__init__()
-        if embed_dim % num_heads:
+        if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads:
             raise ValueError(f"num_heads ({num_heads}) must divide embed_dim ({embed_dim})")
         if not 0 <= local_weight <= 1:
             raise ValueError(f"local_weight must lie in [0, 1], got {local_weight}")
+        if not 0 <= sharpness < float("inf"):
+            raise ValueError(f"sharpness must be at least 0, got {sharpness}")
+        self.region_dim, self.global_dim = region_dim, global_dim
         self.embed_dim, self.num_heads, self.local_weight = embed_dim, num_heads, local_weight
         self.fusion = fusion
         # norm^2 * cos / (H * sqrt(d)) is a head's logit on average, d = D / H
@@ -97,7 +100,7 @@ class AsCL(nn.Module):
         Raises:
             ValueError: dimensions other than the model was built for.
         """
-        expected = (self.image.regions.in_features, self.image.globals.in_features)
+        expected = (self.region_dim, self.global_dim)
         if regions.dim() != 3 or globals_.dim() != 2 or (regions.shape[-1], globals_.shape[-1]) != expected:
             raise ValueError(
                 f"the model takes regions (N, K, {expected[0]}) and globals (N, {expected[1]}), "

@@ -7,10 +7,17 @@ import os
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from ascl.errors import DataError
+
+_GIVE_ENCODER = (
+    "give text.encoder the folder of a saved Hugging Face encoder, or a name on the hub such as bert-base-uncased"
+)
 
 
 class BertWords(nn.Module):
@@ -26,17 +33,15 @@ class BertWords(nn.Module):
             name_or_path: a name on the Hugging Face hub or a local folder.
             finetune: train the encoder with the rest.
             max_words: longer texts are cut and counted in `truncated`; None = the encoder's own limit.
+
+        Raises:
+            FileNotFoundError: no such folder.
+            DataError: nothing that can be loaded there or on the hub, or max_words < 1.
         """
         super().__init__()
-        from transformers import AutoModel, AutoTokenizer  # slow to import, and not needed where texts come encoded
-
-        if os.sep in name_or_path and not Path(name_or_path).exists():
-            raise FileNotFoundError(
-                f"text encoder folder {name_or_path!r} does not exist: give text.encoder the folder of a saved Hugging "
-                "Face encoder, or a name on the hub such as bert-base-uncased"
-            )
-        self.tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-        self.encoder = AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
+        if max_words is not None and max_words < 1:
+            raise DataError(f"text.max_words is {max_words}: has to be at least 1, or null for the encoder's limit")
+        self.tokenizer, self.encoder = _load_encoder(name_or_path)
         self.finetune = finetune
         self.encoder.requires_grad_(finetune)
         self.dim = self.encoder.config.hidden_size
@@ -56,13 +61,13 @@ class BertWords(nn.Module):
         """N texts -> hidden (N, L, dim) and mask (N, L) bool, True = a real word.
 
         Raises:
-            ValueError: a text without any word, with its position.
+            DataError: a text without any word.
         """
         special = self.tokenizer.num_special_tokens_to_add()
         pieces = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        for position, ids in enumerate(pieces):
+        for text, ids in zip(texts, pieces, strict=True):
             if not ids:
-                raise ValueError(f"text {position} has no words: {texts[position]!r}")
+                raise DataError(f"the text {text!r} has no words: remove this caption or fill it")
         self.truncated += sum(len(ids) > self.max_words for ids in pieces)
         tokens = self.tokenizer(
             list(texts), return_tensors="pt", padding=True, truncation=True, max_length=self.max_words + special,
@@ -73,6 +78,22 @@ class BertWords(nn.Module):
         with torch.set_grad_enabled(self.finetune and torch.is_grad_enabled()):
             hidden = self.encoder(**tokens).last_hidden_state
         return _only_words(hidden, real.to(hidden.device))
+
+
+def _load_encoder(name_or_path: str) -> tuple[Any, Any]:
+    """Tokenizer and encoder in float32, of a local folder or of a name on the hub: `NAME` or `OWNER/NAME`."""
+    from transformers import AutoModel, AutoTokenizer  # slow to import, and not needed where texts come encoded
+
+    like_a_path = name_or_path.startswith((".", "~", os.sep)) or name_or_path.count("/") > 1
+    if like_a_path and not Path(name_or_path).exists():
+        raise FileNotFoundError(f"text encoder folder {name_or_path!r} does not exist: {_GIVE_ENCODER}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        return tokenizer, AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
+    except Exception as error:  # each of the libraries behind it has exceptions of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        where = "the folder cannot be loaded" if Path(name_or_path).exists() else "no such folder, and the hub gives none"
+        raise DataError(f"text encoder {name_or_path!r}: {where} ({reason}): {_GIVE_ENCODER}") from error
 
 
 def _only_words(hidden: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,8 +117,8 @@ class CachedWords(nn.Module):
     def __init__(self, encoder: BertWords, folder: str | os.PathLike) -> None:
         super().__init__()
         if encoder.finetune:
-            raise ValueError("the words of an encoder that is being fine-tuned change with each step: they cannot be "
-                             "cached; set text.cache to null or text.finetune to false")
+            raise DataError("the words of an encoder that is being fine-tuned change with each step: they cannot be "
+                            "cached; set text.cache to null or text.finetune to false")
         self.encoder = encoder
         self.dim = encoder.dim
         self.folder = Path(folder) / _fingerprint(encoder)
@@ -117,7 +138,11 @@ class CachedWords(nn.Module):
         keys = [hashlib.sha256(text.encode()).digest()[:16] for text in texts]
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._places}
         if missing:
-            self._encode(missing)
+            try:
+                self._encode(missing)
+            except OSError as error:
+                raise DataError(f"could not write the encoded words to {self.folder} ({error.strerror}): make room or "
+                                "check the folder, or set text.cache to null; nothing that was there is lost") from error
         places = [self._places[key] for key in keys]
         lengths = torch.tensor([words for _, _, words in places])
         hidden = np.zeros((len(texts), int(lengths.max()), self.dim), dtype=np.float16)
@@ -138,7 +163,7 @@ class CachedWords(nn.Module):
         file = len(self._files)
         self._files.append(os.open(data, os.O_RDONLY))
         for key, start, words in records.tolist():
-            if start + words <= available:
+            if words > 0 and start >= 0 and start + words <= available:     # a power cut can leave zeros
                 self._places[bytes(key)] = (file, start, words)
 
     def _encode(self, missing: dict[bytes, str], batch: int = 128) -> None:

@@ -8,6 +8,7 @@ from torch import nn
 
 from ascl.data.captions import CaptionSet
 from ascl.data.feature_store import FeatureStore
+from ascl.errors import DataError
 from ascl.models import EncodedImages, EncodedTexts
 
 
@@ -15,9 +16,20 @@ def _tensor(array: np.ndarray | None, device: torch.device) -> torch.Tensor | No
     return None if array is None else torch.from_numpy(array).to(device)
 
 
+def check_dimensions(model: nn.Module, store: FeatureStore) -> None:
+    """DataError for features of other dimensions than the model was trained on."""
+    wanted, found = (model.region_dim, model.global_dim), (store.region_dim, store.global_dim)
+    if found != wanted:
+        raise DataError(
+            f"{store.source} has regions of {found[0]} and globals of {found[1]} dimensions, the model was made for "
+            f"{wanted[0]} and {wanted[1]}: give the features that it was trained on, or such of the same extractor"
+        )
+
+
 @torch.no_grad()
 def encode_images(model: nn.Module, captions: CaptionSet, store: FeatureStore, *, batch: int = 128) -> EncodedImages:
     """Images of a caption set, in its order, on the CPU."""
+    check_dimensions(model, store)
     device = next(model.parameters()).device
     rows = store.rows(captions.image_ids)
     parts = []

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ascl.losses.contrastive import at_least_float32
 from ascl.models import AsCL, EncodedImages, EncodedTexts
 from ascl.models.ascl import masked_mean
 from ascl.models.fusion import AttentionWeights, attention_weights
@@ -134,21 +135,21 @@ class _Attend(torch.autograd.Function):
     """Attention of every query token over every key item, reduced at once to what the score needs of it.
 
     Works through the key items in chunks that stay in the processor's cache; nothing of the size (items x heads x keys
-    x queries) is kept: the backward pass computes the attention again.
+    x queries) is kept: the backward pass computes the attention again. Matrix products run in the type of the inputs;
+    softmax and sums in float32 at least.
     """
 
     @staticmethod
     def forward(ctx, query, out, weight, key, value, gram, mask):
         heads, items, s, _ = key.shape
         columns = query.shape[-1]
-        dot = query.new_empty(items, columns)
-        square = query.new_empty(items, columns)
-        mean = query.new_empty(items, heads * s, len(weight))
+        dot, square = (weight.new_empty(items, columns) for _ in range(2))
+        mean = weight.new_empty(items, heads * s, len(weight))
         for part in _chunks(items, heads * s * columns, query.device):
-            attention = _attention(query, key[:, part], None if mask is None else mask[part])     # (c, H * S, N * R)
-            match = _match(out, value[:, part])
+            attention = _attention(query, key[:, part], None if mask is None else mask[part], weight.dtype)
+            match = _match(out, value[:, part], weight.dtype)                                     # (c, H * S, N * R)
             torch.sum(match.mul_(attention), dim=1, out=dot[part])
-            torch.sum((gram[part] @ attention).mul_(attention), dim=1, out=square[part])
+            torch.sum((gram[part] @ attention.to(gram.dtype)) * attention, dim=1, out=square[part])
             mean[part] = _mean_over_tokens(attention, weight)
         ctx.save_for_backward(query, out, weight, key, value, gram, mask)
         return dot, square, mean
@@ -158,31 +159,31 @@ class _Attend(torch.autograd.Function):
     def backward(ctx, dot_grad, square_grad, mean_grad):
         query, out, weight, key, value, gram, mask = ctx.saved_tensors
         heads, items, s, d = key.shape
-        query_grad, out_grad = torch.zeros_like(query), torch.zeros_like(out)
+        low, wide = query.dtype, weight.dtype
+        query_grad, out_grad = torch.zeros_like(query, dtype=wide), torch.zeros_like(out, dtype=wide)
         key_grad, value_grad, gram_grad = torch.empty_like(key), torch.empty_like(value), torch.empty_like(gram)
         for part in _chunks(items, heads * s * query.shape[-1], query.device):
-            attention = _attention(query, key[:, part], None if mask is None else mask[part])
-            match = _match(out, value[:, part])
-            count = len(attention)
-            scaled = attention * square_grad[part].unsqueeze(1)                     # A diag(g)
-            gram_grad[part] = scaled @ attention.transpose(1, 2)
+            attention = _attention(query, key[:, part], None if mask is None else mask[part], wide)
+            match = _match(out, value[:, part], wide)
+            scaled = (attention * square_grad[part].unsqueeze(1)).to(low)               # A diag(g)
+            gram_grad[part] = scaled @ attention.to(low).transpose(1, 2)
             # d loss / d attention, from the three results in turn
-            gradient = torch.baddbmm(match.mul_(dot_grad[part].unsqueeze(1)), gram[part], scaled, alpha=2)
-            by_item = gradient.unflatten(2, weight.shape)                           # (c, H * S, N, R)
+            gradient = match.mul_(dot_grad[part].unsqueeze(1)).add_(gram[part] @ scaled, alpha=2)
+            by_item = gradient.unflatten(2, weight.shape)                               # (c, H * S, N, R)
             by_item.addcmul_(mean_grad[part].unsqueeze(-1), weight)
-            match_grad = torch.mul(attention, dot_grad[part].unsqueeze(1), out=scaled)
+            match_grad = (attention * dot_grad[part].unsqueeze(1)).to(low)
             # through the softmax, over the S keys of each head
             rows, weights = gradient.unflatten(1, (heads, s)), attention.unflatten(1, (heads, s))
             inner = (rows * weights).sum(dim=2, keepdim=True)
             rows.sub_(inner).mul_(weights)
-            logits_rows = _heads_first(gradient, heads, s)                          # (H, c * S, N * R)
+            logits_rows = _heads_first(gradient.to(low), heads, s)                      # (H, c * S, N * R)
             match_rows = _heads_first(match_grad, heads, s)
             key_part, value_part = key[:, part].flatten(1, 2), value[:, part].flatten(1, 2)
-            query_grad.baddbmm_(key_part.transpose(1, 2), logits_rows)
-            out_grad.baddbmm_(value_part.transpose(1, 2), match_rows)
-            key_grad[:, part] = (logits_rows @ query.transpose(1, 2)).view(heads, count, s, d)
-            value_grad[:, part] = (match_rows @ out.transpose(1, 2)).view(heads, count, s, d)
-        return query_grad, out_grad, None, key_grad, value_grad, gram_grad, None
+            query_grad += key_part.transpose(1, 2) @ logits_rows
+            out_grad += value_part.transpose(1, 2) @ match_rows
+            key_grad[:, part] = (logits_rows @ query.transpose(1, 2)).unflatten(1, (len(attention), s))
+            value_grad[:, part] = (match_rows @ out.transpose(1, 2)).unflatten(1, (len(attention), s))
+        return query_grad.to(low), out_grad.to(low), None, key_grad, value_grad, gram_grad, None
 
 
 def _chunks(items: int, entries_per_item: int, device: torch.device) -> Iterator[slice]:
@@ -201,17 +202,17 @@ def _heads_first(rows: Tensor, heads: int, s: int) -> Tensor:
     return rows.unflatten(1, (heads, s)).transpose(0, 1).flatten(1, 2)
 
 
-def _attention(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+def _attention(query: Tensor, key: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Softmax over each item's own keys -> (c, H * S, columns)."""
-    logits = _items_first(key.flatten(1, 2) @ query, key.shape[1])                  # (c, H, S, columns)
+    logits = _items_first(key.flatten(1, 2) @ query, key.shape[1]).to(dtype)        # (c, H, S, columns)
     if mask is not None:
         logits = logits.masked_fill(~mask[:, None, :, None], float("-inf"))
     return logits.softmax(dim=2).flatten(1, 2)
 
 
-def _match(out: Tensor, value: Tensor) -> Tensor:
+def _match(out: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
     """(x_i Z_h^O^T) . (X_j Z_h^V) -> (c, H * S, columns)."""
-    return _items_first(value.flatten(1, 2) @ out, value.shape[1]).flatten(1, 2)
+    return _items_first(value.flatten(1, 2) @ out, value.shape[1]).to(dtype).flatten(1, 2)
 
 
 def _mean_over_tokens(attention: Tensor, weight: Tensor) -> Tensor:
@@ -226,9 +227,13 @@ def _attend(queries: Queries, keys: Keys) -> tuple[Tensor, Tensor]:
         (N_keys, N_queries) mean over the query's tokens of cos(token, its attended vector), and
         (N_keys, N_queries, E) the global vectors made of the mean attended vector.
     """
-    dot, square, mean = _Attend.apply(
-        queries.query, queries.out, queries.weight, keys.key, keys.value, keys.gram, keys.mask
-    )
+    device = queries.query.device.type
+    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else queries.query.dtype
+    with torch.autocast(device, enabled=False):
+        dot, square, mean = _Attend.apply(
+            queries.query.to(low), queries.out.to(low), at_least_float32(queries.weight),
+            keys.key.to(low), keys.value.to(low), keys.gram.to(low), keys.mask,
+        )
     length = square.clamp_min(EPSILON**2).sqrt()                        # rounding can push a square below zero
     cosine = (dot / (queries.norm * length)).unflatten(1, queries.weight.shape)
     return (cosine * queries.weight).sum(dim=-1), mean.transpose(1, 2) @ keys.outputs
@@ -257,7 +262,9 @@ def trim(texts: EncodedTexts) -> EncodedTexts:
     return EncodedTexts(texts.words[:, :used], texts.mask[:, :used])
 
 
-def score_batch(model: nn.Module, images: EncodedImages, text_sets: list[EncodedTexts], block: int = 32) -> list[Tensor]:
+def score_batch(
+    model: nn.Module, images: EncodedImages, text_sets: list[EncodedTexts], block: int = 32
+) -> list[Tensor]:
     """Scores of one batch of images with several sets of texts, differentiable: what a training step needs.
 
     The images are prepared once for all sets. A model whose pairs do not meet before the score (no fusion, two

@@ -28,7 +28,7 @@ from ascl.data.scenes import (
 )
 from ascl.errors import DataError
 
-# ------------------------------------------------------------------------------------------------ the independent oracle
+# -------------------------------------------------------------------------------- the independent oracle
 
 MEANS = {"little": "small", "tiny": "small", "big": "large", "plain": "solid", "spotted": "dotted", "violet": "purple"}
 MEANS |= {"disc": "circle", "box": "square", "stripes": "striped", "dots": "dotted", "spots": "dotted"}
@@ -93,11 +93,11 @@ def oracle(caption: str, scene: Scene) -> bool:
         if ground != scene.background:
             return False
     text = re.sub(r"(?:the background is|on a|against a|on) (?:white|gray|black|beige|pink)(?: background)?", "", text)
-    for first, second in re.findall(rf"(?:every|all) ({THING}) (?:is|are) ((?:a |an )?{THING})", text):
+    for first, second in re.findall(rf"\b(?:every|all) ({THING}) (?:is|are) ((?:a |an )?{THING})", text):
         chosen = [o for o in scene.objects if has(o, demands(first))]
         if not chosen or not all(has(o, demands(second)) for o in chosen):
             return False
-    text = re.sub(rf"(?:every|all) {THING} (?:is|are) (?:a |an )?{THING}", "", text)
+    text = re.sub(rf"\b(?:every|all) {THING} (?:is|are) (?:a |an )?{THING}", "", text)
     numbers = {"no": 0, "only one": 1, "two": 2, "three": 3, "four": 4, "five": 5}
     for number, words in re.findall(rf"\b(no|only one|two|three|four|five) ({THING})", text):
         if sum(has(o, demands(words)) for o in scene.objects) != numbers[number]:
@@ -144,7 +144,7 @@ def some_scenes(count: int, seed: int = 0, split: str = "test") -> tuple[list[Sc
     return scenes, [c for i, scene in enumerate(scenes) for c in scene_captions(scene, seed, i, split=split)]
 
 
-# ----------------------------------------------------------------------------------------------------------------- truth
+# -------------------------------------------------------------------------------- truth
 
 
 def thing(words: str, x: float, y: float, extent: float = 30) -> SceneObject:
@@ -221,7 +221,7 @@ def test_truth_of_captions_written_by_hand(caption, true):
     [
         ("a red dog", "cannot read 'dog'"),
         ("a red", "noun is due"),
-        ("a circle is", "adjective or noun is due"),
+        ("a circle is", "noun is due"),
         ("the circle is red", "fits 0 objects"),
         ("a circle and a disc; the circle is red", "fits 2 objects"),
         ("a red blue circle", "contradiction"),
@@ -254,7 +254,7 @@ def test_truth_of_concatenated_captions_is_both():
     assert np.array_equal(both, one[:, :-1] & one[:, 1:])
 
 
-# ---------------------------------------------------------------------------------------------------------------- scenes
+# -------------------------------------------------------------------------------- scenes
 
 
 @settings(max_examples=120, deadline=None)
@@ -344,7 +344,7 @@ def test_bad_numbers_are_named(arguments, match):
         make_scene(0, 0, split="dev")
 
 
-# -------------------------------------------------------------------------------------------- neither too easy nor unfair
+# -------------------------------------------------------------------------------- neither too easy nor unfair
 
 
 def recall_at_1(scores: np.ndarray, owner: np.ndarray) -> tuple[float, float]:
@@ -370,7 +370,7 @@ def test_colour_alone_does_not_solve_it_and_truth_does():
     words = [*COLOURS, *BACKGROUNDS]
     bags = np.array([[c.replace("violet", "purple").split().count(w) for w in words] for c in captions], dtype=float)
     held = np.array(
-        [[sum(w in (o.colour, s.background) for o in s.objects) for w in words] for s in scenes], dtype=float
+        [[sum(o.colour == w for o in s.objects) + (s.background == w) for w in words] for s in scenes], dtype=float
     )
     pixels = np.array([named_colours(np.asarray(render(s))) for s in scenes])
 
@@ -378,7 +378,7 @@ def test_colour_alone_does_not_solve_it_and_truth_does():
         normal = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9) for x in (a, b)]
         return normal[0] @ normal[1].T
 
-    fits = (bags[None, :, :6] <= held[:, None, :6]).all(axis=2) & (bags[None, :, 6:] <= held[:, None, 6:]).all(axis=2)
+    fits = (bags[None] <= held[:, None]).all(axis=2)
     by_colour = {
         "histogram of pixels": cosine(np.sqrt(pixels), bags > 0),
         "true colours, as a bag": cosine(held, bags),
@@ -388,8 +388,9 @@ def test_colour_alone_does_not_solve_it_and_truth_does():
     by_truth = truth * (2 - truth.mean(axis=0))  # what is true; the caption that says most first
     assert recall_at_1(by_truth, owner)[0] > 90 and recall_at_1(by_truth, owner)[1] > 30
     for name, scores in by_colour.items():
-        i2t, t2i = recall_at_1(scores, owner)
-        assert i2t < 20 and t2i < 8, (name, i2t, t2i)
+        # ties are broken by chance here, else a matcher could look poor for nothing but its many ties
+        i2t, t2i = recall_at_1(scores + 1e-6 * np.random.default_rng(0).random(scores.shape), owner)
+        assert i2t < 30 and t2i < 12, (name, i2t, t2i)
 
 
 def test_a_collapsed_model_finds_nothing():
@@ -397,7 +398,7 @@ def test_a_collapsed_model_finds_nothing():
     assert recall_at_1(np.zeros((50, len(owner))), owner) == (0.0, 0.0)
 
 
-# ----------------------------------------------------------------------------------------------------- writing, loading
+# -------------------------------------------------------------------------------- writing, loading
 
 
 def content(folder):

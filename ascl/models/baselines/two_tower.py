@@ -25,6 +25,7 @@ class TwoTower(nn.Module):
 
     def __init__(self, region_dim: int, global_dim: int, text: nn.Module, embed_dim: int = 1024) -> None:
         super().__init__()
+        self.region_dim, self.global_dim = region_dim, global_dim
         self.text = text
         self.image = _projector(region_dim + global_dim, embed_dim)
         self.words = _projector(text.dim, embed_dim)

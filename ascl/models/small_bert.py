@@ -1,0 +1,56 @@
+"""A small untrained BERT for data sets of a closed vocabulary, saved as any Hugging Face encoder is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def write_small_bert(
+    folder: str | os.PathLike, texts: Iterable[str], *, dim: int = 128, layers: int = 2, heads: int = 4,
+    max_words: int = 126, seed: int = 0,
+) -> None:
+    """Random weights and one token for each distinct word of `texts`, ready for `text.encoder` with `text.finetune`.
+
+    Captions of a few dozen distinct words need no pretrained encoder. The folder appears whole or not at all.
+
+    Args:
+        texts: lower-cased and split as BERT's tokenizer does; later words outside of them become [UNK].
+        dim, layers, heads: size of the encoder. max_words: longest text, special tokens not counted.
+    """
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers.models.bert.tokenization_bert import BertTokenizer
+
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    splitter = BertTokenizerFast(vocab={token: i for i, token in enumerate(SPECIAL)}).backend_tokenizer
+    words: Counter[str] = Counter()
+    for text in texts:
+        normal = splitter.normalizer.normalize_str(text)
+        words.update(word for word, _ in splitter.pre_tokenizer.pre_tokenize_str(normal))
+    vocabulary = SPECIAL + sorted(words)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        BertTokenizer(
+            vocab={token: i for i, token in enumerate(vocabulary)}, model_max_length=max_words + 2
+        ).save_pretrained(temporary)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            BertModel(
+                BertConfig(
+                    vocab_size=len(vocabulary), hidden_size=dim, num_hidden_layers=layers, num_attention_heads=heads,
+                    intermediate_size=4 * dim, max_position_embeddings=max_words + 2,
+                )
+            ).save_pretrained(temporary)
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
