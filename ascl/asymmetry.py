@@ -1,4 +1,4 @@
-"""What image-text retrieval and copy detection share: similarity has a direction, one side may say more than the other."""
+"""What image-text retrieval and copy detection share: similarity has a direction, one side may say more."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -35,9 +35,12 @@ def build_split(
     Raises:
         DataError, FileNotFoundError: what is missing, where it was looked for, and the command that gets it.
     """
+    for name, most in (("val_images", images), ("captions_per_image", captions_per_image)):
+        if most is not None and most < 1:
+            raise DataError(f"data.{name} is {most}: has to be at least 1, or null for all")
     if not config.data.captions or not config.data.features:
         raise DataError("no data set: give --dataset NAME (a file of configs/), or data.captions and data.features")
-    paths = [Path(path.format(split=split)) for path in config.data.features]
+    paths = [Path(path.replace("{split}", split)) for path in config.data.features]
     for path in [Path(config.data.captions), *paths]:
         if not path.exists():
             raise DataError(f"{path.resolve()} does not exist; to get it: {config.data.prepare}")
@@ -48,7 +51,12 @@ def build_split(
     if images is not None:
         captions = captions.subset(range(min(images, len(captions.image_ids))))
     source = "mean-region" if config.data.global_source == "mean-region" else "files"
-    return captions, open_features(paths, captions=whole, globals_from=source)
+    store = open_features(paths, captions=whole, globals_from=source)
+    for kind in ("regions", "globals"):
+        if kind not in store.kinds:
+            instead = ", or set data.global_source to mean-region" if kind == "globals" else ""
+            raise DataError(f"{store.source}: no {kind}; add a file made by tools/extract_{kind}.py{instead}")
+    return captions, store
 
 
 def build_text_encoder(config: Config) -> nn.Module:
@@ -88,6 +96,8 @@ def build_pairs(config: Config, captions: CaptionSet, store: FeatureStore) -> Pa
     samples = config.samples
     positive = None
     if samples.positives != "none":
+        if not 0 < samples.positive_ratio < 1:
+            raise DataError(f"samples.positive_ratio has to lie between 0 and 1, got {samples.positive_ratio}")
         positive = partial(positive_caption, samples.positives, ratio=samples.positive_ratio)
     return PairDataset(captions, store, positive, seed=config.train.seed)
 
@@ -96,6 +106,8 @@ class TrainBatches:
     """(epoch, first batch) -> this process's batches: what `training.fit` asks for."""
 
     def __init__(self, config: Config, pairs: PairDataset, process: int, processes: int) -> None:
+        if config.train.workers < 0:
+            raise DataError(f"train.workers is {config.train.workers}: has to be at least 0")
         self.config, self.pairs, self.process, self.processes = config, pairs, process, processes
         self.sampler = UniqueImageBatchSampler(pairs.captions.owner, config.train.batch_size, seed=config.train.seed)
 
@@ -108,20 +120,24 @@ class TrainBatches:
                             f"of {self.processes} processes: lower train.batch_size")
         return steps
 
-    def __call__(self, epoch: int, first: int) -> Iterable[Batch]:
+    def __call__(self, epoch: int, first: int) -> Iterator[Batch]:
         self.sampler.set_epoch(epoch, 0)
         batches = list(self.sampler)[self.process :: self.processes][first : self.steps_per_epoch]
-        workers = self.config.train.workers
-        return DataLoader(
-            self.pairs, batch_sampler=batches, collate_fn=collate, num_workers=workers,
+        loader = DataLoader(
+            self.pairs, batch_sampler=batches, collate_fn=collate, num_workers=self.config.train.workers,
             pin_memory=torch.cuda.is_available(),
         )
+        try:
+            yield from loader
+        except DataError as error:      # from a worker it comes wrapped in the worker's traceback
+            raise DataError(str(error).rpartition(f"{DataError.__module__}.{DataError.__name__}: ")[2]) from error
 
 
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     """Adam over everything that is trained; a fine-tuned encoder gets its own rate."""
     settings = config.optimizer
-    encoder, rest = [], []
+    encoder: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (encoder if name.startswith("text.") else rest).append(parameter)
@@ -141,7 +157,8 @@ def build_schedule(config: Config, steps_per_epoch: int) -> Schedule:
         schedule = cosine(settings.lr, final=settings.final_lr, total_steps=total)
     else:
         schedule = step_decay(
-            settings.lr, gamma=settings.decay_factor, every_epochs=settings.decay_epochs, steps_per_epoch=steps_per_epoch
+            settings.lr, gamma=settings.decay_factor, every_epochs=settings.decay_epochs,
+            steps_per_epoch=steps_per_epoch,
         )
     return warmed_up(schedule, warmup_steps=settings.warmup_steps)
 

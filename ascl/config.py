@@ -23,7 +23,7 @@ class DataConfig:
     captions: Karpathy JSON, COCO caption JSON, or a folder of SCAN-style `{split}_caps.txt`.
     features: files that together hold regions and globals: our HDF5 (one or two), or one SCAN `.npy`;
         `{split}` in a name is replaced by the split's.
-    global_source: `file`, or `mean-region` where no globals exist (SCAN's release): the mean region stands in.
+    global_source: `files`, or `mean-region` where no globals exist (SCAN's release): the mean region stands in.
     captions_per_image: keep the first so many of each image when evaluating (COCO has a few images with six or
         seven); null = all.
     val_images: validate while training on the first so many images of the split, to save time; null = all.
@@ -33,7 +33,7 @@ class DataConfig:
 
     captions: str = ""
     features: list[str] = field(default_factory=list)
-    global_source: Literal["file", "mean-region"] = "file"
+    global_source: Literal["files", "mean-region"] = "files"
     captions_per_image: int | None = 5
     val_images: int | None = None
     train: str = "train"
@@ -112,7 +112,7 @@ class OptimizerConfig:
     lr: float = 5e-4
     encoder_lr: float = 1e-5
     schedule: Literal["step", "cosine"] = "step"
-    decay_epochs: float = 10
+    decay_epochs: int = 10
     decay_factor: float = 0.1
     final_lr: float = 0.0
     warmup_steps: int = 0
@@ -198,7 +198,7 @@ def _flatten(values: dict, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _read_yaml(path: Path) -> dict[str, object]:
+def read_settings(path: Path) -> dict[str, object]:
     """Settings of one file, by dotted name."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -289,18 +289,26 @@ def load_config(arguments: list[str], configs: Path, saved: dict | None = None) 
     for path in files:
         if not path.exists():
             raise ConfigError(f"--config {path}: no such file")
-        merged |= _read_yaml(path)
+        merged |= read_settings(path)
     merged |= {name: _read_value(name, value) for name, value in direct}
     return from_dict(_nest(merged))
 
 
 def _read_value(name: str, text: str) -> object:
-    """A value of the command line, read as YAML would be; where text is expected it stays text ("no", "2024")."""
+    """A value of the command line, read as YAML would be; where text is expected it stays text ("no", "2024").
+
+    A list of texts is split at its commas, with or without brackets around it: `[data/{split}.h5]` is no YAML.
+    """
     kind = _kinds()[name]
     if kind is str or typing.get_origin(kind) is Literal:
         return text
     if str in typing.get_args(kind) and type(None) in typing.get_args(kind):
         return None if text in ("null", "~") else text
+    if typing.get_origin(kind) is list:
+        if text.startswith("[") != text.endswith("]"):
+            raise ConfigError(f"command line: --{name} {text}: a bracket is missing")
+        parts = text.removeprefix("[").removesuffix("]").split(",")
+        return [part.strip().strip("'\"") for part in parts if part.strip()]
     try:
         value = yaml.safe_load(text) if text else ""
     except yaml.YAMLError as error:

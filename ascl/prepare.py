@@ -74,7 +74,7 @@ def check_dataset(config: Config) -> list[Check]:
         try:
             store = open_features(
                 [path.format(split=split) for path in data.features], captions=len(captions.captions),
-                globals_from="mean-region" if data.global_source == "mean-region" else "files",
+                globals_from=data.global_source,
             )
             store.rows(captions.image_ids)
             complete = store.region_dim is not None and store.global_dim is not None

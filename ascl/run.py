@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,9 +25,10 @@ from ascl.errors import DataError
 from ascl.files import write_text
 from ascl.models import AsCL
 from ascl.retrieval import fold_report, rank_report, score_all_pairs
+from ascl.retrieval.encode import check_dimensions
 from ascl.retrieval.ranking import FoldReport, RetrievalReport
 from ascl.training.distributed import make_accelerator
-from ascl.training.loop import LoopSettings, Progress, fit
+from ascl.training.loop import LoopSettings, Progress, check_start, fit
 
 Reports = dict[str, RetrievalReport | FoldReport]
 
@@ -56,22 +59,27 @@ def train(config: Config, *, resume: bool = False) -> Progress:
     out = Path(config.out)
     accelerator = make_accelerator(mixed_precision=config.train.mixed_precision)
     captions, store = build.build_split(config, config.data.train)
-    if store.global_dim is None:
-        raise DataError(f"{', '.join(config.data.features)}: no globals; add a file made by tools/extract_globals.py, "
-                        "or set data.global_source to mean-region")
     val_captions, val_store = build.build_split(
         config, config.data.val, captions_per_image=config.data.captions_per_image, images=config.data.val_images
     )
+    val_store.rows(val_captions.image_ids)                                  # all there: asked now, not after hours
     torch.manual_seed(config.train.seed)                                    # of the fresh weights
-    model = build.build_model(config, store.region_dim, store.global_dim)
-    pairs = build.build_pairs(config, captions, store)
-    batches = build.TrainBatches(config, pairs, accelerator.process_index, accelerator.num_processes)
+    with _refused_settings():
+        model = build.build_model(config, store.region_dim, store.global_dim)
+        check_dimensions(model, val_store)
+        objective = build.build_objective(config)
+        pairs = build.build_pairs(config, captions, store)
+        batches = build.TrainBatches(config, pairs, accelerator.process_index, accelerator.num_processes)
+        learning_rate = build.build_schedule(config, batches.steps_per_epoch)
+        optimizer = build.build_optimizer(config, model)
     settings = LoopSettings(
         epochs=config.train.epochs, steps_per_epoch=batches.steps_per_epoch, seed=config.train.seed,
         max_steps=config.train.max_steps, clip_norm=config.optimizer.clip_norm,
         validate_every=config.train.validate_every, checkpoint_every=config.train.checkpoint_every,
         log_every=config.train.log_every,
     )
+    saved = partial(build.is_saved, config)
+    check_start(accelerator, model, optimizer, settings=settings, folder=out, resume=resume, saved=saved)
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "settings.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
@@ -85,15 +93,24 @@ def train(config: Config, *, resume: bool = False) -> Progress:
         return figures(rank_report(score_all_pairs(model, images, texts), val_captions.owner))
 
     progress = fit(
-        accelerator, model, build.build_optimizer(config, model), train_batches=batches,
-        step_loss=build.build_objective(config), validate=validate,
-        learning_rate=build.build_schedule(config, batches.steps_per_epoch), settings=settings, folder=out,
-        resume=resume, saved=partial(build.is_saved, config),
+        accelerator, model, optimizer, train_batches=batches, step_loss=objective, validate=validate,
+        learning_rate=learning_rate, settings=settings, folder=out, resume=resume, saved=saved,
         extra={"settings": to_dict(config), "region_dim": store.region_dim, "global_dim": store.global_dim},
     )
     if accelerator.is_main_process:
         report_truncated(model)
     return progress
+
+
+@contextmanager
+def _refused_settings() -> Iterator[None]:
+    """What the parts refuse while they are built came from the settings: an error of the user's, not of the program."""
+    try:
+        yield
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"settings: {error}") from error
 
 
 def figures(report: RetrievalReport) -> dict[str, float]:
@@ -126,7 +143,9 @@ def on_best_device(model: nn.Module) -> nn.Module:
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def evaluate_runs(runs: list[str], split: str | None, *, folds: int | None, overrides: dict[str, Any]) -> tuple[Reports, dict]:
+def evaluate_runs(
+    runs: list[str], split: str | None, *, folds: int | None, overrides: dict[str, Any]
+) -> tuple[Reports, dict]:
     """Recalls of one run, or of several by their averaged scores.
 
     Args:

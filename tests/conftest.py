@@ -1,7 +1,12 @@
 """Fixtures that every room uses."""
 
+import importlib.util
+import itertools
+import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +20,92 @@ def shared() -> Path:
     if not (folder / "data" / "README.md").exists():
         pytest.skip("no folder `shared` with real data beside the repository")
     return folder
+
+
+WORDS = "a the and with on in dog cat man hat ball red blue small big old runs sits jumps holds sees grass snow street"
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory) -> Path:
+    """Folder of a BERT with random weights: hidden size 16, one layer, the words of `WORDS`, texts of at most 16."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny_bert")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS.split(), ".", "##s"]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=18).save_pretrained(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertModel(
+            BertConfig(
+                vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                intermediate_size=32, max_position_embeddings=18, initializer_range=0.5,
+            )
+        ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """Folder with captions.json (Karpathy), regions.h5 (4 regions of 8 dimensions, some images fewer), globals.h5 (6).
+
+    12 images to train with, 6 to validate, 6 to test; two captions an image, three for the first.
+    """
+    import h5py
+
+    folder = tmp_path_factory.mktemp("tiny_data")
+    rng = np.random.default_rng(0)
+    sentences = (" ".join(words) for words in itertools.product(
+        ["a red", "the blue", "a small", "the big old"], ["dog", "cat", "man"], ["runs", "sits", "jumps"],
+        ["on grass", "in the snow"],
+    ))
+    splits = ["train"] * 12 + ["val"] * 6 + ["test"] * 6
+    images = [
+        {"filename": f"photo{i:02d}.jpg", "split": split,
+         "sentences": [{"raw": next(sentences), "sentid": 10 * i + j} for j in range(3 if i in (0, 12, 18) else 2)]}
+        for i, split in enumerate(splits)
+    ]
+    (folder / "captions.json").write_text(json.dumps({"dataset": "tiny", "images": images}), encoding="utf-8")
+    ids = [Path(image["filename"]).stem for image in images]
+    contents = {
+        "regions": {"regions": rng.normal(size=(24, 4, 8)), "region_count": rng.integers(2, 5, 24).astype(np.int32)},
+        "globals": {"globals": rng.normal(size=(24, 6))},
+    }
+    for name, arrays in contents.items():
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            file.attrs["format"], file.attrs["version"], file.attrs["provenance"] = "ascl-features", 1, "{}"
+            file.create_dataset("image_ids", data=ids, dtype=h5py.string_dtype())
+            for key, array in arrays.items():
+                file.create_dataset(key, data=array if key == "region_count" else array.astype(np.float32))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tool() -> Callable[[str], Callable[[list[str]], int]]:
+    """Name of a program in tools/ -> its main(arguments) -> exit code."""
+    def load(name: str) -> Callable[[list[str]], int]:
+        spec = importlib.util.spec_from_file_location(f"tool_{name}", REPOSITORY / "tools" / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.main
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def train_arguments(tiny_bert) -> Callable[..., list[str]]:
+    """(data folder, run folder, *more) -> a command line of tools/train.py: 4 steps, 3 of them an epoch, on the CPU."""
+    def arguments(data: Path, out: Path, *more: str) -> list[str]:
+        return [
+            "--out", str(out), "--data.captions", str(data / "captions.json"),
+            "--data.features", f"[{data / 'regions.h5'}, {data / 'globals.h5'}]",
+            "--data.prepare", "python tools/prepare_data.py --dataset tiny", "--text.encoder", str(tiny_bert),
+            "--model.embed_dim", "8", "--model.num_heads", "2", "--train.batch_size", "8", "--train.workers", "0",
+            "--train.max_steps", "4", "--train.validate_every", "2", "--train.log_every", "1", *more,
+        ]
+
+    return arguments
 
 
 @pytest.fixture(autouse=True)

@@ -56,11 +56,11 @@ def main(arguments: list[str]) -> int:
             first = Path(options.checkpoint[0])
             folder = first.parent if first.is_file() else first
             name = f"eval-{about['split']}" + ("-ensemble" if len(options.checkpoint) > 1 else "")
-    except (DataError, FileNotFoundError, ValueError) as error:
+        print(run.markdown(reports))
+        saved = run.save_reports(reports, about, Path(options.out) if options.out else folder, name)
+    except (DataError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(run.markdown(reports))
-    saved = run.save_reports(reports, about, Path(options.out) if options.out else folder, name)
     print("saved:", *saved)
     return 0
 

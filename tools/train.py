@@ -9,9 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import yaml
-
-from ascl.config import ConfigError, load_config, setting_names
+from ascl.config import ConfigError, load_config, read_settings, setting_names
 from ascl.errors import DataError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -21,23 +19,25 @@ def main(arguments: list[str]) -> int:
     if not arguments or "--help" in arguments or "-h" in arguments:
         print(__doc__, "Settings (see ascl/config.py):", *(f"  --{name}" for name in setting_names()), sep="\n")
         return 0
+    config = None
     try:
-        saved, resume = None, "--resume" in arguments
-        if resume:
-            run, arguments = _take(arguments, "--resume")
+        saved, (run, arguments) = None, _take(arguments, "--resume")
+        if run is not None:
             path = Path(run) / "settings.yaml"
             if not path.exists():
                 raise ConfigError(f"--resume {run}: {path} does not exist; give the folder of a run")
-            saved = yaml.safe_load(path.read_text(encoding="utf-8")) | {"out": run}
+            saved = read_settings(path) | {"out": run}
         config = load_config(arguments, CONFIGS, saved)
         from ascl.run import train  # torch and transformers are slow to import: settings are checked before
 
-        progress = train(config, resume=resume)
-    except (ConfigError, DataError, FileNotFoundError) as error:
+        progress = train(config, resume=run is not None)
+    except (ConfigError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
-        print(f"\n{stopped}\ncontinue with: python tools/train.py --resume {config.out}", file=sys.stderr)
+        print(f"\n{stopped or 'stopped'}", file=sys.stderr)
+        if config is not None and (Path(config.out) / "last.pt").exists():
+            print(f"continue with: python tools/train.py --resume {config.out}", file=sys.stderr)
         return 130
     best = progress.best_metrics or {}
     print(f"best validation Rsum {progress.best:.1f} at step {progress.best_step}: "
@@ -46,12 +46,16 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _take(arguments: list[str], name: str) -> tuple[str, list[str]]:
-    """The value after `name`, and the other arguments."""
-    place = arguments.index(name)
-    if place + 1 >= len(arguments):
-        raise ConfigError(f"{name} needs the folder of a run")
-    return arguments[place + 1], arguments[:place] + arguments[place + 2 :]
+def _take(arguments: list[str], name: str) -> tuple[str | None, list[str]]:
+    """The value of `--name VALUE` or `--name=VALUE`, None where it is not given, and the other arguments."""
+    for place, argument in enumerate(arguments):
+        if argument.startswith(f"{name}="):
+            return argument.partition("=")[2], arguments[:place] + arguments[place + 1 :]
+        if argument == name:
+            if place + 1 >= len(arguments):
+                raise ConfigError(f"{name} needs the folder of a run")
+            return arguments[place + 1], arguments[:place] + arguments[place + 2 :]
+    return None, arguments
 
 
 if __name__ == "__main__":

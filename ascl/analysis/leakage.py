@@ -1,8 +1,8 @@
 """The evaluation that lets each item see its true partner, kept as a labelled diagnostic of what it is worth.
 
 The released evaluation of AsCL makes the global vectors on true pairs only: each caption's W_g is attended by the
-caption's own image, each image's V_g by one of its own captions, and the vectors are then compared across pairs as if they had
-been encoded alone. The answer is inside the query. Nothing else in this project may use it.
+caption's own image, each image's V_g by one of its own captions, and the vectors are then compared across pairs as if
+they had been encoded alone. The answer is inside the query. Nothing else in this project may use it.
 """
 
 from __future__ import annotations

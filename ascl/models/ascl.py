@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ascl.models.base import RetrievalModel
 from ascl.models.encoded import EncodedImages, EncodedTexts
 from ascl.models.fusion import cross_attention
 from ascl.models.image import ImageEncoder, scale_tokens
@@ -23,7 +24,7 @@ def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
     return (tokens * weights.reshape(*mask.shape, *[1] * (tokens.dim() - 2))).sum(dim=1)
 
 
-class AsCL(nn.Module):
+class AsCL(RetrievalModel):
     """Image-text retrieval with a score that depends on the pair.
 
     score(I, T) = u1 * S_local + (1 - u1) * S_global (equation 2). Both parts are made of W* (one attended text vector

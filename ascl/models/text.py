@@ -92,7 +92,7 @@ def _load_encoder(name_or_path: str) -> tuple[Any, Any]:
         return tokenizer, AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
     except Exception as error:  # each of the libraries behind it has exceptions of its own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        where = "the folder cannot be loaded" if Path(name_or_path).exists() else "no such folder, and the hub gives none"
+        where = "the folder cannot be loaded" if Path(name_or_path).exists() else "no such folder, none from the hub"
         raise DataError(f"text encoder {name_or_path!r}: {where} ({reason}): {_GIVE_ENCODER}") from error
 
 
@@ -141,8 +141,10 @@ class CachedWords(nn.Module):
             try:
                 self._encode(missing)
             except OSError as error:
-                raise DataError(f"could not write the encoded words to {self.folder} ({error.strerror}): make room or "
-                                "check the folder, or set text.cache to null; nothing that was there is lost") from error
+                raise DataError(
+                    f"could not write the encoded words to {self.folder} ({error.strerror}): make room or check the "
+                    "folder, or set text.cache to null; nothing that was there is lost"
+                ) from error
         places = [self._places[key] for key in keys]
         lengths = torch.tensor([words for _, _, words in places])
         hidden = np.zeros((len(texts), int(lengths.max()), self.dim), dtype=np.float16)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import nn
 
 from ascl.data.captions import CaptionSet
 from ascl.data.feature_store import FeatureStore
 from ascl.errors import DataError
-from ascl.models import EncodedImages, EncodedTexts
+from ascl.models import EncodedImages, EncodedTexts, RetrievalModel
 
 
 def _tensor(array: np.ndarray | None, device: torch.device) -> torch.Tensor | None:
     return None if array is None else torch.from_numpy(array).to(device)
 
 
-def check_dimensions(model: nn.Module, store: FeatureStore) -> None:
+def check_dimensions(model: RetrievalModel, store: FeatureStore) -> None:
     """DataError for features of other dimensions than the model was trained on."""
     wanted, found = (model.region_dim, model.global_dim), (store.region_dim, store.global_dim)
     if found != wanted:
@@ -27,7 +26,7 @@ def check_dimensions(model: nn.Module, store: FeatureStore) -> None:
 
 
 @torch.no_grad()
-def encode_images(model: nn.Module, captions: CaptionSet, store: FeatureStore, *, batch: int = 128) -> EncodedImages:
+def encode_images(model: RetrievalModel, captions: CaptionSet, store: FeatureStore, *, batch: int = 128) -> EncodedImages:
     """Images of a caption set, in its order, on the CPU."""
     check_dimensions(model, store)
     device = next(model.parameters()).device
@@ -43,7 +42,7 @@ def encode_images(model: nn.Module, captions: CaptionSet, store: FeatureStore, *
 
 
 @torch.no_grad()
-def encode_texts(model: nn.Module, texts: list[str], *, batch: int = 256) -> EncodedTexts:
+def encode_texts(model: RetrievalModel, texts: list[str], *, batch: int = 256) -> EncodedTexts:
     """Texts in their order, on the CPU; encoded in order of length, so that little padding is computed."""
     order = np.argsort([len(text) for text in texts], kind="stable")
     parts = [model.encode_texts([texts[i] for i in order[start : start + batch]]).to("cpu")

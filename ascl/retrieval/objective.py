@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ascl.data.embedding_noise import NoiseSettings, add_noise
 from ascl.data.pairs import Batch
 from ascl.losses import ascl_loss, hardest_triplet
-from ascl.models import EncodedTexts
+from ascl.models import EncodedTexts, RetrievalModel
 from ascl.retrieval.scoring import score_batch
 
 
@@ -21,6 +21,10 @@ class TripletSettings:
 
     margin: float
     warmup_steps: int
+
+    def __post_init__(self) -> None:
+        if not self.margin >= 0 or self.warmup_steps < 0:
+            raise ValueError(f"margin and warmup_steps must be >= 0, got {self.margin} and {self.warmup_steps}")
 
     def hardness(self, step: int) -> float:
         """0 at the first step, 1 from `warmup_steps` on."""
@@ -40,7 +44,11 @@ class RetrievalObjective:
     noise: NoiseSettings | None
     triplet: TripletSettings | None = None
 
-    def __call__(self, model: nn.Module, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+
+    def __call__(self, model: RetrievalModel, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Loss and figures of one batch: `loss`, and the mean score of the true pairs and of all others."""
         batch = batch.to(generator.device)
         images = model.encode_images(batch.regions, batch.globals, batch.region_mask)

@@ -22,12 +22,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ascl.losses.contrastive import at_least_float32
-from ascl.models import AsCL, EncodedImages, EncodedTexts
-from ascl.models.ascl import masked_mean
+from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
 from ascl.models.fusion import AttentionWeights, attention_weights
 
 EPSILON = 1e-8                  # lower bound of a norm, as in torch's cosine_similarity
@@ -263,7 +262,7 @@ def trim(texts: EncodedTexts) -> EncodedTexts:
 
 
 def score_batch(
-    model: nn.Module, images: EncodedImages, text_sets: list[EncodedTexts], block: int = 32
+    model: RetrievalModel, images: EncodedImages, text_sets: list[EncodedTexts], block: int = 32
 ) -> list[Tensor]:
     """Scores of one batch of images with several sets of texts, differentiable: what a training step needs.
 
@@ -299,7 +298,7 @@ def check_encoded(images: EncodedImages, texts: EncodedTexts) -> None:
 
 
 def score_blocks(
-    model: nn.Module, images: EncodedImages, texts: EncodedTexts, *, image_block: int = 64, text_block: int = 64
+    model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, *, image_block: int = 64, text_block: int = 64
 ) -> Iterator[Tensor]:
     """Rows of the score matrix, `image_block` images at a time against all texts: (n, N_texts) float32 on the CPU.
 
@@ -314,7 +313,7 @@ def score_blocks(
 
 @torch.no_grad()
 def _score_blocks(
-    model: nn.Module, images: EncodedImages, texts: EncodedTexts, image_block: int, text_block: int
+    model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, image_block: int, text_block: int
 ) -> Iterator[Tensor]:
     device = next(model.parameters()).device
     starts = range(0, len(images), image_block)
@@ -348,7 +347,7 @@ def _prepared_floats(model: AsCL, texts: EncodedTexts) -> int:
 
 
 def score_all_pairs(
-    model: nn.Module, images: EncodedImages, texts: EncodedTexts, *, image_block: int = 64, text_block: int = 64
+    model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, *, image_block: int = 64, text_block: int = 64
 ) -> Tensor:
     """Score of every image with every text, for data sets of any size; the same numbers as `pair_scores`.
 

@@ -293,6 +293,28 @@ def fit(
                 save_last()
 
 
+def check_start(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    settings: LoopSettings,
+    folder: str | os.PathLike,
+    resume: bool = False,
+    saved: Callable[[str], bool] = lambda name: True,
+) -> None:
+    """Refuse what `fit` would refuse of its folder, so that a caller can write beside the run only afterwards.
+
+    Nothing is written. Where `resume` is given, the checkpoint is read into the model and the optimizer, as `fit` does.
+
+    Raises:
+        DataError: as `fit`: a folder that holds another run, nothing to resume, a resume under other conditions.
+    """
+    _check_run(model, optimizer, Path(folder), resume)
+    if resume:
+        _resume(Path(folder) / LAST, accelerator, model, optimizer, settings, saved)
+
+
 class _Step(nn.Module):
     """One training step as a module's forward, which is where accelerate and DDP put their hands on."""
 

@@ -14,7 +14,7 @@ from ascl.losses import ascl_loss, asymmetry_loss, hardest_triplet, info_nce
 def info_nce_oracle(scores, extra, temperature):
     total = 0.0
     for i, row in enumerate(scores):
-        terms = [math.exp(s / temperature) for s in row] + [math.exp(s / temperature) for s in (extra[i] if extra else [])]
+        terms = [math.exp(s / temperature) for s in [*row, *(extra[i] if extra else [])]]
         total -= math.log(math.exp(row[i] / temperature) / sum(terms))
     return total / len(scores)
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ascl.models.ascl import masked_mean
+from ascl.models.base import RetrievalModel
 from ascl.models.encoded import EncodedImages, EncodedTexts
 
 
@@ -16,7 +17,7 @@ def _projector(input_dim: int, embed_dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(input_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, embed_dim))
 
 
-class TwoTower(nn.Module):
+class TwoTower(RetrievalModel):
     """Mean region and whole-image feature through one two-layer projection, mean word through another.
 
     The same inputs and the same interface as `AsCL`, without any meeting of image and text before the cosine.

@@ -1,0 +1,213 @@
+"""Recalls of finished runs, mean and spread over seeds: prints a Markdown table, adds rows to benchmarks/results.csv.
+
+  python benchmarks/flickr8k.py "AsCL=runs/a0,runs/a1,runs/a2" "AsCL w/o MF=runs/b0,runs/b1,runs/b2"
+
+Each run was trained by tools/train.py and evaluated by tools/eval.py: its folder holds settings.yaml, environment.json
+and eval-test.json. The runs of one label may differ in their seed and nothing else. Any data set will do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import results
+import yaml
+
+from ascl.errors import DataError
+
+GROUPS = {"I2T": ("i2t_r1", "i2t_r5", "i2t_r10"), "T2I": ("t2i_r1", "t2i_r5", "t2i_r10"), "Rsum": ("rsum",)}
+UNITS = {"I2T": "percent", "T2I": "percent", "Rsum": "sum of six percentages"}
+NAMES = {"I2T": "I2T R@1 / R@5 / R@10", "T2I": "T2I R@1 / R@5 / R@10", "Rsum": "Rsum"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run. settings: all but seed and output folder, by dotted name."""
+
+    folder: Path
+    seed: int
+    settings: dict[str, Any]
+    environment: dict[str, str]
+    figures: dict[str, float]
+    tested_on: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Runs of one label: every figure's mean and sample standard deviation (None of a single run)."""
+
+    label: str
+    runs: tuple[Run, ...]
+    figures: dict[str, tuple[float, float | None]]
+
+    @property
+    def seeds(self) -> str:
+        return ", ".join(str(run.seed) for run in self.runs)
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("labels", nargs="+", metavar="LABEL=RUN[,RUN...]", help="run folders, one for each seed")
+    result.add_argument("--split", default="test", help="reads eval-SPLIT.json (default: %(default)s)")
+    result.add_argument("--results", metavar="FILE", default=results.RESULTS,
+                        help="CSV to add to (default: benchmarks/results.csv)")
+    return result
+
+
+def read_run(folder: Path, split: str) -> Run:
+    """Read what a run folder says of itself.
+
+    Raises:
+        DataError: a file that is missing or damaged, or an evaluation of something else than this run alone.
+    """
+    settings = _flat(_load(folder / "settings.yaml", "python tools/train.py"))
+    path = folder / f"eval-{split}.json"
+    evaluation = _load(path, f"python tools/eval.py --checkpoint {folder}")
+    for key, wanted in (("protocol", "all pairs"), ("split", split)):
+        if evaluation.get(key) != wanted:
+            raise DataError(f"{path}: {key} is {evaluation.get(key)!r}, expected {wanted!r}; evaluate the run again")
+    if len(evaluation.get("runs", [])) != 1:
+        raise DataError(f"{path}: evaluates {evaluation.get('runs')} together, expected one run")
+    try:
+        full = evaluation["reports"]["full"]
+        figures = {f"{way}_{recall}": full[way][recall] for way in ("i2t", "t2i") for recall in ("r1", "r5", "r10")}
+        figures["rsum"] = full["rsum"]
+        tested_on = f"{settings['dataset']} {split}, {full['images']:,} images x {full['texts']:,} captions"
+        seed = settings.pop("train.seed")
+    except KeyError as error:
+        raise DataError(f"{folder}: {error} is missing from settings.yaml or {path.name}; train or evaluate the run "
+                        "again") from None
+    settings.pop("out")
+    environment = _load(folder / "environment.json", "python tools/train.py")
+    missing = {"commit", "device", "python", "torch"} - environment.keys()
+    if missing:
+        raise DataError(f"{folder / 'environment.json'} does not say {', '.join(sorted(missing))}; train the run again")
+    return Run(folder, seed, settings, environment, figures, tested_on)
+
+
+def _load(path: Path, made_by: str) -> dict[str, Any]:
+    """The object that a JSON or YAML file holds."""
+    if not path.exists():
+        raise DataError(f"no file {path}; it is made by: {made_by}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({error}); it is made by: {made_by}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is damaged (no settings by name); it is made by: {made_by}")
+    return content
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def summarize(label: str, runs: Sequence[Run]) -> Summary:
+    """Mean and spread over the runs of one label.
+
+    Raises:
+        DataError: a seed given twice, or runs that differ in more than their seed.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        names = sorted(first.settings.keys() | run.settings.keys())
+        different = [name for name in names if first.settings.get(name) != run.settings.get(name)]
+        if different:
+            raise DataError(f"{label}: {first.folder} and {run.folder} differ in {', '.join(different)}; "
+                            "runs of one label may differ in train.seed alone")
+    if len({run.seed for run in runs}) < len(runs):
+        raise DataError(f"{label}: seeds {[run.seed for run in runs]}, expected a different one for each run")
+    figures = {}
+    for name in first.figures:
+        values = [run.figures[name] for run in runs]
+        figures[name] = (mean(values), stdev(values) if len(values) > 1 else None)
+    return Summary(label, tuple(runs), figures)
+
+
+def settings_hash(settings: dict[str, Any]) -> str:
+    """Twelve digits that are the same for the same settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def table(summaries: Sequence[Summary]) -> str:
+    """Markdown: a row for each label."""
+    lines = ["| | seeds | I2T R@1 | R@5 | R@10 | T2I R@1 | R@5 | R@10 | Rsum |", "|---|--:|" + "--:|" * 7]
+    for summary in summaries:
+        cells = (f"{middle:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+                 for middle, spread in summary.figures.values())
+        lines.append(f"| {summary.label} | {len(summary.runs)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def rows(summary: Summary, command: str) -> list[results.Row]:
+    """One row for each group of figures; hardware, commit and versions are those of the training runs."""
+    def common(describe: Callable[[dict[str, str]], str]) -> str:
+        return " and ".join(dict.fromkeys(describe(run.environment) for run in summary.runs))
+
+    first = summary.runs[0]
+    about = f"settings {settings_hash(first.settings)}, runs {', '.join(run.folder.name for run in summary.runs)}"
+    return [
+        results.Row(
+            figure=f"{first.tested_on}, {summary.label}, {NAMES[group]}",
+            value=" / ".join(f"{summary.figures[name][0]:.1f}" for name in names),
+            unit=UNITS[group],
+            command=command,
+            hardware=common(lambda environment: environment["device"]),
+            commit=common(lambda environment: environment["commit"]),
+            versions=common(lambda environment: f"python {environment['python']}, torch {environment['torch']}"),
+            date=results.today(),
+            note=f"{_spread(summary, names)}; {about}",
+        )
+        for group, names in GROUPS.items()
+    ]
+
+
+def _spread(summary: Summary, names: Sequence[str]) -> str:
+    deviations = [summary.figures[name][1] for name in names]
+    if len(summary.runs) == 1:
+        return f"seed {summary.seeds} alone: no spread"
+    given = " / ".join(f"{deviation:.1f}" for deviation in deviations)
+    return f"mean over seeds {summary.seeds}; sample standard deviation {given}"
+
+
+def read_label(argument: str, split: str) -> Summary:
+    """`LABEL=RUN,RUN` of the command line."""
+    label, _, folders = argument.partition("=")
+    if not label or not all(folders.split(",")):
+        raise DataError(f"{argument!r}: expected LABEL=RUN or LABEL=RUN,RUN,...")
+    return summarize(label, [read_run(Path(folder), split) for folder in folders.split(",")])
+
+
+def main(arguments: list[str]) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        summaries = [read_label(argument, options.split) for argument in options.labels]
+        tested = {run.tested_on: run.folder for summary in summaries for run in summary.runs}
+        if len(tested) > 1:
+            raise DataError("runs tested on different sets do not compare: "
+                            + "; ".join(f"{folder}: {what}" for what, folder in tested.items()))
+        print(f"{next(iter(tested))}\n\n{table(summaries)}\n")
+        command = results.command(__file__, arguments)
+        results.append(options.results, [row for summary in summaries for row in rows(summary, command)])
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"added to {options.results}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

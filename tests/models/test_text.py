@@ -1,0 +1,266 @@
+"""Words of an encoder, and their cache: the same words whatever happens to the process or to the files."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from ascl.errors import DataError
+from ascl.models import AsCL
+from ascl.models.text import _RECORD, BertWords, CachedWords
+
+TEXTS = ["a dog runs", "the small cats", "a red ball on the grass", "snow"]
+
+
+class CountedWords(BertWords):
+    """An encoder that remembers which texts it was asked for."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.asked = []
+
+    def forward(self, texts):
+        self.asked += texts
+        return super().forward(texts)
+
+
+def words_alone(encoder: BertWords, text: str) -> torch.Tensor:
+    """(number of words, dim): the encoder's own output for one text without padding, special tokens cut by hand."""
+    pieces = encoder.tokenizer.convert_tokens_to_ids(encoder.tokenizer.tokenize(text))[: encoder.max_words]
+    ids = [encoder.tokenizer.cls_token_id, *pieces, encoder.tokenizer.sep_token_id]
+    with torch.no_grad():
+        return encoder.encoder(input_ids=torch.tensor([ids])).last_hidden_state[0, 1:-1]
+
+
+def test_words_are_the_encoders_own_output_without_special_tokens(tiny_bert):
+    encoder = BertWords(str(tiny_bert))
+    hidden, mask = encoder(TEXTS)
+    assert mask.dtype == torch.bool and mask.sum(dim=1).tolist() == [3, 4, 6, 1]       # "cats" is two pieces
+    assert hidden.shape == (4, 6, encoder.dim) and mask.shape == (4, 6)
+    for row, text in enumerate(TEXTS):
+        assert mask[row].tolist() == sorted(mask[row].tolist(), reverse=True)
+        torch.testing.assert_close(hidden[row][mask[row]], words_alone(encoder, text), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("asked", "limit"), [(None, 16), (3, 3), (99, 16)])
+def test_longer_texts_are_cut_and_counted(tiny_bert, asked, limit):
+    encoder = BertWords(str(tiny_bert), max_words=asked)
+    long = " ".join(["red"] * 20)
+    hidden, mask = encoder(["a dog sits", long, long])
+    assert encoder.max_words == limit and mask.sum(dim=1).tolist() == [3, limit, limit] and encoder.truncated == 2
+    torch.testing.assert_close(hidden[1], words_alone(encoder, long), atol=1e-5, rtol=1e-5)
+    encoder(["a dog sits"])
+    assert encoder.truncated == 2
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\u200b"])
+def test_a_text_without_words_is_refused_by_its_content(tiny_bert, tmp_path, text):
+    encoder = BertWords(str(tiny_bert))
+    for words in (encoder, CachedWords(encoder, tmp_path)):
+        with pytest.raises(DataError, match="has no words") as caught:
+            words(["a dog", text])
+        assert repr(text) in str(caught.value)
+
+
+def test_a_frozen_encoder_stays_in_evaluation_and_gives_no_gradient(tiny_bert):
+    model = AsCL(8, 6, BertWords(str(tiny_bert)), embed_dim=8, num_heads=2).train()
+    assert model.training and not any(module.training for module in model.text.encoder.modules())
+    hidden, _ = model.text(TEXTS)
+    assert not hidden.requires_grad
+    torch.testing.assert_close(hidden, model.text(TEXTS)[0], atol=0, rtol=0)            # no dropout
+    model.encode_texts(TEXTS).words.sum().backward()
+    assert all(parameter.grad is None for parameter in model.text.parameters())
+    assert model.word_projection.weight.grad is not None
+
+
+def test_a_fine_tuned_encoder_follows_the_mode_and_gets_gradients(tiny_bert):
+    model = AsCL(8, 6, BertWords(str(tiny_bert), finetune=True), embed_dim=8, num_heads=2).train()
+    assert model.text.encoder.training
+    model.encode_texts(TEXTS).words.sum().backward()
+    assert model.text.encoder.embeddings.word_embeddings.weight.grad.abs().sum() > 0
+    model.eval()
+    assert not model.text.encoder.training
+    with torch.no_grad():
+        assert not model.text(TEXTS)[0].requires_grad
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "../weights/none", "a/b/c"])
+def test_a_missing_folder_says_what_to_give(name):
+    with pytest.raises(FileNotFoundError, match=f"{name}.*does not exist.*text.encoder"):
+        BertWords(name)
+
+
+def test_what_cannot_be_loaded_is_named(tiny_bert, tmp_path):
+    folder = tmp_path / "encoder"
+    shutil.copytree(tiny_bert, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    with pytest.raises(DataError, match=f"{folder}.*cannot be loaded.*text.encoder"):
+        BertWords(str(folder))
+    with pytest.raises(DataError, match="max_words is 0"):
+        BertWords(str(tiny_bert), max_words=0)
+
+
+def test_a_name_with_its_owner_is_looked_for_on_the_hub(monkeypatch):
+    import transformers
+
+    asked = []
+
+    def unreachable(name, **settings):
+        asked.append(name)
+        raise OSError("no connection\nand more")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", unreachable)
+    with pytest.raises(DataError, match=r"'sentence-transformers/all-MiniLM-L6-v2'.*\(no connection\)"):
+        BertWords("sentence-transformers/all-MiniLM-L6-v2")
+    assert asked == ["sentence-transformers/all-MiniLM-L6-v2"]
+
+
+# The cache
+
+
+def words_of(encoder, texts):
+    """The encoder's own output with zeros in the padding."""
+    hidden, mask = encoder(texts)
+    return hidden.masked_fill(~mask[..., None], 0.0), mask
+
+
+def check_words(words, encoder, texts):
+    """Each text's words are the encoder's, rounded to float16."""
+    hidden, mask = words(texts)
+    assert hidden.dtype == torch.float32 and not hidden.requires_grad
+    assert not hidden[~mask].any()
+    for row, text in enumerate(texts):
+        expected = words_alone(encoder, text)
+        assert int(mask[row].sum()) == len(expected)
+        # one rounding to float16 of values that padding changes by float32's rounding
+        torch.testing.assert_close(hidden[row][mask[row]], expected, atol=1e-5, rtol=2**-10)
+    assert torch.equal(hidden, hidden.half().float())
+
+
+def test_the_cache_gives_the_same_words_and_reads_them_back_without_encoding(tiny_bert, tmp_path):
+    first, again = CountedWords(str(tiny_bert)), CountedWords(str(tiny_bert))
+    cache = CachedWords(first, tmp_path)
+    check_words(cache, first, TEXTS)
+    check_words(cache, first, [TEXTS[2], TEXTS[2], TEXTS[0]])                          # repeats, another order
+    check_words(cache, first, ["big hat", TEXTS[1], "big hat"])
+    assert sorted(first.asked) == sorted([*TEXTS, "big hat"])                           # each once, ever
+    check_words(CachedWords(again, tmp_path), again, ["big hat", *TEXTS])
+    assert again.asked == []
+
+
+def test_the_cache_behaves_as_its_encoder_in_a_model(tiny_bert, tmp_path):
+    encoder = BertWords(str(tiny_bert), max_words=2)
+    model = AsCL(8, 6, CachedWords(encoder, tmp_path), embed_dim=8, num_heads=2).train()
+    assert not encoder.encoder.training and model.text.dim == encoder.dim
+    model.encode_texts(TEXTS)
+    assert model.text.truncated == encoder.truncated == 3
+
+
+def cached(tiny_bert, folder):
+    """(a new process's encoder, its cache)"""
+    encoder = CountedWords(str(tiny_bert))
+    return encoder, CachedWords(encoder, folder)
+
+
+@pytest.mark.parametrize("ending", ["index", "f16"])
+def test_files_cut_anywhere_near_their_end_lose_only_what_was_cut(tiny_bert, tmp_path, ending):
+    _, cache = cached(tiny_bert, tmp_path)
+    for text in TEXTS:                                                                  # one record after the other
+        cache([text])
+    encoder = CountedWords(str(tiny_bert))
+    file = next(tmp_path.rglob(f"*.{ending}"))
+    whole = file.read_bytes()
+    # where each text's bytes end, in the order of writing
+    lengths = [_RECORD.itemsize if ending == "index" else 2 * encoder.dim * len(words_alone(encoder, t)) for t in TEXTS]
+    ends = np.cumsum(lengths)
+    assert ends[-1] == len(whole)
+    expected = words_of(encoder, TEXTS)
+    for size in range(ends[-2] - 2, len(whole) + 1):
+        file.write_bytes(whole[:size])
+        encoder.asked.clear()
+        hidden, mask = CachedWords(encoder, tmp_path)(TEXTS)
+        assert torch.equal(mask, expected[1])
+        torch.testing.assert_close(hidden, expected[0], atol=1e-5, rtol=2**-10)
+        assert sorted(encoder.asked) == sorted(t for t, end in zip(TEXTS, ends, strict=True) if end > size)
+        for written in tmp_path.rglob("*-*"):                                           # what this instance added
+            if written.stem != file.stem:
+                written.unlink()
+
+
+@pytest.mark.parametrize("garbage", [b"\0" * 28, b"\0" * 100, b"\xff" * 61, bytes(range(200))])
+@pytest.mark.parametrize("ending", ["index", "f16"])
+def test_garbage_after_the_end_is_ignored(tiny_bert, tmp_path, ending, garbage):
+    _, cache = cached(tiny_bert, tmp_path)
+    cache(TEXTS)
+    with open(next(tmp_path.rglob(f"*.{ending}")), "ab") as file:
+        file.write(garbage)
+    encoder, cache = cached(tiny_bert, tmp_path)
+    check_words(cache, encoder, TEXTS)
+    assert encoder.asked == []
+
+
+def test_a_record_that_a_power_cut_left_half_zero_counts_as_missing(tiny_bert, tmp_path):
+    _, cache = cached(tiny_bert, tmp_path)
+    cache([TEXTS[0]])
+    index = next(tmp_path.rglob("*.index"))
+    index.write_bytes(index.read_bytes()[:16] + b"\0" * 12)                             # the key without its place
+    encoder, cache = cached(tiny_bert, tmp_path)
+    check_words(cache, encoder, [TEXTS[0]])
+    assert encoder.asked == [TEXTS[0]]
+
+
+def test_an_index_without_its_data_is_ignored(tiny_bert, tmp_path):
+    _, cache = cached(tiny_bert, tmp_path)
+    cache(TEXTS)
+    next(tmp_path.rglob("*.f16")).unlink()
+    encoder, cache = cached(tiny_bert, tmp_path)
+    check_words(cache, encoder, TEXTS)
+    assert len(encoder.asked) == len(TEXTS)
+
+
+def test_two_writers_at_once_do_not_disturb_each_other(tiny_bert, tmp_path):
+    (one, left), (two, right) = cached(tiny_bert, tmp_path), cached(tiny_bert, tmp_path)
+    # in turn, some texts in both
+    for a, b in [(TEXTS[:2], TEXTS[1:3]), (TEXTS[2:], ["big hat"]), (["old man"], TEXTS)]:
+        check_words(left, one, a)
+        check_words(right, two, b)
+    check_words(left, one, [*TEXTS, "old man"])
+    reader, cache = cached(tiny_bert, tmp_path)
+    check_words(cache, reader, [*TEXTS, "big hat", "old man"])
+    assert reader.asked == []
+
+
+def test_a_cache_of_a_fine_tuned_encoder_is_refused(tiny_bert, tmp_path):
+    with pytest.raises(DataError, match="fine-tuned.*text.cache"):
+        CachedWords(BertWords(str(tiny_bert), finetune=True), tmp_path)
+
+
+def test_other_weights_or_another_limit_never_share_words(tiny_bert, tmp_path):
+    changed = BertWords(str(tiny_bert))
+    with torch.no_grad():
+        changed.encoder.embeddings.word_embeddings.weight[7, 3] += 1e-3
+    same = [CachedWords(BertWords(str(tiny_bert)), tmp_path).folder for _ in range(2)]
+    shorter = BertWords(str(tiny_bert), max_words=5)
+    others = [CachedWords(encoder, tmp_path).folder for encoder in (changed, shorter)]
+    assert same[0] == same[1] and len({same[0], *others}) == 3
+
+
+def test_a_full_disk_is_said_in_so_many_words(tiny_bert, tmp_path, monkeypatch):
+    encoder, cache = cached(tiny_bert, tmp_path)
+    cache(TEXTS[:2])
+
+    class Full:
+        def tell(self):
+            return 0
+
+        def write(self, content):
+            raise OSError(28, "No space left on device")
+
+    cache._writer = (Full(), Full(), 0)
+    with pytest.raises(DataError, match=f"{tmp_path}.*No space left.*text.cache"):
+        cache(TEXTS)
+    encoder, cache = cached(tiny_bert, tmp_path)
+    check_words(cache, encoder, TEXTS[:2])
+    assert encoder.asked == []
