@@ -18,7 +18,8 @@ from ascl.data.embedding_noise import NoiseSettings
 from ascl.data.feature_store import FeatureStore, open_features
 from ascl.data.pairs import Batch, PairDataset, UniqueImageBatchSampler, collate
 from ascl.errors import DataError
-from ascl.models import AsCL, EncodedImages, EncodedTexts
+from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
+from ascl.models.base import TextEncoder
 from ascl.models.baselines.two_tower import TwoTower
 from ascl.models.text import BertWords, CachedWords
 from ascl.retrieval.encode import encode_images, encode_texts
@@ -50,8 +51,7 @@ def build_split(
         captions = captions.limit_captions(captions_per_image)
     if images is not None:
         captions = captions.subset(range(min(images, len(captions.image_ids))))
-    source = "mean-region" if config.data.global_source == "mean-region" else "files"
-    store = open_features(paths, captions=whole, globals_from=source)
+    store = open_features(paths, captions=whole, globals_from=config.data.global_source)
     for kind in ("regions", "globals"):
         if kind not in store.kinds:
             instead = ", or set data.global_source to mean-region" if kind == "globals" else ""
@@ -59,13 +59,13 @@ def build_split(
     return captions, store
 
 
-def build_text_encoder(config: Config) -> nn.Module:
+def build_text_encoder(config: Config) -> TextEncoder:
     """The BERT-like encoder, cached on disk where the settings say so."""
     encoder = BertWords(config.text.encoder, finetune=config.text.finetune, max_words=config.text.max_words)
     return encoder if config.text.cache is None else CachedWords(encoder, config.text.cache)
 
 
-def build_model(config: Config, region_dim: int, global_dim: int) -> nn.Module:
+def build_model(config: Config, region_dim: int, global_dim: int) -> RetrievalModel:
     """A model with fresh weights for features of these dimensions."""
     settings = config.model
     text = build_text_encoder(config)
@@ -163,7 +163,9 @@ def build_schedule(config: Config, steps_per_epoch: int) -> Schedule:
     return warmed_up(schedule, warmup_steps=settings.warmup_steps)
 
 
-def encode_split(model: nn.Module, captions: CaptionSet, store: FeatureStore) -> tuple[EncodedImages, EncodedTexts]:
+def encode_split(
+    model: RetrievalModel, captions: CaptionSet, store: FeatureStore
+) -> tuple[EncodedImages, EncodedTexts]:
     """Every image and every caption of a split, encoded once."""
     return encode_images(model, captions, store), encode_texts(model, captions.captions)
 
@@ -184,7 +186,7 @@ def find_checkpoint(run: str | os.PathLike) -> Path:
                             "(python tools/train.py --dataset NAME --out RUN)")
 
 
-def load_run(run: str | os.PathLike) -> tuple[nn.Module, Config]:
+def load_run(run: str | os.PathLike) -> tuple[RetrievalModel, Config]:
     """Model (in evaluation mode, on the CPU) and settings of a finished or interrupted run, or of one checkpoint.
 
     Raises:
@@ -202,6 +204,6 @@ def load_run(run: str | os.PathLike) -> tuple[nn.Module, Config]:
     return model.eval(), config
 
 
-def load_model(run: str | os.PathLike) -> nn.Module:
+def load_model(run: str | os.PathLike) -> RetrievalModel:
     """The model of a run, ready to encode and score: `load_model("runs/flickr30k")`."""
     return load_run(run)[0]

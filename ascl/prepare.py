@@ -15,7 +15,7 @@ from ascl.features.backbones import pick_device
 from ascl.features.globals import GlobalBackend
 from ascl.features.grid import GridBackend
 from ascl.features.images import find_images
-from ascl.features.writer import extract
+from ascl.features.writer import Backend, extract
 from ascl.models.small_bert import write_small_bert
 
 HOW_TO_GET = {
@@ -40,10 +40,11 @@ def prepare_scenes(
     captions_file = write_scenes(folder, train=train, val=val, test=test, seed=seed)
     images = find_images(folder / "images")
     weights, device = f"random:{seed}", pick_device("auto")
-    for name, backend in (
+    backends: list[tuple[str, Backend]] = [
         ("regions", GridBackend(backbone, weights, layer, device=device)),
         ("globals", GlobalBackend(backbone, weights, layer, resize="squash", device=device)),
-    ):
+    ]
+    for name, backend in backends:
         print(extract(backend, images, folder / f"{name}.h5", batch_size=64, workers=1).summary())
     encoder = folder / "text_encoder"
     if not encoder.exists():

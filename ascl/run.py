@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from torch import nn
 
 from ascl import build
 from ascl.analysis import leakage
@@ -23,7 +22,7 @@ from ascl.config import Config, to_dict
 from ascl.data.captions import CaptionSet
 from ascl.errors import DataError
 from ascl.files import write_text
-from ascl.models import AsCL
+from ascl.models import AsCL, RetrievalModel
 from ascl.retrieval import fold_report, rank_report, score_all_pairs
 from ascl.retrieval.encode import check_dimensions
 from ascl.retrieval.ranking import FoldReport, RetrievalReport
@@ -64,6 +63,7 @@ def train(config: Config, *, resume: bool = False) -> Progress:
     )
     val_store.rows(val_captions.image_ids)                                  # all there: asked now, not after hours
     torch.manual_seed(config.train.seed)                                    # of the fresh weights
+    assert store.region_dim is not None and store.global_dim is not None            # `build_split` refuses data without
     with _refused_settings():
         model = build.build_model(config, store.region_dim, store.global_dim)
         check_dimensions(model, val_store)
@@ -88,7 +88,7 @@ def train(config: Config, *, resume: bool = False) -> Progress:
         print(f"{len(captions.image_ids)} images, {len(captions.captions)} captions; {trained / 1e6:.1f} M trained "
               f"parameters; {settings.total_steps} steps of {config.train.batch_size} pairs; run folder {out}")
 
-    def validate(model: nn.Module) -> dict[str, float]:
+    def validate(model: RetrievalModel) -> dict[str, float]:
         images, texts = build.encode_split(model, val_captions, val_store)
         return figures(rank_report(score_all_pairs(model, images, texts), val_captions.owner))
 
@@ -122,7 +122,7 @@ def figures(report: RetrievalReport) -> dict[str, float]:
     return flat
 
 
-def report_truncated(model: nn.Module) -> None:
+def report_truncated(model: RetrievalModel) -> None:
     """Say how many texts were longer than the encoder takes."""
     count = getattr(model.text, "truncated", 0)
     if count:
@@ -138,7 +138,7 @@ def score_run(run: str, captions: CaptionSet, store: Any) -> torch.Tensor:
     return scores
 
 
-def on_best_device(model: nn.Module) -> nn.Module:
+def on_best_device(model: RetrievalModel) -> RetrievalModel:
     """On the GPU where there is one."""
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -21,7 +21,7 @@ from statistics import median
 
 import results
 import torch
-from scoring_job import Job, Measurement, measure
+from scoring_job import Job, Measurement, measure, text_lengths
 
 from ascl.errors import DataError
 from ascl.run import commit
@@ -96,6 +96,13 @@ def sizes(options: argparse.Namespace) -> Sizes:
     return Sizes(shapes=default.shapes if options.shape is None else tuple(map(_shape, options.shape)), **chosen)
 
 
+def captions(options: argparse.Namespace) -> tuple[str | None, str]:
+    """File and split of the captions that texts have their lengths from; no file where lengths are generated."""
+    path = options.captions or (str(CAPTIONS) if CAPTIONS.exists() else None)
+    name = Path(path or "").name.removesuffix(".gz")
+    return path, options.split or (name.removesuffix("_caps.txt") if name.endswith("_caps.txt") else "test")
+
+
 def _shape(text: str) -> tuple[int, int]:
     try:
         embed_dim, heads = map(int, text.split(","))
@@ -109,7 +116,7 @@ def _shape(text: str) -> tuple[int, int]:
 def in_own_process(job: Job) -> Measurement:
     """Measure where nothing else has used memory: a fork of a process that has imported the libraries and no more."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ascl.data.captions", "ascl.retrieval"])
+    context.set_forkserver_preload(["ascl.run"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
             return pool.submit(measure, job).result()
@@ -124,11 +131,10 @@ def compare(what: str, shape: tuple[int, int], options: argparse.Namespace, size
     Raises:
         DataError: the two ways differ in what they compute.
     """
-    captions = options.captions or (str(CAPTIONS) if CAPTIONS.exists() else None)
     images, texts = (size.batch, size.batch) if what == "step" else (size.images, size.texts)
     exact, pairwise = (
         in_own_process(Job(what, way, *shape, images, texts, size.regions, device, options.repeats, options.seconds,
-                           captions, _split(options.split, captions)))
+                           *captions(options)))
         for way in ("exact", "pairwise")
     )
     differences = [d for d in (pairwise.score_difference, pairwise.gradient_difference) if d is not None]
@@ -144,11 +150,6 @@ def compare(what: str, shape: tuple[int, int], options: argparse.Namespace, size
         note += f"; PAIRWISE SCALED from {pairwise.images} of {images} images, no more fitted in time or memory"
     build = _step_figures if what == "step" else _evaluation_figures
     return build(f"D {shape[0]}, H {shape[1]}", exact, pairwise, factor, images * texts, note)
-
-
-def _split(split: str | None, captions: str | None) -> str:
-    name = Path(captions or "").name.removesuffix(".gz")
-    return split or (name.removesuffix("_caps.txt") if name.endswith("_caps.txt") else "test")
 
 
 def _setting(what: str, images: int, texts: int, regions: int) -> str:
@@ -230,8 +231,9 @@ def main(arguments: list[str]) -> int:
     figures: list[Figure] = []
     try:
         size = sizes(options)
+        text_lengths(*captions(options), count=1)       # what is wrong is said now, not after the measurement
         if target is not None:
-            results.read(target)                        # refused now, not after the measurement
+            results.read(target)
         device = options.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -45,7 +45,9 @@ class Backend(Protocol):
 
     settings: dict[str, Any]  # all that decides the numbers, fit for JSON
 
-    prepare: Callable[[Image.Image], np.ndarray]  # of an RGB image; picklable, runs in the workers
+    @property
+    def prepare(self) -> Callable[[Image.Image], np.ndarray]:
+        """What the workers do with an RGB image; picklable."""
 
     def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
         """B prepared images and their (B, 2) width and height -> named arrays with B rows."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ascl.models.base import RetrievalModel
+from ascl.models.base import RetrievalModel, TextEncoder
 from ascl.models.encoded import EncodedImages, EncodedTexts
 from ascl.models.fusion import cross_attention
 from ascl.models.image import ImageEncoder, scale_tokens
@@ -37,7 +37,7 @@ class AsCL(RetrievalModel):
         self,
         region_dim: int = 2048,
         global_dim: int = 2048,
-        text: nn.Module | None = None,
+        text: TextEncoder | None = None,
         embed_dim: int = 1024,
         num_heads: int = 8,
         local_weight: float = 0.8,
@@ -107,7 +107,8 @@ class AsCL(RetrievalModel):
                 f"the model takes regions (N, K, {expected[0]}) and globals (N, {expected[1]}), "
                 f"got {tuple(regions.shape)} and {tuple(globals_.shape)}"
             )
-        return EncodedImages(*self.image(regions, globals_), mask)
+        projected, whole = self.image(regions, globals_)
+        return EncodedImages(projected, whole, mask)
 
     def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:
         """Encode N captions; L of the result is the longest one's number of words (word pieces).
@@ -120,6 +121,7 @@ class AsCL(RetrievalModel):
         if len(texts) == 0:
             raise ValueError("no texts to encode")
         hidden, mask = self.text(list(texts))
+        assert self.word_projection is not None                         # it exists where the encoder does
         return EncodedTexts(scale_tokens(self.word_projection(hidden), self.word_norm), mask)
 
     def pair_scores(self, images: EncodedImages, texts: EncodedTexts) -> Tensor:

@@ -10,10 +10,20 @@ from torch import Tensor, nn
 from ascl.models.encoded import EncodedImages, EncodedTexts
 
 
+class TextEncoder(nn.Module, ABC):
+    """What a model reads texts with. dim: of a word."""
+
+    dim: int
+
+    @abstractmethod
+    def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """N texts -> hidden (N, L, dim) and mask (N, L) bool, True = a real word."""
+
+
 class RetrievalModel(nn.Module, ABC):
     """A model whose items are encoded alone; which of them belong together is never known to it."""
 
-    text: nn.Module | None
+    text: TextEncoder | None
     region_dim: int
     global_dim: int
 

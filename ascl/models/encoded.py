@@ -33,12 +33,11 @@ class EncodedImages:
     @staticmethod
     def cat(parts: list[EncodedImages]) -> EncodedImages:
         """Join blocks of images with the same number of regions."""
-        masks = [part.mask for part in parts]
-        if any(mask is not None for mask in masks):
-            masks = [torch.ones(p.regions.shape[:2], dtype=torch.bool, device=p.regions.device) if p.mask is None
-                     else p.mask for p in parts]
-        return EncodedImages(torch.cat([p.regions for p in parts]), torch.cat([p.globals for p in parts]),
-                             None if masks[0] is None else torch.cat(masks))
+        mask = None
+        if any(part.mask is not None for part in parts):
+            all_real = [torch.ones(p.regions.shape[:2], dtype=torch.bool, device=p.regions.device) for p in parts]
+            mask = torch.cat([real if p.mask is None else p.mask for p, real in zip(parts, all_real, strict=True)])
+        return EncodedImages(torch.cat([p.regions for p in parts]), torch.cat([p.globals for p in parts]), mask)
 
 
 @dataclass

@@ -61,8 +61,9 @@ def cross_attention(embed_dim: int, num_heads: int, *, projections: bool, scale:
 
 def attention_weights(attention: nn.Module) -> AttentionWeights:
     """The matrices behind either form of `cross_attention`."""
-    heads = attention.num_heads
     if isinstance(attention, UnprojectedAttention):
-        return AttentionWeights(None, None, None, None, attention.scale, heads)
+        return AttentionWeights(None, None, None, None, attention.scale, attention.num_heads)
+    assert isinstance(attention, nn.MultiheadAttention)
+    heads = attention.num_heads
     query, key, value = attention.in_proj_weight.chunk(3)
     return AttentionWeights(query, key, value, attention.out_proj.weight, (attention.embed_dim // heads) ** -0.5, heads)

@@ -26,12 +26,12 @@ def write_small_bert(
         texts: lower-cased and split as BERT's tokenizer does; later words outside of them become [UNK].
         dim, layers, heads: size of the encoder. max_words: longest text, special tokens not counted.
     """
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertConfig, BertModel
     from transformers.models.bert.tokenization_bert import BertTokenizer
 
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    splitter = BertTokenizerFast(vocab={token: i for i, token in enumerate(SPECIAL)}).backend_tokenizer
+    splitter = BertTokenizer(vocab={token: i for i, token in enumerate(SPECIAL)}).backend_tokenizer
     words: Counter[str] = Counter()
     for text in texts:
         normal = splitter.normalizer.normalize_str(text)

@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ascl.errors import DataError
+from ascl.models.base import TextEncoder
 
 _GIVE_ENCODER = (
     "give text.encoder the folder of a saved Hugging Face encoder, or a name on the hub such as bert-base-uncased"
 )
 
 
-class BertWords(nn.Module):
+class BertWords(TextEncoder):
     """Last hidden state of a Hugging Face encoder for the words of a text, without the special tokens around them.
 
     Words are the tokenizer's word pieces. Frozen (the default), it stays in evaluation mode whatever mode the model
@@ -106,7 +107,7 @@ def _only_words(hidden: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
 _RECORD = np.dtype([("key", "V16"), ("start", "<i8"), ("words", "<i4")])
 
 
-class CachedWords(nn.Module):
+class CachedWords(TextEncoder):
     """A frozen `BertWords` whose output is kept on disk in float16: each distinct text is encoded once, ever.
 
     Captions and generated positives alike. The folder holds, per process that ever missed, a data file and an index

@@ -11,10 +11,6 @@ from ascl.errors import DataError
 from ascl.models import EncodedImages, EncodedTexts, RetrievalModel
 
 
-def _tensor(array: np.ndarray | None, device: torch.device) -> torch.Tensor | None:
-    return None if array is None else torch.from_numpy(array).to(device)
-
-
 def check_dimensions(model: RetrievalModel, store: FeatureStore) -> None:
     """DataError for features of other dimensions than the model was trained on."""
     wanted, found = (model.region_dim, model.global_dim), (store.region_dim, store.global_dim)
@@ -26,7 +22,9 @@ def check_dimensions(model: RetrievalModel, store: FeatureStore) -> None:
 
 
 @torch.no_grad()
-def encode_images(model: RetrievalModel, captions: CaptionSet, store: FeatureStore, *, batch: int = 128) -> EncodedImages:
+def encode_images(
+    model: RetrievalModel, captions: CaptionSet, store: FeatureStore, *, batch: int = 128
+) -> EncodedImages:
     """Images of a caption set, in its order, on the CPU."""
     check_dimensions(model, store)
     device = next(model.parameters()).device
@@ -34,8 +32,10 @@ def encode_images(model: RetrievalModel, captions: CaptionSet, store: FeatureSto
     parts = []
     for start in range(0, len(rows), batch):
         features = store.read(rows[start : start + batch])
+        assert features.regions is not None and features.globals is not None         # `check_dimensions`
+        mask = None if features.mask is None else torch.from_numpy(features.mask).to(device)
         encoded = model.encode_images(
-            _tensor(features.regions, device), _tensor(features.globals, device), _tensor(features.mask, device)
+            torch.from_numpy(features.regions).to(device), torch.from_numpy(features.globals).to(device), mask
         )
         parts.append(encoded.to("cpu"))
     return EncodedImages.cat(parts)

@@ -51,12 +51,13 @@ class RetrievalObjective:
     def __call__(self, model: RetrievalModel, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Loss and figures of one batch: `loss`, and the mean score of the true pairs and of all others."""
         batch = batch.to(generator.device)
+        assert batch.globals is not None                            # `build.build_split` refuses data without
         images = model.encode_images(batch.regions, batch.globals, batch.region_mask)
         text_sets = {"captions": model.encode_texts(batch.captions)}
         if batch.positives is not None:
             text_sets["positives"] = model.encode_texts(batch.positives)
         if self.noise is not None:
-            text_sets |= {f"noised {name}": self._noised(texts, generator) for name, texts in text_sets.items()}
+            text_sets |= {f"noised {name}": noised(texts, self.noise, generator) for name, texts in text_sets.items()}
         scores = dict(zip(text_sets, score_batch(model, images, list(text_sets.values())), strict=True))
         loss = ascl_loss(
             scores["captions"], scores.get("noised captions"),
@@ -65,13 +66,15 @@ class RetrievalObjective:
         )
         return {"loss": loss, **_gap(scores["captions"].detach())}
 
-    def _noised(self, texts: EncodedTexts, generator: torch.Generator) -> EncodedTexts:
-        return EncodedTexts(add_noise(texts.words, texts.mask, self.noise, generator), texts.mask)
-
     def _contrast(self, step: int):
         if self.triplet is None:
             return None
         return partial(hardest_triplet, margin=self.triplet.margin, hardness=self.triplet.hardness(step))
+
+
+def noised(texts: EncodedTexts, noise: NoiseSettings, generator: torch.Generator) -> EncodedTexts:
+    """Generated negatives of N texts."""
+    return EncodedTexts(add_noise(texts.words, texts.mask, noise, generator), texts.mask)
 
 
 def _gap(scores: Tensor) -> dict[str, Tensor]:

@@ -30,8 +30,8 @@ from ascl.training.distributed import any_process, mean_over_processes, of_every
 from ascl.training.log import RunLog
 
 TrainBatches = Callable[[int, int], Iterable[Any]]
-StepLoss = Callable[[nn.Module, Any, int, torch.Generator], dict[str, Tensor]]
-Validate = Callable[[nn.Module], dict[str, float]]
+StepLoss = Callable[[Any, Any, int, torch.Generator], dict[str, Tensor]]
+Validate = Callable[[Any], dict[str, float]]
 
 LAST = "last.pt"
 BEST = "best.pt"

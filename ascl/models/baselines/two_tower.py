@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ascl.models.ascl import masked_mean
-from ascl.models.base import RetrievalModel
+from ascl.models.base import RetrievalModel, TextEncoder
 from ascl.models.encoded import EncodedImages, EncodedTexts
 
 
@@ -24,10 +24,10 @@ class TwoTower(RetrievalModel):
     Encoded images have one region and encoded texts one word: the vector itself.
     """
 
-    def __init__(self, region_dim: int, global_dim: int, text: nn.Module, embed_dim: int = 1024) -> None:
+    def __init__(self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int = 1024) -> None:
         super().__init__()
         self.region_dim, self.global_dim = region_dim, global_dim
-        self.text = text
+        self.text: TextEncoder = text
         self.image = _projector(region_dim + global_dim, embed_dim)
         self.words = _projector(text.dim, embed_dim)
 
