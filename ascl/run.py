@@ -20,6 +20,7 @@ from ascl import build
 from ascl.analysis import leakage
 from ascl.config import Config, to_dict
 from ascl.data.captions import CaptionSet
+from ascl.data.feature_store import FeatureStore
 from ascl.errors import DataError
 from ascl.files import write_text
 from ascl.models import AsCL, RetrievalModel
@@ -129,15 +130,6 @@ def report_truncated(model: RetrievalModel) -> None:
         print(f"{count} texts were longer than the text encoder's limit and were cut (counted once per encoding)")
 
 
-def score_run(run: str, captions: CaptionSet, store: Any) -> torch.Tensor:
-    """(N_images, N_texts) scores of one checkpoint on a split."""
-    model, _ = build.load_run(run)
-    images, texts = build.encode_split(on_best_device(model), captions, store)
-    scores = score_all_pairs(model, images, texts)
-    report_truncated(model)
-    return scores
-
-
 def on_best_device(model: RetrievalModel) -> RetrievalModel:
     """On the GPU where there is one."""
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -145,7 +137,7 @@ def on_best_device(model: RetrievalModel) -> RetrievalModel:
 
 def evaluate_runs(
     runs: list[str], split: str | None, *, folds: int | None, overrides: dict[str, Any]
-) -> tuple[Reports, dict]:
+) -> tuple[Reports, dict[str, Any]]:
     """Recalls of one run, or of several by their averaged scores.
 
     Args:
@@ -157,14 +149,25 @@ def evaluate_runs(
     Returns:
         Reports by name, and what they were made of.
     """
-    _, config = build.load_run(runs[0])
+    model, config = build.load_run(runs[0])
     config = replace(config, data=replace(config.data, **overrides))
     split = split or config.data.test
     captions, store = build.build_split(config, split, captions_per_image=config.data.captions_per_image)
-    total = sum(score_run(run, captions, store) for run in runs) / len(runs)
-    about = {"runs": runs, "split": split, "protocol": "all pairs", "captions": config.data.captions,
-             "features": config.data.features, **environment()}
-    return reports_of(total, captions.owner, folds=folds, truth=known_truth(config, split, captions)), about
+    scores = score_split(model, captions, store)
+    for run in runs[1:]:
+        scores += score_split(build.load_run(run)[0], captions, store)
+    scores /= len(runs)
+    about = {"runs": runs, "dataset": config.dataset, "split": split, "protocol": "all pairs",
+             "captions": config.data.captions, "features": config.data.features, **environment()}
+    return reports_of(scores, captions.owner, folds=folds, truth=known_truth(config, split, captions)), about
+
+
+def score_split(model: RetrievalModel, captions: CaptionSet, store: FeatureStore) -> torch.Tensor:
+    """(N_images, N_texts) scores of one model on a split."""
+    images, texts = build.encode_split(on_best_device(model), captions, store)
+    scores = score_all_pairs(model, images, texts)
+    report_truncated(model)
+    return scores
 
 
 def reports_of(scores: Any, owner: np.ndarray, *, folds: int | None, truth: np.ndarray | None = None) -> Reports:

@@ -147,7 +147,7 @@ def compare(what: str, shape: tuple[int, int], options: argparse.Namespace, size
            f"{max(differences):.0e}"
     factor = images / pairwise.images
     if factor > 1:
-        note += f"; PAIRWISE SCALED from {pairwise.images} of {images} images, no more fitted in time or memory"
+        note += f"; PAIRWISE SCALED from {pairwise.images} of {images} images, more did not fit in time or memory"
     build = _step_figures if what == "step" else _evaluation_figures
     return build(f"D {shape[0]}, H {shape[1]}", exact, pairwise, factor, images * texts, note)
 
@@ -162,10 +162,9 @@ def _repeats(way: str, measurement: Measurement) -> str:
     return f"{way}: median of {len(seconds)} ({min(seconds):.3g} to {max(seconds):.3g} s)"
 
 
-def _memory(name: str, exact: Measurement, pairwise: Measurement, factor: float, note: str) -> Figure:
-    least = max(exact.memory, 4096)                     # a page: tiny sizes fit into what is there
-    most = max(pairwise.memory, 4096) * factor
-    return Figure(name, "MiB", least / MIB, most / MIB, most / least, note)
+def _memory(name: str, exact: Measurement, pairwise: Measurement, note: str) -> Figure:
+    ours, theirs = (max(of.memory, 4096) for of in (exact, pairwise))       # a page, where tiny sizes need nothing new
+    return Figure(name, "MiB", ours / MIB, theirs / MIB, theirs / ours, note)
 
 
 def _step_figures(
@@ -174,7 +173,7 @@ def _step_figures(
     fast, slow = median(exact.seconds), median(pairwise.seconds) * factor
     return [
         Figure(f"training step, scores of {4 * pairs:,} pairs, time, {shape}", "s", fast, slow, slow / fast, note),
-        _memory(f"training step, scores of {4 * pairs:,} pairs, peak memory, {shape}", exact, pairwise, factor, note),
+        _memory(f"training step, scores of {4 * pairs:,} pairs, peak memory, {shape}", exact, pairwise, note),
     ]
 
 
@@ -184,15 +183,13 @@ def _evaluation_figures(
     fast, slow = pairs / median(exact.seconds), pairs / (median(pairwise.seconds) * factor)
     projected = [
         Figure(f"evaluation of {images:,} x {texts:,}, time PROJECTED, {shape}", "s", images * texts / fast,
-               images * texts / slow, fast / slow,
-               f"projected, not measured, from the pairs per second of {note}")
+               images * texts / slow, fast / slow, f"projected, not measured, from the pairs per second of {note}")
         for images, texts in FULL_SETS
     ]
-    # neither way keeps more of an image's pairs than their scores, so the number of images is not scaled to
-    memory = _memory(f"evaluation of {pairs:,} pairs, peak memory, {shape}", exact, pairwise, 1, note)
     return [
         Figure(f"evaluation of {pairs:,} pairs, speed, {shape}", "pairs/s", fast, slow, fast / slow, note),
-        memory, *projected,
+        _memory(f"evaluation of {pairs:,} pairs, peak memory, {shape}", exact, pairwise, note),
+        *projected,
     ]
 
 

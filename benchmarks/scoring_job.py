@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ CAPTION_LENGTHS = (6, 8, 9, 9, 9, 10, 10, 10, 10, 11, 11, 11, 11, 12, 12, 12, 13
 POSITIVE_LENGTHS = (1, 4, 5, 5, 6, 6, 7, 7, 8, 9, 15, 19, 20, 21, 21, 22, 23, 24, 25, 27, 72)
 TOKEN = re.compile(r"\w+|[^\w\s]")      # a word or a mark: within 4 % of the number of BERT's word pieces
 STEP_BLOCK, EVALUATION_BLOCK = 32, 64   # texts at a time, as in score_batch and score_all_pairs
-PILOT = 2                               # images: their time and memory tell how many images the pairwise way can take
+PILOT = 1                               # image: its time and memory tell how many the pairwise way can take
 SHARE_OF_MEMORY = 0.7
 
 
@@ -56,8 +57,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Measurement:
-    """seconds: of each repeat; memory: bytes above the inputs at the worst moment; both of `images` images.
+    """seconds: of each repeat, with `images` images.
 
+    memory: bytes above the inputs at the worst moment, for all images of the job: where fewer were run, on the
+    straight line through the memory of one image and of those.
     score_difference and gradient_difference: `pairwise` against `exact` on the same pairs, relative to the largest
     absolute value (of scores, and of each gradient); None where not compared.
     """
@@ -106,13 +109,15 @@ def measure(job: Job) -> Measurement:
     run(tiny, 2)                                        # thread pools and libraries: not part of any figure
     inputs = _Inputs(job, job.embed_dim, job.heads, job.images, job.regions, wanted)
     peak = _Peak(job.device)
-    images = job.images if job.way == "exact" else _images_that_fit(job, inputs, run, peak)
+    images, of_pilot = (job.images, 0) if job.way == "exact" else _images_that_fit(job, inputs, run, peak)
     if job.device == "cuda":
         _timed(run, inputs, images, job.device)         # the first run of a size also chooses kernels
     seconds: list[float] = []
     while not seconds or (len(seconds) < job.repeats and sum(seconds) + seconds[-1] <= job.seconds):
         seconds.append(_timed(run, inputs, images, job.device))
     memory = peak.bytes()
+    if images < job.images:
+        memory += (memory - of_pilot) * (job.images - images) // (images - PILOT)
     mean = np.concatenate(wanted).mean()
     differences = (None, None) if job.way == "exact" else _differences(run_exact, run_pairwise, inputs, images)
     return Measurement(seconds, memory, images, f"{source}, mean {mean:.1f}", *differences)
@@ -149,6 +154,17 @@ class _Inputs:
         return [*(p for p in self.model.parameters() if p.requires_grad), self.images.regions, self.images.globals,
                 *(texts.words for texts in self.text_sets)]
 
+    def gradients(self) -> list[Tensor]:
+        """Of every leaf; after a step none is without."""
+        found = [leaf.grad for leaf in self.leaves()]
+        assert all(gradient is not None for gradient in found)
+        return cast(list[Tensor], found)
+
+    def forget_gradients(self) -> None:
+        """As an optimizer's `zero_grad` before each step."""
+        for leaf in self.leaves():
+            leaf.grad = None
+
 
 Way = Callable[[_Inputs, int], list[Tensor]]
 
@@ -158,17 +174,17 @@ def _ways(what: str) -> tuple[Way, Way]:
 
 
 def _exact_step(inputs: _Inputs, images: int) -> list[Tensor]:
+    inputs.forget_gradients()
     return _backward(inputs, score_batch(inputs.model, inputs.images[:images], inputs.text_sets, STEP_BLOCK))
 
 
 def _pairwise_step(inputs: _Inputs, images: int) -> list[Tensor]:
+    inputs.forget_gradients()
     part = inputs.images[:images]
     return _backward(inputs, [_pairwise(inputs.model, part, texts, STEP_BLOCK) for texts in inputs.text_sets])
 
 
 def _backward(inputs: _Inputs, scores: list[Tensor]) -> list[Tensor]:
-    for leaf in inputs.leaves():
-        leaf.grad = None
     torch.autograd.backward(scores, [gradient[: len(scores[0])] for gradient in inputs.score_gradients])
     return [part.detach() for part in scores]
 
@@ -238,23 +254,25 @@ def _available(device: str) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def _images_that_fit(job: Job, inputs: _Inputs, run: Way, peak: _Peak) -> int:
-    """How many images the pairwise way can take in the time of one measurement and in the memory that is free."""
-    pilot = min(PILOT, job.images)
-    _timed(run, inputs, pilot, job.device)
-    seconds = _timed(run, inputs, pilot, job.device)
-    memory = max(1, peak.bytes())
-    factor = min(job.seconds / seconds, SHARE_OF_MEMORY * _available(job.device) / memory)
-    return max(1, min(job.images, int(pilot * factor)))
+def _images_that_fit(job: Job, inputs: _Inputs, run: Way, peak: _Peak) -> tuple[int, int]:
+    """How many images the pairwise way can take in the time of one measurement and in the memory that is free.
+
+    At least two, for a line needs two points. Also the bytes that one image takes.
+    """
+    _timed(run, inputs, PILOT, job.device)
+    seconds = _timed(run, inputs, PILOT, job.device)
+    memory = peak.bytes()
+    fit = int(min(job.seconds / seconds, SHARE_OF_MEMORY * _available(job.device) / max(1, memory)))
+    return min(job.images, max(PILOT + 1, fit)), memory
 
 
 def _differences(exact: Way, pairwise: Way, inputs: _Inputs, images: int) -> tuple[float, float | None]:
     """Largest relative difference of scores and, after a step, of gradients: both ways computed the same thing."""
     expected = pairwise(inputs, images)
     if inputs.images.regions.requires_grad:
-        gradients = [leaf.grad for leaf in inputs.leaves()]
+        gradients = inputs.gradients()
         found = exact(inputs, images)
-        of_gradients = max(map(_difference, [leaf.grad for leaf in inputs.leaves()], gradients))
+        of_gradients = max(map(_difference, inputs.gradients(), gradients))
     else:
         found, of_gradients = exact(inputs, images), None
     return max(map(_difference, found, expected)), of_gradients

@@ -41,9 +41,10 @@ def make_run(tmp_path):
 
 
 def test_bench_retrieval_runs_and_writes_its_rows(module, tmp_path):
+    """Without time for the pairwise way, so that its figures are scaled."""
     path = tmp_path / "results.csv"
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "bench_retrieval.py"), "--quick", "--device", "cpu", "--repeats", "1",
+        [sys.executable, str(BENCHMARKS / "bench_retrieval.py"), "--quick", "--device", "cpu", "--seconds", "1e-6",
          "--results", str(path)],
         capture_output=True, text=True,
     )
@@ -53,9 +54,10 @@ def test_bench_retrieval_runs_and_writes_its_rows(module, tmp_path):
     assert len(rows) == 3 * 6                                           # three for each line of the table
     assert all(float(row.value) > 0 and all(vars(row).values()) for row in rows)
     assert {row.command for row in rows} == {
-        "python benchmarks/bench_retrieval.py --quick --device cpu --repeats 1"
+        "python benchmarks/bench_retrieval.py --quick --device cpu --seconds 1e-6"
     }
     assert all(row.note.startswith("QUICK") for row in rows)
+    assert {row.note.partition("SCALED ")[2][:9] for row in rows} == {"from 2 of"}
 
 
 def test_rows_are_added_below_what_is_there(module, tmp_path):

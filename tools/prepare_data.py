@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     scenes.add_argument("--test", type=int, default=500)
     scenes.add_argument("--seed", type=int, default=0)
     scenes.add_argument("--backbone", default="resnet18", help="torchvision classifier with random weights")
-    scenes.add_argument("--layer", default="layer2", help="its layer that gives the features")
+    scenes.add_argument("--layer", default="layer1", help="its layer that gives the features")
     return result
 
 

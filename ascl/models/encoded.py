@@ -59,12 +59,3 @@ class EncodedTexts:
     def to(self, *args, **kwargs) -> EncodedTexts:
         words = self.words.to(*args, **kwargs)
         return EncodedTexts(words, self.mask.to(words.device))
-
-    @staticmethod
-    def cat(parts: list[EncodedTexts]) -> EncodedTexts:
-        """Join blocks of texts, padded to the longest."""
-        longest = max(part.words.shape[1] for part in parts)
-        pads = [longest - part.words.shape[1] for part in parts]
-        words = [torch.nn.functional.pad(part.words, (0, 0, 0, pad)) for part, pad in zip(parts, pads, strict=True)]
-        mask = [torch.nn.functional.pad(part.mask, (0, pad)) for part, pad in zip(parts, pads, strict=True)]
-        return EncodedTexts(torch.cat(words), torch.cat(mask))

@@ -44,7 +44,14 @@ def encode_images(
 @torch.no_grad()
 def encode_texts(model: RetrievalModel, texts: list[str], *, batch: int = 256) -> EncodedTexts:
     """Texts in their order, on the CPU; encoded in order of length, so that little padding is computed."""
-    order = np.argsort([len(text) for text in texts], kind="stable")
-    parts = [model.encode_texts([texts[i] for i in order[start : start + batch]]).to("cpu")
-             for start in range(0, len(texts), batch)]
-    return EncodedTexts.cat(parts)[torch.from_numpy(np.argsort(order))]
+    order = torch.from_numpy(np.argsort([len(text) for text in texts], kind="stable"))
+    blocks = order.split(batch)
+    parts = [model.encode_texts([texts[i] for i in block]).to("cpu") for block in blocks]
+    longest = max(part.words.shape[1] for part in parts)
+    # filled in place: joining and reordering would hold every padded word of a large data set three times
+    words = torch.zeros(len(texts), longest, parts[0].words.shape[2], dtype=parts[0].words.dtype)
+    mask = torch.zeros(len(texts), longest, dtype=torch.bool)
+    for block, part in zip(blocks, parts, strict=True):
+        words[block, : part.words.shape[1]] = part.words
+        mask[block, : part.mask.shape[1]] = part.mask
+    return EncodedTexts(words, mask)
