@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -74,8 +75,25 @@ def build_model(config: Config, region_dim: int, global_dim: int) -> RetrievalMo
     return AsCL(
         region_dim, global_dim, text, settings.embed_dim, settings.num_heads, settings.local_weight,
         projections=settings.projections, fusion=settings.fusion, normalize_regions=settings.normalize_regions,
-        normalize_words=settings.normalize_words, sharpness=settings.sharpness,
+        normalize_words=settings.normalize_words, sharpness=settings.sharpness, standardize=settings.standardize,
     )
+
+
+def fit_standardization(
+    model: RetrievalModel, captions: CaptionSet, store: FeatureStore, *, images: int = 1000
+) -> None:
+    """Statistics of the image features, from training images spread evenly over the split, where they are used."""
+    if not isinstance(model, AsCL):
+        return
+    for_regions, for_globals = model.image.standardize_regions, model.image.standardize_globals
+    if for_regions is None or for_globals is None:
+        return
+    rows = store.rows(captions.image_ids)
+    features = store.read(rows[np.linspace(0, len(rows) - 1, min(images, len(rows))).astype(int)])
+    assert features.regions is not None and features.globals is not None        # `build_split` refuses others
+    regions = features.regions if features.mask is None else features.regions[features.mask]
+    for_regions.fit(torch.from_numpy(regions).flatten(0, -2))
+    for_globals.fit(torch.from_numpy(features.globals))
 
 
 def build_objective(config: Config) -> RetrievalObjective:

@@ -54,7 +54,10 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """See `ascl.models.AsCL`. kind `two_tower` is the floor without any meeting of image and text."""
+    """See `ascl.models.AsCL`; `standardize` takes its statistics of 1,000 training images.
+
+    kind `two_tower` is the floor without any meeting of image and text before the score.
+    """
 
     kind: Literal["ascl", "two_tower"] = "ascl"
     embed_dim: int = 1024
@@ -65,6 +68,7 @@ class ModelConfig:
     normalize_regions: bool = True
     normalize_words: bool = True
     sharpness: float = 4.0
+    standardize: bool = False
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ def train(config: Config, *, resume: bool = False) -> Progress:
     with _refused_settings():
         model = build.build_model(config, store.region_dim, store.global_dim)
         check_dimensions(model, val_store)
+        build.fit_standardization(model, captions, store)
         objective = build.build_objective(config)
         pairs = build.build_pairs(config, captions, store)
         batches = build.TrainBatches(config, pairs, accelerator.process_index, accelerator.num_processes)

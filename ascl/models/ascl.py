@@ -47,6 +47,7 @@ class AsCL(RetrievalModel):
         normalize_regions: bool = True,
         normalize_words: bool = True,
         sharpness: float = 4.0,
+        standardize: bool = False,
     ) -> None:
         """
         Args:
@@ -61,6 +62,8 @@ class AsCL(RetrievalModel):
             normalize_regions, normalize_words: bring every token to one norm. Cosines do not change by it.
             sharpness: where tokens are normalised and projections exist, the logit that a token starts with against
                 itself, averaged over heads; 0 would be uniform attention.
+            standardize: bring each image feature to mean 0 and variance 1 before the projection, by statistics that
+                `image.standardize_regions.fit` and `image.standardize_globals.fit` take of training images.
         """
         super().__init__()
         if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads:
@@ -76,7 +79,7 @@ class AsCL(RetrievalModel):
         norm = (sharpness * num_heads * (embed_dim / num_heads) ** 0.5) ** 0.5 if projections else 1.0
         self.word_norm = norm if normalize_words else None
         self.image = ImageEncoder(
-            region_dim, global_dim, embed_dim, region_norm=norm if normalize_regions else None
+            region_dim, global_dim, embed_dim, region_norm=norm if normalize_regions else None, standardize=standardize
         )
         self.text = text
         self.word_projection = None if text is None else nn.Linear(text.dim, embed_dim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,15 +16,47 @@ def scale_tokens(tokens: Tensor, norm: float | None) -> Tensor:
     return tokens if norm is None else F.normalize(tokens, dim=-1) * norm
 
 
+class Standardize(nn.Module):
+    """Features to mean 0 and variance 1, by statistics of the training images.
+
+    Pooled features after a ReLU share a large mean, most of all those of an untrained backbone, and then all regions
+    look alike to a cosine until the projection has learned to subtract it.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(dim))
+
+    def fit(self, sample: Tensor) -> None:
+        """Take mean and deviation of (N, dim); a constant feature is only centred."""
+        deviation = sample.std(dim=0)
+        self.mean.copy_(sample.mean(dim=0))
+        self.scale.copy_(torch.where(deviation > 1e-6, 1 / deviation.clamp_min(1e-6), torch.ones_like(deviation)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim)."""
+        return (features - self.mean) * self.scale
+
+
 class ImageEncoder(nn.Module):
     """Two linear projections: of K regions, and of the whole image."""
 
-    def __init__(self, region_dim: int, global_dim: int, embed_dim: int, *, region_norm: float | None) -> None:
+    def __init__(
+        self, region_dim: int, global_dim: int, embed_dim: int, *, region_norm: float | None, standardize: bool
+    ) -> None:
         super().__init__()
+        self.standardize_regions = Standardize(region_dim) if standardize else None
+        self.standardize_globals = Standardize(global_dim) if standardize else None
         self.regions = nn.Linear(region_dim, embed_dim)
         self.globals = nn.Linear(global_dim, embed_dim)
         self.region_norm = region_norm
 
     def forward(self, regions: Tensor, globals_: Tensor) -> tuple[Tensor, Tensor]:
         """(N, K, region_dim), (N, global_dim) -> (N, K, D), (N, D)."""
+        if self.standardize_regions is not None and self.standardize_globals is not None:
+            regions, globals_ = self.standardize_regions(regions), self.standardize_globals(globals_)
         return scale_tokens(self.regions(regions), self.region_norm), self.globals(globals_)

@@ -262,7 +262,7 @@ def trim(texts: EncodedTexts) -> EncodedTexts:
 
 
 def score_batch(
-    model: RetrievalModel, images: EncodedImages, text_sets: list[EncodedTexts], block: int = 32
+    model: RetrievalModel, images: EncodedImages, text_sets: list[EncodedTexts], block: int = 16
 ) -> list[Tensor]:
     """Scores of one batch of images with several sets of texts, differentiable: what a training step needs.
 
