@@ -1,0 +1,46 @@
+"""Projection of image features, and their statistics."""
+
+import numpy as np
+import torch
+
+from ascl import build
+from ascl.config import load_config
+from ascl.models import AsCL
+from ascl.models.image import ImageEncoder, Standardize
+
+
+def test_standardize_brings_its_sample_to_mean_0_and_variance_1():
+    sample = torch.randn(500, 6) * torch.tensor([1.0, 5.0, 0.1, 2.0, 3.0, 1.0]) + torch.arange(6.0)
+    standardize = Standardize(6)
+    standardize.fit(sample)
+    expected = (sample.numpy() - sample.numpy().mean(0)) / sample.numpy().std(0, ddof=1)
+    np.testing.assert_allclose(standardize(sample).numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_constant_feature_is_only_centred():
+    sample = torch.tensor([[3.0, 1.0], [3.0, 2.0]])
+    standardize = Standardize(2)
+    standardize.fit(sample)
+    assert standardize(sample)[:, 0].tolist() == [0.0, 0.0]
+    assert standardize(torch.tensor([[4.0, 1.5]])).tolist() == [[1.0, 0.0]]
+
+
+def test_statistics_are_saved_with_the_model_and_not_trained():
+    encoder = ImageEncoder(3, 3, 4, region_norm=None, standardize=True)
+    assert "standardize_regions.mean" in encoder.state_dict()
+    assert not [name for name, _ in encoder.named_parameters() if "standardize" in name]
+    assert "standardize_regions.mean" not in ImageEncoder(3, 3, 4, region_norm=None, standardize=False).state_dict()
+
+
+def test_statistics_come_from_the_training_images(tiny_data, tmp_path):
+    arguments = ["--data.captions", str(tiny_data / "captions.json"),
+                 "--data.features", f"[{tiny_data / 'regions.h5'}, {tiny_data / 'globals.h5'}]"]
+    config = load_config(arguments, tmp_path)
+    captions, store = build.build_split(config, "train")
+    model = AsCL(store.region_dim, store.global_dim, None, 8, 2, standardize=True)
+    build.fit_standardization(model, captions, store)
+    features = store.read(store.rows(captions.image_ids))
+    regions = features.regions[features.mask]
+    np.testing.assert_allclose(model.image.standardize_regions.mean.numpy(), regions.mean(0), rtol=1e-4, atol=1e-5)
+    globals_ = model.image.standardize_globals.mean.numpy()
+    np.testing.assert_allclose(globals_, features.globals.mean(0), rtol=1e-4, atol=1e-5)
