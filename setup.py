@@ -12,7 +12,7 @@ setup(
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",
-        "transformers>=4.48",
+        "transformers>=4.56",
         "accelerate>=1.0",
         "numpy>=1.26",
         "h5py>=3.10",
@@ -20,6 +20,7 @@ setup(
         "nltk>=3.8",
         "safetensors>=0.4",
         "tensorboard>=2.16",
+        "pyyaml>=6",
         "tqdm>=4.66",
         "jsonargparse[signatures]>=4.34",
     ],
