@@ -15,7 +15,8 @@ $(VENV)/installed: setup.py pyproject.toml
 
 demo: $(VENV)/installed
 	$(RUN) tools/prepare_data.py --dataset scenes
-	$(RUN) tools/train.py --dataset scenes --out $(DEMO)
+	if test -e $(DEMO)/last.pt; then $(RUN) tools/train.py --resume $(DEMO); \
+	else $(RUN) tools/train.py --dataset scenes --out $(DEMO); fi
 	$(RUN) tools/eval.py --checkpoint $(DEMO)
 
 clean-demo:

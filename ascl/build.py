@@ -1,4 +1,4 @@
-"""Settings into objects. The only reader of `config.py` beside the programs in `tools/`."""
+"""Settings into objects. Beside it only `run.py`, `prepare.py` and the programs in `tools/` read `config.py`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ascl.config import Config, from_dict
+from ascl.config import Config, DataConfig, from_dict
 from ascl.data.caption_ops import positive_caption
 from ascl.data.captions import CaptionSet, load_captions
 from ascl.data.embedding_noise import NoiseSettings
@@ -29,6 +29,11 @@ from ascl.training import checkpoint
 from ascl.training.schedule import Schedule, cosine, step_decay, warmed_up
 
 
+def data_paths(data: DataConfig, split: str) -> list[Path]:
+    """Caption file and feature files of a split, `{split}` in their names filled in."""
+    return [Path(path.replace("{split}", split)) for path in [data.captions, *data.features]]
+
+
 def build_split(
     config: Config, split: str, *, captions_per_image: int | None = None, images: int | None = None
 ) -> tuple[CaptionSet, FeatureStore]:
@@ -42,11 +47,11 @@ def build_split(
             raise DataError(f"data.{name} is {most}: has to be at least 1, or null for all")
     if not config.data.captions or not config.data.features:
         raise DataError("no data set: give --dataset NAME (a file of configs/), or data.captions and data.features")
-    paths = [Path(path.replace("{split}", split)) for path in config.data.features]
-    for path in [Path(config.data.captions), *paths]:
+    captions_path, *paths = data_paths(config.data, split)
+    for path in [captions_path, *paths]:
         if not path.exists():
             raise DataError(f"{path.resolve()} does not exist; to get it: {config.data.prepare}")
-    captions = load_captions(config.data.captions, split)
+    captions = load_captions(captions_path, split)
     whole = len(captions.captions)
     if captions_per_image is not None:
         captions = captions.limit_captions(captions_per_image)
@@ -71,7 +76,7 @@ def build_model(config: Config, region_dim: int, global_dim: int) -> RetrievalMo
     settings = config.model
     text = build_text_encoder(config)
     if settings.kind == "two_tower":
-        return TwoTower(region_dim, global_dim, text, settings.embed_dim)
+        return TwoTower(region_dim, global_dim, text, settings.embed_dim, standardize=settings.standardize)
     return AsCL(
         region_dim, global_dim, text, settings.embed_dim, settings.num_heads, settings.local_weight,
         projections=settings.projections, fusion=settings.fusion, normalize_regions=settings.normalize_regions,
@@ -83,9 +88,7 @@ def fit_standardization(
     model: RetrievalModel, captions: CaptionSet, store: FeatureStore, *, images: int = 1000
 ) -> None:
     """Statistics of the image features, from training images spread evenly over the split, where they are used."""
-    if not isinstance(model, AsCL):
-        return
-    for_regions, for_globals = model.image.standardize_regions, model.image.standardize_globals
+    for_regions, for_globals = model.standardize_regions, model.standardize_globals
     if for_regions is None or for_globals is None:
         return
     rows = store.rows(captions.image_ids)

@@ -21,8 +21,8 @@ class DataConfig:
     """Where captions and features lie.
 
     captions: Karpathy JSON, COCO caption JSON, or a folder of SCAN-style `{split}_caps.txt`.
-    features: files that together hold regions and globals: our HDF5 (one or two), or one SCAN `.npy`;
-        `{split}` in a name is replaced by the split's.
+    features: files that together hold regions and globals: our HDF5 (one or two), or one SCAN `.npy`.
+        `{split}` in any of these names is replaced by the split's.
     global_source: `files`, or `mean-region` where no globals exist (SCAN's release): the mean region stands in.
     captions_per_image: keep the first so many of each image when evaluating (COCO has a few images with six or
         seven); null = all.
@@ -121,7 +121,7 @@ class OptimizerConfig:
     final_lr: float = 0.0
     warmup_steps: int = 0
     weight_decay: float = 0.0
-    clip_norm: float | None = 2.0
+    clip_norm: float | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ascl.build import data_paths
 from ascl.config import Config
 from ascl.data.captions import load_captions
 from ascl.data.feature_store import open_features
@@ -65,17 +66,17 @@ def check_dataset(config: Config) -> list[Check]:
     data = config.data
     checks = []
     for split in (data.train, data.val, data.test):
+        captions_path, *feature_paths = data_paths(data, split)
         try:
-            captions = load_captions(data.captions, split)
+            captions = load_captions(captions_path, split)
             checks.append(Check(f"captions, {split}", f"{len(captions.image_ids)} images, "
-                                f"{len(captions.captions)} captions in {data.captions}", True))
+                                f"{len(captions.captions)} captions in {captions_path}", True))
         except (DataError, FileNotFoundError) as error:
             checks.append(Check(f"captions, {split}", str(error), False))
             continue
         try:
             store = open_features(
-                [path.format(split=split) for path in data.features], captions=len(captions.captions),
-                globals_from=data.global_source,
+                feature_paths, captions=len(captions.captions), globals_from=data.global_source
             )
             store.rows(captions.image_ids)
             complete = store.region_dim is not None and store.global_dim is not None

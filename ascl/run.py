@@ -85,7 +85,8 @@ def train(config: Config, *, resume: bool = False) -> Progress:
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "settings.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
-        write_text(out / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        if not resume:                      # a resumed run keeps what it was started with; its log has the rest
+            write_text(out / "environment.json", json.dumps(environment(), indent=2) + "\n")
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         print(f"{len(captions.image_ids)} images, {len(captions.captions)} captions; {trained / 1e6:.1f} M trained "
               f"parameters; {settings.total_steps} steps of {config.train.batch_size} pairs; run folder {out}")
@@ -201,14 +202,14 @@ def evaluate_paired(run: str, split: str | None, *, overrides: dict[str, Any]) -
     captions, store = build.build_split(
         config, split or config.data.test, captions_per_image=config.data.captions_per_image
     )
-    images, texts = build.encode_split(model, captions, store)
-    return {
-        "all pairs (honest)": rank_report(score_all_pairs(model, images, texts), captions.owner),
-        "PAIRED (leaks)": rank_report(leakage.paired_scores(model, images, texts, captions.owner), captions.owner),
-        "PAIRED, global score alone (leaks)": rank_report(
-            leakage.paired_global_scores(model, images, texts, captions.owner), captions.owner
-        ),
+    images, texts = build.encode_split(on_best_device(model), captions, store)
+    paired_global = leakage.paired_global_scores(model, images, texts, captions.owner)
+    scores = {
+        "all pairs (honest)": score_all_pairs(model, images, texts),
+        "PAIRED (sees the answer)": leakage.paired_scores(model, images, texts, captions.owner, paired_global),
+        "PAIRED, global score alone (sees the answer)": paired_global,
     }
+    return {name: rank_report(matrix, captions.owner) for name, matrix in scores.items()}
 
 
 def markdown(reports: Reports) -> str:

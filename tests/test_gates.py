@@ -1,7 +1,9 @@
 """Two gates that keep evaluation honest, for ever: equivariance, and noise. Each is shown to catch a scorer that leaks.
 
 The leaking scorer is the procedure of the released evaluation (`analysis.leakage`): it encodes every item together
-with its own true partner.
+with its own true partner. On noise it pays when the training has seen it too: a model trained on every pair's own score
+has nothing by which to recognise its partner, and even the paired procedure then stays at chance. So the leak is
+shown on a model that was trained as it is evaluated; the honest evaluation of that very model is at chance.
 """
 
 import numpy as np

@@ -4,7 +4,7 @@
   python tools/eval.py --checkpoint RUN_A RUN_B              an ensemble: averaged scores
   python tools/eval.py --checkpoint RUN --folds 5            COCO: 5K, and 1K as the mean of five folds
   python tools/eval.py --scores FILE.npz                     a score matrix from elsewhere: arrays scores, owner
-  python tools/eval.py --checkpoint RUN --protocol paired    how much a leaking evaluation would add (a diagnostic)
+  python tools/eval.py --checkpoint RUN --protocol paired    what an evaluation that sees the answer would say
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ def main(arguments: list[str]) -> int:
         if options.protocol == "paired":
             if not options.checkpoint or len(options.checkpoint) > 1:
                 raise DataError("--protocol paired looks inside one model: give one --checkpoint")
+            if options.folds:
+                raise DataError("--protocol paired is a diagnostic of the whole split: leave --folds out")
             reports = run.evaluate_paired(options.checkpoint[0], options.split, overrides=overrides)
             print(f"{WARNING}\n\n{run.markdown(reports)}\n{WARNING}\n(not saved)")
             return 0

@@ -21,7 +21,6 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--dataset", required=True, help="name of a file in configs/")
     result.add_argument("--check", action="store_true", help="only check; exit status 1 where anything is missing")
     scenes = result.add_argument_group("scenes")
-    scenes.add_argument("--out", default="data/scenes", help="folder of the generated data set")
     scenes.add_argument("--train", type=int, default=2000, help="images of the split")
     scenes.add_argument("--val", type=int, default=200)
     scenes.add_argument("--test", type=int, default=500)
@@ -39,8 +38,8 @@ def main(arguments: list[str]) -> int:
         config = load_config(["--dataset", options.dataset], CONFIGS)
         if options.dataset == "scenes" and not options.check:
             prepare_scenes(
-                options.out, train=options.train, val=options.val, test=options.test, seed=options.seed,
-                backbone=options.backbone, layer=options.layer,
+                Path(config.data.captions).parent, train=options.train, val=options.val, test=options.test,
+                seed=options.seed, backbone=options.backbone, layer=options.layer,
             )
         checks = check_dataset(config)
     except (ConfigError, DataError, OSError) as error:

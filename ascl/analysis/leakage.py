@@ -20,8 +20,8 @@ from ascl.retrieval.scoring import score_all_pairs
 
 WARNING = (
     "*** PAIRED PROTOCOL: A DIAGNOSTIC, NOT A RESULT ***\n"
-    "Every query was encoded together with its own right answer, so these recalls are inflated by a leak.\n"
-    "Never report them as retrieval results: they only show how much a number can owe to this procedure."
+    "Every query was encoded together with its own right answer: these are not retrieval results.\n"
+    "Never report them: they only show how much a number can owe to this procedure."
 )
 
 
@@ -39,17 +39,26 @@ def paired_global_scores(model: AsCL, images: EncodedImages, texts: EncodedTexts
     first_caption[owner[::-1]] = np.arange(len(owner))[::-1]
     if (first_caption < 0).any():
         raise ValueError(f"image {int((first_caption < 0).argmax())} has no caption to be paired with")
-    text_vectors = [_text_vector(model, images[i : i + 1], texts[t : t + 1]) for t, i in enumerate(owner)]
-    image_vectors = [_image_vector(model, images[i : i + 1], texts[t : t + 1]) for i, t in enumerate(first_caption)]
-    return F.normalize(torch.cat(image_vectors), dim=-1) @ F.normalize(torch.cat(text_vectors), dim=-1).T
+    device = next(model.parameters()).device
+
+    def pair(i: int, t: int) -> tuple[EncodedImages, EncodedTexts]:
+        return images[i : i + 1].to(device), texts[t : t + 1].to(device)
+
+    text_vectors = torch.cat([_text_vector(model, *pair(i, t)) for t, i in enumerate(owner)])
+    image_vectors = torch.cat([_image_vector(model, *pair(i, t)) for i, t in enumerate(first_caption)])
+    return (F.normalize(image_vectors, dim=-1) @ F.normalize(text_vectors, dim=-1).T).cpu()
 
 
-def paired_scores(model: AsCL, images: EncodedImages, texts: EncodedTexts, owner: np.ndarray) -> Tensor:
-    """u1 * S_local, exact for every pair, + (1 - u1) * the leaking global score."""
+def paired_scores(
+    model: AsCL, images: EncodedImages, texts: EncodedTexts, owner: np.ndarray, paired_global: Tensor | None = None
+) -> Tensor:
+    """u1 * S_local, exact for every pair, + (1 - u1) * the leaking global score (computed here if it is not given)."""
+    if paired_global is None:
+        paired_global = paired_global_scores(model, images, texts, owner)
     local_only = copy.copy(model)
     local_only.local_weight = 1.0
     local = score_all_pairs(local_only, images, texts)
-    return model.local_weight * local + (1 - model.local_weight) * paired_global_scores(model, images, texts, owner)
+    return model.local_weight * local + (1 - model.local_weight) * paired_global
 
 
 def _text_vector(model: AsCL, image: EncodedImages, text: EncodedTexts) -> Tensor:

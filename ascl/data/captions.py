@@ -187,7 +187,10 @@ def load_captions(path_or_folder: str | os.PathLike, split: str) -> CaptionSet:
     if "annotations" not in content:
         return _karpathy(content, path, split, restval_in_train=True)
     named = _COCO_NAME.fullmatch(path.name)
-    if named and named.group(1) != split:
+    if named is None:
+        raise DataError(f"{path} is a COCO caption file, which does not say its split: name it captions_{split}.json, "
+                        "one file for each split, or every split would be the same images")
+    if named.group(1) != split:
         raise DataError(f"{path} holds COCO's captions of {named.group(1)}, split {split} was asked for")
     return _coco(content, path)
 

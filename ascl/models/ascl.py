@@ -63,23 +63,22 @@ class AsCL(RetrievalModel):
             sharpness: where tokens are normalised and projections exist, the logit that a token starts with against
                 itself, averaged over heads; 0 would be uniform attention.
             standardize: bring each image feature to mean 0 and variance 1 before the projection, by statistics that
-                `image.standardize_regions.fit` and `image.standardize_globals.fit` take of training images.
+                `standardize_regions.fit` and `standardize_globals.fit` take of training images.
         """
-        super().__init__()
+        super().__init__(region_dim, global_dim, standardize=standardize)
         if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads:
             raise ValueError(f"num_heads ({num_heads}) must divide embed_dim ({embed_dim})")
         if not 0 <= local_weight <= 1:
             raise ValueError(f"local_weight must lie in [0, 1], got {local_weight}")
         if not 0 <= sharpness < float("inf"):
             raise ValueError(f"sharpness must be at least 0, got {sharpness}")
-        self.region_dim, self.global_dim = region_dim, global_dim
         self.embed_dim, self.num_heads, self.local_weight = embed_dim, num_heads, local_weight
         self.fusion = fusion
         # norm^2 * cos / (H * sqrt(d)) is a head's logit on average, d = D / H
         norm = (sharpness * num_heads * (embed_dim / num_heads) ** 0.5) ** 0.5 if projections else 1.0
         self.word_norm = norm if normalize_words else None
         self.image = ImageEncoder(
-            region_dim, global_dim, embed_dim, region_norm=norm if normalize_regions else None, standardize=standardize
+            region_dim, global_dim, embed_dim, region_norm=norm if normalize_regions else None
         )
         self.text = text
         self.word_projection = None if text is None else nn.Linear(text.dim, embed_dim)
@@ -104,13 +103,7 @@ class AsCL(RetrievalModel):
         Raises:
             ValueError: dimensions other than the model was built for.
         """
-        expected = (self.region_dim, self.global_dim)
-        if regions.dim() != 3 or globals_.dim() != 2 or (regions.shape[-1], globals_.shape[-1]) != expected:
-            raise ValueError(
-                f"the model takes regions (N, K, {expected[0]}) and globals (N, {expected[1]}), "
-                f"got {tuple(regions.shape)} and {tuple(globals_.shape)}"
-            )
-        projected, whole = self.image(regions, globals_)
+        projected, whole = self.image(*self.standardized(regions, globals_))
         return EncodedImages(projected, whole, mask)
 
     def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ascl.models.encoded import EncodedImages, EncodedTexts
+from ascl.models.image import Standardize
 
 
 class TextEncoder(nn.Module, ABC):
@@ -24,8 +25,29 @@ class RetrievalModel(nn.Module, ABC):
     """A model whose items are encoded alone; which of them belong together is never known to it."""
 
     text: TextEncoder | None
-    region_dim: int
-    global_dim: int
+
+    def __init__(self, region_dim: int, global_dim: int, *, standardize: bool) -> None:
+        """standardize: have `standardize_regions` and `standardize_globals`, to be fitted to training images."""
+        super().__init__()
+        self.region_dim, self.global_dim = region_dim, global_dim
+        self.standardize_regions = Standardize(region_dim) if standardize else None
+        self.standardize_globals = Standardize(global_dim) if standardize else None
+
+    def standardized(self, regions: Tensor, globals_: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, K, region_dim) and (N, global_dim), standardized where the model does so.
+
+        Raises:
+            ValueError: dimensions other than the model was built for.
+        """
+        expected = (self.region_dim, self.global_dim)
+        if regions.dim() != 3 or globals_.dim() != 2 or (regions.shape[-1], globals_.shape[-1]) != expected:
+            raise ValueError(
+                f"the model takes regions (N, K, {expected[0]}) and globals (N, {expected[1]}), "
+                f"got {tuple(regions.shape)} and {tuple(globals_.shape)}"
+            )
+        if self.standardize_regions is not None and self.standardize_globals is not None:
+            regions, globals_ = self.standardize_regions(regions), self.standardize_globals(globals_)
+        return regions, globals_
 
     @abstractmethod
     def encode_images(self, regions: Tensor, globals_: Tensor, mask: Tensor | None = None) -> EncodedImages:

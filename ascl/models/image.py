@@ -45,18 +45,12 @@ class Standardize(nn.Module):
 class ImageEncoder(nn.Module):
     """Two linear projections: of K regions, and of the whole image."""
 
-    def __init__(
-        self, region_dim: int, global_dim: int, embed_dim: int, *, region_norm: float | None, standardize: bool
-    ) -> None:
+    def __init__(self, region_dim: int, global_dim: int, embed_dim: int, *, region_norm: float | None) -> None:
         super().__init__()
-        self.standardize_regions = Standardize(region_dim) if standardize else None
-        self.standardize_globals = Standardize(global_dim) if standardize else None
         self.regions = nn.Linear(region_dim, embed_dim)
         self.globals = nn.Linear(global_dim, embed_dim)
         self.region_norm = region_norm
 
     def forward(self, regions: Tensor, globals_: Tensor) -> tuple[Tensor, Tensor]:
         """(N, K, region_dim), (N, global_dim) -> (N, K, D), (N, D)."""
-        if self.standardize_regions is not None and self.standardize_globals is not None:
-            regions, globals_ = self.standardize_regions(regions), self.standardize_globals(globals_)
         return scale_tokens(self.regions(regions), self.region_norm), self.globals(globals_)

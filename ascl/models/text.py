@@ -58,6 +58,10 @@ class BertWords(TextEncoder):
             self.encoder.eval()
         return self
 
+    def is_cut(self, text: str, words: int) -> bool:
+        """Whether a text that came out with so many words had more."""
+        return words == self.max_words and len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) > words
+
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """N texts -> hidden (N, L, dim) and mask (N, L) bool, True = a real word.
 
@@ -104,7 +108,7 @@ def _only_words(hidden: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     return hidden.gather(1, order.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])), real.gather(1, order)
 
 
-_RECORD = np.dtype([("key", "V16"), ("start", "<i8"), ("words", "<i4")])
+_RECORD = np.dtype([("key", "V16"), ("start", "<i8"), ("words", "<i4")])     # words < 0: -words, of a text that was cut
 
 
 class CachedWords(TextEncoder):
@@ -125,14 +129,11 @@ class CachedWords(TextEncoder):
         self.folder = Path(folder) / _fingerprint(encoder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._files: list[int] = []
-        self._places: dict[bytes, tuple[int, int, int]] = {}       # file, first word, number of words
+        self._places: dict[bytes, tuple[int, int, int]] = {}       # file, first word, words as in the record
+        self.truncated = 0
         for index in sorted(self.folder.glob("*.index")):
             self._read_index(index)
         self._writer: tuple | None = None
-
-    @property
-    def truncated(self) -> int:
-        return self.encoder.truncated
 
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """As `BertWords`; float32 values that are exactly representable in float16, on the encoder's device."""
@@ -147,6 +148,8 @@ class CachedWords(TextEncoder):
                     "folder, or set text.cache to null; nothing that was there is lost"
                 ) from error
         places = [self._places[key] for key in keys]
+        self.truncated += sum(words < 0 for _, _, words in places)
+        places = [(file, start, abs(words)) for file, start, words in places]
         lengths = torch.tensor([words for _, _, words in places])
         hidden = np.zeros((len(texts), int(lengths.max()), self.dim), dtype=np.float16)
         for row, (file, start, words) in enumerate(places):
@@ -166,7 +169,7 @@ class CachedWords(TextEncoder):
         file = len(self._files)
         self._files.append(os.open(data, os.O_RDONLY))
         for key, start, words in records.tolist():
-            if words > 0 and start >= 0 and start + words <= available:     # a power cut can leave zeros
+            if words != 0 and start >= 0 and start + abs(words) <= available:     # a power cut can leave zeros
                 self._places[bytes(key)] = (file, start, words)
 
     def _encode(self, missing: dict[bytes, str], batch: int = 128) -> None:
@@ -184,14 +187,17 @@ class CachedWords(TextEncoder):
             lengths = mask.sum(dim=1).tolist()
             first = data.tell() // (2 * self.dim)
             records = np.zeros(len(part), _RECORD)
+            places = {}
             for row, (key, length) in enumerate(zip(part, lengths, strict=True)):
                 data.write(words[row, :length].tobytes())
-                records[row] = (np.void(key), first, length)
-                self._places[key] = (file, first, length)
+                signed = -length if self.encoder.is_cut(missing[key], length) else length
+                records[row] = (np.void(key), first, signed)
+                places[key] = (file, first, signed)
                 first += length
             data.flush()
             index.write(records.tobytes())
             index.flush()
+            self._places |= places
 
 
 def _fingerprint(encoder: BertWords) -> str:

@@ -32,6 +32,7 @@ from ascl.models.fusion import AttentionWeights, attention_weights
 EPSILON = 1e-8                  # lower bound of a norm, as in torch's cosine_similarity
 CPU_CHUNK = 1 << 19             # attention entries at a time: about what stays in a core's cache, 2 MB of float32
 GPU_CHUNK = 1 << 27
+CHEAP_BLOCK = 1024              # images, and texts, at a time where pairs do not meet before their score
 PREPARED_BUDGET = 2 << 30       # bytes of prepared texts kept for all image blocks; beyond that they are prepared again
 
 
@@ -86,7 +87,7 @@ def _prepare_queries(tokens: Tensor, mask: Tensor | None, weights: AttentionWeig
     return Queries(
         query=(_project(tokens, weights.query, weights.heads) * weights.scale).flatten(1, 2).transpose(1, 2),
         out=_project(tokens, out, weights.heads).flatten(1, 2).transpose(1, 2),
-        norm=tokens.norm(dim=-1).flatten().clamp_min(EPSILON),
+        norm=_length(tokens.square().sum(dim=-1)).flatten(),
         weight=weight,
     )
 
@@ -219,6 +220,15 @@ def _mean_over_tokens(attention: Tensor, weight: Tensor) -> Tensor:
     return (attention.unflatten(2, weight.shape) * weight).sum(dim=-1)
 
 
+def _length(square: Tensor) -> Tensor:
+    """Root of a squared length; 1 where it is zero (rounding can push a square below it).
+
+    A zero vector, such as a word that cutoff removed, has a dot product of 0 and so a cosine of 0 with anything. A
+    tiny length in its place would give the same cosine and a gradient too large for half precision.
+    """
+    return torch.where(square > EPSILON**2, square, torch.ones_like(square)).sqrt()
+
+
 def _attend(queries: Queries, keys: Keys) -> tuple[Tensor, Tensor]:
     """One direction for every pair.
 
@@ -233,8 +243,7 @@ def _attend(queries: Queries, keys: Keys) -> tuple[Tensor, Tensor]:
             queries.query.to(low), queries.out.to(low), at_least_float32(queries.weight),
             keys.key.to(low), keys.value.to(low), keys.gram.to(low), keys.mask,
         )
-    length = square.clamp_min(EPSILON**2).sqrt()                        # rounding can push a square below zero
-    cosine = (dot / (queries.norm * length)).unflatten(1, queries.weight.shape)
+    cosine = (dot / (queries.norm * _length(square))).unflatten(1, queries.weight.shape)
     return (cosine * queries.weight).sum(dim=-1), mean.transpose(1, 2) @ keys.outputs
 
 
@@ -297,18 +306,33 @@ def check_encoded(images: EncodedImages, texts: EncodedTexts) -> None:
             raise ValueError(f"{name} {int((~mask.any(dim=1)).nonzero()[0])} has no real token: its mask is all false")
 
 
+@dataclass(frozen=True)
+class ScoreBlocks:
+    """Rows of a score matrix that is never held whole; computed anew each time it is iterated."""
+
+    model: RetrievalModel
+    images: EncodedImages
+    texts: EncodedTexts
+    image_block: int
+    text_block: int
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return _score_blocks(self.model, self.images, self.texts, self.image_block, self.text_block)
+
+
 def score_blocks(
     model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, *, image_block: int = 64, text_block: int = 64
-) -> Iterator[Tensor]:
-    """Rows of the score matrix, `image_block` images at a time against all texts: (n, N_texts) float32 on the CPU.
+) -> ScoreBlocks:
+    """Rows of the score matrix, some images at a time against all texts: (n, N_texts) float32 on the CPU.
 
-    Memory beyond the encoded items stays bounded, whatever their number.
+    Memory beyond the encoded items stays bounded, whatever their number. `rank_report` takes the result; it reads the
+    blocks twice, so every score is then computed twice.
 
     Raises:
         ValueError: see `check_encoded`; before any work is done.
     """
     check_encoded(images, texts)
-    return _score_blocks(model, images, texts, image_block, text_block)
+    return ScoreBlocks(model, images, texts, image_block, text_block)
 
 
 @torch.no_grad()
@@ -318,9 +342,10 @@ def _score_blocks(
     device = next(model.parameters()).device
     starts = range(0, len(images), image_block)
     if not isinstance(model, AsCL) or not model.fusion:
-        texts = texts.to(device)
-        for start in starts:
-            yield model.pair_scores(images[start : start + image_block].to(device), texts).float().cpu()
+        for start in range(0, len(images), CHEAP_BLOCK):
+            some = images[start : start + CHEAP_BLOCK].to(device)
+            text_parts = (texts[first : first + CHEAP_BLOCK].to(device) for first in range(0, len(texts), CHEAP_BLOCK))
+            yield torch.cat([model.pair_scores(some, part).float().cpu() for part in text_parts], dim=1)
         return
     blocks = length_blocks(texts.mask, text_block)
     order = torch.cat(blocks).argsort().cpu()

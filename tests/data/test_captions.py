@@ -295,3 +295,16 @@ def test_coco_5k_test_starts_with_the_1k_test(shared):
     pairs = zip(five.subset(range(1000)).captions, one.captions, strict=True)
     # The published files themselves differ in one caption: of its last image, which has more than five.
     assert [i for i, (a, b) in enumerate(pairs) if a != b] == [4999]
+
+
+def test_a_coco_file_that_does_not_say_its_split_is_refused(tmp_path):
+    """It would be train, val and test at once."""
+    annotations = [{"image_id": 1, "id": 1, "caption": "a dog"}]
+    content = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": annotations}
+    path = write_json(tmp_path / "mine.json", content)
+    with pytest.raises(DataError, match=r"mine\.json.*captions_val\.json"):
+        load_captions(path, "val")
+    named = write_json(tmp_path / "captions_val.json", content)
+    assert load_captions(named, "val").image_ids == ["a"]
+    with pytest.raises(DataError, match="holds COCO's captions of val"):
+        load_captions(named, "train")

@@ -6,7 +6,7 @@ import torch
 from ascl import build
 from ascl.config import load_config
 from ascl.models import AsCL
-from ascl.models.image import ImageEncoder, Standardize
+from ascl.models.image import Standardize
 
 
 def test_standardize_brings_its_sample_to_mean_0_and_variance_1():
@@ -26,10 +26,10 @@ def test_a_constant_feature_is_only_centred():
 
 
 def test_statistics_are_saved_with_the_model_and_not_trained():
-    encoder = ImageEncoder(3, 3, 4, region_norm=None, standardize=True)
-    assert "standardize_regions.mean" in encoder.state_dict()
-    assert not [name for name, _ in encoder.named_parameters() if "standardize" in name]
-    assert "standardize_regions.mean" not in ImageEncoder(3, 3, 4, region_norm=None, standardize=False).state_dict()
+    model = AsCL(3, 3, None, 4, 2, standardize=True)
+    assert "standardize_regions.mean" in model.state_dict()
+    assert not [name for name, _ in model.named_parameters() if "standardize" in name]
+    assert "standardize_regions.mean" not in AsCL(3, 3, None, 4, 2).state_dict()
 
 
 def test_statistics_come_from_the_training_images(tiny_data, tmp_path):
@@ -41,6 +41,6 @@ def test_statistics_come_from_the_training_images(tiny_data, tmp_path):
     build.fit_standardization(model, captions, store)
     features = store.read(store.rows(captions.image_ids))
     regions = features.regions[features.mask]
-    np.testing.assert_allclose(model.image.standardize_regions.mean.numpy(), regions.mean(0), rtol=1e-4, atol=1e-5)
-    globals_ = model.image.standardize_globals.mean.numpy()
+    np.testing.assert_allclose(model.standardize_regions.mean.numpy(), regions.mean(0), rtol=1e-4, atol=1e-5)
+    globals_ = model.standardize_globals.mean.numpy()
     np.testing.assert_allclose(globals_, features.globals.mean(0), rtol=1e-4, atol=1e-5)

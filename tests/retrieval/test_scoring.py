@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ascl.models import AsCL, EncodedImages, EncodedTexts
-from ascl.retrieval import scoring
+from ascl.retrieval import rank_report, scoring
 from ascl.retrieval.scoring import score_all_pairs, score_batch, score_blocks
 
 
@@ -174,6 +174,35 @@ def test_rows_come_in_blocks():
     rows = list(score_blocks(model, images, texts, image_block=2))
     assert [len(block) for block in rows] == [2, 2, 1]
     torch.testing.assert_close(torch.cat(rows), score_all_pairs(model, images, texts))
+
+
+def test_ranks_need_no_whole_matrix():
+    model, images, texts = example(images=5, texts=10)
+    owner = torch.arange(10) % 5
+    streamed = rank_report(score_blocks(model, images, texts, image_block=2), owner)
+    assert streamed == rank_report(score_all_pairs(model, images, texts), owner)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_removed_word_has_cosine_zero_and_gradients_of_ordinary_size(dtype):
+    model, images, texts = example(images=4, texts=4, longest=3, dtype=torch.float32)
+    texts.words[1, 0] = 0                                       # what token cutoff leaves
+    texts.mask[1] = torch.tensor([True, True, False])
+    with torch.autocast("cpu", dtype):
+        scores, = score_batch(model, images, [texts])
+    (1e4 * scores.float()).sum().backward()                     # a loss scaled as for float16
+    exact = model.pair_scores(images, texts)
+    torch.testing.assert_close(scores.float(), exact, rtol=0, atol=0.03)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert len(gradients) >= 6 and all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_without_fusion_blocks_give_the_same(monkeypatch):
+    model, images, texts = example(images=5, texts=7, fusion=False)
+    monkeypatch.setattr(scoring, "CHEAP_BLOCK", 2)
+    torch.testing.assert_close(
+        score_all_pairs(model, images, texts), model.pair_scores(images, texts).float(), rtol=0, atol=1e-6
+    )
 
 
 def test_texts_prepared_again_for_each_block_give_the_same(monkeypatch):

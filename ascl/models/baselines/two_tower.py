@@ -24,15 +24,17 @@ class TwoTower(RetrievalModel):
     Encoded images have one region and encoded texts one word: the vector itself.
     """
 
-    def __init__(self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int = 1024) -> None:
-        super().__init__()
-        self.region_dim, self.global_dim = region_dim, global_dim
+    def __init__(
+        self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int = 1024, *, standardize: bool = False
+    ) -> None:
+        super().__init__(region_dim, global_dim, standardize=standardize)
         self.text: TextEncoder = text
         self.image = _projector(region_dim + global_dim, embed_dim)
         self.words = _projector(text.dim, embed_dim)
 
     def encode_images(self, regions: Tensor, globals_: Tensor, mask: Tensor | None = None) -> EncodedImages:
         """(N, K, region_dim), (N, global_dim), (N, K) bool or None -> N vectors."""
+        regions, globals_ = self.standardized(regions, globals_)
         vectors = self.image(torch.cat([masked_mean(regions, mask), globals_], dim=-1))
         return EncodedImages(vectors.unsqueeze(1), vectors)
 
