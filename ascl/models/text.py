@@ -201,9 +201,14 @@ class CachedWords(TextEncoder):
 
 
 def _fingerprint(encoder: BertWords) -> str:
-    """Same weights, same tokenizer and same limit give the same words."""
+    """Same weights, heads, tokenizer and limit give the same words.
+
+    A vocabulary does not tell whether a tokenizer lowers case or strips accents: how it splits a sample does.
+    """
     digest = hashlib.sha256(f"{encoder.max_words}".encode())
     digest.update(repr(sorted(encoder.tokenizer.get_vocab().items())).encode())
+    digest.update(repr(encoder.tokenizer.tokenize("An Éclair's naïve test-case, in UPPER case.")).encode())
+    digest.update(repr(getattr(encoder.encoder.config, "num_attention_heads", None)).encode())
     for name, tensor in encoder.encoder.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
