@@ -38,8 +38,9 @@ def run(finished, tmp_path) -> Path:
 
 
 @pytest.fixture
-def refused(tool, tmp_path, capsys):
+def assert_refused(tool, tmp_path, capsys):
     """(program, arguments, *words of the message): exit code 2, all words said, and every file as it was."""
+
     def check(program: str, arguments: list[str], *words: str) -> str:
         before = contents(tmp_path)
         capsys.readouterr()
@@ -83,83 +84,119 @@ def remove_rows(path: Path, ids: list[str]) -> None:
 # Data
 
 
-def test_missing_captions(data, tmp_path, train_arguments, refused):
+def test_missing_captions(data, tmp_path, train_arguments, assert_refused):
     (data / "captions.json").unlink()
-    refused("train", train_arguments(data, tmp_path / "new"),
-            f"{data / 'captions.json'} does not exist", "python tools/prepare_data.py --dataset tiny")
+    assert_refused(
+        "train",
+        train_arguments(data, tmp_path / "new"),
+        f"{data / 'captions.json'} does not exist",
+        "python tools/prepare_data.py --dataset tiny",
+    )
     assert not (tmp_path / "new").exists()
 
 
-def test_no_data_set_at_all(tmp_path, refused):
-    refused("train", ["--out", str(tmp_path / "new")], "no data set", "--dataset NAME", "data.captions")
+def test_no_data_set_at_all(tmp_path, assert_refused):
+    assert_refused("train", ["--out", str(tmp_path / "new")], "no data set", "--dataset NAME", "data.captions")
 
 
-def test_missing_features(data, tmp_path, train_arguments, refused, run):
+def test_missing_features(data, tmp_path, train_arguments, assert_refused, run):
     (data / "globals.h5").unlink()
-    refused("train", train_arguments(data, tmp_path / "new"),
-            f"{data / 'globals.h5'} does not exist", "python tools/prepare_data.py --dataset tiny")
-    refused("eval", ["--checkpoint", str(run), "--features", str(data / "globals.h5")], str(data / "globals.h5"))
+    assert_refused(
+        "train",
+        train_arguments(data, tmp_path / "new"),
+        f"{data / 'globals.h5'} does not exist",
+        "python tools/prepare_data.py --dataset tiny",
+    )
+    assert_refused("eval", ["--checkpoint", str(run), "--features", str(data / "globals.h5")], str(data / "globals.h5"))
     assert not (tmp_path / "new").exists()
 
 
-def test_an_unknown_split(data, tmp_path, train_arguments, refused, run):
+def test_an_unknown_split(data, tmp_path, train_arguments, assert_refused, run):
     arguments = train_arguments(data, tmp_path / "new", "--data.val", "dev")
-    refused("train", arguments, str(data / "captions.json"), "'dev'", "test, train, val")
-    refused("eval", ["--checkpoint", str(run), "--split", "dev"], "captions.json", "'dev'", "test, train, val")
+    assert_refused("train", arguments, str(data / "captions.json"), "'dev'", "test, train, val")
+    assert_refused("eval", ["--checkpoint", str(run), "--split", "dev"], "captions.json", "'dev'", "test, train, val")
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_an_image_without_features_is_named_before_the_first_step(split, data, tmp_path, train_arguments, refused):
+def test_an_image_without_features_is_named_before_the_first_step(
+    split, data, tmp_path, train_arguments, assert_refused
+):
     name = "photo03" if split == "train" else "photo14"
     remove_rows(data / "regions.h5", [name])
-    refused("train", train_arguments(data, tmp_path / "new"), name, str(data / "regions.h5"), "extract_regions.py")
+    assert_refused(
+        "train", train_arguments(data, tmp_path / "new"), name, str(data / "regions.h5"), "extract_regions.py"
+    )
     assert not (tmp_path / "new").exists()
 
 
-def test_an_image_without_features_at_evaluation(data, refused, run):
+def test_an_image_without_features_at_evaluation(data, assert_refused, run):
     remove_rows(data / "globals.h5", ["photo20", "photo23"])
-    refused("eval", ["--checkpoint", str(run), "--features", str(data / "regions.h5"), str(data / "globals.h5")],
-            "2 images", str(data / "globals.h5"), "photo20, photo23", "tools/extract_globals.py")
+    assert_refused(
+        "eval",
+        ["--checkpoint", str(run), "--features", str(data / "regions.h5"), str(data / "globals.h5")],
+        "2 images",
+        str(data / "globals.h5"),
+        "photo20, photo23",
+        "tools/extract_globals.py",
+    )
 
 
 @pytest.mark.parametrize("keep", [0, 100, 0.5])
-def test_truncated_features(keep, data, tmp_path, train_arguments, refused, run):
+def test_truncated_features(keep, data, tmp_path, train_arguments, assert_refused, run):
     path = data / "regions.h5"
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content)) if keep == 0.5 else keep])
-    refused("train", train_arguments(data, tmp_path / "new"), str(path), "truncated or no HDF5", "extract_regions.py")
-    refused("eval", ["--checkpoint", str(run), "--features", str(path)], str(path), "truncated or no HDF5")
+    assert_refused(
+        "train", train_arguments(data, tmp_path / "new"), str(path), "truncated or no HDF5", "extract_regions.py"
+    )
+    assert_refused("eval", ["--checkpoint", str(run), "--features", str(path)], str(path), "truncated or no HDF5")
     assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_features_that_are_not_finite(workers, data, tmp_path, train_arguments, refused, run):
+def test_features_that_are_not_finite(workers, data, tmp_path, train_arguments, assert_refused, run):
     with h5py.File(data / "regions.h5", "r+") as file:
         file["regions"][5, 0, 2] = np.nan
         file["regions"][22, 1, 0] = np.inf
-    message = refused("train", train_arguments(data, tmp_path / "new", "--train.workers", workers),
-                      str(data / "regions.h5"), "row 5", "photo05", "not finite", "tools/extract_regions.py")
+    message = assert_refused(
+        "train",
+        train_arguments(data, tmp_path / "new", "--train.workers", workers),
+        str(data / "regions.h5"),
+        "row 5",
+        "photo05",
+        "not finite",
+        "tools/extract_regions.py",
+    )
     assert message.startswith(f"error: {data / 'regions.h5'}")
-    refused("eval", ["--checkpoint", str(run), "--features", str(data / "regions.h5"), str(data / "globals.h5")],
-            "row 22", "photo22", "not finite")
+    assert_refused(
+        "eval",
+        ["--checkpoint", str(run), "--features", str(data / "regions.h5"), str(data / "globals.h5")],
+        "row 22",
+        "photo22",
+        "not finite",
+    )
 
 
-def test_an_empty_caption(data, tmp_path, train_arguments, refused, run):
+def test_an_empty_caption(data, tmp_path, train_arguments, assert_refused, run):
     def empty(images):
         images[2]["sentences"][1]["raw"] = "  "
         images[19]["sentences"][0]["raw"] = ""
 
     path = edit_captions(data, empty)
-    refused("train", train_arguments(data, tmp_path / "new"), str(path), "photo02.jpg", "sentid 21", "empty caption")
-    refused("eval", ["--checkpoint", str(run), "--captions", str(path)], str(path), "photo19.jpg", "sentid 190")
+    assert_refused(
+        "train", train_arguments(data, tmp_path / "new"), str(path), "photo02.jpg", "sentid 21", "empty caption"
+    )
+    assert_refused("eval", ["--checkpoint", str(run), "--captions", str(path)], str(path), "photo19.jpg", "sentid 190")
 
 
-def test_a_caption_of_which_the_encoder_sees_nothing(data, tmp_path, train_arguments, refused):
+def test_a_caption_of_which_the_encoder_sees_nothing(data, tmp_path, train_arguments, assert_refused):
     def invisible(images):
         images[2]["sentences"][1]["raw"] = "\u200b"
 
     edit_captions(data, invisible)
-    refused("train", train_arguments(data, tmp_path / "new", "--samples.positives", "none"), r"'\u200b'", "no words")
+    assert_refused(
+        "train", train_arguments(data, tmp_path / "new", "--samples.positives", "none"), r"'\u200b'", "no words"
+    )
 
 
 def test_a_longer_caption_is_cut_with_a_count(data, tmp_path, train_arguments, tool, capsys):
@@ -172,25 +209,40 @@ def test_a_longer_caption_is_cut_with_a_count(data, tmp_path, train_arguments, t
     assert "1 texts were longer than the text encoder's limit and were cut" in capsys.readouterr().out
 
 
-def test_captions_that_are_no_json(data, tmp_path, train_arguments, refused):
+def test_captions_that_are_no_json(data, tmp_path, train_arguments, assert_refused):
     path = data / "captions.json"
     path.write_bytes(path.read_bytes()[:-30])
-    refused("train", train_arguments(data, tmp_path / "new"), str(path), "not whole JSON", "row 1")
+    assert_refused("train", train_arguments(data, tmp_path / "new"), str(path), "not whole JSON", "row 1")
 
 
-def test_features_without_globals_or_without_regions(data, tmp_path, train_arguments, refused, run):
+def test_features_without_globals_or_without_regions(data, tmp_path, train_arguments, assert_refused, run):
     regions, globals_ = f"[{data / 'regions.h5'}]", f"[{data / 'globals.h5'}]"
-    refused("train", train_arguments(data, tmp_path / "new", "--data.features", regions),
-            str(data / "regions.h5"), "no globals", "tools/extract_globals.py", "data.global_source")
-    refused("train", train_arguments(data, tmp_path / "new", "--data.features", globals_),
-            str(data / "globals.h5"), "no regions", "tools/extract_regions.py")
-    refused("eval", ["--checkpoint", str(run), "--features", str(data / "regions.h5")],
-            str(data / "regions.h5"), "no globals")
+    assert_refused(
+        "train",
+        train_arguments(data, tmp_path / "new", "--data.features", regions),
+        str(data / "regions.h5"),
+        "no globals",
+        "tools/extract_globals.py",
+        "data.global_source",
+    )
+    assert_refused(
+        "train",
+        train_arguments(data, tmp_path / "new", "--data.features", globals_),
+        str(data / "globals.h5"),
+        "no regions",
+        "tools/extract_regions.py",
+    )
+    assert_refused(
+        "eval",
+        ["--checkpoint", str(run), "--features", str(data / "regions.h5")],
+        str(data / "regions.h5"),
+        "no globals",
+    )
 
 
 @pytest.mark.parametrize("kind", ["ascl", "two_tower"])
 def test_features_of_another_dimension_than_the_model_was_trained_on(
-    kind, data, tiny_data, tmp_path, train_arguments, refused, tool
+    kind, data, tiny_data, tmp_path, train_arguments, assert_refused, tool
 ):
     run = tmp_path / "run"
     assert tool("train")(train_arguments(tiny_data, run, "--train.max_steps", "1", "--model.kind", kind)) == 0
@@ -198,17 +250,23 @@ def test_features_of_another_dimension_than_the_model_was_trained_on(
     with h5py.File(data / "regions.h5", "r+") as file:
         del file["regions"]
         file["regions"] = rng.normal(size=(24, 4, 6)).astype(np.float32)
-    with h5py.File(data / "globals.h5", "r+") as file:                  # 8 + 6 becomes 6 + 8: the same sum
+    with h5py.File(data / "globals.h5", "r+") as file:  # 8 + 6 becomes 6 + 8: the same sum
         del file["globals"]
         file["globals"] = rng.normal(size=(24, 8)).astype(np.float32)
     features = ["--features", str(data / "regions.h5"), str(data / "globals.h5")]
     for protocol in ["all-pairs", "paired"] if kind == "ascl" else ["all-pairs"]:
-        refused("eval", ["--checkpoint", str(run), *features, "--protocol", protocol],
-                str(data / "regions.h5"), "regions of 6 and globals of 8", "8 and 6", "trained on")
+        assert_refused(
+            "eval",
+            ["--checkpoint", str(run), *features, "--protocol", protocol],
+            str(data / "regions.h5"),
+            "regions of 6 and globals of 8",
+            "8 and 6",
+            "trained on",
+        )
 
 
 def test_validation_features_of_another_dimension_are_found_before_the_first_step(
-    data, tmp_path, train_arguments, refused
+    data, tmp_path, train_arguments, assert_refused
 ):
     for split in ("train", "val"):
         shutil.copy(data / "regions.h5", data / f"{split}_regions.h5")
@@ -217,138 +275,160 @@ def test_validation_features_of_another_dimension_are_found_before_the_first_ste
         del file["globals"]
         file["globals"] = np.ones((24, 7), np.float32)
     features = f"[{data}/{{split}}_regions.h5, {data}/{{split}}_globals.h5]"
-    refused("train", train_arguments(data, tmp_path / "new", "--data.features", features),
-            "val_globals.h5", "globals of 7", "8 and 6")
+    assert_refused(
+        "train",
+        train_arguments(data, tmp_path / "new", "--data.features", features),
+        "val_globals.h5",
+        "globals of 7",
+        "8 and 6",
+    )
     assert not (tmp_path / "new").exists()
 
 
 # Settings
 
 
-@pytest.mark.parametrize(("more", "words"), [
-    (["--model.embed_dims", "8"], ["unknown setting 'model.embed_dims'", "'model.embed_dim'"]),
-    (["--dataset", "flickr31k"], ["'flickr31k'", "flickr30k"]),
-    (["--model.num_heads", "3"], ["num_heads (3) must divide embed_dim (8)"]),
-    (["--model.num_heads", "0"], ["num_heads"]),
-    (["--model.local_weight", "1.5"], ["local_weight", "1.5"]),
-    (["--loss.temperature", "0"], ["temperature"]),
-    (["--loss.kind", "triplet", "--loss.margin", "-1"], ["margin"]),
-    (["--loss.kind", "triplet", "--loss.triplet_warmup_steps", "-1"], ["warmup_steps"]),
-    (["--samples.token_ratio", "1.5"], ["token_ratio", "1.5"]),
-    (["--samples.positive_ratio", "1.5"], ["samples.positive_ratio", "1.5"]),
-    (["--samples.mixture_kinds", "[fog]"], ["fog", "gaussian"]),
-    (["--optimizer.lr", "0"], ["learning rate 0"]),
-    (["--optimizer.lr", "0", "--text.finetune", "true"], ["learning rate 0"]),
-    (["--optimizer.clip_norm", "0"], ["clip_norm"]),
-    (["--optimizer.decay_factor", "2"], ["gamma 2"]),
-    (["--train.epochs", "0"], ["epochs is 0"]),
-    (["--train.batch_size", "13"], ["batch size 13", "12"]),
-    (["--train.batch_size", "0"], ["batch size 0"]),
-    (["--train.workers", "-1"], ["train.workers is -1"]),
-    (["--train.seed", "-1"], ["seed"]),
-    (["--data.val_images", "0"], ["data.val_images is 0"]),
-    (["--data.captions_per_image", "0"], ["data.captions_per_image is 0"]),
-    (["--text.max_words", "0"], ["text.max_words is 0"]),
-    (["--text.finetune", "true", "--text.cache", "words"], ["fine-tuned", "text.cache"]),
-    (["--text.encoder", "/no/such/encoder"], ["'/no/such/encoder' does not exist", "text.encoder"]),
-])
-def test_settings_that_cannot_be(more, words, tiny_data, tmp_path, train_arguments, refused):
-    refused("train", train_arguments(tiny_data, tmp_path / "new", *more), *words)
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--model.embed_dims", "8"], ["unknown setting 'model.embed_dims'", "'model.embed_dim'"]),
+        (["--dataset", "flickr31k"], ["'flickr31k'", "flickr30k"]),
+        (["--model.num_heads", "3"], ["num_heads (3) must divide embed_dim (8)"]),
+        (["--model.num_heads", "0"], ["num_heads"]),
+        (["--model.local_weight", "1.5"], ["local_weight", "1.5"]),
+        (["--loss.temperature", "0"], ["temperature"]),
+        (["--loss.kind", "triplet", "--loss.margin", "-1"], ["margin"]),
+        (["--loss.kind", "triplet", "--loss.triplet_warmup_steps", "-1"], ["warmup_steps"]),
+        (["--samples.token_ratio", "1.5"], ["token_ratio", "1.5"]),
+        (["--samples.positive_ratio", "1.5"], ["samples.positive_ratio", "1.5"]),
+        (["--samples.mixture_kinds", "[fog]"], ["fog", "gaussian"]),
+        (["--optimizer.lr", "0"], ["learning rate 0"]),
+        (["--optimizer.lr", "0", "--text.finetune", "true"], ["learning rate 0"]),
+        (["--optimizer.clip_norm", "0"], ["clip_norm"]),
+        (["--optimizer.decay_factor", "2"], ["gamma 2"]),
+        (["--train.epochs", "0"], ["epochs is 0"]),
+        (["--train.batch_size", "13"], ["batch size 13", "12"]),
+        (["--train.batch_size", "0"], ["batch size 0"]),
+        (["--train.workers", "-1"], ["train.workers is -1"]),
+        (["--train.seed", "-1"], ["seed"]),
+        (["--data.val_images", "0"], ["data.val_images is 0"]),
+        (["--data.captions_per_image", "0"], ["data.captions_per_image is 0"]),
+        (["--text.max_words", "0"], ["text.max_words is 0"]),
+        (["--text.finetune", "true", "--text.cache", "words"], ["fine-tuned", "text.cache"]),
+        (["--text.encoder", "/no/such/encoder"], ["'/no/such/encoder' does not exist", "text.encoder"]),
+    ],
+)
+def test_settings_that_cannot_be(more, words, tiny_data, tmp_path, train_arguments, assert_refused):
+    assert_refused("train", train_arguments(tiny_data, tmp_path / "new", *more), *words)
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_that_is_a_file(tiny_data, tmp_path, train_arguments, refused):
+def test_a_folder_that_is_a_file(tiny_data, tmp_path, train_arguments, assert_refused):
     (tmp_path / "new").write_text("mine")
-    refused("train", train_arguments(tiny_data, tmp_path / "new"), str(tmp_path / "new"))
+    assert_refused("train", train_arguments(tiny_data, tmp_path / "new"), str(tmp_path / "new"))
 
 
 # Runs
 
 
-def test_a_folder_that_holds_a_run_already(tiny_data, run, train_arguments, refused):
-    message = refused("train", train_arguments(tiny_data, run, "--train.seed", "3"), f"{run} already holds a run")
+def test_a_folder_that_holds_a_run_already(tiny_data, run, train_arguments, assert_refused):
+    message = assert_refused(
+        "train", train_arguments(tiny_data, run, "--train.seed", "3"), f"{run} already holds a run"
+    )
     assert "resume" in message
 
 
-@pytest.mark.parametrize(("more", "words"), [
-    (["--train.seed", "5"], ["seed = 0", "5"]),
-    (["--train.batch_size", "4"], ["steps_per_epoch"]),
-    (["--model.embed_dim", "16"], ["another architecture", "image.regions.weight"]),
-    (["--model.fusion", "false"], ["another architecture", "region_to_word"]),
-    (["--model.colour", "red"], ["unknown setting"]),
-])
-def test_a_resume_that_would_not_continue_the_run(more, words, run, refused):
-    refused("train", ["--resume", str(run), *more], *words)
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--train.seed", "5"], ["seed = 0", "5"]),
+        (["--train.batch_size", "4"], ["steps_per_epoch"]),
+        (["--model.embed_dim", "16"], ["another architecture", "image.regions.weight"]),
+        (["--model.fusion", "false"], ["another architecture", "region_to_word"]),
+        (["--model.colour", "red"], ["unknown setting"]),
+    ],
+)
+def test_a_resume_that_would_not_continue_the_run(more, words, run, assert_refused):
+    assert_refused("train", ["--resume", str(run), *more], *words)
 
 
-def test_nothing_to_resume(tmp_path, run, refused):
-    refused("train", ["--resume", str(tmp_path / "none")], str(tmp_path / "none"), "does not exist")
-    refused("train", ["--resume"], "--resume needs the folder of a run")
+def test_nothing_to_resume(tmp_path, run, assert_refused):
+    assert_refused("train", ["--resume", str(tmp_path / "none")], str(tmp_path / "none"), "does not exist")
+    assert_refused("train", ["--resume"], "--resume needs the folder of a run")
     (run / "last.pt").unlink()
-    refused("train", ["--resume", str(run)], "nothing to resume", "last.pt")
+    assert_refused("train", ["--resume", str(run)], "nothing to resume", "last.pt")
 
 
-def test_settings_of_a_run_that_were_damaged(run, refused):
+def test_settings_of_a_run_that_were_damaged(run, assert_refused):
     (run / "settings.yaml").write_text("model: {embed_dim")
-    refused("train", ["--resume", str(run)], str(run / "settings.yaml"), "not valid YAML")
+    assert_refused("train", ["--resume", str(run)], str(run / "settings.yaml"), "not valid YAML")
 
 
 @pytest.mark.parametrize("keep", [0, 10, 0.5, -1])
-def test_a_truncated_checkpoint(keep, run, refused):
+def test_a_truncated_checkpoint(keep, run, assert_refused):
     for name in ("best.pt", "last.pt"):
         content = (run / name).read_bytes()
         (run / name).write_bytes(content[: int(len(content) * keep) if keep == 0.5 else keep])
-    refused("eval", ["--checkpoint", str(run)], str(run / "best.pt"), "truncated, damaged or no checkpoint")
-    refused("train", ["--resume", str(run)], str(run / "last.pt"), "truncated, damaged or no checkpoint")
+    assert_refused("eval", ["--checkpoint", str(run)], str(run / "best.pt"), "truncated, damaged or no checkpoint")
+    assert_refused("train", ["--resume", str(run)], str(run / "last.pt"), "truncated, damaged or no checkpoint")
 
 
-def test_a_checkpoint_of_another_architecture(run, refused):
+def test_a_checkpoint_of_another_architecture(run, assert_refused):
     """Its settings were edited afterwards: the numbers in it are of 8 dimensions."""
     state = torch.load(run / "best.pt", weights_only=True)
     state["extra"]["settings"]["model"]["embed_dim"] = 16
     torch.save(state, run / "best.pt")
-    refused("eval", ["--checkpoint", str(run)], str(run / "best.pt"), "another architecture",
-            "image.regions.weight (8, 8) instead of (16, 8)")
+    assert_refused(
+        "eval",
+        ["--checkpoint", str(run)],
+        str(run / "best.pt"),
+        "another architecture",
+        "image.regions.weight (8, 8) instead of (16, 8)",
+    )
 
 
-def test_a_checkpoint_of_another_program(run, refused):
+def test_a_checkpoint_of_another_program(run, assert_refused):
     torch.save({"model": {}}, run / "best.pt")
-    refused("eval", ["--checkpoint", str(run)], str(run / "best.pt"), "no checkpoint of this project")
+    assert_refused("eval", ["--checkpoint", str(run)], str(run / "best.pt"), "no checkpoint of this project")
     torch.save({"format": "ascl-checkpoint", "version": 1, "model": {}, "extra": {}}, run / "best.pt")
-    refused("eval", ["--checkpoint", str(run)], str(run / "best.pt"), "holds no settings")
+    assert_refused("eval", ["--checkpoint", str(run)], str(run / "best.pt"), "holds no settings")
 
 
-def test_a_checkpoint_with_a_setting_that_this_version_does_not_know(run, refused):
+def test_a_checkpoint_with_a_setting_that_this_version_does_not_know(run, assert_refused):
     state = torch.load(run / "best.pt", weights_only=True)
     state["extra"]["settings"]["model"]["embed_dims"] = 16
     torch.save(state, run / "best.pt")
-    refused("eval", ["--checkpoint", str(run)], str(run / "best.pt"), "'model.embed_dims'", "'model.embed_dim'")
+    assert_refused("eval", ["--checkpoint", str(run)], str(run / "best.pt"), "'model.embed_dims'", "'model.embed_dim'")
 
 
-def test_no_checkpoint(tmp_path, refused):
-    refused("eval", ["--checkpoint", str(tmp_path)], f"no checkpoint in {tmp_path}", "best.pt", "tools/train.py")
+def test_no_checkpoint(tmp_path, assert_refused):
+    assert_refused("eval", ["--checkpoint", str(tmp_path)], f"no checkpoint in {tmp_path}", "best.pt", "tools/train.py")
 
 
-def test_a_text_encoder_that_has_gone(run, tmp_path, refused):
+def test_a_text_encoder_that_has_gone(run, tmp_path, assert_refused):
     for name in ("best.pt", "last.pt"):
         state = torch.load(run / name, weights_only=True)
         state["extra"]["settings"]["text"]["encoder"] = str(tmp_path / "gone")
         torch.save(state, run / name)
-    refused("eval", ["--checkpoint", str(run)], str(tmp_path / "gone"), "does not exist", "text.encoder")
+    assert_refused("eval", ["--checkpoint", str(run)], str(tmp_path / "gone"), "does not exist", "text.encoder")
 
 
 # Evaluation
 
 
 @pytest.mark.parametrize("folds", ["4", "0", "-1", "7"])
-def test_folds_that_do_not_divide(folds, run, refused):
-    refused("eval", ["--checkpoint", str(run), "--folds", folds], f"6 images cannot be split into {folds} equal folds",
-            "divisor of 6")
+def test_folds_that_do_not_divide(folds, run, assert_refused):
+    assert_refused(
+        "eval",
+        ["--checkpoint", str(run), "--folds", folds],
+        f"6 images cannot be split into {folds} equal folds",
+        "divisor of 6",
+    )
 
 
-def test_score_files_that_do_not_fit(tmp_path, refused):
+def test_score_files_that_do_not_fit(tmp_path, assert_refused):
     path = tmp_path / "scores.npz"
-    refused("eval", ["--scores", str(path)], f"no score file at {path}")
+    assert_refused("eval", ["--scores", str(path)], f"no score file at {path}")
     for arrays, words in [
         ({"scores": np.ones((2, 4))}, ["no array `owner`", "numpy.savez"]),
         ({"scores": np.ones((2, 4)), "owner": np.array([0, 0, 1])}, ["4 columns", "3 entries"]),
@@ -356,18 +436,18 @@ def test_score_files_that_do_not_fit(tmp_path, refused):
         ({"scores": np.array([[1.0, np.nan], [0, 1]]), "owner": np.array([0, 1])}, ["scores[0, 1] is nan"]),
     ]:
         np.savez(path, **arrays)
-        refused("eval", ["--scores", str(path)], *words)
+        assert_refused("eval", ["--scores", str(path)], *words)
     path.write_bytes(path.read_bytes()[:60])
-    refused("eval", ["--scores", str(path)], str(path), "truncated")
+    assert_refused("eval", ["--scores", str(path)], str(path), "truncated")
 
 
-def test_paired_needs_one_model_whose_items_meet(run, tiny_data, tmp_path, train_arguments, refused, tool):
-    refused("eval", ["--checkpoint", str(run), str(run), "--protocol", "paired"], "one --checkpoint")
+def test_paired_needs_one_model_whose_items_meet(run, tiny_data, tmp_path, train_arguments, assert_refused, tool):
+    assert_refused("eval", ["--checkpoint", str(run), str(run), "--protocol", "paired"], "one --checkpoint")
     np.savez(tmp_path / "scores.npz", scores=np.ones((2, 2)), owner=np.array([0, 1]))
-    refused("eval", ["--scores", str(tmp_path / "scores.npz"), "--protocol", "paired"], "one --checkpoint")
+    assert_refused("eval", ["--scores", str(tmp_path / "scores.npz"), "--protocol", "paired"], "one --checkpoint")
     towers = tmp_path / "towers"
     assert tool("train")(train_arguments(tiny_data, towers, "--model.kind", "two_tower", "--train.max_steps", "1")) == 0
-    refused("eval", ["--checkpoint", str(towers), "--protocol", "paired"], str(towers), "never meet")
+    assert_refused("eval", ["--checkpoint", str(towers), "--protocol", "paired"], str(towers), "never meet")
 
 
 def test_an_unknown_program_option_is_refused(capsys, tool):
