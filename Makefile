@@ -30,4 +30,5 @@ lint: $(VENV)/installed
 	$(RUN) -m mypy
 
 bench: $(VENV)/installed
-	$(RUN) benchmarks/bench_retrieval.py
+	$(RUN) benchmarks/bench_scoring.py
+	$(RUN) benchmarks/bench_training.py

@@ -22,6 +22,8 @@ setup(
         "tensorboard>=2.16",
         "pyyaml>=6",
         "tqdm>=4.66",
+        "psutil>=5.9",
+        "matplotlib>=3.8",
         "jsonargparse[signatures]>=4.34",
     ],
     extras_require={"dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.11"]},

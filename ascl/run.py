@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from tqdm import tqdm
 
 from ascl import build
 from ascl.analysis import leakage
@@ -22,9 +23,9 @@ from ascl.config import Config, to_dict
 from ascl.data.captions import CaptionSet
 from ascl.data.feature_store import FeatureStore
 from ascl.errors import DataError
-from ascl.files import write_text
+from ascl.files import atomic_path, write_text
 from ascl.models import AsCL, RetrievalModel
-from ascl.retrieval import fold_report, rank_report, score_all_pairs
+from ascl.retrieval import fold_report, rank_all_pairs, rank_report, score_all_pairs
 from ascl.retrieval.encode import check_dimensions
 from ascl.retrieval.ranking import FoldReport, RetrievalReport
 from ascl.training.distributed import make_accelerator
@@ -93,7 +94,7 @@ def train(config: Config, *, resume: bool = False) -> Progress:
 
     def validate(model: RetrievalModel) -> dict[str, float]:
         images, texts = build.encode_split(model, val_captions, val_store)
-        return figures(rank_report(score_all_pairs(model, images, texts), val_captions.owner))
+        return figures(rank_all_pairs(model, images, texts, val_captions.owner))
 
     progress = fit(
         accelerator, model, optimizer, train_batches=batches, step_loss=objective, validate=validate,
@@ -138,7 +139,8 @@ def on_best_device(model: RetrievalModel) -> RetrievalModel:
 
 
 def evaluate_runs(
-    runs: list[str], split: str | None, *, folds: int | None, overrides: dict[str, Any]
+    runs: list[str], split: str | None, *, folds: int | None, overrides: dict[str, Any],
+    scoring: dict[str, Any] | None = None, save_scores: Path | None = None,
 ) -> tuple[Reports, dict[str, Any]]:
     """Recalls of one run, or of several by their averaged scores.
 
@@ -147,6 +149,8 @@ def evaluate_runs(
         split: None = the test split of the settings.
         folds: also the mean over so many consecutive folds (COCO 1K: 5 of the 5K images).
         overrides: data settings that replace the run's, by field name (features moved to another place).
+        scoring: `backend`, `dtype`, `block` of `score_all_pairs`.
+        save_scores: also write the matrix and the owners there, as `load_scores` reads them.
 
     Returns:
         Reports by name, and what they were made of.
@@ -155,19 +159,27 @@ def evaluate_runs(
     config = replace(config, data=replace(config.data, **overrides))
     split = split or config.data.test
     captions, store = build.build_split(config, split, captions_per_image=config.data.captions_per_image)
-    scores = score_split(model, captions, store)
+    scoring = scoring or {}
+    scores = score_split(model, captions, store, scoring)
     for run in runs[1:]:
-        scores += score_split(build.load_run(run)[0], captions, store)
+        scores += score_split(build.load_run(run)[0], captions, store, scoring)
     scores /= len(runs)
+    if save_scores is not None:
+        with atomic_path(save_scores) as path, path.open("wb") as file:
+            np.savez(file, scores=scores.numpy(), owner=captions.owner)
     about = {"runs": runs, "dataset": config.dataset, "split": split, "protocol": "all pairs",
+             "scoring": {name: str(value) for name, value in scoring.items()},
              "captions": config.data.captions, "features": config.data.features, **environment()}
     return reports_of(scores, captions.owner, folds=folds, truth=known_truth(config, split, captions)), about
 
 
-def score_split(model: RetrievalModel, captions: CaptionSet, store: FeatureStore) -> torch.Tensor:
-    """(N_images, N_texts) scores of one model on a split."""
+def score_split(
+    model: RetrievalModel, captions: CaptionSet, store: FeatureStore, scoring: dict[str, Any]
+) -> torch.Tensor:
+    """(N_images, N_texts) scores of one model on a split, with a bar of progress on a terminal."""
     images, texts = build.encode_split(on_best_device(model), captions, store)
-    scores = score_all_pairs(model, images, texts)
+    with tqdm(total=len(images) * len(texts), desc="scoring", unit=" pairs", unit_scale=True, disable=None) as bar:
+        scores = score_all_pairs(model, images, texts, progress=bar.update, **scoring)
     report_truncated(model)
     return scores
 

@@ -1,76 +1,130 @@
-"""One measurement of time and memory: scores of image-text pairs, computed exactly but fast, or pair by pair.
+"""One measurement of image-text scores, in the process that it has for itself: inputs, ways to score, time and memory.
 
-`exact` is what training and evaluation use (`score_batch`, `score_all_pairs`). `pairwise` is the plain reference:
-`AsCL.pair_scores`, whose attentions are `torch.nn.MultiheadAttention`, and autograd through it. Both go through the
-texts in the same blocks of similar length, so that a ratio of the two shows the algebra and not the padding.
+The process is asked to `start` a job, to `repeat` it and to `finish`. Between two repeats other ways are measured in
+other processes, so that whatever else the machine does meets all of them alike; `measuring.py` is the side that asks.
 """
 
 from __future__ import annotations
 
+import copy
 import gc
-import os
 import re
 import resource
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
+import scan
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from ascl.data.caption_ops import positive_caption
 from ascl.data.captions import load_captions
 from ascl.models import AsCL, EncodedImages, EncodedTexts
-from ascl.retrieval import score_all_pairs, score_batch
-from ascl.retrieval.scoring import length_blocks, trim
+from ascl.retrieval import rank_all_pairs, score_all_pairs, score_batch
+from ascl.retrieval.scoring import pick
+from ascl.retrieval.tiles import free_memory, make_tiles
 
 # Tokens at the 0th, 5th, ..., 100th percentile of the 25,000 captions of COCO's 5K test, and of positives made of them.
 CAPTION_LENGTHS = (6, 8, 9, 9, 9, 10, 10, 10, 10, 11, 11, 11, 11, 12, 12, 12, 13, 13, 14, 16, 50)
 POSITIVE_LENGTHS = (1, 4, 5, 5, 6, 6, 7, 7, 8, 9, 15, 19, 20, 21, 21, 22, 23, 24, 25, 27, 72)
 TOKEN = re.compile(r"\w+|[^\w\s]")      # a word or a mark: within 4 % of the number of BERT's word pieces
-STEP_BLOCK, EVALUATION_BLOCK = 32, 64   # texts at a time, as in score_batch and score_all_pairs
+STEP_BLOCK = 16                         # texts at a time, of similar length, in the pairwise step
 PILOT = 1                               # image: its time and memory tell how many the pairwise way can take
 SHARE_OF_MEMORY = 0.7
+GEMMS = 5                               # products of square matrices; the best of them counts
+CONCEPTS = 64                           # directions that regions and words share, so that scores are not all zero
+MADE_TOGETHER = 16                      # items: what is temporary has to stay small before the peak is watched
+ERROR_IMAGES, ERROR_TEXTS = 16, 64      # the sample that is compared with float64
+SCAN = {"SCAN text-to-image": scan.text_to_image, "SCAN image-to-text": scan.image_to_text}
+TYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
+
+# Names of torch's operations, without `aten::` and a trailing underscore
+KINDS = {
+    "matrix products": {"mm", "bmm", "addmm", "baddbmm", "mv", "dot", "mkldnn_rnn_layer"},
+    "softmax": {"_softmax"},
+    "copies": {"copy", "clone", "cat", "stack", "index", "index_put", "_index_put_impl", "index_select", "gather",
+               "fill", "zero", "scatter", "constant_pad_nd"},
+    "other elementwise": {"add", "sub", "mul", "div", "neg", "sum", "mean", "sqrt", "square", "pow", "where", "lerp",
+                          "sigmoid", "masked_fill", "gt", "ge", "lt", "le", "eq", "ne", "bitwise_not", "bitwise_and",
+                          "logical_not", "logical_and", "clamp_min", "exp", "amax", "any", "all", "abs", "isfinite",
+                          "repeat_interleave"},
+}
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to measure. `seconds`: no repeat is started that would end later; the first one always runs."""
+    """What to measure, one way."""
 
-    what: str                   # "step" or "evaluation"
-    way: str                    # "exact" or "pairwise"
+    what: str                   # "step": forward and backward; "scores": the whole matrix; "ranks": recalls alone
+    way: str                    # step: exact or pairwise. Else a backend of `score_all_pairs`, or a key of SCAN
+    precision: str              # of the matrix products: a key of TYPES
     embed_dim: int
     heads: int
     images: int
     texts: int                  # of each set: a step has four of them
     regions: int
     device: str
-    repeats: int
-    seconds: float
+    seconds: float              # that one repeat of a pairwise way should not exceed: it takes fewer images
     captions: str | None        # file of real captions, None = lengths drawn from the percentiles above
     split: str
+    gemm: int                   # rows of the square matrices whose product is the machine's peak
+
+    @property
+    def label(self) -> str:
+        return f"{self.way} {self.precision}"
+
+    @property
+    def pairwise(self) -> bool:
+        """Whether each pair is computed for itself, so that time may allow a part of the images only."""
+        return self.way in ("pairwise", "reference")
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """seconds: of each repeat, with `images` images.
+class Repeat:
+    """seconds: of one run. peak: FLOP/s of square matrix products, mean of the best right before and right after."""
 
-    memory: bytes above the inputs at the worst moment, for all images of the job: where fewer were run, on the
-    straight line through the memory of one image and of those.
-    score_difference and gradient_difference: `pairwise` against `exact` on the same pairs, relative to the largest
-    absolute value (of scores, and of each gradient); None where not compared.
-    """
+    seconds: float
+    peak: float
 
-    seconds: list[float]
-    memory: int
+
+@dataclass(frozen=True)
+class Flops:
+    """Of the matrix products, for one pair. prepared: what is computed per item, spread over this run's pairs."""
+
+    pair: float
+    prepared: float
+
+
+@dataclass(frozen=True)
+class Started:
+    """images: that a repeat takes. lengths: of the texts, and where they are from."""
+
     images: int
     lengths: str
-    score_difference: float | None = None
-    gradient_difference: float | None = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What is known after the last repeat.
+
+    memory: bytes above the inputs at the worst moment, for all images of the job. Where a step ran with fewer, it is
+    on the straight line through the memory of one image and of those.
+    scores: (images, texts) of the last repeat; None for ranks and for a step. flops: None there too.
+    differences: of a pairwise step: largest relative difference of scores and of gradients to the exact way.
+    """
+
+    memory: int
+    scores: np.ndarray | None = None
+    flops: Flops | None = None
+    differences: tuple[float, float] | None = None
 
 
 def text_lengths(captions: str | None, split: str, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, str]:
@@ -99,55 +153,43 @@ def text_lengths(captions: str | None, split: str, count: int, seed: int = 0) ->
     return drawn[0], drawn[1], source
 
 
-def measure(job: Job) -> Measurement:
-    """Run one job; the peak of memory is right only in a process that has done nothing else."""
-    lengths, positive_lengths, source = text_lengths(job.captions, job.split, job.texts)
-    wanted = [lengths, positive_lengths, lengths, positive_lengths] if job.what == "step" else [lengths]
-    run_exact, run_pairwise = _ways(job.what)
-    run = run_exact if job.way == "exact" else run_pairwise
-    tiny = _Inputs(job, 8, 2, 2, 2, [np.array([1, 2])] * len(wanted))
-    run(tiny, 2)                                        # thread pools and libraries: not part of any figure
-    inputs = _Inputs(job, job.embed_dim, job.heads, job.images, job.regions, wanted)
-    peak = _Peak(job.device)
-    images, of_pilot = (job.images, 0) if job.way == "exact" else _images_that_fit(job, inputs, run, peak)
-    if job.device == "cuda":
-        _timed(run, inputs, images, job.device)         # the first run of a size also chooses kernels
-    seconds: list[float] = []
-    while not seconds or (len(seconds) < job.repeats and sum(seconds) + seconds[-1] <= job.seconds):
-        seconds.append(_timed(run, inputs, images, job.device))
-    memory = peak.bytes()
-    if images < job.images:
-        memory += (memory - of_pilot) * (job.images - images) // (images - PILOT)
-    mean = np.concatenate(wanted).mean()
-    differences = (None, None) if job.way == "exact" else _differences(run_exact, run_pairwise, inputs, images)
-    return Measurement(seconds, memory, images, f"{source}, mean {mean:.1f}", *differences)
-
-
 class _Inputs:
-    """A model and encoded items with random numbers: no figure depends on their values."""
+    """A model as it starts, with noise, and encoded items that share concepts: attention and scores differ by pair."""
 
     def __init__(
         self, job: Job, embed_dim: int, heads: int, images: int, regions: int, lengths: list[np.ndarray]
     ) -> None:
         device = torch.device(job.device)
         torch.manual_seed(0)
-        self.model = AsCL(1, 1, None, embed_dim, heads).to(device)
+        self.model = AsCL(1, 1, None, embed_dim, heads)
         self.model.image.requires_grad_(False)                  # encoding is no part of any figure
         with torch.no_grad():
+            for linear in (self.model.text_global, self.model.attended_image_global, self.model.image_global):
+                torch.nn.init.eye_(linear.weight)               # as the attentions start
             for parameter in self.model.parameters():
-                parameter.normal_(std=embed_dim**-0.5)
+                parameter.add_(torch.randn_like(parameter), alpha=0.5 * embed_dim**-0.5)
+        self.model.to(device)
+        assert self.model.word_norm is not None
+        norm = 1.0 if job.way in SCAN else self.model.word_norm
+        concepts = torch.randn(CONCEPTS, embed_dim)
         step = job.what == "step"
         where = device if step else torch.device("cpu")         # evaluation holds its encoded items on the CPU
         self.images = EncodedImages(
-            torch.randn(images, regions, embed_dim, device=where, requires_grad=step),
-            torch.randn(images, embed_dim, device=where, requires_grad=step),
+            _tokens(concepts, norm, images, regions).to(where).requires_grad_(step),
+            _tokens(concepts, norm, images, 1).squeeze(1).to(where).requires_grad_(step),
         )
         self.text_sets = []
         for of_set in lengths:
             mask = torch.arange(int(of_set.max())) < torch.from_numpy(of_set).unsqueeze(1)
-            words = torch.randn(*mask.shape, embed_dim, device=where, requires_grad=step)
+            words = _tokens(concepts, norm, *mask.shape).to(where).requires_grad_(step)
             self.text_sets.append(EncodedTexts(words, mask.to(where)))
-        self.score_gradients = [torch.randn(images, len(texts), device=device) for texts in self.text_sets]
+        self.score_gradients = [torch.randn(images, len(texts), device=device) for texts in self.text_sets] if step \
+            else []
+
+    @property
+    def texts(self) -> EncodedTexts:
+        """The captions."""
+        return self.text_sets[0]
 
     def leaves(self) -> list[Tensor]:
         """What training needs the gradient of."""
@@ -166,56 +208,187 @@ class _Inputs:
             leaf.grad = None
 
 
-Way = Callable[[_Inputs, int], list[Tensor]]
+def _tokens(concepts: Tensor, norm: float, items: int, tokens: int) -> Tensor:
+    """(items, tokens, D) vectors near a random concept each, all of one length."""
+    made = torch.empty(items, tokens, concepts.shape[1])
+    for part in made.split(MADE_TOGETHER):
+        part.normal_(std=0.5)
+        part += concepts[torch.randint(len(concepts), part.shape[:2])]
+        part *= norm / part.norm(dim=-1, keepdim=True)
+    return made
 
 
-def _ways(what: str) -> tuple[Way, Way]:
-    return (_exact_step, _pairwise_step) if what == "step" else (_exact_evaluation, _pairwise_evaluation)
+def _autocast(job: Job) -> AbstractContextManager:
+    low = TYPES[job.precision] != torch.float32
+    return torch.autocast(job.device, TYPES[job.precision]) if low else nullcontext()
 
 
-def _exact_step(inputs: _Inputs, images: int) -> list[Tensor]:
+def _exact_step(job: Job, inputs: _Inputs, images: int) -> list[Tensor]:
     inputs.forget_gradients()
-    return _backward(inputs, score_batch(inputs.model, inputs.images[:images], inputs.text_sets, STEP_BLOCK))
+    with _autocast(job):
+        scores = score_batch(inputs.model, inputs.images[:images], inputs.text_sets)
+    return _backward(inputs, scores)
 
 
-def _pairwise_step(inputs: _Inputs, images: int) -> list[Tensor]:
+def _pairwise_step(job: Job, inputs: _Inputs, images: int) -> list[Tensor]:
+    """By `pair_scores`, in blocks of texts of similar length: the ratio shows no padding."""
     inputs.forget_gradients()
-    part = inputs.images[:images]
-    return _backward(inputs, [_pairwise(inputs.model, part, texts, STEP_BLOCK) for texts in inputs.text_sets])
+    scores = []
+    with _autocast(job):
+        for texts in inputs.text_sets:
+            blocks = torch.argsort(texts.mask.sum(dim=1), stable=True).split(STEP_BLOCK)
+            columns = [inputs.model.pair_scores(inputs.images[:images], pick(texts, index)) for index in blocks]
+            scores.append(torch.cat(columns, dim=1)[:, torch.cat(blocks).argsort()])
+    return _backward(inputs, scores)
 
 
 def _backward(inputs: _Inputs, scores: list[Tensor]) -> list[Tensor]:
-    torch.autograd.backward(scores, [gradient[: len(scores[0])] for gradient in inputs.score_gradients])
+    torch.autograd.backward(scores, [gradient[: len(scores[0])].to(part.dtype) for part, gradient in
+                                     zip(scores, inputs.score_gradients, strict=True)])
     return [part.detach() for part in scores]
 
 
-@torch.no_grad()
-def _exact_evaluation(inputs: _Inputs, images: int) -> list[Tensor]:
-    return [score_all_pairs(inputs.model, inputs.images[:images], texts) for texts in inputs.text_sets]
+def _scores(job: Job, inputs: _Inputs, images: int) -> list[Tensor]:
+    return [score_all_pairs(inputs.model, inputs.images[:images], inputs.texts, backend=job.way,
+                            dtype=TYPES[job.precision])]
 
 
-@torch.no_grad()
-def _pairwise_evaluation(inputs: _Inputs, images: int) -> list[Tensor]:
-    device = inputs.score_gradients[0].device
-    part = inputs.images[:images].to(device)
-    return [_pairwise(inputs.model, part, texts.to(device), EVALUATION_BLOCK).cpu() for texts in inputs.text_sets]
+def _scan_scores(job: Job, inputs: _Inputs, images: int) -> list[Tensor]:
+    lengths = inputs.texts.mask.sum(dim=1).tolist()
+    return [scan.score_all(SCAN[job.way], inputs.images.regions[:images], inputs.texts.words, lengths,
+                           torch.device(job.device))]
 
 
-def _pairwise(model: AsCL, images: EncodedImages, texts: EncodedTexts, block: int) -> Tensor:
-    """(N_images, N_texts) by `pair_scores`, in the blocks of texts that the exact way uses."""
-    blocks = length_blocks(texts.mask, block)
-    columns = [model.pair_scores(images, trim(texts[index])) for index in blocks]
-    return torch.cat(columns, dim=1)[:, torch.cat(blocks).argsort()]
+def _ranks(job: Job, inputs: _Inputs, images: int) -> list[Tensor]:
+    """One caption an image; the recalls are those of random items and say nothing."""
+    rank_all_pairs(inputs.model, inputs.images[:images], inputs.texts, torch.arange(len(inputs.texts)) % images,
+                   backend=job.way, dtype=TYPES[job.precision])
+    return []
 
 
-def _timed(run: Way, inputs: _Inputs, images: int, device: str) -> float:
-    """Seconds of one run."""
-    gc.collect()
-    _synchronize(device)
-    start = time.perf_counter()
-    run(inputs, images)
-    _synchronize(device)
-    return time.perf_counter() - start
+Way = Callable[[Job, _Inputs, int], list[Tensor]]
+
+
+def _way(job: Job) -> Way:
+    if job.what == "step":
+        return _exact_step if job.way == "exact" else _pairwise_step
+    if job.what == "ranks":
+        return _ranks
+    return _scan_scores if job.way in SCAN else _scores
+
+
+class Measuring:
+    """A job in its process. The peak of memory is right only where the process has done nothing else."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.run = job, _way(job)
+        torch.set_float32_matmul_precision("high" if job.precision == "tf32" else "highest")
+        lengths, positive_lengths, source = text_lengths(job.captions, job.split, job.texts)
+        wanted = [lengths, positive_lengths, lengths, positive_lengths] if job.what == "step" else [lengths]
+        self.run(job, _Inputs(job, 8, 2, 2, 2, [np.array([1, 2])] * len(wanted)), 2)
+        self.inputs = _Inputs(job, job.embed_dim, job.heads, job.images, job.regions, wanted)
+        self.lengths = f"{source}, mean {np.concatenate(wanted).mean():.1f}"
+        self.gemm = _Gemm(job)
+        self.gemm.best()                                # with the tiny run: thread pools, libraries, their own memory
+        self.peak = _Peak(job.device)
+        self.images, self.of_pilot = self._images_that_fit() if job.pairwise else (job.images, 0)
+        self.scores: list[Tensor] = []
+        if job.device == "cuda":
+            self._timed(self.images)                    # the first run of a size also chooses or compiles kernels
+
+    def repeat(self) -> Repeat:
+        """One run, between two looks at what the machine can do."""
+        before = self.gemm.best()
+        seconds = self._timed(self.images)
+        return Repeat(seconds, (before + self.gemm.best()) / 2)
+
+    def finish(self) -> Finished:
+        """Memory first: what follows needs some of its own."""
+        job, memory = self.job, self.peak.bytes()
+        if job.what == "step":
+            if self.images < job.images:
+                memory += (memory - self.of_pilot) * (job.images - self.images) // (self.images - PILOT)
+            return Finished(memory, differences=self._differences() if job.way == "pairwise" else None)
+        if job.what == "ranks":
+            return Finished(memory)
+        return Finished(memory, self.scores[0].numpy(), count_flops(job, self.inputs))
+
+    def profile(self) -> dict[str, float]:
+        """Kind of operation -> its share of one run's time; "other" is the rest of the wall clock, Python included."""
+        self.run(self.job, self.inputs, self.images)
+        on_gpu = self.job.device == "cuda"
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        activities += [torch.profiler.ProfilerActivity.CUDA] if on_gpu else []
+        with torch.profiler.profile(activities=activities) as profile:
+            whole = self._timed(self.images)
+        seconds = dict.fromkeys((*KINDS, "other"), 0.0)
+        for event in profile.key_averages():
+            if event.device_type != torch.autograd.DeviceType.CPU:
+                continue                                # a kernel's time is also that of the operation it belongs to
+            spent = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
+            name = event.key.removeprefix("aten::").removesuffix("_")
+            kind = next((kind for kind, names in KINDS.items() if name in names), None)
+            if kind is not None:
+                seconds[kind] += spent
+        seconds["other"] = max(0.0, whole - sum(seconds.values()))
+        return {kind: spent / sum(seconds.values()) for kind, spent in seconds.items()}
+
+    def _timed(self, images: int) -> float:
+        """Seconds of one run."""
+        self.scores = []                                # of an earlier run: they must not count as memory of this one
+        gc.collect()
+        _synchronize(self.job.device)
+        start = time.perf_counter()
+        self.scores = self.run(self.job, self.inputs, images)
+        _synchronize(self.job.device)
+        return time.perf_counter() - start
+
+    def _images_that_fit(self) -> tuple[int, int]:
+        """How many images a pairwise way can take in the time of one repeat and in the memory that is free.
+
+        At least two, for a line needs two points. Also the bytes that one image takes.
+        """
+        self._timed(PILOT)
+        seconds = self._timed(PILOT)
+        memory, free = self.peak.bytes(), free_memory(torch.device(self.job.device))
+        # scores of a matrix keep nothing of one image while they compute the next
+        by_memory = SHARE_OF_MEMORY * free / max(1, memory) if self.job.what == "step" else float("inf")
+        fit = int(min(self.job.images, self.job.seconds / seconds, by_memory))
+        return min(self.job.images, max(PILOT + 1, fit)), memory
+
+    def _differences(self) -> tuple[float, float]:
+        """Largest relative difference of scores and of gradients: both ways computed the same thing."""
+        expected = _pairwise_step(self.job, self.inputs, self.images)
+        gradients = self.inputs.gradients()
+        found = _exact_step(self.job, self.inputs, self.images)
+        return (max(map(difference, found, expected)), max(map(difference, self.inputs.gradients(), gradients)))
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference, relative to the largest absolute value expected."""
+    return ((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
+
+
+class _Gemm:
+    """Products of square matrices in a job's type. What they need is there before the peak of memory is watched."""
+
+    def __init__(self, job: Job) -> None:
+        self.device = job.device
+        self.left, self.right, self.product = (
+            torch.randn(job.gemm, job.gemm).to(job.device, TYPES[job.precision]) for _ in range(3)
+        )
+
+    @torch.no_grad()
+    def best(self) -> float:
+        """FLOP/s."""
+        seconds = []
+        for _ in range(GEMMS):
+            _synchronize(self.device)
+            start = time.perf_counter()
+            torch.matmul(self.left, self.right, out=self.product)
+            _synchronize(self.device)
+            seconds.append(time.perf_counter() - start)
+        return 2 * len(self.left) ** 3 / min(seconds)
 
 
 def _synchronize(device: str) -> None:
@@ -244,39 +417,117 @@ def _peak_resident() -> int:
     return most if sys.platform == "darwin" else 1024 * most
 
 
-def _available(device: str) -> int:
-    """Bytes that can be taken without harm to others."""
-    if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        return 1024 * int(re.findall(r"MemAvailable:\s*(\d+)", meminfo.read_text(encoding="utf-8"))[0])
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+class _Count:
+    """FLOP of the matrix products of every call of a function, by torch's own counter."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.flops = function, 0
+
+    def __call__(self, *arguments: Any) -> Any:
+        # the counter knows every product of the plain attention, while it misses fused ones in older versions of torch
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            result = self.function(*arguments)
+        self.flops += counter.get_total_flops()
+        return result
 
 
-def _images_that_fit(job: Job, inputs: _Inputs, run: Way, peak: _Peak) -> tuple[int, int]:
-    """How many images the pairwise way can take in the time of one measurement and in the memory that is free.
+@torch.no_grad()
+def count_flops(job: Job, inputs: _Inputs) -> Flops:
+    """Of one pair, and of what is prepared per item, spread over all pairs of the job.
 
-    At least two, for a line needs two points. Also the bytes that one image takes.
+    Counted in a run of one block of images (one image, where all are computed alike) with all texts. Products inside
+    a kernel of ours cannot be counted; for these, `needed_flops` stands for the pair.
     """
-    _timed(run, inputs, PILOT, job.device)
-    seconds = _timed(run, inputs, PILOT, job.device)
-    memory = peak.bytes()
-    fit = int(min(job.seconds / seconds, SHARE_OF_MEMORY * _available(job.device) / max(1, memory)))
-    return min(job.images, max(PILOT + 1, fit)), memory
+    if job.way in SCAN:
+        count = _Count(_scan_scores)
+        count(job, inputs, 1)
+        return Flops(count.flops / len(inputs.texts), 0.0)
+    fused = job.way == "triton"
+    tiles = make_tiles(inputs.model, inputs.images, inputs.texts, backend="algebra" if fused else job.way,
+                       dtype=TYPES[job.precision])
+    groups = tiles.groups()
+    rows = slice(0, 1) if job.way == "reference" else groups[0][0]
+    images, texts = _Count(tiles.way.images), _Count(tiles.way.texts)
+    score = _Count((lambda *prepared: torch.zeros(())) if fused else tiles.way.score)
+    counted = replace(tiles, way=tiles.way._replace(images=images, texts=texts, score=score))
+    for _ in counted.of([rows], np.arange(len(inputs.texts))):
+        pass
+    of_images = rows.stop - rows.start
+    pairs = len(inputs.images) * len(inputs.texts)
+    prepared = images.flops * len(inputs.images) / of_images + texts.flops * len(groups)
+    pair = needed_flops(tiles.lengths, job.regions, job.embed_dim, job.heads) if fused else \
+        score.flops / (of_images * len(inputs.texts))
+    return Flops(pair, prepared / pairs)
 
 
-def _differences(exact: Way, pairwise: Way, inputs: _Inputs, images: int) -> tuple[float, float | None]:
-    """Largest relative difference of scores and, after a step, of gradients: both ways computed the same thing."""
-    expected = pairwise(inputs, images)
-    if inputs.images.regions.requires_grad:
-        gradients = inputs.gradients()
-        found = exact(inputs, images)
-        of_gradients = max(map(_difference, inputs.gradients(), gradients))
-    else:
-        found, of_gradients = exact(inputs, images), None
-    return max(map(_difference, found, expected)), of_gradients
+def needed_flops(lengths: Sequence[int] | np.ndarray, regions: int, embed_dim: int, heads: int) -> float:
+    """FLOP of one pair, mean over texts, that the algebra of `retrieval/attention.py` cannot do without.
+
+    Padding and the sums over tokens, which some ways compute as matrix products, are not in it.
+    """
+    words = np.asarray(lengths, dtype=float)
+    match = 2 * 2 * 2 * regions * words * embed_dim                     # logits and x . y, in two directions
+    square = 2 * (regions * (heads * words) ** 2 + words * (heads * regions) ** 2)
+    outputs = 2 * heads * embed_dim * (words + 2 * regions)             # one matrix for texts, two for images
+    return float((match + square + outputs).mean())
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
-    return ((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
+@dataclass(frozen=True)
+class Errors:
+    """Largest absolute error of each way's scores against float64, and the range of these scores."""
+
+    largest: list[float]
+    lowest: float
+    highest: float
+
+
+def refusal(job: Job) -> str | None:
+    """Why `score_all_pairs` would not take a job's backend and type; None = it would."""
+    inputs = _Inputs(job, job.embed_dim, job.heads, 1, job.regions, [np.array([1])])
+    try:
+        make_tiles(inputs.model, inputs.images, inputs.texts, backend=job.way, dtype=TYPES[job.precision])
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def errors(jobs: list[Job]) -> Errors:
+    """Each way's error on a small sample, against `pair_scores` of the model and the items in float64."""
+    first = replace(jobs[0], images=ERROR_IMAGES, texts=ERROR_TEXTS)
+    lengths = text_lengths(first.captions, first.split, first.texts)[0]
+    inputs = _Inputs(first, first.embed_dim, first.heads, first.images, first.regions, [lengths])
+    device = torch.device(first.device)
+    with torch.no_grad():
+        expected = copy.deepcopy(inputs.model).double().pair_scores(
+            inputs.images.to(device, torch.float64), inputs.texts.to(device, torch.float64)
+        ).cpu()
+    largest = []
+    for job in jobs:
+        torch.set_float32_matmul_precision("high" if job.precision == "tf32" else "highest")
+        largest.append((_scores(job, inputs, first.images)[0] - expected).abs().max().item())
+    return Errors(largest, expected.min().item(), expected.max().item())
+
+
+# The job of this process.
+_measuring: Measuring | None = None
+
+
+def start(job: Job) -> Started:
+    """Make the inputs; nothing is measured."""
+    global _measuring
+    _measuring = Measuring(job)
+    return Started(_measuring.images, _measuring.lengths)
+
+
+def repeat() -> Repeat:
+    assert _measuring is not None
+    return _measuring.repeat()
+
+
+def finish() -> Finished:
+    assert _measuring is not None
+    return _measuring.finish()
+
+
+def profile(job: Job) -> dict[str, float]:
+    return Measuring(job).profile()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -40,24 +41,156 @@ def make_run(tmp_path):
     return make
 
 
-def test_bench_retrieval_runs_and_writes_its_rows(module, tmp_path):
+def test_bench_scoring_runs_and_writes_its_rows(module, tmp_path, capsys):
+    path = tmp_path / "results.csv"
+    assert module("bench_scoring").main(
+        ["--quick", "--device", "cpu", "--repeats", "2", "--results", str(path)]
+    ) == 0
+    printed = capsys.readouterr().out
+    assert "| triton float32 | open: no GPU |" in printed
+    rows = module("results").read(path)
+    figures = {row.figure: row for row in rows}
+    assert len(figures) == len(rows)
+    assert not any("triton" in figure for figure in figures)
+    head = "scores of 4 x 9, D 16, H 2, "
+    for way, count in (("algebra float32", 11), ("reference float32", 11), ("SCAN text-to-image float32", 10),
+                       ("SCAN image-to-text float32", 10)):
+        assert f"| {way} | " in printed
+        assert sum(figure.startswith(f"{head}{way}: ") for figure in figures) == count      # SCAN is another score
+    assert float(figures[f"{head}algebra float32: largest error against float64"].value) < 1e-5
+    assert all(float(row.value) >= 0 and all(vars(row).values()) and row.note.startswith("QUICK") for row in rows)
+    assert {row.command for row in rows} == {
+        "python benchmarks/bench_scoring.py --quick --device cpu --repeats 2"
+    }
+    assert all(("PROJECTED" in figure) == ("projected, not measured" in row.note) for figure, row in figures.items())
+    assert f"{head}algebra float32: 1,000 x 5,000, time PROJECTED" in figures
+
+
+def test_bench_training_runs_and_writes_its_rows(module, tmp_path):
     """Without time for the pairwise way, so that its figures are scaled."""
     path = tmp_path / "results.csv"
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "bench_retrieval.py"), "--quick", "--device", "cpu", "--seconds", "1e-6",
-         "--results", str(path)],
+        [sys.executable, str(BENCHMARKS / "bench_training.py"), "--quick", "--device", "cpu", "--seconds", "1e-6",
+         "--dtype", "float32", "--results", str(path)],
         capture_output=True, text=True,
     )
     assert done.returncode == 0, done.stderr
     assert "times better" in done.stdout
     rows = module("results").read(path)
-    assert len(rows) == 3 * 6                                           # three for each line of the table
+    assert len(rows) == 3 * 3                                           # three for each line of the table
     assert all(float(row.value) > 0 and all(vars(row).values()) for row in rows)
     assert {row.command for row in rows} == {
-        "python benchmarks/bench_retrieval.py --quick --device cpu --seconds 1e-6"
+        "python benchmarks/bench_training.py --quick --device cpu --seconds 1e-6 --dtype float32"
     }
-    assert all(row.note.startswith("QUICK") for row in rows)
     assert {row.note.partition("SCALED ")[2][:9] for row in rows} == {"from 2 of"}
+    projected = {row.figure.rpartition(", ")[2]: row for row in rows if "PROJECTED" in row.figure}
+    assert "20 epochs of COCO, scores alone" in projected["exact"].figure and projected["exact"].unit == "h"
+    # batches of 4 in this run; 113,287 images with 5 captions each
+    assert f"{20 * (113287 * 5 // 4):,} steps" in projected["exact"].note
+
+
+def test_growth_is_measured_and_drawn_again_from_its_rows(module, tmp_path, capsys):
+    path, figure, again = tmp_path / "results.csv", tmp_path / "docs" / "growth.png", tmp_path / "again.png"
+    arguments = ["--growth", "--quick", "--device", "cpu", "--results", str(path)]
+    assert module("bench_scoring").main(
+        [*arguments, "--sizes", "2,4", "--repeats", "1", "--figure", str(figure)]
+    ) == 0
+    assert "| 4 | 16 | " in capsys.readouterr().out
+    rows = module("results").read(path)
+    assert [row.figure for row in rows] == [
+        f"ranks of {n} x {n}, D 16, H 2, algebra float32: {what}"
+        for n in (2, 4) for what in ("time", "peak memory above the items")
+    ]
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert module("bench_scoring").main([*arguments, "--plot-only", "--figure", str(again)]) == 0
+    assert again.read_bytes() == figure.read_bytes()
+    assert len(module("results").read(path)) == len(rows)
+
+
+def test_a_plot_shows_one_run(module):
+    growth, results = module("growth"), module("results")
+
+    def rows(commit, *sizes):
+        return [results.Row(f"ranks of {n:,} x {n:,}, D 256, H 4, algebra float32: {what}", str(n * factor), "", "", "",
+                            commit, "", "", "")
+                for n in sizes for what, factor in (("time", 2), ("peak memory above the items", 3))]
+
+    other = results.Row("recall", "1", *[""] * 7)
+    found = growth.points([*rows("old", 500, 1000), other, *rows("new", 2000, 1000), other])
+    assert found == growth.Points([1000, 2000], [2000.0, 4000.0], [3000.0, 6000.0])
+    with pytest.raises(ValueError, match="no rows of --growth"):
+        growth.points([other])
+    with pytest.raises(ValueError, match="two sizes"):
+        growth.points(rows("new", 500))
+
+
+def scan_naive(regions, words, *, over_regions, temperature):
+    """Equations 1 to 5 of the paper for one pair, entry by entry; `over_regions`: words attend to regions."""
+    queries, context = (words, regions) if over_regions else (regions, words)
+    similarity = [[max(float(q @ c), 0.1 * float(q @ c)) for c in context] for q in queries]
+    cosines = []
+    for i, query in enumerate(queries):
+        weights = []
+        for j in range(len(context)):
+            of_all_queries = sum(similarity[other][j] ** 2 for other in range(len(queries))) ** 0.5
+            weights.append(np.exp(temperature * similarity[i][j] / of_all_queries))
+        attended = sum(w * c for w, c in zip(weights, context, strict=True)) / sum(weights)
+        cosines.append(float(query @ attended) / (np.linalg.norm(query) * np.linalg.norm(attended)))
+    return np.mean(cosines)
+
+
+@pytest.mark.parametrize(("direction", "over_regions", "temperature"), [
+    ("text_to_image", True, 9), ("image_to_text", False, 4),
+])
+def test_scan_is_the_papers(module, direction, over_regions, temperature):
+    scan, lengths = module("scan"), [1, 5, 3]
+    regions, words = (torch.nn.functional.normalize(torch.randn(*shape, dtype=torch.float64), dim=-1)
+                      for shape in ((4, 6, 7), (3, 5, 7)))
+    scores = scan.score_all(getattr(scan, direction), regions, words, lengths, torch.device("cpu"))
+    expected = [[scan_naive(image.numpy(), text[:length].numpy(), over_regions=over_regions, temperature=temperature)
+                 for text, length in zip(words, lengths, strict=True)] for image in regions]
+    np.testing.assert_allclose(scores.numpy(), expected, atol=1e-6)                 # kept in float32
+
+
+IMAGES, TEXTS, REGIONS, WORDS, DIM, HEADS = 3, 6, 4, 5, 16, 2
+
+
+def counted(module, way):
+    """Of texts of one length, which need no padding."""
+    job_module = module("scoring_job")
+    job = job_module.Job("scores", way, "float32", DIM, HEADS, IMAGES, TEXTS, REGIONS, "cpu", 1.0, None, "test", 8)
+    inputs = job_module._Inputs(job, DIM, HEADS, IMAGES, REGIONS, [np.full(TEXTS, WORDS)])
+    return job_module.count_flops(job, inputs)
+
+
+def test_products_of_the_algebra_are_those_of_the_formula_and_sums_over_tokens(module):
+    needed = module("scoring_job").needed_flops([WORDS] * TEXTS, REGIONS, DIM, HEADS)
+    regions, words = IMAGES * REGIONS, TEXTS * WORDS                    # query tokens
+    of_mean = 2 * HEADS * (words * regions * IMAGES + regions * words * TEXTS)
+    of_cosine = 2 * (TEXTS * regions * IMAGES + IMAGES * words * TEXTS)
+    algebra, fused = counted(module, "algebra"), counted(module, "triton")
+    assert algebra.pair == pytest.approx(needed + (of_mean + of_cosine) / (IMAGES * TEXTS))
+    # the fused kernel prepares the same items, and its products are not seen by the counter
+    assert fused.pair == needed and fused.prepared == algebra.prepared > 0
+
+
+def test_products_of_the_plain_ways(module):
+    projections = 2 * DIM**2 * 4 * (REGIONS + WORDS)
+    attention = 2 * 2 * 2 * REGIONS * WORDS * DIM                       # logits and sums of values, two directions
+    global_ = 2 * DIM**2 * (1 + 1 + 2 + 1 / TEXTS)                      # X_v, X_w, gate; X_g once for all texts
+    reference = counted(module, "reference")
+    assert (reference.pair, reference.prepared) == (pytest.approx(projections + attention + global_), 0)
+    for way in module("scoring_job").SCAN:
+        assert counted(module, way).pair == 2 * 2 * REGIONS * WORDS * DIM
+
+
+def test_shares_of_a_profile_are_of_the_whole(module):
+    job_module = module("scoring_job")
+    shares = job_module.profile(
+        job_module.Job("scores", "algebra", "float32", DIM, HEADS, IMAGES, TEXTS, REGIONS, "cpu", 1.0, None, "test", 8)
+    )
+    assert sum(shares.values()) == pytest.approx(1) and shares["matrix products"] > 0
+    assert list(shares) == ["matrix products", "softmax", "copies", "other elementwise", "other"]
 
 
 def test_rows_are_added_below_what_is_there(module, tmp_path):
@@ -92,12 +225,18 @@ def test_generated_lengths_are_distributed_as_the_real_ones(module, shared):
         np.testing.assert_allclose(np.percentile(found, [10, 50, 90]), np.percentile(expected, [10, 50, 90]), atol=2)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--shape", "10,3"], "H has to divide D"), (["--shape", "10"], "expected D,H"), (["--batch", "0"], "at least 1"),
-    (["--captions", "nowhere_caps.txt"], "nowhere_caps.txt"),
+@pytest.mark.parametrize(("program", "arguments", "message"), [
+    ("bench_training", ["--shape", "10,3"], "H has to divide D"), ("bench_scoring", ["--shape", "10"], "expected D,H"),
+    ("bench_training", ["--batch", "0"], "at least 1"), ("bench_scoring", ["--texts", "0"], "at least 1"),
+    ("bench_training", ["--captions", "nowhere_caps.txt"], "nowhere_caps.txt"),
+    ("bench_scoring", ["--captions", "nowhere_caps.txt"], "nowhere_caps.txt"),
+    ("bench_scoring", ["--way", "triton"], "open: no GPU"), ("bench_scoring", ["--sizes", "5,a"], "whole numbers"),
+    ("bench_scoring", ["--sizes", "500"], "two or more"),
+    ("bench_scoring", ["--plot-only"], "belongs to --growth"),
+    ("bench_scoring", ["--growth", "--way", "SCAN text-to-image"], "no SCAN"),
 ])
-def test_bench_retrieval_refuses_bad_arguments(module, capsys, arguments, message):
-    assert module("bench_retrieval").main(["--quick", "--device", "cpu", *arguments]) == 2
+def test_bad_arguments_are_refused(module, capsys, program, arguments, message):
+    assert module(program).main(["--quick", "--device", "cpu", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 

@@ -288,6 +288,45 @@ def test_a_score_matrix_from_elsewhere_is_ranked_the_same_way(runs, tiny_data, t
     assert (tmp_path / "eval-theirs.md").exists()
 
 
+def test_saved_scores_are_ranked_the_same_and_say_how_they_were_made(runs, tool, tmp_path):
+    scores, how = tmp_path / "scores.npz", ["--backend", "reference", "--dtype", "bfloat16", "--block", "2"]
+    run = ["--checkpoint", str(runs[0]), "--out", str(tmp_path)]
+    assert tool("eval")([*run, "--save-scores", str(scores)]) == 0
+    exact = json.loads((tmp_path / "eval-test.json").read_text())
+    assert tool("eval")(["--scores", str(scores)]) == 0
+    assert json.loads((tmp_path / "eval-scores.json").read_text())["reports"] == exact["reports"]
+    assert tool("eval")([*run, *how, "--save-scores", str(scores)]) == 0
+    about = json.loads((tmp_path / "eval-test.json").read_text())["scoring"]
+    assert about == {"backend": "reference", "block": "2", "dtype": "torch.bfloat16"}
+
+
+@pytest.mark.parametrize("where", ["while it scores", "while it writes"])
+def test_an_interrupted_evaluation_leaves_nothing_that_looks_whole(runs, tool, tmp_path, monkeypatch, where, capsys):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    if where == "while it scores":
+        monkeypatch.setattr("ascl.run.tqdm.update", stop)
+    else:
+        monkeypatch.setattr("numpy.lib.format.write_array", stop)
+    arguments = ["--checkpoint", str(runs[0]), "--out", str(tmp_path), "--save-scores", str(tmp_path / "scores.npz")]
+    assert tool("eval")(arguments) == 130
+    assert "stopped; nothing was written" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("more, match", [
+    (["--dtype", "float16"], "can be scored in torch.float32, torch.bfloat16"),
+    (["--block", "0"], "block must be at least 1"),
+    (["--protocol", "paired", "--save-scores", "s.npz"], "leave --folds and --save-scores out"),
+])
+def test_evaluation_refuses_what_it_cannot_do(runs, tool, capsys, more, match):
+    if torch.cuda.is_available() and "float16" in more:
+        pytest.skip("a GPU can")
+    assert tool("eval")(["--checkpoint", str(runs[0]), *more]) == 2
+    assert match in capsys.readouterr().err
+
+
 def test_the_paired_protocol_warns_twice_and_writes_nothing(runs, tiny_data, tool, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = contents(runs[0].parent)

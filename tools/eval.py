@@ -3,6 +3,7 @@
   python tools/eval.py --checkpoint RUN                      the test split of the run's data set
   python tools/eval.py --checkpoint RUN_A RUN_B              an ensemble: averaged scores
   python tools/eval.py --checkpoint RUN --folds 5            COCO: 5K, and 1K as the mean of five folds
+  python tools/eval.py --checkpoint RUN --save-scores S.npz  also keep the score matrix
   python tools/eval.py --scores FILE.npz                     a score matrix from elsewhere: arrays scores, owner
   python tools/eval.py --checkpoint RUN --protocol paired    what an evaluation that sees the answer would say
 """
@@ -26,12 +27,21 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--protocol", choices=["all-pairs", "paired"], default="all-pairs")
     result.add_argument("--captions", help="captions file or folder, where the run's is no longer in place")
     result.add_argument("--features", nargs="+", help="feature files, where the run's are no longer in place")
+    result.add_argument("--backend", choices=["auto", "reference", "algebra", "triton"], default="auto",
+                        help="how pairs are scored (default: auto)")
+    result.add_argument("--dtype", choices=["float32", "bfloat16", "float16"],
+                        help="of the matrix products (default: the model's); softmax and sums stay in float32")
+    result.add_argument("--block", type=int, metavar="N",
+                        help="images, and texts, whose pairs are scored at a time (default: by the free memory)")
+    result.add_argument("--save-scores", metavar="FILE.npz", help="also write scores and owner, as --scores reads them")
     result.add_argument("--out", help="folder for eval-*.json and .md; default: the run, or beside the scores")
     return result
 
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
+    import torch
+
     from ascl import run
     from ascl.analysis.leakage import WARNING
     from ascl.retrieval import load_scores
@@ -41,19 +51,25 @@ def main(arguments: list[str]) -> int:
         if options.protocol == "paired":
             if not options.checkpoint or len(options.checkpoint) > 1:
                 raise DataError("--protocol paired looks inside one model: give one --checkpoint")
-            if options.folds:
-                raise DataError("--protocol paired is a diagnostic of the whole split: leave --folds out")
+            if options.folds or options.save_scores:
+                raise DataError("--protocol paired is a diagnostic of the whole split: leave --folds and --save-scores "
+                                "out")
             reports = run.evaluate_paired(options.checkpoint[0], options.split, overrides=overrides)
             print(f"{WARNING}\n\n{run.markdown(reports)}\n{WARNING}\n(not saved)")
             return 0
         if options.scores:
+            if options.save_scores:
+                raise DataError("--save-scores keeps what --checkpoint computes; these scores are in a file already")
             scores, owner = load_scores(options.scores)
             reports = run.reports_of(scores, owner, folds=options.folds)
             about = {"scores": options.scores, "protocol": "ranking of given scores", **run.environment()}
             folder, name = Path(options.scores).parent, f"eval-{Path(options.scores).stem}"
         else:
+            scoring = {"backend": options.backend, "block": options.block,
+                       "dtype": getattr(torch, options.dtype) if options.dtype else None}
             reports, about = run.evaluate_runs(
-                options.checkpoint, options.split, folds=options.folds, overrides=overrides
+                options.checkpoint, options.split, folds=options.folds, overrides=overrides, scoring=scoring,
+                save_scores=Path(options.save_scores) if options.save_scores else None,
             )
             first = Path(options.checkpoint[0])
             folder = first.parent if first.is_file() else first
@@ -63,6 +79,9 @@ def main(arguments: list[str]) -> int:
     except (DataError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nstopped; nothing was written", file=sys.stderr)
+        return 130
     print("saved:", *saved)
     return 0
 

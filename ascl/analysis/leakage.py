@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ascl.models import AsCL, EncodedImages, EncodedTexts
 from ascl.models.ascl import masked_mean
-from ascl.retrieval.scoring import score_all_pairs
+from ascl.retrieval import score_all_pairs
 
 WARNING = (
     "*** PAIRED PROTOCOL: A DIAGNOSTIC, NOT A RESULT ***\n"

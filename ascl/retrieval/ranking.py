@@ -138,7 +138,7 @@ def ranks(blocks: Matrix | Iterable[Matrix], owner: Vector, *, truth: Matrix | N
         DataError: a score is not finite (row and column are named), or shapes, owners or truth do not fit.
     """
     blocks = _as_blocks(blocks)
-    owner_vector = _owner_vector(owner)
+    owner_vector = as_owner(owner)
     image_ranks, has_caption, best_of_text = _image_ranks(blocks, owner_vector, truth)
     images = len(image_ranks)
     text_ranks = _text_ranks(blocks, owner_vector, truth, best_of_text, images)
@@ -157,7 +157,11 @@ def rank_report(scores: Matrix | Iterable[Matrix], owner: Vector, *, truth: Matr
 
     Arguments and errors as for `ranks`. With `truth` an image's or a text's hit is its best true candidate.
     """
-    counted = ranks(scores, owner, truth=truth)
+    return report_of(ranks(scores, owner, truth=truth))
+
+
+def report_of(counted: Ranks) -> RetrievalReport:
+    """Recalls of ranks."""
     return RetrievalReport(
         i2t=_recalls(counted.i2t), t2i=_recalls(counted.t2i), images=counted.images, texts=counted.texts
     )
@@ -181,8 +185,8 @@ def fold_report(scores: Matrix, owner: Vector, folds: int = 5, *, truth: Matrix 
     images = scores.shape[0]
     if folds < 1 or images == 0 or images % folds:
         raise DataError(f"{images} images cannot be split into {folds} equal folds; choose a divisor of {images}")
-    owner_vector = _owner_vector(owner)
-    _check_owner(owner_vector, images, scores.shape[1])
+    owner_vector = as_owner(owner)
+    check_owner(owner_vector, images, scores.shape[1])
     size = images // folds
     reports = []
     for first in range(0, images, size):
@@ -228,8 +232,8 @@ def load_scores(path: str | os.PathLike, owner: Vector | None = None) -> tuple[n
     scores = arrays["scores"]
     try:
         _check_matrix(scores, "`scores`")
-        owner_vector = _owner_vector(arrays["owner"] if owner is None else owner)
-        _check_owner(owner_vector, scores.shape[0], scores.shape[1])
+        owner_vector = as_owner(arrays["owner"] if owner is None else owner)
+        check_owner(owner_vector, scores.shape[0], scores.shape[1])
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     return scores, owner_vector
@@ -272,7 +276,7 @@ def _image_ranks(
     if best_of_text is None:
         raise DataError("there are no scores: no block of rows has a row")
     images = sum(map(len, image_ranks))
-    _check_owner(owner, images, len(owner))
+    check_owner(owner, images, len(owner))
     if truth is not None and tuple(truth.shape) != (images, len(owner)):
         raise DataError(f"truth has shape {tuple(truth.shape)}, the scores have ({images}, {len(owner)})")
     return torch.cat(image_ranks).numpy(), torch.cat(has_right).numpy(), best_of_text
@@ -388,7 +392,8 @@ def _check_matrix(scores: Any, what: str) -> None:
         raise DataError(f"{what} holds {scores.dtype}; give float16, bfloat16, float32, float64 or integers")
 
 
-def _owner_vector(owner: Vector) -> np.ndarray:
+def as_owner(owner: Vector) -> np.ndarray:
+    """(N_texts,) int64 of what was given as owners; DataError for what is no vector of integers."""
     vector = owner.detach().cpu().numpy() if isinstance(owner, Tensor) else np.asarray(owner)
     if vector.ndim != 1 or not len(vector) or vector.dtype.kind not in "iu":
         raise DataError(
@@ -398,7 +403,8 @@ def _owner_vector(owner: Vector) -> np.ndarray:
     return vector.astype(np.int64)
 
 
-def _check_owner(owner: np.ndarray, images: int, texts: int) -> None:
+def check_owner(owner: np.ndarray, images: int, texts: int) -> None:
+    """DataError unless `owner` has one of `images` images for each of `texts` texts."""
     if len(owner) != texts:
         raise DataError(f"the scores have {texts} columns and owner has {len(owner)} entries; give one per text")
     outside = np.flatnonzero((owner < 0) | (owner >= images))

@@ -1,0 +1,307 @@
+"""Attention of every query token over every key item, reduced at once to what a score needs of it.
+
+The reference (`AsCL.pair_scores`) builds the attended vectors of every pair. Here they are never built. With head h of
+the attention's value projection and the matching slice of its output projection, the attended vector of query i is
+
+    y_i = sum_h sum_j A_h[i, j] U_h[j],        U_h = X Z_h^V Z_h^O   (one matrix per item, not per pair)
+
+and the score needs three things of it only:
+
+    x_i . y_i    = sum_h sum_j A_h[i, j] M_h[i, j],   M_h[i, j] = (x_i Z_h^O^T) . (X_j Z_h^V)
+    |y_i|^2      = a_i^T (U U^T) a_i,                 a_i = the attention of query i over all heads and keys, H * S long
+    mean(y) X    = mean(a)^T (U X)
+
+so that projections and the Gram matrix U U^T are computed once per item, and what is left for a pair are products with
+inner size D / H and H * S. Same formula, other order of summation: results differ from the reference by rounding.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ascl.losses.contrastive import at_least_float32
+from ascl.models.fusion import AttentionWeights
+
+EPSILON = 1e-8                  # lower bound of a norm, as in torch's cosine_similarity
+CPU_COLUMNS = 384               # query tokens at a time: enough for a product to run near its peak
+CPU_CHUNK = 1 << 19             # attention entries at a time: about what stays in a core's cache, 2 MB of float32
+GPU_CHUNK = 1 << 26
+PREPARED_TOGETHER = 16          # key items: more would make temporary matrices that the allocator cannot reuse
+
+
+@dataclass
+class Queries:
+    """N items as queries of one direction: their C real tokens, packed without padding.
+
+    query, out: (H, d, C) projected and scaled, and x Z^O^T. norm: (C,) |x|.
+    members: (C, N) 1 where the token belongs to the item, else 0. count: (N,) tokens of each item.
+    bounds: N + 1 numbers; item n has the tokens bounds[n] to bounds[n + 1].
+    """
+
+    query: Tensor
+    out: Tensor
+    norm: Tensor
+    members: Tensor
+    count: Tensor
+    bounds: list[int]
+
+    def to(self, dtype: torch.dtype) -> Queries:
+        """With what enters matrix products in `dtype`."""
+        return replace(self, query=self.query.to(dtype), out=self.out.to(dtype))
+
+
+@dataclass
+class Keys:
+    """N items as keys and values of one direction; S tokens each.
+
+    key, value: (H, N, S, d). gram: (N, H * S, H * S) U U^T.
+    outputs: (N, H * S, E) U X: what mean attention is multiplied with to give the pair's global vectors.
+    mask: (N, S) bool, True = real, or None where all are.
+    """
+
+    key: Tensor
+    value: Tensor
+    gram: Tensor
+    outputs: Tensor
+    mask: Tensor | None
+
+    def to(self, dtype: torch.dtype) -> Keys:
+        """With what enters matrix products in `dtype`."""
+        return replace(self, key=self.key.to(dtype), value=self.value.to(dtype), gram=self.gram.to(dtype),
+                       outputs=self.outputs.to(dtype))
+
+
+@dataclass
+class Attended:
+    """What is kept of the attention of C query tokens (of N items) over T key items.
+
+    dot, square: (T, C) x . y and |y|^2 of every token's attended vector y. mean: (T, N, H * S) attention averaged over
+    the tokens of each query item.
+    """
+
+    dot: Tensor
+    square: Tensor
+    mean: Tensor
+
+
+def pack(tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, list[int]]:
+    """(N, R, D) and (N, R) bool, True = real, or None -> the C real tokens (C, D), and how many each item has."""
+    if mask is None:
+        return tokens.flatten(0, 1), [tokens.shape[1]] * len(tokens)
+    return tokens[mask], mask.sum(dim=1).tolist()
+
+
+def unpack(tokens: Tensor, counts: list[int]) -> tuple[Tensor, Tensor | None]:
+    """The inverse: (C, D) -> (N, S, D), S the largest count, and the mask (N, S), None where all are real."""
+    longest = max(counts)
+    if min(counts) == longest:
+        return tokens.unflatten(0, (len(counts), longest)), None
+    mask = torch.arange(longest) < torch.tensor(counts)[:, None]
+    mask = mask.to(tokens.device)
+    padded = tokens.new_zeros(*mask.shape, tokens.shape[-1])
+    padded[mask] = tokens
+    return padded, mask
+
+
+def prepare_queries(tokens: Tensor, counts: list[int], weights: AttentionWeights) -> Queries:
+    """Packed tokens (C, D) of items that have so many each -> what they are as queries."""
+    columns = tokens.T                                                              # (D, C)
+    bounds = list(itertools.accumulate(counts, initial=0))
+    count = torch.tensor(counts, device=tokens.device)
+    item = torch.repeat_interleave(torch.arange(len(counts), device=tokens.device), count, output_size=bounds[-1])
+    wide = at_least_float32(tokens[:0]).dtype
+    out = None if weights.out is None else weights.out.T
+    return Queries(
+        query=(_times(weights.query, columns) * weights.scale).unflatten(0, (weights.heads, -1)).contiguous(),
+        out=_times(out, columns).unflatten(0, (weights.heads, -1)).contiguous(),
+        norm=length(at_least_float32(tokens).square().sum(dim=-1)),
+        members=F.one_hot(item, len(counts)).to(wide),
+        count=count.to(wide),
+        bounds=bounds,
+    )
+
+
+def _times(matrix: Tensor | None, columns: Tensor) -> Tensor:
+    return columns if matrix is None else matrix @ columns
+
+
+def prepare_keys(tokens: Tensor, mask: Tensor | None, weights: AttentionWeights, output: Tensor) -> Keys:
+    """Tokens (N, S, D) and mask (N, S) bool or None -> what they are as keys and values.
+
+    output: (E, D) the matrices that follow the mean attended vector, stacked.
+    """
+    value = _project(tokens, weights.value, weights.heads)
+    out = weights.out if weights.out is not None else torch.eye(tokens.shape[-1]).to(tokens)
+    following = output @ out
+    parts = value.split(PREPARED_TOGETHER, dim=1)
+    attended = (_by_head(part, out) for part in parts)                              # U
+    return Keys(
+        key=_project(tokens, weights.key, weights.heads),
+        value=value,
+        gram=_joined((u @ u.transpose(1, 2) for u in attended), len(tokens)),
+        outputs=_joined((_by_head(part, following) for part in parts), len(tokens)),
+        mask=None if mask is None or bool(mask.all()) else mask,
+    )
+
+
+def _by_head(value: Tensor, matrix: Tensor) -> Tensor:
+    """(H, n, S, d) and (E, D) -> (n, H * S, E): each head's values by that head's columns of the matrix."""
+    by_head = matrix.unflatten(1, (len(value), -1)).permute(1, 2, 0)                # (H, d, E)
+    return torch.stack([v @ m for v, m in zip(value, by_head, strict=True)], dim=1).flatten(1, 2)
+
+
+def _joined(parts: Iterator[Tensor], items: int) -> Tensor:
+    """Concatenated. Without gradients each part goes to its place at once, so that they never exist all together."""
+    if torch.is_grad_enabled():
+        return torch.cat(list(parts))
+    first = next(parts)
+    whole = first.new_empty(items, *first.shape[1:])
+    whole[: len(first)] = first
+    start = len(first)
+    for part in parts:
+        whole[start : start + len(part)] = part
+        start += len(part)
+    return whole
+
+
+def _project(tokens: Tensor, matrix: Tensor | None, heads: int) -> Tensor:
+    """(N, S, D) -> (H, N, S, d); None = identity."""
+    projected = tokens if matrix is None else F.linear(tokens, matrix)
+    return projected.unflatten(-1, (heads, -1)).permute(2, 0, 1, 3).contiguous()
+
+
+def attend(queries: Queries, keys: Keys) -> Attended:
+    """One direction of the attention for every pair of items; differentiable.
+
+    Matrix products run in autocast's type where it is enabled, else in that of the keys; softmax and sums in float32 at
+    least.
+    """
+    device = queries.query.device.type
+    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else keys.key.dtype
+    queries, keys = queries.to(low), keys.to(low)
+    with torch.autocast(device, enabled=False):
+        return Attended(*_Attend.apply(
+            queries.query, queries.out, keys.key, keys.value, keys.gram, keys.mask,
+            queries.members, queries.count, queries.bounds,
+        ))
+
+
+class _Attend(torch.autograd.Function):
+    """Works in chunks that stay in the processor's cache; nothing of the size (items x heads x keys x queries) is
+    kept: the backward pass computes the attention again."""
+
+    @staticmethod
+    def forward(ctx, query, out, key, value, gram, mask, members, count, bounds):
+        heads, items, s, _ = key.shape
+        low, rows = query.dtype, heads * s
+        dot, square = (members.new_empty(items, query.shape[-1]) for _ in range(2))
+        mean = members.new_empty(items, len(count), rows)
+        chunks = list(_chunks(items, rows, bounds, query.device))
+        # The same memory for every chunk: asking the system for new pages can cost more than the work on them.
+        entries = max((part.stop - part.start) * rows * (columns.stop - columns.start) for part, _, columns in chunks)
+        product_memory, items_memory = (query.new_empty(entries) for _ in range(2))
+        attention_memory, sum_memory = (members.new_empty(entries) for _ in range(2))
+        for part, own, columns in chunks:
+            c, w = part.stop - part.start, columns.stop - columns.start
+            product, by_item, by_head, summand = (
+                memory[: c * rows * w] for memory in (product_memory, items_memory, attention_memory, sum_memory)
+            )
+            _product(key[:, part], query[..., columns], product.view(heads, c * s, w))
+            _attention(product.view(heads, c, s, w), None if mask is None else mask[part], by_head.view(heads, c, s, w))
+            attention = by_head.view(heads, c, s, w).transpose(0, 1)
+            of_items = by_item.view(c, heads, s, w).copy_(attention).view(c, rows, w)
+            _product(value[:, part], out[..., columns], product.view(heads, c * s, w))
+            match = product.view(heads, c, s, w).transpose(0, 1)
+            torch.mul(match, attention, out=summand.view(c, heads, s, w))
+            dot[part, columns] = summand.view(c, rows, w).sum(dim=1)
+            torch.bmm(gram[part], of_items, out=product.view(c, rows, w))
+            torch.mul(product.view(c, heads, s, w), attention, out=summand.view(c, heads, s, w))
+            square[part, columns] = summand.view(c, rows, w).sum(dim=1)
+            summed = of_items.flatten(0, 1) @ members[columns, own].to(low)                         # (c * H * S, n)
+            mean[part, own] = summed.view(c, rows, -1).transpose(1, 2) / count[own, None]
+        ctx.save_for_backward(query, out, key, value, gram, mask, members, count)
+        ctx.bounds = bounds
+        return dot, square, mean
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dot_grad, square_grad, mean_grad):
+        query, out, key, value, gram, mask, members, count = ctx.saved_tensors
+        heads, items, s, _ = key.shape
+        low, wide = query.dtype, members.dtype
+        query_grad, out_grad, key_grad, value_grad, gram_grad = (
+            torch.zeros_like(x, dtype=wide) for x in (query, out, key, value, gram)
+        )
+        for part, own, columns in _chunks(items, heads * s, ctx.bounds, query.device):
+            some_query, some_out = query[..., columns], out[..., columns]
+            logits = _product(key[:, part], some_query).unflatten(1, (-1, s))
+            by_head = _attention(logits, None if mask is None else mask[part], torch.empty_like(logits, dtype=wide))
+            attention = by_head.transpose(0, 1).flatten(1, 2)                               # (c, H * S, w)
+            match = _product(value[:, part], some_out).unflatten(1, (-1, s)).transpose(0, 1).flatten(1, 2)
+            dot_part, square_part = dot_grad[part, None, columns], square_grad[part, None, columns]
+            scaled = (attention * square_part).to(low)
+            gram_grad[part] += scaled @ attention.to(low).transpose(1, 2)
+            # d loss / d attention, from the three results in turn
+            gradient = match * dot_part
+            gradient += 2 * (gram[part] @ scaled)
+            of_mean = (mean_grad[part, own] / count[own, None]).to(low).transpose(1, 2)     # (c, H * S, n)
+            gradient += of_mean @ members[columns, own].T.to(low)
+            # through the softmax, over the S keys of each head
+            rows = _heads_first(gradient, heads)                                            # (H, c, S, w)
+            inner = (rows * by_head).sum(dim=2, keepdim=True)
+            logits_rows = ((rows - inner) * by_head).to(low).flatten(1, 2)                  # (H, c * S, w)
+            match_rows = _heads_first((attention * dot_part).to(low), heads).flatten(1, 2)
+            query_grad[..., columns] += key[:, part].flatten(1, 2).transpose(1, 2) @ logits_rows
+            out_grad[..., columns] += value[:, part].flatten(1, 2).transpose(1, 2) @ match_rows
+            key_grad[:, part] += (logits_rows @ some_query.transpose(1, 2)).unflatten(1, (-1, s))
+            value_grad[:, part] += (match_rows @ some_out.transpose(1, 2)).unflatten(1, (-1, s))
+        gradients = (query_grad, out_grad, key_grad, value_grad, gram_grad)
+        return *(x.to(low) for x in gradients), None, None, None, None
+
+
+def _chunks(items: int, rows: int, bounds: list[int], device: torch.device) -> Iterator[tuple[slice, slice, slice]]:
+    """Key items, query items and these items' columns at a time; at least one of each."""
+    entries, wide = (GPU_CHUNK, GPU_CHUNK // rows) if device.type == "cuda" else (CPU_CHUNK, CPU_COLUMNS)
+    groups, first = [], 0
+    for last in range(1, len(bounds)):
+        if last == len(bounds) - 1 or bounds[last + 1] - bounds[first] > wide:
+            groups.append((slice(first, last), slice(bounds[first], bounds[last])))
+            first = last
+    widest = max(columns.stop - columns.start for _, columns in groups)
+    size = max(1, entries // (rows * widest))
+    for start in range(0, items, size):
+        for own, columns in groups:
+            yield slice(start, min(start + size, items)), own, columns
+
+
+def _product(keys: Tensor, queries: Tensor, into: Tensor | None = None) -> Tensor:
+    """(H, c, S, d) and (H, d, w) -> (H, c * S, w)."""
+    return torch.bmm(keys.flatten(1, 2), queries, out=into)
+
+
+def _attention(logits: Tensor, mask: Tensor | None, into: Tensor) -> Tensor:
+    """Softmax of (H, c, S, w), which are changed, over each item's own keys; mask (c, S)."""
+    if mask is not None:
+        logits.masked_fill_(~mask[None, :, :, None], float("-inf"))
+    return torch.softmax(logits, dim=2, dtype=into.dtype, out=into)
+
+
+def _heads_first(by_item: Tensor, heads: int) -> Tensor:
+    """(c, H * S, w) -> (H, c, S, w)."""
+    return by_item.unflatten(1, (heads, -1)).transpose(0, 1)
+
+
+def length(square: Tensor) -> Tensor:
+    """Root of a squared length; 1 where it is zero (rounding can push a square below it).
+
+    A zero vector, such as a word that cutoff removed, has a dot product of 0 and so a cosine of 0 with anything. A
+    tiny length in its place would give the same cosine and a gradient too large for half precision.
+    """
+    return torch.where(square > EPSILON**2, square, torch.ones_like(square)).sqrt()

@@ -1,0 +1,145 @@
+"""Time and peak memory of the training step's scores: exact but fast, against pair by pair, in one run.
+
+  python benchmarks/bench_training.py                  prints one table and adds its figures to benchmarks/results.csv
+  python benchmarks/bench_training.py --quick          tiny sizes: shows that the program works, measures nothing
+
+A step is the forward and backward pass through the scores of one batch of images with four sets of texts: captions,
+generated positives, and the noised copy of each. Encoding, loss and optimizer are not in it. Each way has a process of
+its own, and they take turns. See benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+
+import measuring
+import results
+from measuring import MIB, Measurement, number, ratio
+from scoring_job import Job
+
+from ascl.errors import DataError
+
+SHAPES = ((256, 4), (1024, 8))
+BATCH, REGIONS = 64, 36
+COCO_PAIRS, EPOCHS = 113_287 * 5, 20            # training images with five captions each; the last short batch is left
+# Relative: beyond it the two ways did not compute the same. Autocast rounds the two at different places.
+SAME = {"float32": 1e-3, "bfloat16": 0.1}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table: the same thing the two ways. `better` is how many times exact beats pairwise."""
+
+    name: str
+    unit: str
+    exact: float
+    pairwise: float
+    better: float
+    note: str
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--shape", action="append", metavar="D,H",
+                        help="embed_dim and heads; may be repeated (default: 256,4 and 1024,8)")
+    result.add_argument("--batch", type=int, help=f"images of a step, and texts of each set (default: {BATCH})")
+    result.add_argument("--dtype", action="append", choices=list(SAME),
+                        help="bfloat16 is autocast; may be repeated (default: both, where the hardware has bfloat16)")
+    measuring.add_options(result, seconds=120)
+    return result
+
+
+def compare(shape: tuple[int, int], precision: str, options: argparse.Namespace, device: str) -> list[Figure]:
+    """Time and memory of a step, both ways.
+
+    Raises:
+        DataError: the two ways differ in what they compute.
+    """
+    batch = options.batch or (4 if options.quick else BATCH)
+    regions = options.regions or (3 if options.quick else REGIONS)
+    jobs = [Job("step", way, precision, *shape, batch, batch, regions, device, options.seconds / measuring.FEWEST,
+                *measuring.captions(options), measuring.gemm_size(device, options.quick))
+            for way in ("exact", "pairwise")]
+    exact, pairwise = measuring.in_turn(jobs, options.repeats, options.seconds)
+    kind = "bfloat16 autocast" if precision == "bfloat16" else precision
+    where = f"D {shape[0]}, H {shape[1]}, {kind}"
+    assert pairwise.finished.differences is not None
+    difference = max(pairwise.finished.differences)
+    if not difference < SAME[precision]:
+        raise DataError(f"step, {where}: exact and pairwise differ by {difference:.1e}: no comparison; "
+                        "tests/retrieval/test_scoring.py should fail too")
+    factor, by_round = ratio(exact, pairwise)
+    note = f"step, {where}: 4 sets of {batch} images of {regions} regions x {batch} texts, forward and backward; " \
+           f"{exact.started.lengths}; {exact.spread()}; {pairwise.spread()}; ratio {by_round}; largest relative " \
+           f"difference of scores and gradients {difference:.0e}"
+    return figures(where, batch, exact, pairwise, factor, note)
+
+
+def figures(
+    where: str, batch: int, exact: Measurement, pairwise: Measurement, factor: float, note: str
+) -> list[Figure]:
+    fast, slow = exact.seconds, pairwise.seconds * pairwise.scaled
+    ours, theirs = (max(of.finished.memory, 4096) for of in (exact, pairwise))  # a page, where tiny sizes need none
+    pairs, steps = 4 * batch**2, EPOCHS * (COCO_PAIRS // batch)
+    return [
+        Figure(f"training step, scores of {pairs:,} pairs, time, {where}", "s", fast, slow, factor, note),
+        Figure(f"training step, scores of {pairs:,} pairs, peak memory, {where}", "MiB", ours / MIB, theirs / MIB,
+               theirs / ours, note),
+        Figure(f"{EPOCHS} epochs of COCO, scores alone, time PROJECTED, {where}", "h", fast * steps / 3600,
+               slow * steps / 3600, factor, f"projected, not measured: {steps:,} steps ({COCO_PAIRS:,} captions, "
+               f"batches of {batch}); encoding, loss and optimizer are not in it; from the time of {note}"),
+    ]
+
+
+def table(lines: list[Figure]) -> str:
+    """Markdown."""
+    text = ["| | exact | pairwise | times better |", "|---|--:|--:|--:|"]
+    text += [f"| {f.name} ({f.unit}) | {number(f.exact)} | {number(f.pairwise)} | {number(f.better)} |" for f in lines]
+    return "\n".join(text)
+
+
+def rows(lines: list[Figure], ran: tuple[str, str, str, str, str], quick: bool) -> list[results.Row]:
+    """Three rows for each figure: both ways and their ratio."""
+    warning = measuring.QUICK_WARNING if quick else ""
+    return [
+        results.Row(f"{figure.name}, {way}", number(value), unit, *ran, warning + figure.note)
+        for figure in lines
+        for way, value, unit in (
+            ("exact", figure.exact, figure.unit),
+            ("pairwise", figure.pairwise, figure.unit),
+            ("exact against pairwise", figure.better, "times better"),
+        )
+    ]
+
+
+def main(arguments: list[str]) -> int:
+    options = parser().parse_args(arguments)
+    target = measuring.results_file(options)
+    lines: list[Figure] = []
+    try:
+        shapes = tuple(map(measuring.shape_of, options.shape or [])) or (((16, 2),) if options.quick else SHAPES)
+        measuring.check_options(options, "batch")
+        device = measuring.device_of(options)
+        ran = measuring.what_ran(__file__, arguments, device)
+        lacking = measuring.low_precision(device)
+        wanted = options.dtype or [precision for precision in SAME if precision == "float32" or lacking is None]
+        for shape in shapes:
+            for precision in wanted:
+                lines += compare(shape, precision, options, device)
+        notes = dict.fromkeys(figure.note for figure in lines if "PROJECTED" not in figure.name)
+        print(table(lines), "", *(f"- {note}" for note in notes), sep="\n")
+        if not options.dtype and lacking is not None:
+            print(f"- bfloat16 autocast: {lacking}")
+        if target is not None:
+            results.append(target, rows(lines, ran, options.quick))
+            print(f"\nadded to {target}")
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,44 @@
+"""SCAN's stacked attention (Lee et al., "Stacked Cross Attention for Image-Text Matching", 2018), as it is usually run.
+
+A similar score that is cheaper for one pair: one direction, no projections, one head. It is here as a measure of what
+other image-text models pay. Written from the paper's equations; as in published code, a caption at a time meets all
+images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SLOPE = 0.1                                         # of the leaky ReLU
+TEXT_TO_IMAGE, IMAGE_TO_TEXT = 9.0, 4.0             # inverse temperatures, the paper's lambda
+
+
+def text_to_image(regions: Tensor, words: Tensor) -> Tensor:
+    """(N, K, D) and (L, D), each of length 1 -> (N,): each word attends to the regions, mean cosine over words."""
+    similarity = F.leaky_relu(regions @ words.T, SLOPE)                             # (N, K, L)
+    attention = (TEXT_TO_IMAGE * F.normalize(similarity, dim=2, eps=1e-8)).softmax(dim=1)
+    return F.cosine_similarity(words, attention.transpose(1, 2) @ regions, dim=-1).mean(dim=1)
+
+
+def image_to_text(regions: Tensor, words: Tensor) -> Tensor:
+    """(N, K, D) and (L, D), each of length 1 -> (N,): each region attends to the words, mean cosine over regions."""
+    similarity = F.leaky_relu(regions @ words.T, SLOPE)                             # (N, K, L)
+    attention = (IMAGE_TO_TEXT * F.normalize(similarity, dim=1, eps=1e-8)).softmax(dim=2)
+    return F.cosine_similarity(regions, attention @ words, dim=-1).mean(dim=1)
+
+
+@torch.no_grad()
+def score_all(
+    direction: Callable[[Tensor, Tensor], Tensor], regions: Tensor, words: Tensor, lengths: list[int],
+    device: torch.device,
+) -> Tensor:
+    """(N, K, D) and (T, L, D) of which text t has lengths[t] real words -> (N, T) on the CPU."""
+    regions = regions.to(device)
+    scores = torch.empty(len(regions), len(words), device=device)
+    for text, length in enumerate(lengths):
+        scores[:, text] = direction(regions, words[text, :length].to(device))
+    return scores.cpu()
