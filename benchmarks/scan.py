@@ -1,8 +1,8 @@
 """SCAN's stacked attention (Lee et al., "Stacked Cross Attention for Image-Text Matching", 2018), as it is usually run.
 
 A similar score that is cheaper for one pair: one direction, no projections, one head. It is here as a measure of what
-other image-text models pay. Written from the paper's equations; as in published code, a caption at a time meets all
-images.
+other image-text models pay. Written from the paper's equations, in the order of published code: a caption
+at a time, repeated for all images, in products of one image each.
 """
 
 from __future__ import annotations
@@ -19,16 +19,21 @@ TEXT_TO_IMAGE, IMAGE_TO_TEXT = 9.0, 4.0             # inverse temperatures, the 
 
 def text_to_image(regions: Tensor, words: Tensor) -> Tensor:
     """(N, K, D) and (L, D), each of length 1 -> (N,): each word attends to the regions, mean cosine over words."""
-    similarity = F.leaky_relu(regions @ words.T, SLOPE)                             # (N, K, L)
-    attention = (TEXT_TO_IMAGE * F.normalize(similarity, dim=2, eps=1e-8)).softmax(dim=1)
-    return F.cosine_similarity(words, attention.transpose(1, 2) @ regions, dim=-1).mean(dim=1)
+    queries = words.repeat(len(regions), 1, 1)
+    return F.cosine_similarity(queries, attended(queries, regions, TEXT_TO_IMAGE), dim=-1).mean(dim=1)
 
 
 def image_to_text(regions: Tensor, words: Tensor) -> Tensor:
     """(N, K, D) and (L, D), each of length 1 -> (N,): each region attends to the words, mean cosine over regions."""
-    similarity = F.leaky_relu(regions @ words.T, SLOPE)                             # (N, K, L)
-    attention = (IMAGE_TO_TEXT * F.normalize(similarity, dim=1, eps=1e-8)).softmax(dim=2)
-    return F.cosine_similarity(regions, attention @ words, dim=-1).mean(dim=1)
+    keys = words.repeat(len(regions), 1, 1)
+    return F.cosine_similarity(regions, attended(regions, keys, IMAGE_TO_TEXT), dim=-1).mean(dim=1)
+
+
+def attended(queries: Tensor, keys: Tensor, sharpness: float) -> Tensor:
+    """(N, Q, D) and (N, S, D) -> (N, Q, D): the paper's equations 2 to 4, and 8 to 10, for N pairs of items."""
+    similarity = F.leaky_relu(keys @ queries.transpose(1, 2), SLOPE)                # (N, S, Q)
+    similarity = F.normalize(similarity, dim=2, eps=1e-8)
+    return (sharpness * similarity.transpose(1, 2)).softmax(dim=2) @ keys
 
 
 @torch.no_grad()

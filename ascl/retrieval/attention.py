@@ -33,6 +33,7 @@ EPSILON = 1e-8                  # lower bound of a norm, as in torch's cosine_si
 CPU_COLUMNS = 384               # query tokens at a time: enough for a product to run near its peak
 CPU_CHUNK = 1 << 19             # attention entries at a time: about what stays in a core's cache, 2 MB of float32
 GPU_CHUNK = 1 << 26
+LARGE_GRAM, GRAM_PARTS = 256, 3     # rows of a symmetric matrix from which it is multiplied in so many parts
 PREPARED_TOGETHER = 16          # key items: more would make temporary matrices that the allocator cannot reuse
 
 
@@ -132,14 +133,18 @@ def _times(matrix: Tensor | None, columns: Tensor) -> Tensor:
     return columns if matrix is None else matrix @ columns
 
 
-def prepare_keys(tokens: Tensor, mask: Tensor | None, weights: AttentionWeights, output: Tensor) -> Keys:
+def after_attention(output: Tensor, weights: AttentionWeights) -> Tensor:
+    """(E, D), the matrices that follow the mean attended vector, with the attention's own output projection in it."""
+    return output if weights.out is None else output @ weights.out
+
+
+def prepare_keys(tokens: Tensor, mask: Tensor | None, weights: AttentionWeights, following: Tensor) -> Keys:
     """Tokens (N, S, D) and mask (N, S) bool or None -> what they are as keys and values.
 
-    output: (E, D) the matrices that follow the mean attended vector, stacked.
+    following: (E, D) of `after_attention`.
     """
     value = _project(tokens, weights.value, weights.heads)
     out = weights.out if weights.out is not None else torch.eye(tokens.shape[-1]).to(tokens)
-    following = output @ out
     parts = value.split(PREPARED_TOGETHER, dim=1)
     attended = (_by_head(part, out) for part in parts)                              # U
     return Keys(
@@ -203,29 +208,36 @@ class _Attend(torch.autograd.Function):
         low, rows = query.dtype, heads * s
         dot, square = (members.new_empty(items, query.shape[-1]) for _ in range(2))
         mean = members.new_empty(items, len(count), rows)
-        chunks = list(_chunks(items, rows, bounds, query.device))
+        groups, parts = _chunks(items, rows, bounds, query.device)
+        some_queries = [
+            (own, columns, query[..., columns].contiguous(), out[..., columns].contiguous(),
+             members[columns, own].to(low)) for own, columns in groups
+        ]
         # The same memory for every chunk: asking the system for new pages can cost more than the work on them.
-        entries = max((part.stop - part.start) * rows * (columns.stop - columns.start) for part, _, columns in chunks)
+        entries = rows * max(part.stop - part.start for part in parts) * max(_width(columns) for _, columns in groups)
         product_memory, items_memory = (query.new_empty(entries) for _ in range(2))
         attention_memory, sum_memory = (members.new_empty(entries) for _ in range(2))
-        for part, own, columns in chunks:
-            c, w = part.stop - part.start, columns.stop - columns.start
-            product, by_item, by_head, summand = (
-                memory[: c * rows * w] for memory in (product_memory, items_memory, attention_memory, sum_memory)
-            )
-            _product(key[:, part], query[..., columns], product.view(heads, c * s, w))
-            _attention(product.view(heads, c, s, w), None if mask is None else mask[part], by_head.view(heads, c, s, w))
-            attention = by_head.view(heads, c, s, w).transpose(0, 1)
-            of_items = by_item.view(c, heads, s, w).copy_(attention).view(c, rows, w)
-            _product(value[:, part], out[..., columns], product.view(heads, c * s, w))
-            match = product.view(heads, c, s, w).transpose(0, 1)
-            torch.mul(match, attention, out=summand.view(c, heads, s, w))
-            dot[part, columns] = summand.view(c, rows, w).sum(dim=1)
-            torch.bmm(gram[part], of_items, out=product.view(c, rows, w))
-            torch.mul(product.view(c, heads, s, w), attention, out=summand.view(c, heads, s, w))
-            square[part, columns] = summand.view(c, rows, w).sum(dim=1)
-            summed = of_items.flatten(0, 1) @ members[columns, own].to(low)                         # (c * H * S, n)
-            mean[part, own] = summed.view(c, rows, -1).transpose(1, 2) / count[own, None]
+        for part in parts:
+            c = part.stop - part.start
+            some_keys, some_values = (x[:, part].flatten(1, 2).contiguous() for x in (key, value))  # (H, c * S, d)
+            for own, columns, some_query, some_out, some_members in some_queries:
+                w = _width(columns)
+                product, by_item, by_head, summand = (
+                    memory[: c * rows * w] for memory in (product_memory, items_memory, attention_memory, sum_memory)
+                )
+                torch.bmm(some_keys, some_query, out=product.view(heads, c * s, w))
+                _attention(product.view(heads, c, s, w), None if mask is None else mask[part],
+                           by_head.view(heads, c, s, w))
+                attention = by_head.view(heads, c, s, w).transpose(0, 1)
+                of_items = by_item.view(c, heads, s, w).copy_(attention).view(c, rows, w)
+                torch.bmm(some_values, some_out, out=product.view(heads, c * s, w))
+                match = product.view(heads, c, s, w).transpose(0, 1)
+                torch.mul(match, attention, out=summand.view(c, heads, s, w))
+                dot[part, columns] = summand.view(c, rows, w).sum(dim=1)
+                _halved_square(gram[part], of_items, product, summand.view(c, rows, w))
+                square[part, columns] = 2 * summand.view(c, rows, w).sum(dim=1)
+                summed = of_items.flatten(0, 1) @ some_members                                      # (c * H * S, n)
+                mean[part, own] = summed.view(c, rows, -1).transpose(1, 2) / count[own, None]
         ctx.save_for_backward(query, out, key, value, gram, mask, members, count)
         ctx.bounds = bounds
         return dot, square, mean
@@ -239,7 +251,8 @@ class _Attend(torch.autograd.Function):
         query_grad, out_grad, key_grad, value_grad, gram_grad = (
             torch.zeros_like(x, dtype=wide) for x in (query, out, key, value, gram)
         )
-        for part, own, columns in _chunks(items, heads * s, ctx.bounds, query.device):
+        groups, parts = _chunks(items, heads * s, ctx.bounds, query.device)
+        for part, (own, columns) in itertools.product(parts, groups):
             some_query, some_out = query[..., columns], out[..., columns]
             logits = _product(key[:, part], some_query).unflatten(1, (-1, s))
             by_head = _attention(logits, None if mask is None else mask[part], torch.empty_like(logits, dtype=wide))
@@ -266,24 +279,45 @@ class _Attend(torch.autograd.Function):
         return *(x.to(low) for x in gradients), None, None, None, None
 
 
-def _chunks(items: int, rows: int, bounds: list[int], device: torch.device) -> Iterator[tuple[slice, slice, slice]]:
-    """Key items, query items and these items' columns at a time; at least one of each."""
+def _chunks(
+    items: int, rows: int, bounds: list[int], device: torch.device
+) -> tuple[list[tuple[slice, slice]], list[slice]]:
+    """Query items and their columns at a time, and key items at a time; at least one of each."""
     entries, wide = (GPU_CHUNK, GPU_CHUNK // rows) if device.type == "cuda" else (CPU_CHUNK, CPU_COLUMNS)
     groups, first = [], 0
     for last in range(1, len(bounds)):
         if last == len(bounds) - 1 or bounds[last + 1] - bounds[first] > wide:
             groups.append((slice(first, last), slice(bounds[first], bounds[last])))
             first = last
-    widest = max(columns.stop - columns.start for _, columns in groups)
-    size = max(1, entries // (rows * widest))
-    for start in range(0, items, size):
-        for own, columns in groups:
-            yield slice(start, min(start + size, items)), own, columns
+    size = max(1, entries // (rows * max(_width(columns) for _, columns in groups)))
+    return groups, [slice(start, min(start + size, items)) for start in range(0, items, size)]
 
 
-def _product(keys: Tensor, queries: Tensor, into: Tensor | None = None) -> Tensor:
+def _width(columns: slice) -> int:
+    return columns.stop - columns.start
+
+
+def _product(keys: Tensor, queries: Tensor) -> Tensor:
     """(H, c, S, d) and (H, d, w) -> (H, c * S, w)."""
-    return torch.bmm(keys.flatten(1, 2), queries, out=into)
+    return keys.flatten(1, 2) @ queries
+
+
+def _halved_square(gram: Tensor, attention: Tensor, product: Tensor, into: Tensor) -> None:
+    """Numbers (c, H * S, w) whose sum over rows is half of a^T gram a; `product` is memory to work in.
+
+    gram is symmetric: of what lies off its diagonal, one side is multiplied and stands for both. That pays for large
+    matrices of float32 only; otherwise it is one part.
+    """
+    count, rows, columns = attention.shape
+    parts = GRAM_PARTS if rows >= LARGE_GRAM and gram.dtype.itemsize >= 4 else 1
+    edges = [rows * i // parts for i in range(parts + 1)]
+    for first, last in itertools.pairwise(edges):
+        part = product[: count * (last - first) * columns].view(count, last - first, columns)
+        own = attention[:, first:last]
+        torch.bmm(gram[:, first:last, first:last], own, out=part).mul_(0.5)
+        if last < rows:
+            part.baddbmm_(gram[:, first:last, last:], attention[:, last:])
+        torch.mul(part, own, out=into[:, first:last])
 
 
 def _attention(logits: Tensor, mask: Tensor | None, into: Tensor) -> Tensor:

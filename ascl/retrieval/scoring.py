@@ -17,11 +17,12 @@ from torch.utils.checkpoint import checkpoint
 
 from ascl.losses.contrastive import at_least_float32
 from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
-from ascl.models.fusion import attention_weights
+from ascl.models.fusion import AttentionWeights, attention_weights
 from ascl.retrieval.attention import (
     Attended,
     Keys,
     Queries,
+    after_attention,
     attend,
     length,
     pack,
@@ -65,25 +66,50 @@ class PreparedTexts:
         return PreparedTexts(self.queries.to(dtype), self.keys.to(dtype))
 
 
-def prepare_images(model: AsCL, images: EncodedImages) -> PreparedImages:
-    """Projections, Gram matrices and what follows mean attention, once for each image."""
+@dataclass
+class ScoreWeights:
+    """What preparation takes from a model, the same for every item.
+
+    of_texts: (D, D) and of_images: (2 D, D) follow the mean attended text and image vector; gate: (D, D) is the half of
+    the gate's matrix that V_g2 meets.
+    """
+
+    region_to_word: AttentionWeights
+    word_to_region: AttentionWeights
+    of_texts: Tensor
+    of_images: Tensor
+    gate: Tensor
+
+
+def score_weights(model: AsCL) -> ScoreWeights:
+    """Products of a model's matrices, once for all items."""
+    region_to_word, word_to_region = map(attention_weights, (model.region_to_word, model.word_to_region))
     first_gate, second_gate = model.gate.weight.chunk(2, dim=1)
     to_global = model.attended_image_global.weight
-    second = model.image_global(images.globals)
-    return PreparedImages(
-        queries=prepare_queries(*pack(images.regions, images.mask), attention_weights(model.region_to_word)),
-        keys=prepare_keys(images.regions, images.mask, attention_weights(model.word_to_region),
-                          torch.cat([to_global, first_gate @ to_global])),
-        second=second,
-        gate=F.linear(second, second_gate, model.gate.bias),
+    return ScoreWeights(
+        region_to_word, word_to_region,
+        of_texts=after_attention(model.text_global.weight, region_to_word),
+        of_images=after_attention(torch.cat([to_global, first_gate @ to_global]), word_to_region),
+        gate=second_gate,
     )
 
 
-def prepare_texts(model: AsCL, texts: EncodedTexts) -> PreparedTexts:
+def prepare_images(model: AsCL, weights: ScoreWeights, images: EncodedImages) -> PreparedImages:
+    """Projections, Gram matrices and what follows mean attention, once for each image."""
+    second = model.image_global(images.globals)
+    return PreparedImages(
+        queries=prepare_queries(*pack(images.regions, images.mask), weights.region_to_word),
+        keys=prepare_keys(images.regions, images.mask, weights.word_to_region, weights.of_images),
+        second=second,
+        gate=F.linear(second, weights.gate, model.gate.bias),
+    )
+
+
+def prepare_texts(weights: ScoreWeights, texts: EncodedTexts) -> PreparedTexts:
     """The same for each text."""
     return PreparedTexts(
-        queries=prepare_queries(*pack(texts.words, texts.mask), attention_weights(model.word_to_region)),
-        keys=prepare_keys(texts.words, texts.mask, attention_weights(model.region_to_word), model.text_global.weight),
+        queries=prepare_queries(*pack(texts.words, texts.mask), weights.word_to_region),
+        keys=prepare_keys(texts.words, texts.mask, weights.region_to_word, weights.of_texts),
     )
 
 
@@ -155,15 +181,15 @@ def score_batch(
     """
     if not isinstance(model, AsCL) or not model.fusion:
         return [model.pair_scores(images, texts) for texts in text_sets]
-    prepared = prepare_images(model, images)
+    weights = score_weights(model)
+    prepared = prepare_images(model, weights, images)
     words, counts = _by_length(text_sets)
-    queries = prepare_queries(words, [count for count, _ in counts], attention_weights(model.word_to_region))
+    queries = prepare_queries(words, [count for count, _ in counts], weights.word_to_region)
     over_regions = attend(queries, prepared.keys)
     region_cosine, text_vectors = [], []
     blocks = [[count for count, _ in counts[start : start + block]] for start in range(0, len(counts), block)]
     for tokens, of_block in zip(words.split([sum(of_block) for of_block in blocks]), blocks, strict=True):
-        keys = prepare_keys(*unpack(tokens, of_block), attention_weights(model.region_to_word),
-                            model.text_global.weight)
+        keys = prepare_keys(*unpack(tokens, of_block), weights.region_to_word, weights.of_texts)
         over_words = attend(prepared.queries, keys)
         region_cosine.append(_mean_cosine(prepared.queries, over_words))
         text_vectors.append(_vectors(over_words, keys))

@@ -224,13 +224,16 @@ def shapes(
     size, columns = dtype.itemsize, max(16, _power_of_two(s))
     numbers, blocks = rows * heads * columns, heads // 2 + 1
     asynchronous = capability == 90 and rows >= 64 and (size == 2 or precision == "tf32")        # wgmma
+    tile = rows * columns                                   # numbers of an accumulator; each warp takes 1024 at most
     if size == 2:
-        fits = heads * columns <= 512
-        warps = 4 if rows == 64 and (asynchronous or heads * columns <= 256) else 8
-    else:       # without tensor cores (ieee) the operands of a product go through registers too
-        most = 8192 if precision == "ieee" else 16384
-        fits = numbers <= most or numbers <= 2 * most and (asynchronous or precision == "ieee")
-        warps = 4 if numbers <= most else 8
+        fits = heads * columns <= (512 if columns <= 64 else 256) and tile <= 8192
+        warps = 4 if rows == 64 and tile <= 4096 and (asynchronous or heads * columns <= 256) else 8
+    elif precision == "ieee":                               # no tensor cores: the operands, too, go through registers
+        fits = columns <= 64 and numbers <= (16384 if tile <= 2048 else 8192)
+        warps = 4 if tile <= 1024 and numbers <= 8192 else 8
+    else:
+        fits = numbers <= (32768 if asynchronous else 16384) and tile <= 4096
+        warps = 4 if numbers <= 16384 and columns <= 64 and (asynchronous or tile <= 2048) else 8
     if not fits:
         return
     crowded = numbers * size > warps * 32 * 4 * 96
@@ -241,9 +244,9 @@ def shapes(
             for depth in (128, 64, 32, 16):
                 # one buffer is read while the others are filled; wgmma may still be reading the one before
                 buffers, inner = (n if asynchronous else n - 1 for n in (stages, 3))
-                loads = (inner if depth < d else buffers) * depth * 2 * (rows + columns) + 2 * rows * columns
+                loads = (inner if depth < d else buffers) * depth * 2 * (rows + columns) + 2 * tile
                 # as the left operand the attention passes through shared memory, except in mma of 16 bits
-                left = 0 if size == 2 and not asynchronous else (blocks - 1) * rows * columns
+                left = 0 if size == 2 and not asynchronous else (blocks - 1) * tile
                 grams = buffers * blocks * columns**2 + left
                 if depth <= deepest and max(loads, grams) * size <= limit - 2048:
                     yield Shape(rows, max(16, rows // 4), warps, columns, depth, stages)
@@ -292,7 +295,10 @@ def _precision(dtype: torch.dtype) -> str:
         return "emulated"
     if dtype != torch.float32:
         return "ieee"
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    try:
+        return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    except RuntimeError:                                        # set by torch 2.9's `fp32_precision`, which replaces it
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def _tiles(bounds: Sequence[int], shape: Shape) -> list[int]:
@@ -312,6 +318,24 @@ def _places(bounds: Sequence[int], tiles: list[int], device: torch.device) -> Te
 
 def supported(query: Tensor, key: Tensor, bounds: Sequence[int]) -> str | None:
     """Why `attend` cannot do this, in words; None where it can. Arguments as for `attend`."""
+    reason = _no_kernel(query, key)
+    if reason is None and not _cuts(*_sizes(key), key.dtype, bounds, query.device):
+        return _too_large(key, bounds)
+    return reason
+
+
+def _sizes(key: Tensor) -> tuple[int, int, int]:
+    """H, d, S."""
+    return key.shape[0], key.shape[3], key.shape[2]
+
+
+def _too_large(key: Tensor, bounds: Sequence[int]) -> str:
+    heads, _, s = _sizes(key)
+    return f"{heads} heads, {s} key tokens and a query item of {_longest(bounds)} do not fit one program of a GPU"
+
+
+def _no_kernel(query: Tensor, key: Tensor) -> str | None:
+    """Why there is no kernel for this type or device, whatever the sizes."""
     if triton is None:
         return "triton is not installed"
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 4):     # tuples of tensors in loops and calls
@@ -325,9 +349,6 @@ def supported(query: Tensor, key: Tensor, bounds: Sequence[int]) -> str | None:
         return "the kernel was made for NVIDIA GPUs"
     if compiled and torch.cuda.get_device_capability(query.device) < (8, 0):
         return "the kernel needs a GPU of compute capability 8.0 or higher"
-    heads, _, s, d = key.shape
-    if not _cuts(heads, d, s, key.dtype, bounds, query.device):
-        return f"{heads} heads, {s} key tokens and a query item of {_longest(bounds)} do not fit one program of a GPU"
     return None
 
 
@@ -357,9 +378,12 @@ def attend(
     Raises:
         ValueError: the kernel cannot do this; the message says why (`supported`).
     """
-    reason = supported(query, key, bounds)
+    reason = _no_kernel(query, key)
     if reason is not None:
         raise ValueError(reason)
+    cuts = _cuts(*_sizes(key), key.dtype, bounds, query.device)
+    if not cuts:
+        raise ValueError(_too_large(key, bounds))
     (heads, items, s, d), columns, device = key.shape, query.shape[-1], query.device
     dot, square = (torch.empty(items, columns, device=device) for _ in range(2))
     mean = torch.empty(items, len(bounds) - 1, heads * s, device=device)
@@ -373,7 +397,7 @@ def attend(
     if s % unit:
         gram = torch.nn.functional.pad(gram.unflatten(2, (heads, s)), (0, units * unit - s))
     key, value, gram, weight = (x.contiguous() for x in (key, value, gram, weight))
-    for shape in _cuts(heads, d, s, key.dtype, bounds, device):
+    for shape in cuts:
         tiles = _tiles(bounds, shape)
         places = _places(bounds, tiles, device)
         try:

@@ -28,6 +28,7 @@ from ascl.retrieval.scoring import (
     prepare_images,
     prepare_texts,
     score_prepared,
+    score_weights,
 )
 
 BACKENDS = ("auto", "reference", "algebra", "triton")
@@ -223,10 +224,18 @@ def _way(model: RetrievalModel, backend: str, low: torch.dtype, device: torch.de
         if (reason := scoring_triton.supported(query, query.transpose(1, 2).unsqueeze(1), [0, 1])) is not None:
             raise ValueError(f"backend triton: {reason}")
     how = _fused if backend == "triton" else attend
+    with torch.no_grad():
+        weights = score_weights(model)
+
+    def in_type(prepare: Callable[..., Any], *arguments: Any) -> Any:
+        half = low in (torch.bfloat16, torch.float16)
+        with torch.autocast(device.type, low) if half else nullcontext():
+            return prepare(*arguments).to(low)
+
     on_gpu = device.type == "cuda"
     return _Way(
-        images=lambda images: prepare_images(model, images).to(low),
-        texts=lambda texts: prepare_texts(model, texts).to(low),
+        images=lambda images: in_type(prepare_images, model, weights, images),
+        texts=lambda texts: in_type(prepare_texts, weights, texts),
         score=lambda images, texts: score_prepared(model, images, texts, how),
         image=_prepared_bytes(regions, heads, dim, 2 * dim, size),
         text=lambda words: _prepared_bytes(words, heads, dim, dim, size),

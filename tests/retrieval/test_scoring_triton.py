@@ -140,7 +140,6 @@ SHAPES = {      # lengths of the query items, key items, tokens of each, some of
     "one item": ([29], 2, 16, False),
     "more items than a tile takes": ([1] * 37, 1, 7, True),
     "more key items than a group takes": ([4, 1], scoring_triton.GROUP + 1, 3, False),
-    "long texts": ([7, 5], 2, 72, True),
 }
 
 
@@ -162,6 +161,11 @@ def test_equals_the_oracle_with_the_heads_of_every_config(dim, heads, precision,
 def test_equals_the_oracle_with_any_heads(heads, d, device):
     for dtype in (torch.float32, torch.bfloat16):
         check(make([3, 6], 1, 9, heads, d, dtype, True), device)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16", "float16"])
+def test_long_texts(precision, device, record_property):
+    check(make([7, 5], 2, 72, 2, 20, dtype_of(precision), True), device, record_property)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -207,6 +211,7 @@ def test_views_and_no_key_items(device):
     ({"dtype": torch.float64}, "torch.float64"),
     ({"lengths": [3, 129]}, "query item of 129"),
     ({"heads": 16, "s": 36}, "16 heads, 36 key tokens"),
+    ({"heads": 8, "s": 65}, "8 heads, 65 key tokens"),
 ])
 def test_says_what_it_cannot_do(change, reason, device):
     shape = {"lengths": [3, 5], "t": 1, "s": 4, "heads": 2, "d": 8, "dtype": torch.bfloat16, "masked": False}
