@@ -311,14 +311,14 @@ def test_an_interrupted_evaluation_leaves_nothing_that_looks_whole(runs, tool, t
         monkeypatch.setattr("numpy.lib.format.write_array", stop)
     arguments = ["--checkpoint", str(runs[0]), "--out", str(tmp_path), "--save-scores", str(tmp_path / "scores.npz")]
     assert tool("eval")(arguments) == 130
-    assert "stopped; nothing was written" in capsys.readouterr().err
+    assert "stopped; no unfinished file was left" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("more, match", [
     (["--dtype", "float16"], "can be scored in torch.float32, torch.bfloat16"),
     (["--block", "0"], "block must be at least 1"),
-    (["--protocol", "paired", "--save-scores", "s.npz"], "leave --folds and --save-scores out"),
+    (["--protocol", "paired", "--save-scores", "s.npz"], "leave --folds, --save-scores, --backend"),
 ])
 def test_evaluation_refuses_what_it_cannot_do(runs, tool, capsys, more, match):
     if torch.cuda.is_available() and "float16" in more:

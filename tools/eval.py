@@ -51,15 +51,16 @@ def main(arguments: list[str]) -> int:
         if options.protocol == "paired":
             if not options.checkpoint or len(options.checkpoint) > 1:
                 raise DataError("--protocol paired looks inside one model: give one --checkpoint")
-            if options.folds or options.save_scores:
-                raise DataError("--protocol paired is a diagnostic of the whole split: leave --folds and --save-scores "
-                                "out")
+            if options.folds or options.save_scores or options.dtype or options.block or options.backend != "auto":
+                raise DataError("--protocol paired is a diagnostic of the whole split: leave --folds, --save-scores, "
+                                "--backend, --dtype and --block out")
             reports = run.evaluate_paired(options.checkpoint[0], options.split, overrides=overrides)
             print(f"{WARNING}\n\n{run.markdown(reports)}\n{WARNING}\n(not saved)")
             return 0
         if options.scores:
-            if options.save_scores:
-                raise DataError("--save-scores keeps what --checkpoint computes; these scores are in a file already")
+            if options.save_scores or options.dtype or options.block or options.backend != "auto":
+                raise DataError("--save-scores, --backend, --dtype and --block are about computing scores: "
+                                "these are in a file already")
             scores, owner = load_scores(options.scores)
             reports = run.reports_of(scores, owner, folds=options.folds)
             about = {"scores": options.scores, "protocol": "ranking of given scores", **run.environment()}
@@ -80,7 +81,7 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; nothing was written", file=sys.stderr)
+        print("\nstopped; no unfinished file was left", file=sys.stderr)
         return 130
     print("saved:", *saved)
     return 0

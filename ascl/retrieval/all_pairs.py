@@ -32,7 +32,7 @@ def score_all_pairs(
         block: images, and texts, whose pairs are scored at a time; None = by the device, fewer where memory is short.
         dtype: of the matrix products: float32, bfloat16 or, on a GPU, float16; softmax, norms and sums stay in float32.
             None = the model's own. On a GPU float32 products run in tf32 where torch's
-            `set_float32_matmul_precision` says so.
+            `set_float32_matmul_precision` says so; of the sums, that of attention over tokens is a matrix product.
         progress: called with a number of pairs, each time that so many more are done.
 
     Returns:
@@ -86,7 +86,8 @@ def rank_all_pairs(
     """Recalls in both directions; every pair is scored once and no matrix is held.
 
     A rank is the number of wrong candidates that reach the best right one, so the right pairs are scored first: each
-    group of images meets its own texts, and then all others.
+    group of images meets its own texts, and then all others. Ties are lost; but two pairs of equal items in different
+    blocks can differ in their last bit, here as in any matrix made in blocks.
 
     Args:
         owner: (N_texts,) image of each text, in any order and number. The rest as for `score_all_pairs`.
@@ -155,10 +156,10 @@ def top_pairs(
         ValueError: as for `score_all_pairs`; k below 1, or above the number of images or of texts.
         DataError: a score that is not finite.
     """
+    tiles = make_tiles(model, images, texts, backend=backend, block=block, dtype=dtype, progress=progress)
     if not 1 <= k <= min(len(images), len(texts)):
         raise ValueError(f"k has to be from 1 to {min(len(images), len(texts))} with {len(images)} images and "
                          f"{len(texts)} texts, got {k}")
-    tiles = make_tiles(model, images, texts, backend=backend, block=block, dtype=dtype, progress=progress)
     of_images, of_texts = (_Best(count, k, tiles.device) for count in (len(images), len(texts)))
     for group in tiles.groups():
         for rows, columns, tile in tiles.finite(group, np.arange(len(texts))):

@@ -32,7 +32,8 @@ from ascl.models.fusion import AttentionWeights
 EPSILON = 1e-8                  # lower bound of a norm, as in torch's cosine_similarity
 CPU_COLUMNS = 384               # query tokens at a time: enough for a product to run near its peak
 CPU_CHUNK = 1 << 19             # attention entries at a time: about what stays in a core's cache, 2 MB of float32
-GPU_CHUNK = 1 << 26
+GPU_COLUMNS = 2048
+GPU_CHUNK = 1 << 24
 LARGE_GRAM, GRAM_PARTS = 256, 3     # rows of a symmetric matrix from which it is multiplied in so many parts
 PREPARED_TOGETHER = 16          # key items: more would make temporary matrices that the allocator cannot reuse
 
@@ -62,7 +63,7 @@ class Queries:
 class Keys:
     """N items as keys and values of one direction; S tokens each.
 
-    key, value: (H, N, S, d). gram: (N, H * S, H * S) U U^T.
+    key, value: (H, N, S, d). gram: (N, H * S, H * S) U U^T, whose symmetry is made use of.
     outputs: (N, H * S, E) U X: what mean attention is multiplied with to give the pair's global vectors.
     mask: (N, S) bool, True = real, or None where all are.
     """
@@ -185,8 +186,8 @@ def _project(tokens: Tensor, matrix: Tensor | None, heads: int) -> Tensor:
 def attend(queries: Queries, keys: Keys) -> Attended:
     """One direction of the attention for every pair of items; differentiable.
 
-    Matrix products run in autocast's type where it is enabled, else in that of the keys; softmax and sums in float32 at
-    least.
+    Matrix products run in autocast's type where it is enabled, else in that of the keys, and so does the sum over a
+    query item's tokens that gives mean attention; softmax, dot and square in float32 at least.
     """
     device = queries.query.device.type
     low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else keys.key.dtype
@@ -283,7 +284,7 @@ def _chunks(
     items: int, rows: int, bounds: list[int], device: torch.device
 ) -> tuple[list[tuple[slice, slice]], list[slice]]:
     """Query items and their columns at a time, and key items at a time; at least one of each."""
-    entries, wide = (GPU_CHUNK, GPU_CHUNK // rows) if device.type == "cuda" else (CPU_CHUNK, CPU_COLUMNS)
+    entries, wide = (GPU_CHUNK, GPU_COLUMNS) if device.type == "cuda" else (CPU_CHUNK, CPU_COLUMNS)
     groups, first = [], 0
     for last in range(1, len(bounds)):
         if last == len(bounds) - 1 or bounds[last + 1] - bounds[first] > wide:

@@ -32,7 +32,7 @@ from ascl.retrieval.attention import (
 )
 
 CPU_PAIR_NUMBERS = 1 << 21      # numbers of pairs' global vectors at a time: 8 MB of float32 stay in a shared cache
-GPU_PAIR_NUMBERS = 1 << 26
+GPU_PAIR_NUMBERS = 1 << 24
 
 Attend = Callable[[Queries, Keys], Attended]
 
@@ -124,8 +124,9 @@ def score_prepared(model: AsCL, images: PreparedImages, texts: PreparedTexts, at
 
 def _mean_cosine(queries: Queries, attended: Attended) -> Tensor:
     """(T, N) mean over the tokens of each query item of cos(token, its attended vector)."""
-    cosine = attended.dot / (queries.norm * length(attended.square))
-    return cosine @ queries.members / queries.count
+    with torch.autocast(attended.dot.device.type, enabled=False):       # a product that is a sum: not in half precision
+        cosine = attended.dot / (queries.norm * length(attended.square))
+        return cosine @ queries.members / queries.count
 
 
 def _vectors(attended: Attended, keys: Keys) -> Tensor:
@@ -144,7 +145,9 @@ def _global_cosine(images: PreparedImages, over_regions: Tensor, text_vectors: T
     parts = zip(*(x.split(size) for x in (over_regions, images.keys.outputs, images.second, images.gate)),
                 text_vectors.split(size, dim=1), strict=True)
     if torch.is_grad_enabled():
-        return torch.cat([checkpoint(_gated_cosine, *part, use_reentrant=False) for part in parts])
+        return torch.cat([
+            checkpoint(_gated_cosine, *part, use_reentrant=False, preserve_rng_state=False) for part in parts
+        ])
     return torch.cat([_gated_cosine(*part) for part in parts])
 
 

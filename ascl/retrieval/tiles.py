@@ -36,9 +36,13 @@ CPU_BLOCK = (64, 64)           # images and texts whose pairs are scored at a ti
 GPU_BLOCK = (256, 256)
 REFERENCE_BLOCK = (16, 64)
 CHEAP_BLOCK = (1024, 1024)      # where pairs do not meet before their score
-KEPT_BYTES = 2 << 30            # of images that stay prepared while all texts pass by
+KEPT_BYTES = 2 << 30            # of images that stay prepared while all texts pass by,
+KEPT_IMAGES = 512               # and how many at most: more would save little and hold larger parts of the matrix
+SMALLEST_BLOCK = 16             # where memory is short; below it the time would grow without end
+CHECKED_TOGETHER = 256          # items: a check makes copies
 TEXTS_BYTES = 512 << 20         # of one block of prepared texts: long ones come in smaller blocks
 SHARE = 0.5                     # of the free memory that default blocks may take
+CGROUP = Path("/sys/fs/cgroup")
 BUFFERS = 8                     # temporary tensors of the largest size that exist at one time
 
 Progress = Callable[[int], object]
@@ -159,16 +163,18 @@ def make_tiles(
         raise ValueError(f"a block of {image_block} images and {text_block} texts needs about "
                          f"{need(image_block, text_block) / 2**30:.2f} GiB and {free / 2**30:.2f} are free on "
                          f"{parameter.device}: give a smaller block, or none")
-    while not block and max(image_block, text_block) > 1 and need(image_block, text_block) > SHARE * free:
+    while not block and max(image_block, text_block) > SMALLEST_BLOCK and need(image_block, text_block) > SHARE * free:
         image_block, text_block = (image_block + 1) // 2, (text_block + 1) // 2
-    kept = int(min(KEPT_BYTES, SHARE * free / 2)) // (image_block * way.image)
-    return Tiles(images, texts, parameter.device, way, image_block, text_block, max(1, kept), lengths, progress)
+    room = max(0, min(KEPT_BYTES, free - need(image_block, text_block)))
+    kept = max(1, min(room // (image_block * way.image) + 1, KEPT_IMAGES // image_block))
+    return Tiles(images, texts, parameter.device, way, image_block, text_block, kept, lengths, progress)
 
 
 def check_encoded(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts) -> None:
     """ValueError for what no score is defined for: see `all_pairs.score_all_pairs`."""
     if len(images) == 0 or len(texts) == 0:
         raise ValueError(f"nothing to score: {len(images)} images, {len(texts)} texts")
+    _check_shapes(images, texts)
     tensors = {"region": images.regions, "image global": images.globals, "word": texts.words}
     masks = {"image mask": images.mask, "text mask": texts.mask}
     types = {"model": next(model.parameters()).dtype} | {name: tensor.dtype for name, tensor in tensors.items()}
@@ -179,14 +185,27 @@ def check_encoded(model: RetrievalModel, images: EncodedImages, texts: EncodedTe
         if len(set(devices.values())) > 1:
             raise ValueError(f"the {of} lie on several devices: {_listed(devices)}; bring them to one by .to(device)")
     for name, tensor in tensors.items():
-        bad = ~tensor.flatten(1).isfinite().all(dim=1)
-        if bad.any():
-            raise ValueError(f"{name} embeddings of item {int(bad.nonzero()[0])} are not finite "
-                             f"({int(bad.sum())} items in all)")
+        finite = torch.cat([part.flatten(1).isfinite().all(dim=1) for part in tensor.split(CHECKED_TOGETHER)])
+        if not finite.all():
+            raise ValueError(f"{name} embeddings of item {int((~finite).nonzero()[0])} are not finite "
+                             f"({int((~finite).sum())} items in all)")
     for name, mask in masks.items():
         if mask is not None and not mask.any(dim=1).all():
             raise ValueError(f"{name.removesuffix(' mask')} {int((~mask.any(dim=1)).nonzero()[0])} has no real token: "
                              "its mask is all false")
+
+
+def _check_shapes(images: EncodedImages, texts: EncodedTexts) -> None:
+    """ValueError unless the parts of the items belong together."""
+    shapes = {"regions": images.regions, "globals": images.globals, "image mask": images.mask, "words": texts.words,
+              "text mask": texts.mask}
+    found = _listed({name: tuple(held.shape) for name, held in shapes.items() if held is not None})
+    dimensions = (images.regions.dim(), images.globals.dim(), texts.words.dim())
+    if dimensions != (3, 2, 3) or len({images.regions.shape[-1], images.globals.shape[-1], texts.words.shape[-1]}) > 1:
+        raise ValueError(f"expected regions (N, K, D), globals (N, D) and words (N, L, D) of one D, got {found}")
+    if (len(images.globals) != len(images.regions) or texts.mask.shape != texts.words.shape[:2]
+            or images.mask is not None and images.mask.shape != images.regions.shape[:2]):
+        raise ValueError(f"masks and globals do not fit the items: {found}")
 
 
 def _listed(values: dict[str, Any]) -> str:
@@ -256,8 +275,11 @@ def _fused(queries: Queries, keys: Keys) -> Attended:
     if scoring_triton.supported(queries.query, keys.key, queries.bounds) is not None:
         return attend(queries, keys)
     weight = queries.members @ (1 / queries.count)
-    return Attended(*scoring_triton.attend(queries.query, queries.out, keys.key, keys.value, keys.gram, keys.mask,
-                                           weight, queries.bounds))
+    try:
+        return Attended(*scoring_triton.attend(queries.query, queries.out, keys.key, keys.value, keys.gram, keys.mask,
+                                               weight, queries.bounds))
+    except ValueError:          # the compiler took more memory than the device has, in every cut
+        return attend(queries, keys)
 
 
 def free_memory(device: torch.device) -> int:
@@ -266,7 +288,10 @@ def free_memory(device: torch.device) -> int:
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     available = psutil.virtual_memory().available
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
     if limit.exists() and (text := limit.read_text(encoding="ascii").strip()) != "max":
-        available = min(available, int(text) - int(used.read_text(encoding="ascii")))
+        # pages of files that were read count as used and are given back on demand
+        statistics = dict(line.split() for line in (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
+        files = sum(int(statistics.get(name, 0)) for name in ("inactive_file", "active_file"))
+        available = min(available, int(text) - int(used.read_text(encoding="ascii")) + files)
     return max(0, available)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ascl.errors import DataError
 from ascl.models import EncodedImages, EncodedTexts
-from ascl.retrieval import rank_all_pairs, rank_report, score_all_pairs, score_blocks, tiles, top_pairs
+from ascl.retrieval import attention, rank_all_pairs, rank_report, score_all_pairs, score_blocks, tiles, top_pairs
 
 VARIANTS = [{}, {"projections": False}, {"fusion": False}, {"heads": 1}, {"masked": False}, {"k": 1}, {"longest": 1},
             {"images": 1, "texts": 1}]
@@ -64,7 +64,7 @@ def test_items_may_lie_on_the_cpu_while_the_model_does_not(example, device):
     torch.testing.assert_close(score_all_pairs(model.to(device), images, texts), expected, rtol=0, atol=1e-4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_shape_any_memory(example, data):
     """Ragged lengths, masked regions, owners in any order, images without texts; blocks of any size."""
@@ -79,6 +79,9 @@ def test_any_shape_any_memory(example, data):
     expected = model.pair_scores(images, texts).detach()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "KEPT_BYTES", data.draw(st.sampled_from([0, 20_000, 2 << 30])))
+        patch.setattr(tiles, "KEPT_IMAGES", data.draw(st.sampled_from([1, 4, 512])))
+        patch.setattr(attention, "LARGE_GRAM", data.draw(st.sampled_from([1, 256])))
+        patch.setattr(attention, "PREPARED_TOGETHER", draw(1, 4))
         patch.setattr(tiles, "TEXTS_BYTES", data.draw(st.sampled_from([0, 20_000, 2 << 30])))
         torch.testing.assert_close(
             score_all_pairs(model, images, texts, block=block), expected.float(), rtol=0, atol=1e-6
@@ -166,23 +169,40 @@ def test_blocks_shrink_with_the_free_memory(example, monkeypatch):
     model, images, texts = example(images=40, texts=60)
     expected = score_all_pairs(model, images, texts)
     roomy = tiles.make_tiles(model, images, texts)
-    monkeypatch.setattr(tiles, "free_memory", lambda device: 2 * roomy.way.working + 100_000)
-    tight = tiles.make_tiles(model, images, texts)
     assert (roomy.image_block, roomy.text_block) == (40, 60)
-    assert tight.image_block < 40 and tight.text_block < 60
+    for free in (2 * roomy.way.working + 100_000, roomy.way.working, 0):
+        monkeypatch.setattr(tiles, "free_memory", lambda device, free=free: free)
+        tight = tiles.make_tiles(model, images, texts)
+        assert 8 <= tight.image_block < 40 and 8 <= tight.text_block < 60
+    assert tight.kept == 1 < roomy.kept * roomy.image_block
     torch.testing.assert_close(score_all_pairs(model, images, texts), expected)
 
 
 def test_a_block_that_cannot_fit_is_refused(example, monkeypatch):
     model, images, texts = example(images=40, texts=60)
-    monkeypatch.setattr(tiles, "free_memory", lambda device: 1_000_000)
-    with pytest.raises(ValueError, match="block of 32 images and 32 texts needs about .* GiB and 0.00 are free"):
+    free = tiles.make_tiles(model, images, texts).way.working + 500_000
+    monkeypatch.setattr(tiles, "free_memory", lambda device: free)
+    with pytest.raises(ValueError, match="block of 32 images and 32 texts needs about .* GiB and 0.08 are free"):
         score_all_pairs(model, images, texts, block=32)
+    assert tiles.make_tiles(model, images, texts, block=4).image_block == 4
 
 
-def test_free_memory_is_within_the_machines():
+def test_free_memory_is_within_the_machines_and_the_containers(tmp_path, monkeypatch):
     free = tiles.free_memory(torch.device("cpu"))
     assert 0 < free <= tiles.psutil.virtual_memory().total
+    monkeypatch.setattr(tiles, "CGROUP", tmp_path)
+    for name, text in (("max", "1000000"), ("current", "900000"), ("stat", "inactive_file 300\nactive_file 20")):
+        (tmp_path / f"memory.{name}").write_text(text + "\n")
+    assert tiles.free_memory(torch.device("cpu")) == 100_320
+    (tmp_path / "memory.max").write_text("max\n")
+    assert tiles.free_memory(torch.device("cpu")) > 1_000_000
+
+
+def test_groups_hold_a_bounded_number_of_images(example):
+    model, images, texts = example(images=1200, texts=2, k=1, dim=8, heads=2)
+    groups = tiles.make_tiles(model, images, texts).groups()
+    assert sum(len(group) for group in groups) == -(-1200 // 64)
+    assert max(group[-1].stop - group[0].start for group in groups) == 512
 
 
 def test_the_estimate_of_a_prepared_item_is_what_it_takes(example):
@@ -229,6 +249,21 @@ def test_what_has_no_score_is_refused_before_any_work(example, what, run, monkey
     monkeypatch.setattr(tiles, "prepare_texts", lambda *_: pytest.fail("work had begun"))
     with pytest.raises(ValueError, match=match):
         run(model, images, texts)
+
+
+@pytest.mark.parametrize("what", ["dimension", "globals", "image mask", "text mask"])
+def test_parts_that_do_not_belong_together_are_refused(example, what):
+    model, images, texts = example()
+    if what == "dimension":
+        texts = EncodedTexts(texts.words[..., :8], texts.mask)
+    elif what == "globals":
+        images = EncodedImages(images.regions, images.globals[:2], images.mask)
+    elif what == "image mask":
+        images = EncodedImages(images.regions, images.globals, images.mask[:, :2])
+    else:
+        texts = EncodedTexts(texts.words, texts.mask[:2])
+    with pytest.raises(ValueError, match=r"one D, got|do not fit the items: regions \(3, 4, 24\)"):
+        score_all_pairs(model, images, texts)
 
 
 def test_items_on_several_devices_are_refused(example):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ascl.retrieval import attention, score_batch
+from ascl.retrieval import attention, score_batch, scoring
 
 
 def softmax(x):
@@ -78,9 +78,18 @@ def test_reference_is_the_papers_formula(example, variant):
             assert scores[i, j].item() == pytest.approx(expected, abs=1e-10)
 
 
+@pytest.fixture(params=[False, True], ids=["whole", "in small parts"])
+def small_parts(request, monkeypatch):
+    """What is done in parts for large items only, done so for small ones."""
+    if request.param:
+        monkeypatch.setattr(attention, "LARGE_GRAM", 2)
+        monkeypatch.setattr(attention, "PREPARED_TOGETHER", 2)
+        monkeypatch.setattr(scoring, "CPU_PAIR_NUMBERS", 1)
+
+
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("block", [1, 2, 64])
-def test_algebra_equals_the_reference(example, variant, block):
+def test_algebra_equals_the_reference(example, variant, block, small_parts):
     model, images, texts = example(**variant)
     expected = model.pair_scores(images, texts)
     torch.testing.assert_close(score_batch(model, images, [texts], block=block)[0], expected, rtol=0, atol=1e-12)
@@ -88,7 +97,7 @@ def test_algebra_equals_the_reference(example, variant, block):
 
 @pytest.mark.parametrize("chunk", [(1, 1), (200, 9), (1 << 20, 1000)])      # entries, columns
 @pytest.mark.parametrize("variant", [{}, {"projections": False}], ids=str)
-def test_gradients_equal_the_references(example, variant, chunk, monkeypatch):
+def test_gradients_equal_the_references(example, variant, chunk, monkeypatch, small_parts):
     monkeypatch.setattr(attention, "CPU_CHUNK", chunk[0])
     monkeypatch.setattr(attention, "CPU_COLUMNS", chunk[1])
     model, images, texts = example(**variant)
@@ -112,7 +121,7 @@ def test_gradients_equal_the_references(example, variant, chunk, monkeypatch):
     assert used >= 8
 
 
-def test_gradcheck_of_the_attention_that_recomputes(monkeypatch):
+def test_gradcheck_of_the_attention_that_recomputes(monkeypatch, small_parts):
     monkeypatch.setattr(attention, "CPU_COLUMNS", 3)                # several chunks of columns
     heads, d, columns, items, s = 2, 3, 4, 2, 3
     shapes = [(heads, d, columns), (heads, d, columns), (heads, items, s, d), (heads, items, s, d)]
@@ -144,6 +153,7 @@ def test_a_removed_word_has_cosine_zero_and_gradients_of_ordinary_size(example, 
     (1e4 * scores.float()).sum().backward()                     # a loss scaled as for float16
     exact = model.pair_scores(images, texts)
     torch.testing.assert_close(scores.float(), exact, rtol=0, atol=0.03)
+    assert scores.dtype == torch.float32
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert len(gradients) >= 6 and all(gradient.isfinite().all() for gradient in gradients)
 
