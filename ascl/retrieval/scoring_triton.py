@@ -29,6 +29,10 @@ GROUP = 16                      # key items whose programs run side by side: the
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+class CannotFuse(ValueError):
+    """The kernel cannot do this; the message says why, and `attention.attend` can."""
+
+
 def _jit(function: Callable) -> Any:
     """Lengths change from block to block: a kernel specialised to each would be compiled dozens of times."""
     if triton is None:
@@ -376,14 +380,14 @@ def attend(
         mean (T, N, H * S): a averaged over the tokens of each query item; all float32.
 
     Raises:
-        ValueError: the kernel cannot do this; the message says why (`supported`).
+        CannotFuse: see `supported`; or no cut fits the shared memory, which only the compiler knows.
     """
     reason = _no_kernel(query, key)
     if reason is not None:
-        raise ValueError(reason)
+        raise CannotFuse(reason)
     cuts = _cuts(*_sizes(key), key.dtype, bounds, query.device)
     if not cuts:
-        raise ValueError(_too_large(key, bounds))
+        raise CannotFuse(_too_large(key, bounds))
     (heads, items, s, d), columns, device = key.shape, query.shape[-1], query.device
     dot, square = (torch.empty(items, columns, device=device) for _ in range(2))
     mean = torch.empty(items, len(bounds) - 1, heads * s, device=device)
@@ -411,4 +415,4 @@ def attend(
             return dot, square, mean
         except triton.runtime.errors.OutOfResources:            # this version of Triton takes more memory than reckoned
             continue
-    raise ValueError(f"{heads} heads of {s} key tokens do not fit the shared memory")
+    raise CannotFuse(f"{heads} heads of {s} key tokens do not fit the shared memory")

@@ -32,7 +32,7 @@ from ascl.retrieval.scoring import (
 )
 
 BACKENDS = ("auto", "reference", "algebra", "triton")
-CPU_BLOCK = (64, 64)           # images and texts whose pairs are scored at a time
+CPU_BLOCK = (64, 64)            # images and texts whose pairs are scored at a time
 GPU_BLOCK = (256, 256)
 REFERENCE_BLOCK = (16, 64)
 CHEAP_BLOCK = (1024, 1024)      # where pairs do not meet before their score
@@ -272,13 +272,11 @@ def _prepared_bytes(tokens: int, heads: int, dim: int, outputs: int, size: int) 
 
 def _fused(queries: Queries, keys: Keys) -> Attended:
     """By the fused kernel; by the algebra where a block has texts longer than it can take."""
-    if scoring_triton.supported(queries.query, keys.key, queries.bounds) is not None:
-        return attend(queries, keys)
     weight = queries.members @ (1 / queries.count)
     try:
         return Attended(*scoring_triton.attend(queries.query, queries.out, keys.key, keys.value, keys.gram, keys.mask,
                                                weight, queries.bounds))
-    except ValueError:          # the compiler took more memory than the device has, in every cut
+    except scoring_triton.CannotFuse:
         return attend(queries, keys)
 
 

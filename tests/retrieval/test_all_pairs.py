@@ -42,14 +42,17 @@ def test_the_fused_kernel_gives_the_references_scores(example, variant, device):
 def test_texts_that_the_fused_kernel_cannot_take_are_left_to_the_algebra(example, monkeypatch):
     pytest.importorskip("triton")
     asked = []
+    fused = tiles.scoring_triton.attend
 
-    def supported(query, key, bounds):
+    def attend(query, out, key, *rest):
         asked.append(key.shape[2])
-        return "too long" if max(key.shape[2], max(np.diff(bounds))) > 2 else None
+        if max(key.shape[2], max(np.diff(rest[-1]))) > 2:
+            raise tiles.scoring_triton.CannotFuse("too long")
+        return fused(query, out, key, *rest)
 
     model, images, texts = example(images=2, texts=9, k=2, dim=16, heads=2, dtype=torch.float32, masked=False)
     expected = model.pair_scores(images, texts).detach()
-    monkeypatch.setattr(tiles.scoring_triton, "supported", supported)
+    monkeypatch.setattr(tiles.scoring_triton, "attend", attend)
     if torch.cuda.is_available():
         model = model.cuda()
     torch.testing.assert_close(score_all_pairs(model, images, texts, backend="triton", block=1), expected,

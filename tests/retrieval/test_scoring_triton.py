@@ -105,7 +105,7 @@ def plain(query, out, key, value, gram, mask, bounds):
     return dot, square, mean
 
 
-def check(arguments, device, record=None):
+def assert_as_torch(arguments, device, record=None):
     """Largest error of each result, in units of the largest number, is at most 2.5 times that of `plain` + 1e-6."""
     *tensors, bounds = arguments
     moved = [None if x is None else x.to(device) for x in tensors]
@@ -147,31 +147,31 @@ SHAPES = {      # lengths of the query items, key items, tokens of each, some of
 @pytest.mark.parametrize("case", SHAPES)
 def test_equals_the_oracle(case, precision, device, record_property):
     lengths, t, s, masked = SHAPES[case]
-    check(make(lengths, t, s, 3, 20, dtype_of(precision), masked), device, record_property)
+    assert_as_torch(make(lengths, t, s, 3, 20, dtype_of(precision), masked), device, record_property)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("dim, heads", sorted({(model.embed_dim, model.num_heads) for model in MODELS}))
 def test_equals_the_oracle_with_the_heads_of_every_config(dim, heads, precision, device, record_property):
-    check(make([9, 1, 17], 2, 36, heads, dim // heads, dtype_of(precision), True), device, record_property)
+    assert_as_torch(make([9, 1, 17], 2, 36, heads, dim // heads, dtype_of(precision), True), device, record_property)
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 4, 5])             # odd circles have no head opposite
 @pytest.mark.parametrize("d", [8, 16, 200])                     # less than a product takes, as much, and several times
 def test_equals_the_oracle_with_any_heads(heads, d, device):
     for dtype in (torch.float32, torch.bfloat16):
-        check(make([3, 6], 1, 9, heads, d, dtype, True), device)
+        assert_as_torch(make([3, 6], 1, 9, heads, d, dtype, True), device)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16", "float16"])
 def test_long_texts(precision, device, record_property):
-    check(make([7, 5], 2, 72, 2, 20, dtype_of(precision), True), device, record_property)
+    assert_as_torch(make([7, 5], 2, 72, 2, 20, dtype_of(precision), True), device, record_property)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("lengths", [[36] * 4, [100, 28, 1], [64, 65]])
 def test_items_longer_than_the_small_tile(lengths, dtype, device):
-    check(make(lengths, 1, 10, 2, 16, dtype, True), device)
+    assert_as_torch(make(lengths, 1, 10, 2, 16, dtype, True), device)
 
 
 @given(
@@ -181,7 +181,7 @@ def test_items_longer_than_the_small_tile(lengths, dtype, device):
 @settings(max_examples=8, deadline=None, derandomize=True)
 def test_any_shape(lengths, t, s, heads, masked, seed):
     device = "cpu" if INTERPRETED else "cuda"
-    check(make(lengths, t, s, heads, 8, torch.bfloat16, masked, seed), device)
+    assert_as_torch(make(lengths, t, s, heads, 8, torch.bfloat16, masked, seed), device)
 
 
 @given(lengths=st.lists(st.integers(1, 64), min_size=1, max_size=200), rows=st.sampled_from([64, 128]))
