@@ -2,6 +2,8 @@
 
 from setuptools import find_packages, setup
 
+SCALE = ["ray[data]>=2.9"]  # extraction on several machines
+
 setup(
     name="ascl",
     version="0.1.0",
@@ -23,8 +25,12 @@ setup(
         "pyyaml>=6",
         "tqdm>=4.66",
         "psutil>=5.9",
+        "filelock>=3.12",
         "matplotlib>=3.8",
         "jsonargparse[signatures]>=4.34",
     ],
-    extras_require={"dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.11"]},
+    extras_require={
+        "scale": SCALE,
+        "dev": [*SCALE, "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.11"],
+    },
 )

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from ascl.config import Config, DataConfig, from_dict
 from ascl.data.caption_ops import positive_caption
-from ascl.data.captions import CaptionSet, load_captions
+from ascl.data.captions import CaptionSet, captions_exist, load_captions
 from ascl.data.embedding_noise import NoiseSettings
 from ascl.data.feature_store import FeatureStore, open_features
 from ascl.data.pairs import Batch, PairDataset, UniqueImageBatchSampler, collate
@@ -48,9 +48,9 @@ def build_split(
     if not config.data.captions or not config.data.features:
         raise DataError("no data set: give --dataset NAME (a file of configs/), or data.captions and data.features")
     captions_path, *paths = data_paths(config.data, split)
-    for path in [captions_path, *paths]:
-        if not path.exists():
-            raise DataError(f"{path.resolve()} does not exist; to get it: {config.data.prepare}")
+    missing = [path for path in paths if not path.exists()]
+    for path in missing if captions_exist(captions_path) else [captions_path, *missing]:
+        raise DataError(f"{path.resolve()} does not exist; to get it: {config.data.prepare}")
     captions = load_captions(captions_path, split)
     whole = len(captions.captions)
     if captions_per_image is not None:

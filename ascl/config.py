@@ -28,6 +28,7 @@ class DataConfig:
         seven); null = all.
     val_images: validate while training on the first so many images of the split, to save time; null = all.
     train, val, test: names of the splits.
+    images: folder with the images themselves, at any depth, to extract features from and to check; null = not at hand.
     prepare: the command that a message names when a file is missing.
     """
 
@@ -39,6 +40,7 @@ class DataConfig:
     train: str = "train"
     val: str = "val"
     test: str = "test"
+    images: str | None = None
     prepare: str = "see data/README.md"
 
 
@@ -158,7 +160,10 @@ class ConfigError(ValueError):
     """A setting is unknown or has a value that it cannot have."""
 
 
-def _kinds(config: type = Config, prefix: str = "") -> dict[str, typing.Any]:
+Settings = typing.TypeVar("Settings")
+
+
+def _kinds(config: type, prefix: str = "") -> dict[str, typing.Any]:
     """Type of every leaf by its dotted name."""
     hints = typing.get_type_hints(config)
     kinds: dict[str, typing.Any] = {}
@@ -171,13 +176,13 @@ def _kinds(config: type = Config, prefix: str = "") -> dict[str, typing.Any]:
     return kinds
 
 
-def setting_names() -> list[str]:
+def setting_names(config: type = Config) -> list[str]:
     """Every leaf's dotted name, as the command line takes it."""
-    return list(_kinds())
+    return list(_kinds(config))
 
 
-def _check_name(name: str, where: str) -> None:
-    names = setting_names()
+def _check_name(name: str, where: str, config: type) -> None:
+    names = setting_names(config)
     if name not in names:
         near = max(names, key=lambda known: _likeness(name, known))
         raise ConfigError(f"{where}: unknown setting {name!r}; the nearest right one is {near!r}")
@@ -202,7 +207,7 @@ def _flatten(values: dict, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def read_settings(path: Path) -> dict[str, object]:
+def read_settings(path: Path, config: type = Config) -> dict[str, object]:
     """Settings of one file, by dotted name."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -212,15 +217,15 @@ def read_settings(path: Path) -> dict[str, object]:
         raise ConfigError(f"{path}: expected settings by name, found {type(values).__name__}")
     flat = _flatten(values)
     for name in flat:
-        _check_name(name, str(path))
+        _check_name(name, str(path), config)
     # YAML 1.1 reads an unquoted no as false
-    return {name: "no" if value is False and "no" in typing.get_args(_kinds()[name]) else value
+    return {name: "no" if value is False and "no" in typing.get_args(_kinds(config)[name]) else value
             for name, value in flat.items()}
 
 
-def _parser() -> ArgumentParser:
+def _parser(config: type) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False, add_help=False)
-    parser.add_class_arguments(Config, nested_key=None, as_group=False)
+    parser.add_class_arguments(config, nested_key=None, as_group=False)
     return parser
 
 
@@ -236,18 +241,23 @@ def _from_namespace(config: type, values: Namespace | dict) -> object:
 
 def from_dict(values: dict, where: str = "settings") -> Config:
     """Settings saved with a run back into a `Config`; unknown names are errors."""
-    kinds = _kinds()
+    return settings_from_dict(Config, values, where)
+
+
+def settings_from_dict(config: type[Settings], values: dict, where: str = "settings") -> Settings:
+    """As `from_dict`, for settings of any frozen dataclass of dataclasses."""
+    kinds = _kinds(config)
     for name, value in _flatten(values).items():
-        _check_name(name, where)
+        _check_name(name, where, config)
         if value is None and type(None) not in typing.get_args(kinds[name]):    # the parser lets it through
             raise ConfigError(f"{where}: {name} cannot be null; leave it out for its default")
     try:
-        return typing.cast(Config, _from_namespace(Config, _parser().parse_object(values)))
+        return typing.cast(Settings, _from_namespace(config, _parser(config).parse_object(values)))
     except (ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def to_dict(config: Config) -> dict:
+def to_dict(config: typing.Any) -> dict:
     """Plain nested dict, for YAML and checkpoints."""
     return dataclasses.asdict(config)
 
@@ -262,6 +272,17 @@ def load_config(arguments: list[str], configs: Path, saved: dict | None = None) 
 
     Raises:
         ConfigError: an unknown name (with the nearest right one), a value of the wrong type, an unknown data set.
+    """
+    return load_settings(Config, "dataset", arguments, configs, saved)
+
+
+def load_settings(
+    config: type[Settings], preset: str, arguments: list[str], configs: Path, saved: dict | None = None
+) -> Settings:
+    """As `load_config`, for settings of any frozen dataclass of dataclasses.
+
+    Args:
+        preset: name of the setting that names a YAML in `configs`.
     """
     files: list[Path] = []
     direct: list[tuple[str, str]] = []
@@ -278,32 +299,33 @@ def load_config(arguments: list[str], configs: Path, saved: dict | None = None) 
         if name == "config":
             files.append(Path(value))
         else:
-            _check_name(name, "command line")
+            _check_name(name, "command line", config)
             direct.append((name, value))
-    dataset = dict(direct).get("dataset")
-    if dataset:
-        path = configs / f"{dataset}.yaml"
+    chosen = dict(direct).get(preset)
+    if chosen:
+        path = configs / f"{chosen}.yaml"
         if not path.exists():
             known = ", ".join(sorted(entry.stem for entry in configs.glob("*.yaml")))
-            raise ConfigError(f"no settings for data set {dataset!r}: {path} does not exist; known: {known}")
+            what = "data set" if preset == "dataset" else preset
+            raise ConfigError(f"no settings for {what} {chosen!r}: {path} does not exist; known: {known}")
         files.insert(0, path)
     merged = {} if saved is None else _flatten(saved)
     for name in merged:
-        _check_name(name, "settings of the run")
+        _check_name(name, "settings of the run", config)
     for path in files:
         if not path.exists():
             raise ConfigError(f"--config {path}: no such file")
-        merged |= read_settings(path)
-    merged |= {name: _read_value(name, value) for name, value in direct}
-    return from_dict(_nest(merged))
+        merged |= read_settings(path, config)
+    kinds = _kinds(config)
+    merged |= {name: _read_value(name, value, kinds[name]) for name, value in direct}
+    return settings_from_dict(config, _nest(merged))
 
 
-def _read_value(name: str, text: str) -> object:
+def _read_value(name: str, text: str, kind: typing.Any) -> object:
     """A value of the command line, read as YAML would be; where text is expected it stays text ("no", "2024").
 
     A list of texts is split at its commas, with or without brackets around it: `[data/{split}.h5]` is no YAML.
     """
-    kind = _kinds()[name]
     if kind is str or typing.get_origin(kind) is Literal:
         return text
     if str in typing.get_args(kind) and type(None) in typing.get_args(kind):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -273,3 +274,41 @@ def test_runs_that_do_not_belong_together_are_refused(module, make_run, tmp_path
         assert message in capsys.readouterr().err
     assert module("flickr8k").main(["A=", "--results", str(path)]) == 2
     assert not path.exists()
+
+
+@pytest.mark.parametrize(("format_", "what"), [("npy", "SCAN's .npy"), ("tsv", "bottom-up attention's TSV")])
+def test_bench_convert_runs_and_writes_its_rows(module, tmp_path, capsys, format_, what):
+    path, scratch = tmp_path / "results.csv", tmp_path / "scratch"
+    scratch.mkdir()
+    arguments = ["--quick", "--format", format_, "--repeats", "1", "--scratch", str(scratch), "--results", str(path)]
+    assert module("bench_convert").main(arguments) == 0
+    assert "times the copy" in capsys.readouterr().out
+    rows = module("results").read(path)
+    assert [row.unit for row in rows] == ["images/s", "s", "times the copy", "MiB", "MiB"]
+    assert all(row.figure.startswith(what) and float(row.value) > 0 and row.note.startswith("QUICK") for row in rows)
+    assert float(rows[4].value) <= float(rows[3].value) < 200          # not what the measuring process has
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_failed_conversion_is_no_figure(module, tmp_path):
+    source = tmp_path / "a_ims.npy"
+    source.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"the conversion failed: error: .*a_ims\.npy is truncated"):
+        module("bench_convert").convert(source, tmp_path / "out.h5", "float32")
+
+
+@pytest.mark.parametrize(("more", "figures"), [([], 8), (["--case", "globals"], 4), (["--memory"], 3)])
+def test_bench_extraction_runs_and_writes_its_rows(module, tmp_path, capsys, more, figures):
+    path, photographs = tmp_path / "results.csv", tmp_path / "photographs"
+    photographs.mkdir()
+    for index in range(3):
+        pixels = np.random.default_rng(index).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(photographs / f"{index}.jpg")
+    arguments = ["--quick", "--device", "cpu", "--workers", "1", "--images", str(photographs), "--results", str(path)]
+    assert module("bench_extraction").main([*arguments, *more]) == 0
+    rows = module("results").read(path)
+    assert len({row.figure for row in rows}) == len(rows) == figures
+    assert all(float(row.value) >= 0 and row.note.startswith("QUICK") for row in rows)
+    assert str(tmp_path) not in "".join(row.note + row.figure for row in rows)
+    assert module("bench_extraction").main([*arguments, "--case", "nothing"]) == 2
+    assert "no case has this in its name" in capsys.readouterr().err

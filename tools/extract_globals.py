@@ -1,23 +1,17 @@
-"""One feature vector for each image of a folder -> HDF5. Example:
+"""One feature vector for each image of a folder, a list or a data set -> HDF5. Examples:
 
-python tools/extract_globals.py --images photos/ --out data/photos/globals.h5
+python tools/extract_globals.py --images photos/ --out data/photos/globals.h5 --backbone resnet152
+python tools/extract_globals.py --dataset coco --out data/coco/globals.h5 --backend encoder --model facebook/dinov2-base
 """
 
-import argparse
 import sys
+from pathlib import Path
 
-from ascl.features.cli import backbone_arguments, extraction_parser, run_extraction
-from ascl.features.globals import GlobalBackend
+from ascl.features.cli import GLOBAL_BACKENDS, extraction_parser, run_extraction
+from ascl.prepare.images import data_set_images
 
-
-def make_backend(options: argparse.Namespace) -> GlobalBackend:
-    return GlobalBackend(**backbone_arguments(options))
-
-
-def main() -> int:
-    parser = extraction_parser("One feature vector for each image of a folder, into one HDF5 file.", resize="crop")
-    return run_extraction(parser.parse_args(), make_backend)
-
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 if __name__ == "__main__":
-    sys.exit(main())
+    parser = extraction_parser("One feature vector for each image, into one HDF5 file.", GLOBAL_BACKENDS)
+    sys.exit(run_extraction(parser.parse_args(), lambda name: data_set_images(name, CONFIGS)))

@@ -1,25 +1,18 @@
-"""Region features of a folder of images -> HDF5. Example:
+"""Region features of the images of a folder, a list or a data set -> HDF5. Examples:
 
 python tools/extract_regions.py --images photos/ --out data/photos/regions.h5 --backbone resnet50
+python tools/extract_regions.py --dataset coco --out data/coco/regions.h5 --backend bottom-up \
+  --weights bua-caffe-frcn-r101-k36.pth --precision float16
 """
 
-import argparse
 import sys
+from pathlib import Path
 
-from ascl.features.cli import backbone_arguments, extraction_parser, positive, run_extraction
-from ascl.features.grid import GridBackend
+from ascl.features.cli import REGION_BACKENDS, extraction_parser, run_extraction
+from ascl.prepare.images import data_set_images
 
-
-def make_backend(options: argparse.Namespace) -> GridBackend:
-    return GridBackend(grid=options.grid, **backbone_arguments(options))
-
-
-def main() -> int:
-    parser = extraction_parser("Region features of a folder of images, into one HDF5 file.", resize="squash")
-    parser.add_argument("--backend", choices=("grid",), default="grid", help="grid: a backbone's map in equal cells")
-    parser.add_argument("--grid", type=positive, default=6, help="cells on a side: 6 makes 36 regions")
-    return run_extraction(parser.parse_args(), make_backend)
-
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 if __name__ == "__main__":
-    sys.exit(main())
+    parser = extraction_parser("Region features of images, into one HDF5 file.", REGION_BACKENDS)
+    sys.exit(run_extraction(parser.parse_args(), lambda name: data_set_images(name, CONFIGS)))

@@ -1,17 +1,16 @@
 """Captions from the files that people already hold: Karpathy JSON, SCAN's text files, COCO caption JSON.
 
-Every reader decodes UTF-8 (with or without a byte order mark, plain or gzip), strips each caption and joins its inner
-white space, keeps the order of the file, and refuses what would go wrong silently later: an empty caption, a caption
-that is the text of a Python bytes literal, a list that does not fit its images, two images of one name.
+Every reader decodes UTF-8 (with or without a byte order mark; plain, gzip or inside a zip, see `text_files.locate`),
+strips each caption and joins its inner white space, keeps the order of the file, and refuses what would go wrong
+silently later: an empty caption, a caption that is the text of a Python bytes literal, a list that does not fit its
+images, two images of one name.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -21,11 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from ascl.data.text_files import GET_DATA, locate, read_text
 from ascl.errors import DataError
 
 SCAN_CAPTIONS_PER_IMAGE = 5
-_GET_DATA = "data/README.md says where each data set goes and how to get it"
-_GZIP_MAGIC = b"\x1f\x8b"
 _BYTES_LITERAL = re.compile(r"""b(['"]).*\1""")
 _COCO_NAME = re.compile(r"captions_([a-z]+)\d*\.json(?:\.gz)?")
 
@@ -97,11 +95,11 @@ class CaptionSet:
 
 
 def load_karpathy(path: str | os.PathLike, split: str, *, restval_in_train: bool = True) -> CaptionSet:
-    """Read one split of `dataset_coco.json`, `dataset_flickr30k.json`, `dataset_flickr8k.json` or their like (also
-    `.gz`).
+    """Read one split of `dataset_coco.json`, `dataset_flickr30k.json`, `dataset_flickr8k.json` or their like.
 
     Args:
-        path: file with `images[]`, each with `filename`, `split` and `sentences[].raw`.
+        path: file with `images[]`, each with `filename`, `split` and `sentences[].raw`; also its `.gz`, or a member of
+            a zip (`caption_datasets.zip/dataset_coco.json`).
         split: "train", "val", "test", or whatever else the file names.
         restval_in_train: the images of COCO's `restval` belong to `train` (113,287 images), as everybody trains.
 
@@ -139,10 +137,10 @@ def load_scan(folder: str | os.PathLike, split: str, *, captions_per_image: int 
             named), every line a `b'...'`, a number of captions that does not fit the images.
     """
     folder = Path(folder)
-    path = _existing(folder / f"{split}_caps.txt")
+    path = locate(folder / f"{split}_caps.txt")
     if path is None:
         raise DataError(
-            f"no {split}_caps.txt (or .gz) in {folder}; splits there: {_listed(_scan_splits(folder))}. {_GET_DATA}"
+            f"no {split}_caps.txt (or .gz) in {folder}; splits there: {_listed(_scan_splits(folder))}. {GET_DATA}"
         )
     captions = _read_lines(path)
     _check_captions(captions, path, [f"row {row}" for row in range(1, len(captions) + 1)])
@@ -167,8 +165,9 @@ def load_captions(path_or_folder: str | os.PathLike, split: str) -> CaptionSet:
     """Read captions of any of the three kinds, chosen by what is found.
 
     Args:
-        path_or_folder: a `.json` (Karpathy or COCO, told apart by content), a `*_caps.txt`, each also as `.gz`; or a
-            folder that holds exactly one of `{split}_caps.txt`, `dataset_*.json`, `captions_{split}*.json`.
+        path_or_folder: a `.json` (Karpathy or COCO, told apart by content), a `*_caps.txt`, each also as `.gz` or in a
+            zip (`text_files.locate` has the rule); or a folder that holds exactly one of `{split}_caps.txt`,
+            `dataset_*.json`, `captions_{split}*.json`.
         split: as in `load_karpathy` and `load_scan`; a COCO caption file or a text file named after another split is
             refused.
 
@@ -176,8 +175,7 @@ def load_captions(path_or_folder: str | os.PathLike, split: str) -> CaptionSet:
         DataError: nothing or more than one thing found in the folder, or any error of the readers.
     """
     path = Path(path_or_folder)
-    if path.is_dir():
-        path = _only_caption_file(path, split)
+    path = _only_caption_file(path, split) if path.is_dir() else locate(path) or path
     name = path.name.removesuffix(".gz")
     if name.endswith("_caps.txt"):
         if name != f"{split}_caps.txt":
@@ -195,9 +193,18 @@ def load_captions(path_or_folder: str | os.PathLike, split: str) -> CaptionSet:
     return _coco(content, path)
 
 
+def captions_exist(path_or_folder: str | os.PathLike) -> bool:
+    """Whether there is anything at the path of a caption file or folder, in any of the ways that `load_captions` knows.
+
+    Raises:
+        DataError: a zip on the way is damaged or does not say which member is meant.
+    """
+    return Path(path_or_folder).is_dir() or locate(Path(path_or_folder)) is not None
+
+
 def read_scan_ids(folder: str | os.PathLike, split: str) -> list[str] | None:
     """Lines of `{split}_ids.txt` (or `.gz`), one for each image or caption; None where there is no such file."""
-    path = _existing(Path(folder) / f"{split}_ids.txt")
+    path = locate(Path(folder) / f"{split}_ids.txt")
     if path is None:
         return None
     ids = _read_lines(path)
@@ -207,7 +214,7 @@ def read_scan_ids(folder: str | os.PathLike, split: str) -> list[str] | None:
 
 def count_scan_captions(folder: str | os.PathLike, split: str) -> int | None:
     """Number of captions in `{split}_caps.txt` (or `.gz`); None where there is no such file."""
-    path = _existing(Path(folder) / f"{split}_caps.txt")
+    path = locate(Path(folder) / f"{split}_caps.txt")
     return None if path is None else len(_read_lines(path))
 
 
@@ -293,7 +300,7 @@ def _only_caption_file(folder: Path, split: str) -> Path:
     if not found:
         raise DataError(
             f"no captions of split {split!r} in {folder}: looked for {', '.join(patterns)} (also .gz). "
-            f"SCAN splits there: {_listed(_scan_splits(folder))}. {_GET_DATA}"
+            f"SCAN splits there: {_listed(_scan_splits(folder))}. {GET_DATA}"
         )
     if len(found) > 1:
         raise DataError(
@@ -306,34 +313,9 @@ def _scan_splits(folder: Path) -> set[str]:
     return {path.name.split("_caps.txt")[0] for path in folder.glob("*_caps.txt*")}
 
 
-def _existing(path: Path) -> Path | None:
-    """The file, else its `.gz`, else None."""
-    for candidate in (path, path.with_name(path.name + ".gz")):
-        if candidate.is_file():
-            return candidate
-    return None
-
-
-def _read_text(path: Path) -> str:
-    """Whole content of a UTF-8 file, plain or gzip (told by content), without byte order mark."""
-    try:
-        data = path.read_bytes()
-        if data.startswith(_GZIP_MAGIC):
-            data = gzip.decompress(data)
-    except FileNotFoundError:
-        raise DataError(f"no file {path}; {_GET_DATA}") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path} is truncated or damaged ({error}): fetch it again") from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        row = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}, row {row}: not UTF-8 ({error.reason}); convert the file to UTF-8") from error
-
-
 def _read_lines(path: Path) -> list[str]:
     """Lines, cleaned, without empty ones at the end; only the line feed ends a line (`str.splitlines` has ten more)."""
-    lines = [_clean(line) for line in _read_text(path).split("\n")]
+    lines = [_clean(line) for line in read_text(path).split("\n")]
     while lines and not lines[-1]:
         lines.pop()
     if not lines:
@@ -342,10 +324,9 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _read_json(path: str | os.PathLike) -> dict[str, Any]:
-    path = Path(path)
-    path = _existing(path) or path
+    path = locate(Path(path)) or Path(path)
     try:
-        content = json.loads(_read_text(path))
+        content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path} is not whole JSON (row {error.lineno}, column {error.colno}: {error.msg}): fetch it again"

@@ -21,6 +21,7 @@ from ascl.errors import DataError
 from ascl.features.images import SquarePixels
 
 Normalize = Literal["imagenet", "half", "none"]
+Precision = Literal["float32", "bfloat16", "float16"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -197,14 +198,16 @@ class Backbone:
         resize: Literal["squash", "crop"],
         normalize: Normalize,
         same_padding: bool,
+        precision: Precision,
         device: str,
     ) -> None:
         """`layer` is a node of `torchvision.models.feature_extraction.get_graph_node_names`, or a part of the model
         that holds nodes (`layer3`, `features.14`); None = the last spatial map. Other arguments: `load_classifier`,
-        `SquarePixels`, `normalize_pixels`, `use_same_padding`; `device` is a torch device.
+        `SquarePixels`, `normalize_pixels`, `use_same_padding`, `autocast`; `device` is a torch device.
         """
         self.prepare = SquarePixels(input_size, resize)
         self.normalize: Normalize = normalize
+        self.precision: Precision = precision
         self.device = torch.device(device)
         classifier, origin = load_classifier(backbone, weights)
         if same_padding:
@@ -221,6 +224,7 @@ class Backbone:
             "resize": resize,
             "normalize": normalize,
             "same_padding": same_padding,
+            "precision": precision,
         }
 
     def __call__(self, pixels: list[np.ndarray]) -> Tensor:
@@ -231,13 +235,20 @@ class Backbone:
         self.model.eval()  # here and not once: batch norm left training would drift with every batch, unseen
         with torch.inference_mode():
             batch = torch.from_numpy(np.stack(pixels)).to(self.device, non_blocking=True)
-            output = self.model(normalize_pixels(batch, self.normalize))["out"]
+            with autocast(self.device, self.precision):
+                output = self.model(normalize_pixels(batch, self.normalize))["out"].float()
             if is_token_shape(output.shape):
                 side = math.isqrt(output.shape[1] - 1)
                 output = output[:, 1:].transpose(1, 2).unflatten(2, (side, side))
         if output.dim() not in (2, 4):
             raise DataError(f"layer {self.layer}: its output {tuple(output.shape)} is neither a map nor a vector")
         return output
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Mixed precision of a forward pass; none for float32."""
+    wanted = torch.float16 if precision == "float16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=wanted, enabled=precision != "float32")
 
 
 def is_map(shape: tuple[int, ...]) -> bool:

@@ -6,11 +6,15 @@ from typing import Literal
 
 import numpy as np
 
-from ascl.features.backbones import Backbone, Normalize
+from ascl.features.backbones import Backbone, Normalize, Precision
 
 
 class GlobalBackend:
-    """Images -> one vector each. Has what every backend has: `prepare`, `extract`, `settings` (see `GridBackend`)."""
+    """Images -> one vector each. Has what every backend has: `prepare`, `extract`, `settings`, `names` (see
+    `GridBackend`).
+    """
+
+    names: dict[str, list[str]] = {}
 
     def __init__(
         self,
@@ -22,6 +26,7 @@ class GlobalBackend:
         resize: Literal["squash", "crop"] = "crop",
         normalize: Normalize = "imagenet",
         same_padding: bool = False,
+        precision: Precision = "float32",
         device: str = "cpu",
     ) -> None:
         """See `Backbone` for the arguments; a `layer` that gives a vector (`flatten`) is taken as it is."""
@@ -33,6 +38,7 @@ class GlobalBackend:
             resize=resize,
             normalize=normalize,
             same_padding=same_padding,
+            precision=precision,
             device=device,
         )
         self.dim = self.backbone.shape[0]

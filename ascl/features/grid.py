@@ -11,15 +11,17 @@ import numpy as np
 import torch.nn.functional as F
 
 from ascl.errors import DataError
-from ascl.features.backbones import Backbone, Normalize
+from ascl.features.backbones import Backbone, Normalize, Precision
 
 
 class GridBackend:
     """Images -> grid * grid regions each, row by row from the top left, with the boxes that they cover.
 
     Like every backend it has `prepare` (PIL image -> array, in the workers), `extract` (prepared images -> named
-    arrays, one row an image) and `settings` (all that decides the numbers).
+    arrays, one row an image), `settings` (all that decides the numbers) and `names` (of ids; a grid has none).
     """
+
+    names: dict[str, list[str]] = {}
 
     def __init__(
         self,
@@ -32,6 +34,7 @@ class GridBackend:
         resize: Literal["squash", "crop"] = "squash",
         normalize: Normalize = "imagenet",
         same_padding: bool = False,
+        precision: Precision = "float32",
         device: str = "cpu",
     ) -> None:
         """See `Backbone` for the arguments; `grid` is the number of cells on a side (6 = 36 regions)."""
@@ -43,6 +46,7 @@ class GridBackend:
             resize=resize,
             normalize=normalize,
             same_padding=same_padding,
+            precision=precision,
             device=device,
         )
         self.grid = grid

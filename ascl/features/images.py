@@ -1,12 +1,14 @@
-"""Finding the images of a folder and turning each into a square of pixels."""
+"""Finding the images of a folder or a list, decoding each, and turning it into a square of pixels."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -15,6 +17,9 @@ from ascl.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 IMAGENET_SHORT_SIDE = 256 / 224  # ImageNet's evaluation scales the short side to 256 and keeps the central 224
+WHOLE_PIXELS = 64_000_000  # an image of more is reduced while it is decoded: no backbone looks at so many
+ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # of EXIF
+MOST_PIXELS = 1_000_000_000  # beyond this a file is taken for a decompression bomb
 
 
 class UnreadableImage(DataError):
@@ -75,18 +80,76 @@ def image_ids(paths: Sequence[Path]) -> list[str]:
     return list(first_of)
 
 
-def load_image(path: str | os.PathLike) -> Image.Image:
+def listed_images(path: str | os.PathLike) -> list[Path]:
+    """The images that a text file names, one a line, in its order; relative names start from the file's own folder.
+
+    Empty lines and lines that begin with `#` are passed over.
+
+    Raises:
+        DataError: no such file, not UTF-8, no line in it, a name without a file (with its row), two images of one id.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such list of images") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 ({error}), no list of images; convert it") from error
+    paths = []
+    for row, line in enumerate(lines, start=1):
+        name = line.strip()
+        if not name or name.startswith("#"):
+            continue
+        image = path.parent / name
+        if not image.is_file():
+            raise DataError(f"{path}, row {row}: no file {image}")
+        paths.append(image)
+    if not paths:
+        raise DataError(f"{path} names no image")
+    image_ids(paths)
+    return paths
+
+
+@contextmanager
+def own_pixel_limit() -> Iterator[None]:
+    """Pillow's guard against decompression bombs refuses photographs of 200 megapixels; ours stands in its place."""
+    theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = theirs
+
+
+class LoadedImage(NamedTuple):
+    """An upright RGB image, and the (width, height) it has on disk when upright: larger where it was reduced."""
+
+    image: Image.Image
+    size: tuple[int, int]
+
+
+def load_image(path: str | os.PathLike) -> LoadedImage:
     """The image upright (its EXIF orientation applied) and in RGB, whatever its mode on disk.
 
     Transparent pixels are laid over white, as a page shows them; 16-bit grey is brought to 8 bits; of an animation the
-    first frame counts.
+    first frame counts. Above `WHOLE_PIXELS` the image is reduced by a whole factor (a JPEG while it is decoded, which
+    saves the memory too).
 
     Raises:
-        UnreadableImage: missing, empty, truncated, or of no format that Pillow knows.
+        UnreadableImage: missing, empty, truncated, of no format that Pillow knows, or of more than `MOST_PIXELS`.
     """
     try:
-        with Image.open(path) as file:
-            return to_rgb(ImageOps.exif_transpose(file))
+        with own_pixel_limit(), Image.open(path) as file:
+            width, height = file.size
+            if width * height > MOST_PIXELS:
+                raise ValueError(f"{width} x {height} pixels, more than {MOST_PIXELS:,}: too large to decode")
+            factor = math.ceil(math.sqrt(width * height / WHOLE_PIXELS))
+            if factor > 1:
+                file.draft(None, (width // factor, height // factor))  # only a JPEG can; others ignore it
+                factor = math.ceil(math.sqrt(file.width * file.height / WHOLE_PIXELS))
+            quarter_turned = file.getexif().get(ORIENTATION) in QUARTER_TURNS
+            image = to_rgb(ImageOps.exif_transpose(file))  # before reducing: indices of a palette have no mean
+            size = (height, width) if quarter_turned else (width, height)
+            return LoadedImage(image.reduce(factor) if factor > 1 else image, size)
     except MemoryError:
         raise
     except Exception as error:  # broken files make Pillow's decoders raise a dozen unrelated types

@@ -8,70 +8,140 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-import platform
 import shutil
-import signal
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import h5py
 import numpy as np
-import PIL
-import torch
-import torchvision
+from filelock import FileLock, Timeout
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ascl.data.feature_writing import provenance_of, shapes_of
 from ascl.errors import DataError
-from ascl.features.images import UnreadableImage, image_ids, load_image
+from ascl.features.decoding import Decoded, Decoder, batches_of_one_shape
+from ascl.features.feature_file import Skipped, join_parts
+from ascl.features.images import UnreadableImage, image_ids
 from ascl.files import atomic_path, write_text
 
-FORMAT, VERSION = "ascl-features", 1
-FEATURES = ("regions", "globals")  # stored in the wished precision; boxes stay float32
-CHUNK_BYTES = 65536
+FEATURES = ("regions", "globals")  # stored in the wished precision; boxes and scores stay as they are
+PART_SIZE = 256  # images a part: what a kill can cost
 
 
 class Backend(Protocol):
-    """Whatever turns images into features: a grid, a global vector, a detector."""
+    """Whatever turns images into features: a grid, a global vector, a detector.
 
-    settings: dict[str, Any]  # all that decides the numbers, fit for JSON
+    Attributes:
+        settings: all that decides the numbers, fit for JSON.
+        names: what ids stand for, `class_names` and `attribute_names`; empty where there are none.
+    """
+
+    settings: dict[str, Any]
+    names: dict[str, list[str]]
 
     @property
     def prepare(self) -> Callable[[Image.Image], np.ndarray]:
-        """What the workers do with an RGB image; picklable."""
+        """What the workers do with an upright RGB image, to (h, w, 3) uint8; picklable."""
 
     def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
-        """B prepared images and their (B, 2) width and height -> named arrays with B rows."""
+        """B prepared images of one shape and the (B, 2) width and height of their originals -> arrays of B rows.
+
+        `regions` (B, K, R) or `globals` (B, G) float32; with regions also `boxes` (B, K, 4) float32, x1 y1 x2 y2 in
+        pixels of the original, and where the backend has them `region_count` (B,), `scores`, `class_ids`,
+        `attribute_ids`, `attribute_scores` (B, K); rows beyond an image's count are 0, ids there -1.
+        """
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """What `extract` did."""
+    """What `extract` did.
+
+    Attributes:
+        skipped: the unreadable images.
+        extracted: images that this call went through, without those that an earlier call had done.
+        seconds: of this call; `waited` of them were spent waiting for decoded images.
+    """
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
-    skipped: list[dict[str, str]]  # {"image", "reason"} of each unreadable image
-    extracted: int  # images that this call went through, without those that an earlier call had done
+    skipped: list[Skipped]
+    extracted: int
     seconds: float
+    waited: float = 0.0
 
     def summary(self) -> str:
         """The lines that a tool prints."""
         shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in self.shapes.items())
-        rate = f"{self.extracted / self.seconds:.1f} images/s" if self.extracted else "nothing was left to do"
+        rate = (
+            f"{self.extracted / self.seconds:.3g} images/s, {self.waited / self.seconds:.0%} of the time waiting for "
+            "decoded images"
+            if self.extracted
+            else "nothing was left to do"
+        )
         lines = [f"{self.path}: {shapes}", f"{self.extracted} images in {self.seconds:.1f} s: {rate}"]
         if self.skipped:
             lines.append(f"skipped {len(self.skipped)} unreadable images:")
             lines += [f"  {skip['image']}: {skip['reason']}" for skip in self.skipped]
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `number` of `count`, from 1: neighbouring images, so that shards one after the other are the whole."""
+
+    number: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count:
+            raise DataError(f"shard {self.number}/{self.count}: the first number goes from 1 to the second")
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    def of(self, images: Sequence[Path]) -> Sequence[Path]:
+        """Its images; sizes differ by one at most."""
+        start, stop = (len(images) * n // self.count for n in (self.number - 1, self.number))
+        return images[start:stop]
+
+    def path(self, out: Path) -> Path:
+        """`regions.h5` -> `regions.shard-2-of-8.h5`."""
+        return out.with_name(f"{out.stem}.shard-{self.number}-of-{self.count}{out.suffix}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be extracted and how; enough for any process to compute any part of it.
+
+    Attributes:
+        spans: rows of `images` of each part.
+        settings: of the backend, the images and the file: what parts and file are checked against.
+    """
+
+    images: Sequence[Path]
+    out: Path
+    settings: dict[str, Any]
+    names: dict[str, list[str]]
+    spans: Sequence[range]
+    batch_size: int
+    workers: int
+    dtype: Literal["float16", "float32"]
+    skip_unreadable: bool
+
+    @property
+    def parts(self) -> Path:
+        return Path(f"{self.out}.parts")
+
+    def part(self, span: range) -> Path:
+        return self.parts / f"{span.start:08d}.npz"
+
+    def todo(self) -> list[range]:
+        return [span for span in self.spans if not self.part(span).exists()]
 
 
 def extract(
@@ -83,50 +153,71 @@ def extract(
     workers: int = 2,
     dtype: Literal["float16", "float32"] = "float16",
     skip_unreadable: bool = False,
-    part_size: int = 256,
+    resume: bool = False,
+    shard: Shard | None = None,
+    part_size: int = PART_SIZE,
     progress: bool = True,
+    compute: Callable[[Plan, Sequence[range], tqdm], float] | None = None,
 ) -> Extraction:
-    """Run `backend` over `images` and write `out`; called again after a kill it goes on where it stopped.
+    """Run `backend` over `images` and write `out`; after a kill at any moment, `resume` goes on where it stopped.
 
     Args:
         backend: see `Backend`.
         images: files with different stems, which become the image ids, in this order (`find_images` gives them).
-        out: the HDF5 file; layout in DESIGN's version 1: root attributes `format`, `version`, `provenance` (JSON),
-            datasets `image_ids`, `image_sizes` (N, 2) width and height of the upright image, and those of the backend.
-        batch_size: images a forward pass.
+        out: the HDF5 file; layout in `ascl.data.hdf5_features`. With a shard, `shard.path(out)` is written.
+        batch_size: most images of one shape in a forward pass.
         workers: processes that decode; 0 decodes in this one.
         dtype: of the features on disk.
         skip_unreadable: leave unreadable images out, and say so in the result and the provenance, instead of stopping.
+        resume: use the finished parts of an earlier call; without it they are refused. A finished file is left alone.
+        shard: only these images; `merge_shards` joins the files to the one that would have been without.
         part_size: images a part; what a kill can cost.
-        progress: show a bar.
+        progress: show a bar with images a second and the time left.
+        compute: who computes the missing parts and returns the seconds of waiting; None = this process
+            (`ascl.features.cluster` has another).
 
     Raises:
         DataError: an unreadable image (named); features that are not finite in `dtype`; `out` or its parts made of
-            other images or with other settings (each difference is named).
+            other images or with other settings (each difference is named); another process at work on the same file.
     """
     started = time.perf_counter()
-    out, parts = Path(out), Path(f"{out}.parts")
-    settings = json.loads(json.dumps({**backend.settings, "dtype": dtype, "part_size": part_size, **digest(images)}))
+    settings = {**backend.settings, "dtype": dtype, "part_size": part_size, **digest(images), **names_digest(backend)}
+    out = Path(out)
+    if shard is not None:
+        settings, images, out = settings | {"shard": str(shard)}, shard.of(images), shard.path(out)
+        if not images:
+            raise DataError(f"shard {shard} has no image: there are fewer images than shards")
+    plan = Plan(
+        images, out, json.loads(json.dumps(settings)), backend.names,
+        [range(start, min(start + part_size, len(images))) for start in range(0, len(images), part_size)],
+        batch_size, workers, dtype, skip_unreadable,
+    )
     if out.exists():
-        refuse_other_settings(out, settings_of(out), settings)
-        shutil.rmtree(parts, ignore_errors=True)  # a kill between the last rename and the clearing leaves them
+        refuse_other_settings(out, provenance_of(out).get("settings", {}), plan.settings)
+        shutil.rmtree(plan.parts, ignore_errors=True)  # a kill between the last rename and the clearing leaves them
         return Extraction(out, shapes_of(out), provenance_of(out)["skipped"], 0, time.perf_counter() - started)
-    claim(parts, settings)
-    spans = [range(start, min(start + part_size, len(images))) for start in range(0, len(images), part_size)]
-    todo = [span for span in spans if not part_path(parts, span).exists()]
-    count = sum(map(len, todo))
-    with tqdm(total=len(images), initial=len(images) - count, unit=" images", disable=not progress) as bar:
-        for span, rows in run(backend, images, todo, batch_size, workers, skip_unreadable, bar):
-            save_part(part_path(parts, span), rows, dtype)
-    skipped = merge([part_path(parts, span) for span in spans], out, settings, skip_unreadable)
-    shutil.rmtree(parts)
-    return Extraction(out, shapes_of(out), skipped, count, time.perf_counter() - started)
+    with claimed(plan, resume):
+        todo = plan.todo()
+        count = sum(map(len, todo))
+        with tqdm(total=len(images), initial=len(images) - count, unit=" images", disable=not progress) as bar:
+            waited = compute(plan, todo, bar) if compute else compute_parts(backend, plan, todo, bar)
+        skipped = join_parts(
+            [plan.part(span) for span in plan.spans], out, plan.settings, plan.names, skip_unreadable
+        )
+        shutil.rmtree(plan.parts)
+    return Extraction(out, shapes_of(out), skipped, count, time.perf_counter() - started, waited)
 
 
 def digest(images: Sequence[Path]) -> dict[str, Any]:
     """Number of images and a digest of their ids and sizes in bytes: parts are only good for the same images."""
     names = "\n".join(f"{name} {path.stat().st_size}" for name, path in zip(image_ids(images), images, strict=True))
     return {"images": len(images), "images_sha256": hashlib.sha256(names.encode()).hexdigest()}
+
+
+def names_digest(backend: Backend) -> dict[str, str]:
+    """Ids are only good with the names they stand for; nothing for a backend without names."""
+    names = json.dumps(backend.names, sort_keys=True)
+    return {"names_sha256": hashlib.sha256(names.encode()).hexdigest()} if backend.names else {}
 
 
 def refuse_other_settings(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -142,96 +233,79 @@ def refuse_other_settings(path: Path, found: dict[str, Any], wanted: dict[str, A
         )
 
 
-def claim(parts: Path, settings: dict[str, Any]) -> None:
-    """Note the settings in the folder of parts, or check them against those of the parts that are there."""
-    note = parts / "settings.json"
-    if not note.exists():
-        write_text(note, json.dumps(settings, indent=1))
-    refuse_other_settings(parts, json.loads(note.read_text(encoding="utf-8")), settings)
+@contextmanager
+def claimed(plan: Plan, resume: bool) -> Iterator[None]:
+    """Hold the folder of parts for this process alone, made or checked against the plan's settings."""
+    plan.parts.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(plan.parts / "lock", timeout=0)  # the system lets go of it when the process dies
+    try:
+        lock.acquire()
+    except Timeout:
+        raise DataError(f"another process is writing {plan.out}; wait for it, or choose another file") from None
+    try:
+        note = plan.parts / "settings.json"
+        if not note.exists():
+            write_text(note, json.dumps(plan.settings, indent=1))
+        refuse_other_settings(plan.parts, json.loads(note.read_text(encoding="utf-8")), plan.settings)
+        for dropping in plan.parts.glob(".*.tmp"):  # of a process that was killed while it wrote
+            dropping.unlink()
+        done = len(plan.spans) - len(plan.todo())
+        if done and not resume:
+            raise DataError(
+                f"{plan.parts} holds {done} of {len(plan.spans)} finished parts of an earlier run: go on with "
+                "--resume, or delete that folder to start anew"
+            )
+        yield
+    finally:
+        lock.release()
 
 
-def part_path(parts: Path, span: range) -> Path:
-    return parts / f"{span.start:08d}.npz"
+def compute_parts(backend: Backend, plan: Plan, spans: Sequence[range], bar: tqdm) -> float:
+    """Compute and save these parts one after the other; returns the seconds of waiting for decoded images.
+
+    No batch reaches over the end of a part, so a part is the same whenever and wherever it is computed.
+    """
+    decoder = Decoder(plan.images, [index for span in spans for index in span], backend.prepare, plan.workers)
+    for span in spans:
+        save_part(plan.part(span), rows_of(backend, plan, span, decoder, bar), plan.dtype)
+    return decoder.waited
 
 
-@dataclass(frozen=True)
-class Decoded:
-    index: int
-    size: tuple[int, int]  # width and height of the upright image
-    pixels: np.ndarray | None  # None where unreadable
-    reason: str = ""
+def rows_of(backend: Backend, plan: Plan, span: range, decoder: Decoder, bar: tqdm) -> dict[str, np.ndarray]:
+    """Everything that is stored of one part; without the backend's arrays where none of its images can be read."""
+    bad: list[Decoded] = []
 
+    def readable() -> Iterator[Decoded]:
+        for _ in span:
+            image = decoder.take()
+            if image.pixels is not None:
+                yield image
+                continue
+            if not plan.skip_unreadable:
+                raise DataError(
+                    f"{UnreadableImage(plan.images[image.index], image.reason)}; repair or remove it, "
+                    "or leave such images out with --skip-unreadable (the work so far is kept)"
+                )
+            bad.append(image)
+            bar.update(1)
 
-class ImageFiles(Dataset):
-    """Decodes and prepares one image; an unreadable one comes back as such, for the main process to judge."""
-
-    def __init__(self, images: Sequence[Path], prepare: Callable[[Image.Image], np.ndarray]) -> None:
-        self.images, self.prepare = images, prepare
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Decoded:
-        try:
-            image = load_image(self.images[index])
-        except UnreadableImage as error:
-            return Decoded(index, (0, 0), None, error.reason)
-        return Decoded(index, image.size, self.prepare(image))
-
-
-def leave_interrupts_to_the_parent(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def run(
-    backend: Backend,
-    images: Sequence[Path],
-    todo: Sequence[range],
-    batch_size: int,
-    workers: int,
-    skip_unreadable: bool,
-    bar: tqdm,
-) -> Iterator[tuple[range, dict[str, np.ndarray]]]:
-    """The rows of each part in turn. No batch reaches over the end of a part, so a resume computes the same batches."""
-    batches = [list(span[i : i + batch_size]) for span in todo for i in range(0, len(span), batch_size)]
-    loader = DataLoader(
-        ImageFiles(images, backend.prepare),
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=list,  # arrays through the pipe: /dev/shm is small in many containers
-        worker_init_fn=leave_interrupts_to_the_parent,
-    )
-    decoded = iter(loader)
-    for span in todo:
-        rows: list[dict[str, np.ndarray]] = []
-        for _ in range(0, len(span), batch_size):
-            batch = next(decoded)
-            rows.append(rows_of(backend, images, batch, skip_unreadable))
-            bar.update(len(batch))
-        keys = {key for row in rows for key in row}
-        yield span, {key: np.concatenate([row[key] for row in rows if key in row]) for key in keys}
-
-
-def rows_of(
-    backend: Backend, images: Sequence[Path], batch: list[Decoded], skip_unreadable: bool
-) -> dict[str, np.ndarray]:
-    """Everything that is stored of one batch; without the backend's arrays where none of its images can be read."""
-    bad = [item for item in batch if item.pixels is None]
-    if bad and not skip_unreadable:
-        raise DataError(
-            f"{UnreadableImage(images[bad[0].index], bad[0].reason)}; repair or remove it, "
-            "or leave such images out with --skip-unreadable (the work so far is kept)"
-        )
-    good = [item for item in batch if item.pixels is not None]
-    sizes = np.array([item.size for item in good], dtype=np.int32).reshape(-1, 2)
+    good: list[Decoded] = []  # in the order of the network, without their pixels
+    arrays: list[dict[str, np.ndarray]] = []
+    for batch in batches_of_one_shape(readable(), plan.batch_size):
+        pixels = [image.pixels for image in batch if image.pixels is not None]
+        arrays.append(backend.extract(pixels, np.array([image.size for image in batch], dtype=np.int32)))
+        good += [replace(image, pixels=None) for image in batch]
+        bar.update(len(batch))
+    order = sorted(range(len(good)), key=lambda position: good[position].index)
+    good = [good[position] for position in order]
     rows = {
-        "image_ids": np.array([images[item.index].stem for item in good], dtype=np.str_),
-        "image_sizes": sizes,
-        "skipped_images": np.array([images[item.index].name for item in bad], dtype=np.str_),
-        "skipped_reasons": np.array([item.reason for item in bad], dtype=np.str_),
+        "image_ids": np.array([plan.images[image.index].stem for image in good], dtype=np.str_),
+        "image_sizes": np.array([image.size for image in good], dtype=np.int32).reshape(-1, 2),
+        "skipped_images": np.array([plan.images[image.index].name for image in bad], dtype=np.str_),
+        "skipped_reasons": np.array([image.reason for image in bad], dtype=np.str_),
     }
     if good:
-        rows |= backend.extract([item.pixels for item in good if item.pixels is not None], sizes)
+        rows |= {name: np.concatenate([array[name] for array in arrays])[order] for name in arrays[0]}
     return rows
 
 
@@ -251,82 +325,3 @@ def in_precision(features: np.ndarray, dtype: str, ids: np.ndarray) -> np.ndarra
         remedy = "try --dtype float32" if np.isfinite(features).all() else "look at the weights and --normalize"
         raise DataError(f"image {ids[wrong[0]]}: its features are not finite in {dtype}; {remedy}")
     return cast
-
-
-def merge(parts: Sequence[Path], out: Path, settings: dict[str, Any], skip_unreadable: bool) -> list[dict[str, str]]:
-    """Join the parts into `out` and return the skipped images."""
-    heads = [read_part(part, "image_ids", "skipped_images", "skipped_reasons") for part in parts]
-    skipped = [
-        {"image": str(image), "reason": str(reason)}
-        for head in heads
-        for image, reason in zip(head["skipped_images"], head["skipped_reasons"], strict=True)
-    ]
-    total = sum(len(head["image_ids"]) for head in heads)
-    if skipped and not skip_unreadable:
-        names = ", ".join(skip["image"] for skip in skipped)
-        raise DataError(f"an earlier call passed over unreadable images ({names}); give --skip-unreadable again")
-    if not total:
-        raise DataError(f"{out} is not written: none of the {len(skipped)} images can be read")
-    # Written inside the folder of parts, where a kill leaves nothing that the next call does not clear.
-    with atomic_path(parts[0].with_name("merged.h5")) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
-        file.attrs["provenance"] = json.dumps(provenance(settings, skipped))
-        ids = [str(name) for head in heads for name in head["image_ids"]]
-        file.create_dataset("image_ids", data=ids, dtype=h5py.string_dtype("utf-8"))
-        start = 0
-        for part in parts:
-            rows = read_part(part)
-            stop = start + len(rows["image_ids"])
-            for name in sorted(set(rows) - {"image_ids", "skipped_images", "skipped_reasons"}):
-                if stop > start:
-                    dataset = file[name] if name in file else create(file, name, rows[name], total)
-                    dataset[start:stop] = rows[name]
-            start = stop
-    os.replace(parts[0].with_name("merged.h5"), out)
-    return skipped
-
-
-def create(file: h5py.File, name: str, like: np.ndarray, total: int) -> h5py.Dataset:
-    """A dataset of `total` rows; chunks of about 64 KiB, at least one image, so that a random read fetches little."""
-    row = like.shape[1:]
-    rows = min(total, max(1, CHUNK_BYTES // (like.itemsize * math.prod(row))))
-    return file.create_dataset(name, (total, *row), like.dtype, chunks=(rows, *row))
-
-
-def read_part(path: Path, *names: str) -> dict[str, np.ndarray]:
-    """The named arrays of a part, or all."""
-    try:
-        with np.load(path, allow_pickle=False) as part:
-            return {name: part[name] for name in names or part.files}
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError) as error:
-        raise DataError(f"{path} is damaged ({error}); delete this one file and run the same command again") from error
-
-
-def provenance(settings: dict[str, Any], skipped: list[dict[str, str]]) -> dict[str, Any]:
-    modules = {"torch": torch, "torchvision": torchvision, "numpy": np, "pillow": PIL, "h5py": h5py}
-    return {
-        "settings": settings,
-        "skipped": skipped,
-        "versions": {"python": platform.python_version()} | {name: m.__version__ for name, m in modules.items()},
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def provenance_of(path: Path) -> dict[str, Any]:
-    """The provenance of a finished file; a DataError where it is none of ours."""
-    try:
-        with h5py.File(path, "r") as file:
-            if file.attrs.get("format") == FORMAT:
-                return json.loads(file.attrs["provenance"])
-    except (OSError, KeyError, json.JSONDecodeError):
-        pass
-    raise DataError(f"{path} exists and is no features file of this program; choose another output file or delete it")
-
-
-def settings_of(path: Path) -> dict[str, Any]:
-    return provenance_of(path).get("settings", {})
-
-
-def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
-    with h5py.File(path, "r") as file:
-        return {name: file[name].shape for name in file}

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ascl.data.captions import CaptionSet, load_captions, load_coco, load_karpathy, load_scan
+from ascl.data.captions import CaptionSet, captions_exist, load_captions, load_coco, load_karpathy, load_scan
 from ascl.errors import DataError
 
 
@@ -308,3 +309,74 @@ def test_a_coco_file_that_does_not_say_its_split_is_refused(tmp_path):
     assert load_captions(named, "val").image_ids == ["a"]
     with pytest.raises(DataError, match="holds COCO's captions of val"):
         load_captions(named, "train")
+
+
+# ---- inside a zip
+
+
+def write_zip(path: Path, **members: object) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in members.items():
+            file.writestr(name.replace("__", "/") + ".json", json.dumps(content))
+    return path
+
+
+def karpathy(*images: dict) -> dict:
+    return {"images": list(images)}
+
+
+def test_a_member_of_the_publishers_zip(tmp_path):
+    archive = write_zip(
+        tmp_path / "caption_datasets.zip",
+        dataset_coco=karpathy(image("a.jpg", "val", "in coco")),
+        dataset_flickr8k=karpathy(image("b.jpg", "val", "in flickr8k")),
+    )
+    assert load_captions(archive / "dataset_coco.json", "val").captions == ["in coco"]
+    assert load_karpathy(archive / "dataset_flickr8k.json", "val").captions == ["in flickr8k"]
+    assert load_captions(archive / "dataset_coco.json", "val").source == str(archive / "dataset_coco.json")
+    # beside it, in the place where the unpacked file would be
+    assert load_captions(tmp_path / "dataset_flickr8k.json", "val").captions == ["in flickr8k"]
+    assert captions_exist(tmp_path / "dataset_coco.json") and captions_exist(archive / "dataset_coco.json")
+    assert not captions_exist(tmp_path / "dataset_x.json") and not captions_exist(archive / "dataset_x.json")
+    write_karpathy(tmp_path / "dataset_coco.json", image("a.jpg", "val", "unpacked"))
+    assert load_captions(tmp_path / "dataset_coco.json", "val").captions == ["unpacked"]
+
+
+def test_a_zip_alone_stands_for_its_only_json(tmp_path):
+    one = write_zip(tmp_path / "one.zip", folder__dataset_x=karpathy(image("a.jpg", "val", "x")))
+    assert load_captions(one, "val").captions == ["x"]
+    assert load_captions(one / "dataset_x.json", "val").captions == ["x"]  # a folder around it may be left out
+    two = write_zip(tmp_path / "two.zip", dataset_x={}, dataset_y={})
+    with pytest.raises(DataError, match=r"holds 2 caption files to choose from.*two\.zip/dataset_x\.json; it"):
+        load_captions(two, "val")
+    with pytest.raises(DataError, match=r"no member dataset_z\.json; it holds: dataset_x\.json, dataset_y\.json"):
+        load_captions(two / "dataset_z.json", "val")
+    with pytest.raises(DataError, match=r"holds no caption files: name one"):
+        load_captions(write_zip(tmp_path / "none.zip"), "val")
+    twice = write_zip(tmp_path / "twice.zip", a__dataset_x={}, b__dataset_x={})
+    with pytest.raises(DataError, match=r"several members dataset_x\.json: a/dataset_x\.json, b/dataset_x\.json; name"):
+        load_captions(twice / "dataset_x.json", "val")
+
+
+def test_coco_and_scan_captions_in_a_zip(tmp_path):
+    content = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"id": 1, "image_id": 1, "caption": "x"}]}
+    archive = write_zip(tmp_path / "annotations_trainval2014.zip", annotations__captions_val2014=content)
+    assert load_captions(archive, "val").captions == ["x"]
+    with pytest.raises(DataError, match="holds COCO's captions of val, split test"):
+        load_captions(archive / "annotations/captions_val2014.json", "test")
+    with zipfile.ZipFile(tmp_path / "scan.zip", "w") as file:
+        file.writestr("test_caps.txt", "\n".join("abcde"))
+    assert load_captions(tmp_path / "scan.zip" / "test_caps.txt", "test").captions == list("abcde")
+
+
+def test_a_damaged_zip_is_named(tmp_path):
+    archive = write_zip(tmp_path / "caption_datasets.zip", dataset_x=karpathy(image("a.jpg", "val", "x" * 999)))
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:-30])
+    for path in (archive, archive / "dataset_x.json", tmp_path / "dataset_x.json"):
+        with pytest.raises(DataError, match=r"caption_datasets\.zip is truncated or no zip"):
+            load_captions(path, "val")
+    start = whole.index(b"dataset_x.json") + len("dataset_x.json")
+    archive.write_bytes(whole[: start + 5] + bytes([whole[start + 5] ^ 255]) + whole[start + 6 :])
+    with pytest.raises(DataError, match=r"caption_datasets\.zip/dataset_x\.json is truncated or damaged"):
+        load_captions(archive, "val")

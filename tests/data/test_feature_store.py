@@ -117,81 +117,80 @@ def test_a_pickled_npy_store_does_not_carry_the_array(tmp_path):
     assert len(pickle.dumps(store)) < 3000
 
 
-# ---- SCAN
+# ---- what is known beside features
 
 
-@pytest.mark.parametrize("repeat", [1, 5])
-@pytest.mark.parametrize("evidence", ["number", "captions beside", "ids an image", "ids a caption"])
-def test_scan_repeat_is_inferred_from_captions_or_ids(tmp_path, repeat, evidence):
-    regions = made(4, 3, 6)
-    np.save(tmp_path / "test_ims.npy", np.repeat(regions, repeat, axis=0))
-    captions = 20 if evidence == "number" else None
-    if evidence == "captions beside":
-        (tmp_path / "test_caps.txt").write_text("a dog\n" * 20)
-    if evidence.startswith("ids"):
-        (tmp_path / "test_ids.txt").write_text("".join(f"n{i}\n" * (1 if "image" in evidence else 5) for i in range(4)))
-    store = open_features([tmp_path / "test_ims.npy"], captions=captions)
-    assert store.image_ids == ([f"n{i}" for i in range(4)] if evidence.startswith("ids") else ["0", "1", "2", "3"])
-    read = store.read([2, 0, 2])
-    assert np.array_equal(read.regions, regions[[2, 0, 2]]) and read.regions.dtype == np.float32
-    assert (read.globals, read.boxes, read.mask, store.global_dim) == (None, None, None, None)
+DETAILS = {
+    "image_sizes": np.array([[640, 480], [1, 2], [3, 4], [5, 6], [7, 8]], dtype=np.int32),
+    "scores": made(5, 3, seed=5),
+    "class_ids": np.arange(15, dtype=np.int32).reshape(5, 3),
+    "attribute_ids": np.arange(15, 30, dtype=np.int64).reshape(5, 3),
+    "attribute_scores": made(5, 3, seed=6, dtype=np.float16),
+}
 
 
-def test_scan_with_one_caption_an_image_is_not_taken_for_a_repeat(tmp_path):
-    np.save(tmp_path / "x_ims.npy", made(10, 3, 6))
-    assert len(open_features([tmp_path / "x_ims.npy"], captions=10)) == 10
+def test_details_are_given_by_row_with_padding_cleared(tmp_path):
+    counts = np.array([3, 2, 1, 3, 3], dtype=np.int32)
+    path = write_h5(tmp_path / "d.h5", IDS, regions=made(5, 3, 4), region_count=counts, **DETAILS)
+    with h5py.File(path, "a") as file:
+        file.create_dataset("class_names", data=["dog", "straße"], dtype=h5py.string_dtype("utf-8"))
+    store = open_features([path])
+    assert store.names == {"class_names": ["dog", "straße"]}
+    rows = [2, 0, 2, 1]
+    details = pickle.loads(pickle.dumps(store)).details(rows)
+    assert details.keys() == DETAILS.keys()
+    for name, values in details.items():
+        padding = -1 if name.endswith("_ids") else 0
+        assert values.dtype == (np.float32 if "scores" in name else np.int32)
+        for i, row in enumerate(rows):
+            for j, value in enumerate(values[i]):
+                real = name == "image_sizes" or j < counts[row]
+                assert value == (DETAILS[name][row, j] if real else padding)
+    with pytest.raises(DataError, match="row 5 is outside the 5 images"):
+        store.details([5])
+    assert open_features([path], max_regions=2).details([0])["class_ids"].tolist() == [[0, 1]]
+    assert open_features([path], globals_from="mean-region").details([0])["class_ids"].tolist() == [[0, 1, 2]]
 
 
-def test_scan_errors(tmp_path):
-    path = tmp_path / "test_ims.npy"
-    with pytest.raises(DataError, match=r"no file .*test_ims\.npy; data/README\.md"):
-        open_features([path])
-    np.save(path, made(4, 3, 6))
-    with pytest.raises(DataError, match="4 rows for 21 captions, which does not fit"):
-        open_features([path], captions=21)
-    with pytest.raises(DataError, match="4 rows for 2 captions, which does not fit"):
-        open_features([path], captions=2)
-    (tmp_path / "test_ids.txt").write_text("a\nb\nc\n")
-    with pytest.raises(DataError, match="4 rows for the 3 images of its ids file"):
-        open_features([path])
-    (tmp_path / "test_ids.txt").write_text("a\nb\n")
-    with pytest.raises(DataError, match="rows 0 and 1 should be one image"):
-        open_features([path])
-    (tmp_path / "test_ids.txt").write_text("a\nb\na\nc\n")
-    with pytest.raises(DataError, match="image id a is given twice, in rows 0 and 2"):
-        open_features([path])
-    (tmp_path / "test_ids.txt").unlink()
-    np.save(path, np.repeat(made(200, 1, 2), 5, axis=0))
-    with pytest.raises(DataError, match="an image has more than 1 rows"):
-        open_features([path])
-    np.save(path, np.repeat(made(3, 1, 2), 5, axis=0) + (np.arange(15) == 8)[:, None, None])
-    with pytest.raises(DataError, match="rows 5 and 8 should be one image"):
-        open_features([path], captions=15)
-    np.save(path, made(4, 6))
-    with pytest.raises(DataError, match=r"has shape \(4, 6\)"):
-        open_features([path])
-    np.save(path, np.zeros((4, 3, 6), dtype=np.int64))
-    with pytest.raises(DataError, match="type int64, expected floats"):
-        open_features([path])
-    np.save(path, made(40, 3, 6))
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DataError, match=r"test_ims\.npy is truncated or no \.npy file .*fetch it again"):
-        open_features([path])
-    path.write_bytes(b"hello")
-    with pytest.raises(DataError, match="is truncated or no .npy file"):
-        open_features([path])
+def test_files_without_details_give_none(both, tmp_path):
+    store = open_features([both[0]])
+    assert (store.details([1]), store.names) == ({}, {})
+    np.save(tmp_path / "x_ims.npy", made(4, 3, 6))
+    assert open_features([tmp_path / "x_ims.npy"]).details([0]) == {}
 
 
-def test_scan_names_file_row_and_image_of_a_value_that_is_not_finite(tmp_path):
-    regions = made(4, 3, 6)
-    regions[2, 1, 1] = np.inf
-    np.save(tmp_path / "test_ims.npy", np.repeat(regions, 5, axis=0))
-    store = open_features([tmp_path / "test_ims.npy"], captions=20)
-    assert store.read([0, 1, 3]).regions.shape == (3, 3, 6)
-    with pytest.raises(
-        DataError, match=r"test_ims\.npy: `regions` of row 10 \(image 2\) has values that are not finite"
-    ):
-        store.read([3, 2])
+@pytest.mark.parametrize(("name", "values", "match"), [
+    ("scores", made(5, 2), r"`scores` has shape \(5, 2\), expected \(5, 3\)"),
+    ("class_ids", made(5, 3), "`class_ids` has type float32, expected whole numbers"),
+    ("image_sizes", np.zeros((5, 3), dtype=int), r"`image_sizes` has shape \(5, 3\), expected \(5, 2\)"),
+])
+def test_details_that_do_not_fit_are_named(tmp_path, name, values, match):
+    with pytest.raises(DataError, match=match):
+        open_features([write_h5(tmp_path / "d.h5", IDS, regions=made(5, 3, 4), **{name: values})])
+
+
+def with_names(path: Path, ids: list[str], names: list[str] | None, *, regions: int = 3) -> Path:
+    classes = np.arange(len(ids) * regions, dtype=np.int32).reshape(len(ids), regions)
+    write_h5(path, ids, regions=made(len(ids), regions, 4), class_ids=classes)
+    if names is not None:
+        with h5py.File(path, "a") as file:
+            file.create_dataset("class_names", data=names, dtype=h5py.string_dtype("utf-8"))
+    return path
+
+
+def test_merged_details_are_those_that_all_region_files_have(tmp_path):
+    a, b = with_names(tmp_path / "a.h5", ["x", "y"], ["dog"]), with_names(tmp_path / "b.h5", ["z"], ["dog"], regions=2)
+    globals_ = write_h5(tmp_path / "g.h5", ["z", "y", "x"], globals=made(3, 5))
+    store = open_features([a, b, globals_])
+    assert store.names == {"class_names": ["dog"]}
+    assert store.details(store.rows(["z", "x"]))["class_ids"].tolist() == [[0, 1, -1], [0, 1, 2]]
+    unnamed = with_names(tmp_path / "c.h5", ["w"], None)
+    assert open_features([a, unnamed]).names == {}
+    bare = write_h5(tmp_path / "d.h5", ["v"], regions=made(1, 3, 4))
+    assert open_features([a, bare]).details([0, 2]) == {}
+    other = with_names(tmp_path / "e.h5", ["u"], ["cat"])
+    with pytest.raises(DataError, match=r"a\.h5 and .*e\.h5 cannot be merged: their class_names differ"):
+        open_features([a, other])
 
 
 # ---- several files
@@ -230,6 +229,18 @@ def test_images_spread_over_files_with_and_without_mask_and_boxes(tmp_path):
     )
     assert read.boxes is None
     assert store.read(np.array([], dtype=np.int64)).regions.shape == (0, 3, 4)
+
+
+def test_files_with_other_numbers_of_regions_are_filled_up(tmp_path):
+    one, two = made(2, 3, 4), made(1, 5, 4, seed=1)
+    a = write_h5(tmp_path / "a.h5", ["x", "y"], regions=one, boxes=one)
+    b = write_h5(tmp_path / "b.h5", ["z"], regions=two, boxes=two)
+    store = open_features([a, b])
+    read = store.read(store.rows(["y", "z"]))
+    assert store.num_regions == 5 and read.mask.tolist() == [[True] * 3 + [False] * 2, [True] * 5]
+    for values in (read.regions, read.boxes):
+        assert np.array_equal(values[0, :3], one[1]) and not values[0, 3:].any() and np.array_equal(values[1], two[0])
+    assert store.read([0]).mask.tolist() == [[True] * 3 + [False] * 2]
 
 
 def test_files_that_do_not_fit_each_other_are_refused(tmp_path):

@@ -23,7 +23,10 @@ from ascl.features.backbones import (
 )
 from ascl.features.images import find_images, load_image
 
-PLAIN = {"input_size": 64, "resize": "squash", "normalize": "half", "same_padding": False, "device": "cpu"}
+PLAIN = {
+    "input_size": 64, "resize": "squash", "normalize": "half", "same_padding": False, "precision": "float32",
+    "device": "cpu",
+}
 
 
 def pixels(count: int, size: int = 64) -> list[np.ndarray]:
@@ -188,7 +191,7 @@ def test_same_padding_reads_real_photographs_with_more_confidence(shared):
     photographs = find_images(shared / "data" / "flickr8k" / "images")[:48]
     weights = str(shared / "weights" / "mobilenet_v2_imagenet.pth")
     labels = (shared / "weights" / "imagenet_labels_1001.txt").read_text().splitlines()
-    squares = torch.stack([torch.from_numpy(np.asarray(load_image(path)).copy()) for path in photographs])
+    squares = torch.stack([torch.from_numpy(np.asarray(load_image(path).image).copy()) for path in photographs])
     confidence, seen = {}, []
     for same in (False, True):
         model, _ = load_classifier("mobilenet_v2", weights)
@@ -236,8 +239,7 @@ def test_a_named_layer_is_cut_there():
 
 
 def test_a_transformers_tokens_come_as_a_map_without_the_class_token():
-    tiny = {"input_size": 224, "resize": "squash", "normalize": "half", "same_padding": False, "device": "cpu"}
-    backbone = Backbone("vit_b_32", "random:0", "encoder.dropout", **tiny)
+    backbone = Backbone("vit_b_32", "random:0", "encoder.dropout", **PLAIN | {"input_size": 224})
     assert backbone.shape == (768, 7, 7)
     square = pixels(1, 224)
     classifier, _ = load_classifier("vit_b_32", "random:0")
@@ -267,3 +269,12 @@ def test_an_images_features_do_not_depend_on_its_batch():
     batch = pixels(4)
     alone = torch.cat([backbone([square]) for square in batch])
     assert F.cosine_similarity(backbone(batch).flatten(1), alone.flatten(1)).min() > 1 - 1e-6
+
+
+def test_mixed_precision_is_near_and_comes_out_as_float32():
+    whole = Backbone("mobilenet_v2", "random:0", None, **PLAIN)(pixels(2))
+    half = Backbone("mobilenet_v2", "random:0", None, **PLAIN | {"precision": "bfloat16"})
+    output = half(pixels(2))
+    assert output.dtype == torch.float32 and half.settings["precision"] == "bfloat16"
+    assert not torch.equal(output, whole)  # it was really computed in less
+    assert (output - whole).norm() / whole.norm() < 0.05

@@ -61,6 +61,49 @@ def test_mistakes_are_told_in_one_line(monkeypatch, capsys, tmp_path):
     assert "skipped 1 unreadable images:\n  0001.png: " in capsys.readouterr().out
     assert run(monkeypatch, "extract_regions.py", *arguments, "--backend", "detector") == 2
     assert run(monkeypatch, "extract_regions.py", *arguments, "--grid", 0) == 2
+    assert run(monkeypatch, "extract_regions.py", *arguments, "--shard", "3/2") == 2
+    assert "the first number goes from 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (["--backend", "bottom-up"], "--backend bottom-up needs --weights"),
+        (["--backend", "patches"], "--backend patches needs --model"),
+        (["--backend", "bottom-up", "--weights", "w.pth", "--grid", "6"], "--grid is nothing for --backend bottom-up"),
+        (["--backend", "grid", "--resize", "processor"], "--resize processor: --backend grid has squash, crop"),
+        (["--backend", "patches", "--model", "m", "--layer", "x"], "--layer x: a whole number is wanted"),
+        (["--backend", "bottom-up", "--weights", "none.pth"], "none.pth"),
+        (["--backend", "bottom-up", "--weights", "none.pth", "--selection", "best"], "has fixed, adaptive, raise-nms"),
+        (["--engine", "ray", "--weights", "none.pth"], "none.pth"),
+    ],
+)
+def test_options_that_do_not_fit_the_backend_are_named(monkeypatch, capsys, tmp_path, given, problem):
+    folder = photographs(tmp_path / "images", 1)
+    assert run(monkeypatch, "extract_regions.py", "--images", folder, "--out", tmp_path / "r.h5", *given) == 1
+    assert problem in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_shards_of_a_list_merge_to_the_file_of_one_call(monkeypatch, capsys, tmp_path):
+    folder = photographs(tmp_path / "images", 7)
+    listed = tmp_path / "wanted.txt"
+    listed.write_text("".join(f"images/{index:04d}.png\n" for index in (5, 1, 3, 0, 6)), encoding="utf-8")
+    common = ["--images", listed, *SMALL, "--workers", 0, "--grid", 2]
+    for number in (1, 2):
+        out = tmp_path / "r.h5"
+        assert run(monkeypatch, "extract_regions.py", *common, "--out", out, "--shard", f"{number}/2") == 0
+    merge = runpy.run_path(str(TOOLS / "merge_features.py"))["main"]
+    assert merge([str(tmp_path / "r.h5")]) == 0
+    assert "r.h5: boxes 5x4x4, image_ids 5" in capsys.readouterr().out
+    assert merge([str(tmp_path / "r.h5")]) == 1
+    assert "r.h5 exists" in capsys.readouterr().err
+    assert run(monkeypatch, "extract_regions.py", *common, "--out", tmp_path / "whole.h5") == 0
+    with h5py.File(tmp_path / "r.h5") as merged, h5py.File(tmp_path / "whole.h5") as whole:
+        assert merged["image_ids"].asstr()[:].tolist() == ["0005", "0001", "0003", "0000", "0006"]
+        # three images and two in a pass instead of five: sums of products round differently
+        assert np.allclose(merged["regions"][:], whole["regions"][:], atol=1e-3)
+    assert folder.exists()
 
 
 def test_a_killed_extraction_goes_on_and_ends_in_the_same_file(monkeypatch, capsys, tmp_path):
@@ -77,7 +120,9 @@ def test_a_killed_extraction_goes_on_and_ends_in_the_same_file(monkeypatch, caps
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "killed.h5").exists()
-    assert run(monkeypatch, "extract_regions.py", *arguments, "--out", tmp_path / "killed.h5") == 0
+    assert run(monkeypatch, "extract_regions.py", *arguments, "--out", tmp_path / "killed.h5") == 1
+    assert "go on with --resume" in capsys.readouterr().err
+    assert run(monkeypatch, "extract_regions.py", *arguments, "--out", tmp_path / "killed.h5", "--resume") == 0
     assert "900 images" not in capsys.readouterr().out  # the finished parts were not computed again
     assert run(monkeypatch, "extract_regions.py", *arguments, "--out", tmp_path / "whole.h5") == 0
     with h5py.File(tmp_path / "killed.h5") as killed, h5py.File(tmp_path / "whole.h5") as whole:
@@ -85,3 +130,24 @@ def test_a_killed_extraction_goes_on_and_ends_in_the_same_file(monkeypatch, caps
         assert all(np.array_equal(killed[name][()], whole[name][()]) for name in whole)
         notes = [json.loads(file.attrs["provenance"]) for file in (killed, whole)]
         assert notes[0]["settings"] == notes[1]["settings"]
+
+
+def test_a_data_set_by_name_means_the_images_of_its_captions(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)  # paths of configs/ start from where the program is called
+    (tmp_path / "data" / "flickr8k").mkdir(parents=True)
+    photographs(tmp_path / "data" / "flickr8k" / "images", 5)
+    entries = [
+        {"filename": f"{index:04d}.png", "split": split, "sentences": [{"raw": "a dog"}]}
+        for index, split in [(3, "val"), (0, "train"), (4, "test"), (1, "train")]
+    ]
+    captions = tmp_path / "data" / "flickr8k" / "dataset_flickr8k.json"
+    captions.write_text(json.dumps({"images": entries}), encoding="utf-8")
+    arguments = ["--dataset", "flickr8k", "--out", "r.h5", *SMALL, "--workers", 0, "--grid", 2]
+    assert run(monkeypatch, "extract_regions.py", *arguments) == 0
+    with h5py.File("r.h5") as file:
+        assert file["image_ids"].asstr()[:].tolist() == ["0000", "0001", "0003", "0004"]
+    (tmp_path / "data" / "flickr8k" / "images" / "0003.png").unlink()
+    assert run(monkeypatch, "extract_regions.py", *arguments) == 1
+    assert "lacks 1 of the 4 images" in capsys.readouterr().err
+    assert run(monkeypatch, "extract_regions.py", "--dataset", "flickr8", *arguments[2:]) == 1
+    assert "no settings for data set 'flickr8'" in capsys.readouterr().err

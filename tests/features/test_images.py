@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from ascl.errors import DataError
-from ascl.features.images import SquarePixels, UnreadableImage, find_images, load_image
+from ascl.features.images import SquarePixels, UnreadableImage, find_images, listed_images, load_image
 
 
 def smooth_image(width: int, height: int) -> Image.Image:
@@ -73,8 +73,8 @@ def test_exif_orientation_is_applied(tmp_path, orientation, store):
     stored = Image.fromarray(np.ascontiguousarray(store(np.asarray(upright))))
     stored.save(tmp_path / "turned.png", exif=exif)
     loaded = load_image(tmp_path / "turned.png")
-    assert loaded.size == (40, 24)
-    assert np.array_equal(np.asarray(loaded), np.asarray(upright))
+    assert loaded.size == loaded.image.size == (40, 24)
+    assert np.array_equal(np.asarray(loaded.image), np.asarray(upright))
 
 
 def as_stored(mode: str) -> tuple[Image.Image, np.ndarray]:
@@ -99,7 +99,7 @@ def as_stored(mode: str) -> tuple[Image.Image, np.ndarray]:
 def test_every_mode_becomes_rgb(tmp_path, mode, suffix, tolerance):
     stored, wanted = as_stored(mode)
     stored.save(tmp_path / f"image.{suffix}", quality=95)
-    loaded = load_image(tmp_path / f"image.{suffix}")
+    loaded = load_image(tmp_path / f"image.{suffix}").image
     assert loaded.mode == "RGB"
     assert np.abs(np.asarray(loaded).astype(int) - wanted).max() <= tolerance
 
@@ -109,7 +109,7 @@ def test_transparent_pixels_are_white(tmp_path, mode):
     image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
     image.paste((200, 200, 200, 255), (0, 0, 4, 8))
     image.convert(mode).save(tmp_path / "image.png")
-    pixels = np.asarray(load_image(tmp_path / "image.png"))
+    pixels = np.asarray(load_image(tmp_path / "image.png").image)
     assert (pixels[:, 4:] == 255).all()
     assert np.abs(pixels[:, :4].astype(int) - 200).max() <= 4
 
@@ -117,7 +117,7 @@ def test_transparent_pixels_are_white(tmp_path, mode):
 def test_the_first_frame_of_an_animation_counts(tmp_path):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
-    assert load_image(tmp_path / "moving.gif").getpixel((3, 3)) == (255, 0, 0)
+    assert load_image(tmp_path / "moving.gif").image.getpixel((3, 3)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "text", "folder"])
@@ -157,3 +157,71 @@ def test_squash_shows_all_and_crop_cuts_the_borders():
     image.paste((255, 255, 255), (0, 0, 10, 40))  # a white strip at the left, outside the central square
     assert SquarePixels(32, "squash")(image)[:, :3].min() == 255
     assert SquarePixels(32, "crop")(image).max() == 0
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "CMYK", "I;16", "F"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1)])
+def test_an_image_of_one_pixel_is_an_image(tmp_path, mode, size):
+    path = tmp_path / "pixel.tif"
+    Image.new(mode, size, 1).save(path)
+    loaded = load_image(path)
+    assert loaded.size == loaded.image.size == size and loaded.image.mode == "RGB"
+    assert SquarePixels(8, "crop")(loaded.image).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_two_hundred_megapixels_are_reduced_and_keep_their_size_and_orientation(tmp_path, suffix):
+    stored = Image.new("L", (20_000, 10_000), 40)
+    stored.paste(200, (0, 0, 10_000, 5_000))  # top left as stored is top right when turned upright
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored.save(tmp_path / f"large.{suffix}", exif=exif, **({"compress_level": 1} if suffix == "png" else {}))
+    loaded = load_image(tmp_path / f"large.{suffix}")
+    assert loaded.size == (10_000, 20_000)
+    width, height = loaded.image.size
+    assert width * height <= 64_000_000 and height == 2 * width
+    assert np.asarray(loaded.image.resize((2, 2), Image.Resampling.BOX))[..., 0].tolist() == [[40, 200], [40, 40]]
+    assert Image.MAX_IMAGE_PIXELS is not None  # Pillow's own guard stands for everybody else
+
+
+def test_a_reduced_palette_is_not_averaged_by_its_indices(tmp_path, monkeypatch):
+    monkeypatch.setattr("ascl.features.images.WHOLE_PIXELS", 100)
+    image = Image.new("P", (40, 40))
+    image.putpalette([255, 0, 0] + [0, 255, 0] + [0, 0, 255])
+    image.paste(2, (0, 0, 40, 20))
+    image.save(tmp_path / "palette.png")
+    pixels = np.asarray(load_image(tmp_path / "palette.png").image)
+    assert pixels.shape == (10, 10, 3)
+    assert pixels[0, 0].tolist() == [0, 0, 255] and pixels[-1, 0].tolist() == [255, 0, 0]
+
+
+def test_a_decompression_bomb_is_refused_by_its_size(tmp_path):
+    Image.new("1", (40_000, 30_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(UnreadableImage, match="40000 x 30000 pixels, more than 1,000,000,000: too large"):
+        load_image(tmp_path / "bomb.png")
+
+
+def test_a_list_of_images_keeps_its_order_and_starts_from_its_own_folder(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("b.jpg", "sub/a.png", "c.bmp"):
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_text(f"# mine\nsub/a.png\r\n\n{tmp_path / 'c.bmp'}\nb.jpg\n", encoding="utf-8")
+    assert [path.name for path in listed_images(tmp_path / "list.txt")] == ["a.png", "c.bmp", "b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"b.jpg\nnone.jpg\n", "row 2: no file .*none.jpg"),
+        (b"# nothing\n", "names no image"),
+        (b"\xff\xfe\xff", "not UTF-8"),
+        (b"b.jpg\nb.jpg\n", "two images have the id 'b'"),
+    ],
+)
+def test_a_wrong_list_is_told_with_its_row(tmp_path, content, problem):
+    (tmp_path / "b.jpg").touch()
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(DataError, match=problem):
+        listed_images(tmp_path / "list.txt")
+    with pytest.raises(DataError, match="no such list"):
+        listed_images(tmp_path / "no.txt")

@@ -12,14 +12,17 @@ import pytest
 from PIL import Image
 
 from ascl.data.feature_store import open_features
+from ascl.data.feature_writing import create_rows
 from ascl.errors import DataError
-from ascl.features import writer
+from ascl.features.feature_file import merge_shards, shards_beside
 from ascl.features.images import SquarePixels, find_images
-from ascl.features.writer import extract
+from ascl.features.writer import Shard, extract
 
 
 class Colours:
     """A backend without a network: a 3x3 thumbnail of each image as its 9 regions, times a gain."""
+
+    names: dict = {}
 
     def __init__(self, gain: float = 1.0) -> None:
         self.gain = gain
@@ -27,6 +30,7 @@ class Colours:
         self.prepare = SquarePixels(3, "squash")
 
     def extract(self, pixels, sizes):
+        assert len({array.shape for array in pixels}) == 1
         with np.errstate(invalid="ignore"):
             regions = np.stack(pixels).reshape(-1, 9, 3).astype(np.float32) * self.gain
         boxes = np.repeat(sizes[:, None].astype(np.float32), 9, axis=1).repeat(2, axis=2)
@@ -47,7 +51,7 @@ def images(tmp_path) -> list[Path]:
     return find_images(tmp_path / "images")
 
 
-QUICK = {"batch_size": 3, "workers": 0, "part_size": 5, "progress": False}
+QUICK = {"batch_size": 3, "workers": 0, "part_size": 5, "progress": False, "resume": True}
 
 
 def contents(path: Path) -> dict:
@@ -111,9 +115,9 @@ def test_float32_is_kept_whole(images, tmp_path):
 
 def test_chunks_are_one_large_image_or_many_small_ones(tmp_path):
     with h5py.File(tmp_path / "chunks.h5", "w") as file:
-        large = writer.create(file, "large", np.zeros((1, 36, 2048), np.float16), 100)
-        small = writer.create(file, "small", np.zeros((1, 2048), np.float16), 100)
-        few = writer.create(file, "few", np.zeros((1, 4), np.float32), 3)
+        large = create_rows(file, "large", np.zeros((1, 36, 2048), np.float16), 100)
+        small = create_rows(file, "small", np.zeros((1, 2048), np.float16), 100)
+        few = create_rows(file, "few", np.zeros((1, 4), np.float32), 3)
         assert (large.chunks, small.chunks, few.chunks) == ((1, 36, 2048), (16, 2048), (3, 4))
 
 
@@ -136,7 +140,7 @@ def die_at_rename(number: int, before: bool, images, out) -> None:
     extract(Colours(), images, out, **QUICK)
 
 
-# 23 images in parts of 5: settings.json, five parts, merged.h5, and its move to the final name make eight renames
+# 23 images in parts of 5: settings.json, five parts, joined.h5, and its move to the final name make eight renames
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("number", range(8))
 def test_a_kill_around_any_rename_loses_at_most_a_part(images, tmp_path, number, before):
@@ -170,6 +174,7 @@ def test_a_full_disk_keeps_the_finished_parts(images, tmp_path, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "full.h5.parts").glob("*")) == [
         "00000000.npz",
         "00000005.npz",
+        "lock",
         "settings.json",
     ]
     monkeypatch.undo()
@@ -295,3 +300,140 @@ def test_what_was_skipped_before_needs_the_same_word_again(images, tmp_path):
 def test_features_that_the_precision_cannot_hold_name_the_image(images, tmp_path, gain, remedy):
     with pytest.raises(DataError, match=f"image image_0[01]: its features are not finite in float16; {remedy}"):
         extract(Colours(gain), images, tmp_path / "features.h5", **QUICK)
+
+
+# --- images of many shapes, names, counts ----------------------------------------------------------------------------
+
+
+class WholeImages(Colours):
+    """Each image at its own size; up to 4 regions, as many as the image's width says, class 1 for the first."""
+
+    names = {"class_names": ["background", "thing"]}
+
+    def __init__(self, least: int = 1) -> None:
+        super().__init__()
+        self.least = least
+        self.prepare = np.asarray
+        self.batches: list[list[tuple[int, ...]]] = []
+
+    def extract(self, pixels, sizes):
+        self.batches.append([array.shape for array in pixels])
+        count = np.maximum(sizes[:, 0] % 4 + 1, self.least).astype(np.int32)
+        real = np.arange(4) < count[:, None]
+        means = np.stack([array.reshape(-1, 3).mean(axis=0) for array in pixels])
+        return {
+            "regions": np.where(real[..., None], means[:, None], 0).astype(np.float32),
+            "region_count": count,
+            "scores": real.astype(np.float32),
+            "class_ids": np.where(real, 1, -1).astype(np.int32),
+        }
+
+
+def test_images_come_in_batches_of_one_shape_and_leave_in_their_own_order(images, tmp_path):
+    for index, path in enumerate(images):
+        Image.new("RGB", [(8, 6), (9, 6), (8, 7)][index * index % 3], colour_of(index)).save(path)
+    backend = WholeImages()
+    extract(backend, images, tmp_path / "shapes.h5", **QUICK | {"part_size": 23})
+    assert all(len(set(batch)) == 1 and len(batch) <= 3 for batch in backend.batches)
+    assert sum(map(len, backend.batches)) == 23
+    assert sum(len(batch) < 3 for batch in backend.batches) <= 2  # only the rests
+    with h5py.File(tmp_path / "shapes.h5") as file:
+        assert file["regions"][:, 0].tolist() == [list(colour_of(index)) for index in range(23)]
+        assert file["region_count"][:].tolist() == [width % 4 + 1 for width, _ in file["image_sizes"]]
+        assert file["class_names"].asstr()[:].tolist() == ["background", "thing"]
+    features = open_features([tmp_path / "shapes.h5"]).read(range(23))
+    assert features.mask.sum(axis=1).tolist() == [[1, 2][index * index % 3] for index in range(23)]
+
+
+def test_a_count_is_only_stored_where_some_image_has_fewer_regions(images, tmp_path):
+    extract(WholeImages(least=4), images, tmp_path / "full.h5", **QUICK)
+    assert "region_count" not in contents(tmp_path / "full.h5")
+
+
+def test_other_names_for_the_same_ids_are_other_settings(images, tmp_path):
+    extract(WholeImages(), images, tmp_path / "named.h5", **QUICK)
+    other = WholeImages()
+    other.names = {"class_names": ["background", "dog"]}
+    with pytest.raises(DataError, match="names_sha256 was"):
+        extract(other, images, tmp_path / "named.h5", **QUICK)
+
+
+# --- one writer at a time, and only who asks goes on -----------------------------------------------------------------
+
+
+def test_finished_parts_are_used_only_where_resume_says_so(images, tmp_path):
+    out = tmp_path / "features.h5"
+    interrupted(images, out)
+    with pytest.raises(DataError, match=r"holds 2 of 5 finished parts of an earlier run: go on with --resume"):
+        extract(Colours(), images, out, **QUICK | {"resume": False})
+    assert extract(Colours(), images, out, **QUICK).extracted == 13
+    assert extract(Colours(), images, out, **QUICK | {"resume": False}).extracted == 0  # whole: nothing to go on with
+
+
+def test_two_processes_never_write_one_file(images, tmp_path):
+    out = tmp_path / "features.h5"
+
+    class Meanwhile(Colours):
+        def extract(self, pixels, sizes):
+            with pytest.raises(DataError, match=r"another process is writing .*features\.h5"):
+                extract(Colours(), images, out, **QUICK)
+            return super().extract(pixels, sizes)
+
+    assert extract(Meanwhile(), images, out, **QUICK).extracted == 23
+
+
+# --- shards ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 23])
+@pytest.mark.parametrize("backend", [Colours, WholeImages])
+def test_merged_shards_are_the_file_that_one_call_would_have_made(images, tmp_path, backend, count):
+    for number in reversed(range(1, count + 1)):
+        done = extract(backend(), images, tmp_path / "merged.h5", shard=Shard(number, count), **QUICK)
+        assert done.path.name == f"merged.shard-{number}-of-{count}.h5"
+    shapes = merge_shards(shards_beside(tmp_path / "merged.h5"), tmp_path / "merged.h5")
+    extract(backend(), images, tmp_path / "whole.h5", **QUICK)
+    assert contents(tmp_path / "merged.h5") == contents(tmp_path / "whole.h5")
+    assert shapes["regions"][0] == 23
+    assert len(list(tmp_path.iterdir())) == 1 + 2 + count  # images, the two files and the shards: no droppings
+
+
+def test_shards_that_do_not_belong_together_are_named(images, tmp_path):
+    out = tmp_path / "f.h5"
+    one, two = (extract(Colours(), images, out, shard=Shard(n, 3), **QUICK).path for n in (1, 2))
+    other = extract(Colours(2.0), images, tmp_path / "g.h5", shard=Shard(3, 3), **QUICK).path
+    halves = extract(Colours(), images, tmp_path / "h.h5", shard=Shard(2, 2), **QUICK).path
+    whole = extract(Colours(), images, tmp_path / "whole.h5", **QUICK).path
+    for shards, problem in [
+        ([], "no shard to merge"),
+        ([one, two], "shards missing: 3/3"),
+        ([one, two, one], "are both shard 1 of 3"),
+        ([one, two, other], r"g\.shard-3-of-3\.h5 and .*f\.shard-1-of-3\.h5 differ in gain"),
+        ([one, halves], "differ in shards"),
+        ([one, whole], r"whole\.h5 is a whole file and no shard"),
+        ([one, images[0]], "is no features file"),
+    ]:
+        with pytest.raises(DataError, match=problem):
+            merge_shards(shards, out)
+        assert not out.exists()
+    with pytest.raises(DataError, match=r"whole\.h5 exists"):
+        merge_shards([one], whole)
+    with pytest.raises(DataError, match="shard 4/3: the first number goes from 1"):
+        Shard(4, 3)
+
+
+def test_a_killed_merge_leaves_no_file_and_the_next_clears_up(images, tmp_path):
+    out = tmp_path / "f.h5"
+    shards = [extract(Colours(), images, out, shard=Shard(n, 2), **QUICK).path for n in (1, 2)]
+
+    def die() -> None:
+        os.replace = lambda source, target: os.kill(os.getpid(), signal.SIGKILL)
+        merge_shards(shards, out)
+
+    child = multiprocessing.get_context("fork").Process(target=die)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL and not out.exists()
+    assert any(path.name.endswith(".tmp") for path in tmp_path.iterdir())
+    merge_shards(shards, out)
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "f.h5", *(path.name for path in shards)}

@@ -1,0 +1,111 @@
+"""Text out of a plain file, a gzip or a member of a zip, as the publishers of captions hand them out."""
+
+from __future__ import annotations
+
+import gzip
+import zipfile
+import zlib
+from pathlib import Path
+
+from ascl.errors import DataError
+
+GET_DATA = "data/README.md says where each data set goes and how to get it"
+CAPTION_ARCHIVE = "caption_datasets.zip"  # the name under which Karpathy publishes his three split files
+_GZIP_MAGIC = b"\x1f\x8b"
+_LARGEST_MEMBER = 1 << 31  # bytes; COCO's split file, the largest of captions, has 0.15e9
+
+
+def locate(path: Path) -> Path | None:
+    """Where the text of `path` is: the file, its `.gz`, or a member of a zip; None where it is nowhere.
+
+    A zip is read like a folder: `caption_datasets.zip/dataset_coco.json` is its member of that name, at any depth. The
+    zip alone stands for its only JSON. A file that is absent is also looked for in a `caption_datasets.zip` beside it.
+
+    Raises:
+        DataError: a damaged zip, or one with several members to choose from (the message lists them).
+    """
+    if path.is_file():
+        return _only_json(path) if path.suffix == ".zip" else path
+    gzipped = path.with_name(path.name + ".gz")
+    if gzipped.is_file():
+        return gzipped
+    archive = _archive_of(path)
+    if archive is not None:
+        found = _members_named(archive, path.relative_to(archive).as_posix())
+        if len(found) > 1:
+            raise DataError(f"{archive} has several members {path.relative_to(archive)}: {', '.join(found)}; name one")
+        return archive / found[0] if found else None
+    beside = path.parent / CAPTION_ARCHIVE
+    found = _members_named(beside, path.name) if beside.is_file() else []
+    return beside / found[0] if len(found) == 1 else None
+
+
+def read_text(path: Path) -> str:
+    """Whole content of a UTF-8 file as `locate` gives it (gzip is told by content), without byte order mark.
+
+    Raises:
+        DataError: no such file; truncated, damaged or not UTF-8 (file and row named).
+    """
+    archive = _archive_of(path)
+    try:
+        data = path.read_bytes() if archive is None else _read_member(archive, path.relative_to(archive).as_posix())
+        if data.startswith(_GZIP_MAGIC):
+            data = gzip.decompress(data)
+    except FileNotFoundError:
+        raise DataError(f"no file {path}; {GET_DATA}") from None
+    except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} is truncated or damaged ({error}): fetch it again") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, row {row}: not UTF-8 ({error.reason}); convert the file to UTF-8") from error
+
+
+def _archive_of(path: Path) -> Path | None:
+    """The zip that `path` leads into, None for a path of the file system."""
+    return next((folder for folder in path.parents if folder.suffix == ".zip" and folder.is_file()), None)
+
+
+def _members(archive: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(archive) as file:
+            return [name for name in file.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(f"{archive} is truncated or no zip ({error}): fetch it again") from error
+
+
+def _members_named(archive: Path, name: str) -> list[str]:
+    """Members of that path, else those whose path ends with it (repacked archives have a folder around them)."""
+    members = _members(archive)
+    return [name] if name in members else [member for member in members if member.endswith(f"/{name}")]
+
+
+def _only_json(archive: Path) -> Path:
+    found = [name for name in _members(archive) if name.endswith((".json", ".json.gz"))]
+    if len(found) != 1:
+        example = found[0] if found else "NAME.json"
+        raise DataError(
+            f"{archive} holds {len(found) or 'no'} caption files{' to choose from' if found else ''}: name one as a "
+            f"path, like {archive}/{example}; it holds: {_listed(archive)}"
+        )
+    return archive / found[0]
+
+
+def _listed(archive: Path) -> str:
+    return ", ".join(sorted(_members(archive))) or "nothing"
+
+
+def _read_member(archive: Path, name: str) -> bytes:
+    if name not in _members(archive):
+        raise DataError(f"{archive} has no member {name}; it holds: {_listed(archive)}")
+    with zipfile.ZipFile(archive) as file:
+        info = file.getinfo(name)
+        if info.file_size > _LARGEST_MEMBER:
+            raise DataError(f"{archive}, member {name}: {info.file_size} bytes, which is no caption file")
+        if info.flag_bits & 1:
+            raise DataError(f"{archive}, member {name} is encrypted: unpack it by hand and give the path of the file")
+        try:
+            return file.read(info)
+        except NotImplementedError as error:
+            raise DataError(f"{archive}, member {name}: {error}; unpack it by hand and give its path") from error

@@ -1,0 +1,111 @@
+"""Anchors, box decoding, clipping and overlaps of Faster R-CNN, in the two conventions that its ports use.
+
+Boxes are x1 y1 x2 y2. With `legacy` (Caffe) a box holds both of its end pixels, so its width is x2 - x1 + 1 and the
+last pixel of an image of width w is w - 1; without it (detectron2) boxes are continuous: width x2 - x1, edge at w.
+
+Source: S. Ren et al., Faster R-CNN, NeurIPS 2015; its Caffe code for the legacy convention.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torchvision
+from torch import Tensor
+
+ASPECT_RATIOS = (0.5, 1.0, 2.0)  # height / width
+LOG_SCALE_LIMIT = math.log(1000 / 16)  # of a decoded side: both ports keep exp() from overflowing with this
+
+
+def caffe_anchors(scales: Sequence[float], stride: int = 16) -> Tensor:
+    """(3 * len(scales), 4) float32 anchors of the cell at (0, 0), a legacy box each; aspect ratio outer, scale inner.
+
+    The cell is the box (0, 0, stride - 1, stride - 1). Its sides at each ratio are rounded to whole pixels before they
+    are scaled, halves to the even number, so areas differ a little between ratios: weights were trained with that.
+    """
+    centre = (stride - 1) / 2
+    anchors = []
+    for ratio in ASPECT_RATIOS:
+        width = round(math.sqrt(stride * stride / ratio))
+        height = round(width * ratio)
+        for scale in scales:
+            x, y = (width * scale - 1) / 2, (height * scale - 1) / 2
+            anchors.append((centre - x, centre - y, centre + x, centre + y))
+    return torch.tensor(anchors)
+
+
+def centred_anchors(scales: Sequence[float], stride: int = 16) -> Tensor:
+    """(3 * len(scales), 4) float32 continuous anchors around (0, 0), of equal areas; scale outer, ratio inner."""
+    anchors = []
+    for scale in scales:
+        for ratio in ASPECT_RATIOS:
+            width = scale * stride / math.sqrt(ratio)
+            x, y = width / 2, width * ratio / 2
+            anchors.append((-x, -y, x, y))
+    return torch.tensor(anchors)
+
+
+def anchors_of_map(cell_anchors: Tensor, height: int, width: int, stride: int) -> Tensor:
+    """(A, 4) anchors of one cell -> (height * width * A, 4) of a map, rows outermost, anchors innermost."""
+    y, x = torch.meshgrid(
+        torch.arange(height, device=cell_anchors.device) * stride,
+        torch.arange(width, device=cell_anchors.device) * stride,
+        indexing="ij",
+    )
+    shifts = torch.stack([x, y, x, y], dim=-1)  # (height, width, 4)
+    return (shifts[:, :, None] + cell_anchors).reshape(-1, 4)
+
+
+def decode_boxes(boxes: Tensor, deltas: Tensor, weights: tuple[float, float, float, float], legacy: bool) -> Tensor:
+    """Move and scale boxes as a regression says.
+
+    Args:
+        boxes: (..., 4).
+        deltas: (..., 4), of a shape that broadcasts with `boxes`: shift of the centre in widths and heights, logarithm
+            of the factors of width and height, each times its weight.
+        weights: what the deltas were multiplied by in training.
+        legacy: see the module. The legacy width counts both end pixels, yet the decoded corner is centre + width / 2
+            without taking one off again: Caffe's code does so, and the weights expect it.
+
+    Returns:
+        Decoded boxes of the broadcast shape, not clipped.
+    """
+    widths = boxes[..., 2] - boxes[..., 0] + legacy
+    heights = boxes[..., 3] - boxes[..., 1] + legacy
+    dx, dy, dw, dh = (deltas[..., i] / weight for i, weight in enumerate(weights))
+    x = dx * widths + boxes[..., 0] + 0.5 * widths
+    y = dy * heights + boxes[..., 1] + 0.5 * heights
+    half_width = 0.5 * widths * dw.clamp(max=LOG_SCALE_LIMIT).exp()
+    half_height = 0.5 * heights * dh.clamp(max=LOG_SCALE_LIMIT).exp()
+    return torch.stack([x - half_width, y - half_height, x + half_width, y + half_height], dim=-1)
+
+
+def clip_boxes(boxes: Tensor, height: int, width: int, legacy: bool) -> Tensor:
+    """(..., 4) boxes cut at the edges of a (height, width) image: its last pixel where legacy, else its border."""
+    x = boxes[..., 0::2].clamp(0, width - legacy)
+    y = boxes[..., 1::2].clamp(0, height - legacy)
+    return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], dim=-1)
+
+
+def continuous(boxes: Tensor, legacy: bool) -> Tensor:
+    """Boxes whose continuous overlaps are the overlaps of `boxes`: one pixel more to the right and below if legacy."""
+    return boxes + boxes.new_tensor([0, 0, 1, 1]) if legacy else boxes
+
+
+def overlaps(boxes: Tensor, legacy: bool) -> Tensor:
+    """(N, 4) -> (N, N) intersection over union, in [0, 1]."""
+    boxes = continuous(boxes, legacy)
+    return torchvision.ops.box_iou(boxes, boxes)
+
+
+def nms(boxes: Tensor, scores: Tensor, threshold: float, legacy: bool) -> Tensor:
+    """Greedy non-maximum suppression: a box goes if it overlaps a better one that stays by more than `threshold`.
+
+    Caffe's GPU code, which made the published features, compares with > as here; its CPU code and one port with >=.
+
+    Returns:
+        (K,) int64 indices of the boxes that stay, best first; of equal scores the first in `boxes` is the better.
+    """
+    return torchvision.ops.nms(continuous(boxes, legacy), scores, threshold)

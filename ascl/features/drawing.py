@@ -1,0 +1,122 @@
+"""Regions drawn on their image: boxes with class, attribute and score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+# Paul Tol's "bright" scheme and black: told apart in print and by people who see few colours.
+COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#000000")
+LONG_SIDE = 1600  # pixels of a drawing: larger photographs are shown reduced
+SHORT_SIDE = 480  # and small ones enlarged, or no label would fit
+
+
+@dataclass(frozen=True)
+class Region:
+    """One region of an image: box x1 y1 x2 y2 in pixels of the upright original, and what is known of it."""
+
+    number: int
+    box: tuple[float, float, float, float]
+    score: float | None = None
+    class_name: str | None = None
+    attribute: str | None = None
+
+    @property
+    def label(self) -> str:
+        """`3: brown dog 0.91`, as far as it is known."""
+        words = " ".join(word for word in (self.attribute, self.class_name) if word)
+        score = "" if self.score is None else f"{self.score:.2f}"
+        return f"{self.number}: {words} {score}".replace("  ", " ").strip().removesuffix(":")
+
+
+def regions_of(
+    boxes: np.ndarray, details: dict[str, np.ndarray], names: dict[str, list[str]], count: int | None = None
+) -> list[Region]:
+    """Regions of one image, by falling score where there are scores.
+
+    Args:
+        boxes: (K, 4).
+        details: of `scores`, `class_ids`, `attribute_ids` (K,) those that are known.
+        names: `class_names`, `attribute_names`; an id without a name is shown as `class 17`.
+        count: real regions; None = all.
+    """
+    real = len(boxes) if count is None else count
+    regions = []
+    for row in range(real):
+        regions.append(
+            Region(
+                number=row,
+                box=tuple(float(side) for side in boxes[row]),  # type: ignore[arg-type]  # four of them
+                score=float(details["scores"][row]) if "scores" in details else None,
+                class_name=named("class", row, details, names),
+                attribute=named("attribute", row, details, names),
+            )
+        )
+    return sorted(regions, key=lambda region: -(region.score or 0.0))  # stable: a grid keeps its order
+
+
+def named(kind: str, row: int, details: dict[str, np.ndarray], names: dict[str, list[str]]) -> str | None:
+    ids = details.get(f"{kind}_ids")
+    if ids is None or ids[row] < 0:
+        return None
+    texts = names.get(f"{kind}_names", [])
+    return texts[ids[row]] if ids[row] < len(texts) else f"{kind} {ids[row]}"
+
+
+def draw_regions(image: Image.Image, size: tuple[int, int], regions: Sequence[Region]) -> Image.Image:
+    """The image with these regions; the last drawn, on top, are the smallest.
+
+    Args:
+        image: upright RGB, perhaps reduced.
+        size: width and height of the upright original, in whose pixels the boxes are.
+    """
+    scale = min(max(1.0, SHORT_SIDE / min(size)), LONG_SIDE / max(size))
+    width, height = (max(1, round(side * scale)) for side in size)
+    drawing = image.resize((width, height), Image.Resampling.LANCZOS)
+    canvas = ImageDraw.Draw(drawing)
+    text_height = max(12, height // 45)
+    font = ImageFont.load_default(text_height)
+    line = max(2, height // 250)
+    for region in sorted(regions, key=area, reverse=True):
+        colour = colour_of(region)
+        x1, y1, x2, y2 = (side * scale for side in region.box)
+        canvas.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=line)
+    for region in sorted(regions, key=area, reverse=True):  # after all boxes: a label is never crossed by a line
+        x1, y1 = (side * scale for side in region.box[:2])
+        left, top, right, bottom = canvas.textbbox((0, 0), region.label, font=font)
+        x = min(max(0.0, x1), max(0.0, width - (right - left) - 4))  # inside the drawing, whatever the box
+        y = min(max(0.0, y1), max(0.0, height - (bottom - top) - 4))
+        canvas.rectangle((x, y, x + right - left + 4, y + bottom - top + 4), fill=colour_of(region))
+        canvas.text((x + 2 - left, y + 2 - top), region.label, font=font, fill=text_colour(colour_of(region)))
+    return drawing
+
+
+def area(region: Region) -> float:
+    x1, y1, x2, y2 = region.box
+    return (x2 - x1) * (y2 - y1)
+
+
+def colour_of(region: Region) -> str:
+    """One colour a class in a drawing and from drawing to drawing; without classes one a region."""
+    key = region.number if region.class_name is None else sum(map(ord, region.class_name))
+    return COLOURS[key % len(COLOURS)]
+
+
+def text_colour(background: str) -> str:
+    """Black or white, whichever stands out."""
+    red, green, blue = (int(background[i : i + 2], 16) for i in (1, 3, 5))
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
+
+
+def table(regions: Sequence[Region]) -> str:
+    """The regions as text, a line each."""
+    lines = [f"{'region':>6}  {'score':>5}  {'x1 y1 x2 y2':<27}  class"]
+    for region in regions:
+        score = "" if region.score is None else f"{region.score:.3f}"
+        box = " ".join(f"{side:6.1f}" for side in region.box)
+        words = " ".join(word for word in (region.attribute, region.class_name) if word)
+        lines.append(f"{region.number:>6}  {score:>5}  {box:<27}  {words}".rstrip())
+    return "\n".join(lines)

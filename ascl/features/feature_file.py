@@ -1,0 +1,180 @@
+"""From an extraction's parts to its file, and from shards to one file. `ascl.data.hdf5_features` has the layout."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import re
+import zipfile
+import zlib
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import PIL
+import torch
+import torchvision
+
+from ascl.data.feature_interface import NAMES
+from ascl.data.feature_writing import create_rows, provenance_of, shapes_of, write_frame
+from ascl.errors import DataError
+from ascl.files import atomic_path
+
+NOT_STORED = {"image_ids", "skipped_images", "skipped_reasons"}  # of a part: written in another form
+COPIED_BYTES = 1 << 26  # of a shard at a time
+Skipped = dict[str, str]  # {"image": its file's name, "reason": why it could not be read}
+
+
+def join_parts(
+    parts: Sequence[Path], out: Path, settings: dict[str, Any], names: dict[str, list[str]], skip_unreadable: bool
+) -> list[Skipped]:
+    """Join the npz parts into `out` and return the skipped images."""
+    heads = [read_part(part, "image_ids", "skipped_images", "skipped_reasons") for part in parts]
+    skipped = [
+        {"image": str(image), "reason": str(reason)}
+        for head in heads
+        for image, reason in zip(head["skipped_images"], head["skipped_reasons"], strict=True)
+    ]
+    ids = [str(name) for head in heads for name in head["image_ids"]]
+    if skipped and not skip_unreadable:
+        unread = ", ".join(skip["image"] for skip in skipped)
+        raise DataError(f"an earlier call passed over unreadable images ({unread}); give --skip-unreadable again")
+    if not ids:
+        raise DataError(f"{out} is not written: none of the {len(skipped)} images can be read")
+    joined = parts[0].with_name("joined.h5")  # where a kill leaves nothing that the next call does not clear
+    with atomic_path(joined) as temporary, h5py.File(temporary, "w") as file:
+        write_frame(file, ids, names, provenance(settings, skipped))
+        start = 0
+        for part in parts:
+            rows = read_part(part)
+            stop = start + len(rows["image_ids"])
+            for name in sorted(set(rows) - NOT_STORED):
+                if stop > start:
+                    dataset = file[name] if name in file else create_rows(file, name, rows[name], len(ids))
+                    dataset[start:stop] = rows[name]
+            start = stop
+        if "region_count" in file and (file["region_count"][:] == file["regions"].shape[1]).all():
+            del file["region_count"]  # all full: readers then need no mask
+    os.replace(joined, out)
+    return skipped
+
+
+def read_part(path: Path, *names: str) -> dict[str, np.ndarray]:
+    """The named arrays of a part, or all."""
+    try:
+        with np.load(path, allow_pickle=False) as part:
+            return {name: part[name] for name in names or part.files}
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError) as error:
+        raise DataError(f"{path} is damaged ({error}); delete this one file and go on with --resume") from error
+
+
+def provenance(settings: dict[str, Any], skipped: list[Skipped]) -> dict[str, Any]:
+    modules = {"torch": torch, "torchvision": torchvision, "numpy": np, "pillow": PIL, "h5py": h5py}
+    return {
+        "settings": settings,
+        "skipped": skipped,
+        "versions": {"python": platform.python_version()} | {name: m.__version__ for name, m in modules.items()},
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def shards_beside(out: str | os.PathLike) -> list[Path]:
+    """The shards of `out` in its folder: `regions.shard-1-of-8.h5` ... for `regions.h5`."""
+    out = Path(out)
+    pattern = re.compile(re.escape(out.stem) + r"\.shard-\d+-of-\d+" + re.escape(out.suffix))
+    return sorted(path for path in out.parent.glob("*") if pattern.fullmatch(path.name))
+
+
+def merge_shards(shards: Sequence[Path], out: str | os.PathLike) -> dict[str, tuple[int, ...]]:
+    """Join the files that `extract` made with `shard` to the one it would have made without; they stay.
+
+    Args:
+        shards: all of them, in any order.
+        out: the file to write; its folder is made.
+
+    Returns:
+        The shape of each data set of `out`.
+
+    Raises:
+        DataError: a file that is no shard, shards missing or given twice (named), shards of other settings, images or
+            names, or `out` exists.
+    """
+    out = Path(out)
+    if out.exists():
+        raise DataError(f"{out} exists; delete it or choose another file")
+    ordered, settings = checked_shards(shards)
+    names = names_of(ordered[0])
+    for shard in ordered:
+        if names_of(shard) != names:
+            raise DataError(f"{shard} names its classes or attributes differently from {ordered[0]}")
+    skipped = [skip for shard in ordered for skip in provenance_of(shard)["skipped"]]
+    ids = [name for shard in ordered for name in strings(shard, "image_ids")]
+    padded = any("region_count" in shapes_of(shard) for shard in ordered)
+    for dropping in out.parent.glob(f".{out.name}.*.tmp"):  # of a merge that was killed
+        dropping.unlink()
+    with atomic_path(out) as temporary, h5py.File(temporary, "w") as merged:
+        write_frame(merged, ids, names, provenance(settings, skipped))
+        start = 0
+        for shard in ordered:
+            with h5py.File(shard, "r") as file:
+                stop = start + len(file["image_ids"])
+                for name in sorted(set(file) - {"image_ids", *NAMES.values()}):
+                    dataset = merged[name] if name in merged else create_rows(merged, name, file[name], len(ids))
+                    copy_rows(file[name], dataset, start)
+                if padded and "region_count" not in file:
+                    full = np.full(stop - start, file["regions"].shape[1], dtype=np.int32)
+                    dataset = merged.get("region_count") or create_rows(merged, "region_count", full, len(ids))
+                    dataset[start:stop] = full
+                start = stop
+    return shapes_of(out)
+
+
+def names_of(path: Path) -> dict[str, list[str]]:
+    """What the ids of a finished file stand for."""
+    with h5py.File(path, "r") as file:
+        there = [name for name in NAMES.values() if name in file]
+    return {name: strings(path, name) for name in there}
+
+
+def strings(path: Path, name: str) -> list[str]:
+    with h5py.File(path, "r") as file:
+        return file[name].asstr()[:].tolist()
+
+
+def checked_shards(shards: Sequence[Path]) -> tuple[list[Path], dict[str, Any]]:
+    """The shards in order, and the settings that they share."""
+    if not shards:
+        raise DataError("no shard to merge; extract them with --shard 1/4, --shard 2/4 ...")
+    found: dict[int, Path] = {}
+    first: tuple[Path, int, dict[str, Any]] | None = None
+    for shard in shards:
+        settings = provenance_of(shard)["settings"]
+        number, _, count = settings.pop("shard", "").partition("/")
+        if not count:
+            raise DataError(f"{shard} is a whole file and no shard")
+        first = first or (shard, int(count), settings)
+        if int(number) in found:
+            raise DataError(f"{found[int(number)]} and {shard} are both shard {number} of {count}")
+        if (int(count), settings) != first[1:]:
+            theirs, ours = {**settings, "shards": count}, {**first[2], "shards": str(first[1])}
+            differing = ", ".join(key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key))
+            raise DataError(f"{shard} and {first[0]} differ in {differing}: they are no shards of one file")
+        found[int(number)] = shard
+    assert first is not None  # there is a shard
+    missing = [f"{number}/{first[1]}" for number in range(1, first[1] + 1) if number not in found]
+    if missing:
+        raise DataError(f"shards missing: {', '.join(missing)}")
+    return [found[number] for number in sorted(found)], first[2]
+
+
+def copy_rows(source: h5py.Dataset, target: h5py.Dataset, start: int) -> None:
+    """Rows of `source` to `target` from row `start` on, some megabytes at a time."""
+    row_bytes = max(1, source.dtype.itemsize * math.prod(source.shape[1:]))
+    step = max(1, COPIED_BYTES // row_bytes)
+    for row in range(0, len(source), step):
+        block = source[row : row + step]
+        target[start + row : start + row + len(block)] = block

@@ -1,0 +1,406 @@
+"""Features of a Hugging Face vision transformer: its patch tokens pooled to a grid as regions, and its pooled vector.
+
+Any encoder that makes one token of each square or rectangular patch will do: CLIP, SigLIP (and SigLIP2 of a fixed
+resolution), DINOv2 with and without registers, DINOv3 ViT, ViT, DeiT, BEiT and their like. Of a model with two towers
+only the vision tower is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from ascl.errors import DataError
+from ascl.features.backbones import Precision, autocast, digest_of_parameters, listed
+from ascl.features.grid import grid_boxes
+
+Resize = Literal["processor", "squash"]
+SUPPORTED = (
+    "supported are encoders with one token a patch: CLIP, SigLIP, SigLIP2 of a fixed resolution, DINOv2 (with "
+    "registers or without), DINOv3 ViT, ViT, DeiT, BEiT"
+)
+# How transformers' vision models call the parameters of the tokens that come before those of the patches.
+CLASS_TOKENS = ("cls_token", "class_embedding")
+OTHER_PREFIX_TOKENS = ("register_tokens", "distillation_token")
+PROCESSOR_TOLERANCE = 3.0  # grey levels of 255; see `refuse_other_preprocessing`
+
+
+@dataclass(frozen=True)
+class ProcessorPixels:
+    """Scales and crops an image as a checkpoint's own image processor does; cheap to send to a worker process.
+
+    Attributes:
+        height, width: of the output, in pixels.
+        scaled: (height, width) to which the whole image is scaled before its centre is cut out, or one number: the
+            short side's length, the aspect ratio kept.
+        resample: Pillow's number of the filter.
+    """
+
+    height: int
+    width: int
+    scaled: tuple[int, int] | int
+    resample: int
+
+    def view(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of a (width, height) image that is shown: x1, y1, x2, y2 in pixels of that image."""
+        if isinstance(self.scaled, int):
+            short = min(width, height)
+            # The processors round the long side down.
+            scaled_height, scaled_width = self.scaled * height // short, self.scaled * width // short
+        else:
+            scaled_height, scaled_width = self.scaled
+        top, left = (scaled_height - self.height) // 2, (scaled_width - self.width) // 2
+        x, y = width / scaled_width, height / scaled_height
+        return (left * x, top * y, (left + self.width) * x, (top + self.height) * y)
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """RGB image -> (height, width, 3) uint8.
+
+        The part to be shown is scaled at once: scaling all of a 1x10000 strip first would take gigabytes. The filter
+        sees the pixels around that part, so the result is that of scaling and then cropping.
+        """
+        resample = Image.Resampling(self.resample)
+        return np.asarray(image.resize((self.width, self.height), resample, box=self.view(*image.size)))
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """What a processor does to the values: (pixel * scale - mean) / std, channel by channel."""
+
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """(B, H, W, 3) uint8 -> (B, 3, H, W) float32."""
+        mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.mean, self.std))
+        return (pixels.permute(0, 3, 1, 2).float() * self.scale - mean) / std
+
+
+class VisionEncoder:
+    """A frozen vision tower, from prepared image to tokens. Always in evaluation mode, whatever was done to it.
+
+    Attributes:
+        prepare: PIL image -> (H, W, 3) uint8; runs in the workers.
+        prefix: number of tokens before those of the patches (class, registers, distillation).
+        class_token: whether the first token is a class token.
+        map_size: (rows, columns) of patches.
+        dim: of a token.
+        layers: number of blocks.
+        pooled_dim: of the trained pooled vector; None where there is none.
+        settings: all that decides the numbers, fit for JSON.
+    """
+
+    def __init__(self, model: str, *, resize: Resize, device: str, precision: Precision) -> None:
+        """See `PatchBackend` for the arguments.
+
+        Raises:
+            DataError: no such folder or hub name; an architecture without patch tokens; weights that are missing; a
+                processor that does something else than scale, crop and normalise.
+        """
+        self.model, config, untrained_pooler = load_vision_tower(model)
+        processor = load_processor(model)
+        self.prepare, self.normalize = preprocessing_of(processor, model, resize)
+        refuse_other_preprocessing(processor, model, self.prepare, self.normalize, resize)
+        self.settings: dict[str, Any] = {
+            "model": Path(model).resolve().name if Path(model).exists() else model,  # no path of this machine in files
+            "model_type": config.model_type,
+            "weights_sha256": digest_of_parameters(self.model),
+            "input_size": [self.prepare.height, self.prepare.width],
+            "scaled": list(scaled) if isinstance(scaled := self.prepare.scaled, tuple) else scaled,
+            "resample": self.prepare.resample,
+            "resize": resize,
+            "rescale_factor": self.normalize.scale,
+            "image_mean": list(self.normalize.mean),
+            "image_std": list(self.normalize.std),
+            "precision": precision,
+        }
+        self.precision: Precision = precision
+        self.device = torch.device(device)
+        self.model.to(self.device)
+        self._measure(model, config, untrained_pooler)
+
+    def _measure(self, model: str, config: Any, untrained_pooler: bool) -> None:
+        """Find the tokens' layout from the parameters, and check it on the output for a blank image."""
+        height, width = self.prepare.height, self.prepare.width
+        size = config.patch_size
+        patch_height, patch_width = (size, size) if isinstance(size, int) else size
+        self.map_size = (height // patch_height, width // patch_width)
+        # A side that the patch does not divide (384 by 14) leaves a margin at the right and the bottom unseen.
+        self.seen = (self.map_size[0] * patch_height / height, self.map_size[1] * patch_width / width)
+        unsupported = f"{model}: the architecture {config.model_type} gives no patch tokens that are known here"
+        try:
+            output = self([np.zeros((height, width, 3), dtype=np.uint8)], hidden_states=True)
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{model}: the architecture {config.model_type} does not take the {width}x{height} images that its "
+                f"image processor makes ({first_line(error)}); {SUPPORTED}"
+            ) from error
+        tokens = getattr(output, "last_hidden_state", None)
+        if tokens is None or tokens.dim() != 3 or output.hidden_states is None:
+            raise DataError(f"{unsupported}; {SUPPORTED}")
+        self.dim = tokens.shape[2]
+        self.layers = len(output.hidden_states) - 1
+        pooled = None if untrained_pooler else getattr(output, "pooler_output", None)
+        self.pooled_dim = None if pooled is None else pooled.shape[1]
+        names = {name.rpartition(".")[2]: parameter for name, parameter in self.model.named_parameters()}
+        prefix = [names[name] for name in (*CLASS_TOKENS, *OTHER_PREFIX_TOKENS) if name in names]
+        self.class_token = any(name in names for name in CLASS_TOKENS)
+        self.prefix = sum(parameter.numel() for parameter in prefix) // self.dim
+        rows, columns = self.map_size
+        if tokens.shape[1] != self.prefix + rows * columns:
+            raise DataError(
+                f"{unsupported}: {tokens.shape[1]} tokens where {rows}x{columns} patches and {self.prefix} tokens "
+                f"before them are wanted; {SUPPORTED}"
+            )
+
+    def __call__(self, pixels: list[np.ndarray], *, hidden_states: bool = False) -> Any:
+        """B arrays from `prepare` -> transformers' output on the device, in the precision of the network."""
+        self.model.eval()  # here and not once: drop path left training would differ with every batch
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            batch = torch.from_numpy(np.stack(pixels)).to(self.device, non_blocking=True)
+            return self.model(pixel_values=self.normalize(batch), output_hidden_states=hidden_states)
+
+
+class PatchBackend:
+    """Images -> grid * grid regions each, the mean patch tokens of its cells, row by row from the top left."""
+
+    names: dict[str, list[str]] = {}
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        grid: int = 6,
+        layer: int = -1,
+        resize: Resize = "processor",
+        device: str = "cpu",
+        precision: Precision = "float32",
+    ) -> None:
+        """Load the vision tower and the image processor.
+
+        Args:
+            model: a folder with `config.json`, weights and `preprocessor_config.json`, or a name on the hub.
+            grid: cells on a side (6 = 36 regions); at most as many as there are patches.
+            layer: 0 is the embedded patches, i the plain output of block i, and that of the last block is replaced by
+                the model's `last_hidden_state`: after the final layer norm where the model applies one to its tokens
+                (ViT, DeiT, DINOv2, DINOv3, SigLIP), before it where that norm is the pooled vector's alone (CLIP; BEiT
+                with mean pooling). Negative numbers count from the end: -1 the last, -2 the last block but one.
+            resize: `processor` does what the checkpoint's processor does, a crop of the centre included: what is
+                outside is in no region, and the boxes say so. `squash` scales the whole image to the same input size:
+                nothing is lost but the aspect ratio.
+            device: a torch device.
+            precision: of the network (autocast); the features are float32.
+
+        Raises:
+            DataError: see `VisionEncoder`; a grid or a layer that the model has not.
+        """
+        self.encoder = VisionEncoder(model, resize=resize, device=device, precision=precision)
+        rows, columns = self.encoder.map_size
+        if not 1 <= grid <= min(rows, columns):
+            raise DataError(f"{model} has {rows}x{columns} patches: a grid of {grid}x{grid} regions does not fit")
+        layers = self.encoder.layers
+        if not -layers - 1 <= layer <= layers:
+            raise DataError(f"{model} has {layers} blocks: layer {layer} is not one of {-layers - 1} to {layers}")
+        self.grid, self.layer, self.dim = grid, layer, self.encoder.dim
+        self.last = layer in (-1, layers)
+        self.prepare = self.encoder.prepare
+        self.settings = {"backend": "patches", **self.encoder.settings, "grid": grid, "layer": layer}
+
+    def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
+        """Features of a batch.
+
+        Args:
+            pixels: B arrays from `prepare`.
+            sizes: (B, 2) width and height of the upright originals.
+
+        Returns:
+            `regions` (B, grid * grid, D) float32, each the mean over its cell's patch tokens; `boxes`
+            (B, grid * grid, 4) float32, x1 y1 x2 y2 in pixels of the original: exactly the patches that were averaged.
+            Where the grid does not divide the patches (16x16 to 6x6) cells and boxes overlap.
+        """
+        encoder = self.encoder
+        output = encoder(pixels, hidden_states=not self.last)
+        # The library's versions differ in whether the last of `hidden_states` has passed the norm: it is never read.
+        tokens = output.last_hidden_state if self.last else output.hidden_states[self.layer]
+        patches = tokens[:, encoder.prefix :].float().transpose(1, 2).unflatten(2, encoder.map_size)  # (B, D, h, w)
+        regions = F.adaptive_avg_pool2d(patches, self.grid).flatten(2).transpose(1, 2).cpu().numpy()
+        cells = grid_boxes(self.grid, *encoder.map_size) * np.tile(encoder.seen[::-1], 2)
+        views = np.array([self.prepare.view(int(width), int(height)) for width, height in sizes])  # (B, 4)
+        corners, extents = views[:, :2], views[:, 2:] - views[:, :2]
+        boxes = np.tile(corners, 2)[:, None] + cells[None] * np.tile(extents, 2)[:, None]
+        boxes = np.clip(boxes, 0, np.tile(sizes, 2)[:, None])  # a sum may be over by the last digit
+        return {"regions": regions, "boxes": boxes.astype(np.float32)}
+
+
+class PatchGlobalBackend:
+    """Images -> one vector each, of the same encoders as `PatchBackend`.
+
+    It is the checkpoint's `pooler_output` where it has a trained one: of CLIP the class token after `post_layernorm`,
+    before the projection to the space that it shares with texts; of SigLIP the attention pooling; of DINOv2 and DINOv3
+    the class token after the final norm. Otherwise (a ViT whose file has no pooler) the class token of
+    `last_hidden_state`, and where there is none (I-JEPA) the mean of the patch tokens. `settings` say which.
+    """
+
+    names: dict[str, list[str]] = {}
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        resize: Resize = "processor",
+        device: str = "cpu",
+        precision: Precision = "float32",
+    ) -> None:
+        """See `PatchBackend`."""
+        self.encoder = VisionEncoder(model, resize=resize, device=device, precision=precision)
+        self.prepare = self.encoder.prepare
+        self.pooling: Literal["pooler_output", "class_token", "mean_patch"] = "mean_patch"
+        if self.encoder.class_token:
+            self.pooling = "class_token"
+        if self.encoder.pooled_dim is not None:
+            self.pooling = "pooler_output"
+        self.dim = self.encoder.pooled_dim or self.encoder.dim
+        self.settings = {"backend": "patch_global", **self.encoder.settings, "pooling": self.pooling}
+
+    def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
+        """B arrays from `prepare` -> `globals` (B, G) float32; `sizes` does not matter here."""
+        output = self.encoder(pixels)
+        if self.pooling == "pooler_output":
+            vectors = output.pooler_output.float()
+        elif self.pooling == "class_token":
+            vectors = output.last_hidden_state[:, 0].float()
+        else:
+            vectors = output.last_hidden_state[:, self.encoder.prefix :].float().mean(dim=1)
+        return {"globals": vectors.cpu().numpy()}
+
+
+def load_vision_tower(model: str) -> tuple[nn.Module, Any, bool]:
+    """The vision tower in float32, its configuration, and whether its pooler is not in the file (and so untrained).
+
+    Raises:
+        DataError: nothing of that name, no vision transformer, or a file without all of its weights.
+    """
+    from transformers import AutoConfig, AutoModel  # seconds to import, and not needed by the other backends
+    from transformers.utils import logging
+
+    like_a_path = model.startswith((".", "~", os.sep)) or model.count("/") > 1
+    if like_a_path and not Path(model).is_dir():
+        raise DataError(f"{model}: no such folder with a model (give one, or a name on the hub such as OWNER/NAME)")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the library would report each weight of the text tower as unexpected
+    try:
+        config = AutoConfig.from_pretrained(model)
+        config = getattr(config, "vision_config", config)
+        if getattr(config, "patch_size", None) is None:
+            raise DataError(f"{model}: the architecture {config.model_type} has no patch tokens; {SUPPORTED}")
+        tower, report = AutoModel.from_pretrained(model, config=config, dtype=torch.float32, output_loading_info=True)
+    except DataError:
+        raise
+    except Exception as error:  # each of the libraries behind it has exceptions of its own
+        raise DataError(f"{cannot_load(model, 'model')} ({first_line(error)})") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = sorted(report["missing_keys"])
+    needed = [name for name in missing if not name.startswith("pooler.")]
+    if needed:  # the library fills them with random numbers
+        raise DataError(f"{model}: the file has no weights for {listed(needed)} of {config.model_type}; {SUPPORTED}")
+    return tower.eval(), config, bool(missing)
+
+
+def load_processor(model: str) -> Any:
+    """The checkpoint's image processor; a DataError where it has none."""
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(model)
+    except Exception as error:  # as above
+        raise DataError(
+            f"{cannot_load(model, 'image processor')} ({first_line(error)}); it is described in "
+            "preprocessor_config.json beside the weights"
+        ) from error
+
+
+def cannot_load(model: str, what: str) -> str:
+    where = "this folder" if Path(model).exists() else "no such folder, and the hub under this name"
+    return f"{model}: no {what} could be loaded from {where}"
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def preprocessing_of(processor: Any, model: str, resize: Resize) -> tuple[ProcessorPixels, Normalization]:
+    """An image processor's geometry, for the workers, and its normalisation, for the device."""
+    settings = processor.to_dict()
+    size = dict(settings.get("size") or {})
+    crop = dict(settings.get("crop_size") or {}) if settings.get("do_center_crop") else {}
+    exact = (size["height"], size["width"]) if {"height", "width"} <= size.keys() else None
+    output = (crop["height"], crop["width"]) if crop else exact
+    scaled = exact or (size.get("shortest_edge") if size.keys() == {"shortest_edge"} else None)
+    described = f"size {size}, crop_size {crop or None}, do_resize {settings.get('do_resize')}"
+    if resize == "squash":
+        if output is None and "shortest_edge" in size:
+            output = (size["shortest_edge"], size["shortest_edge"])
+        if output is None:
+            raise DataError(f"{model}: its image processor names no input size ({described}); {SUPPORTED}")
+        scaled = output
+    elif output is None or scaled is None or not settings.get("do_resize") or settings.get("do_pad"):
+        raise DataError(
+            f"{model}: its image processor gives no images of one size ({described}, do_pad {settings.get('do_pad')}); "
+            "resize `squash` scales every image to one size"
+        )
+    least = scaled if isinstance(scaled, tuple) else (scaled, scaled)
+    if least[0] < output[0] or least[1] < output[1]:  # the processor would pad with black
+        raise DataError(f"{model}: its image processor cuts out more than it has scaled ({described}); try `squash`")
+    ones, zeros = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
+    normalization = Normalization(
+        scale=float(settings.get("rescale_factor") or 1 / 255) if settings.get("do_rescale") else 1.0,
+        mean=tuple(map(float, settings["image_mean"])) if settings.get("do_normalize") else zeros,
+        std=tuple(map(float, settings["image_std"])) if settings.get("do_normalize") else ones,
+    )
+    resample = settings.get("resample")
+    pixels = ProcessorPixels(*output, scaled, int(Image.Resampling.BILINEAR if resample is None else resample))
+    return pixels, normalization
+
+
+def refuse_other_preprocessing(
+    processor: Any, model: str, prepare: ProcessorPixels, normalize: Normalization, resize: Resize
+) -> None:
+    """Compare with the processor itself on a probe, for a class of processors may do more than its settings tell.
+
+    Flipped channels, an offset or another rule for the crop would ruin features without an error. Pillow and torch
+    round differently, by a grey level or two; a crop that is off by one pixel changes this probe by more than ten.
+    """
+    if resize == "squash":  # the geometry differs on purpose; one colour has none
+        probe = Image.new("RGB", (prepare.width, prepare.height), (30, 128, 220))
+    else:
+        y, x = np.mgrid[0 : 2 * prepare.height + 5, 0 : 3 * prepare.width + 4]
+        waves = [np.sin(x / 5), np.sin(y / 5), np.sin((x + y) / 7)]
+        probe = Image.fromarray((128 + 90 * np.stack(waves, axis=-1)).astype(np.uint8))
+    ours = normalize(torch.from_numpy(prepare(probe).copy())[None])
+    try:
+        theirs = torch.as_tensor(processor(probe, return_tensors="pt")["pixel_values"])
+    except Exception as error:  # processors of other tasks fail in ways of their own
+        raise DataError(
+            f"{model}: its image processor takes no plain image ({first_line(error)}); {SUPPORTED}"
+        ) from error
+    if theirs.shape == ours.shape:
+        levels = torch.tensor(normalize.std).view(3, 1, 1) / normalize.scale
+        difference = ((ours - theirs).abs() * levels).max().item()
+        if difference <= PROCESSOR_TOLERANCE:
+            return
+        found = f"its pixels differ by {difference:.0f} grey levels"
+    else:
+        found = f"it gives {tuple(theirs.shape)} where {tuple(ours.shape)} is wanted"
+    raise DataError(
+        f"{model}: {type(processor).__name__} does more than scale, crop and normalise ({found}); {SUPPORTED}"
+    )

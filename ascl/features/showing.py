@@ -1,0 +1,58 @@
+"""Regions of one image, from a backend or from a file of features."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ascl.data.feature_store import open_features
+from ascl.errors import DataError
+from ascl.features.drawing import Region, regions_of
+from ascl.features.images import LoadedImage, find_images
+from ascl.features.writer import Backend
+
+
+def find_image(folder: str | None, image_id: str | None) -> Path:
+    """The image of this id in a folder, at any depth."""
+    if folder is None or image_id is None:
+        raise DataError("name a photograph, or give --images FOLDER and --image-id ID")
+    for path in find_images(folder):
+        if path.stem == image_id:
+            return path
+    raise DataError(f"{folder}: no image of the id {image_id!r}")
+
+
+def regions_by_backend(backend: Backend, loaded: LoadedImage) -> list[Region]:
+    """What the backend finds in an image, best first."""
+    rows = backend.extract([backend.prepare(loaded.image)], np.array([loaded.size], dtype=np.int32))
+    count = int(rows["region_count"][0]) if "region_count" in rows else None
+    return regions_of(rows["boxes"][0], {name: array[0] for name, array in rows.items()}, backend.names, count)
+
+
+def regions_from_store(
+    paths: Sequence[str | os.PathLike], image_id: str, size: tuple[int, int] | None = None
+) -> list[Region]:
+    """What files of features hold of an image, best first.
+
+    Args:
+        size: width and height of the photograph, checked against the one the features were made of where they tell.
+
+    Raises:
+        DataError: the file has no boxes, not this image, or features of an image of another size.
+    """
+    store = open_features(paths)
+    rows = store.rows([image_id])
+    features, details = store.read(rows), store.details(rows)
+    if features.boxes is None:
+        raise DataError(f"{store.source} has no boxes: nothing can be drawn")
+    if size is not None and "image_sizes" in details and tuple(details["image_sizes"][0]) != tuple(size):
+        made = "x".join(map(str, details["image_sizes"][0]))
+        raise DataError(
+            f"image {image_id} is {size[0]}x{size[1]} pixels, but {store.source} was made of one of {made}: boxes "
+            "would lie wrong; show the photograph that the features were made of"
+        )
+    count = None if features.mask is None else int(features.mask[0].sum())
+    return regions_of(features.boxes[0], {name: array[0] for name, array in details.items()}, store.names, count)

@@ -1,0 +1,273 @@
+"""Images a second of every feature backend, what decoding costs beside it, bytes on disk, and memory over many images.
+
+  python benchmarks/bench_extraction.py                 every backend; prints a table, adds to benchmarks/results.csv
+  python benchmarks/bench_extraction.py --memory        one light backend over 10,000 images: is memory flat?
+  python benchmarks/bench_extraction.py --quick         small networks, few images: shows that the program works
+
+Networks have random weights: their time does not depend on them (but for the number of regions, which is fixed).
+Photographs are real ones, scaled to COCO's size (short side 480) in a folder of their own. Beside each extraction, in
+the same process, stands the network alone over prepared images in memory: the ratio says what the rest costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import measuring
+import numpy as np
+import psutil
+import results
+import torch
+from measuring import MIB, number
+from PIL import Image
+
+from ascl.errors import DataError
+from ascl.features.cli import BATCH_SIZE, make_backend
+from ascl.features.decoding import Decoder, batches_of_one_shape
+from ascl.features.images import find_images
+from ascl.features.writer import extract
+
+PHOTOGRAPHS = results.REPOSITORY.parent / "shared" / "data" / "flickr8k"
+COCO_SHORT_SIDE = 480
+MANY = 10_000
+
+
+@dataclass(frozen=True)
+class Case:
+    """One backend: its name in a row, and the arguments of the extraction programs."""
+
+    name: str
+    kind: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of one case. Rates are images a second."""
+
+    images: int
+    extraction: float
+    network: float
+    decoding: float
+    waiting: float  # share of the extraction's time
+    image_bytes: float
+
+
+def cases(quick: bool, encoder: Path) -> list[Case]:
+    untrained = {"weights": "random:0"}
+    if quick:
+        small = untrained | {"backbone": "mobilenet_v2", "layer": "features.3", "input_size": 32}
+        return [Case("grid, small", "grid", small), Case("globals, small", "classifier", small)]
+    half = {"precision": "float16"} if torch.cuda.is_available() else {}
+    kinds = [
+        Case("globals, resnet152 at 224", "classifier", untrained | {"backbone": "resnet152"}),
+        Case("grid 6x6, resnet152 at 224", "grid", untrained | {"backbone": "resnet152"}),
+        Case("grid 6x6, mobilenet_v2 at 224", "grid", untrained | {"backbone": "mobilenet_v2"}),
+        Case("patches 6x6, CLIP ViT-B/16 at 224", "patches", {"model": str(encoder)}),
+        Case("bottom-up attention, resnet101-C4 at 600", "bottom-up", untrained),
+        Case("torchvision fasterrcnn_resnet50_fpn_v2 at 800", "torchvision", untrained),
+    ]
+    return kinds + [Case(f"{case.name}, float16", case.kind, case.arguments | half) for case in kinds if half]
+
+
+def write_encoder(folder: Path) -> None:
+    """CLIP's ViT-B/16 with random weights, as a folder that `--model` takes."""
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+    torch.manual_seed(0)
+    CLIPVisionModel(CLIPVisionConfig(patch_size=16)).save_pretrained(folder)
+    CLIPImageProcessor().save_pretrained(folder)
+
+
+def coco_sized(photographs: list[Path], folder: Path, count: int) -> list[Path]:
+    """The first `count` photographs (again from the start where there are fewer), short side 480, JPEG quality 90."""
+    paths = []
+    for index in range(count):
+        paths.append(folder / f"{index:06d}.jpg")
+        with Image.open(photographs[index % len(photographs)]) as image:
+            scale = COCO_SHORT_SIDE / min(image.size)
+            size = (round(image.width * scale), round(image.height * scale))
+            image.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(paths[-1], quality=90)
+    return paths
+
+
+def measure(case: Case, images: list[Path], device: str, workers: int, seconds: float, folder: Path) -> Rates:
+    """The network alone, the extraction as a user runs it, and decoding alone, on as many images as the time allows."""
+    multiprocessing.set_start_method("fork", force=True)  # as in the programs; this process came from a fork server
+    backend = make_backend(case.kind, case.arguments, device)
+    batch_size = BATCH_SIZE.get(case.kind, 32)
+    decoder = Decoder(images, range(min(len(images), 2 * batch_size)), backend.prepare, workers)
+    decoded = (decoder.take() for _ in range(min(len(images), 2 * batch_size)))
+    batch = max(batches_of_one_shape(decoded, batch_size), key=len)
+    pixels = [image.pixels for image in batch if image.pixels is not None]
+    sizes = np.array([image.size for image in batch], dtype=np.int32)
+    backend.extract(pixels, sizes)  # the first pass chooses algorithms and allocates
+    started, passes = time.perf_counter(), 0
+    while passes < 2 or time.perf_counter() - started < seconds / 4:
+        backend.extract(pixels, sizes)
+        passes += 1
+    network = passes * len(pixels) / (time.perf_counter() - started)
+    images = images[: max(batch_size, int(network * seconds))]
+    out = folder / "features.h5"
+    done = extract(backend, images, out, batch_size=batch_size, workers=workers, progress=False)
+    image_bytes = out.stat().st_size / len(images)
+    out.unlink()
+    decoder = Decoder(images, range(len(images)), backend.prepare, workers)
+    started = time.perf_counter()
+    for _ in images:
+        decoder.take()
+    decoding = len(images) / (time.perf_counter() - started)
+    extraction = len(images) / done.seconds
+    return Rates(len(images), extraction, network, decoding, done.waited / done.seconds, image_bytes)
+
+
+def own_bytes(process: psutil.Process) -> int:
+    """Memory that is the process's own, shared pages divided among those that share them (fork shares nearly all).
+
+    Pages of files and libraries do not count: they are the system's to give away.
+    """
+    rollup = Path(f"/proc/{process.pid}/smaps_rollup")
+    try:
+        if rollup.exists():
+            lines = dict(line.split(":", 1) for line in rollup.read_text().splitlines()[1:])
+            return int(lines["Pss_Anon"].split()[0]) * 1024
+        return process.memory_info().rss
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError, KeyError):
+        return 0
+
+
+def memory_over(images: list[Path], case: Case, device: str, workers: int, folder: Path) -> list[tuple[int, int]]:
+    """(parts finished, bytes of this process and its workers), sampled ten times a second during one extraction."""
+    multiprocessing.set_start_method("fork", force=True)
+    backend = make_backend(case.kind, case.arguments, device)
+    out, samples, ended = folder / "many.h5", [], threading.Event()
+    parts = Path(f"{out}.parts")
+
+    def sample() -> None:
+        me = psutil.Process()
+        while not ended.wait(0.1):
+            finished = len(list(parts.glob("[0-9]*.npz"))) if parts.exists() else 0
+            samples.append((finished, sum(map(own_bytes, [me, *me.children(recursive=True)]))))
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        extract(backend, images, out, batch_size=32, workers=workers, progress=False)
+    finally:
+        ended.set()
+        thread.join()
+    return samples
+
+
+def memory_rows(samples: list[tuple[int, int]], count: int) -> list[tuple[str, float, str, str]]:
+    """Largest memory while the first tenth of the images was worked on, and while the last was."""
+    last = max(finished for finished, _ in samples)
+    early = max(size for finished, size in samples if finished <= max(1, last // 10))
+    late = max(size for finished, size in samples if finished >= last - max(1, last // 10))
+    note = "anonymous memory (shared pages counted once) of the process and its decoding workers, sampled ten times " \
+           "a second; the end includes joining the parts"
+    what = f"extraction of {count:,} images, largest memory"
+    return [
+        (f"{what}, first tenth", early / MIB, "MiB", note),
+        (f"{what}, last tenth", late / MIB, "MiB", note),
+        (f"{what}, last tenth against first", late / early, "times", note),
+    ]
+
+
+def rate_rows(case: Case, rates: Rates, workers: int) -> list[tuple[str, float, str, str]]:
+    note = f"{rates.images} real photographs at 480 pixels (short side), {workers} decoding processes; the network " \
+           f"alone, from memory: {number(rates.network)} images/s; decoding alone: {number(rates.decoding)} images/s"
+    return [
+        (f"extraction, {case.name}", rates.extraction, "images/s", note),
+        (f"extraction, {case.name}, against the network alone", rates.extraction / rates.network, "ratio", note),
+        (f"extraction, {case.name}, time waiting for decoding", 100 * rates.waiting, "%", note),
+        (f"extraction, {case.name}, store in float16", rates.image_bytes / 1024, "KiB an image", note),
+    ]
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--images", metavar="FOLDER", help="photographs (default: those of the folder `shared`)")
+    result.add_argument("--case", action="append", metavar="TEXT", help="only cases whose name has this; repeatable")
+    result.add_argument("--seconds", type=float, default=40, help="of each extraction, about (default: %(default)s)")
+    result.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="that decode")
+    result.add_argument("--memory", action="store_true", help=f"instead: memory over {MANY:,} images")
+    result.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    result.add_argument("--quick", action="store_true", help="tiny sizes; writes only to a given --results")
+    result.add_argument("--results", metavar="FILE", help="CSV to add to (default: benchmarks/results.csv)")
+    return result
+
+
+def photographs_of(options: argparse.Namespace) -> list[Path]:
+    folder = options.images or PHOTOGRAPHS / ("images" if options.memory else "full1000")
+    return find_images(folder)
+
+
+def run(options: argparse.Namespace, device: str, scratch: Path) -> list[tuple[str, float, str, str]]:
+    """All figures of the run: name, value, unit, note."""
+    photographs = photographs_of(options)
+    wanted = [
+        case
+        for case in cases(options.quick, scratch / "encoder")
+        if not options.case or any(text in case.name for text in options.case)
+    ]
+    if not wanted:
+        raise DataError(f"--case {' '.join(options.case)}: no case has this in its name")
+    if options.memory:
+        count = 600 if options.quick else MANY
+        folder = scratch / "many"
+        folder.mkdir()
+        for index in range(count):
+            os.symlink(photographs[index % len(photographs)].resolve(), folder / f"{index:06d}.jpg")
+        light = Case("grid", "grid", {"backbone": "mobilenet_v2", "weights": "random:0", "layer": "features.3",
+                                      "input_size": 96})
+        samples = measuring.in_own_process(memory_over, find_images(folder), light, device, options.workers, scratch)
+        return memory_rows(samples, count)
+    if any(case.kind == "patches" for case in wanted):
+        write_encoder(scratch / "encoder")
+    (scratch / "images").mkdir()
+    images = coco_sized(photographs, scratch / "images", 16 if options.quick else len(photographs))
+    figures = []
+    for case in wanted:
+        print(f"measuring: {case.name}", file=sys.stderr)
+        seconds = 0.1 if options.quick else options.seconds
+        rates = measuring.in_own_process(measure, case, images, device, options.workers, seconds, scratch)
+        figures += rate_rows(case, rates, options.workers)
+    return figures
+
+
+def main(arguments: list[str]) -> int:
+    options = parser().parse_args(arguments)
+    target = measuring.results_file(options)
+    try:
+        if target is not None:
+            results.read(target)
+        device = measuring.device_of(options)
+        ran = measuring.what_ran(__file__, arguments, device)
+        with tempfile.TemporaryDirectory() as scratch:
+            figures = run(options, device, Path(scratch))
+        print("| | | |\n|---|--:|---|")
+        print("\n".join(f"| {name} | {number(value)} | {unit} |" for name, value, unit, _ in figures), "",
+              *(f"- {note}" for note in dict.fromkeys(note for *_, note in figures)), sep="\n")
+        if target is not None:
+            warning = measuring.QUICK_WARNING if options.quick else ""
+            results.append(target, [results.Row(name, number(value), unit, *ran, warning + note)
+                                    for name, value, unit, note in figures])
+            print(f"\nadded to {target}")
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
