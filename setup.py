@@ -18,7 +18,7 @@ setup(
         "accelerate>=1.0",
         "numpy>=1.26",
         "h5py>=3.10",
-        "pillow>=10",
+        "pillow>=10.1",
         "nltk>=3.8",
         "safetensors>=0.4",
         "tensorboard>=2.16",

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ascl.config import Config, DataConfig, from_dict
-from ascl.data.caption_ops import positive_caption
+from ascl.data.caption_ops import generate_positive
 from ascl.data.captions import CaptionSet, captions_exist, load_captions
 from ascl.data.embedding_noise import NoiseSettings
 from ascl.data.feature_store import FeatureStore, open_features
@@ -109,7 +109,12 @@ def build_objective(config: Config) -> RetrievalObjective:
             feature_ratio=samples.feature_ratio, dropout=samples.dropout, mixture_kinds=tuple(samples.mixture_kinds),
         )
     triplet = None if loss.kind == "contrastive" else TripletSettings(loss.margin, loss.triplet_warmup_steps)
-    return RetrievalObjective(loss.temperature, noise, triplet)
+    if loss.norm_ratio_weight and samples.positives == "none":
+        raise DataError(
+            f"loss.norm_ratio_weight is {loss.norm_ratio_weight}, but samples.positives is none, and those are what it "
+            "orders: set the one to 0 or the other to both"
+        )
+    return RetrievalObjective(loss.temperature, noise, triplet, loss.norm_ratio_weight)
 
 
 def build_pairs(config: Config, captions: CaptionSet, store: FeatureStore) -> PairDataset:
@@ -119,7 +124,7 @@ def build_pairs(config: Config, captions: CaptionSet, store: FeatureStore) -> Pa
     if samples.positives != "none":
         if not 0 < samples.positive_ratio < 1:
             raise DataError(f"samples.positive_ratio has to lie between 0 and 1, got {samples.positive_ratio}")
-        positive = partial(positive_caption, samples.positives, ratio=samples.positive_ratio)
+        positive = partial(generate_positive, samples.positives, ratio=samples.positive_ratio)
     return PairDataset(captions, store, positive, seed=config.train.seed)
 
 

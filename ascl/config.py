@@ -28,7 +28,7 @@ class DataConfig:
         seven); null = all.
     val_images: validate while training on the first so many images of the split, to save time; null = all.
     train, val, test: names of the splits.
-    images: folder with the images themselves, at any depth, to extract features from and to check; null = not at hand.
+    images: folder with the images themselves, at any depth, to extract features of and to check; null = not at hand.
     prepare: the command that a message names when a file is missing.
     """
 
@@ -103,12 +103,17 @@ class SamplesConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """kind `triplet` is the ablation "w triplet loss": hardest negative, eased in over `triplet_warmup_steps`."""
+    """kind `triplet` is the ablation "w triplet loss": hardest negative, eased in over `triplet_warmup_steps`.
+
+    norm_ratio_weight: of a term that the paper does not have: it orders the norm of a concatenated caption above that
+        of its original, and this above that of its truncation. 0 = without.
+    """
 
     kind: Literal["contrastive", "triplet"] = "contrastive"
     temperature: float = 0.05
     margin: float = 0.2
     triplet_warmup_steps: int = 1000
+    norm_ratio_weight: float = 0.0
 
 
 @dataclass(frozen=True)

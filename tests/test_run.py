@@ -200,6 +200,8 @@ def test_ctrl_c_before_the_first_step_promises_nothing(tiny_data, tmp_path, tool
     *(f"--samples.positives {kind}" for kind in ("prefix", "keywords", "both", "both-prefix")),
     *(f"--samples.negatives {kind}" for kind in (
         "none", "gaussian", "shuffle", "token_cutoff", "feature_cutoff", "cutoff", "dropout")),
+    "--loss.norm_ratio_weight 0.5", "--loss.norm_ratio_weight 0.5 --model.kind two_tower",
+    "--loss.norm_ratio_weight 0.5 --samples.positives keywords --model.fusion false",
     "--samples.mixture_kinds [shuffle,dropout]", "--optimizer.schedule cosine --optimizer.warmup_steps 2",
     "--text.max_words 2", "--data.val_images 3", "--data.captions_per_image 1", "--optimizer.clip_norm null",
 ])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from nltk.tag import RegexpTagger
@@ -41,6 +42,13 @@ _TAGGER = RegexpTagger(
     ]
 )
 _KEYWORD_TAGS = frozenset({"VERB", "ADJECTIVE", "NOUN"})
+
+
+class Positive(NamedTuple):
+    """A generated positive. order: 1 = it says more than the caption, -1 = less, 0 = it is a caption as it stands."""
+
+    text: str
+    order: int
 
 
 def concatenate(captions: Sequence[str], rng: np.random.Generator) -> str:
@@ -102,10 +110,13 @@ def truncate_keywords(caption: str, rng: np.random.Generator, *, ratio: float = 
     return " ".join(word for i, word in enumerate(words) if i not in gone)
 
 
-def positive_caption(
+def generate_positive(
     strategy: str, captions: Sequence[str], index: int, rng: np.random.Generator, *, ratio: float = 0.5
-) -> str:
-    """Generated positive of one caption of an image.
+) -> Positive:
+    """Generated positive of one caption of an image, and which of the two says more.
+
+    A concatenation counts as saying more whichever two captions it is made of, though with five an image the
+    caption itself is one of them in two cases of five: in Flickr8k it has fewer words than the caption in 2.5 %.
 
     Args:
         strategy: "concatenate" (two captions of the image), "prefix" or "keywords" (this caption, shorter), "both"
@@ -121,10 +132,20 @@ def positive_caption(
     if strategy not in STRATEGIES:
         raise ValueError(f"no strategy {strategy!r} for positives: use one of {', '.join(STRATEGIES)}")
     if strategy == "concatenate" or (strategy.startswith("both") and rng.random() < 0.5):
-        return concatenate(captions, rng)
+        text = concatenate(captions, rng)
+        return Positive(text, 0 if text in captions else 1)
     if strategy.endswith("prefix"):
-        return truncate_prefix(captions[index], ratio=ratio)
-    return truncate_keywords(captions[index], rng, ratio=ratio)
+        text = truncate_prefix(captions[index], ratio=ratio)
+    else:
+        text = truncate_keywords(captions[index], rng, ratio=ratio)
+    return Positive(text, -1 if len(text.split()) < len(captions[index].split()) else 0)
+
+
+def positive_caption(
+    strategy: str, captions: Sequence[str], index: int, rng: np.random.Generator, *, ratio: float = 0.5
+) -> str:
+    """The text of `generate_positive` alone."""
+    return generate_positive(strategy, captions, index, rng, ratio=ratio).text
 
 
 def _words(caption: str) -> list[str]:

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from ascl.data.caption_ops import Positive
 from ascl.data.captions import CaptionSet
 from ascl.data.feature_store import FeatureStore
 from ascl.errors import DataError
 
-PositiveFunction = Callable[[Sequence[str], int, np.random.Generator], str]
+PositiveFunction = Callable[[Sequence[str], int, np.random.Generator], Positive]
 _BATCH_STREAM, _POSITIVE_STREAM = 1, 2  # first word of the entropy, so that the two kinds of draws never share a state
 
 
@@ -35,6 +36,7 @@ class Batch:
         region_mask: (B, K) bool, True = a real region, or None where all are.
         captions: B strings.
         positives: B strings, the generated positive of each caption, or None.
+        positive_order: (B,) int64, 1 = the positive says more than its caption, -1 = less, 0 = neither; None without.
     """
 
     regions: Tensor
@@ -42,6 +44,7 @@ class Batch:
     region_mask: Tensor | None
     captions: list[str]
     positives: list[str] | None
+    positive_order: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -52,6 +55,7 @@ class Batch:
             regions=change(self.regions),
             globals=None if self.globals is None else change(self.globals),
             region_mask=None if self.region_mask is None else change(self.region_mask),
+            positive_order=None if self.positive_order is None else change(self.positive_order),
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
@@ -67,15 +71,16 @@ class PairDataset(Dataset):
     """All pairs of a caption set: item = caption index, or (epoch, caption index) as `UniqueImageBatchSampler` yields
     it.
 
-    An item is a dict: regions (K, R), globals (G,) or None, mask (K,) or None, caption, positive_caption or None. The
-    epoch comes with the index, not from a method, because workers that outlive an epoch would not see it change.
+    An item is a dict: regions (K, R), globals (G,) or None, mask (K,) or None, caption, positive_caption and its
+    positive_order or None. The epoch comes with the index, not from a method, because workers that outlive an epoch
+    would not see it change.
 
     Args:
         captions: the pairs.
         store: features of every image that has captions.
         positive: (captions of the image, index of this one among them, generator) -> generated positive; drawn from
-            (seed, epoch, caption index) alone. None = no positives. `functools.partial(positive_caption, "both")` is
-            one; it has to be picklable where workers are spawned.
+            (seed, epoch, caption index) alone. None = no positives. `functools.partial(generate_positive, "both")`
+            is one; it has to be picklable where workers are spawned.
         seed: >= 0.
 
     Raises:
@@ -112,18 +117,20 @@ class PairDataset(Dataset):
             raise IndexError(f"caption {outside[0]} of {len(self)} ({self.captions.source})")
         features = self.store.read(self._row_of_image[self.captions.owner[[index for _, index in drawn]]])
         assert features.regions is not None  # the constructor asked for a store with regions
+        positives = [self._positive_of(epoch, index) for epoch, index in drawn]
         return [
             {
                 "regions": features.regions[i],
                 "globals": None if features.globals is None else features.globals[i],
                 "mask": None if features.mask is None else features.mask[i],
                 "caption": self.captions.captions[index],
-                "positive_caption": self._positive_caption(epoch, index),
+                "positive_caption": None if positive is None else positive.text,
+                "positive_order": None if positive is None else positive.order,
             }
-            for i, (epoch, index) in enumerate(drawn)
+            for i, ((_, index), positive) in enumerate(zip(drawn, positives, strict=True))
         ]
 
-    def _positive_caption(self, epoch: int, index: int) -> str | None:
+    def _positive_of(self, epoch: int, index: int) -> Positive | None:
         if self._positive is None:
             return None
         siblings = self.captions.captions_of(int(self.captions.owner[index]))
@@ -146,6 +153,7 @@ def collate(items: Sequence[dict[str, Any]]) -> Batch:
         region_mask=mask,
         captions=[item["caption"] for item in items],
         positives=None if without_positives else [item["positive_caption"] for item in items],
+        positive_order=None if without_positives else torch.tensor([item["positive_order"] for item in items]),
     )
 
 

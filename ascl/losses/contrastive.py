@@ -1,7 +1,8 @@
-"""Contrastive losses over scores (AsCL, section 2.4, equations 3 to 5)."""
+"""Contrastive losses: over scores (AsCL, section 2.4, equations 3 to 5) and over vectors (MoCo, SSCD)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -10,11 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ascl.asymmetry import keep_generated_negatives
+from ascl.losses.spread import entropy_of_nearest
+from ascl.losses.vectors import (
+    at_least_float32,
+    check_labels,
+    check_positive,
+    check_queue,
+    check_vectors,
+    products,
+    unit,
+)
 
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision raised to float32; float32 and float64 unchanged."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+PARTITION_FLOOR = 1e-6      # added to the sum over the negatives in SSCD's InfoNCE
 
 
 def check_square(scores: Tensor, extra_negatives: Tensor | None) -> None:
@@ -40,8 +48,7 @@ def info_nce(scores: Tensor, extra_negatives: Tensor | None = None, *, temperatu
         ValueError: shapes that do not fit, or a temperature that is not positive.
     """
     check_square(scores, extra_negatives)
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    check_positive(temperature=temperature)
     logits = scores if extra_negatives is None else torch.cat([scores, extra_negatives], dim=1)
     logits = at_least_float32(logits) / temperature                      # (B, B + M)
     return F.cross_entropy(logits, torch.arange(len(scores), device=scores.device))
@@ -98,3 +105,76 @@ def ascl_loss(
     if positive_scores is None:
         return first
     return 0.5 * first + 0.5 * asymmetry_loss(positive_scores, positive_negatives, contrast)
+
+
+def info_nce_queue(query: Tensor, key: Tensor, queue: Tensor, *, temperature: float) -> Tensor:
+    """Cross-entropy of each query against its own key among a queue of earlier keys (MoCo, He et al. 2020).
+
+    Args:
+        query: (B, d) embeddings of one view, normalised inside.
+        key: (B, d) embeddings of the other view from the momentum encoder, normalised inside; no gradient.
+        queue: (Q, d) unit rows, keys of earlier batches; no gradient. Q may be 0, and the loss is then 0.
+        temperature: divides every cosine before the softmax; unitless, > 0.
+
+    Returns:
+        () float32 (float64 for float64 queries), in nats; log(1 + Q) when all cosines are equal.
+
+    Raises:
+        ValueError: shapes that do not fit, or a temperature that is not positive.
+    """
+    check_vectors(query=query, key=key)
+    check_queue(queue, query.shape[1])
+    check_positive(temperature=temperature)
+    query, key = unit(query), unit(key.detach())
+    own = (query * key).sum(dim=1, keepdim=True)                                 # (B, 1)
+    logits = torch.cat([own, products(query, queue.detach())], dim=1) / temperature
+    return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=query.device))
+
+
+def sscd_loss(embeddings: Tensor, labels: Tensor, *, temperature: float, entropy_weight: float) -> Tensor:
+    """Loss of SSCD (Pizzi et al. 2022): InfoNCE in a batch, and a push away from the nearest negative.
+
+    Each pair (i, j) with content in common, i not j, costs -log(x_ij / (x_ij + sum_k x_ik + 1e-6)), x = exp(cosine /
+    temperature), k over the rows that have nothing in common with i: other positives do not compete. To it comes
+    `entropy_weight` times `spread.entropy_of_nearest` (the paper takes 30; 10 starts safely).
+
+    Args:
+        embeddings: (B, d), normalised inside. Of several processes: all of their rows, gathered with gradients.
+        labels: (B,) whole numbers, rows of one number are copies of one image; pairs are summed and divided by B, which
+            weighs images by their number of copies. Or (B, C), the share of each of C images in a row, as mixup and
+            cutmix make them: whatever share two rows have in common makes them a full positive, as in the
+            publishers' training; each row takes the mean over its positives, because a mixed one has many more.
+            One-hot rows of two copies each are the same loss in both forms.
+        temperature: unitless, > 0. entropy_weight: >= 0.
+
+    Returns:
+        () float32 (float64 for float64 embeddings). Rows without a positive count 0 in the first part, rows without a
+        negative in the second, and both parts are means over all B rows.
+
+    Raises:
+        ValueError: shapes that do not fit, a temperature that is not positive, a negative weight.
+    """
+    check_vectors(embeddings=embeddings)
+    check_positive(temperature=temperature)
+    if not entropy_weight >= 0:
+        raise ValueError(f"entropy_weight must be >= 0, got {entropy_weight}")
+    count = len(embeddings)
+    mixed = labels.dim() == 2
+    if mixed and len(labels) == count:
+        share = (labels > 0).float()                    # by sign first: products of small shares could vanish
+        related = products(share, share) > 0
+    else:
+        check_labels(labels, count)
+        related = labels.unsqueeze(1) == labels.unsqueeze(0)
+    own = torch.eye(count, dtype=torch.bool, device=embeddings.device)
+    positives, negatives = related & ~own, ~(related | own)
+    vectors = unit(embeddings)
+    similarity = products(vectors, vectors)
+    logits = similarity / temperature
+    floor = logits.new_full((count, 1), math.log(PARTITION_FLOOR))
+    log_negatives = torch.cat([logits.masked_fill(~negatives, -math.inf), floor], dim=1).logsumexp(dim=1, keepdim=True)
+    # -log of the share, from logarithms: exp(1 / temperature) leaves float32's range at a temperature of 0.011
+    cost = (torch.logaddexp(logits, log_negatives) - logits).masked_fill(~positives, 0).sum(dim=1)       # (B,)
+    if mixed:
+        cost = cost / positives.sum(dim=1).clamp_min(1)
+    return cost.mean() + entropy_weight * entropy_of_nearest(similarity, negatives)

@@ -1,17 +1,21 @@
-"""Triplet loss with the hardest negative (VSE++, Faghri et al. 2018, equation 6), with a way past its bad start."""
+"""Triplet losses: hardest negative with a way past its bad start, soft over Euclidean distances, and over norms."""
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ascl.losses.contrastive import at_least_float32, check_square
+from ascl.losses.contrastive import check_square
+from ascl.losses.vectors import at_least_float32, check_labels, check_vectors
 
 
 def hardest_triplet(
     scores: Tensor, extra_negatives: Tensor | None = None, *, margin: float, hardness: float = 1.0
 ) -> Tensor:
-    """Hinge on the hardest negative of each query, averaged over the batch.
+    """Hinge on the hardest negative of each query, averaged over the batch (VSE++, Faghri et al. 2018, equation 6).
 
     With the hardest negative alone, training from scratch often collapses at the start: all scores become equal and
     the loss rests at the margin. `hardness` blends from the mean over all negatives (0), which does not
@@ -42,3 +46,56 @@ def hardest_triplet(
     hardest = hinge.max(dim=1).values
     counted = candidates.isfinite().sum(dim=1).clamp_min(1)
     return (hardness * hardest + (1 - hardness) * hinge.sum(dim=1) / counted).mean()
+
+
+def soft_triplet_loss(features: Tensor, labels: Tensor) -> Tensor:
+    """-log softmax of each row's hardest positive and hardest negative distance, at the negative, averaged.
+
+    That is log(1 + exp(p - n)): a triplet with margin 0 whose hinge is soft, as the baseline of ASL takes it (Bag of
+    Tricks, Wang et al. 2021).
+
+    Args:
+        features: (B, D), taken as they are: distances are Euclidean, in the features' units, and grow with the norm.
+        labels: (B,) whole numbers; rows of one number are positives of each other and of themselves, so a row that
+            is alone has the positive distance 0.
+
+    Returns:
+        () float32 (float64 for float64 features), in nats; log 2 when all distances are equal. A row without any
+        negative counts 0. Equal rows have no gradient between them.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    check_vectors(features=features)
+    check_labels(labels, len(features))
+    features = at_least_float32(features)
+    with torch.autocast(features.device.type, enabled=False):
+        # from differences: by inner products, near rows would lose their distance to cancellation
+        distance = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")      # (B, B)
+    same = labels.unsqueeze(1) == labels.unsqueeze(0)
+    positive = distance.masked_fill(~same, 0).max(dim=1).values
+    negative = distance.masked_fill(same, math.inf).min(dim=1).values
+    return -F.logsigmoid(negative - positive).mean()
+
+
+def norm_triplet_loss(more: Tensor, less: Tensor, *, margin: float) -> Tensor:
+    """Mean hinge max(0, margin + |less| - |more|): our reading of the ablation "Triplet" of ASL.
+
+    The paper names it without a definition; it stands where `asymmetry.norm_ratio_loss` does, on the same pairs.
+
+    Args:
+        more, less: (P, D) vectors of what says more and what says less, not normalised.
+        margin: in units of the norm, >= 0.
+
+    Returns:
+        () float32 (float64 for float64 vectors); 0 without any pair.
+
+    Raises:
+        ValueError: two shapes, or a negative margin.
+    """
+    if more.dim() != 2 or more.shape != less.shape:
+        raise ValueError(f"more and less must be (P, D) of one shape, got {tuple(more.shape)} and {tuple(less.shape)}")
+    if not margin >= 0:
+        raise ValueError(f"margin must be >= 0, got {margin}")
+    norm_more, norm_less = (torch.linalg.vector_norm(at_least_float32(x), dim=1) for x in (more, less))
+    return (margin + norm_less - norm_more).clamp_min(0).sum() / max(1, len(more))

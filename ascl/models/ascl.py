@@ -120,6 +120,19 @@ class AsCL(RetrievalModel):
         assert self.word_projection is not None                         # it exists where the encoder does
         return EncodedTexts(scale_tokens(self.word_projection(hidden), self.word_norm), mask)
 
+    def text_vectors(self, texts: EncodedTexts) -> Tensor:
+        """X_w of each text's mean word: the global text vector W_g where the attention is uniform.
+
+        What decides a score are vectors of pairs, so a text has none of its own; this one passes through the same
+        weights. Its norm is free although words may be brought to one norm, because the mean depends on how they agree
+        and X_w on where it points. The mean and not the sum, whose norm counts words: by a sum nearly every
+        concatenation already lies above its caption and every truncation below, and nothing is learned.
+
+        Returns:
+            (N, D), not normalised, differentiable.
+        """
+        return self.text_global(masked_mean(texts.words, texts.mask))
+
     def pair_scores(self, images: EncodedImages, texts: EncodedTexts) -> Tensor:
         """Score of every image with every text, one image at a time with torch's own attention: the reference.
 

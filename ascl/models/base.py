@@ -58,5 +58,9 @@ class RetrievalModel(nn.Module, ABC):
         """N captions -> N texts."""
 
     @abstractmethod
+    def text_vectors(self, texts: EncodedTexts) -> Tensor:
+        """(N, D) one vector of each text alone, not normalised: its norm is free, since scores are cosines."""
+
+    @abstractmethod
     def pair_scores(self, images: EncodedImages, texts: EncodedTexts) -> Tensor:
         """(N_images, N_texts) scores, differentiable."""

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ascl.data.caption_ops import STRATEGIES, concatenate, positive_caption, truncate_keywords, truncate_prefix
+from ascl.data.caption_ops import (
+    STRATEGIES,
+    concatenate,
+    generate_positive,
+    positive_caption,
+    truncate_keywords,
+    truncate_prefix,
+)
 from ascl.data.captions import load_karpathy
 
 SENTENCE = "A brown dog and two children are running quickly in front of a large wooden house ."
@@ -129,6 +136,24 @@ def test_positives_are_reproducible_and_of_their_kind(strategy):
             kinds.add("concatenate")
     expected = {"both": {"concatenate", "keywords"}, "both-prefix": {"concatenate", "prefix"}}
     assert kinds == expected.get(strategy, {strategy})
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_positive_says_more_where_it_is_a_concatenation_and_less_where_it_is_cut(strategy):
+    captions = ["A black cat sleeps on a mat", SENTENCE, "Something else happens here"]
+    for seed in range(40):
+        positive = generate_positive(strategy, captions, 1, rng(seed))
+        assert positive.text == positive_caption(strategy, captions, 1, rng(seed))
+        assert positive.order == (-1 if is_subsequence(positive.text.split(), SENTENCE.split()) else 1)
+
+
+@pytest.mark.parametrize(("strategy", "captions"), [
+    ("concatenate", ["A dog"]), ("concatenate", ["A dog", "."]), ("prefix", ["Dog"]), ("keywords", ["A dog ."]),
+    ("prefix", ["  Dog "]),
+])
+def test_a_positive_that_is_a_caption_as_it_stands_says_neither_more_nor_less(strategy, captions):
+    orders = {generate_positive(strategy, captions, 0, rng(seed)).order for seed in range(20)}
+    assert 0 in orders and -1 not in orders and (orders == {0} or "." in captions)
 
 
 def test_both_is_a_fair_coin():

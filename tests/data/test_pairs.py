@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from ascl.data.caption_ops import positive_caption
+from ascl.data.caption_ops import Positive, generate_positive
 from ascl.data.captions import CaptionSet
 from ascl.data.feature_store import FeatureStore, open_features
 from ascl.data.pairs import PairDataset, UniqueImageBatchSampler, collate
@@ -60,7 +60,7 @@ def test_an_item_is_the_image_of_its_caption(captions, store, regions):
 
 
 def test_positives_depend_on_seed_epoch_and_caption_alone(captions, store):
-    positive = partial(positive_caption, "concatenate")
+    positive = partial(generate_positive, "concatenate")
     first, again = (PairDataset(captions, store, positive, seed=3) for _ in range(2))
     keys = [(epoch, index) for epoch in range(3) for index in range(len(first))]
     drawn = {key: first[key]["positive_caption"] for key in keys}
@@ -74,8 +74,13 @@ def test_positives_depend_on_seed_epoch_and_caption_alone(captions, store):
 
 def test_the_positive_function_gets_the_captions_of_the_image_and_the_place_of_this_one(captions, store):
     seen = []
-    dataset = PairDataset(captions, store, lambda texts, index, rng: seen.append((texts, index)) or "positive")
-    assert dataset[17]["positive_caption"] == "positive"  # caption 17 is the second of image 5
+
+    def positive(texts, index, rng):
+        seen.append((texts, index))
+        return Positive("positive", 1)
+
+    item = PairDataset(captions, store, positive)[17]  # caption 17 is the second of image 5
+    assert (item["positive_caption"], item["positive_order"]) == ("positive", 1)
     assert seen == [([captions.captions[i] for i in (5, 17, 29)], 1)]
 
 
@@ -104,15 +109,17 @@ def test_dataset_errors(captions, store, tmp_path):
 
 
 def test_collate_stacks_and_moves_to_a_device(captions, store, regions):
-    dataset = PairDataset(captions, store, partial(positive_caption, "prefix"))
+    dataset = PairDataset(captions, store, partial(generate_positive, "prefix"))
     batch = collate([dataset[i] for i in (4, 0, 9)])
     assert len(batch) == 3
     assert torch.equal(batch.regions, torch.from_numpy(regions[[4, 0, 9]])) and batch.regions.dtype == torch.float32
     assert batch.globals.shape == (3, 5) and batch.region_mask.shape == (3, 4) and batch.region_mask.dtype == torch.bool
     assert batch.captions == [captions.captions[i] for i in (4, 0, 9)]
     assert batch.positives == ["picture 4 told", "picture 0 told", "picture 9 told"]
+    assert batch.positive_order.tolist() == [-1, -1, -1] and batch.positive_order.dtype == torch.int64
     moved = batch.to("meta")
     assert {moved.regions.device.type, moved.globals.device.type, moved.region_mask.device.type} == {"meta"}
+    assert moved.positive_order.device.type == "meta"
     assert moved.captions == batch.captions and batch.regions.device.type == "cpu"
 
 
@@ -123,9 +130,10 @@ def test_collate_without_globals_masks_and_positives():
         "mask": None,
         "caption": "a",
         "positive_caption": None,
+        "positive_order": None,
     }
     batch = collate([item, item])
-    assert (batch.globals, batch.region_mask, batch.positives) == (None, None, None)
+    assert (batch.globals, batch.region_mask, batch.positives, batch.positive_order) == (None,) * 4
     assert batch.to("cpu").globals is None
     mixed = collate([item, {**item, "mask": np.array([True, False])}])
     assert mixed.region_mask.tolist() == [[True, True], [True, False]]
@@ -143,7 +151,7 @@ def everything(loader: DataLoader) -> list[tuple]:
 
 
 def loader_of(captions: CaptionSet, store: FeatureStore, sampler: UniqueImageBatchSampler, workers: int) -> DataLoader:
-    dataset = PairDataset(captions, store, partial(positive_caption, "both"), seed=1)
+    dataset = PairDataset(captions, store, partial(generate_positive, "both"), seed=1)
     return DataLoader(
         dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers, persistent_workers=workers > 0
     )

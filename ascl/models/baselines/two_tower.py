@@ -44,6 +44,10 @@ class TwoTower(RetrievalModel):
         vectors = self.words(masked_mean(hidden, mask)).unsqueeze(1)
         return EncodedTexts(vectors, torch.ones(vectors.shape[:2], dtype=torch.bool, device=vectors.device))
 
+    def text_vectors(self, texts: EncodedTexts) -> Tensor:
+        """(N, D) the vectors whose directions the score compares."""
+        return texts.words[:, 0]
+
     def pair_scores(self, images: EncodedImages, texts: EncodedTexts) -> Tensor:
         """Cosines (N_images, N_texts)."""
-        return F.normalize(images.globals, dim=-1) @ F.normalize(texts.words[:, 0], dim=-1).T
+        return F.normalize(images.globals, dim=-1) @ F.normalize(self.text_vectors(texts), dim=-1).T

@@ -1,0 +1,1 @@
+"""Image copy detection: descriptors, edits, evaluation, search (SSCD, RDCD, ASL)."""

@@ -1,0 +1,50 @@
+"""Losses that spread descriptors over the sphere, away from their nearest negatives: against dimensional collapse."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ascl.losses.vectors import check_queue, check_vectors, products, unit
+
+DISTANCE_FLOOR = 1e-3           # of 1 - cosine in RDCD's loss
+SQUARED_DISTANCE_FLOOR = 1e-6   # in SSCD's
+
+
+def hard_negative_loss(query: Tensor, queue: Tensor) -> Tensor:
+    """Mean of -log max(1 - max_j cos(query_i, queue_j), 1e-3): pushes each query off its nearest negative (RDCD's HN).
+
+    Args:
+        query: (B, d) embeddings, normalised inside.
+        queue: (Q, d) unit rows, keys of other images; no gradient. Q may be 0, and the loss is then 0.
+
+    Returns:
+        () float32 (float64 for float64 queries), in [-log 2, 6.91]; raw cosines, no temperature. A query within
+        1e-3 of its nearest negative is at the floor and has no gradient.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    check_vectors(query=query)
+    check_queue(queue, query.shape[1])
+    query = unit(query)
+    if len(queue) == 0:
+        return 0 * query.sum()
+    nearest = products(query, queue.detach()).max(dim=1).values
+    return -(1 - nearest).clamp_min(DISTANCE_FLOOR).log().mean()
+
+
+def entropy_of_nearest(similarity: Tensor, negatives: Tensor) -> Tensor:
+    """Mean of -log of each row's distance to its nearest negative (SSCD; Sablayrolles et al. 2019).
+
+    The estimate of differential entropy by Kozachenko and Leonenko, up to sign and constants, over the negatives alone.
+
+    Args:
+        similarity: (B, N) cosines. negatives: (B, N) bool, True = another image.
+
+    Returns:
+        () of similarity's dtype, in [-log 2, 6.91]. A row without any negative counts 0.
+    """
+    has_any = negatives.any(dim=1)
+    nearest = similarity.masked_fill(~negatives, -1).max(dim=1).values
+    squared = (2 - 2 * nearest).clamp_min(SQUARED_DISTANCE_FLOOR)
+    return -0.5 * squared.log().masked_fill(~has_any, 0).mean()
