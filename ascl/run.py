@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +18,7 @@ from ascl.analysis import leakage
 from ascl.config import Config, to_dict
 from ascl.data.captions import CaptionSet
 from ascl.data.feature_store import FeatureStore
+from ascl.environment import environment, refused_settings
 from ascl.errors import DataError
 from ascl.files import atomic_path, write_text
 from ascl.models import AsCL, RetrievalModel
@@ -32,23 +29,6 @@ from ascl.training.distributed import make_accelerator
 from ascl.training.loop import LoopSettings, Progress, check_start, fit
 
 Reports = dict[str, RetrievalReport | FoldReport]
-
-
-def commit() -> str:
-    """Commit of the code that runs, `-dirty` where it has changes, `unknown` outside a repository."""
-    try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=Path(__file__).parent, capture_output=True,
-            text=True, check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def environment() -> dict[str, str]:
-    """What a number depends on beside settings and data."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    return {"commit": commit(), "python": platform.python_version(), "torch": torch.__version__, "device": device}
 
 
 def train(config: Config, *, resume: bool = False) -> Progress:
@@ -66,7 +46,7 @@ def train(config: Config, *, resume: bool = False) -> Progress:
     val_store.rows(val_captions.image_ids)                                  # all there: asked now, not after hours
     torch.manual_seed(config.train.seed)                                    # of the fresh weights
     assert store.region_dim is not None and store.global_dim is not None            # `build_split` refuses data without
-    with _refused_settings():
+    with refused_settings():
         model = build.build_model(config, store.region_dim, store.global_dim)
         check_dimensions(model, val_store)
         build.fit_standardization(model, captions, store)
@@ -104,17 +84,6 @@ def train(config: Config, *, resume: bool = False) -> Progress:
     if accelerator.is_main_process:
         report_truncated(model)
     return progress
-
-
-@contextmanager
-def _refused_settings() -> Iterator[None]:
-    """What the parts refuse while they are built came from the settings: an error of the user's, not of the program."""
-    try:
-        yield
-    except DataError:
-        raise
-    except ValueError as error:
-        raise DataError(f"settings: {error}") from error
 
 
 def figures(report: RetrievalReport) -> dict[str, float]:

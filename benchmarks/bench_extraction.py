@@ -140,7 +140,7 @@ def measure(case: Case, images: list[Path], device: str, workers: int, seconds: 
         decoder.take()
     decoding = len(images) / (time.perf_counter() - started)
     extraction = len(images) / done.seconds
-    return Rates(len(images), extraction, network, decoding, done.waited / done.seconds, image_bytes)
+    return Rates(len(images), extraction, network, decoding, done.waiting, image_bytes)
 
 
 def own_bytes(process: psutil.Process) -> int:

@@ -19,9 +19,9 @@ import scoring_job
 import torch
 from scoring_job import Finished, Job, Repeat, Started
 
+from ascl.environment import commit
 from ascl.errors import DataError
 from ascl.retrieval.tiles import free_memory
-from ascl.run import commit
 
 CAPTIONS = results.REPOSITORY.parent / "shared" / "data" / "captions" / "coco_testall_caps.txt.gz"
 MIB = 2**20

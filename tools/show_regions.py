@@ -11,7 +11,14 @@ import sys
 from pathlib import Path
 
 from ascl.errors import DataError
-from ascl.features.cli import REGION_BACKENDS, add_backend_options, backend_arguments, make_backend, positive
+from ascl.features.cli import (
+    REGION_BACKENDS,
+    add_backend_options,
+    backend_arguments,
+    given_backend_options,
+    make_backend,
+    positive,
+)
 from ascl.features.drawing import draw_regions, table
 from ascl.features.images import load_image
 from ascl.features.showing import find_image, regions_by_backend, regions_from_store
@@ -37,6 +44,8 @@ def main(arguments: list[str]) -> int:
         path = options.image or find_image(options.images, options.image_id)
         loaded = load_image(path)
         if options.features:
+            if given_backend_options(options):
+                raise DataError(f"{given_backend_options(options)[0]} is for detecting, and --features says not to")
             regions = regions_from_store(options.features, options.image_id or path.stem, loaded.size)
         else:
             backend = make_backend(options.backend, backend_arguments(options), options.device)

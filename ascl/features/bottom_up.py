@@ -161,7 +161,9 @@ class BottomUpBackend:
             size = resized_size(height, width, self.short_side, self.long_side, resize)
             # The smallest side of a proposal is in pixels of the original, which may have been larger than the array.
             scales = np.minimum(size.scale_x * width / sizes[:, 0], size.scale_y * height / sizes[:, 1]).tolist()
-            proposals = self.detector(network_input(batch, size, resize), scales, self.precision)
+            # One by one: large originals of a batch would take gigabytes as floating-point numbers.
+            images = torch.cat([network_input(image[None], size, resize) for image in batch])
+            proposals = self.detector(images, scales, self.precision)
             chosen = self.select(proposals, size)
         rows = [self.row(*image) for image in zip(proposals, *chosen, strict=True)]
         arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -69,6 +69,11 @@ def make_backend(kind: str, arguments: dict[str, Any], device: str) -> Backend:
     return backend_class(kind)(**arguments, device=pick_device(device))
 
 
+def given_backend_options(options: argparse.Namespace) -> list[str]:
+    """Flags of backends that the command line has."""
+    return [flag(name) for name in BACKEND_OPTIONS if hasattr(options, name)]
+
+
 def add_backend_options(parser: argparse.ArgumentParser, kinds: tuple[str, ...]) -> None:
     """Options of all these backends; the first is the default."""
     parser.add_argument("--backend", choices=kinds, default=kinds[0], help="what makes the features")
@@ -129,6 +134,8 @@ def backend_arguments(options: argparse.Namespace) -> dict[str, Any]:
             raise DataError(f"{flag(name)} {value}: --backend {kind} has {', '.join(allowed)}")
         if hint is int and not isinstance(value, int):
             arguments[name] = whole_number(name, value)
+        if hint is str and Path(value).exists():
+            arguments[name] = str(Path(value).absolute())  # an actor on another machine may stand elsewhere
     for name, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and name not in arguments:
             raise DataError(f"--backend {kind} needs {flag(name)}")
@@ -173,7 +180,8 @@ def extraction_parser(description: str, kinds: tuple[str, ...]) -> argparse.Argu
     parser.add_argument("--engine", choices=("local", "ray"), default="local", help="ray: by actors of Ray Data, on "
                         "the cluster at hand or on this machine")
     parser.add_argument("--actors", type=positive, help="ray: backends at work at a time; as many as fit if not said")
-    parser.add_argument("--gpus-per-actor", type=float, default=0.0, help="ray: GPUs of each backend")
+    parser.add_argument("--gpus-per-actor", type=float, help="ray: GPUs of each backend; one where the cluster has "
+                        "any if not said")
     add_backend_options(parser, kinds)
     return parser
 
@@ -203,12 +211,16 @@ def run_extraction(options: argparse.Namespace, dataset_images: Callable[[str], 
     try:
         # Before the backend: a wrong folder is told at once.
         images = images_of(options.images) if options.images else dataset_images(options.dataset)
-        make = functools.partial(make_backend, options.backend, backend_arguments(options), options.device)
-        compute = None
+        arguments = backend_arguments(options)
+        compute, device = None, options.device
         if options.engine == "ray":
-            compute = on_ray(make, actors=options.actors, gpus=options.gpus_per_actor)
+            make = functools.partial(make_backend, options.backend, arguments, options.device)
+            gpus = 0.0 if options.device == "cpu" else options.gpus_per_actor
+            compute, device = on_ray(make, actors=options.actors, gpus=gpus), "cpu"  # here only settings are asked for
+        elif options.actors or options.gpus_per_actor is not None:
+            raise DataError("--actors and --gpus-per-actor are for --engine ray")
         done = extract(
-            make(),
+            make_backend(options.backend, arguments, device),
             images,
             options.out,
             batch_size=options.batch_size or BATCH_SIZE.get(options.backend, 32),

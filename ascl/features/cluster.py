@@ -13,46 +13,48 @@ import numpy as np
 from tqdm import tqdm
 
 from ascl.errors import DataError
-from ascl.features.writer import Backend, Plan, compute_parts
+from ascl.features.writer import Backend, Plan, Worked, compute_parts
 
 
 def on_ray(
-    make_backend: Callable[[], Backend], *, actors: int | None = None, gpus: float = 0
-) -> Callable[[Plan, Sequence[range], tqdm], float]:
+    make_backend: Callable[[], Backend], *, actors: int | None = None, gpus: float | None = None
+) -> Callable[[Plan, Sequence[range], tqdm], Worked]:
     """What `extract` takes as `compute` to run on the Ray cluster at hand, or on this machine where there is none.
 
     Args:
         make_backend: called once in each actor, on its machine; has to give the backend that `extract` was given.
         actors: number of backends at work at a time; None = as many as Ray finds room for.
-        gpus: of each actor.
+        gpus: of each actor; None = one where the cluster has any.
 
     Raises:
         DataError: Ray is not installed. From the result: whatever `compute_parts` finds wrong in an actor.
     """
     ray = import_ray()
 
-    def compute(plan: Plan, spans: Sequence[range], bar: tqdm) -> float:
+    def compute(plan: Plan, spans: Sequence[range], bar: tqdm) -> Worked:
         if not spans:
-            return 0.0
+            return Worked(0.0, 0.0)
         if not ray.is_initialized():
             ray.init(logging_level="warning", log_to_driver=False)
+        there = ray.cluster_resources()
+        each = gpus if gpus is not None else float(there.get("GPU", 0) >= 1)
+        room = there.get("GPU", 1) / each if each else there.get("CPU", 1)
         parts = ray.data.from_items([{"start": span.start, "stop": span.stop} for span in spans])
-        most = actors or max(1, int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1) / (gpus or 1)))
         done = parts.repartition(len(spans)).map_batches(
             PartActor,
             fn_constructor_args=(make_backend, plan),
             batch_size=1,
-            num_gpus=gpus or None,
-            num_cpus=0 if gpus else 1,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(spans))),
+            num_gpus=each or None,
+            num_cpus=0 if each else 1,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(actors or int(room), len(spans)))),
         )
-        waited = 0.0
+        busy = waited = 0.0
         for part in done.iter_rows():
             if part["error"]:
                 raise DataError(str(part["error"]))
             bar.update(int(part["images"]))
-            waited += float(part["waited"])
-        return waited
+            busy, waited = busy + float(part["busy"]), waited + float(part["waited"])
+        return Worked(busy, waited)
 
     return compute
 
@@ -67,10 +69,10 @@ class PartActor:
         span = range(int(batch["start"][0]), int(batch["stop"][0]))
         silent = tqdm(disable=True)
         try:
-            waited, error = compute_parts(self.backend, self.plan, [span], silent), ""
+            worked, error = compute_parts(self.backend, self.plan, [span], silent), ""
         except DataError as wrong:
-            waited, error = 0.0, str(wrong)
-        return {"images": [len(span)], "waited": [waited], "error": [error]}
+            worked, error = Worked(0.0, 0.0), str(wrong)
+        return {"images": [len(span)], "busy": [worked.busy], "waited": [worked.waited], "error": [error]}
 
 
 def import_ray() -> Any:

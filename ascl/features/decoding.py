@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from ascl.errors import DataError
 from ascl.features.images import UnreadableImage, load_image
 
-IMAGES_A_MESSAGE = 4  # between processes: few, because originals of 12 megapixels are 36 MB each
+DECODED_AHEAD = 4  # images of each worker: few, because an original of 24 megapixels is 72 MB
 WAITING_BYTES = 1 << 30  # of decoded images that wait for others of their shape
 
 
@@ -28,6 +30,7 @@ class Decoded:
     size: tuple[int, int]  # width and height of the upright image on disk
     pixels: np.ndarray | None  # None where unreadable
     reason: str = ""
+    failure: str = ""  # what the disk did instead of giving the file
 
 
 class ImageFiles(Dataset):
@@ -44,6 +47,8 @@ class ImageFiles(Dataset):
             loaded = load_image(self.images[index])
         except UnreadableImage as error:
             return Decoded(index, (0, 0), None, error.reason)
+        except DataError as error:
+            return Decoded(index, (0, 0), None, failure=str(error))
         return Decoded(index, loaded.size, self.prepare(loaded.image))
 
 
@@ -61,16 +66,17 @@ class Decoder:
         prepare: Callable[[Image.Image], np.ndarray],
         workers: int,
     ) -> None:
-        messages = [list(indices[i : i + IMAGES_A_MESSAGE]) for i in range(0, len(indices), IMAGES_A_MESSAGE)]
         loader = DataLoader(
             ImageFiles(images, prepare),
-            batch_sampler=messages,
+            sampler=indices,
+            batch_size=None,
             num_workers=workers,
-            collate_fn=list,  # arrays through the pipe: /dev/shm is small in many containers
-            worker_init_fn=_leave_interrupts_to_the_parent,
+            prefetch_factor=DECODED_AHEAD if workers else None,
+            # Arrays through the pipe: /dev/shm is small in many containers.
+            collate_fn=_as_it_is,  # type: ignore[arg-type]
+            worker_init_fn=_depend_on_the_parent,
         )
-        self._messages = iter(loader)
-        self._pending: list[Decoded] = []
+        self._images = iter(loader)
         self.waited = 0.0
 
     def take(self) -> Decoded:
@@ -79,23 +85,35 @@ class Decoder:
         Raises:
             DataError: a worker process was killed, as the system does where memory is short.
         """
-        if not self._pending:
-            started = time.perf_counter()
-            try:
-                self._pending = next(self._messages)[::-1]
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise DataError(
-                    f"a process that decodes images was killed ({error}); that is mostly too little memory: "
-                    "go on with --resume and fewer --workers"
-                ) from error
-            self.waited += time.perf_counter() - started
-        return self._pending.pop()
+        started = time.perf_counter()
+        try:
+            image = next(self._images)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"a process that decodes images was killed ({error}); that is mostly too little memory: "
+                "go on with --resume and fewer --workers"
+            ) from error
+        self.waited += time.perf_counter() - started
+        return image
 
 
-def _leave_interrupts_to_the_parent(worker: int) -> None:
+def _as_it_is(image: Decoded) -> Decoded:
+    return image
+
+
+def _depend_on_the_parent(worker: int) -> None:
+    """Leave interrupts to the parent, and end with it: a worker that waits at a full pipe would outlive its kill."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def batches_of_one_shape(images: Iterator[Decoded], batch_size: int) -> Iterator[list[Decoded]]:

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import platform
 import re
+import sys
 import zipfile
 import zlib
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-import PIL
-import torch
-import torchvision
 
 from ascl.data.feature_interface import NAMES
 from ascl.data.feature_writing import create_rows, provenance_of, shapes_of, write_frame
+from ascl.environment import commit
 from ascl.errors import DataError
 from ascl.files import atomic_path
 
-NOT_STORED = {"image_ids", "skipped_images", "skipped_reasons"}  # of a part: written in another form
+# Of a part: written in another form, or not at all.
+NOT_STORED = {"image_ids", "skipped_images", "skipped_reasons", "digest", "versions"}
 COPIED_BYTES = 1 << 26  # of a shard at a time
 Skipped = dict[str, str]  # {"image": its file's name, "reason": why it could not be read}
 
@@ -33,7 +36,7 @@ def join_parts(
     parts: Sequence[Path], out: Path, settings: dict[str, Any], names: dict[str, list[str]], skip_unreadable: bool
 ) -> list[Skipped]:
     """Join the npz parts into `out` and return the skipped images."""
-    heads = [read_part(part, "image_ids", "skipped_images", "skipped_reasons") for part in parts]
+    heads = [read_part(part, "image_ids", "skipped_images", "skipped_reasons", "versions") for part in parts]
     skipped = [
         {"image": str(image), "reason": str(reason)}
         for head in heads
@@ -43,11 +46,12 @@ def join_parts(
     if skipped and not skip_unreadable:
         unread = ", ".join(skip["image"] for skip in skipped)
         raise DataError(f"an earlier call passed over unreadable images ({unread}); give --skip-unreadable again")
-    if not ids:
+    if not ids and "shard" not in settings:  # of a shard, the others may be readable
         raise DataError(f"{out} is not written: none of the {len(skipped)} images can be read")
+    made_with = unique([json.loads(str(head["versions"])) for head in heads])
     joined = parts[0].with_name("joined.h5")  # where a kill leaves nothing that the next call does not clear
     with atomic_path(joined) as temporary, h5py.File(temporary, "w") as file:
-        write_frame(file, ids, names, provenance(settings, skipped))
+        write_frame(file, ids, names, provenance(settings, skipped, made_with))
         start = 0
         for part in parts:
             rows = read_part(part)
@@ -72,14 +76,26 @@ def read_part(path: Path, *names: str) -> dict[str, np.ndarray]:
         raise DataError(f"{path} is damaged ({error}); delete this one file and go on with --resume") from error
 
 
-def provenance(settings: dict[str, Any], skipped: list[Skipped]) -> dict[str, Any]:
-    modules = {"torch": torch, "torchvision": torchvision, "numpy": np, "pillow": PIL, "h5py": h5py}
-    return {
-        "settings": settings,
-        "skipped": skipped,
-        "versions": {"python": platform.python_version()} | {name: m.__version__ for name, m in modules.items()},
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
+def provenance(
+    settings: dict[str, Any], skipped: list[Skipped], made_with: list[dict[str, str]]
+) -> dict[str, Any]:
+    """What the file says of its making; `made_with` has more than one entry where parts were made by other versions."""
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"settings": settings, "skipped": skipped, "versions": made_with, "date": date}
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of this program (with its commit), Python, and every library that may have touched the numbers, where loaded."""
+    found = {"ascl": f"{metadata.version('ascl')}, {commit()}", "python": platform.python_version()}
+    for name in ("torch", "torchvision", "transformers", "detectron2", "numpy", "PIL", "h5py"):
+        if name in sys.modules:
+            found[name] = str(getattr(sys.modules[name], "__version__", "unknown"))
+    return found
+
+
+def unique(entries: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [entry for number, entry in enumerate(entries) if entry not in entries[:number]]
 
 
 def shards_beside(out: str | os.PathLike) -> list[Path]:
@@ -111,13 +127,17 @@ def merge_shards(shards: Sequence[Path], out: str | os.PathLike) -> dict[str, tu
     for shard in ordered:
         if names_of(shard) != names:
             raise DataError(f"{shard} names its classes or attributes differently from {ordered[0]}")
-    skipped = [skip for shard in ordered for skip in provenance_of(shard)["skipped"]]
+    made = [provenance_of(shard) for shard in ordered]
+    skipped = [skip for of_shard in made for skip in of_shard["skipped"]]
+    made_with = unique([one for of_shard in made for one in of_shard["versions"]])
     ids = [name for shard in ordered for name in strings(shard, "image_ids")]
+    if not ids:
+        raise DataError(f"{out} is not written: none of the {len(skipped)} images can be read")
     padded = any("region_count" in shapes_of(shard) for shard in ordered)
     for dropping in out.parent.glob(f".{out.name}.*.tmp"):  # of a merge that was killed
         dropping.unlink()
     with atomic_path(out) as temporary, h5py.File(temporary, "w") as merged:
-        write_frame(merged, ids, names, provenance(settings, skipped))
+        write_frame(merged, ids, names, provenance(settings, skipped, made_with))
         start = 0
         for shard in ordered:
             with h5py.File(shard, "r") as file:
@@ -125,7 +145,7 @@ def merge_shards(shards: Sequence[Path], out: str | os.PathLike) -> dict[str, tu
                 for name in sorted(set(file) - {"image_ids", *NAMES.values()}):
                     dataset = merged[name] if name in merged else create_rows(merged, name, file[name], len(ids))
                     copy_rows(file[name], dataset, start)
-                if padded and "region_count" not in file:
+                if padded and "region_count" not in file and stop > start:
                     full = np.full(stop - start, file["regions"].shape[1], dtype=np.int32)
                     dataset = merged.get("region_count") or create_rows(merged, "region_count", full, len(ids))
                     dataset[start:stop] = full

@@ -11,14 +11,24 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ascl.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 IMAGENET_SHORT_SIDE = 256 / 224  # ImageNet's evaluation scales the short side to 256 and keeps the central 224
-WHOLE_PIXELS = 64_000_000  # an image of more is reduced while it is decoded: no backbone looks at so many
-ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # of EXIF
+WHOLE_PIXELS = 24_000_000  # an image of more is reduced while it is decoded: no backbone looks at so many
+ORIENTATION = 0x0112  # of EXIF; what turns an image of that orientation upright:
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+QUARTER_TURNS = (5, 6, 7, 8)
 MOST_PIXELS = 1_000_000_000  # beyond this a file is taken for a decompression bomb
 
 
@@ -135,37 +145,68 @@ def load_image(path: str | os.PathLike) -> LoadedImage:
     saves the memory too).
 
     Raises:
-        UnreadableImage: missing, empty, truncated, of no format that Pillow knows, or of more than `MOST_PIXELS`.
+        UnreadableImage: empty, truncated, of no format or range that is known, or of more than `MOST_PIXELS`.
+        DataError: the disk does not give the file (missing, no permission, a network disk that fails): no fault of the
+            image, which must not be left out for it.
     """
+    stream = None
     try:
-        with own_pixel_limit(), Image.open(path) as file:
-            width, height = file.size
-            if width * height > MOST_PIXELS:
-                raise ValueError(f"{width} x {height} pixels, more than {MOST_PIXELS:,}: too large to decode")
-            factor = math.ceil(math.sqrt(width * height / WHOLE_PIXELS))
-            if factor > 1:
-                file.draft(None, (width // factor, height // factor))  # only a JPEG can; others ignore it
-                factor = math.ceil(math.sqrt(file.width * file.height / WHOLE_PIXELS))
-            quarter_turned = file.getexif().get(ORIENTATION) in QUARTER_TURNS
-            image = to_rgb(ImageOps.exif_transpose(file))  # before reducing: indices of a palette have no mean
-            size = (height, width) if quarter_turned else (width, height)
-            return LoadedImage(image.reduce(factor) if factor > 1 else image, size)
+        with own_pixel_limit(), open(path, "rb") as stream, Image.open(stream) as file:
+            return decoded(file)
     except MemoryError:
         raise
     except Exception as error:  # broken files make Pillow's decoders raise a dozen unrelated types
-        reason = str(error).replace(repr(str(path)), "the file")  # reasons are kept: no path of this machine in them
+        if isinstance(error, OSError) and error.errno is not None:
+            reason = f"the disk does not give this file ({error.strerror}); see to it and go on"
+            raise DataError(f"{path}: {reason}") from error
+        reason = str(error).replace(repr(stream), "the file")  # reasons are kept: no path of this machine in them
         raise UnreadableImage(path, f"{type(error).__name__}: {reason}") from error
+
+
+def decoded(file: Image.Image) -> LoadedImage:
+    """An opened file, whose pixels are still to be read, as `load_image` gives it."""
+    width, height = file.size
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"{width} x {height} pixels, more than {MOST_PIXELS:,}: too large to decode")
+    factor = math.ceil(math.sqrt(width * height / WHOLE_PIXELS))
+    if factor > 1:
+        file.draft(None, (width // factor, height // factor))  # only a JPEG can; others ignore it
+    drafted = file.size != (width, height)
+    file.load()  # before the tag is read: Pillow turns a TIFF itself, and then takes the tag away
+    try:
+        orientation = file.getexif().get(ORIENTATION)
+    except Exception:  # damaged EXIF is no reason to lose a photograph
+        orientation = None
+    image = to_rgb(file)
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
+    size = image.size
+    if drafted:
+        size = (height, width) if orientation in QUARTER_TURNS else (width, height)
+    factor = math.ceil(math.sqrt(image.width * image.height / WHOLE_PIXELS))
+    return LoadedImage(image.reduce(factor) if factor > 1 else image, size)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode to RGB: see `load_image`."""
-    if image.mode.startswith("I;16"):
-        grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)  # convert() would clip at 255: all white
-        return Image.fromarray(grey).convert("RGB")
+    if image.mode.startswith("I"):
+        return Image.fromarray(eight_bits(np.asarray(image), image.format)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("pixels are floating-point numbers, whose range nothing tells")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def eight_bits(pixels: np.ndarray, format: str | None) -> np.ndarray:
+    """16-bit grey, also in 32-bit numbers, to uint8; Pillow's own conversion would clip at 255: all white."""
+    lowest, highest = int(pixels.min()), int(pixels.max())
+    if lowest < 0 or highest > 65535:
+        raise ValueError(f"grey values from {lowest} to {highest}, where 0 to 65535 is wanted")
+    if pixels.dtype.itemsize > 2 and highest <= 255 and format != "PPM":
+        return pixels.astype(np.uint8)  # 8-bit values in a wider type; Pillow brings those of a PGM to 16 bits
+    return (pixels >> 8).astype(np.uint8)
 
 
 @dataclass(frozen=True)

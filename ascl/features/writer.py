@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ascl.data.feature_writing import provenance_of, shapes_of
 from ascl.errors import DataError
 from ascl.features.decoding import Decoded, Decoder, batches_of_one_shape
-from ascl.features.feature_file import Skipped, join_parts
+from ascl.features.feature_file import Skipped, join_parts, read_part, versions
 from ascl.features.images import UnreadableImage, image_ids
 from ascl.files import atomic_path, write_text
 
@@ -64,7 +64,8 @@ class Extraction:
     Attributes:
         skipped: the unreadable images.
         extracted: images that this call went through, without those that an earlier call had done.
-        seconds: of this call; `waited` of them were spent waiting for decoded images.
+        seconds: of this call.
+        waiting: share of the time of the processes at work that they waited for decoded images.
     """
 
     path: Path
@@ -72,13 +73,13 @@ class Extraction:
     skipped: list[Skipped]
     extracted: int
     seconds: float
-    waited: float = 0.0
+    waiting: float = 0.0
 
     def summary(self) -> str:
         """The lines that a tool prints."""
         shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in self.shapes.items())
         rate = (
-            f"{self.extracted / self.seconds:.3g} images/s, {self.waited / self.seconds:.0%} of the time waiting for "
+            f"{self.extracted / self.seconds:.3g} images/s, {self.waiting:.0%} of the time waiting for "
             "decoded images"
             if self.extracted
             else "nothing was left to do"
@@ -141,7 +142,20 @@ class Plan:
         return self.parts / f"{span.start:08d}.npz"
 
     def todo(self) -> list[range]:
-        return [span for span in self.spans if not self.part(span).exists()]
+        """Spans without a part, or with one of other files: an image that was repaired costs its part alone."""
+        return [span for span in self.spans if not self.finished(span)]
+
+    def finished(self, span: range) -> bool:
+        part = self.part(span)
+        return part.exists() and str(read_part(part, "digest")["digest"]) == digest(self.images[span.start : span.stop])
+
+
+@dataclass(frozen=True)
+class Worked:
+    """Seconds that processes worked on parts, and what they waited of it for decoded images."""
+
+    busy: float
+    waited: float
 
 
 def extract(
@@ -157,7 +171,7 @@ def extract(
     shard: Shard | None = None,
     part_size: int = PART_SIZE,
     progress: bool = True,
-    compute: Callable[[Plan, Sequence[range], tqdm], float] | None = None,
+    compute: Callable[[Plan, Sequence[range], tqdm], Worked] | None = None,
 ) -> Extraction:
     """Run `backend` over `images` and write `out`; after a kill at any moment, `resume` goes on where it stopped.
 
@@ -173,22 +187,25 @@ def extract(
         shard: only these images; `merge_shards` joins the files to the one that would have been without.
         part_size: images a part; what a kill can cost.
         progress: show a bar with images a second and the time left.
-        compute: who computes the missing parts and returns the seconds of waiting; None = this process
-            (`ascl.features.cluster` has another).
+        compute: who computes the missing parts; None = this process (`ascl.features.cluster` has another).
 
     Raises:
         DataError: an unreadable image (named); features that are not finite in `dtype`; `out` or its parts made of
             other images or with other settings (each difference is named); another process at work on the same file.
     """
     started = time.perf_counter()
-    settings = {**backend.settings, "dtype": dtype, "part_size": part_size, **digest(images), **names_digest(backend)}
-    out = Path(out)
+    out, images = Path(out), [Path(path).absolute() for path in images]  # whoever computes may stand elsewhere
+    settings = {
+        **backend.settings, "dtype": dtype, "part_size": part_size, "images": len(images),
+        "image_ids_sha256": sha256("\n".join(image_ids(images))), "images_sha256": digest(images),
+        **names_digest(backend),
+    }
     if shard is not None:
         settings, images, out = settings | {"shard": str(shard)}, shard.of(images), shard.path(out)
         if not images:
             raise DataError(f"shard {shard} has no image: there are fewer images than shards")
     plan = Plan(
-        images, out, json.loads(json.dumps(settings)), backend.names,
+        images, out.absolute(), json.loads(json.dumps(settings)), backend.names,
         [range(start, min(start + part_size, len(images))) for start in range(0, len(images), part_size)],
         batch_size, workers, dtype, skip_unreadable,
     )
@@ -200,24 +217,27 @@ def extract(
         todo = plan.todo()
         count = sum(map(len, todo))
         with tqdm(total=len(images), initial=len(images) - count, unit=" images", disable=not progress) as bar:
-            waited = compute(plan, todo, bar) if compute else compute_parts(backend, plan, todo, bar)
+            worked = compute(plan, todo, bar) if compute else compute_parts(backend, plan, todo, bar)
         skipped = join_parts(
-            [plan.part(span) for span in plan.spans], out, plan.settings, plan.names, skip_unreadable
+            [plan.part(span) for span in plan.spans], plan.out, plan.settings, plan.names, skip_unreadable
         )
         shutil.rmtree(plan.parts)
-    return Extraction(out, shapes_of(out), skipped, count, time.perf_counter() - started, waited)
+    waiting = worked.waited / worked.busy if worked.busy else 0.0
+    return Extraction(out, shapes_of(plan.out), skipped, count, time.perf_counter() - started, waiting)
 
 
-def digest(images: Sequence[Path]) -> dict[str, Any]:
-    """Number of images and a digest of their ids and sizes in bytes: parts are only good for the same images."""
-    names = "\n".join(f"{name} {path.stat().st_size}" for name, path in zip(image_ids(images), images, strict=True))
-    return {"images": len(images), "images_sha256": hashlib.sha256(names.encode()).hexdigest()}
+def digest(images: Sequence[Path]) -> str:
+    """Of the images' ids and sizes in bytes: a part is only good for the same files."""
+    return sha256("\n".join(f"{path.stem} {path.stat().st_size}" for path in images))
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def names_digest(backend: Backend) -> dict[str, str]:
     """Ids are only good with the names they stand for; nothing for a backend without names."""
-    names = json.dumps(backend.names, sort_keys=True)
-    return {"names_sha256": hashlib.sha256(names.encode()).hexdigest()} if backend.names else {}
+    return {"names_sha256": sha256(json.dumps(backend.names, sort_keys=True))} if backend.names else {}
 
 
 def refuse_other_settings(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -244,9 +264,11 @@ def claimed(plan: Plan, resume: bool) -> Iterator[None]:
         raise DataError(f"another process is writing {plan.out}; wait for it, or choose another file") from None
     try:
         note = plan.parts / "settings.json"
+        # Of the files' sizes each part has its own digest.
+        settings = {key: value for key, value in plan.settings.items() if key != "images_sha256"}
         if not note.exists():
-            write_text(note, json.dumps(plan.settings, indent=1))
-        refuse_other_settings(plan.parts, json.loads(note.read_text(encoding="utf-8")), plan.settings)
+            write_text(note, json.dumps(settings, indent=1))
+        refuse_other_settings(plan.parts, json.loads(note.read_text(encoding="utf-8")), settings)
         for dropping in plan.parts.glob(".*.tmp"):  # of a process that was killed while it wrote
             dropping.unlink()
         done = len(plan.spans) - len(plan.todo())
@@ -260,15 +282,16 @@ def claimed(plan: Plan, resume: bool) -> Iterator[None]:
         lock.release()
 
 
-def compute_parts(backend: Backend, plan: Plan, spans: Sequence[range], bar: tqdm) -> float:
-    """Compute and save these parts one after the other; returns the seconds of waiting for decoded images.
+def compute_parts(backend: Backend, plan: Plan, spans: Sequence[range], bar: tqdm) -> Worked:
+    """Compute and save these parts one after the other.
 
     No batch reaches over the end of a part, so a part is the same whenever and wherever it is computed.
     """
+    started = time.perf_counter()
     decoder = Decoder(plan.images, [index for span in spans for index in span], backend.prepare, plan.workers)
     for span in spans:
         save_part(plan.part(span), rows_of(backend, plan, span, decoder, bar), plan.dtype)
-    return decoder.waited
+    return Worked(time.perf_counter() - started, decoder.waited)
 
 
 def rows_of(backend: Backend, plan: Plan, span: range, decoder: Decoder, bar: tqdm) -> dict[str, np.ndarray]:
@@ -281,10 +304,12 @@ def rows_of(backend: Backend, plan: Plan, span: range, decoder: Decoder, bar: tq
             if image.pixels is not None:
                 yield image
                 continue
+            if image.failure:
+                raise DataError(f"{image.failure} with --resume")
             if not plan.skip_unreadable:
                 raise DataError(
-                    f"{UnreadableImage(plan.images[image.index], image.reason)}; repair or remove it, "
-                    "or leave such images out with --skip-unreadable (the work so far is kept)"
+                    f"{UnreadableImage(plan.images[image.index], image.reason)}; repair it, or leave such images out "
+                    "with --skip-unreadable, and go on with --resume (the work so far is kept)"
                 )
             bad.append(image)
             bar.update(1)
@@ -303,6 +328,8 @@ def rows_of(backend: Backend, plan: Plan, span: range, decoder: Decoder, bar: tq
         "image_sizes": np.array([image.size for image in good], dtype=np.int32).reshape(-1, 2),
         "skipped_images": np.array([plan.images[image.index].name for image in bad], dtype=np.str_),
         "skipped_reasons": np.array([image.reason for image in bad], dtype=np.str_),
+        "digest": np.array(digest(plan.images[span.start : span.stop])),
+        "versions": np.array(json.dumps(versions())),
     }
     if good:
         rows |= {name: np.concatenate([array[name] for array in arrays])[order] for name in arrays[0]}

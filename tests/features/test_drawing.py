@@ -107,6 +107,7 @@ def test_what_cannot_be_shown_is_told(tool, capsys, tmp_path):
         (["--features", str(features), "--image-id", "b", "--images", str(tmp_path)], "no image of the id 'b'"),
         ([str(tmp_path / "photo.png"), "--features", str(features), "--image-id", "c"], "no features of 1 image"),
         ([str(tmp_path / "none.png")], "none.png"),
+        ([str(tmp_path / "photo.png"), "--features", str(features), "--weights", "w"], "--weights is for detecting"),
     ]:
         assert tool("show_regions")([*arguments, "--out", str(tmp_path / "out.png")]) == 1
         assert re.search(problem, capsys.readouterr().err)

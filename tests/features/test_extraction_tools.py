@@ -11,6 +11,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -76,6 +77,7 @@ def test_mistakes_are_told_in_one_line(monkeypatch, capsys, tmp_path):
         (["--backend", "bottom-up", "--weights", "none.pth"], "none.pth"),
         (["--backend", "bottom-up", "--weights", "none.pth", "--selection", "best"], "has fixed, adaptive, raise-nms"),
         (["--engine", "ray", "--weights", "none.pth"], "none.pth"),
+        (["--actors", "2"], "--actors and --gpus-per-actor are for --engine ray"),
     ],
 )
 def test_options_that_do_not_fit_the_backend_are_named(monkeypatch, capsys, tmp_path, given, problem):
@@ -117,8 +119,10 @@ def test_a_killed_extraction_goes_on_and_ends_in_the_same_file(monkeypatch, caps
     while not first_part.exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
+    workers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+    assert workers and psutil.wait_procs(workers, timeout=20)[1] == []  # they end with their parent
     assert not (tmp_path / "killed.h5").exists()
     assert run(monkeypatch, "extract_regions.py", *arguments, "--out", tmp_path / "killed.h5") == 1
     assert "go on with --resume" in capsys.readouterr().err

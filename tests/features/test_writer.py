@@ -14,6 +14,7 @@ from PIL import Image
 from ascl.data.feature_store import open_features
 from ascl.data.feature_writing import create_rows
 from ascl.errors import DataError
+from ascl.features import writer
 from ascl.features.feature_file import merge_shards, shards_beside
 from ascl.features.images import SquarePixels, find_images
 from ascl.features.writer import Shard, extract
@@ -76,7 +77,8 @@ def test_the_file_holds_each_images_own_rows_in_the_promised_layout(images, tmp_
             assert file["boxes"][index, 0].tolist() == [10 + index] * 2 + [20] * 2
         provenance = json.loads(file.attrs["provenance"])
     assert provenance["settings"]["gain"] == 1.0 and provenance["settings"]["images"] == 23
-    assert set(provenance["versions"]) >= {"torch", "torchvision", "numpy"} and provenance["skipped"] == []
+    (made_with,) = provenance["versions"]
+    assert set(made_with) >= {"ascl", "python", "torch", "numpy", "PIL", "h5py"} and provenance["skipped"] == []
     assert done.shapes["regions"] == (23, 9, 3) and done.extracted == 23
     assert "regions 23x9x3" in done.summary() and "images/s" in done.summary()
     assert [path.name for path in done.path.parent.iterdir()] == ["features.h5"]  # no parts, no temporaries
@@ -214,7 +216,7 @@ def test_parts_and_files_of_other_settings_are_refused_and_kept(images, tmp_path
         extract(Colours(2.0), images, out, **QUICK)
     with pytest.raises(DataError, match="dtype was 'float16' and is now 'float32'"):
         extract(Colours(), images, out, dtype="float32", **QUICK)
-    with pytest.raises(DataError, match="images was 23 and is now 22; images_sha256 was"):
+    with pytest.raises(DataError, match="image_ids_sha256 was .* images was 23 and is now 22"):
         extract(Colours(), images[1:], out, **QUICK)
     assert extract(Colours(), images, out, **QUICK).extracted == 13
     with pytest.raises(DataError, match=r"features\.h5 was made with other settings: gain"):
@@ -222,12 +224,59 @@ def test_parts_and_files_of_other_settings_are_refused_and_kept(images, tmp_path
     assert contents(out)["provenance"]["settings"]["gain"] == 1.0
 
 
-def test_an_image_that_was_changed_between_two_calls_is_noticed(images, tmp_path):
-    interrupted(images, tmp_path / "features.h5")
+def test_an_image_that_was_repaired_costs_its_part_alone(images, tmp_path):
+    out = tmp_path / "features.h5"
+    images[12].write_bytes(b"")
+    with pytest.raises(DataError, match=r"image_12.*repair it, or .*--skip-unreadable, and go on with --resume"):
+        extract(Colours(), images, out, **QUICK)
+    Image.new("RGB", (50, 50), (1, 2, 3)).save(images[12])
     noise = np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(images[0])
-    with pytest.raises(DataError, match="images_sha256 was"):
-        extract(Colours(), images, tmp_path / "features.h5", **QUICK)
+    Image.fromarray(noise).save(images[0])  # and one of a finished part was changed
+    assert extract(Colours(), images, out, **QUICK).extracted == 23 - 5  # only the second part is still good
+    with h5py.File(out) as file:
+        assert file["regions"][12].tolist() == [[1, 2, 3]] * 9 and file["image_sizes"][0].tolist() == [50, 50]
+    Image.fromarray(noise[:40]).save(images[1])
+    with pytest.raises(DataError, match=r"features\.h5 was made with other settings: images_sha256 was"):
+        extract(Colours(), images, out, **QUICK)
+
+
+def test_a_disk_that_fails_is_no_unreadable_image(images, tmp_path):
+    images[7].unlink()
+    out = tmp_path / "features.h5"
+    (tmp_path / "elsewhere").mkdir()
+    images[7].symlink_to(tmp_path / "elsewhere" / "image.png")  # a network disk that is away
+    with pytest.raises(FileNotFoundError):
+        extract(Colours(), images, out, skip_unreadable=True, **QUICK)
+    images[7].unlink()
+    images[7].mkdir()
+    with pytest.raises(DataError, match=r"image_07\.png: the disk does not give this file .* go on with --resume"):
+        extract(Colours(), images, out, skip_unreadable=True, **QUICK)
+    images[7].rmdir()
+    Image.new("RGB", (17, 20), colour_of(7)).save(images[7])
+    assert extract(Colours(), images, out, skip_unreadable=True, **QUICK).skipped == []
+
+
+def test_parts_of_other_versions_are_told(images, tmp_path, monkeypatch):
+    out = tmp_path / "features.h5"
+    interrupted(images, out)
+    monkeypatch.setattr(writer, "versions", lambda: {"ascl": "another"})
+    extract(Colours(), images, out, **QUICK)
+    with h5py.File(out) as file:
+        made_with = json.loads(file.attrs["provenance"])["versions"]
+    assert len(made_with) == 2 and made_with[0]["python"] and made_with[1] == {"ascl": "another"}
+
+
+def test_whoever_computes_may_stand_elsewhere(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    relative = [path.relative_to(tmp_path) for path in images]
+
+    def elsewhere(plan, spans, bar):
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        return writer.compute_parts(Colours(), plan, spans, bar)
+
+    assert extract(Colours(), relative, "features.h5", compute=elsewhere, **QUICK).extracted == 23
+    assert (tmp_path / "features.h5").exists() and not any((tmp_path / "elsewhere").iterdir())
 
 
 def test_a_file_of_someone_else_is_never_overwritten(images, tmp_path):
@@ -396,6 +445,24 @@ def test_merged_shards_are_the_file_that_one_call_would_have_made(images, tmp_pa
     assert contents(tmp_path / "merged.h5") == contents(tmp_path / "whole.h5")
     assert shapes["regions"][0] == 23
     assert len(list(tmp_path.iterdir())) == 1 + 2 + count  # images, the two files and the shards: no droppings
+
+
+def test_a_shard_of_unreadable_images_only_is_part_of_the_whole(images, tmp_path):
+    for path in images[6:12]:
+        path.write_bytes(b"x")
+    for number in range(1, 5):
+        extract(WholeImages(), images, tmp_path / "f.h5", shard=Shard(number, 4), skip_unreadable=True, **QUICK)
+    merge_shards(shards_beside(tmp_path / "f.h5"), tmp_path / "f.h5")
+    extract(WholeImages(), images, tmp_path / "whole.h5", skip_unreadable=True, **QUICK)
+    assert contents(tmp_path / "f.h5") == contents(tmp_path / "whole.h5")
+    for path in images:
+        path.write_bytes(b"x")
+    shards = [
+        extract(Colours(), images, tmp_path / "g.h5", shard=Shard(n, 2), skip_unreadable=True, **QUICK).path
+        for n in (1, 2)
+    ]
+    with pytest.raises(DataError, match="none of the 23 images can be read"):
+        merge_shards(shards, tmp_path / "g.h5")
 
 
 def test_shards_that_do_not_belong_together_are_named(images, tmp_path):
