@@ -12,6 +12,7 @@ the same process, stands the network alone over prepared images in memory: the r
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import multiprocessing
 import os
 import sys
@@ -79,6 +80,9 @@ def cases(quick: bool, scratch: Path) -> list[Case]:
         Case("bottom-up attention, resnet101-C4 at 600", "bottom-up", untrained),
         Case("torchvision fasterrcnn_resnet50_fpn_v2 at 800", "torchvision", untrained),
     ]
+    if importlib.util.find_spec("detectron2"):
+        zoo = {"config": "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"}
+        kinds.append(Case("detectron2 faster_rcnn_R_50_FPN_3x at 800", "detectron2", untrained | zoo))
     return kinds + [Case(f"{case.name}, float16", case.kind, case.arguments | half) for case in kinds if half]
 
 
