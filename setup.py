@@ -1,13 +1,15 @@
-"""Package `ascl`: image-text retrieval (AsCL) and, later, image copy detection (ASL, RDCD)."""
+"""Package `ascl`: image-text retrieval (AsCL) and image copy detection (ASL, RDCD)."""
 
 from setuptools import find_packages, setup
 
 SCALE = ["ray[data]>=2.9"]  # extraction on several machines
+SEARCH = ["faiss-cpu>=1.8"]  # an index of images
+COPY = ["timm>=1.0", "imagehash>=4.3"]  # further backbones for descriptors, perceptual hashes
 
 setup(
     name="ascl",
     version="0.1.0",
-    description="Image-text retrieval with asymmetry-sensitive contrastive learning, trained and evaluated honestly",
+    description="Image-text retrieval and image copy detection where similarity has a direction, evaluated honestly",
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["ascl", "ascl.*"]),
@@ -31,6 +33,11 @@ setup(
     ],
     extras_require={
         "scale": SCALE,
-        "dev": [*SCALE, "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.11"],
+        "search": SEARCH,
+        "copy": COPY,
+        "dev": [
+            *SCALE, *SEARCH, *COPY,
+            "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.11",
+        ],
     },
 )
