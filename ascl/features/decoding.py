@@ -83,7 +83,8 @@ class Decoder:
         """The next image.
 
         Raises:
-            DataError: a worker process was killed, as the system does where memory is short.
+            DataError: the disk did not give a file, which is no fault of the image and never passed over; or a worker
+                process was killed, as the system does where memory is short.
         """
         started = time.perf_counter()
         try:
@@ -96,6 +97,8 @@ class Decoder:
                 "go on with --resume and fewer --workers"
             ) from error
         self.waited += time.perf_counter() - started
+        if image.failure:
+            raise DataError(image.failure)
         return image
 
 

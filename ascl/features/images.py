@@ -157,7 +157,7 @@ def load_image(path: str | os.PathLike) -> LoadedImage:
         raise
     except Exception as error:  # broken files make Pillow's decoders raise a dozen unrelated types
         if isinstance(error, OSError) and error.errno is not None:
-            reason = f"the disk does not give this file ({error.strerror}); see to it and go on"
+            reason = f"the disk does not give this file ({error.strerror}); see to it, then run the same again"
             raise DataError(f"{path}: {reason}") from error
         reason = str(error).replace(repr(stream), "the file")  # reasons are kept: no path of this machine in them
         raise UnreadableImage(path, f"{type(error).__name__}: {reason}") from error

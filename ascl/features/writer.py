@@ -304,8 +304,6 @@ def rows_of(backend: Backend, plan: Plan, span: range, decoder: Decoder, bar: tq
             if image.pixels is not None:
                 yield image
                 continue
-            if image.failure:
-                raise DataError(f"{image.failure} with --resume")
             if not plan.skip_unreadable:
                 raise DataError(
                     f"{UnreadableImage(plan.images[image.index], image.reason)}; repair it, or leave such images out "

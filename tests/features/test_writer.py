@@ -249,7 +249,7 @@ def test_a_disk_that_fails_is_no_unreadable_image(images, tmp_path):
         extract(Colours(), images, out, skip_unreadable=True, **QUICK)
     images[7].unlink()
     images[7].mkdir()
-    with pytest.raises(DataError, match=r"image_07\.png: the disk does not give this file .* go on with --resume"):
+    with pytest.raises(DataError, match=r"image_07\.png: the disk does not give this file"):
         extract(Colours(), images, out, skip_unreadable=True, **QUICK)
     images[7].rmdir()
     Image.new("RGB", (17, 20), colour_of(7)).save(images[7])
