@@ -1,0 +1,310 @@
+"""Search among many image descriptors, exact and compressed, beside brute-force torch, and the rates of the index.
+
+  python benchmarks/bench_copy_search.py                   50,000 queries in 1,000,000 references at 64 and 256 numbers
+  python benchmarks/bench_copy_search.py --references 100000 --queries 5000 --dim 64
+  python benchmarks/bench_copy_search.py --quick           tiny sizes: shows that the program works, measures nothing
+
+An index is made as tools/find_copies.py makes one, of generated unit vectors: references lie around centres, half of
+the queries are a reference with noise (a copy), half lie around the same centres (no copy). Then each way searches it
+in a process of its own: FAISS over every row, the compressed index with its exact scoring, and torch, whose products in
+blocks and `topk` are the reference. See benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import measuring
+import numpy as np
+import results
+import torch
+from bench_convert import memory_of
+from measuring import MIB, number
+
+from ascl.errors import DataError
+from ascl.image_copy.find import CONFIRMED_TOGETHER
+from ascl.image_copy.index import CopyIndex
+from ascl.image_copy.index_files import Images
+from ascl.image_copy.index_search import import_faiss, recall_of
+
+K = 10
+CENTRES_SHARE = 100         # references a centre
+SPREAD, NOISE = 0.8, 0.4    # of a row around its centre, and of a copy around its reference, against a centre's length
+SINGLE = 100                # images that are added, and removed, one by one
+TORCH_REFERENCES = 2**16    # of a block of torch's products
+TORCH_QUERIES = 2**10
+SAMPLED_EVERY = 0.02        # seconds between looks at the memory
+SAME = 0.999                # of the best references that exact and torch have to share
+WAYS = ("exact", "compressed", "torch")
+
+
+@dataclass(frozen=True)
+class Searched:
+    """One way: seconds of the search, the most memory of its own beyond its start, and what it found."""
+
+    seconds: float
+    memory: int
+    found: np.ndarray
+
+
+@dataclass(frozen=True)
+class Built:
+    """Making the index: rates in images a second, seconds of single changes and of compressing, and bytes."""
+
+    added: float
+    added_singly: list[float]
+    removed_singly: list[float]
+    removed_at_once: float
+    compressing: float
+    folder: int
+    compressed: int
+    about: dict
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--references", type=int, default=1_000_000, help="(default: %(default)s)")
+    result.add_argument("--queries", type=int, default=50_000, help="(default: %(default)s)")
+    result.add_argument("--dim", type=int, action="append", help="of a descriptor; repeatable (default: 64 and 256)")
+    result.add_argument("--way", action="append", choices=WAYS, help="repeatable (default: all)")
+    result.add_argument("--scratch", metavar="FOLDER", help="where the index is made (default: a temporary folder)")
+    result.add_argument("--quick", action="store_true", help="tiny sizes; writes only to a given --results")
+    result.add_argument("--results", metavar="FILE", help="CSV to add to (default: benchmarks/results.csv)")
+    return result
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def centres(references: int, dim: int) -> np.ndarray:
+    return unit(np.random.default_rng(0).standard_normal((max(4, references // CENTRES_SHARE), dim), np.float32))
+
+
+def around(of: np.ndarray, spread: float, rng: np.random.Generator) -> np.ndarray:
+    """Unit rows around those of unit length: the noise has `spread` times their length."""
+    return unit(of + spread / np.sqrt(of.shape[1]) * rng.standard_normal(of.shape, np.float32)).astype(np.float32)
+
+
+def references_of(count: int, dim: int) -> Iterator[np.ndarray]:
+    """Parts of as many rows as the program confirms together."""
+    middles, rng = centres(count, dim), np.random.default_rng(1)
+    for first in range(0, count, CONFIRMED_TOGETHER):
+        rows = min(CONFIRMED_TOGETHER, count - first)
+        yield around(middles[rng.integers(0, len(middles), rows)], SPREAD, rng)
+
+
+def queries_of(index: CopyIndex, references: int, count: int) -> np.ndarray:
+    """Half copies of references, half neither."""
+    rng = np.random.default_rng(2)
+    middles = centres(references, index.manifest.dimension)
+    copied = index.snapshot.vectors(np.sort(rng.choice(references, count // 2, replace=count // 2 > references)))
+    others = middles[rng.integers(0, len(middles), count - count // 2)]
+    return np.concatenate([around(copied, NOISE, rng), around(others, SPREAD, rng)])
+
+
+def rows_of(vectors: np.ndarray, first: int, prefix: str = "image") -> Images:
+    names = [f"{prefix}_{first + row:09d}" for row in range(len(vectors))]
+    digests = np.random.default_rng(first).integers(0, 256, (len(vectors), 32), dtype=np.uint8)
+    norms = np.ones(len(vectors), np.float32)
+    return Images(names, [f"photos/{name}.jpg" for name in names], digests, vectors, norms)
+
+
+def timed(function: Callable, argument: Any) -> float:
+    started = time.perf_counter()
+    function(argument)
+    return time.perf_counter() - started
+
+
+def build(folder: Path, references: int, dim: int, exact_up_to: int) -> Built:
+    """Make the index; what is added and removed one by one is gone again at the end."""
+    model = {"name": "generated", "settings": {}, "choice": {}, "has_norms": False}
+    index = CopyIndex.create(folder, model, metric="ip", dimension=dim, exact_up_to=exact_up_to)
+    adding, done = 0.0, 0
+    for vectors in references_of(references, dim):
+        rows = rows_of(vectors, done)
+        started = time.perf_counter()
+        index.add(rows)
+        adding += time.perf_counter() - started
+        done += len(vectors)
+    extra = next(references_of(3 * SINGLE, dim))
+    added_singly = [timed(index.add, rows_of(extra[row : row + 1], row, "single")) for row in range(SINGLE)]
+    removed_singly = [timed(index.remove, [f"single_{row:09d}"]) for row in range(SINGLE)]
+    many = rows_of(extra[: 2 * SINGLE], 0, "many")
+    index.add(many)
+    started = time.perf_counter()
+    index.remove(many.ids)
+    removed_at_once = len(many.ids) / (time.perf_counter() - started)
+    started = time.perf_counter()
+    if not index.compress_if_due():
+        raise DataError(f"{references:,} references are too few to be compressed: give at least 1,000")
+    compressing = time.perf_counter() - started
+    about = index.manifest.compressed or {}
+    sizes = {name: (folder / name).stat().st_size for name in index.manifest.files()}
+    return Built(references / adding, added_singly, removed_singly, removed_at_once, compressing,
+                 sum(sizes.values()), sizes[about["file"]], about)
+
+
+def searched(folder: Path, way: str, references: int, queries: int) -> Searched:
+    """Search in this process, which has done nothing else."""
+    index = CopyIndex(folder)
+    asked = queries_of(index, references, queries)
+    index.search(asked[:2], K)      # threads and libraries are there
+    start = memory_of_own()
+    peak, ended = [start], threading.Event()
+
+    def sample() -> None:
+        while not ended.wait(SAMPLED_EVERY):
+            peak.append(memory_of_own())
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        started = time.perf_counter()
+        if way == "torch":
+            vectors = torch.from_numpy(index.snapshot.vectors(np.arange(references)))
+            started = time.perf_counter()   # of the search: the rows are in memory
+            found = brute_force(torch.from_numpy(asked), vectors).numpy()
+        else:
+            found = index.search(asked, K, exact=way == "exact")[0]
+        seconds = time.perf_counter() - started
+    finally:
+        ended.set()
+        thread.join()
+    return Searched(seconds, max(peak) - start, found)
+
+
+def memory_of_own() -> int:
+    """Bytes that are not pages of files, which the system can take back."""
+    return memory_of(os.getpid()).get("RssAnon", 0)
+
+
+def brute_force(queries: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+    """(Q, K) rows with the largest inner products: blocks of the matrix of all of them."""
+    found = []
+    for block in queries.split(TORCH_QUERIES):
+        best, rows = torch.empty(len(block), 0), torch.empty(len(block), 0, dtype=torch.int64)
+        for first in range(0, len(references), TORCH_REFERENCES):
+            part = references[first : first + TORCH_REFERENCES]
+            top = (block @ part.T).topk(min(K, len(part)), dim=1)
+            best, rows = torch.cat([best, top.values], dim=1), torch.cat([rows, top.indices + first], dim=1)
+            best, order = best.topk(min(K, best.shape[1]), dim=1)
+            rows = rows.gather(1, order)
+        found.append(rows)
+    return torch.cat(found)
+
+
+def figures(
+    what: str, queries: int, built: Built, ways: dict[str, Searched]
+) -> list[tuple[str, str, str, str]]:
+    """Figure, value, unit and note of each row."""
+    about = built.about
+    of_compressed = f"{about['factory']}, {about['probes']} lists looked into, candidates scored again exactly"
+    notes = {"exact": f"FAISS {about['faiss']} over memory-mapped rows, best {K} scored again in float64",
+             "compressed": of_compressed,
+             "torch": f"products of {TORCH_QUERIES} x {TORCH_REFERENCES}, topk; rows in memory before the clock starts"}
+    made = "generated vectors around centres; half of the queries copies with noise"
+    lines = []
+    for way, one in ways.items():
+        note = f"{notes[way]}; {made}; one run in a process of its own; memory: largest RssAnon above its start, " \
+               f"looked at every {SAMPLED_EVERY * 1000:.0f} ms"
+        lines += [
+            (f"{what}, {way}: time", number(one.seconds), "s", note),
+            (f"{what}, {way}: rate", number(queries / one.seconds), "queries/s", note),
+            (f"{what}, {way}: own memory", number(one.memory / MIB), "MiB", note),
+        ]
+        if way != "torch" and "torch" in ways:
+            lines.append((f"{what}, {way}: times faster than torch", number(ways["torch"].seconds / one.seconds),
+                          "times", note))
+    if "compressed" in ways and ("exact" in ways or "torch" in ways):
+        wanted = (ways.get("exact") or ways["torch"]).found
+        half = queries // 2
+        for name, part in (("copies", slice(0, half)), ("no copies", slice(half, queries))):
+            at_one, at_ten = recall_of(ways["compressed"].found[part], wanted[part])
+            lines += [(f"{what}, compressed: recall@{at} against exact, {name}", f"{value:.4f}", "share",
+                       f"{of_compressed}; {made}") for at, value in ((1, at_one), (10, at_ten))]
+    parts = f"parts of {CONFIRMED_TOGETHER:,}, each on the disk before the next; vectors were there already"
+    compressed = f"{of_compressed}; recall on its own images @1 {about['recall_at_1']:.3f}, " \
+                 f"@10 {about['recall_at_10']:.3f}"
+    return lines + [
+        (f"{what}, index: adding in parts", number(built.added), "images/s", parts),
+        (f"{what}, index: adding one by one", number(1 / median(built.added_singly)), "images/s",
+         single(built.added_singly)),
+        (f"{what}, index: removing one by one", number(1 / median(built.removed_singly)), "images/s",
+         single(built.removed_singly)),
+        (f"{what}, index: removing {2 * SINGLE} at once", number(built.removed_at_once), "images/s", "by id"),
+        (f"{what}, index: compressing", number(built.compressing), "s", compressed),
+        (f"{what}, index: files", number(built.folder / MIB), "MiB", "vectors, ids, norms, digests, compressed index"),
+        (f"{what}, index: compressed part", number(built.compressed / MIB), "MiB", compressed),
+    ]
+
+
+def single(seconds: list[float]) -> str:
+    return f"each confirmed on the disk before the next, which is most of the time; median of {len(seconds)} " \
+           f"({1000 * min(seconds):.3g} to {1000 * max(seconds):.3g} ms)"
+
+
+def measure(options: argparse.Namespace, dim: int, folder: Path) -> list[tuple[str, str, str, str]]:
+    """All rows of one dimension.
+
+    Raises:
+        DataError: exact and torch found different references.
+    """
+    references, queries = (2000, 60) if options.quick else (options.references, options.queries)
+    print(f"{dim} numbers: making the index", file=sys.stderr)
+    built = measuring.in_own_process(build, folder, references, dim, 0)
+    ways = {}
+    for way in WAYS:
+        if way in (options.way or WAYS):
+            ways[way] = measuring.in_own_process(searched, folder, way, references, queries)
+            print(f"{dim} numbers: {way} {ways[way].seconds:.3g} s", file=sys.stderr)
+    if "exact" in ways and "torch" in ways:
+        shared = recall_of(ways["exact"].found, ways["torch"].found)[0]
+        if shared < SAME:
+            raise DataError(f"exact search and torch agree on {shared:.2%} of the best references: no comparison; "
+                            "tests/image_copy/test_index.py should fail too")
+    what = f"search of {queries:,} queries in {references:,} references of {dim} numbers, best {K}"
+    return figures(what, queries, built, ways)
+
+
+def main(arguments: list[str]) -> int:
+    options = parser().parse_args(arguments)
+    target = measuring.results_file(options)
+    try:
+        for name in ("references", "queries", *(["dim"] if options.dim else [])):
+            value = getattr(options, name)
+            if min(value if isinstance(value, list) else [value]) < 2:
+                raise DataError(f"--{name} {value}: at least 2")
+        if import_faiss() is None:
+            raise DataError("the comparison needs FAISS: pip install faiss-cpu")
+        if target is not None:
+            results.read(target)
+        ran = measuring.what_ran(__file__, arguments, "cpu")
+        lines = []
+        for dim in options.dim or ([16] if options.quick else [64, 256]):
+            with tempfile.TemporaryDirectory(dir=options.scratch, prefix="bench_copy_search") as folder:
+                lines += measure(options, dim, Path(folder) / "index")
+        print("| | |", "|---|--:|", *(f"| {name} ({unit}) | {value} |" for name, value, unit, _ in lines), sep="\n")
+        print("", *(f"- {note}" for note in dict.fromkeys(line[3] for line in lines)), sep="\n")
+        if target is not None:
+            warning = measuring.QUICK_WARNING if options.quick else ""
+            results.append(target, [results.Row(*line[:3], *ran, warning + line[3]) for line in lines])
+            print(f"\nadded to {target}")
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

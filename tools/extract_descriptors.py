@@ -1,0 +1,111 @@
+"""One descriptor for each image of a folder or a list -> HDF5 for tools/eval_copy.py and tools/find_copies.py:
+
+  python tools/extract_descriptors.py --checkpoint RUN --images photos/ --out photos.h5          a run of train_copy.py
+  python tools/extract_descriptors.py --model sscd_disc_mixup.torchscript.pt --images photos/ --out photos.h5
+  python tools/extract_descriptors.py --backbone resnet50 --images photos/ --out photos.h5       untrained: GeM, no head
+
+Vectors are of length 1; `norms` are those of the content vector. Exit status: 0 done, 1 refused, 130 stopped (the same
+command with --resume goes on).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ascl.errors import DataError
+
+BASELINE_SIZE, BASELINE_RESIZE = 288, "squash"
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    model = result.add_mutually_exclusive_group(required=True)
+    model.add_argument("--checkpoint", help="a run of tools/train_copy.py, or one of its checkpoints")
+    model.add_argument("--model", help="TorchScript file: normalised pixels -> vectors")
+    model.add_argument("--backbone", help="name of a torchvision classifier, or timm:NAME, described by GeM alone")
+    result.add_argument("--images", required=True, help="folder, searched at any depth, or a .txt with a path a line")
+    result.add_argument("--out", required=True, help="HDF5 file to write; must not exist")
+    result.add_argument("--weights", help="of --backbone: default, random:SEED or a path (default)")
+    result.add_argument("--same-padding", action="store_true", help="of --backbone: for weights from TensorFlow")
+    result.add_argument("--pool", choices=("gem", "class+gem"), help="of --backbone (gem)")
+    result.add_argument("--normalize", choices=("imagenet", "half", "none"),
+                        help="of --backbone and --model: what the weights were trained with (imagenet)")
+    result.add_argument("--input-size", type=int, help="side of the square; as the run says, else 288")
+    result.add_argument("--resize", choices=("squash", "crop"),
+                        help="squash the whole image, or crop its centre; as the run says, else squash")
+    result.add_argument("--precision", choices=("float32", "bfloat16", "float16"), default="float32")
+    result.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+    result.add_argument("--batch-size", type=int, default=64)
+    result.add_argument("--workers", type=int, default=2, help="processes that decode; 0 = none apart")
+    result.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out and list them")
+    result.add_argument("--resume", action="store_true", help="go on with what a stopped call left")
+    return result
+
+
+def main(arguments: list[str]) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        check(options)
+        from ascl.features.cli import images_of  # torch is slow to import: options are checked before
+        from ascl.image_copy.extraction import extract_descriptors
+
+        images = images_of(options.images)
+        done = extract_descriptors(
+            describer_of(options), images, options.out, batch_size=options.batch_size, workers=options.workers,
+            skip_unreadable=options.skip_unreadable, resume=options.resume,
+        )
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command with --resume goes on from here", file=sys.stderr)
+        return 130
+    print(done.summary())
+    return 0
+
+
+def describer_of(options: argparse.Namespace):
+    """The chosen network at work."""
+    from ascl.features.backbones import pick_device
+    from ascl.image_copy.descriptor import load_descriptor
+    from ascl.image_copy.teachers import load_backbone, load_torchscript, teacher_describer
+
+    device = pick_device(options.device)
+    if options.checkpoint:
+        return load_descriptor(
+            options.checkpoint, input_size=options.input_size, resize=options.resize, device=device,
+            precision=options.precision,
+        )
+    size, normalize = options.input_size or BASELINE_SIZE, options.normalize or "imagenet"
+    if options.model:
+        from pathlib import Path
+
+        network = load_torchscript(Path(options.model), normalize=normalize, image_size=size)
+    else:
+        network = load_backbone(
+            options.backbone, options.weights or "default", same_padding=options.same_padding, normalize=normalize,
+            pool=options.pool or "gem",
+        )
+    return teacher_describer(
+        network, input_size=size, resize=options.resize or BASELINE_RESIZE, device=device, precision=options.precision
+    )
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse options that would be passed over in silence, and numbers that cannot be."""
+    of_backbone = [name for name in ("weights", "same_padding", "pool") if getattr(options, name)]
+    if of_backbone and not options.backbone:
+        raise DataError(f"--{of_backbone[0].replace('_', '-')} is for --backbone; leave it out")
+    if options.normalize and options.checkpoint:
+        raise DataError("--normalize is for --backbone and --model; a run knows its own")
+    for name, least in (("input_size", 1), ("batch_size", 1), ("workers", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise DataError(f"--{name.replace('_', '-')} {value}: at least {least}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
