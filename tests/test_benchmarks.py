@@ -312,3 +312,26 @@ def test_bench_extraction_runs_and_writes_its_rows(module, tmp_path, capsys, mor
     assert str(tmp_path) not in "".join(row.note + row.figure for row in rows)
     assert module("bench_extraction").main([*arguments, "--case", "nothing"]) == 2
     assert "no case has this in its name" in capsys.readouterr().err
+
+
+def test_copy_table_judges_a_hash_and_a_network_on_one_benchmark(module, tool, tmp_path, capsys):
+    photographs, path = tmp_path / "photographs", tmp_path / "results.csv"
+    photographs.mkdir()
+    for index in range(30):
+        pixels = np.random.default_rng(index).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((64, 48), Image.Resampling.NEAREST).save(photographs / f"{index:02d}.png")
+    sizes = ["--references", "8", "--queries", "20", "--distractors", "4", "--reverse-crops", "3", "--background", "4"]
+    made = ["--images", str(photographs), "--out", str(tmp_path / "bench"), *sizes, "--workers", "0"]
+    assert tool("make_copy_benchmark")(made) == 0
+    arguments = ["--benchmark", str(tmp_path / "bench"), "--bootstrap", "20", "--results", str(path)]
+    network = "--backbone resnet18 --weights random:0 --input-size 64 --workers 0"
+    pytest.importorskip("imagehash", reason="the perceptual hash needs imagehash (extra `copy`)")
+    assert module("copy_table").main([*arguments, "hash=phash", f"untrained={network}"]) == 0
+    assert "| hash | 64 bits | " in capsys.readouterr().out
+    figures = {row.figure: row.value for row in module("results").read(path)}
+    head = "copy benchmark of 11 references, 27 queries, "
+    assert 0 <= float(figures[f"{head}hash, muAP"]) <= 100
+    assert 0 < float(figures[f"{head}untrained, RPR (tolerance 0.01)"]) <= 1
+    assert f"{head}untrained, TP / FP / precision at the top |GT| pairs, norm-ratio filter" in figures
+    assert module("copy_table").main([*arguments, "nothing=--backbone resnet99"]) == 2
+    assert "resnet99" in capsys.readouterr().err

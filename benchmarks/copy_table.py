@@ -1,0 +1,180 @@
+"""Descriptors on one benchmark of image copy detection: prints a Markdown table, adds rows to benchmarks/results.csv.
+
+  python tools/make_copy_benchmark.py --images photos/ --out data/bench
+  python benchmarks/copy_table.py --benchmark data/bench "pHash=phash" \
+      "untrained=--backbone mobilenet_v2 --weights w.pth" "RDCD 64=--checkpoint runs/rdcd"
+
+What stands behind a label are options of tools/extract_descriptors.py, or `phash`. Each describes queries and
+references and is judged by tools/eval_copy.py with the 10 best references of each query, with and without the
+norm-ratio filter.
+RPR is the rank of the references' covariance over the dimension, singular values above 0.01 of the largest counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import measuring
+import results
+import torch
+import yaml
+
+from ascl.errors import DataError
+from ascl.image_copy.descriptor_files import read_descriptors
+from ascl.image_copy.monitor import TOLERANCE, spectrum
+
+BEST = 10  # references of each query: a perceptual hash has no more to give, so all get the same
+
+
+@dataclass(frozen=True)
+class Line:
+    """One descriptor's figures. filtered: of the top pairs that the norm-ratio filter keeps; None without norms."""
+
+    label: str
+    dimension: str
+    report: dict[str, Any]
+    rpr: float | None
+    about: str
+
+    @property
+    def filtered(self) -> dict[str, Any] | None:
+        return self.report.get("top_pairs_norm_filter")
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("labels", nargs="+", metavar="LABEL=OPTIONS")
+    result.add_argument("--benchmark", required=True, type=Path, help="folder of tools/make_copy_benchmark.py")
+    result.add_argument("--bootstrap", type=int, default=1000, help="draws of the intervals (default: %(default)s)")
+    result.add_argument("--results", metavar="FILE", default=results.RESULTS,
+                        help="CSV to add to (default: benchmarks/results.csv)")
+    return result
+
+
+def tool(name: str, *arguments: object) -> None:
+    """Run a program of tools/; its error becomes ours."""
+    command = [sys.executable, str(results.REPOSITORY / "tools" / name), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+        raise DataError(f"tools/{name}: {last.removeprefix('error: ')}")
+
+
+def measure(label: str, source: str, benchmark: Path, bootstrap: int, scratch: Path) -> Line:
+    """Describe, search and judge."""
+    judged = ["--ground-truth", benchmark / "ground_truth.csv", "--edits", benchmark / "edits.csv", "--bootstrap",
+              bootstrap, "--out", scratch / "report.json"]
+    if source == "phash":
+        index = scratch / "index"
+        tool("find_copies.py", "index", benchmark / "references", "--index", index, "--method", "phash")
+        tool("find_copies.py", "query", benchmark / "queries", "--index", index, "--k", BEST, "--predictions",
+             scratch / "predictions.csv")
+        tool("eval_copy.py", "--predictions", scratch / "predictions.csv", *judged)
+        return Line(label, "64 bits", json.loads((scratch / "report.json").read_text()), None, "perceptual hash")
+    files = {role: scratch / f"{role}.h5" for role in ("queries", "references")}
+    for role, path in files.items():
+        tool("extract_descriptors.py", *shlex.split(source), "--images", benchmark / role, "--out", path)
+    references = read_descriptors([files["references"]], "references")
+    norms = [] if references.norms is None else ["--norm-filter"]
+    described = ["--queries", files["queries"], "--references", files["references"]]
+    tool("eval_copy.py", *described, "--k", BEST, *norms, *judged)
+    seen = spectrum(torch.from_numpy(references.vectors))
+    return Line(label, str(references.vectors.shape[1]), json.loads((scratch / "report.json").read_text()), seen.rpr,
+                training_of(source))
+
+
+def training_of(source: str) -> str:
+    """Where a run's folder says how it was trained: its method, steps, seed, commit."""
+    words = shlex.split(source)
+    if "--checkpoint" not in words:
+        return "not trained here"
+    folder = Path(words[words.index("--checkpoint") + 1])
+    settings = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8"))
+    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    train = settings["train"]
+    length = f"at most {train['max_steps']} steps" if train["max_steps"] else f"{train['epochs']} epochs"
+    return (f"{settings['method']}, {length} of {train['batch_size']} originals, seed {train['seed']}, trained at "
+            f"commit {environment['commit']} on {environment['device']}")
+
+
+def percent(share: float | None) -> str:
+    return "never" if share is None else f"{100 * share:.1f}"
+
+
+def table(lines: list[Line]) -> str:
+    """Markdown: a row for each label."""
+    text = ["| | dimension | muAP (95 %) | R@1 | recall at P90 | RPR | top \\|GT\\|: TP / FP | precision | "
+            "with norm filter: TP / FP | precision |", "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|"]
+    for line in lines:
+        metrics, top, interval = line.report["metrics"], line.report["top_pairs"], line.report["intervals"]["muap"]
+        kept = "|  |  |" if line.filtered is None else (
+            f"| {line.filtered['true_positives']} / {line.filtered['false_positives']} | "
+            f"{percent(line.filtered['precision'])} |"
+        )
+        rpr = "" if line.rpr is None else f"{line.rpr:.2f}"
+        text.append(
+            f"| {line.label} | {line.dimension} | {percent(metrics['muap'])} ({percent(interval['low'])} to "
+            f"{percent(interval['high'])}) | {percent(metrics['recall_rank1'])} | "
+            f"{percent(metrics['recall_at_p90'])} | {rpr} | {top['true_positives']} / {top['false_positives']} | "
+            f"{percent(top['precision'])} {kept}"
+        )
+    return "\n".join(text)
+
+
+def rows(line: Line, benchmark: str, ran: tuple[str, str, str, str, str]) -> list[results.Row]:
+    """muAP, R@1, recall at precision 90, RPR, and what is true and false at the top, with and without the filter."""
+    metrics, top = line.report["metrics"], line.report["top_pairs"]
+    figures = [
+        ("muAP", percent(metrics["muap"]), "percent"),
+        ("R@1", percent(metrics["recall_rank1"]), "percent"),
+        ("recall at precision 90", percent(metrics["recall_at_p90"]), "percent"),
+        ("TP / FP / precision at the top |GT| pairs",
+         f"{top['true_positives']} / {top['false_positives']} / {percent(top['precision'])}", "pairs, pairs, percent"),
+    ]
+    if line.rpr is not None:
+        figures.append((f"RPR (tolerance {TOLERANCE:g})", f"{line.rpr:.3f}", "rank / dimension"))
+    if line.filtered is not None:
+        kept = line.filtered
+        figures.append(("TP / FP / precision at the top |GT| pairs, norm-ratio filter",
+                        f"{kept['true_positives']} / {kept['false_positives']} / {percent(kept['precision'])}",
+                        "pairs, pairs, percent"))
+    interval = line.report["intervals"]["muap"]
+    note = f"{line.dimension}; {line.about}; {BEST} best references of each query; muAP interval " \
+           f"{percent(interval['low'])} to {percent(interval['high'])}"
+    return [results.Row(f"{benchmark}, {line.label}, {name}", value, unit, *ran, note) for name, value, unit in figures]
+
+
+def main(arguments: list[str]) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        results.read(options.results)
+        counts = json.loads((options.benchmark / "benchmark.json").read_text(encoding="utf-8"))["counts"]
+        name = f"copy benchmark of {counts['references']} references, {counts['queries']} queries"
+        ran = measuring.what_ran(__file__, arguments, "cpu")
+        lines = []
+        for argument in options.labels:
+            label, _, source = argument.partition("=")
+            if not label or not source:
+                raise DataError(f"{argument!r}: expected LABEL=OPTIONS or LABEL=phash")
+            print(f"measuring: {label}", file=sys.stderr)
+            with tempfile.TemporaryDirectory() as scratch:
+                lines.append(measure(label, source, options.benchmark, options.bootstrap, Path(scratch)))
+        print(f"{name}\n\n{table(lines)}\n")
+        results.append(options.results, [row for line in lines for row in rows(line, name, ran)])
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"added to {options.results}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
