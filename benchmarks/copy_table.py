@@ -96,7 +96,8 @@ def training_of(source: str) -> str:
     words = shlex.split(source)
     if "--checkpoint" not in words:
         return "not trained here"
-    folder = Path(words[words.index("--checkpoint") + 1])
+    checkpoint = Path(words[words.index("--checkpoint") + 1])
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     settings = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8"))
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     train = settings["train"]
