@@ -326,6 +326,18 @@ def load_settings(
     return settings_from_dict(config, _nest(merged))
 
 
+def take_option(arguments: list[str], name: str) -> tuple[str | None, list[str]]:
+    """The value of `--name VALUE` or `--name=VALUE`, None where it is not given, and the other arguments."""
+    for place, argument in enumerate(arguments):
+        if argument.startswith(f"{name}="):
+            return argument.partition("=")[2], arguments[:place] + arguments[place + 1 :]
+        if argument == name:
+            if place + 1 >= len(arguments):
+                raise ConfigError(f"{name} needs the folder of a run")
+            return arguments[place + 1], arguments[:place] + arguments[place + 2 :]
+    return None, arguments
+
+
 def _read_value(name: str, text: str, kind: typing.Any) -> object:
     """A value of the command line, read as YAML would be; where text is expected it stays text ("no", "2024").
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from ascl.config import ConfigError, load_config, read_settings, setting_names
+from ascl.config import ConfigError, load_config, read_settings, setting_names, take_option
 from ascl.errors import DataError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
         return 0
     config = None
     try:
-        saved, (run, arguments) = None, _take(arguments, "--resume")
+        saved, (run, arguments) = None, take_option(arguments, "--resume")
         if run is not None:
             path = Path(run) / "settings.yaml"
             if not path.exists():
@@ -44,18 +44,6 @@ def main(arguments: list[str]) -> int:
           + ", ".join(f"{name} {value:.1f}" for name, value in best.items() if name != "rsum"))
     print(f"evaluate with: python tools/eval.py --checkpoint {config.out}")
     return 0
-
-
-def _take(arguments: list[str], name: str) -> tuple[str | None, list[str]]:
-    """The value of `--name VALUE` or `--name=VALUE`, None where it is not given, and the other arguments."""
-    for place, argument in enumerate(arguments):
-        if argument.startswith(f"{name}="):
-            return argument.partition("=")[2], arguments[:place] + arguments[place + 1 :]
-        if argument == name:
-            if place + 1 >= len(arguments):
-                raise ConfigError(f"{name} needs the folder of a run")
-            return arguments[place + 1], arguments[:place] + arguments[place + 2 :]
-    return None, arguments
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from ascl.config import ConfigError
+from ascl.config import ConfigError, take_option
 from ascl.copy_config import SHORT_NAMES, copy_setting_names, load_copy_config, read_copy_settings
 from ascl.errors import DataError
 
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
         return 0
     config = None
     try:
-        saved, (run, arguments) = None, _take(arguments, "--resume")
+        saved, (run, arguments) = None, take_option(arguments, "--resume")
         if run is not None:
             path = Path(run) / "settings.yaml"
             if not path.exists():
@@ -56,18 +56,6 @@ def main(arguments: list[str]) -> int:
           + ", ".join(f"{name} {best[name]:.3f}" for name in chosen if name in best))
     print(f"describe with: python tools/extract_descriptors.py --checkpoint {config.out} --images FOLDER --out D.h5")
     return 0
-
-
-def _take(arguments: list[str], name: str) -> tuple[str | None, list[str]]:
-    """The value of `--name VALUE` or `--name=VALUE`, None where it is not given, and the other arguments."""
-    for place, argument in enumerate(arguments):
-        if argument.startswith(f"{name}="):
-            return argument.partition("=")[2], arguments[:place] + arguments[place + 1 :]
-        if argument == name:
-            if place + 1 >= len(arguments):
-                raise ConfigError(f"{name} needs the folder of a run")
-            return arguments[place + 1], arguments[:place] + arguments[place + 2 :]
-    return None, arguments
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ with GeM and no head, or a file of descriptors that were made before.
 from __future__ import annotations
 
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +27,7 @@ CACHED = (".h5", ".hdf5")
 PROBE = 224  # pixels of the image by which a TorchScript file's dimension is found
 
 
-class Teacher(nn.Module):
+class Teacher(nn.Module, ABC):
     """A frozen network; always in evaluation mode and never in a checkpoint.
 
     Attributes:
@@ -37,6 +38,7 @@ class Teacher(nn.Module):
     model: str
     about: dict[str, Any]
 
+    @abstractmethod
     def embed(self, pixels: Tensor, items: Sequence[str]) -> Tensor:
         """Vectors of B images, not L2-normalised, without gradients.
 
@@ -47,7 +49,6 @@ class Teacher(nn.Module):
         Returns:
             (B, dim) float32.
         """
-        raise NotImplementedError
 
     def train(self, mode: bool = True) -> Teacher:
         return super().train(False)

@@ -1,6 +1,5 @@
 """Metrics of copy detection against loops and the numeric checks: ties, distractors, misses, intervals, bad input."""
 
-import time
 
 import numpy as np
 import pytest
@@ -124,13 +123,18 @@ def test_what_cannot_be_measured_is_refused(arguments, message):
         micro_average_precision(*arguments)
 
 
-def test_half_a_million_predictions_take_about_a_second():
+def test_half_a_million_predictions_match_the_loop():
     rng = np.random.default_rng(0)
     pairs = rng.permutation(25_000 * 400)[:500_000]
     query, reference = np.char.add("Q", (pairs // 400).astype(str)), np.char.add("R", (pairs % 400).astype(str))
-    start = time.perf_counter()
-    micro_average_precision(query, reference, rng.random(len(pairs)), query[:5000], reference[:5000])
-    assert time.perf_counter() - start < 5  # measured 1.0 s; the machine may be busy
+    score = rng.random(len(pairs))
+    found = micro_average_precision(query, reference, score, query[:5000], reference[:5000])
+    true, area = 0, 0.0
+    for rank, row in enumerate(np.argsort(-score).tolist(), start=1):  # no two scores are equal
+        if row < 5000:
+            true += 1
+            area += true / rank / 5000
+    assert true == 5000 and found.muap == pytest.approx(area, abs=1e-12)
 
 
 @given(st.lists(st.integers(0, 60), unique=True, max_size=12), st.integers(0, 5))
