@@ -4,6 +4,7 @@
   python tools/eval_copy.py ... --background B.h5 --score-norm sscd         SSCD's score normalisation (isc, negatives)
   python tools/eval_copy.py ... --background B.h5 --whiten 256              PCA whitening fitted on the background
   python tools/eval_copy.py ... --k 10                                      10 per query, not 500,000 over all queries
+  python tools/eval_copy.py ... --whiten 256 --save-submission S.h5         the same vectors, for the challenge's server
   python tools/eval_copy.py ... --norm-filter --edits EDITS.csv --bootstrap 1000 --out report.json
   python tools/eval_copy.py --predictions P.csv --ground-truth GT.csv       predictions made elsewhere
   python tools/eval_copy.py --queries original.h5 strong.h5 --references original.h5 distractors.h5 \\
@@ -39,6 +40,8 @@ def parser() -> argparse.ArgumentParser:
     files.add_argument("--background", nargs="+", metavar="B.h5", help="descriptors of images that nobody copied")
     files.add_argument("--edits", metavar="EDITS.csv", help="query_id,kind,strength,content_scale: report by kind")
     files.add_argument("--save-predictions", metavar="P.csv", help="write the candidates with all their digits")
+    files.add_argument("--save-submission", metavar="S.h5", help="write the vectors that were compared, at most 256 "
+                       "numbers each, as DISC2021's descriptor track takes them")
     files.add_argument("--out", metavar="REPORT.json", help="write the report, and REPORT.md beside it")
     rule = result.add_argument_group("protocol")
     rule.add_argument("--candidates", type=int, help="best pairs over all queries (default: 500000)")
@@ -86,7 +89,7 @@ def evaluate(options: argparse.Namespace):
 
     from ascl.image_copy import copy_files, protocol
     from ascl.image_copy.copydays import NEIGHBOURS, copydays_ground_truth
-    from ascl.image_copy.descriptor_files import read_descriptors
+    from ascl.image_copy.descriptor_files import read_descriptors, write_submission
 
     check(options)
     copydays = options.ground_truth == "copydays"
@@ -123,6 +126,9 @@ def evaluate(options: argparse.Namespace):
         copy_files.write_predictions(
             options.save_predictions, candidates.query, candidates.reference, candidates.score
         )
+    if options.save_submission:
+        assert candidates.compared is not None  # check
+        write_submission(options.save_submission, *candidates.compared)
     return report
 
 
@@ -133,6 +139,12 @@ def check(options: argparse.Namespace) -> None:
         raise DataError("--queries and --references belong together")
     if not options.predictions and not options.queries:
         raise DataError("give --queries and --references, or --predictions")
+    if options.save_submission and (options.predictions or options.score_norm in ("sscd", "isc")):
+        why = "--predictions has none" if options.predictions else (
+            f"--score-norm {options.score_norm} needs inner products of one dimension more, and the challenge compares "
+            "distances"
+        )
+        raise DataError(f"--save-submission writes vectors that were compared by distance; {why}")
     searching = {"candidates", "k", "score_norm", "whiten", "background", *BACKGROUND_OPTIONS, *NEGATIVE_OPTIONS}
     if options.predictions and given & searching:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given & searching))

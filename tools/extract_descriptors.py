@@ -4,8 +4,11 @@
   python tools/extract_descriptors.py --model sscd_disc_mixup.torchscript.pt --images photos/ --out photos.h5
   python tools/extract_descriptors.py --backbone resnet50 --images photos/ --out photos.h5       untrained: GeM, no head
 
-Vectors are of length 1; `norms` are those of the content vector. Exit status: 0 done, 1 refused, 130 stopped (the same
-command with --resume goes on).
+  python tools/extract_descriptors.py --checkpoint RUN --images references/ --queries queries/ --out submission.h5
+
+Vectors are of length 1; `norms` are those of the content vector. With --queries the file is a submission to DISC2021's
+descriptor track: both sides sorted by id, at most 256 numbers each, no norms (tools/eval_copy.py --save-submission
+writes whitened ones). Exit status: 0 done, 1 refused, 130 stopped (the same command with --resume goes on).
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--model", help="TorchScript file: normalised pixels -> vectors")
     model.add_argument("--backbone", help="name of a torchvision classifier, or timm:NAME, described by GeM alone")
     result.add_argument("--images", required=True, help="folder, searched at any depth, or a .txt with a path a line")
+    result.add_argument("--queries", help="folder or list too: write a submission, --images being its references")
     result.add_argument("--out", required=True, help="HDF5 file to write; must not exist")
     result.add_argument("--weights", help="of --backbone: default, random:SEED or a path (default)")
     result.add_argument("--same-padding", action="store_true", help="of --backbone: for weights from TensorFlow")
@@ -50,20 +54,25 @@ def main(arguments: list[str]) -> int:
     try:
         check(options)
         from ascl.features.cli import images_of  # torch is slow to import: options are checked before
-        from ascl.image_copy.extraction import extract_descriptors
+        from ascl.image_copy.extraction import extract_descriptors, extract_submission
 
-        images = images_of(options.images)
-        done = extract_descriptors(
-            describer_of(options), images, options.out, batch_size=options.batch_size, workers=options.workers,
-            skip_unreadable=options.skip_unreadable, resume=options.resume,
-        )
+        images, queries = images_of(options.images), images_of(options.queries) if options.queries else None
+        how = {"batch_size": options.batch_size, "workers": options.workers,
+               "skip_unreadable": options.skip_unreadable, "resume": options.resume}
+        if queries is None:
+            done = [extract_descriptors(describer_of(options), images, options.out, **how)]
+        else:
+            done = extract_submission(describer_of(options), queries, images, options.out, **how)
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; the same command with --resume goes on from here", file=sys.stderr)
         return 130
-    print(done.summary())
+    for one in done:
+        print(one.summary())
+    if options.queries:
+        print(f"{options.out}: {done[0].count} queries and {done[1].count} references")
     return 0
 
 

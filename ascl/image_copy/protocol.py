@@ -102,6 +102,8 @@ class Candidates:
         counts: figures of the report: queries, references, background.
         warnings: what a reader has to know.
         references: ids of the references that were searched, None where only predictions are known.
+        compared: queries and references with the vectors that were compared, whitened or less their negatives; None
+            where only predictions are known, or where a normalisation added a dimension.
     """
 
     query: np.ndarray
@@ -112,6 +114,7 @@ class Candidates:
     counts: dict[str, int]
     warnings: list[str] = field(default_factory=list)
     references: Sequence[str] | None = None
+    compared: tuple[Descriptors, Descriptors] | None = None
 
 
 def find_candidates(
@@ -180,6 +183,9 @@ def find_candidates(
         about=about,
         counts=counts,
         warnings=warnings,
+        compared=None if isinstance(normalisation, BackgroundScore) else (
+            with_vectors(queries, left), with_vectors(references, right)
+        ),
     )
 
 

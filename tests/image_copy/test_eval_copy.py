@@ -2,6 +2,7 @@
 
 import json
 
+import h5py
 import numpy as np
 import pytest
 
@@ -182,6 +183,31 @@ def test_a_submission_stands_for_both_sides(tool, data, capsys):
     both = ["--queries", str(data / "s.h5"), "--references", str(data / "s.h5")]
     assert tool("eval_copy")([*both, "--ground-truth", str(data / "gt.csv"), "--device", "cpu"]) == 0
     assert "queries: 40" in capsys.readouterr().out
+
+
+def test_the_compared_vectors_are_saved_as_a_submission(run, tool, data, capsys):
+    """Evaluated again without any whitening, the saved vectors give the same report."""
+    background = unit(np.random.default_rng(7).normal(size=(30, 8)))
+    write_descriptors(data / "b.h5", [f"b{i}" for i in range(30)], background)
+    _, whitened, _, _ = run("--background", data / "b.h5", "--whiten", "4", "--save-submission", data / "s.h5")
+    both = ["--queries", str(data / "s.h5"), "--references", str(data / "s.h5")]
+    again = ["--ground-truth", str(data / "gt.csv"), "--device", "cpu", "--out", str(data / "t.json")]
+    assert tool("eval_copy")([*both, *again]) == 0
+    repeated = json.loads((data / "t.json").read_text())
+    assert repeated["counts"]["dimension"] == 4
+    assert repeated["metrics"] == pytest.approx(whitened["metrics"])
+    with h5py.File(data / "s.h5") as file:
+        for side in ("query_ids", "reference_ids"):
+            assert file[side][:].tolist() == sorted(file[side][:].tolist())
+
+
+@pytest.mark.parametrize("options", [["--score-norm", "sscd", "--background", "b.h5"], ["--score-norm", "isc"]])
+def test_an_added_dimension_is_no_submission(tool, data, capsys, options):
+    files = ["--queries", str(data / "q.h5"), "--references", str(data / "r.h5")]
+    truth = ["--ground-truth", str(data / "gt.csv")]
+    assert tool("eval_copy")([*files, *truth, *options, "--save-submission", str(data / "s.h5")]) == 2
+    assert "needs inner products of one dimension more" in capsys.readouterr().err
+    assert not (data / "s.h5").exists()
 
 
 def test_copydays(tool, data, capsys):

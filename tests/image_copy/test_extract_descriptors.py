@@ -117,6 +117,47 @@ def test_a_kill_between_joining_and_writing_costs_nothing(tmp_path, photos, run,
     assert [path.name for path in tmp_path.iterdir()] == ["d.h5"]
 
 
+def test_queries_and_references_become_one_submission(tmp_path, photos, run, tool, capsys, monkeypatch):
+    """Both sides sorted; after a kill between the sides, --resume describes only what is missing."""
+    from ascl.image_copy import extraction
+
+    others = save_photos(tmp_path / "queries", 4)
+    out = tmp_path / "s.h5"
+    arguments = ["--checkpoint", str(run), "--images", str(photos), "--queries", str(others), "--workers", "0",
+                 "--out", str(out)]
+    usual = extraction.extract
+
+    def killing(describer, images, work, **how):
+        if "references" in work.name:
+            raise Killed
+        return usual(describer, images, work, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extraction, "extract", killing)
+        with pytest.raises(Killed):
+            tool("extract_descriptors")(arguments)
+    assert not out.exists()
+    assert tool("extract_descriptors")([*arguments, "--resume"]) == 0
+    printed = capsys.readouterr().out
+    assert "nothing was left to do" in printed and "4 queries and 11 references" in printed
+    describer = load_descriptor(run)
+    for role, folder in (("query", others), ("reference", photos)):
+        names, vectors, _ = describe_images(describer, find_images(folder))
+        made = read_descriptors(out, role)
+        assert made.names == sorted(names) and made.model == describer.model
+        rows = [names.index(name) for name in made.names]
+        assert np.allclose(made.vectors, vectors[rows], atol=1e-6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["queries", "s.h5"]
+
+
+def test_a_submission_has_at_most_256_numbers(tmp_path, photos, tool, capsys):
+    arguments = ["--backbone", BACKBONE, "--weights", "random:2", "--images", str(photos), "--queries", str(photos),
+                 "--input-size", str(SIDE), "--out", str(tmp_path / "s.h5")]
+    assert tool("extract_descriptors")(arguments) == 1
+    assert "1024 dimensions; a submission may have at most 256" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_unreadable_images_stop_or_are_listed(tmp_path, run, tool, capsys):
     folder = save_photos(tmp_path / "photos", 3)
     (folder / "broken.png").write_bytes(b"no picture")
