@@ -28,6 +28,7 @@ import torch
 import yaml
 
 from ascl.errors import DataError
+from ascl.image_copy.benchmark_plan import REVERSE_CROP
 from ascl.image_copy.descriptor_files import read_descriptors
 from ascl.image_copy.monitor import TOLERANCE, spectrum
 
@@ -36,7 +37,12 @@ BEST = 10  # references of each query: a perceptual hash has no more to give, so
 
 @dataclass(frozen=True)
 class Line:
-    """One descriptor's figures. filtered: of the top pairs that the norm-ratio filter keeps; None without norms."""
+    """One descriptor's figures.
+
+    filtered: of the top pairs that the norm-ratio filter keeps; None without norms.
+    reverse_crops: false pairs of queries that show more than their reference, among the top pairs and, where there are
+        norms, among those that the filter keeps.
+    """
 
     label: str
     dimension: str
@@ -47,6 +53,11 @@ class Line:
     @property
     def filtered(self) -> dict[str, Any] | None:
         return self.report.get("top_pairs_norm_filter")
+
+    @property
+    def reverse_crops(self) -> list[int]:
+        kinds = [kind for kind in self.report["breakdown"]["kind"] if kind["name"] == REVERSE_CROP]
+        return [kind[name] for kind in kinds for name in ("top_false", "filtered_false") if name in kind]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -82,7 +93,7 @@ def measure(label: str, source: str, benchmark: Path, bootstrap: int, scratch: P
     files = {role: scratch / f"{role}.h5" for role in ("queries", "references")}
     for role, path in files.items():
         tool("extract_descriptors.py", *shlex.split(source), "--images", benchmark / role, "--out", path)
-    references = read_descriptors([files["references"]], "references")
+    references = read_descriptors(files["references"], "reference")
     norms = [] if references.norms is None else ["--norm-filter"]
     described = ["--queries", files["queries"], "--references", files["references"]]
     tool("eval_copy.py", *described, "--k", BEST, *norms, *judged)
@@ -113,13 +124,15 @@ def percent(share: float | None) -> str:
 def table(lines: list[Line]) -> str:
     """Markdown: a row for each label."""
     text = ["| | dimension | muAP (95 %) | R@1 | recall at P90 | RPR | top \\|GT\\|: TP / FP | precision | "
-            "with norm filter: TP / FP | precision |", "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|"]
+            "with norm filter: TP / FP | precision | FP of reverse crops, filtered |",
+            "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"]
     for line in lines:
         metrics, top, interval = line.report["metrics"], line.report["top_pairs"], line.report["intervals"]["muap"]
         kept = "|  |  |" if line.filtered is None else (
             f"| {line.filtered['true_positives']} / {line.filtered['false_positives']} | "
             f"{percent(line.filtered['precision'])} |"
         )
+        kept += f" {', '.join(map(str, line.reverse_crops))} |"
         rpr = "" if line.rpr is None else f"{line.rpr:.2f}"
         text.append(
             f"| {line.label} | {line.dimension} | {percent(metrics['muap'])} ({percent(interval['low'])} to "
@@ -147,6 +160,9 @@ def rows(line: Line, benchmark: str, ran: tuple[str, str, str, str, str]) -> lis
         figures.append(("TP / FP / precision at the top |GT| pairs, norm-ratio filter",
                         f"{kept['true_positives']} / {kept['false_positives']} / {percent(kept['precision'])}",
                         "pairs, pairs, percent"))
+    if line.reverse_crops:
+        figures.append(("FP of reverse crops at the top |GT| pairs, and with the norm-ratio filter",
+                        " / ".join(map(str, line.reverse_crops)), "pairs"))
     interval = line.report["intervals"]["muap"]
     note = f"{line.dimension}; {line.about}; {BEST} best references of each query; muAP interval " \
            f"{percent(interval['low'])} to {percent(interval['high'])}"

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "ascl"
 LAYERS = [
-    {"run", "prepare", "copy_run"},
+    {"run", "prepare", "copy_run", "ablate", "explain", "figures"},
     {"build"},
     {"analysis", "training"},
     {"image_copy", "retrieval", "features"},
@@ -18,7 +18,7 @@ LAYERS = [
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 APART = [{"models", "data", "losses"}]                      # the same floor, and still never one another
 BASE = {"errors", "files"}
-ALLOWED_CONFIG = {"run", "prepare", "build", "copy_run"}
+ALLOWED_CONFIG = {"run", "prepare", "build", "copy_run", "ablate", "explain", "figures"}
 CONFIGS = {"config", "copy_config"}
 
 

@@ -245,17 +245,19 @@ def top_pairs(judged: JudgedPairs, keep: np.ndarray | None = None) -> TopPairs:
     )
 
 
-def norm_ratio_keeps(query_norm: np.ndarray, reference_norm: np.ndarray) -> np.ndarray:
-    """(N,) bool: not (|query| / |reference| > 1); the query of a copy shows no more than its reference.
+def norm_ratio_keeps(query_norm: np.ndarray, reference_norm: np.ndarray, *, most: float = 1.0) -> np.ndarray:
+    """(N,) bool: not (|query| / |reference| > most); the query of a copy shows no more than its reference.
 
-    A ratio of exactly 1 is kept, and so is a pair of two zeros, of which nothing is known.
+    A ratio of exactly `most` is kept, and so is a pair of two zeros, of which nothing is known.
 
     Args:
         query_norm, reference_norm: (N,) norms of a candidate pair's two sides, >= 0, of one model.
+        most: largest ratio that is kept, > 0; 1 is the published test. A model orders by norm what differs in content;
+            copies that show all of their original lie around 1, and a fixed 1 rejects about half of those.
 
     Source: Wang, Sun, Yang, AAAI 2023 (ASL), the released test.
     """
-    return direction(np.asarray(query_norm), np.asarray(reference_norm)) != Direction.B_COPIES_A
+    return direction(np.asarray(query_norm), np.asarray(reference_norm) * most) != Direction.B_COPIES_A
 
 
 def trapezoid_average_precision(ranks: np.ndarray | Sequence[int], positives: int) -> float:

@@ -57,6 +57,7 @@ class NegativeSubtraction:
 
 SSCD = BackgroundScore("sscd", weight=1.0, start=0, end=2)
 ISC = BackgroundScore("isc", weight=2.0, start=9, end=9)
+RATIOS = (0.8, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.2, 1.5)  # |query| / |reference| of the norm-ratio curve
 ISC_WINNER = NegativeSubtraction(beta=0.35, neighbours=10, iterations=1)
 
 
@@ -236,9 +237,14 @@ def evaluate_candidates(
         "ties": TIE_RULE,
     }
     sections: dict[str, Any] = {"metrics": _metrics(metrics), "top_pairs": _top(top_pairs(judged))}
+    keep = None
     if norms is not None:
-        keep = norm_ratio_keeps(*_norms_of(candidates, *norms))
+        ratio = _norms_of(candidates, *norms)
+        keep = norm_ratio_keeps(*ratio)
         filtered = metrics_of(judged.only(keep[judged.order]))
+        sections["norm_ratio_curve"] = [
+            {"most": most} | _top(top_pairs(judged, norm_ratio_keeps(*ratio, most=most))) for most in RATIOS
+        ]
         sections["top_pairs_norm_filter"] = _top(top_pairs(judged, keep))
         sections["metrics_norm_filter"] = _metrics(filtered)
         about["norm-ratio filter"] = (
@@ -250,7 +256,7 @@ def evaluate_candidates(
         sections["intervals"] = asdict(bootstrap_intervals(judged, population, samples=bootstrap_samples, seed=seed))
         about["intervals"] = f"{bootstrap_samples} draws of the {population} queries with replacement, seed {seed}"
     if edits is not None:
-        sections["breakdown"] = _breakdown(judged, metrics, edits, warnings)
+        sections["breakdown"] = _breakdown(judged, metrics, edits, keep, warnings)
         about["breakdown"] = (
             "each row holds only the queries of its kind, distractors of the kind included; true and false at the top "
             "and recall at P90 take the top pairs and the threshold of the whole list"
@@ -354,9 +360,12 @@ def _top(top: TopPairs) -> dict[str, float | int | None]:
 
 
 def _breakdown(
-    judged: JudgedPairs, metrics: CopyMetrics, edits: dict[str, Edit], warnings: list[str]
+    judged: JudgedPairs, metrics: CopyMetrics, edits: dict[str, Edit], keep: np.ndarray | None, warnings: list[str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Figures for the queries of each role, kind and strength, and of kind and strength together."""
+    """Figures for the queries of each role, kind and strength, and of kind and strength together.
+
+    keep: what the norm-ratio filter keeps of the predictions as they were given, None without the filter.
+    """
     unknown = sum(1 for query in judged.query_ids if query not in edits)
     if unknown:
         warnings.append(f"{unknown} queries have no row among the edits and are in no row of the breakdown")
@@ -376,7 +385,8 @@ def _breakdown(
             continue
         result[name] = [
             {"name": " ".join(group)} | _group_figures(
-                judged, np.array([label == group for label in labels], dtype=bool), metrics.threshold_at_p90, members
+                judged, np.array([label == group for label in labels], dtype=bool), metrics.threshold_at_p90, members,
+                keep,
             )
             for group, members in sorted(groups.items(), key=lambda item: [_order(label) for label in item[0]])
         ]
@@ -389,7 +399,7 @@ def _order(label: str) -> tuple[int, str]:
 
 
 def _group_figures(
-    judged: JudgedPairs, chosen: np.ndarray, threshold: float | None, members: list[Edit]
+    judged: JudgedPairs, chosen: np.ndarray, threshold: float | None, members: list[Edit], keep: np.ndarray | None
 ) -> dict[str, Any]:
     group = judged.of_queries(chosen)
     pairs = len(group.gt_query)
@@ -404,6 +414,10 @@ def _group_figures(
         "top_false": int((~judged.correct[top] & of_group).sum()),
         "muap": None, "recall_rank1": None, "recall_at_p90": None,
     }
+    if keep is not None:
+        kept = of_group & keep[judged.order[top]]
+        figures["filtered_true"] = int((judged.correct[top] & kept).sum())
+        figures["filtered_false"] = int((~judged.correct[top] & kept).sum())
     if pairs:
         above = int((group.correct & (group.score >= threshold)).sum()) if threshold is not None else None
         figures["muap"] = metrics_of(group).muap

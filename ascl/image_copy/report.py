@@ -23,7 +23,7 @@ class Report:
         protocol: what decides the numbers, label -> value.
         counts: sizes of everything, and of what is missing or overlaps.
         sections: `metrics`, `top_pairs`, and where asked for `metrics_norm_filter`, `top_pairs_norm_filter`,
-            `intervals`, `breakdown`, `copydays`. Fractions in [0, 1].
+            `norm_ratio_curve`, `intervals`, `breakdown`, `copydays`. Fractions in [0, 1].
         warnings: what a reader has to know.
     """
 
@@ -39,6 +39,8 @@ class Report:
     def to_markdown(self) -> str:
         """Tables of the figures, fractions in percent, and the protocol under them."""
         parts = [self._metrics(), self._top_pairs()]
+        if "norm_ratio_curve" in self.sections:
+            parts.append(_curve(self.sections["norm_ratio_curve"]))
         if "copydays" in self.sections:
             parts.append(_copydays(self.sections["copydays"]))
         for name, rows in self.sections.get("breakdown", {}).items():
@@ -70,13 +72,22 @@ class Report:
 
     def _top_pairs(self) -> str:
         variants = {"all": "top_pairs", "norm-ratio filter": "top_pairs_norm_filter"}
-        rows = [
-            [label, *(f"{top[key]:,}" for key in ("true_positives", "false_positives")), _percent(top["precision"]),
-             *(f"{top[key]:,}" for key in ("rejected_true", "rejected_false"))]
-            for label, top in ((label, self.sections.get(key)) for label, key in variants.items()) if top
-        ]
-        taken = f"top {self.sections['top_pairs']['taken']:,} pairs"
-        return _table([taken, "TP", "FP", "precision", "rejected true", "rejected false"], rows)
+        found = ((label, self.sections.get(key)) for label, key in variants.items())
+        return _of_top(f"top {self.sections['top_pairs']['taken']:,} pairs", [pair for pair in found if pair[1]])
+
+
+def _of_top(title: str, tops: list[tuple[str, Any]]) -> str:
+    """What is true and false among the top pairs, a row for each way of filtering them."""
+    rows = [
+        [label, *(f"{top[key]:,}" for key in ("true_positives", "false_positives")), _percent(top["precision"]),
+         *(f"{top[key]:,}" for key in ("rejected_true", "rejected_false"))]
+        for label, top in tops
+    ]
+    return _table([title, "TP", "FP", "precision", "rejected true", "rejected false"], rows)
+
+
+def _curve(points: list[dict[str, Any]]) -> str:
+    return _of_top("top pairs, norm ratio at most", [(f"{point['most']:g}", point) for point in points])
 
 
 def _copydays(section: dict[str, Any]) -> str:
@@ -87,16 +98,17 @@ def _copydays(section: dict[str, Any]) -> str:
 
 
 def _breakdown(name: str, rows: list[dict[str, Any]]) -> str:
-    return _table(
-        [name, "queries", "pairs", "content scale", "muAP", "Recall@1", "recall at P90", "TP at top", "FP at top"],
-        [
-            [row["name"], f"{row['queries']:,}", f"{row['pairs']:,}",
-             "" if row["content_scale"] is None else f"{row['content_scale']:.2f}", _percent(row["muap"]),
-             _percent(row["recall_rank1"]), _percent(row["recall_at_p90"]), f"{row['top_true']:,}",
-             f"{row['top_false']:,}"]
-            for row in rows
-        ],
-    )
+    header = [name, "queries", "pairs", "content scale", "muAP", "Recall@1", "recall at P90", "TP at top", "FP at top"]
+    counts = ["top_true", "top_false"]
+    if rows and "filtered_true" in rows[0]:
+        header += ["TP filtered", "FP filtered"]
+        counts += ["filtered_true", "filtered_false"]
+    return _table(header, [
+        [row["name"], f"{row['queries']:,}", f"{row['pairs']:,}",
+         "" if row["content_scale"] is None else f"{row['content_scale']:.2f}", _percent(row["muap"]),
+         _percent(row["recall_rank1"]), _percent(row["recall_at_p90"]), *(f"{row[count]:,}" for count in counts)]
+        for row in rows
+    ])
 
 
 def _value(name: str, value: float | None) -> str:

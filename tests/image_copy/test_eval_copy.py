@@ -95,6 +95,29 @@ def test_the_norm_filter_rejects_what_shows_more(run):
     assert "with norm-ratio filter" in printed
 
 
+def test_the_curve_of_norm_ratios_and_what_the_filter_leaves_of_each_kind(run, data):
+    """Counted again by a loop over the saved predictions."""
+    _, report, printed, _ = run("--norm-filter", "--save-predictions", data / "p.csv", "--edits", data / "edits.csv")
+    rows = list(zip(*read_predictions(data / "p.csv"), strict=True))
+    truth = {(f"Q{i:02d}", f"R{i:02d}") for i in range(PAIRS)}
+    rows.sort(key=lambda row: (-row[2], (row[0], row[1]) in truth))
+    sides = [read_descriptors(data / f"{side}.h5", "query") for side in "qr"]
+    norm = [dict(zip(side.names, side.norms, strict=True)) for side in sides]
+    for point in report["norm_ratio_curve"]:
+        kept = [row for row in rows[:PAIRS] if norm[0][row[0]] <= np.float32(point["most"]) * norm[1][row[1]]]
+        true = sum((row[0], row[1]) in truth for row in kept)
+        assert (point["true_positives"], point["false_positives"]) == (true, len(kept) - true)
+    at_one = next(point for point in report["norm_ratio_curve"] if point["most"] == 1)
+    assert at_one == {"most": 1.0, **report["top_pairs_norm_filter"]}
+    assert len({point["false_positives"] for point in report["norm_ratio_curve"]}) > 1
+    for grouping in report["breakdown"].values():
+        assert sum(row["filtered_true"] for row in grouping) == at_one["true_positives"]
+        assert sum(row["filtered_false"] for row in grouping) == at_one["false_positives"]
+    kinds = {row["name"]: row for row in report["breakdown"]["kind"]}
+    assert kinds["reverse"]["top_false"] > 0 and kinds["reverse"]["filtered_false"] == 0
+    assert "top pairs, norm ratio at most" in printed and "TP filtered" in printed
+
+
 def test_three_candidates_of_each_query(run, data):
     """The filter's norms belong to the right pairs also where the candidates are not in the order of their scores."""
     _, report, _, _ = run("--norm-filter", "--k", 3, "--save-predictions", data / "p.csv")
