@@ -1,4 +1,4 @@
-"""One descriptor for each image of a folder or a list -> HDF5 for tools/eval_copy.py and tools/find_copies.py:
+"""One descriptor for each image of a folder or a list -> HDF5, as tools/eval_copy.py and RDCD's teacher read it:
 
   python tools/extract_descriptors.py --checkpoint RUN --images photos/ --out photos.h5          a run of train_copy.py
   python tools/extract_descriptors.py --model sscd_disc_mixup.torchscript.pt --images photos/ --out photos.h5

@@ -86,6 +86,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--input-size", type=int, help="side of the square; as the run says, else 288")
     model.add_argument("--resize", choices=("squash", "crop"),
                        help="squash the whole image, or crop its centre; as the run says, else squash")
+    model.add_argument("--ordered-norms", action="store_true", help="of --model and --backbone: it was trained with a "
+                       "norm-ratio loss, so that norms tell who copied whom; a run of train_copy.py knows")
     work = parser.add_argument_group("work")
     work.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
     work.add_argument("--batch-size", type=int, default=32, help="images in a forward pass (default: %(default)s)")
@@ -117,13 +119,15 @@ def run_index(options: argparse.Namespace) -> None:
     from ascl.image_copy.index_files import is_index
 
     images = find.image_paths(options.images)
-    if is_index(options.index):
-        index = CopyIndex(options.index)
+    index = CopyIndex(options.index) if is_index(options.index) else None
+    if index is not None and index.manifest.added:
         if options.exact_up_to not in (None, index.manifest.exact_up_to):
             raise DataError(f"--exact-up-to is for a new index; {options.index} has {index.manifest.exact_up_to}")
         describer = open_model(index, options)
     else:
         choice = index_models.ModelChoice.from_options(vars(options))
+        if choice is None and index is not None:    # what an earlier call chose before its first image failed
+            choice = index_models.ModelChoice(**index.manifest.model["choice"])
         if choice is None:
             choice = index_models.ModelChoice("phash")
             print("no model was chosen: images are described by the perceptual hash, a baseline without direction that "
@@ -203,9 +207,10 @@ def run_calibrate(options: argparse.Namespace) -> None:
             index, open_model(index, options), images, how, rate=options.false_positive_rate,
             confidence=options.confidence, score_norm=ScoreNorm() if options.score_norm else None,
         )
-    if made.left_out["in the index"]:
-        print(f"warning: {made.left_out['in the index']:,} background images are in the index; they were left out",
-              file=sys.stderr)
+    overlap = made.left_out["in the index"] + made.left_out[find.SAVED_AGAIN]
+    if overlap:
+        print(f"warning: {overlap:,} background images are in the index, {made.left_out[find.SAVED_AGAIN]:,} of them "
+              "saved again; they were left out", file=sys.stderr)
     print("\n".join(calibration_lines(made)))
     tell_skipped(skipped)
     tell_warnings(index)

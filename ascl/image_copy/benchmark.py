@@ -27,7 +27,6 @@ from ascl.features.images import find_images, load_image
 from ascl.files import write_text
 from ascl.image_copy.benchmark_plan import (
     COMBINATION,
-    HASH_DISTANCE,
     KINDS,
     LEVELS,
     REVERSE_CROP,
@@ -40,6 +39,7 @@ from ascl.image_copy.benchmark_plan import (
     usable_photos,
 )
 from ascl.image_copy.edits import EDITS, Edited, Step, edit_chain, random_chain, sample_rng
+from ascl.image_copy.near_duplicates import HASH_DISTANCE
 
 FORMAT = 1
 PHOTOS_MIXED = {"overlay_onto_photo": 1, "overlay_of_photo": 1, "collage": 8, COMBINATION: 8}

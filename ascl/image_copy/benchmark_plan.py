@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ascl.errors import DataError
 from ascl.features.decoding import Decoder
 from ascl.image_copy.edits import EDITS, SEED_END, sample_rng
-from ascl.image_copy.near_duplicates import NearDuplicates, perceptual_hash
+from ascl.image_copy.near_duplicates import HASH_DISTANCE, NearDuplicates, perceptual_hash
 
 LEVELS = {"mild": (0.0, 0.3), "medium": (0.35, 0.65), "hard": (0.7, 1.0)}  # ranges of strength, uniform within
 COMBINATION = "combination"  # of two to four edits at random
@@ -29,7 +29,6 @@ REVERSE_CROP = "reverse_crop"
 KINDS = (*EDITS, COMBINATION)
 SHARES = {"references": 0.45, "distractors": 0.1, "reverse_crops": 0.1, "background": 0.25}  # the rest is mixed in
 MIX_INS = 100  # photos looked for beyond the roles, where the folder has them
-HASH_DISTANCE = 6  # of 64 bits: recompressed photos are nearer, and no two of Flickr8k's 8,090 photos are
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,13 @@
 """From images that nobody copied to a threshold, and to what is known of the false positives above it.
 
 A background image that scores above the threshold against the index would be called a copy and is none. The threshold
-is the lowest at which the share of such images is at most the wanted rate; how well that share is known from so many
-images is said by its Clopper-Pearson interval. The rate is one of queries, not of pairs, and belongs to the index that
-was searched: the more images an index has, the higher the best score of an unrelated query.
+is the lowest at which the expected share of such images is at most the wanted rate; how well that share is known from
+so many images is said by its Clopper-Pearson interval. The rate is one of queries, not of pairs, and belongs to the
+index that was searched: the more images an index has, the higher the best score of an unrelated query.
+
+A threshold just above the (a + 1)-th best of n background scores is reached by the next unrelated query with a
+probability of (a + 1) / (n + 1), since all n + 1 places are equally likely, and not a / n: that is what has to stay
+below the wanted rate.
 """
 
 from __future__ import annotations
@@ -49,6 +53,15 @@ class ScoreNorm:
 
 
 @dataclass(frozen=True)
+class Nearest:
+    """A background image (its path) and the image of the index (its id) that it resembles most."""
+
+    path: str
+    match: str
+    score: float
+
+
+@dataclass(frozen=True)
 class Calibration:
     """A threshold and what it rests on; stored with the index.
 
@@ -59,6 +72,7 @@ class Calibration:
         confidence: of every interval.
         images: in the index when it was searched. added: rows that had ever been added to it by then.
         left_out: background images that did not count, by reason.
+        nearest: of the background images that counted, those with the highest scores, best first: to be looked at.
         score_norm: None = scores as they are.
         warnings: what a user should know of it.
     """
@@ -70,6 +84,7 @@ class Calibration:
     images: int
     added: int
     left_out: dict[str, int]
+    nearest: tuple[Nearest, ...]
     score_norm: ScoreNorm | None
     warnings: tuple[str, ...]
 
@@ -82,13 +97,14 @@ class Calibration:
         """What `to_dict` gave; other keys are passed over."""
         own = {name: fields[name] for name in cls.__dataclass_fields__}
         own["achieved"] = Rate(**own["achieved"])
+        own["nearest"] = tuple(Nearest(**one) for one in own["nearest"])
         own["score_norm"] = None if own["score_norm"] is None else ScoreNorm(**own["score_norm"])
         return cls(**own | {"warnings": tuple(own["warnings"])})
 
 
 def calibrated(
     scores: np.ndarray, rate: float, *, confidence: float, images: int, added: int, left_out: dict[str, int],
-    score_norm: ScoreNorm | None,
+    score_norm: ScoreNorm | None, nearest: tuple[Nearest, ...] = (),
 ) -> Calibration:
     """Threshold for a wanted rate of false positives.
 
@@ -112,26 +128,38 @@ def calibrated(
     count = int((scores >= threshold).sum())
     achieved = rate_of(count, len(scores), confidence)
     warnings = []
-    fewest = math.ceil(1 / rate)
+    fewest = math.ceil(1 / rate - 1e-9) - 1
     if len(scores) < fewest:
         warnings.append(
             f"{len(scores):,} background images are too few to see a false-positive rate of {rate:g}: it takes at "
             f"least {fewest:,}, and {enough_for(rate, confidence):,} to show that it is not exceeded. The threshold "
             f"lies above the best of them, and the true rate may be up to {achieved.high:.2g}"
         )
+    elif achieved.high > rate:
+        warnings.append(
+            f"a rate of {rate:g} is what this threshold is expected to have; that it is not exceeded is not shown: by "
+            f"{len(scores):,} background images it may be up to {achieved.high:.2g}"
+        )
     if score_norm is None and threshold > 1:
         warnings.append("no match can be called a copy at this rate: background images have the highest score there "
                         "is. Look whether they are in the index under other names, or allow a higher rate")
     return Calibration(
-        threshold, rate, achieved, confidence, images, added, left_out, score_norm, tuple(warnings)
+        threshold, rate, achieved, confidence, images, added, left_out, nearest, score_norm, tuple(warnings)
     )
 
 
 def lowest_threshold(scores: np.ndarray, rate: float) -> float:
-    """The lowest t with at most rate * n scores >= t; equal scores stand or fall together."""
-    allowed = math.floor(rate * len(scores) * (1 + 1e-12))  # 0.1 * 30 is a little less than 3
-    highest_refused = np.sort(scores)[::-1][allowed]        # allowed < n, as rate < 1
+    """The lowest t with an expected rate of at most `rate`; equal scores stand or fall together.
+
+    With a of n scores >= t that is (a + 1) / (n + 1). Where it is above `rate` even for a = 0, t lies above them all.
+    """
+    highest_refused = np.sort(scores)[::-1][allowed_above(len(scores), rate)]
     return float(np.nextafter(np.float64(highest_refused), np.inf))
+
+
+def allowed_above(total: int, rate: float) -> int:
+    """How many of `total` background scores may reach the threshold; less than `total`, as rate < 1."""
+    return max(0, math.floor(rate * (total + 1) * (1 + 1e-12)) - 1)     # 0.1 * 30 is a little less than 3
 
 
 def enough_for(rate: float, confidence: float) -> int:

@@ -184,7 +184,8 @@ class Describer:
     Attributes:
         model: name and checksum of the network: what an index or a file of descriptors is bound to.
         dim: of the vectors.
-        has_norms: whether the content norm of this network says something.
+        orders_norms: whether the network was trained so that what shows more has the larger norm; norms of others
+            are numbers that say nothing of who copied whom.
         settings: all that decides the numbers, fit for JSON.
         prepare: what workers do with an upright RGB image, to (S, S, 3) uint8; picklable.
     """
@@ -201,6 +202,7 @@ class Describer:
         resize: Resize,
         device: str = "cpu",
         precision: Precision = "float32",
+        orders_norms: bool = False,
     ) -> None:
         self.device = torch.device(device)
         self.network, self.precision = network, precision
@@ -210,7 +212,9 @@ class Describer:
         self.prepare = SquarePixels(input_size, resize)
         self.settings = {**settings, "model": model, "input_size": input_size, "resize": resize, "precision": precision}
         vectors, norms = self([self.prepare(Image.new("RGB", (input_size, input_size)))])
-        self.dim, self.has_norms = vectors.shape[1], norms is not None
+        if orders_norms and norms is None:
+            raise DataError(f"{model} gives vectors of length 1 alone: its norms cannot order anything")
+        self.dim, self.orders_norms = vectors.shape[1], orders_norms
 
     def __call__(self, pixels: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
         """B arrays from `prepare` -> L2-normalised vectors (B, dim) float32 and content norms (B,) float32 or None."""
@@ -285,8 +289,20 @@ def find_run(run: str | Path) -> Path:
     raise DataError(f"{run}: no checkpoint there, expected best.pt or last.pt of a run of tools/train_copy.py")
 
 
-def read_descriptor(run: str | Path) -> tuple[Descriptor, Path]:
-    """The descriptor of a run, in evaluation mode on the CPU, and the checkpoint it was read from.
+@dataclass(frozen=True)
+class SavedDescriptor:
+    """A descriptor, in evaluation mode on the CPU, and the checkpoint it was read from.
+
+    orders_norms: whether it was trained with the norm-ratio loss.
+    """
+
+    descriptor: Descriptor
+    path: Path
+    orders_norms: bool
+
+
+def read_descriptor(run: str | Path) -> SavedDescriptor:
+    """The descriptor of a run of tools/train_copy.py.
 
     Raises:
         DataError: no checkpoint, a damaged one, or one that holds no descriptor.
@@ -311,7 +327,9 @@ def read_descriptor(run: str | Path) -> tuple[Descriptor, Path]:
         descriptor.load_state_dict(weights)
     except RuntimeError as error:
         raise DataError(f"{path} does not fit its own settings: {error}") from error
-    return descriptor.eval(), path
+    trained = state["extra"].get("settings", {})
+    orders_norms = trained.get("objective") == "asl" and trained["asl"]["norm_ratio_weight"] > 0
+    return SavedDescriptor(descriptor.eval(), path, orders_norms)
 
 
 def load_descriptor(
@@ -330,12 +348,12 @@ def load_descriptor(
     Raises:
         DataError: as `read_descriptor`.
     """
-    descriptor, path = read_descriptor(run)
-    settings = descriptor.settings
-    digest = digest_of_file(path)
+    saved = read_descriptor(run)
+    settings = saved.descriptor.settings
+    digest = digest_of_file(saved.path)
     return Describer(
-        descriptor, {"descriptor": asdict(settings), "sha256": digest},
-        model=f"{settings.backbone}-{descriptor.dim}d sha256:{digest}",
+        saved.descriptor, {"descriptor": asdict(settings), "sha256": digest},
+        model=f"{settings.backbone}-{saved.descriptor.dim}d sha256:{digest}",
         input_size=input_size or settings.input_size, resize=resize or settings.resize, device=device,
-        precision=precision,
+        precision=precision, orders_norms=saved.orders_norms,
     )

@@ -15,19 +15,23 @@ import numpy as np
 from ascl.asymmetry import Direction, direction
 from ascl.errors import DataError
 from ascl.features.decoding import Decoder
-from ascl.features.images import find_images, listed_images
+from ascl.features.images import find_images, listed_images, load_image
 from ascl.image_copy import calibrate
-from ascl.image_copy.calibrate import Calibration, Rate, ScoreNorm
+from ascl.image_copy.calibrate import Calibration, Nearest, Rate, ScoreNorm
 from ascl.image_copy.copy_files import write_predictions
 from ascl.image_copy.index import Added, CopyIndex, conflict, known_files
 from ascl.image_copy.index_files import Images
 from ascl.image_copy.index_models import ImageDescriber
+from ascl.image_copy.near_duplicates import HASH_DISTANCE, perceptual_hash
 from ascl.image_copy.score_norm import background_score
 from ascl.image_copy.search import nearest_references
 
 CONFIRMED_TOGETHER = 1024   # images: what a kill can cost
 SMALLEST_SIDE = 16          # pixels of the shorter side: less shows too little to be told from others
-MARGIN = 0.02               # of the norms, relative: the same picture saved again differs by less
+MARGIN = 0.02               # of the norms, relative
+SAVED_AGAIN = "in the index, saved again"
+HASHED = 20                 # background images beyond those above the threshold that a hash looks at
+NAMED = 3                   # background images of the highest scores that are told
 DIRECTIONS = {
     Direction.A_COPIES_B: "query copies reference",
     Direction.B_COPIES_A: "reference copies query",
@@ -68,7 +72,8 @@ class Match:
         id, path: of the image, and where it came from.
         score: inner product of the descriptors, or share of the hashes' bits that agree; 1 = the same.
         normalised: the score after normalisation by the background, None without.
-        direction: `query copies reference`, `reference copies query` or `unclear`.
+        direction: `query copies reference`, `reference copies query` or `unclear`; always the last of a model whose
+            norms were not trained to order.
         norm_ratio: query's norm over reference's, None where the model has none.
         copy: the yes or no of the calibration, None without.
         false_positives: how often an unrelated query reaches such a score, None without a calibration.
@@ -282,7 +287,7 @@ def query_images(
             shift = norm.weight * background_score(images.vectors, background, start=norm.start, end=norm.end)
         for row, (image, path) in enumerate(zip(images.ids, images.paths, strict=True)):
             norms = index.snapshot.norms(positions[row])
-            ways = direction(images.norms[row : row + 1], norms, margin=margin)
+            ways = direction(images.norms[row : row + 1], norms, margin=margin) * index.manifest.model["orders_norms"]
             answers.append(Answer(image, path, [
                 _match(index, calibration, int(positions[row, place]), float(scores[row, place]), float(shift[row]),
                        float(images.norms[row] / norms[place]) if norms[place] else math.nan, int(ways[place]))
@@ -333,8 +338,10 @@ def calibrate_index(
 ) -> tuple[Calibration, list[Skipped]]:
     """Search the index for images of which it holds no copy, and store the threshold for a rate of false positives.
 
-    Background images that are in the index (an image of the same id, the same file, or the same descriptor bit for
-    bit), and those that come twice, are left out and counted.
+    Background images that are in the index (the same file, or the same descriptor bit for bit), those that come twice,
+    and, among the highest scores, those that a perceptual hash takes for the image they match, saved again, are left
+    out and counted. A crop of an indexed image looks different to a hash: the result names the background images of
+    the highest scores, to be looked at.
 
     Raises:
         DataError: an empty index, a rate or confidence out of range, no background image left, too few of them for the
@@ -346,35 +353,55 @@ def calibrate_index(
     if score_norm is not None and index.manifest.metric == "hamming":
         raise DataError("score normalisation is for descriptors; calibrate the perceptual hash without it")
     skipped = list[Skipped]()
-    best, vectors = list[np.ndarray](), list[np.ndarray]()
+    best, vectors, places, names = list[float](), list[np.ndarray](), list[int](), list[str]()
     seen: set[bytes] = set()
-    left_out = {"in the index": 0, "repeated": 0, "unreadable or too small": 0}
+    left_out = {"in the index": 0, SAVED_AGAIN: 0, "repeated": 0, "unreadable or too small": 0}
     for images in described(describer, paths, reading, skipped, CONFIRMED_TOGETHER):
         positions, scores = index.search(images.vectors, 1)
-        overlaps = index.snapshot.holds_digests(images.digests) | (index.snapshot.find(images.ids) >= 0)
+        overlaps = index.snapshot.holds_digests(images.digests)
         if index.manifest.metric == "ip":  # equal hashes of different pictures are what is to be counted
             overlaps |= (index.snapshot.vectors(positions[:, 0]) == images.vectors).all(axis=1)
         for row in range(len(images.ids)):
             digest = images.digests[row].tobytes()
             reason = "in the index" if overlaps[row] else "repeated" if digest in seen else None
-            seen.add(digest)
             if reason is not None:
                 left_out[reason] += 1
                 continue
-            best.append(scores[row, 0])
+            seen.add(digest)
+            best.append(float(scores[row, 0]))
             vectors.append(images.vectors[row])
+            places.append(int(positions[row, 0]))
+            names.append(images.paths[row])
     left_out["unreadable or too small"] = len(skipped)
     values = np.array(best)
+    order = np.argsort(-values, kind="stable")
+    if index.manifest.metric == "ip":
+        looked_at = order[: calibrate.allowed_above(len(values), rate) + HASHED] if 0 < rate < 1 else order[:0]
+        again = [row for row in looked_at if saved_again(names[row], index.snapshot.name(places[row])[1])]
+        left_out[SAVED_AGAIN] = len(again)
+        order = order[~np.isin(order, again)]
+    kept = np.sort(order)
+    nearest = tuple(Nearest(names[row], index.snapshot.name(places[row])[0], best[row]) for row in order[:NAMED])
+    values = values[kept]
     arrays: dict[str, np.ndarray] = {}
     if score_norm is not None and len(values):
-        arrays["background"] = np.stack(vectors)
+        arrays["background"] = np.stack([vectors[row] for row in kept])
         values = values - score_norm.weight * own_background_score(arrays["background"], score_norm)
     made = calibrate.calibrated(
         values, rate, confidence=confidence, images=len(index), added=index.manifest.added, left_out=left_out,
-        score_norm=score_norm,
+        score_norm=score_norm, nearest=nearest,
     )
     index.set_calibration(made.to_dict(), {"scores": np.sort(values), **arrays})
     return made, skipped
+
+
+def saved_again(first: str, second: str) -> bool:
+    """Whether two files hold the same picture but for size, compression or a little light; no, where one is gone."""
+    try:
+        bits = [np.unpackbits(perceptual_hash(load_image(path).image)) for path in (first, second)]
+    except (DataError, OSError):
+        return False
+    return int((bits[0] != bits[1]).sum()) <= HASH_DISTANCE
 
 
 def own_background_score(background: np.ndarray, norm: ScoreNorm) -> np.ndarray:

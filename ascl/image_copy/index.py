@@ -72,14 +72,14 @@ class CopyIndex:
         cls, folder: str | os.PathLike, model: dict[str, Any], *, metric: Metric, dimension: int,
         exact_up_to: int = EXACT_UP_TO,
     ) -> CopyIndex:
-        """Make an empty index in a new or empty folder.
+        """Make an empty index in a new or empty folder, or in the place of an index to which nothing was ever added.
 
         Args:
             model: what makes the descriptors, fit for JSON.
             metric, dimension, exact_up_to: see `Manifest`.
 
         Raises:
-            DataError: the folder holds something already, an index too.
+            DataError: the folder holds something already, an index with images too.
         """
         folder = Path(folder)
         if exact_up_to < 0 or dimension < 1:
@@ -89,13 +89,18 @@ class CopyIndex:
         folder.mkdir(parents=True, exist_ok=True)
         with writing(folder):
             others = [item.name for item in folder.iterdir() if item.name != LOCK and not item.name.startswith(".")]
+            change = 0
             if MANIFEST in others:
-                raise DataError(f"{folder} is an index already; add to it, or choose another folder")
-            if any(OURS.fullmatch(name) for name in others):
+                there = read_manifest(folder)
+                if there.added:
+                    raise DataError(f"{folder} is an index already; add to it, or choose another folder")
+                others.remove(MANIFEST)
+                change = there.change + 1
+            elif any(OURS.fullmatch(name) for name in others):
                 read_manifest(folder)  # says that it is half an index
             if others:
                 raise DataError(f"{folder} holds other files ({', '.join(sorted(others)[:3])}); choose another folder")
-            commit(folder, Manifest(model, metric, dimension, exact_up_to))
+            commit(folder, Manifest(model, metric, dimension, exact_up_to, change))
         return cls(folder)
 
     @property
@@ -107,8 +112,15 @@ class CopyIndex:
         return self.manifest.images
 
     def reload(self) -> None:
-        """Move on to what other processes have confirmed meanwhile."""
-        if read_manifest(self.folder).change != self.manifest.change:
+        """Move on to what other processes have confirmed meanwhile.
+
+        Raises:
+            DataError: one of them made the index anew, of another model.
+        """
+        model, there = self.manifest.model, read_manifest(self.folder)
+        if there.model != model:
+            raise DataError(f"{self.folder} was made anew meanwhile, by {there.model['name']}, not {model['name']}")
+        if there.change != self.manifest.change:
             self._move_to(open_snapshot(self.folder))
 
     # --- changes -----------------------------------------------------------------------------------------------------

@@ -29,13 +29,13 @@ class ImageDescriber(Protocol):
 
     Attributes:
         model: name and checksum. settings: all that decides the numbers, fit for JSON. dim: of a row.
-        has_norms: whether norms say which of two images shows more.
+        orders_norms: whether norms were trained to say which of two images shows more.
     """
 
     model: str
     settings: dict[str, Any]
     dim: int
-    has_norms: bool
+    orders_norms: bool
 
     @property
     def prepare(self) -> Callable[[Image.Image], np.ndarray]: ...
@@ -52,6 +52,7 @@ class ModelChoice:
         source: path of the run or file, or the backbone's name.
         weights, same_padding, pool: of a backbone. normalize: of a backbone or a TorchScript file.
         input_size, resize: how images become squares; None = the run's own, 288 and squash for others.
+        ordered_norms: of a backbone or a TorchScript file that was trained with a norm-ratio loss; a run knows it.
     """
 
     kind: Kind
@@ -62,6 +63,7 @@ class ModelChoice:
     normalize: Normalize = "imagenet"
     input_size: int | None = None
     resize: Resize | None = None
+    ordered_norms: bool = False
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], recorded: ModelChoice | None = None) -> ModelChoice | None:
@@ -76,7 +78,7 @@ class ModelChoice:
             DataError: options of a backbone without one.
         """
         sources: dict[str, Kind] = {"checkpoint": "checkpoint", "model": "torchscript", "backbone": "backbone"}
-        fields = ("weights", "same_padding", "pool", "normalize", "input_size", "resize")
+        fields = ("weights", "same_padding", "pool", "ordered_norms", "normalize", "input_size", "resize")
         changes = {name: options[name] for name in fields if options.get(name)}
         for name, kind in sources.items():
             if options.get(name):
@@ -93,7 +95,7 @@ class ModelChoice:
                                 "--model or --backbone")
             else:
                 return None
-        allowed = {"checkpoint": fields[4:], "torchscript": fields[3:], "backbone": fields, "phash": ()}[chosen.kind]
+        allowed = {"checkpoint": fields[5:], "torchscript": fields[3:], "backbone": fields, "phash": ()}[chosen.kind]
         for name in changes:
             if name not in allowed:
                 raise DataError(f"--{name.replace('_', '-')} says nothing of a {chosen.kind}; leave it out")
@@ -124,7 +126,9 @@ def make_describer(choice: ModelChoice, device: str = "cpu") -> ImageDescriber:
             choice.source, choice.weights, same_padding=choice.same_padding, normalize=choice.normalize,
             pool=choice.pool,
         )
-    return teacher_describer(network, input_size=size, resize=resize, device=device)
+    return teacher_describer(
+        network, input_size=size, resize=resize, device=device, orders_norms=choice.ordered_norms
+    )
 
 
 def metric_of(describer: ImageDescriber) -> Metric:
@@ -136,7 +140,7 @@ def create_index(
 ) -> CopyIndex:
     """A new index bound to the model; `options` as `CopyIndex.create`."""
     model = {"name": describer.model, "settings": describer.settings, "choice": asdict(choice.with_whole_paths()),
-             "has_norms": describer.has_norms}
+             "orders_norms": describer.orders_norms}
     return CopyIndex.create(folder, model, metric=metric_of(describer), dimension=describer.dim, **options)
 
 

@@ -12,6 +12,7 @@ from ascl.image_copy.index import CopyIndex
 from ascl.image_copy.index_search import import_faiss
 
 REMOVED_SHARE = 0.25    # of the rows at which `compact` is worth telling
+UNORDERED = "never told: this model was not trained to give what shows more a larger norm (train_copy.py --method asl)"
 NAMED = {True: "yes", False: "no", None: "-"}
 
 
@@ -31,7 +32,7 @@ def report_of(index: CopyIndex) -> dict[str, Any]:
         "settings": manifest.model["settings"],
         "metric": manifest.metric,
         "dimension": manifest.dimension,
-        "has_norms": manifest.model["has_norms"],
+        "orders_norms": manifest.model["orders_norms"],
         "exact_up_to": manifest.exact_up_to,
         "search": index.searched_by,
         "compressed": {key: value for key, value in compressed.items() if key != "file"} or None,
@@ -66,7 +67,7 @@ def info_text(index: CopyIndex) -> str:
         f"descriptors: {report['dimension']} " + (
             "numbers in float32, inner product" if report["metric"] == "ip" else "bytes, share of bits that agree"
         ),
-        f"direction: {'by the norms' if report['has_norms'] else 'unclear, the model has no norms'}",
+        f"direction: {'by the norms' if report['orders_norms'] else UNORDERED}",
         f"rows of removed images: {report['removed_rows']:,}; segments: {report['segments']}; "
         f"changes: {report['changes']}",
         f"search: {report['search']}",
@@ -89,8 +90,11 @@ def calibration_lines(made: Calibration) -> list[str]:
         + (" after score normalisation" if made.score_norm else ""),
         f"false positives: {made.achieved.count} of {made.achieved.total:,} background images, wanted at most "
         f"{made.wanted:g}: {rate_text(made.achieved)}, {made.confidence:.0%} interval",
-        f"searched among {made.images:,} images",
+        f"searched among {made.images:,} images; the rate is one of queries, by their best match",
     ]
+    if made.nearest:
+        lines.append("background images nearest to the index, of which none may show a copy: "
+                     + "; ".join(f"{one.path} as {one.match}, {one.score:.4f}" for one in made.nearest))
     left_out = calibrate.listed(made.left_out)
     return lines + ([f"background images left out: {left_out}"] if left_out != "none" else [])
 

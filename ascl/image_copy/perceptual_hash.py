@@ -50,7 +50,7 @@ class PerceptualHasher:
 
     metric = "hamming"
     dim = BYTES
-    has_norms = False
+    orders_norms = False
 
     def __init__(self) -> None:
         version = import_imagehash().__version__

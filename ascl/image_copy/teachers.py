@@ -164,8 +164,8 @@ def load_teacher(
     if path.is_file() and is_torchscript(path):
         return load_torchscript(path, normalize=normalize, image_size=image_size)
     if path.exists():
-        descriptor, checkpoint = read_descriptor(path)
-        digest = digest_of_file(checkpoint)
+        saved = read_descriptor(path)
+        descriptor, digest = saved.descriptor, digest_of_file(saved.path)
         dim = descriptor.dim if output == "embeddings" else descriptor.feature_dim
         about = {"kind": "run", "descriptor": asdict(descriptor.settings), "output": output, "sha256": digest}
         return NetworkTeacher(
@@ -231,16 +231,20 @@ def load_backbone(
 
 
 def teacher_describer(
-    teacher: Teacher, *, input_size: int, resize: Resize, device: str = "cpu", precision: Precision = "float32"
+    teacher: Teacher, *, input_size: int, resize: Resize, device: str = "cpu", precision: Precision = "float32",
+    orders_norms: bool = False,
 ) -> Describer:
     """A frozen network at work on images.
 
+    Args:
+        orders_norms: of a network that was trained elsewhere with a norm-ratio loss, which its file does not say.
+
     Raises:
-        DataError: cached descriptors, which describe no other images.
+        DataError: cached descriptors, which describe no other images; ordered norms of a network without norms.
     """
     if not isinstance(teacher, NetworkTeacher):
         raise DataError(f"{teacher.model} cannot describe images: it is a file of descriptors")
     return Describer(
         teacher, teacher.about, model=teacher.model, input_size=input_size, resize=resize, device=device,
-        precision=precision,
+        precision=precision, orders_norms=orders_norms,
     )

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from ascl.errors import DataError
 from ascl.image_copy import calibrate
-from ascl.image_copy.calibrate import Calibration, ScoreNorm, calibrated, clopper_pearson, lowest_threshold, rate_at
+from ascl.image_copy.calibrate import (
+    Calibration,
+    Nearest,
+    ScoreNorm,
+    calibrated,
+    clopper_pearson,
+    lowest_threshold,
+    rate_at,
+)
 
 ABOUT = {"confidence": 0.95, "images": 1000, "added": 1000, "left_out": {}, "score_norm": None}
 
@@ -41,25 +49,43 @@ def test_clopper_pearson_in_large_samples_against_the_beta_distribution():
     st.lists(st.integers(0, 12).map(lambda n: n / 8), min_size=1, max_size=60), st.floats(1e-3, 0.999)
 )
 def test_the_threshold_is_the_lowest_that_keeps_the_rate(scores, rate):
+    """(a + 1) / (n + 1), the chance of one more such score, is at most the rate, or no score reaches it."""
+    def expected(above):
+        return (above + 1) / (len(scores) + 1)
+
     threshold = lowest_threshold(np.array(scores), rate)
-    assert sum(score >= threshold for score in scores) <= rate * len(scores) * (1 + 1e-9)
+    above = sum(score >= threshold for score in scores)
+    assert above == 0 or expected(above) <= rate * (1 + 1e-9)
     below = np.nextafter(threshold, -np.inf)
-    assert sum(score >= below for score in scores) > rate * len(scores) * (1 - 1e-9)
+    assert expected(sum(score >= below for score in scores)) > rate * (1 - 1e-9)
 
 
 def test_a_rate_that_divides_the_images_allows_exactly_so_many():
-    scores = np.arange(30) / 30
-    assert (scores >= lowest_threshold(scores, 0.1)).sum() == 3  # 0.1 * 30 is 3.0000000000000004 or a little less
-    assert (np.arange(1000) >= lowest_threshold(np.arange(1000), 1e-3)).sum() == 1
+    scores = np.arange(29) / 29
+    assert (scores >= lowest_threshold(scores, 0.1)).sum() == 2  # 0.1 * 30 is 3.0000000000000004 or a little less
+    assert (np.arange(1999) >= lowest_threshold(np.arange(1999), 1e-3)).sum() == 1
+
+
+@pytest.mark.parametrize(("count", "rate"), [(100, 1e-2), (150, 2e-2), (500, 5e-2)])
+def test_the_true_rate_is_on_average_at_most_the_wanted_one(count, rate):
+    """Uniform scores, of which 1 - t is the true rate; a / n in the place of (a + 1) / (n + 1) exceeds it."""
+    rng = np.random.default_rng(0)
+    true = [1 - min(1.0, lowest_threshold(rng.random(count), rate)) for _ in range(4000)]
+    deviation = np.std(true) / len(true) ** 0.5
+    assert rate / 2 < np.mean(true) < rate + 4 * deviation
+    careless = [1 - np.sort(rng.random(count))[::-1][int(rate * count)] for _ in range(4000)]
+    assert np.mean(careless) > rate + 4 * deviation
 
 
 def test_the_achieved_rate_and_its_interval():
     made = calibrated(np.linspace(0, 0.9, 2000), 1e-2, **ABOUT)
-    assert (made.achieved.count, made.achieved.total, made.achieved.value) == (20, 2000, 0.01)
-    assert (made.achieved.low, made.achieved.high) == clopper_pearson(20, 2000, 0.95)
-    assert made.warnings == ()
+    assert (made.achieved.count, made.achieved.total, made.achieved.value) == (19, 2000, 0.0095)
+    assert (made.achieved.low, made.achieved.high) == clopper_pearson(19, 2000, 0.95)
+    (warning,) = made.warnings
+    assert "that it is not exceeded is not shown: by 2,000 background images it may be up to 0.015" in warning
     assert Calibration.from_dict({**made.to_dict(), "files": {}}) == made
-    with_norm = calibrated(np.ones(9), 0.5, **ABOUT | {"score_norm": ScoreNorm(2.0, 1, 3), "left_out": {"x": 2}})
+    with_norm = calibrated(np.ones(9), 0.5, **ABOUT | {"score_norm": ScoreNorm(2.0, 1, 3), "left_out": {"x": 2}},
+                           nearest=(Nearest("a.jpg", "b", 0.5),))
     assert Calibration.from_dict(with_norm.to_dict()) == with_norm
 
 
@@ -68,9 +94,12 @@ def test_too_few_images_are_told_with_the_number_needed():
     assert made.threshold > 0.5 and made.achieved.count == 0
     assert made.achieved.high == pytest.approx(1 - 0.025 ** (1 / 100))
     (warning,) = made.warnings
-    assert "100 background images are too few" in warning and "at least 1,000, and 3,688 to show" in warning
+    assert "100 background images are too few" in warning and "at least 999, and 3,688 to show" in warning
     assert clopper_pearson(0, 3688, 0.95)[1] <= 1e-3 < clopper_pearson(0, 3687, 0.95)[1]
-    assert calibrated(np.linspace(0, 0.5, 1000), 1e-3, **ABOUT).warnings == ()
+    assert "not shown" in calibrated(np.linspace(0, 0.5, 999), 1e-3, **ABOUT).warnings[0]
+    assert calibrated(np.linspace(0, 0.5, 3688), 1e-3, **ABOUT).achieved.count == 2
+    shown = calibrated(np.append(np.zeros(100_000), np.linspace(0, 0.5, 500)), 1e-2, **ABOUT)    # most are equal
+    assert shown.achieved.high < 1e-2 and shown.warnings == ()
 
 
 def test_background_images_with_the_highest_score_there_is_are_told():

@@ -219,8 +219,18 @@ def test_images_are_described_one_by_one_as_in_batches(run, tmp_path):
 def test_a_describer_is_bound_to_its_checkpoint_and_its_preprocessing(run):
     folder, _ = run
     describer = load_descriptor(folder / "best.pt", input_size=48, resize="crop")
-    assert describer.dim == 8 and describer.has_norms and describer.prepare == SquarePixels(48, "crop")
+    assert describer.dim == 8 and describer.prepare == SquarePixels(48, "crop")
     assert describer.model.startswith(f"{BACKBONE}-8d sha256:") and describer.settings["input_size"] == 48
+
+
+@pytest.mark.parametrize(
+    ("objective", "weight", "expected"), [("asl", 1.0, True), ("asl", 0.0, False), ("rdcd", 1.0, False)]
+)
+def test_norms_order_only_what_was_trained_to(run, tmp_path, objective, weight, expected):
+    state = torch.load(run[0] / "best.pt", weights_only=True)
+    state["extra"]["settings"] = {"objective": objective, "asl": {"norm_ratio_weight": weight}}
+    checkpoint.save(tmp_path / "best.pt", {"model": state["model"], "extra": state["extra"]})
+    assert load_descriptor(tmp_path).orders_norms is expected and not load_descriptor(run[0]).orders_norms
 
 
 def test_unreadable_images_stop_or_are_left_out(run, tmp_path):

@@ -16,7 +16,7 @@ from ascl.image_copy import index_files, index_search
 from ascl.image_copy.index import CopyIndex
 from ascl.image_copy.index_files import Images, open_snapshot, read_manifest
 
-MODEL = {"name": "test model", "settings": {}, "choice": {}, "has_norms": True}
+MODEL = {"name": "test model", "settings": {}, "choice": {}, "orders_norms": True}
 DIM = 8
 
 
@@ -214,6 +214,7 @@ def test_other_dimensions_and_k_are_refused(index):
 def test_what_is_no_index_is_named(index, tmp_path):
     with pytest.raises(DataError, match=r"nothing: no index there; make one with"):
         CopyIndex(tmp_path / "nothing")
+    index.add(images(["a"]))
     with pytest.raises(DataError, match="is an index already"):
         CopyIndex.create(index.folder, MODEL, metric="ip", dimension=DIM)
     (tmp_path / "photos").mkdir()

@@ -33,7 +33,7 @@ def test_it_describes_as_networks_do():
     hasher = PerceptualHasher()
     vectors, norms = hasher([hasher.prepare(picture(seed)) for seed in range(3)])
     assert vectors.shape == (3, hasher.dim) and vectors.dtype == np.uint8 and norms is None
-    assert hasher.model.startswith("phash-64bit") and not hasher.has_norms
+    assert hasher.model.startswith("phash-64bit") and not hasher.orders_norms
 
 
 def test_without_imagehash_the_message_says_what_to_install(monkeypatch):

@@ -67,10 +67,15 @@ def test_norms_of_a_network_that_normalises_say_nothing(scripts):
     for unit, expected in ((True, False), (False, True)):
         teacher = load_teacher(str(scripts[0] / f"{unit}.torchscript.pt"))
         describer = teacher_describer(teacher, input_size=SIDE, resize="squash")
-        assert describer.has_norms is expected
+        assert not describer.orders_norms                           # its file does not say how it was trained
         square = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
         vectors, norms = describer([square])
         assert np.linalg.norm(vectors[0]) == pytest.approx(1, abs=1e-6) and (norms is not None) is expected
+        if expected:
+            assert teacher_describer(teacher, input_size=SIDE, resize="squash", orders_norms=True).orders_norms
+        else:
+            with pytest.raises(DataError, match="its norms cannot order anything"):
+                teacher_describer(teacher, input_size=SIDE, resize="squash", orders_norms=True)
 
 
 @pytest.mark.parametrize("output", ["embeddings", "features"])
