@@ -37,6 +37,7 @@ from ascl.training.schedule import Schedule, cosine, warmed_up
 
 DEFAULT_FEATURE_DIM = 512
 CENTRED_ON = 256  # views
+IMAGES = "images.txt"  # of a run: what it was trained and validated with, in order
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ def train(config: CopyConfig, *, resume: bool = False) -> Progress:
         learning_rate = build_schedule(config, batches.steps_per_epoch, accelerator.num_processes)
         optimizer = build_optimizer(config, model)
     held_back = make_validation_set(
-        data.validation, SquarePixels(settings.input_size, settings.resize), seed=config.train.seed,
+        data.validation, data.train, SquarePixels(settings.input_size, settings.resize), seed=config.train.seed,
         workers=config.data.workers,
     )
     loop = LoopSettings(
@@ -207,8 +208,14 @@ def train(config: CopyConfig, *, resume: bool = False) -> Progress:
         log_every=config.train.log_every, select=config.train.select,
     )
     check_start(accelerator, model, optimizer, settings=loop, folder=out, resume=resume)
+    images = [f"{side} {path.stem}" for side, one in (("train", data.train), ("validation", data.validation))
+              for path in one.paths]
+    if resume:
+        check_same_images(out / IMAGES, images)
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            write_text(out / IMAGES, "\n".join(images) + "\n")
         write_text(out / "settings.yaml", yaml.safe_dump(copy_config_to_dict(config), sort_keys=False))
         if not resume:  # a resumed run keeps what it was started with; its log has the rest
             about = {**environment(), "teacher": None if teacher is None else {"model": teacher.model, **teacher.about},
@@ -236,6 +243,28 @@ def train(config: CopyConfig, *, resume: bool = False) -> Progress:
         accelerator, model, optimizer, train_batches=batches, step_loss=objective, validate=validate_student,
         learning_rate=learning_rate, settings=loop, folder=out, resume=resume, extra=extra,
     )
+
+
+def check_same_images(path: Path, images: list[str]) -> None:
+    """Refuse to go on with other images: rows of queues and classes, order and the held-out side go by their places.
+
+    Args:
+        path: what the run began with, `train ID` or `validation ID` a line.
+
+    Raises:
+        DataError: the list is gone, or images came, went, or changed sides or places.
+    """
+    if not path.exists():
+        raise DataError(f"{path} is gone: which images the run was trained with is not known, so it cannot go on")
+    began = path.read_text(encoding="utf-8").splitlines()
+    if began != images:
+        before, now = ({line.partition(" ")[2]: line for line in lines} for lines in (began, images))
+        changed = sum(before[image] != now[image] for image in before.keys() & now.keys())
+        raise DataError(
+            f"the images are not those that the run began with ({path}): {len(now.keys() - before.keys())} came, "
+            f"{len(before.keys() - now.keys())} went, {changed} changed between training and validation. Put them "
+            "back, or start a new run"
+        )
 
 
 def described_run(

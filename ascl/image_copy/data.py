@@ -28,7 +28,9 @@ OTHERS_DRAW = SEED_END - 1  # of `sample_rng`: which photos those are; no view h
 def held_out(paths: Sequence[Path], share: float, most: int) -> tuple[list[Path], list[Path]]:
     """Training images, and those kept from them for validation: the ones whose ids hash lowest.
 
-    By the id and not by place, so that an image stays on its side when others come to the folder.
+    By the id and not by place: an image's name alone, and how many images there are, decide. Where others come to the
+    folder, none that was trained on is held out while the number held out stays the same; some that were held out are
+    then trained on. Runs on two states of a folder have therefore different held-out images.
 
     Args:
         share: of the images, in (0, 1). most: at most so many are held out.

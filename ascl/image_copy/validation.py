@@ -40,8 +40,8 @@ class ValidationSet:
 
 
 class _Copies(Dataset):
-    def __init__(self, images: ImageFiles, prepare: SquarePixels, seed: int) -> None:
-        self.images, self.prepare, self.seed = images, prepare, seed
+    def __init__(self, images: ImageFiles, mixed_in: ImageFiles, prepare: SquarePixels, seed: int) -> None:
+        self.images, self.mixed_in, self.prepare, self.seed = images, mixed_in, prepare, seed
 
     def __len__(self) -> int:
         return len(self.images)
@@ -49,7 +49,7 @@ class _Copies(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, float]:
         photo = reduced(self.images[index], 4 * self.prepare.size)
         rng = sample_rng(self.seed, index)
-        edited = random_chain(photo, STRENGTHS[index % len(STRENGTHS)], rng, Others(self.images, index, rng))
+        edited = random_chain(photo, STRENGTHS[index % len(STRENGTHS)], rng, Others(self.mixed_in, index, rng))
         crop = EDITS["crop"](photo, CROP_STRENGTHS[index % len(CROP_STRENGTHS)], rng)
         photo_, copy, part = (
             torch.from_numpy(self.prepare(image).transpose(2, 0, 1).copy())
@@ -58,14 +58,18 @@ class _Copies(Dataset):
         return photo_, copy, part, edited.content_scale
 
 
-def make_validation_set(images: ImageFiles, prepare: SquarePixels, *, seed: int, workers: int) -> ValidationSet:
+def make_validation_set(
+    images: ImageFiles, mixed_in: ImageFiles, prepare: SquarePixels, *, seed: int, workers: int
+) -> ValidationSet:
     """The same for the same images and seed, whatever the number of workers.
 
     Args:
         images: held-out photos, at least two.
+        mixed_in: photos that overlays and collages take; none of `images`, or a query would show two references and
+            one true pair would count as false.
         prepare: an image to the square that the descriptor takes.
     """
-    loader = DataLoader(_Copies(images, prepare, seed), batch_size=16, num_workers=workers)
+    loader = DataLoader(_Copies(images, mixed_in, prepare, seed), batch_size=16, num_workers=workers)
     references, queries, crops, scales = zip(*loader, strict=True)
     return ValidationSet(torch.cat(references), torch.cat(queries), torch.cat(crops), torch.cat(scales))
 

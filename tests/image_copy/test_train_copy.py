@@ -1,6 +1,7 @@
 """tools/train_copy.py from its command line to a checkpoint that describes images; the data that it trains on."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -19,10 +20,11 @@ from ascl.copy_run import (
     descriptor_settings,
 )
 from ascl.errors import DataError
-from ascl.features.images import find_images
+from ascl.features.images import SquarePixels, find_images
 from ascl.image_copy.augment import CopyAugmentation, IdentityAugmentation
 from ascl.image_copy.data import Identities, ImageFiles, SmallImages, Views, held_out
 from ascl.image_copy.descriptor import load_descriptor
+from ascl.image_copy.validation import make_validation_set
 from ascl.training.log import read_metrics
 from ascl.training.schedule import cosine
 
@@ -128,6 +130,45 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(tmp_path, photos, t
         for state in (whole, parts):
             del state["extra"]["settings"]["out"]
         same_bits(whole, parts)
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path, photos, tool, capsys):
+    """The number of steps of an epoch stays the same, so that nothing else would notice."""
+    folder, out = tmp_path / "photos", tmp_path / "run"
+    shutil.copytree(photos, folder)
+    assert tool("train_copy")(train_arguments("asl", folder, out)) == 0
+    before = (out / "last.pt").read_bytes()
+    chosen = sorted(folder.iterdir())[0]
+    chosen.rename(folder / "zz_new.png")
+    assert tool("train_copy")(["--resume", str(out), "--train.max_steps", "12"]) == 2
+    message = capsys.readouterr().err
+    assert "1 came, 1 went" in message and "start a new run" in message and (out / "last.pt").read_bytes() == before
+    (folder / "zz_new.png").rename(chosen)
+    (out / "images.txt").unlink()
+    assert tool("train_copy")(["--resume", str(out), "--train.max_steps", "12"]) == 2
+    assert "images.txt is gone" in capsys.readouterr().err
+
+
+def test_validation_queries_mix_in_no_reference(photos):
+    """Or a query would show two references, and one of the two true answers would count as false."""
+    class Asked(ImageFiles):
+        asked = 0
+
+        def __getitem__(self, index):
+            type(self).asked += 1
+            return super().__getitem__(index)
+
+    class AskedOnce(ImageFiles):
+        def __getitem__(self, index):
+            assert index not in seen, "a reference was mixed into another query"
+            seen.add(index)
+            return super().__getitem__(index)
+
+    seen: set[int] = set()
+    paths = find_images(photos)
+    references, mixed_in = AskedOnce(paths[:15]), Asked(paths[15:])
+    made = make_validation_set(references, mixed_in, SquarePixels(SIDE, "squash"), seed=3, workers=0)
+    assert len(made.references) == 15 and seen == set(range(15)) and Asked.asked > 0
 
 
 @pytest.mark.parametrize("method", ["sscd", "rdcd"])
