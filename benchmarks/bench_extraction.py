@@ -1,4 +1,4 @@
-"""Images a second of every feature backend, what decoding costs beside it, bytes on disk, and memory over many images.
+"""Images a second of feature backends and descriptors, what decoding costs, bytes on disk, memory over many images.
 
   python benchmarks/bench_extraction.py                 every backend; prints a table, adds to benchmarks/results.csv
   python benchmarks/bench_extraction.py --memory        one light backend over 10,000 images: is memory flat?
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +36,19 @@ from ascl.errors import DataError
 from ascl.features.cli import BATCH_SIZE, make_backend
 from ascl.features.decoding import Decoder, batches_of_one_shape
 from ascl.features.images import find_images
-from ascl.features.writer import extract
+from ascl.features.writer import Backend, extract
+from ascl.image_copy.descriptor import Describer, Descriptor, DescriptorSettings
 
 PHOTOGRAPHS = results.REPOSITORY.parent / "shared" / "data" / "flickr8k"
 COCO_SHORT_SIDE = 480
 MANY = 10_000
+DESCRIPTOR = "descriptor"
 ENCODER, RESNET152 = "encoder", "resnet152.pth"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One backend: its name in a row, and the arguments of the extraction programs."""
+    """One backend: its name in a row, and the arguments of the extraction programs, or settings of a descriptor."""
 
     name: str
     kind: str
@@ -69,7 +71,8 @@ def cases(quick: bool, scratch: Path) -> list[Case]:
     untrained = {"weights": "random:0"}
     if quick:
         small = untrained | {"backbone": "mobilenet_v2", "layer": "features.3", "input_size": 32}
-        return [Case("grid, small", "grid", small), Case("globals, small", "classifier", small)]
+        return [Case("grid, small", "grid", small), Case("globals, small", "classifier", small),
+                Case("descriptor, small", DESCRIPTOR, untrained | {"backbone": "mobilenet_v2", "input_size": 32})]
     half = {"precision": "float16"} if torch.cuda.is_available() else {}
     resnet152 = {"backbone": "resnet152", "weights": str(scratch / RESNET152)}
     kinds = [
@@ -80,10 +83,27 @@ def cases(quick: bool, scratch: Path) -> list[Case]:
         Case("bottom-up attention, resnet101-C4 at 600", "bottom-up", untrained),
         Case("torchvision fasterrcnn_resnet50_fpn_v2 at 800", "torchvision", untrained),
     ]
+    described = {"descriptor of 64 numbers, efficientnet_b0 at 288": {"backbone": "efficientnet_b0"},
+                 "descriptor of 64 numbers, mobilenet_v2 at 160": {"backbone": "mobilenet_v2", "input_size": 160},
+                 "descriptor of 512 numbers, resnet50 at 288": {"backbone": "resnet50", "dim": 512}}
+    kinds += [Case(name, DESCRIPTOR, untrained | settings) for name, settings in described.items()]
     if importlib.util.find_spec("detectron2"):
         zoo = {"config": "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"}
         kinds.append(Case("detectron2 faster_rcnn_R_50_FPN_3x at 800", "detectron2", untrained | zoo))
     return kinds + [Case(f"{case.name}, float16", case.kind, case.arguments | half) for case in kinds if half]
+
+
+def backend_of(case: Case, device: str) -> Backend:
+    """The case's network at work."""
+    if case.kind != DESCRIPTOR:
+        return make_backend(case.kind, case.arguments, device)
+    arguments = dict(case.arguments)
+    precision = arguments.pop("precision", "float32")
+    settings = DescriptorSettings(**arguments)
+    return Describer(
+        Descriptor(settings), asdict(settings), model=case.name, input_size=settings.input_size, resize=settings.resize,
+        device=device, precision=precision,
+    )
 
 
 def write_resnet152(path: Path) -> None:
@@ -120,7 +140,7 @@ def coco_sized(photographs: list[Path], folder: Path, count: int) -> list[Path]:
 def measure(case: Case, images: list[Path], device: str, workers: int, seconds: float, folder: Path) -> Rates:
     """The network alone, the extraction as a user runs it, and decoding alone, on as many images as the time allows."""
     multiprocessing.set_start_method("fork", force=True)  # as in the programs; this process came from a fork server
-    backend = make_backend(case.kind, case.arguments, device)
+    backend = backend_of(case, device)
     batch_size = BATCH_SIZE.get(case.kind, 32)
     decoder = Decoder(images, range(min(len(images), 2 * batch_size)), backend.prepare, workers)
     decoded = (decoder.take() for _ in range(min(len(images), 2 * batch_size)))
@@ -165,7 +185,7 @@ def own_bytes(process: psutil.Process) -> int:
 def memory_over(images: list[Path], case: Case, device: str, workers: int, folder: Path) -> list[tuple[int, int]]:
     """(parts finished, bytes of this process and its workers), sampled ten times a second during one extraction."""
     multiprocessing.set_start_method("fork", force=True)
-    backend = make_backend(case.kind, case.arguments, device)
+    backend = backend_of(case, device)
     out, samples, ended = folder / "many.h5", [], threading.Event()
     parts = Path(f"{out}.parts")
 

@@ -297,7 +297,7 @@ def test_a_failed_conversion_is_no_figure(module, tmp_path):
         module("bench_convert").convert(source, tmp_path / "out.h5", "float32")
 
 
-@pytest.mark.parametrize(("more", "figures"), [([], 8), (["--case", "globals"], 4), (["--memory"], 3)])
+@pytest.mark.parametrize(("more", "figures"), [([], 12), (["--case", "globals"], 4), (["--memory"], 3)])
 def test_bench_extraction_runs_and_writes_its_rows(module, tmp_path, capsys, more, figures):
     path, photographs = tmp_path / "results.csv", tmp_path / "photographs"
     photographs.mkdir()
