@@ -5,6 +5,7 @@ from setuptools import find_packages, setup
 SCALE = ["ray[data]>=2.9"]  # extraction on several machines
 SEARCH = ["faiss-cpu>=1.8"]  # an index of images
 COPY = ["timm>=1.0", "imagehash>=4.3"]  # further backbones for descriptors, perceptual hashes
+LABELS = ["eccv_caption>=0.1"]  # corrected labels of COCO
 
 setup(
     name="ascl",
@@ -35,8 +36,9 @@ setup(
         "scale": SCALE,
         "search": SEARCH,
         "copy": COPY,
+        "labels": LABELS,
         "dev": [
-            *SCALE, *SEARCH, *COPY,
+            *SCALE, *SEARCH, *COPY, *LABELS,
             "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.11",
         ],
     },

@@ -19,9 +19,15 @@ from ascl.data.embedding_noise import NoiseSettings
 from ascl.data.feature_store import FeatureStore, open_features
 from ascl.data.pairs import Batch, PairDataset, UniqueImageBatchSampler, collate
 from ascl.errors import DataError
+from ascl.image_copy.momentum import rows_of_all_with_gradient, several_processes
 from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
 from ascl.models.base import TextEncoder
+from ascl.models.baselines.clip import Clip
+from ascl.models.baselines.imram import Imram
+from ascl.models.baselines.scan import Scan
 from ascl.models.baselines.two_tower import TwoTower
+from ascl.models.baselines.vse import Vse
+from ascl.models.baselines.vse_infinity import VseInfinity
 from ascl.models.text import BertWords, CachedWords
 from ascl.retrieval.encode import encode_images, encode_texts
 from ascl.retrieval.objective import RetrievalObjective, TripletSettings
@@ -75,8 +81,26 @@ def build_model(config: Config, region_dim: int, global_dim: int) -> RetrievalMo
     """A model with fresh weights for features of these dimensions."""
     settings = config.model
     text = build_text_encoder(config)
-    if settings.kind == "two_tower":
-        return TwoTower(region_dim, global_dim, text, settings.embed_dim, standardize=settings.standardize)
+    inputs = (region_dim, global_dim, text, settings.embed_dim)
+    standardize = settings.standardize
+    match settings.kind:
+        case "two_tower":
+            return TwoTower(*inputs, standardize=standardize)
+        case "vse":
+            return Vse(*inputs, standardize=standardize)
+        case "vse_infinity":
+            return VseInfinity(*inputs, standardize=standardize)
+        case "clip":
+            return Clip(*inputs, temperature=config.loss.temperature, standardize=standardize)
+        case "scan_t2i" | "scan_i2t":
+            return Scan(
+                *inputs, direction="t2i" if settings.kind == "scan_t2i" else "i2t", pooling=settings.pooling,
+                lambda_softmax=settings.lambda_softmax, lambda_lse=settings.lambda_lse, standardize=standardize,
+            )
+        case "imram":
+            return Imram(
+                *inputs, steps=settings.matching_steps, lambda_softmax=settings.lambda_softmax, standardize=standardize
+            )
     return AsCL(
         region_dim, global_dim, text, settings.embed_dim, settings.num_heads, settings.local_weight,
         projections=settings.projections, fusion=settings.fusion, normalize_regions=settings.normalize_regions,
@@ -114,7 +138,10 @@ def build_objective(config: Config) -> RetrievalObjective:
             f"loss.norm_ratio_weight is {loss.norm_ratio_weight}, but samples.positives is none, and those are what it "
             "orders: set the one to 0 or the other to both"
         )
-    return RetrievalObjective(loss.temperature, noise, triplet, loss.norm_ratio_weight)
+    return RetrievalObjective(
+        loss.temperature, noise, triplet, loss.norm_ratio_weight, chunk_size=config.train.chunk_size,
+        gather=rows_of_all_with_gradient if config.train.gather_negatives and several_processes() else None,
+    )
 
 
 def build_pairs(config: Config, captions: CaptionSet, store: FeatureStore) -> PairDataset:
@@ -129,18 +156,37 @@ def build_pairs(config: Config, captions: CaptionSet, store: FeatureStore) -> Pa
 
 
 class TrainBatches:
-    """(epoch, first batch) -> this process's batches: what `training.fit` asks for."""
+    """(epoch, first batch) -> this process's batches: what `training.fit` asks for.
+
+    With gathered negatives the batches of all processes in one step are one batch of the sampler, dealt out in equal
+    parts: no image is in two of them. Without, they are batches of their own, and may share images. Workers start once
+    and stay for all epochs; one epoch is read at a time.
+    """
 
     def __init__(self, config: Config, pairs: PairDataset, process: int, processes: int) -> None:
         if config.train.workers < 0:
             raise DataError(f"train.workers is {config.train.workers}: has to be at least 0")
         self.config, self.pairs, self.process, self.processes = config, pairs, process, processes
-        self.sampler = UniqueImageBatchSampler(pairs.captions.owner, config.train.batch_size, seed=config.train.seed)
+        size = config.train.batch_size
+        self.together = config.train.gather_negatives and processes > 1
+        if self.together and size > 0:
+            images = len(np.unique(pairs.captions.owner))
+            if size * processes > images:
+                raise DataError(f"train.batch_size {size} in each of {processes} processes with gathered negatives "
+                                f"takes {size * processes} images, and {images} have captions: lower it, or set "
+                                "train.gather_negatives to false")
+            size *= processes
+        self.sampler = UniqueImageBatchSampler(pairs.captions.owner, size, seed=config.train.seed)
+        self._of_epoch: list[list[tuple[int, int]]] = []        # filled anew; the loader looks when it is iterated
+        self._loader = DataLoader(
+            pairs, batch_sampler=self._of_epoch, collate_fn=collate, num_workers=config.train.workers,
+            persistent_workers=config.train.workers > 0, pin_memory=torch.cuda.is_available(),
+        )
 
     @property
     def steps_per_epoch(self) -> int:
         """Full batches of each process."""
-        steps = len(self.sampler) // self.processes
+        steps = len(self.sampler) // (1 if self.together else self.processes)
         if steps == 0:
             raise DataError(f"{len(self.pairs)} captions give no full batch of {self.config.train.batch_size} for each "
                             f"of {self.processes} processes: lower train.batch_size")
@@ -148,13 +194,14 @@ class TrainBatches:
 
     def __call__(self, epoch: int, first: int) -> Iterator[Batch]:
         self.sampler.set_epoch(epoch, 0)
-        batches = list(self.sampler)[self.process :: self.processes][first : self.steps_per_epoch]
-        loader = DataLoader(
-            self.pairs, batch_sampler=batches, collate_fn=collate, num_workers=self.config.train.workers,
-            pin_memory=torch.cuda.is_available(),
-        )
+        if self.together:
+            own = slice(self.process * self.config.train.batch_size, (self.process + 1) * self.config.train.batch_size)
+            batches = [batch[own] for batch in self.sampler]
+        else:
+            batches = list(self.sampler)[self.process :: self.processes]
+        self._of_epoch[:] = batches[first : self.steps_per_epoch]
         try:
-            yield from loader
+            yield from self._loader
         except DataError as error:      # from a worker it comes wrapped in the worker's traceback
             raise DataError(str(error).rpartition(f"{DataError.__module__}.{DataError.__name__}: ")[2]) from error
 

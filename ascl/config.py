@@ -58,10 +58,14 @@ class TextConfig:
 class ModelConfig:
     """See `ascl.models.AsCL`; `standardize` takes its statistics of 1,000 training images.
 
-    kind `two_tower` is the floor without any meeting of image and text before the score.
+    kind: a rival of `ascl.models.baselines` in the place of AsCL. Settings of its own (loss, samples) come with it from
+        `configs/baselines/<kind>.yaml`; only embed_dim, standardize and those below are settings of rivals.
+        `two_tower` is the floor without any meeting of image and text before the score.
+    pooling: of SCAN over the tokens that attend. lambda_softmax, lambda_lse: inverse temperatures of SCAN's and IMRAM's
+        attention and of SCAN's logsumexp; null = the papers' for this direction. matching_steps: of IMRAM.
     """
 
-    kind: Literal["ascl", "two_tower"] = "ascl"
+    kind: Literal["ascl", "two_tower", "vse", "vse_infinity", "scan_t2i", "scan_i2t", "clip", "imram"] = "ascl"
     embed_dim: int = 1024
     num_heads: int = 8
     local_weight: float = 0.8
@@ -71,6 +75,10 @@ class ModelConfig:
     normalize_words: bool = True
     sharpness: float = 4.0
     standardize: bool = False
+    pooling: Literal["mean", "logsumexp"] = "mean"
+    lambda_softmax: float | None = None
+    lambda_lse: float | None = None
+    matching_steps: int = 3
 
 
 @dataclass(frozen=True)
@@ -133,11 +141,21 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """An epoch is one pass over the captions. max_steps, where set, ends the run earlier than `epochs` does."""
+    """An epoch is one pass over the captions. max_steps, where set, ends the run earlier than `epochs` does.
+
+    batch_size: pairs of each process.
+    gather_negatives: several processes take the loss of their batches as one, so that what is learned depends on how
+        many pairs there are in all and not on how many processes share them, and each process scores its part of them;
+        false = every process has negatives of its own, which is the cheaper step where batches stay as they are.
+    chunk_size: encode and score so many pairs of a process at a time, for batches larger than the memory: the same loss
+        and gradients, in more time; null = all at once.
+    """
 
     epochs: int = 20
     max_steps: int | None = None
     batch_size: int = 64
+    gather_negatives: bool = True
+    chunk_size: int | None = None
     seed: int = 0
     workers: int = 2
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
@@ -268,7 +286,10 @@ def to_dict(config: typing.Any) -> dict:
 
 
 def load_config(arguments: list[str], configs: Path, saved: dict | None = None) -> Config:
-    """Defaults, then `configs/<--dataset>.yaml`, then each `--config FILE`, then `--name value` pairs.
+    """Defaults, then `configs/<--dataset>.yaml`, a rival's own, each `--config FILE`, then `--name value` pairs.
+
+    A rival's own settings are `configs/baselines/<model.kind>.yaml`, where the command line or a `--config FILE` names
+    a kind that has one.
 
     Args:
         arguments: of the command line, `--dataset NAME` among them.
@@ -278,16 +299,18 @@ def load_config(arguments: list[str], configs: Path, saved: dict | None = None) 
     Raises:
         ConfigError: an unknown name (with the nearest right one), a value of the wrong type, an unknown data set.
     """
-    return load_settings(Config, "dataset", arguments, configs, saved)
+    return load_settings(Config, "dataset", arguments, configs, saved, within=("model.kind", "baselines"))
 
 
 def load_settings(
-    config: type[Settings], preset: str, arguments: list[str], configs: Path, saved: dict | None = None
+    config: type[Settings], preset: str, arguments: list[str], configs: Path, saved: dict | None = None, *,
+    within: tuple[str, str] | None = None,
 ) -> Settings:
     """As `load_config`, for settings of any frozen dataclass of dataclasses.
 
     Args:
         preset: name of the setting that names a YAML in `configs`.
+        within: a second such setting, and the folder in `configs` that may hold a YAML for its value.
     """
     files: list[Path] = []
     direct: list[tuple[str, str]] = []
@@ -306,8 +329,15 @@ def load_settings(
         else:
             _check_name(name, "command line", config)
             direct.append((name, value))
-    chosen = dict(direct).get(preset)
-    if chosen:
+    given: dict[str, object] = {}
+    for path in files:
+        if not path.exists():
+            raise ConfigError(f"--config {path}: no such file")
+        given |= read_settings(path, config)
+    given |= direct
+    if within is not None and (own := configs / within[1] / f"{given.get(within[0])}.yaml").exists():
+        files.insert(0, own)
+    if chosen := dict(direct).get(preset):
         path = configs / f"{chosen}.yaml"
         if not path.exists():
             known = ", ".join(sorted(entry.stem for entry in configs.glob("*.yaml")))
@@ -318,8 +348,6 @@ def load_settings(
     for name in merged:
         _check_name(name, "settings of the run", config)
     for path in files:
-        if not path.exists():
-            raise ConfigError(f"--config {path}: no such file")
         merged |= read_settings(path, config)
     kinds = _kinds(config)
     merged |= {name: _read_value(name, value, kinds[name]) for name, value in direct}

@@ -14,10 +14,15 @@ from ascl.analysis.leakage import paired_global_scores, paired_scores
 from ascl.data.embedding_noise import NoiseSettings
 from ascl.data.pairs import Batch
 from ascl.losses import info_nce
-from ascl.models import AsCL, EncodedImages, EncodedTexts
+from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
+from ascl.models.baselines.clip import Clip
+from ascl.models.baselines.imram import Imram
+from ascl.models.baselines.scan import Scan
 from ascl.models.baselines.two_tower import TwoTower
+from ascl.models.baselines.vse import Vse
+from ascl.models.baselines.vse_infinity import VseInfinity
 from ascl.retrieval import rank_report, score_all_pairs
-from ascl.retrieval.objective import RetrievalObjective
+from ascl.retrieval.objective import RetrievalObjective, TripletSettings
 
 CAPTIONS_EACH = 2
 
@@ -41,10 +46,25 @@ def noise_batch(first: int, count: int, captions_each: int = 1) -> Batch:
     )
 
 
-def train_on_noise(step_loss, steps: int) -> AsCL:
+def ascl() -> AsCL:
+    return AsCL(24, 24, RandomWords(), embed_dim=48, num_heads=4, local_weight=0.5)
+
+
+RIVALS = {
+    "two towers": lambda: TwoTower(24, 24, RandomWords(), 48),
+    "VSE++": lambda: Vse(24, 24, RandomWords(), 48),
+    "VSE-infinity": lambda: VseInfinity(24, 24, RandomWords(), 48),
+    "CLIP": lambda: Clip(24, 24, RandomWords(), 48),
+    "SCAN t2i": lambda: Scan(24, 24, RandomWords(), 48, direction="t2i"),
+    "SCAN i2t": lambda: Scan(24, 24, RandomWords(), 48, direction="i2t", pooling="logsumexp"),
+    "IMRAM": lambda: Imram(24, 24, RandomWords(), 48, steps=2),
+}
+
+
+def train_on_noise(step_loss, steps: int, build=ascl) -> RetrievalModel:
     """A model after a short training on noise that is new in every step."""
     torch.manual_seed(0)
-    model = AsCL(24, 24, RandomWords(), embed_dim=48, num_heads=4, local_weight=0.5)
+    model = build()
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     for step in range(steps):
         loss = step_loss(model, noise_batch(1000 * (1 + step), 32), step)
@@ -72,7 +92,17 @@ def leaking() -> AsCL:
     return train_on_noise(loss, 100)
 
 
-def held_out(model: AsCL) -> tuple[EncodedImages, EncodedTexts, np.ndarray]:
+@pytest.fixture(scope="module", params=RIVALS)
+def rival(request) -> RetrievalModel:
+    """Each rival, trained as its settings say: by triplets, or by the contrastive loss."""
+    triplet = None if request.param in ("two towers", "CLIP") else TripletSettings(0.2, 20)
+    objective, generator = RetrievalObjective(0.07, None, triplet), torch.Generator().manual_seed(0)
+    return train_on_noise(
+        lambda model, batch, step: objective(model, batch, step, generator)["loss"], 40, RIVALS[request.param]
+    )
+
+
+def held_out(model: RetrievalModel) -> tuple[EncodedImages, EncodedTexts, np.ndarray]:
     batch = noise_batch(900_000, 100, CAPTIONS_EACH)
     with torch.no_grad():
         images, texts = model.encode_images(batch.regions, batch.globals), model.encode_texts(batch.captions)
@@ -119,13 +149,16 @@ def test_equivariance_gate_passes_for_every_pair_scored_alone(leaking):
         assert follows_permutations(leaking.pair_scores, images[:9], texts[:11])
 
 
-def test_equivariance_gate_passes_for_the_two_towers():
-    torch.manual_seed(0)
-    model = TwoTower(24, 24, RandomWords(), 16)
-    batch = noise_batch(5000, 7)
+def test_noise_gate_passes_for_the_rivals(rival):
+    images, texts, owner = held_out(rival)
+    assert not above_chance(score_all_pairs(rival, images, texts), owner)
+
+
+def test_equivariance_gate_passes_for_the_rivals(rival):
+    images, texts, _ = held_out(rival)
+    assert follows_permutations(lambda i, t: score_all_pairs(rival, i, t), images, texts)
     with torch.no_grad():
-        images, texts = model.encode_images(batch.regions, batch.globals), model.encode_texts(batch.captions)
-    assert follows_permutations(lambda i, t: score_all_pairs(model, i, t), images, texts)
+        assert follows_permutations(rival.pair_scores, images[:9], texts[:11])
 
 
 def test_equivariance_gate_catches_the_leak(leaking):

@@ -38,12 +38,15 @@ class CaptionSet:
         captions: every caption, decoded and stripped, never empty.
         owner: (N_captions,) int64, index into `image_ids` of each caption's image.
         source: the file it came from, for messages.
+        caption_ids: the file's own number of each caption (Karpathy's `sentid`, COCO's annotation `id`: for COCO the
+            same numbers); None where the file gives none.
     """
 
     image_ids: list[str]
     captions: list[str]
     owner: np.ndarray
     source: str
+    caption_ids: list[int] | None = None
 
     def __post_init__(self) -> None:
         owner = np.asarray(self.owner, dtype=np.int64)
@@ -52,6 +55,8 @@ class CaptionSet:
             raise DataError(f"{self.source}: {len(self.captions)} captions but owner has shape {owner.shape}")
         if len(owner) and not (0 <= owner.min() and owner.max() < len(self.image_ids)):
             raise DataError(f"{self.source}: an owner lies outside the {len(self.image_ids)} images")
+        if self.caption_ids is not None and len(self.caption_ids) != len(self.captions):
+            raise DataError(f"{self.source}: {len(self.captions)} captions but {len(self.caption_ids)} caption ids")
         repeated = [name for name, count in Counter(self.image_ids).items() if count > 1]
         if repeated:
             raise DataError(
@@ -80,7 +85,13 @@ class CaptionSet:
         position = np.empty(len(by_image), dtype=np.int64)  # of each caption among its image's captions
         position[by_image] = np.arange(len(by_image)) - starts[self.owner[by_image]]
         kept = np.flatnonzero(position < n)
-        return replace(self, captions=[self.captions[i] for i in kept], owner=self.owner[kept])
+        return replace(self, owner=self.owner[kept], **self._chosen(kept))
+
+    def _chosen(self, indices: Iterable[int]) -> dict[str, Any]:
+        """Texts and ids of some captions."""
+        chosen = list(indices)
+        ids = None if self.caption_ids is None else [self.caption_ids[i] for i in chosen]
+        return {"captions": [self.captions[i] for i in chosen], "caption_ids": ids}
 
     def subset(self, image_indices: Sequence[int] | np.ndarray) -> CaptionSet:
         """The images of the given indices, in that order, with all their captions; an index may occur once."""
@@ -89,8 +100,8 @@ class CaptionSet:
         return replace(
             self,
             image_ids=[self.image_ids[i] for i in chosen],
-            captions=[self.captions[c] for group in captions for c in group],
             owner=np.repeat(np.arange(len(chosen)), [len(group) for group in captions]),
+            **self._chosen(c for group in captions for c in group),
         )
 
 
@@ -227,7 +238,7 @@ def _karpathy(content: dict[str, Any], path: Path, split: str, restval_in_train:
             chosen.append((number, image))
     if not any(image["split"] == split for _, image in chosen):
         raise DataError(f"{path} has no split {split!r}; splits there: {_listed({str(i['split']) for i in images})}")
-    image_ids, captions, places, counts = [], [], [], []
+    image_ids, captions, places, counts, ids = [], [], [], [], []
     for number, image in chosen:
         filename = _field(image, "filename", path, f"images[{number}]")
         sentences = _field(image, "sentences", path, f"images[{number}]")
@@ -237,8 +248,9 @@ def _karpathy(content: dict[str, Any], path: Path, split: str, restval_in_train:
             place = f"image {filename}, sentid {sentence.get('sentid', f'? (sentence {position})')}"
             captions.append(_clean(_field(sentence, "raw", path, place)))
             places.append(place)
+            ids.append(sentence.get("sentid"))
     _check_captions(captions, path, places)
-    return CaptionSet(image_ids, captions, np.repeat(np.arange(len(image_ids)), counts), str(path))
+    return CaptionSet(image_ids, captions, np.repeat(np.arange(len(image_ids)), counts), str(path), _numbers(ids))
 
 
 def _coco(content: dict[str, Any], path: Path) -> CaptionSet:
@@ -251,7 +263,7 @@ def _coco(content: dict[str, Any], path: Path) -> CaptionSet:
                 f"{path}: two images have the id {image_id} (images[{index_of[image_id]}] and images[{number}])"
             )
         index_of[image_id] = number
-    captions, places, owner = [], [], []
+    captions, places, owner, ids = [], [], [], []
     for number, annotation in enumerate(_entries(content, "annotations", path)):
         place = f"annotation {annotation.get('id', f'? (annotations[{number}])')}"
         image_id = _field(annotation, "image_id", path, place)
@@ -260,10 +272,17 @@ def _coco(content: dict[str, Any], path: Path) -> CaptionSet:
         captions.append(_clean(_field(annotation, "caption", path, place)))
         places.append(place)
         owner.append(index_of[image_id])
+        ids.append(annotation.get("id"))
     _check_captions(captions, path, places)
     names = [Path(_field(image, "file_name", path, f"images[{i}]")).stem for i, image in enumerate(images)]
     by_image = np.argsort(owner, kind="stable")
-    return CaptionSet(names, [captions[i] for i in by_image], np.asarray(owner, dtype=np.int64)[by_image], str(path))
+    return CaptionSet(names, [captions[i] for i in by_image], np.asarray(owner, dtype=np.int64)[by_image], str(path),
+                      _numbers([ids[i] for i in by_image]))
+
+
+def _numbers(ids: list[Any]) -> list[int] | None:
+    """The captions' own numbers, where each has one."""
+    return ids if all(isinstance(number, int) for number in ids) else None
 
 
 def _captions_per_image(captions: int, images: int | None, wanted: int | None, path: Path) -> int:

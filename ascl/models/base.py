@@ -64,3 +64,10 @@ class RetrievalModel(nn.Module, ABC):
     @abstractmethod
     def pair_scores(self, images: EncodedImages, texts: EncodedTexts) -> Tensor:
         """(N_images, N_texts) scores, differentiable."""
+
+    def training_scores(self, images: EncodedImages, texts: EncodedTexts) -> Tensor:
+        """(N_images, N_texts) what a training step's loss takes: `pair_scores`, unless a model learns its temperature.
+
+        A model that does returns its scores times its own scale here, and nowhere else.
+        """
+        return self.pair_scores(images, texts)

@@ -28,8 +28,8 @@ def score_all_pairs(
     Args:
         backend: "reference" runs `torch.nn.MultiheadAttention` for every pair; "algebra" computes the same without
             attended vectors; "triton" does so in one fused kernel, on a GPU, and leaves what the kernel cannot take to
-            the algebra. "auto" is the algebra. A model whose items do not meet before the score (no fusion, two towers)
-            has one way only and ignores backend and dtype.
+            the algebra. "auto" is the algebra. Other models (no fusion, the baselines) have one way only and ignore
+            backend and dtype.
         block: images, and texts, whose pairs are scored at a time; None = by the device, fewer where memory is short.
         dtype: of the matrix products: float32, bfloat16 or, on a GPU, float16; softmax, norms and sums stay in float32.
             None = the model's own. On a GPU float32 products run in tf32 where torch's
@@ -37,7 +37,7 @@ def score_all_pairs(
         progress: called with a number of pairs, each time that so many more are done.
 
     Returns:
-        (N_images, N_texts) float32 on the CPU, in [-1, 1].
+        (N_images, N_texts) float32 on the CPU, in [-1, 1]; above it where a model pools by log-sum-exp (SCAN).
 
     Raises:
         ValueError: empty sets, an item whose mask is all false, embeddings that are not finite, items of several

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ascl.asymmetry import Direction, direction, norm_ratio_loss
 from ascl.data.embedding_noise import NoiseSettings, add_noise
 from ascl.data.pairs import Batch
 from ascl.losses import ascl_loss, hardest_triplet
 from ascl.losses.vectors import at_least_float32
-from ascl.models import EncodedTexts, RetrievalModel
+from ascl.models import EncodedImages, EncodedTexts, RetrievalModel
 from ascl.retrieval.scoring import score_batch
+
+Gather = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,14 +48,24 @@ class RetrievalObjective:
     Generated positives come with the batch, or do not ("w/o Pos").
     norm_ratio_weight: of the term that orders a concatenated caption above its original above its truncation by the
         norms of their text vectors (ASL's loss); 0 = no such term. Positives then have to come with the batch.
+    chunk_size: encode and score so many pairs at a time, and again while going backward: the same loss and gradients,
+        and memory grows with the batch only by encoded items and the score matrix. None = the whole batch at once.
+        What a model drops of its own (a fine-tuned encoder's dropout) is drawn for each chunk.
+    gather: rows (B, ...) of this process -> rows (P * B, ...) of all P of them in the order of their ranks, whose
+        backward pass sums each row's gradient over the processes: the loss is then that of one batch of P * B pairs.
+        None = every process has its own negatives.
     """
 
     temperature: float
     noise: NoiseSettings | None
     triplet: TripletSettings | None = None
     norm_ratio_weight: float = 0.0
+    chunk_size: int | None = None
+    gather: Gather | None = None
 
     def __post_init__(self) -> None:
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, or null for the whole batch, got {self.chunk_size}")
         if not 0 <= self.norm_ratio_weight < math.inf:
             raise ValueError(f"norm_ratio_weight must be at least 0 and finite, got {self.norm_ratio_weight}")
         if not self.temperature > 0:
@@ -62,15 +77,14 @@ class RetrievalObjective:
         With a term for norms also `norm_ratio`, its value without weight, and `norm_order`, the share of its pairs that
         are ordered right.
         """
-        batch = batch.to(generator.device)
-        assert batch.globals is not None                            # `build.build_split` refuses data without
-        images = model.encode_images(batch.regions, batch.globals, batch.region_mask)
-        text_sets = {"captions": model.encode_texts(batch.captions)}
+        batch = batch.to(generator.device, non_blocking=True)
+        images = encode_images(model, batch, self.chunk_size)
+        text_sets = {"captions": encode_texts(model, batch.captions, batch.regions, self.chunk_size)}
         if batch.positives is not None:
-            text_sets["positives"] = model.encode_texts(batch.positives)
+            text_sets["positives"] = encode_texts(model, batch.positives, batch.regions, self.chunk_size)
         if self.noise is not None:
             text_sets |= {f"noised {name}": noised(texts, self.noise, generator) for name, texts in text_sets.items()}
-        scores = dict(zip(text_sets, score_batch(model, images, list(text_sets.values())), strict=True))
+        scores = dict(zip(text_sets, self._scores(model, images, list(text_sets.values())), strict=True))
         loss = ascl_loss(
             scores["captions"], scores.get("noised captions"),
             scores.get("positives"), scores.get("noised positives"),
@@ -80,18 +94,123 @@ class RetrievalObjective:
         if self.norm_ratio_weight > 0:
             if batch.positive_order is None:
                 raise ValueError("norm_ratio_weight orders generated positives, and this batch has none")
-            term, share = norm_order(
-                model.text_vectors(text_sets["captions"]), model.text_vectors(text_sets["positives"]),
-                batch.positive_order,
-            )
+            pairs = [model.text_vectors(text_sets["captions"]), model.text_vectors(text_sets["positives"]),
+                     batch.positive_order]
+            if self.gather is not None:
+                pairs = [self.gather(at_least_float32(rows)) for rows in pairs]
+            term, share = norm_order(*pairs)
             loss = loss + self.norm_ratio_weight * term
             figures |= {"norm_ratio": term.detach(), "norm_order": share}
         return {"loss": loss, **figures}
+
+    def _scores(self, model: RetrievalModel, images: EncodedImages, text_sets: list[EncodedTexts]) -> Sequence[Tensor]:
+        """One square matrix for each set of texts: of this process's batch, or of those of all processes as one.
+
+        In P processes each scores its own B images with the P * B texts of all, which divides the work of the one large
+        batch by P, and the rows of scores are then gathered. Its gradient is what DDP makes of it: every process takes
+        the same loss L of the same gathered scores, so the backward pass of `gather`, a sum over processes, hands each
+        its own rows' gradient P times. All that follows is linear in it. An image meets the rows of its own process
+        alone; what a text gets from the rows of each process is summed by the `gather` that it came through. So process
+        p ends with P times the part of dL / d weights that passes through its images, its texts and the scoring of its
+        rows; these parts are disjoint and add up to the whole, and DDP's mean over the processes takes the P away.
+        """
+        if self.gather is None:
+            return score_in_chunks(model, images, text_sets, self.chunk_size)
+        everybody = texts_of_all(text_sets, self.gather)
+        own_rows = torch.cat(score_in_chunks(model, images, everybody, self.chunk_size), dim=1)
+        return self.gather(at_least_float32(own_rows)).split(len(everybody[0]), dim=1)
 
     def _contrast(self, step: int):
         if self.triplet is None:
             return None
         return partial(hardest_triplet, margin=self.triplet.margin, hardness=self.triplet.hardness(step))
+
+
+def encode_images(model: RetrievalModel, batch: Batch, size: int | None) -> EncodedImages:
+    """The images of a batch, `size` at a time (None = all), whose graph is built again when the gradient comes back."""
+    assert batch.globals is not None                                # `build.build_split` refuses data without
+    if size is None or len(batch) <= size:
+        return model.encode_images(batch.regions, batch.globals, batch.region_mask)
+    parts = _features(batch.regions, batch.globals, batch.region_mask, size)
+    return EncodedImages.cat([_computed_again(model.encode_images, *part, device_of=batch.regions) for part in parts])
+
+
+def encode_texts(model: RetrievalModel, texts: list[str], device_of: Tensor, size: int | None) -> EncodedTexts:
+    """Texts, `size` at a time (None = all), padded together at the end so that noise is drawn as for the whole batch.
+
+    A text encoder that is trained is run again when the gradient comes back; a frozen one keeps no graph, and running
+    it twice would be for nothing.
+    """
+    if size is None or len(texts) <= size:
+        return model.encode_texts(texts)
+    trained = model.text is not None and any(parameter.requires_grad for parameter in model.text.parameters())
+    chunks = [texts[start : start + size] for start in range(0, len(texts), size)]
+    parts = [
+        _computed_again(model.encode_texts, chunk, device_of=device_of) if trained else model.encode_texts(chunk)
+        for chunk in chunks
+    ]
+    parts = _same_length(parts, max(part.words.shape[1] for part in parts))
+    return EncodedTexts(torch.cat([part.words for part in parts]), torch.cat([part.mask for part in parts]))
+
+
+def score_in_chunks(
+    model: RetrievalModel, images: EncodedImages, text_sets: list[EncodedTexts], size: int | None
+) -> list[Tensor]:
+    """As `score_batch`, `size` images with `size` texts of each set at a time (None = all).
+
+    Together with chunks of encoding this is gradient caching (GradCache, Gao et al. 2021) for a score that belongs to
+    the pair: what is kept between the passes are encoded tokens and scores, and each block is computed once more when
+    its gradient comes, which autograd knows once the loss of the whole matrix has been taken. Blocks are done with
+    before the encoders are reached, because the encoded tokens wait for the last of them.
+    """
+    if size is None or max(len(images), len(text_sets[0])) <= size:
+        return score_batch(model, images, text_sets)
+    # by split, whose backward pass joins the parts' gradients; each slice's own would be as large as the whole
+    image_chunks = [EncodedImages(*part) for part in _features(images.regions, images.globals, images.mask, size)]
+    of_sets = zip(*(zip(texts.words.split(size), texts.mask.split(size), strict=True) for texts in text_sets),
+                  strict=True)
+    text_chunks = [[EncodedTexts(*part) for part in chunk] for chunk in of_sets]
+    rows = []
+    for chunk in image_chunks:
+        blocks = [
+            _computed_again(score_batch, model, chunk, texts, device_of=images.regions) for texts in text_chunks
+        ]
+        rows.append([torch.cat(of_set, dim=1) for of_set in zip(*blocks, strict=True)])
+    return [torch.cat(of_set) for of_set in zip(*rows, strict=True)]
+
+
+def texts_of_all(text_sets: list[EncodedTexts], gather: Gather) -> list[EncodedTexts]:
+    """Each set with the texts of all processes, in the order of their ranks, as long as the longest of any process."""
+    own = max(texts.words.shape[1] for texts in text_sets)
+    longest = int(gather(torch.tensor([own], device=text_sets[0].words.device)).max())
+    # raised, here and elsewhere, because gradients are summed over processes
+    return [
+        EncodedTexts(gather(at_least_float32(texts.words)), gather(texts.mask.byte()).bool())
+        for texts in _same_length(text_sets, longest)
+    ]
+
+
+def _same_length(parts: list[EncodedTexts], length: int) -> list[EncodedTexts]:
+    """With padding up to `length` words."""
+    missing = [length - part.words.shape[1] for part in parts]
+    return [
+        EncodedTexts(F.pad(part.words, (0, 0, 0, more)), F.pad(part.mask, (0, more)))
+        for part, more in zip(parts, missing, strict=True)
+    ]
+
+
+def _features(regions: Tensor, globals_: Tensor, mask: Tensor | None, size: int):
+    """Parts of `size` images: regions, globals and mask or None of each."""
+    parts = regions.split(size)
+    return zip(parts, globals_.split(size), [None] * len(parts) if mask is None else mask.split(size), strict=True)
+
+
+def _computed_again(function: Callable, *arguments, device_of: Tensor):
+    """What the function returns, without what its graph keeps: the backward pass calls it again, same draws included.
+
+    device_of: torch restores random numbers on the devices of those tensors alone that it is given itself.
+    """
+    return checkpoint(lambda _: function(*arguments), device_of.new_empty(0), use_reentrant=False)
 
 
 def norm_order(captions: Tensor, positives: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ascl.losses.contrastive import at_least_float32
 from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
+from ascl.models.baselines.tokens import TokenModel
 from ascl.models.fusion import AttentionWeights, attention_weights
 from ascl.retrieval.attention import (
     Attended,
@@ -176,14 +177,16 @@ def score_batch(
     """Scores of one batch of images with several sets of texts, differentiable: what a training step needs.
 
     The texts of all sets meet the regions at once, as packed words; the regions meet the texts in blocks of similar
-    length, so that little padding is computed. A model whose pairs do not meet before the score (no fusion, two towers)
-    is scored by its own `pair_scores`, which is already cheap.
+    length, so that little padding is computed. Other models are scored by their own `training_scores`: those whose
+    tokens meet (SCAN, IMRAM) in such blocks too, those whose items do not (no fusion, two towers) at once.
 
     Returns:
         One (N_images, N_texts) for each set, in the order given.
     """
+    if isinstance(model, TokenModel):
+        return [_in_blocks(model, images, texts, block) for texts in text_sets]
     if not isinstance(model, AsCL) or not model.fusion:
-        return [model.pair_scores(images, texts) for texts in text_sets]
+        return [model.training_scores(images, texts) for texts in text_sets]
     weights = score_weights(model)
     prepared = prepare_images(model, weights, images)
     words, counts = _by_length(text_sets)
@@ -201,6 +204,13 @@ def score_batch(
     scores = model.local_weight * local + (1 - model.local_weight) * global_
     place = torch.tensor([place for _, place in counts]).argsort().to(scores.device)
     return list(scores[:, place].split([len(texts) for texts in text_sets], dim=1))
+
+
+def _in_blocks(model: TokenModel, images: EncodedImages, texts: EncodedTexts, block: int) -> Tensor:
+    """(N_images, N_texts) of texts in blocks of similar length."""
+    order = texts.mask.sum(dim=1).argsort()
+    columns = [model.training_scores(images, pick(texts, part)) for part in order.split(block)]
+    return torch.cat(columns, dim=1)[:, order.argsort()]
 
 
 def _by_length(text_sets: list[EncodedTexts]) -> tuple[Tensor, list[tuple[int, int]]]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ascl.errors import DataError
 from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
+from ascl.models.baselines.tokens import CPU_BLOCK_NUMBERS, GPU_BLOCK_NUMBERS, TokenModel
 from ascl.retrieval import scoring_triton
 from ascl.retrieval.attention import CPU_CHUNK, GPU_CHUNK, Attended, Keys, Queries, attend
 from ascl.retrieval.scoring import (
@@ -226,6 +227,14 @@ def _product_type(parameter: Tensor, dtype: torch.dtype | None) -> torch.dtype:
 
 def _way(model: RetrievalModel, backend: str, low: torch.dtype, device: torch.device, regions: int, dim: int) -> _Way:
     width = BUFFERS * 4 * dim
+    on_gpu = device.type == "cuda"
+    if isinstance(model, TokenModel):
+        return _Way(
+            model.prepare_images, model.prepare_texts, model.score_prepared,
+            image=4 * model.prepared_numbers(regions), text=lambda words: 4 * model.prepared_numbers(words), pair=8,
+            working=4 * BUFFERS * (GPU_BLOCK_NUMBERS if on_gpu else CPU_BLOCK_NUMBERS),
+            block=GPU_BLOCK if on_gpu else CPU_BLOCK,
+        )
     if not isinstance(model, AsCL) or not model.fusion:
         return _Way(lambda images: images, lambda texts: texts, model.pair_scores,
                     regions * width, lambda words: words * width, 8, 0, CHEAP_BLOCK)
@@ -251,7 +260,6 @@ def _way(model: RetrievalModel, backend: str, low: torch.dtype, device: torch.de
         with torch.autocast(device.type, low) if half else nullcontext():
             return prepare(*arguments).to(low)
 
-    on_gpu = device.type == "cuda"
     return _Way(
         images=lambda images: in_type(prepare_images, model, weights, images),
         texts=lambda texts: in_type(prepare_texts, weights, texts),

@@ -120,6 +120,10 @@ def fit(
 ) -> Progress:
     """Train `model` and leave last.pt, best.pt, metrics.jsonl and tensorboard/ in `folder`.
 
+    A line of training has beside the step's figures `learning_rate`, `gradient_norm` (before clipping),
+    `steps_per_second` and `data_wait`: the share of the time since the last line that went into waiting for the next
+    batch, averaged over processes.
+
     Resume is exact: 2N steps equal N steps, resume, N steps, bit for bit on a CPU. For this the random draws of a step
     come from a generator seeded by (seed, step, process), the global generators (dropout) are saved, and neither the
     loader nor the validation moves them.
@@ -201,7 +205,7 @@ def fit(
 
     resume_at = (progress.step, progress.validated_step) if resume else None
     batches: Iterator[Any] | None = None
-    logged_at, logged_step = time.monotonic(), progress.step
+    logged_at, logged_step, waited = time.monotonic(), progress.step, 0.0
     with (
         RunLog(
             folder, total_steps=settings.total_steps, resume_at=resume_at, enabled=accelerator.is_main_process
@@ -232,12 +236,13 @@ def fit(
                     progress.best, progress.best_step, progress.best_metrics = figure, progress.step, dict(metrics)
                     save_best()
                 save_last()
-                logged_at, logged_step = time.monotonic(), progress.step
+                logged_at, logged_step, waited = time.monotonic(), progress.step, 0.0
                 continue
 
             if progress.step >= settings.total_steps:
                 return progress
 
+            asked_at = time.monotonic()
             if batches is None or batch_index == 0:
                 with checkpoint.undisturbed_rng():
                     batches = iter(train_batches(epoch, batch_index))
@@ -253,6 +258,7 @@ def fit(
                 if stop.signal is None:
                     raise
                 continue  # Ctrl-C also reaches the loader's workers, and they end first
+            waited += time.monotonic() - asked_at
 
             rate = learning_rate(progress.step)
             for group in optimizer.param_groups:
@@ -283,11 +289,12 @@ def fit(
 
             if progress.step % settings.log_every == 0:
                 now = time.monotonic()
-                values = mean_over_processes(accelerator, _numbers(figures))
+                passed = max(now - logged_at, 1e-9)
+                values = mean_over_processes(accelerator, _numbers(figures) | {"data_wait": waited / passed})
                 values |= {"learning_rate": rate, "gradient_norm": gradient_norm}
-                values["steps_per_second"] = (progress.step - logged_step) / max(now - logged_at, 1e-9)
+                values["steps_per_second"] = (progress.step - logged_step) / passed
                 log.write("train", progress.step, epoch, values)
-                logged_at, logged_step = now, progress.step
+                logged_at, logged_step, waited = now, progress.step, 0.0
             # a validation takes long and may fail: what was learned is safe before it starts
             if progress.step % settings.checkpoint_every == 0 or settings.validation_due(progress.step):
                 save_last()

@@ -11,7 +11,7 @@ from ascl.data.embedding_noise import NoiseSettings
 from ascl.data.pairs import Batch
 from ascl.models import AsCL, EncodedTexts
 from ascl.models.baselines.two_tower import TwoTower
-from ascl.models.text import BertWords
+from ascl.models.text import BertWords, CachedWords
 from ascl.retrieval.objective import RetrievalObjective, norm_order
 from ascl.training import checkpoint
 from ascl.training.log import read_metrics
@@ -54,6 +54,24 @@ def step(model, batch, weight, seed=0):
     figures = objective(model, batch, 0, torch.Generator().manual_seed(seed))
     figures["loss"].backward()
     return figures, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_a_cached_encoder_reads_captions_and_generated_positives_once(tiny_bert, tmp_path, monkeypatch, chunk_size):
+    """Their noised copies need no encoder: noise is put on words."""
+    asked = []
+    encode = BertWords.forward
+    monkeypatch.setattr(BertWords, "forward", lambda self, texts: asked.extend(texts) or encode(self, texts))
+    data, losses = batch(), set()
+    objective = RetrievalObjective(0.05, NoiseSettings("dropout"), chunk_size=chunk_size)
+    for _ in range(2):                                              # the second as a run that is resumed
+        torch.manual_seed(0)
+        model = AsCL(8, 6, CachedWords(BertWords(str(tiny_bert)), tmp_path), embed_dim=8, num_heads=2)
+        for _ in range(2):
+            loss = objective(model, data, 0, torch.Generator().manual_seed(0))["loss"]
+            loss.backward()
+            losses.add(loss.item())
+    assert sorted(asked) == sorted({*data.captions, *data.positives}) and len(losses) == 1
 
 
 def test_without_weight_nothing_changes_bit_for_bit(tiny_bert):

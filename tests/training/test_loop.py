@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,13 +20,13 @@ from ascl.training.distributed import make_accelerator
 from ascl.training.log import read_metrics
 from ascl.training.loop import LoopSettings, TrainingInterrupted
 
-from .conftest import make_tiny, tiny_loss, tiny_validation
+from .conftest import make_tiny, tiny_batches, tiny_loss, tiny_validation
 
 
 def figures(folder):
     """The lines of metrics.jsonl without the times."""
-    records = read_metrics(folder / "metrics.jsonl")
-    return [{k: v for k, v in record.items() if k not in ("time", "steps_per_second")} for record in records]
+    times = ("time", "steps_per_second", "data_wait")
+    return [{k: v for k, v in line.items() if k not in times} for line in read_metrics(folder / "metrics.jsonl")]
 
 
 def same_bits(a, b, where="state"):
@@ -152,6 +153,36 @@ def test_one_step_equals_one_step_by_hand(tmp_path, run_tiny):
         tmp_path / "third", made=make_tiny(), step_loss=lambda *a: seen.update(t=a[3]) or tiny_loss(*a), max_steps=2
     )
     assert torch.rand(4, generator=seen["t"]).tolist() != first  # the second step draws other numbers
+
+
+def test_waiting_for_data_is_measured_from_line_to_line(tmp_path, run_tiny, monkeypatch):
+    """By a clock that moves only where time is said to pass."""
+    now = [100.0]
+    monkeypatch.setattr("ascl.training.loop.time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def batches(epoch, first):
+        now[0] += 2  # as a loader's workers need to start
+        for batch in tiny_batches(epoch, first):
+            now[0] += 3 if epoch == 0 else 0.5
+            yield batch
+
+    def step_loss(*given):
+        now[0] += 1
+        return tiny_loss(*given)
+
+    def validate(model):
+        now[0] += 1000
+        return tiny_validation(model)
+
+    run_tiny(tmp_path, train_batches=batches, step_loss=step_loss, validate=validate, epochs=2, log_every=2)
+    lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if line["kind"] == "train"]
+    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10]
+    # step 5 lies before the validation and counts for no line; step 6 starts the second epoch
+    waited = [2 + 3 + 3, 3 + 3, 2 + 0.5, 0.5 + 0.5, 0.5 + 0.5]
+    steps = [2, 2, 1, 2, 2]
+    for line, wait, count in zip(lines, waited, steps, strict=True):
+        assert line["data_wait"] == pytest.approx(wait / (wait + count))
+        assert line["steps_per_second"] == pytest.approx(count / (wait + count))
 
 
 def test_learning_rates_follow_the_schedule_and_the_groups_factor(tmp_path, run_tiny):

@@ -1,0 +1,318 @@
+"""Numbers behind the figures: geometry of the vectors, recall by the length of the query, recall by local weight.
+
+Nothing here reads files or draws; models, encoded items and ranks are handed over.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ascl.errors import DataError
+from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
+from ascl.models.ascl import masked_mean
+from ascl.retrieval import rank_report, score_all_pairs
+from ascl.retrieval.ranking import RetrievalReport, as_owner, check_owner
+from ascl.retrieval.tiles import Progress
+
+ITEMS = 1024                            # encoded items that go to the device together
+ROWS = 256                              # vectors whose distances to all others are looked at together
+_WORD = re.compile(r"\w+(?:['’-]\w+)*")
+
+
+# Vectors of single items
+
+
+@dataclass(frozen=True)
+class ItemVectors:
+    """One vector of each image and of each text alone, brought to norm 1 because scores are cosines.
+
+    images: (N_images, D), texts: (N_texts, D), decide_score: whether their cosines are the model's scores; where they
+    are not, they stand in for vectors that the model has of pairs only.
+    """
+
+    images: Tensor
+    texts: Tensor
+    decide_score: bool
+
+
+@torch.no_grad()
+def item_vectors(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts) -> ItemVectors:
+    """The vectors whose distances alignment and uniformity are about.
+
+    A model that compares one vector of each item has them: `images.globals` and `model.text_vectors`. AsCL's V_g and
+    W_g belong to a pair. Its vectors here are what the same weights make of an item without a partner, with a plain
+    mean in the place of each attention: the fusion of the mean region and the whole image, and X_w of the mean word
+    (`text_vectors`). They are the vectors of its score only in the ablation without fusion and at u1 = 0. Those of a
+    `TokenModel` are its mean region and its mean word, which decide no score.
+
+    Raises:
+        ValueError: no images or no texts.
+    """
+    if not len(images) or not len(texts):
+        raise ValueError("no images or no texts")
+    device = next(model.parameters()).device
+    image_parts, text_parts = [], []
+    for start in range(0, len(images), ITEMS):
+        part = images[start : start + ITEMS].to(device)
+        vectors = part.globals
+        if isinstance(model, AsCL):
+            vectors = model.fuse_globals(masked_mean(part.regions, part.mask), part.globals)
+        image_parts.append(F.normalize(vectors.double(), dim=-1).cpu())
+    for start in range(0, len(texts), ITEMS):
+        vectors = model.text_vectors(texts[start : start + ITEMS].to(device))
+        text_parts.append(F.normalize(vectors.double(), dim=-1).cpu())
+    image_vectors, text_vectors = torch.cat(image_parts), torch.cat(text_parts)
+    few = slice(0, 8)
+    scores = model.pair_scores(images[few].to(device), texts[few].to(device)).double().cpu()
+    same = torch.allclose(image_vectors[few] @ text_vectors[few].T, scores, atol=1e-4, rtol=0)
+    return ItemVectors(image_vectors, text_vectors, same)
+
+
+# Alignment and uniformity
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Euclidean distances of unit vectors, 0 to 2, over `pairs` unordered pairs; std is over the pairs."""
+
+    mean: float
+    std: float
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How near vectors of one meaning lie and how evenly the others spread.
+
+    Distances as AsCL's figure 4 has them: `positive_image_text` of each text and its image, `positive_text_text` of
+    texts of one image (None where no image has two), `apart_images` of any two images, `apart_texts` of texts of
+    different images.
+    Wang and Isola (2020), over the same pairs: `align_*` = mean of distance^2 over positive pairs, `uniform_*` = log of
+    the mean of exp(-2 distance^2) over pairs that do not belong together. Lower is better in both.
+    `*_dimensions`: see `effective_dimensions`.
+    """
+
+    positive_image_text: Distances
+    positive_text_text: Distances | None
+    apart_images: Distances
+    apart_texts: Distances
+    align_image_text: float
+    align_text_text: float | None
+    uniform_images: float
+    uniform_texts: float
+    image_dimensions: float
+    text_dimensions: float
+
+
+def geometry(image_vectors: Tensor, text_vectors: Tensor, owner: np.ndarray | Sequence[int]) -> Geometry:
+    """Alignment and uniformity of a split.
+
+    Args:
+        image_vectors: (N_images, D), text_vectors: (N_texts, D); normalised here.
+        owner: (N_texts,) image of each text.
+
+    Raises:
+        DataError: fewer than two images, texts of fewer than two images, owners that do not fit, a vector that is not
+            finite or is zero.
+    """
+    owner_vector = as_owner(np.asarray(owner))
+    check_owner(owner_vector, len(image_vectors), len(text_vectors))
+    if len(np.unique(owner_vector)) < 2:
+        raise DataError("distances between items that do not belong together need texts of at least two images")
+    images, texts = _unit(image_vectors, "image"), _unit(text_vectors, "text")
+    belongs = torch.from_numpy(owner_vector)
+    image_text = _Sums()
+    image_text.add((images[belongs] - texts).square().sum(dim=1))
+    text_text, apart_images, apart_texts = _Sums(), _Sums(), _Sums()
+    for squared, alone in _pairs(images, torch.arange(len(images))):
+        apart_images.add(squared[alone])
+    for squared, different in _pairs(texts, belongs):
+        apart_texts.add(squared[different])
+    for texts_of_image in _groups(owner_vector):
+        text_text.add(torch.pdist(texts[texts_of_image]).square())
+    some = text_text.pairs > 0
+    return Geometry(
+        positive_image_text=image_text.distances(), positive_text_text=text_text.distances() if some else None,
+        apart_images=apart_images.distances(), apart_texts=apart_texts.distances(),
+        align_image_text=image_text.mean_square(), align_text_text=text_text.mean_square() if some else None,
+        uniform_images=apart_images.uniformity(), uniform_texts=apart_texts.uniformity(),
+        image_dimensions=effective_dimensions(images), text_dimensions=effective_dimensions(texts),
+    )
+
+
+def effective_dimensions(vectors: Tensor) -> float:
+    """Dimensions over which vectors spread: exp of the entropy of their covariance's spectrum (Roy, Vetterli 2007).
+
+    Args:
+        vectors: (N, D), N >= 2.
+
+    Returns:
+        1 (all on a line) to min(N - 1, D) (evenly spread); 1 also where all are equal.
+    """
+    centred = vectors.double() - vectors.double().mean(dim=0)
+    spectrum = torch.linalg.svdvals(centred).square()
+    # what rounding leaves of equal vectors is no direction
+    if spectrum.sum() <= len(vectors) * 1e-24 * vectors.double().square().sum():
+        return 1.0
+    shares = spectrum / spectrum.sum()
+    return float(torch.exp(torch.special.entr(shares).sum()))
+
+
+def _unit(vectors: Tensor, kind: str) -> Tensor:
+    vectors = vectors.detach().double()
+    norms = vectors.norm(dim=1)
+    wrong = (~norms.isfinite() | (norms == 0)).nonzero()
+    if len(wrong):
+        raise DataError(f"the vector of {kind} {int(wrong[0])} has norm {float(norms[wrong[0]]):g} and no direction: "
+                        "look for NaN features or a training that diverged")
+    return vectors / norms[:, None]
+
+
+def _pairs(vectors: Tensor, group: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Squared distances (n, m) by blocks of rows, and (n, m) bool: the pair is of two groups and was not seen yet."""
+    for start in range(0, len(vectors), ROWS):
+        rows = slice(start, start + ROWS)
+        squared = (2 - 2 * vectors[rows] @ vectors[start:].T).clamp_(min=0)
+        first, second = torch.arange(len(vectors))[rows, None], torch.arange(start, len(vectors))
+        yield squared, (group[rows, None] != group[start:]) & (first < second)
+
+
+def _groups(owner: np.ndarray) -> Iterator[np.ndarray]:
+    """Indices of the texts of each image."""
+    order = np.argsort(owner, kind="stable")
+    yield from np.split(order, np.flatnonzero(np.diff(owner[order])) + 1)
+
+
+class _Sums:
+    """Running sums over squared distances, in float64."""
+
+    def __init__(self) -> None:
+        self.pairs = 0
+        self._distance = self._square = self._gauss = 0.0
+
+    def add(self, squared: Tensor) -> None:
+        self.pairs += len(squared)
+        self._distance += float(squared.sqrt().sum())
+        self._square += float(squared.sum())
+        self._gauss += float(torch.exp(-2 * squared).sum())
+
+    def distances(self) -> Distances:
+        mean = self._distance / self.pairs
+        return Distances(mean, max(self._square / self.pairs - mean**2, 0.0) ** 0.5, self.pairs)
+
+    def mean_square(self) -> float:
+        return self._square / self.pairs
+
+    def uniformity(self) -> float:
+        return float(np.log(self._gauss / self.pairs))
+
+
+# Recall by the length of the query
+
+
+@dataclass(frozen=True)
+class LengthBin:
+    """Text-to-image recall of the queries of `shortest` to `longest` words.
+
+    recall, low, high, seed_std: {K: percent}. recall is the mean over `seeds` runs; low and high are Wilson's 95 %
+    interval for that share of `queries` queries (not queries x seeds: the runs answer the same ones); seed_std is None
+    for one run.
+    """
+
+    shortest: int
+    longest: int
+    queries: int
+    seeds: int
+    recall: dict[int, float]
+    low: dict[int, float]
+    high: dict[int, float]
+    seed_std: dict[int, float] | None
+
+
+def count_words(caption: str) -> int:
+    """Words of a caption; punctuation is none, a hyphen or an apostrophe inside joins."""
+    return len(_WORD.findall(caption))
+
+
+def recall_by_length(
+    ranks: np.ndarray, lengths: np.ndarray, last_lengths: Sequence[int], *, at: Sequence[int] = (1, 5, 10)
+) -> list[LengthBin]:
+    """Recall of text queries by their number of words.
+
+    Args:
+        ranks: (S, Q) or (Q,) rank of each query under each of S runs, 0 = best.
+        lengths: (Q,) words of each query.
+        last_lengths: longest length of every bin but the last, which is open; rising. (6, 8) = up to 6, 7 to 8, 9 on.
+        at: the K of recall at K.
+
+    Returns:
+        The bins that hold a query, in order; the first begins at the shortest query, the last ends at the longest.
+
+    Raises:
+        DataError: no queries, shapes that do not fit, or bins that do not rise.
+    """
+    ranks, lengths = np.atleast_2d(np.asarray(ranks)), np.asarray(lengths)
+    if ranks.ndim != 2 or lengths.ndim != 1 or ranks.shape[1] != len(lengths) or not ranks.size:
+        raise DataError(f"ranks of shape {ranks.shape} and {lengths.shape} lengths do not fit, or there are no queries")
+    if any(a >= b for a, b in zip(last_lengths, last_lengths[1:], strict=False)):
+        raise DataError(f"the last lengths of the bins have to rise, got {', '.join(map(str, last_lengths))}")
+    bin_of = np.searchsorted(np.asarray(last_lengths), lengths, side="left")
+    bins = []
+    for number in range(len(last_lengths) + 1):
+        chosen = bin_of == number
+        queries = int(chosen.sum())
+        if not queries:
+            continue
+        shares = {k: (ranks[:, chosen] < k).mean(axis=1) for k in at}                       # {K: (S,)}
+        intervals = {k: wilson_interval(float(share.mean()), queries) for k, share in shares.items()}
+        bins.append(LengthBin(
+            shortest=int(lengths[chosen].min()) if number == 0 else last_lengths[number - 1] + 1,
+            longest=int(lengths[chosen].max()) if number == len(last_lengths) else last_lengths[number],
+            queries=queries, seeds=len(ranks),
+            recall={k: 100 * float(share.mean()) for k, share in shares.items()},
+            low={k: 100 * interval[0] for k, interval in intervals.items()},
+            high={k: 100 * interval[1] for k, interval in intervals.items()},
+            seed_std={k: 100 * float(share.std(ddof=1)) for k, share in shares.items()} if len(ranks) > 1 else None,
+        ))
+    return bins
+
+
+def wilson_interval(share: float, trials: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Wilson's score interval of a share (Wilson 1927); 95 % for the default z. Never outside [0, 1], never empty."""
+    centre = share + z**2 / (2 * trials)
+    half = z * (share * (1 - share) / trials + z**2 / (4 * trials**2)) ** 0.5
+    scale = 1 + z**2 / trials
+    return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
+
+
+# Recall by the local weight u1
+
+
+def local_and_global_scores(
+    model: AsCL, images: EncodedImages, texts: EncodedTexts, *, progress: Progress | None = None
+) -> tuple[Tensor, Tensor]:
+    """S_local and S_global of every pair, each (N_images, N_texts): the score at u1 = 1 and at u1 = 0."""
+    parts = []
+    for weight in (1.0, 0.0):
+        other = copy.copy(model)
+        other.local_weight = weight
+        parts.append(score_all_pairs(other, images, texts, progress=progress))
+    return parts[0], parts[1]
+
+
+def recall_by_local_weight(
+    local: Tensor, global_: Tensor, owner: np.ndarray, weights: Sequence[float]
+) -> list[RetrievalReport]:
+    """Recalls of u1 * local + (1 - u1) * global for each u1: exact, because the score is linear in u1 (equation 2).
+
+    It says how a model that was trained at one u1 ranks at another, not how one trained at the other would.
+    """
+    return [rank_report(weight * local + (1 - weight) * global_, owner) for weight in weights]

@@ -1,0 +1,105 @@
+"""VSE-infinity (Chen et al., "Learning the Best Pooling Strategy for Visual Semantic Embedding", 2021).
+
+Its generalised pooling operator (section 3): the features of a set are sorted, each dimension for itself, and the
+places of the sorted lists are weighted by what a small recurrent network makes of their positions. Mean, maximum and
+mean of the k largest are such weights, so the network learns which pooling is best.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ascl.models.base import TextEncoder
+from ascl.models.baselines.one_vector import OneVector
+
+POSITION_DIM = 32           # of a position's encoding, and of the network's state in each direction
+TEMPERATURE = 0.1           # of the softmax over places, as in the released code
+DROPPED = 0.2               # probability of a region or a word to be removed by size augmentation
+
+
+def position_encodings(length: int, dim: int, device: torch.device | None = None) -> Tensor:
+    """(length, dim): sin(p / 10000^(2i / dim)) at 2i and the cosine of the same at 2i + 1 (Vaswani et al. 2017).
+
+    Args:
+        dim: even.
+    """
+    position = torch.arange(length, device=device, dtype=torch.float32).unsqueeze(1)
+    angle = position * 10000.0 ** (-torch.arange(0, dim, 2, device=device) / dim)
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
+
+
+class GeneralizedPooling(nn.Module):
+    """sum_k theta_k max_k(features): max_k is the k-th largest value of each dimension, theta is learned.
+
+    theta = softmax(score((forward + backward) / 2)) of the states of a bidirectional GRU that reads the encodings of
+    the positions 1 to the number of features. So it depends on that number alone, and works for any.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(POSITION_DIM, POSITION_DIM, batch_first=True, bidirectional=True)
+        self.score = nn.Linear(POSITION_DIM, 1, bias=False)
+
+    def weights(self, lengths: Tensor) -> Tensor:
+        """Sizes (U,) of sets, each at least 1 -> (U, longest) theta: 0 beyond a set's own size, of sum 1."""
+        longest = int(lengths.max())
+        encodings = position_encodings(longest, POSITION_DIM, lengths.device).to(self.score.weight.dtype)
+        with torch.autocast(lengths.device.type, enabled=False):
+            packed = nn.utils.rnn.pack_padded_sequence(
+                encodings.expand(len(lengths), -1, -1), lengths.cpu(), batch_first=True, enforce_sorted=False
+            )
+            states, _ = nn.utils.rnn.pad_packed_sequence(self.gru(packed)[0], batch_first=True)
+            forward, backward = states.chunk(2, dim=-1)
+            scores = self.score((forward + backward) / 2).squeeze(-1)                       # (U, longest)
+        beyond = torch.arange(longest, device=lengths.device) >= lengths.unsqueeze(1)
+        return (scores / TEMPERATURE).masked_fill(beyond, float("-inf")).softmax(dim=1)
+
+    def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        """(N, S, D) and (N, S) bool, True = a real feature, or None where all are -> (N, D)."""
+        if mask is None:
+            mask = features.new_ones(features.shape[:2], dtype=torch.bool)
+        sizes, place = mask.sum(dim=1).unique(return_inverse=True)      # theta of each size once
+        theta = self.weights(sizes)[place]                              # (N, longest)
+        ordered = features.masked_fill(~mask.unsqueeze(-1), float("-inf")).sort(dim=1, descending=True).values
+        beyond = torch.arange(theta.shape[1], device=mask.device) >= sizes[place].unsqueeze(1)
+        return (ordered[:, : theta.shape[1]].masked_fill(beyond.unsqueeze(-1), 0) * theta.unsqueeze(-1)).sum(dim=1)
+
+
+class VseInfinity(OneVector):
+    """Projected regions and projected words, each pooled by an operator of its own, compared by the cosine.
+
+    As in the paper an image is its regions, without a feature of the whole, and the training drops a fifth of regions
+    and words (size augmentation). Where it differs: regions pass a linear map plus a two-layer network as released, but
+    without batch normalisation, by which a vector would depend on the rest of its batch; words are dropped after the
+    text encoder, which may be frozen, not masked before it.
+    """
+
+    def __init__(
+        self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int = 1024, *, standardize: bool = False
+    ) -> None:
+        super().__init__(region_dim, global_dim, text, standardize=standardize)
+        self.image = nn.Linear(region_dim, embed_dim)
+        self.image_residual = nn.Sequential(
+            nn.Linear(region_dim, embed_dim // 2), nn.ReLU(), nn.Linear(embed_dim // 2, embed_dim)
+        )
+        self.words = nn.Linear(text.dim, embed_dim)
+        self.image_pooling = GeneralizedPooling()
+        self.text_pooling = GeneralizedPooling()
+
+    def image_vector(self, regions: Tensor, globals_: Tensor, mask: Tensor | None) -> Tensor:
+        """(N, D) of the regions."""
+        return self.image_pooling(self.image(regions) + self.image_residual(regions), self._augmented(regions, mask))
+
+    def text_vector(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """(N, D) of the words."""
+        return self.text_pooling(self.words(hidden), self._augmented(hidden, mask))
+
+    def _augmented(self, tokens: Tensor, mask: Tensor | None) -> Tensor | None:
+        """While training, the mask without the tokens that are dropped; an item that would lose all keeps all."""
+        if not self.training:
+            return mask
+        if mask is None:
+            mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
+        kept = mask & (torch.rand(mask.shape, device=mask.device) >= DROPPED)
+        return torch.where(kept.any(dim=1, keepdim=True), kept, mask)
