@@ -41,6 +41,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--scores", action="append", default=[], metavar="NAME=FILE.npz",
                         help="a row for an outside model, from arrays `scores` and `owner`; stays until its folder in "
                         "OUT/scores is removed; may be given several times")
+    result.add_argument("--probe-captions", type=int, default=1000, metavar="N",
+                        help="also probe variants of so many test captions of each run, see tools/eval.py; 0 = none "
+                        "(default: %(default)s)")
     result.add_argument("--parallel", type=int, metavar="N",
                         help="runs at a time, each with its own GPU (default: one for each GPU, on a CPU one)")
     result.add_argument("--processes", type=int, default=1, metavar="P",
@@ -84,7 +87,7 @@ def main(arguments: list[str]) -> int:
             dataset=options.dataset, studies=tuple(STUDIES) if options.study == "all" else (options.study,),
             seeds=options.seeds, settings=tuple(shlex.split(options.settings)),
             out=options.out or Path("runs") / f"ablation-{options.dataset}", configs=REPOSITORY / "configs",
-            tools=REPOSITORY / "tools", processes=options.processes,
+            tools=REPOSITORY / "tools", processes=options.processes, probe_captions=options.probe_captions,
         )
         runs = plan(request)
         chosen = choose(runs, options.only)

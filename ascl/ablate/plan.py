@@ -36,6 +36,7 @@ class Request:
         out: folder of the ablation.
         configs, tools: folders of the repository.
         processes: that train one run together.
+        probe_captions: of how many captions variants are probed in the evaluation; 0 = none.
     """
 
     dataset: str
@@ -46,6 +47,7 @@ class Request:
     configs: Path
     tools: Path
     processes: int = 1
+    probe_captions: int = 0
 
     def __post_init__(self) -> None:
         for word in self.settings:
@@ -54,6 +56,8 @@ class Request:
                 raise DataError(f"--settings cannot hold {name}: give {CHOSEN_HERE[name]} to this program instead")
         if self.processes < 1:
             raise DataError(f"--processes is {self.processes}: has to be at least 1")
+        if self.probe_captions < 0:
+            raise DataError(f"--probe-captions is {self.probe_captions}: has to be at least 0")
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Run:
         digest: sha256 of the settings that its numbers depend on, in hexadecimal.
         arguments: of tools/train.py.
         uses: (study, label) of each variant that this is a run of.
+        probe_captions: of the evaluation, see `Request`; 0 takes one with probes as well.
     """
 
     digest: str
@@ -72,6 +77,7 @@ class Run:
     arguments: tuple[str, ...]
     uses: tuple[tuple[str, str], ...] = field(compare=False)
     processes: int = 1
+    probe_captions: int = 0
 
     @property
     def name(self) -> str:
@@ -121,7 +127,8 @@ def plan(request: Request) -> list[Run]:
                 continue
             folder = request.out / "runs" / digest[:12]
             arguments = (*_words(request, variant), "--train.seed", str(seed), "--out", str(folder))
-            found[digest] = Run(digest, folder, replace(config, out=str(folder)), arguments, (use,), request.processes)
+            found[digest] = Run(digest, folder, replace(config, out=str(folder)), arguments, (use,), request.processes,
+                                request.probe_captions)
     return list(found.values())
 
 
@@ -190,11 +197,12 @@ def state_of(run: Run) -> State:
 
 
 def _is_evaluation_of(run: Run) -> bool:
-    """Whether eval-SPLIT.json is of this folder's best checkpoint, not of another that was evaluated by hand."""
+    """Whether eval-SPLIT.json is whole and of this folder's best checkpoint, not of another evaluated by hand."""
     try:
         content = json.loads(run.evaluation.read_text(encoding="utf-8"))
         evaluated = [Path(source).name for source in content["runs"]]
-        return evaluated == [run.folder.name] and content["protocol"] == "all pairs" and "full" in content["reports"]
+        whole = "full" in content["reports"] and (run.probe_captions == 0 or "probes" in content)
+        return evaluated == [run.folder.name] and content["protocol"] == "all pairs" and whole
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -254,6 +262,8 @@ def train_command(run: Run, request: Request, launcher: Sequence[str], *, resume
 def eval_command(run: Run, request: Request, python: str) -> list[str]:
     """tools/eval.py for this run's best checkpoint."""
     words = [python, str(request.tools / "eval.py"), "--checkpoint", str(run.folder), "--split", run.config.data.test]
+    if run.probe_captions:
+        words += ["--probe-captions", str(run.probe_captions)]
     moved = _moved(run)
     if "data.captions" in moved:
         words += ["--captions", run.config.data.captions]

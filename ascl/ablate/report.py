@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ascl.ablate.plan import Request, Run, describe, fingerprint_of, train_command
@@ -29,7 +30,7 @@ def write_reports(request: Request, runs: Sequence[Run], failures: Sequence[Fail
     reasons = {failure.run.digest: failure.reason for failure in failures}
     results: dict[str, Result] = {}
     for run in runs:
-        state = describe(run)
+        state = describe(replace(run, probe_captions=0))        # a table takes figures without probes as well
         if state == "finished":
             seed = run.config.train.seed
             results[run.digest] = read_result(run.folder, run.evaluation, seed, processes=run.processes)

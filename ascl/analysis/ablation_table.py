@@ -182,8 +182,10 @@ def _probes(study: Study) -> list[str]:
         return []
     return [
         "## Probes of asymmetry",
-        "Share of the cases that the score orders as it should, in percent: I a false detail added, II more true "
-        "detail, III less detail. The CSV has each kind of probe.",
+        "Share of the cases in the right order, in percent; a coin gives 50. I: the caption scores higher than its "
+        "variant with a false detail. II and III: of the caption and its variant that says more or less, the text that "
+        "says more sets its own image further apart from others. The CSV has each kind of variant; the definitions are "
+        "in `eval-*.md` of each run.",
         _table([["Variant", *ASYMMETRIES], *([row.label, *(_spread(row, name, 100) for name in ASYMMETRIES)]
                                              for row in study.rows)], left=1),
     ]

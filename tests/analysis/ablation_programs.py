@@ -88,7 +88,7 @@ import argparse, json, sys
 from pathlib import Path
 import numpy as np
 parser = argparse.ArgumentParser()
-for name in ("--checkpoint", "--scores", "--split", "--out", "--captions"):
+for name in ("--checkpoint", "--scores", "--split", "--out", "--captions", "--probe-captions"):
     parser.add_argument(name)
 parser.add_argument("--features", nargs="+")
 options = parser.parse_args()
@@ -110,7 +110,9 @@ report["rsum"] = sum(sum(recalls.values()) for recalls in report.values())
 probes = {"by_asymmetry": {kind: {"right": float(generator.random())} for kind in ("I", "II", "III")}, "kinds": {}}
 queries = {"image_queries": np.arange(20), "text_queries": np.arange(40), "owner": owner}
 np.savez(folder / f"ranks-{name}.npz", **found, **queries)
-(folder / f"eval-{name}.json").write_text(json.dumps({**about, "reports": {"full": report}, "probes": probes}))
+if options.probe_captions:
+    about["probes"] = probes
+(folder / f"eval-{name}.json").write_text(json.dumps({**about, "reports": {"full": report}}))
 with open(Path(__file__).resolve().parents[1] / "evaluated.txt", "a") as file:
     file.write(f"{folder.name} {options.captions} {options.features}\\n")
 '''

@@ -10,14 +10,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from filelock import FileLock
 
 from ascl.ablate.plan import Request, choose, plan, stamp, state_of
-from ascl.ablate.runner import last_line, launcher, make_slots, visible_gpus
+from ascl.ablate.runner import last_line, launcher, log_of, make_slots, visible_gpus
 from ascl.errors import DataError
 
 from .ablation_programs import REPOSITORY, make_place
@@ -165,11 +167,15 @@ def test_an_evaluation_of_another_checkpoint_is_made_anew(finished, ablate):
     run = run_of(finished)
     again = ("--seeds", "1", "--only", "AsCL")
     right = (run / "eval-test.json").read_text()
-    (planned,) = choose(plan(Request("tiny", ("table2",), (0,), (), OUT, Path("configs"), Path("tools"))), ["AsCL"])
+    request = Request("tiny", ("table2",), (0,), (), OUT, Path("configs"), Path("tools"), probe_captions=5)
+    (planned,) = choose(plan(request), ["AsCL"])
     assert planned.folder.samefile(run) and state_of(planned) == "finished"
     for wrong in ({"runs": [f"{run}/last.pt"]}, {"runs": [str(run), "other"]}, {"protocol": "paired"}, {"reports": {}}):
         (run / "eval-test.json").write_text(json.dumps({**json.loads(right), **wrong}))
         assert state_of(planned) == "trained"
+    unprobed = json.dumps({key: value for key, value in json.loads(right).items() if key != "probes"})
+    (run / "eval-test.json").write_text(unprobed)
+    assert (state_of(planned), state_of(replace(planned, probe_captions=0))) == ("trained", "finished")
     (run / "eval-test.json").write_text(right[: len(right) // 2])
     assert state_of(planned) == "trained"
     assert ablate(*again) == 0
@@ -234,6 +240,17 @@ def test_a_signal_ends_the_programs_and_the_next_call_goes_on(place, ablate):
     (place / "hold").unlink()
     assert ablate("--seeds", "1", "--only", "AsCL") == 0
     assert [resumed for _, resumed in started(place)] == ["False", "True"]
+
+
+def test_a_run_that_another_program_has_locked_is_waited_for(place):
+    request = Request("tiny", ("table2",), (0,), (), OUT, Path("configs"), Path("tools"))
+    (run,) = choose(plan(request), ["AsCL"])
+    log_of(run).parent.mkdir(parents=True)
+    with FileLock(log_of(run).with_suffix(".lock")):
+        waiting = start(place, "--seeds", "1", "--only", "AsCL")
+        assert waiting.stdout.readline() == "waiting for 1 runs that another process works on\n"
+        assert not started(place)
+    assert waiting.wait(timeout=60) == 0 and waiting.communicate() and len(started(place)) == 1
 
 
 def test_two_programs_on_one_folder_divide_the_runs(place):
@@ -321,6 +338,7 @@ def test_an_outside_model_stands_in_the_table_until_its_folder_is_removed(finish
     (["--settings", "--out x"], "give --out"), (["--settings", "--model.embed_dimm 3"], "nearest right one"),
     (["--scores", "theirs.npz"], "expected NAME=FILE"), (["--dataset", "coco"], "no settings for data set"),
     (["--processes", "0"], "at least 1"), (["--parallel", "0"], "at least 1"),
+    (["--probe-captions", "-1"], "at least 0"),
 ])
 def test_bad_options_are_refused_before_anything_starts(place, ablate, more, message, capsys):
     assert ablate("--seeds", "1", *more) == 2
@@ -413,7 +431,8 @@ def test_the_real_programs_killed_and_resumed_end_in_the_table_of_a_run_that_nev
     request = Request("flickr8k", ("table2",), (0,), tuple(settings), Path("never"), REPOSITORY / "configs",
                       REPOSITORY / "tools")
     (never,) = choose(plan(request), ["w/o P&N"])
-    assert tool("train")(list(never.arguments)) == 0 and tool("eval")(["--checkpoint", str(never.folder)]) == 0
+    assert tool("train")(list(never.arguments)) == 0
+    assert tool("eval")(["--checkpoint", str(never.folder), "--probes"]) == 0
     stamp(never, evaluated=True)
     assert state_of(never) == "finished"
     assert tool("ablate")([*words, "--out", "never", "--report"]) == 0
@@ -424,3 +443,4 @@ def test_the_real_programs_killed_and_resumed_end_in_the_table_of_a_run_that_nev
     # what eval.py wrote is what stands in the table, and its ranks are read
     report = json.loads((run / "eval-test.json").read_text())["reports"]["full"]
     assert float(rows[0]["rsum"]) == pytest.approx(report["rsum"]) and (run / "ranks-test.npz").exists()
+    assert 0 <= float(rows[0]["probe I"]) <= 1 and "## Probes of asymmetry" in text
