@@ -19,7 +19,6 @@ from ascl.data.embedding_noise import NoiseSettings
 from ascl.data.feature_store import FeatureStore, open_features
 from ascl.data.pairs import Batch, PairDataset, UniqueImageBatchSampler, collate
 from ascl.errors import DataError
-from ascl.image_copy.momentum import rows_of_all_with_gradient, several_processes
 from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
 from ascl.models.base import TextEncoder
 from ascl.models.baselines.clip import Clip
@@ -29,6 +28,7 @@ from ascl.models.baselines.two_tower import TwoTower
 from ascl.models.baselines.vse import Vse
 from ascl.models.baselines.vse_infinity import VseInfinity
 from ascl.models.text import BertWords, CachedWords
+from ascl.processes import rows_of_all_with_gradient, several_processes
 from ascl.retrieval.encode import encode_images, encode_texts
 from ascl.retrieval.objective import RetrievalObjective, TripletSettings
 from ascl.training import checkpoint

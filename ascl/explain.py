@@ -19,8 +19,9 @@ from tqdm import tqdm
 from ascl import build
 from ascl.analysis.explanation import PairExplanation, explain_pair, word_labels
 from ascl.analysis.explanation_drawing import Picture, save_explanations
+from ascl.analysis.query_ranks import QueryRanks, read_ranks
 from ascl.analysis.report import Photos, RunRecord, render
-from ascl.analysis.retrieved import SavedRanks, load_ranks, top_of_matrix
+from ascl.analysis.retrieved import top_of_matrix
 from ascl.config import Config, ConfigError, from_dict, to_dict
 from ascl.data.captions import CaptionSet
 from ascl.data.feature_store import Features, FeatureStore
@@ -293,7 +294,7 @@ def report(
 def _retrieved(
     config: Config, folder: Path, split: str, overrides: dict[str, Any], scores: str | None, evaluate: str,
     missing: dict[str, str],
-) -> tuple[SavedRanks | None, TopPairs | None, float | None]:
+) -> tuple[QueryRanks | None, TopPairs | None, float | None]:
     """Ranks of an evaluation, the best candidates of every query, and the seconds that it took to score them."""
     path = folder / f"ranks-{split}.npz"
     if not path.is_file():
@@ -301,11 +302,11 @@ def _retrieved(
             raise DataError(f"--scores says what was retrieved, but not its ranks: {path} is missing; run {evaluate}")
         missing["ranks"] = f"{path.name} is not in the run's folder. To make it: {evaluate}"
         return None, None, None
-    ranks = load_ranks(path)
-    k = min(TOP, len(ranks.image_ids), len(ranks.captions))
+    ranks = read_ranks(path)
+    k = min(TOP, ranks.images, len(ranks.owner))
     if scores is not None:
         matrix, owner = load_scores(scores)
-        if matrix.shape != (len(ranks.image_ids), len(ranks.captions)) or (owner != ranks.owner).any():
+        if matrix.shape != (ranks.images, len(ranks.owner)) or (owner != ranks.owner).any():
             raise DataError(f"{scores} holds scores of other images or texts than {path}: keep those of this split "
                             f"with {evaluate} --save-scores {scores}")
         return ranks, top_of_matrix(matrix, k), None

@@ -36,7 +36,7 @@ from ascl.analysis.figures import (
     draw_lengths,
     draw_samples,
 )
-from ascl.analysis.retrieved import SavedRanks, load_ranks
+from ascl.analysis.query_ranks import QueryRanks, read_ranks
 from ascl.config import read_settings
 from ascl.errors import DataError
 from ascl.models import AsCL
@@ -339,30 +339,30 @@ def lengths(groups: Sequence[RunGroup], split: str | None, *, last_lengths: Sequ
     """Figure 5, from the `ranks-SPLIT.npz` of the runs."""
     split = split or _setting(groups[0].runs[0], "data.test")
     variants = {}
-    first: SavedRanks | None = None
+    first: QueryRanks | None = None
     for group in groups:
         of_runs = []
         for run in group.runs:
             ranks = _ranks(run, split)
             first = first or ranks
-            if first.captions != ranks.captions or not np.array_equal(first.text_queries, ranks.text_queries):
+            if not first.same_queries(ranks):
                 raise DataError(f"{run} was evaluated on other queries than {groups[0].runs[0]}: draw runs of one data "
                                 "set and split together")
             of_runs.append(ranks.t2i)
-        words = np.array([count_words(ranks.captions[query]) for query in ranks.text_queries])
+        words = np.array([count_words(ranks.caption(query)) for query in ranks.text_queries])
         variants[group.label] = recall_by_length(np.stack(of_runs), words, last_lengths)
     assert first is not None
-    place = _place(_setting(groups[0].runs[0], "dataset"), split, len(first.image_ids), len(first.captions))
+    place = _place(_setting(groups[0].runs[0], "dataset"), split, first.images, len(first.owner))
     return draw_lengths(variants, f"{place}; {_seeds_of(groups)}")
 
 
-def _ranks(run: Path, split: str) -> SavedRanks:
+def _ranks(run: Path, split: str) -> QueryRanks:
     path = run / f"ranks-{split}.npz"
     command = f"python tools/eval.py --checkpoint {run} --split {split}"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; to make it: {command}")
-    ranks = load_ranks(path)
-    if ranks.captions == [str(number) for number in range(len(ranks.captions))]:    # what stands in for unknown ones
+    ranks = read_ranks(path)
+    if ranks.captions is None:
         raise DataError(f"{path} holds no captions, so no query has a length; evaluate again: {command}")
     return ranks
 

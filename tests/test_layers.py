@@ -13,7 +13,7 @@ LAYERS = [
     {"image_copy", "retrieval", "features"},
     {"models", "data", "losses"},
     {"asymmetry"},
-    {"errors", "files", "environment"},
+    {"errors", "files", "environment", "processes"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 APART = [{"models", "data", "losses"}]                      # the same floor, and still never one another

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import yaml
 
+from ascl.analysis.query_ranks import QueryRanks, read_ranks
 from ascl.analysis.significance import (
     BootstrapResult,
     Interval,
-    QueryRanks,
     bootstrap_rsum,
     holm,
     paired_t_test,
-    read_ranks,
     sign_flip_test,
     t_interval,
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ascl.analysis.query_ranks import Direction, QueryRanks
 from ascl.analysis.report_html import (
     Content,
     Html,
@@ -21,7 +22,7 @@ from ascl.analysis.report_html import (
     table,
     tag,
 )
-from ascl.analysis.retrieved import Direction, Hubs, Query, SavedRanks, best_and_worst, first_is_right, hubs
+from ascl.analysis.retrieved import Hubs, Query, best_and_worst, first_is_right, hubs
 from ascl.retrieval.all_pairs import TopPairs
 
 SHOWN = 6               # queries of each kind
@@ -76,7 +77,7 @@ class RunRecord:
     evaluations: Mapping[str, Mapping[str, Any]]
     split: str
     evaluate: str
-    ranks: SavedRanks | None
+    ranks: QueryRanks | None
     top: TopPairs | None
     seconds: float | None
     photos: Photos
@@ -296,23 +297,23 @@ def _disagreements(run: RunRecord) -> list[Html]:
     return notes
 
 
-def _query(run: RunRecord, ranks: SavedRanks, direction: Direction, query: Query) -> Html:
-    candidates = len(ranks.captions) if direction == "i2t" else len(ranks.image_ids)
+def _query(run: RunRecord, ranks: QueryRanks, direction: Direction, query: Query) -> Html:
+    candidates = len(ranks.owner) if direction == "i2t" else ranks.images
     rank = tag("p", tag("b", f"rank {query.rank + 1:,}"), f" of {candidates:,}",
                "" if query.margin is None else f", margin {query.margin:+.3f}", class_="quiet")
     found = query.found[:FOUND]
     if direction == "t2i":
-        shots = [_shot(run, ranks.image_ids[query.right[0]], "its own", own=True)]
-        shots += [_shot(run, ranks.image_ids[one.candidate], f"{place}: {one.score:.3f}", own=one.right)
+        shots = [_shot(run, ranks.image_id(query.right[0]), "its own", own=True)]
+        shots += [_shot(run, ranks.image_id(one.candidate), f"{place}: {one.score:.3f}", own=one.right)
                   for place, one in enumerate(found, start=1)]
-        return tag("article", tag("p", tag("b", ranks.captions[query.number])), rank,
+        return tag("article", tag("p", tag("b", ranks.caption(query.number))), rank,
                    tag("div", *shots, class_="strip"), class_="query")
-    listed = [tag("li", tag("span", ranks.captions[one.candidate], class_="right" if one.right else ""), " ",
+    listed = [tag("li", tag("span", ranks.caption(one.candidate), class_="right" if one.right else ""), " ",
                   tag("span", f"{one.score:.3f}{', its own' if one.right else ''}", class_="score")) for one in found]
-    own = [tag("li", ranks.captions[text]) for text in query.right]
+    own = [tag("li", ranks.caption(text)) for text in query.right]
     text = tag("div", rank, *([tag("p", "Retrieved:"), tag("ol", *listed, class_="found")] if listed else []),
                details(f"Its own captions ({len(own)})", tag("ul", *own), opened=query.rank > 0))
-    shot = _shot(run, ranks.image_ids[query.number], "", own=False)
+    shot = _shot(run, ranks.image_id(query.number), "", own=False)
     return tag("article", tag("div", shot, text, class_="side"), class_="query")
 
 
@@ -330,10 +331,10 @@ def _confusions(run: RunRecord) -> list[Html]:
         what = "captions" if direction == "i2t" else "images"
         parts += [tag("h3", f"{what.capitalize()} that come first where they do not belong"), _hub_text(found, what)]
         if direction == "i2t":
-            rows: list[list[Content]] = [[run.ranks.captions[candidate], times] for candidate, times in found.first]
+            rows: list[list[Content]] = [[run.ranks.caption(candidate), times] for candidate, times in found.first]
             parts.append(table(["caption", "images"], rows) if rows else Html(""))
         else:
-            parts.append(tag("div", *(_shot(run, run.ranks.image_ids[candidate], f"{times:,} captions", own=False)
+            parts.append(tag("div", *(_shot(run, run.ranks.image_id(candidate), f"{times:,} captions", own=False)
                                       for candidate, times in found.first), class_="strip"))
     return parts
 
@@ -374,7 +375,7 @@ def _timings(run: RunRecord) -> list[Html]:
         rows.append(["from the first line of the log to the last, stops and validations included",
                      duration(max(timed) - min(timed))])
     if run.seconds is not None and run.ranks is not None:
-        pairs = len(run.ranks.image_ids) * len(run.ranks.captions)
+        pairs = run.ranks.images * len(run.ranks.owner)
         rows.append(["encoding and scoring all pairs for this page",
                      f"{duration(run.seconds)}, {pairs / run.seconds:,.0f} pairs/s"])
     return [table(["what", "time"], rows, text_columns=2)] if rows else [tag("p", "Nothing was logged.")]

@@ -2,87 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import zipfile
-import zlib
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 
+from ascl.analysis.query_ranks import Direction, QueryRanks
 from ascl.errors import DataError
 from ascl.retrieval.all_pairs import TopPairs
 
-Direction = Literal["i2t", "t2i"]
 BLOCK = 512             # rows or columns of a given matrix that are sorted at a time
-
-
-@dataclass(frozen=True, eq=False)
-class SavedRanks:
-    """What an evaluation left in `ranks-SPLIT.npz`; 0 is the best rank.
-
-    i2t: (Q_images,) rank of image `image_queries[q]`. t2i: (Q_texts,) rank of text `text_queries[q]`. owner: (N_texts,)
-    image of each text. image_ids: (N_images,). captions: (N_texts,). Where the file names neither, their numbers.
-    """
-
-    i2t: np.ndarray
-    t2i: np.ndarray
-    image_queries: np.ndarray
-    text_queries: np.ndarray
-    owner: np.ndarray
-    image_ids: list[str]
-    captions: list[str]
-
-    def of(self, direction: Direction) -> tuple[np.ndarray, np.ndarray]:
-        """(queries, their ranks)."""
-        return (self.image_queries, self.i2t) if direction == "i2t" else (self.text_queries, self.t2i)
-
-    def right(self, direction: Direction, query: int) -> list[int]:
-        """The query's own candidates."""
-        return np.flatnonzero(self.owner == query).tolist() if direction == "i2t" else [int(self.owner[query])]
-
-
-def load_ranks(path: str | os.PathLike) -> SavedRanks:
-    """Read the ranks of an evaluation.
-
-    Raises:
-        FileNotFoundError: no such file.
-        DataError: damaged, an array is missing, or the arrays do not fit each other.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no ranks at {path}")
-    again = "evaluate again with tools/eval.py"
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} cannot be read ({error}): {again}") from error
-    numbers = ("i2t", "t2i", "image_queries", "text_queries", "owner")
-    for name in numbers:
-        if name not in arrays:
-            raise DataError(f"{path} has no array `{name}` (found: {', '.join(sorted(arrays)) or 'none'}): {again}")
-        if arrays[name].ndim != 1 or arrays[name].dtype.kind not in "iu":
-            raise DataError(f"{path}: `{name}` is {arrays[name].dtype} {arrays[name].shape}, no vector of integers: "
-                            f"{again}")
-    i2t, t2i, image_queries, text_queries, owner = (arrays[name].astype(np.int64) for name in numbers)
-    images = len(arrays["image_ids"]) if "image_ids" in arrays else int(max(owner.max(), image_queries.max())) + 1
-    ids = arrays["image_ids"].tolist() if "image_ids" in arrays else list(range(images))
-    captions = arrays["captions"].tolist() if "captions" in arrays else list(range(len(owner)))
-    fits = (
-        len(i2t) == len(image_queries), len(t2i) == len(text_queries), len(captions) == len(owner),
-        _within(owner, images), _within(image_queries, images), _within(text_queries, len(owner)),
-    )
-    if not all(fits):
-        raise DataError(f"{path}: ranks, queries, owners and names do not fit each other: {again}")
-    return SavedRanks(i2t, t2i, image_queries, text_queries, owner, [str(name) for name in ids],
-                      [str(caption) for caption in captions])
-
-
-def _within(values: np.ndarray, count: int) -> bool:
-    return not len(values) or bool(values.min() >= 0 and values.max() < count)
 
 
 def top_of_matrix(scores: np.ndarray, k: int) -> TopPairs:
@@ -129,7 +58,7 @@ class Query:
 
 
 def best_and_worst(
-    saved: SavedRanks, top: TopPairs | None, direction: Direction, count: int
+    saved: QueryRanks, top: TopPairs | None, direction: Direction, count: int
 ) -> tuple[list[Query], list[Query]]:
     """`count` queries whose right candidate comes first, by falling margin; and the `count` of the worst rank.
 
@@ -158,14 +87,14 @@ def _lists(top: TopPairs, direction: Direction) -> tuple[np.ndarray, np.ndarray]
     return pair[0].numpy(), pair[1].numpy()
 
 
-def _is_right(saved: SavedRanks, candidates: np.ndarray, direction: Direction) -> np.ndarray:
+def _is_right(saved: QueryRanks, candidates: np.ndarray, direction: Direction) -> np.ndarray:
     """(N, k) bool: which of each query's candidates are its own."""
     if direction == "i2t":
         return saved.owner[candidates] == np.arange(len(candidates))[:, None]
     return candidates == saved.owner[:, None]
 
 
-def _margins(saved: SavedRanks, top: TopPairs, direction: Direction) -> np.ndarray:
+def _margins(saved: QueryRanks, top: TopPairs, direction: Direction) -> np.ndarray:
     """(N,) best right score minus best wrong one, NaN where a list holds only one kind."""
     candidates, scores = _lists(top, direction)
     right = _is_right(saved, candidates, direction)
@@ -175,7 +104,7 @@ def _margins(saved: SavedRanks, top: TopPairs, direction: Direction) -> np.ndarr
     return np.subtract(best_right, best_wrong, out=np.full(len(scores), np.nan), where=known)
 
 
-def _query(saved: SavedRanks, top: TopPairs | None, direction: Direction, number: int, rank: int) -> Query:
+def _query(saved: QueryRanks, top: TopPairs | None, direction: Direction, number: int, rank: int) -> Query:
     right = saved.right(direction, number)
     if top is None:
         return Query(number, rank, right, [], None)
@@ -208,10 +137,10 @@ class Hubs:
     skewness: float
 
 
-def hubs(saved: SavedRanks, top: TopPairs, direction: Direction, count: int) -> Hubs:
+def hubs(saved: QueryRanks, top: TopPairs, direction: Direction, count: int) -> Hubs:
     """The `count` candidates that are most often retrieved first by queries to which they do not belong."""
     lists, _ = _lists(top, direction)
-    candidates = len(saved.captions) if direction == "i2t" else len(saved.image_ids)
+    candidates = len(saved.owner) if direction == "i2t" else saved.images
     asked = saved.of(direction)[0]              # an image without captions has no right answer and is no query
     wrong = ~_is_right(saved, lists, direction)[asked, 0]
     lists = lists[asked]
@@ -227,7 +156,7 @@ def hubs(saved: SavedRanks, top: TopPairs, direction: Direction, count: int) -> 
     )
 
 
-def first_is_right(saved: SavedRanks, top: TopPairs, direction: Direction) -> float:
+def first_is_right(saved: QueryRanks, top: TopPairs, direction: Direction) -> float:
     """Share of the ranked queries whose first retrieved candidate is their own: what R@1 of the same scores is."""
     lists, _ = _lists(top, direction)
     return float(_is_right(saved, lists, direction)[saved.of(direction)[0], 0].mean())

@@ -7,14 +7,12 @@ images: would these trained networks keep their order on other test images of th
 from __future__ import annotations
 
 import math
-import os
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from ascl.analysis.query_ranks import QueryRanks
 from ascl.errors import DataError
 
 RECALLS = (1, 5, 10)        # Rsum is the sum of these recalls in both directions
@@ -28,62 +26,6 @@ class Interval:
 
     low: float
     high: float
-
-
-@dataclass(frozen=True)
-class QueryRanks:
-    """Rank of every query of one evaluated run.
-
-    Attributes:
-        i2t: (Q_images,) wrong captions that come before the image's best right one; 0 = best.
-        t2i: (Q_texts,) wrong images that come before the caption's own; 0 = best.
-        image_queries: (Q_images,) which image each entry of `i2t` is.
-        text_queries: (Q_texts,) which caption each entry of `t2i` is.
-        owner: (N_texts,) image of each caption.
-        image_ids: (N_images,) names, None where unknown.
-    """
-
-    i2t: np.ndarray
-    t2i: np.ndarray
-    image_queries: np.ndarray
-    text_queries: np.ndarray
-    owner: np.ndarray
-    image_ids: np.ndarray | None = None
-
-    def same_queries(self, other: QueryRanks) -> bool:
-        """Whether both ranked the same queries of the same test set, as far as can be seen."""
-        names = ("image_queries", "text_queries", "owner")
-        if any(not np.array_equal(getattr(self, name), getattr(other, name)) for name in names):
-            return False
-        if self.image_ids is None or other.image_ids is None:
-            return True
-        return np.array_equal(self.image_ids, other.image_ids)
-
-
-def read_ranks(path: str | os.PathLike) -> QueryRanks:
-    """Ranks of one evaluation, as tools/eval.py leaves them in `ranks-SPLIT.npz`.
-
-    Raises:
-        FileNotFoundError: no such file.
-        DataError: no readable npz file, or an array is missing or has another length than its queries.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no ranks at {path}; make them with tools/eval.py")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read as an .npz file: {error}; evaluate again with tools/eval.py") from error
-    needed = ("i2t", "t2i", "image_queries", "text_queries", "owner")
-    missing = [name for name in needed if name not in arrays]
-    if missing:
-        raise DataError(f"{path} has no array {missing[0]!r}; evaluate again with tools/eval.py")
-    for ranks, queries in (("i2t", "image_queries"), ("t2i", "text_queries")):
-        if arrays[ranks].ndim != 1 or arrays[ranks].shape != arrays[queries].shape or not len(arrays[ranks]):
-            raise DataError(f"{path}: {ranks} has shape {arrays[ranks].shape}, {queries} {arrays[queries].shape}; "
-                            "evaluate again with tools/eval.py")
-    return QueryRanks(**{name: arrays[name] for name in needed}, image_ids=arrays.get("image_ids"))
 
 
 # Over seeds

@@ -17,7 +17,7 @@ from ascl.asymmetry import norm_ratio, norm_ratio_loss
 from ascl.errors import DataError
 from ascl.image_copy.descriptor import Descriptor, DescriptorSettings
 from ascl.image_copy.mixup import mixed_images
-from ascl.image_copy.momentum import momentum_update, rows_of_all, rows_of_all_with_gradient
+from ascl.image_copy.momentum import momentum_update
 from ascl.image_copy.queue import EmbeddingQueue
 from ascl.image_copy.sampler import Reading, draw_pairs
 from ascl.image_copy.teachers import Teacher
@@ -32,6 +32,7 @@ from ascl.losses import (
     sscd_loss,
 )
 from ascl.losses.vectors import check_positive
+from ascl.processes import rows_of_all, rows_of_all_with_gradient
 
 Contrastive = Literal["moco", "simclr"]
 Distillation = Literal["rsd", "seed", "fkd", "none"]

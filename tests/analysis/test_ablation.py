@@ -29,7 +29,8 @@ from ascl.analysis.ablation import (
     training_of,
 )
 from ascl.analysis.ablation_table import draw, to_csv, to_markdown
-from ascl.analysis.significance import QueryRanks, bootstrap_rsum, holm, paired_t_test, sign_flip_test
+from ascl.analysis.query_ranks import QueryRanks
+from ascl.analysis.significance import bootstrap_rsum, holm, paired_t_test, sign_flip_test
 from ascl.config import load_config, setting_names
 from ascl.errors import DataError
 

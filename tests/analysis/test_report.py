@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ascl import load_model
+from ascl.analysis.query_ranks import QueryRanks, read_ranks
 from ascl.analysis.report import RunRecord, duration, render
 from ascl.analysis.report_html import (
     MOST_POINTS,
@@ -32,7 +33,7 @@ from ascl.analysis.report_html import (
     tag,
     thinned,
 )
-from ascl.analysis.retrieved import SavedRanks, best_and_worst, first_is_right, hubs, load_ranks, top_of_matrix
+from ascl.analysis.retrieved import best_and_worst, first_is_right, hubs, top_of_matrix
 from ascl.errors import DataError
 from ascl.retrieval import rank_report, ranks
 
@@ -109,7 +110,7 @@ def scored(images=7, texts=15, seed=0):
     scores = rng.normal(size=(images, texts)).astype(np.float32)
     scores[owner, np.arange(texts)] += 1
     counted = ranks(scores, owner)
-    saved = SavedRanks(counted.i2t, counted.t2i, counted.image_queries, counted.text_queries, owner,
+    saved = QueryRanks(counted.i2t, counted.t2i, counted.image_queries, counted.text_queries, owner,
                        [f"image<{i}>" for i in range(images)], [f"caption {j} {NASTY}" for j in range(texts)])
     return scores, owner, saved
 
@@ -288,19 +289,21 @@ def test_ranks_are_read_back_and_damaged_ones_refused(tmp_path):
     _, _, saved = scored()
     path = tmp_path / "ranks-test.npz"
     save_ranks(path, saved)
-    read = load_ranks(path)
+    read = read_ranks(path)
     assert read.captions == saved.captions and read.image_ids == saved.image_ids
     assert all((getattr(read, name) == getattr(saved, name)).all() for name in ("i2t", "t2i", "owner", "text_queries"))
     save_ranks(path, saved, image_ids=None, captions=None)
-    assert load_ranks(path).captions == [str(j) for j in range(15)] and len(load_ranks(path).image_ids) == 6
+    nameless = read_ranks(path)
+    assert nameless.captions is nameless.image_ids is None and nameless.images == 6 and nameless.same_queries(saved)
+    assert (nameless.image_id(4), nameless.caption(14), saved.caption(14)) == ("4", "14", saved.captions[14])
     for changes, word in [({"i2t": None}, "no array `i2t`"), ({"owner": saved.owner + 0.5}, "no vector of integers"),
                           ({"owner": saved.owner + 9}, "do not fit"), ({"t2i": saved.t2i[1:]}, "do not fit")]:
         save_ranks(path, saved, **changes)
         with pytest.raises(DataError, match=word):
-            load_ranks(path)
+            read_ranks(path)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match="cannot be read"):
-        load_ranks(path)
+        read_ranks(path)
 
 
 # The page
@@ -425,7 +428,7 @@ def evaluate(run):
     with torch.no_grad():
         scores = model.pair_scores(*build.encode_split(model, captions, store)).numpy()
     counted = ranks(scores, captions.owner)
-    saved = SavedRanks(counted.i2t, counted.t2i, counted.image_queries, counted.text_queries, captions.owner,
+    saved = QueryRanks(counted.i2t, counted.t2i, counted.image_queries, counted.text_queries, captions.owner,
                        captions.image_ids, captions.captions)
     save_ranks(run / "ranks-test.npz", saved)
     report = rank_report(scores, captions.owner).to_dict()
@@ -486,7 +489,7 @@ def test_a_page_is_made_without_photographs_features_or_checkpoint(run, finished
 
 
 def test_ranks_of_other_captions_than_the_data_are_noticed(run, tool):
-    saved = load_ranks(run / "ranks-test.npz")
+    saved = read_ranks(run / "ranks-test.npz")
     save_ranks(run / "ranks-test.npz", saved, captions=np.array(["other", *saved.captions[1:]]))
     assert tool("report")([str(run)]) == 0
     assert "other images or captions than split test has now" in Page((run / "report.html").read_text()).said

@@ -9,13 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ascl.analysis import significance
+from ascl.analysis.query_ranks import QueryRanks
 from ascl.analysis.significance import (
-    QueryRanks,
     bootstrap_rsum,
     holm,
     image_counts,
     paired_t_test,
-    read_ranks,
     sign_flip_test,
     t_interval,
 )
@@ -223,45 +222,10 @@ def test_other_queries_are_refused():
     fewer = QueryRanks(first.i2t, first.t2i[:-1], first.image_queries, first.text_queries[:-1], first.owner)
     with pytest.raises(DataError, match="different queries"):
         bootstrap_rsum([first], [fewer])
-    named = [QueryRanks(**{**vars(first), "image_ids": np.array(list(ids))}) for ids in ("abcdefghi", "abcdefghj")]
+    named = [QueryRanks(**{**vars(first), "image_ids": list(ids)}) for ids in ("abcdefghi", "abcdefghj")]
     with pytest.raises(DataError, match="different queries"):
         bootstrap_rsum(named[:1], named[1:])
     assert bootstrap_rsum([first], named[:1], draws=10).difference == 0      # unknown names are no other names
-
-
-# Files
-
-
-def arrays_of(found):
-    return {name: value for name, value in vars(found).items() if value is not None}
-
-
-def test_ranks_are_read_back(tmp_path):
-    found, _ = made_ranks(1)
-    np.savez(tmp_path / "ranks-test.npz", **arrays_of(found), image_ids=np.array(list("abcdefghi")))
-    read = read_ranks(tmp_path / "ranks-test.npz")
-    assert read.same_queries(found) and (read.i2t == found.i2t).all() and (read.t2i == found.t2i).all()
-    assert read.image_ids.tolist() == list("abcdefghi")
-
-
-@pytest.mark.parametrize(("change", "message"), [
-    ({"owner": None}, "no array 'owner'"), ({"i2t": np.zeros(2)}, "i2t has shape"),
-    ({"t2i": np.zeros((3, 2))}, "t2i has shape"),
-])
-def test_broken_ranks_are_refused_by_name(tmp_path, change, message):
-    arrays = {**arrays_of(made_ranks(1)[0]), **change}
-    np.savez(tmp_path / "ranks-test.npz", **{name: value for name, value in arrays.items() if value is not None})
-    with pytest.raises(DataError, match=message) as refused:
-        read_ranks(tmp_path / "ranks-test.npz")
-    assert "tools/eval.py" in str(refused.value)
-
-
-def test_damaged_or_absent_ranks_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no ranks"):
-        read_ranks(tmp_path / "ranks-test.npz")
-    (tmp_path / "ranks-test.npz").write_bytes(b"PK\x03\x04 no archive")
-    with pytest.raises(DataError, match="cannot be read"):
-        read_ranks(tmp_path / "ranks-test.npz")
 
 
 # Several variants at once

@@ -259,7 +259,7 @@ TWO = """
 import sys
 sys.path.insert(0, sys.argv[2])
 import torch
-from ascl.image_copy.momentum import rows_of_all_with_gradient
+from ascl.processes import rows_of_all_with_gradient
 from ascl.retrieval.objective import RetrievalObjective
 from ascl.training.distributed import make_accelerator
 from ascl.training.loop import LoopSettings, fit

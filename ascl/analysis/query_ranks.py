@@ -1,0 +1,111 @@
+"""Where each query of an evaluation found its own: what tools/eval.py leaves in `ranks-SPLIT.npz`."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ascl.errors import DataError
+
+Direction = Literal["i2t", "t2i"]
+
+
+@dataclass(frozen=True, eq=False)
+class QueryRanks:
+    """Rank of every query of one evaluation; 0 is best.
+
+    Attributes:
+        i2t: (Q_images,) wrong captions that come before the image's best right one.
+        t2i: (Q_texts,) wrong images that come before the caption's own.
+        image_queries: (Q_images,) which image each entry of `i2t` is.
+        text_queries: (Q_texts,) which caption each entry of `t2i` is.
+        owner: (N_texts,) image of each caption.
+        image_ids, captions: (N_images,) and (N_texts,) names; None where scores came without any.
+    """
+
+    i2t: np.ndarray
+    t2i: np.ndarray
+    image_queries: np.ndarray
+    text_queries: np.ndarray
+    owner: np.ndarray
+    image_ids: list[str] | None = None
+    captions: list[str] | None = None
+
+    @property
+    def images(self) -> int:
+        """How many there are; without names, as many as the owners and queries speak of."""
+        if self.image_ids is not None:
+            return len(self.image_ids)
+        return max([-1, *self.owner.tolist(), *self.image_queries.tolist()]) + 1
+
+    def image_id(self, image: int) -> str:
+        """Its name, or its number where it has none."""
+        return str(image) if self.image_ids is None else self.image_ids[image]
+
+    def caption(self, text: int) -> str:
+        """Its words, or its number where they are not known."""
+        return str(text) if self.captions is None else self.captions[text]
+
+    def of(self, direction: Direction) -> tuple[np.ndarray, np.ndarray]:
+        """(queries, their ranks)."""
+        return (self.image_queries, self.i2t) if direction == "i2t" else (self.text_queries, self.t2i)
+
+    def right(self, direction: Direction, query: int) -> list[int]:
+        """The query's own candidates."""
+        return np.flatnonzero(self.owner == query).tolist() if direction == "i2t" else [int(self.owner[query])]
+
+    def same_queries(self, other: QueryRanks) -> bool:
+        """Whether both ranked the same queries of the same test set, as far as can be seen."""
+        names = ("image_queries", "text_queries", "owner")
+        if any(not np.array_equal(getattr(self, name), getattr(other, name)) for name in names):
+            return False
+        pairs = ((self.image_ids, other.image_ids), (self.captions, other.captions))
+        return all(own is None or others is None or own == others for own, others in pairs)
+
+
+def read_ranks(path: str | os.PathLike) -> QueryRanks:
+    """Ranks of one evaluation.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: no readable npz file, an array is missing, or the arrays do not fit each other.
+    """
+    path = Path(path)
+    again = "evaluate again with tools/eval.py"
+    if not path.is_file():
+        raise FileNotFoundError(f"no ranks at {path}; make them with tools/eval.py")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} cannot be read as an .npz file ({error}): {again}") from error
+    numbers = ("i2t", "t2i", "image_queries", "text_queries", "owner")
+    for name in numbers:
+        if name not in arrays:
+            raise DataError(f"{path} has no array `{name}` (found: {', '.join(sorted(arrays)) or 'none'}): {again}")
+        if arrays[name].ndim != 1 or arrays[name].dtype.kind not in "iu":
+            raise DataError(f"{path}: `{name}` is {arrays[name].dtype} {arrays[name].shape}, no vector of integers: "
+                            f"{again}")
+    image_ids, captions = ([str(each) for each in arrays[name]] if name in arrays else None
+                           for name in ("image_ids", "captions"))
+    found = QueryRanks(**{name: arrays[name].astype(np.int64) for name in numbers}, image_ids=image_ids,
+                       captions=captions)
+    texts = len(found.owner)
+    fits = (
+        len(found.i2t) == len(found.image_queries) > 0, len(found.t2i) == len(found.text_queries) > 0,
+        captions is None or len(captions) == texts, _within(found.owner, found.images),
+        _within(found.image_queries, found.images), _within(found.text_queries, texts),
+    )
+    if not all(fits):
+        raise DataError(f"{path}: ranks, queries, owners and names do not fit each other: {again}")
+    return found
+
+
+def _within(values: np.ndarray, count: int) -> bool:
+    return not len(values) or bool(values.min() >= 0 and values.max() < count)
