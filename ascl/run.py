@@ -110,7 +110,8 @@ def train(config: Config, *, resume: bool = False) -> Progress:
             write_text(out / "environment.json", json.dumps(environment(), indent=2) + "\n")
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         print(f"{len(captions.image_ids)} images, {len(captions.captions)} captions; {trained / 1e6:.1f} M trained "
-              f"parameters; {settings.total_steps} steps of {config.train.batch_size} pairs; run folder {out}")
+              f"parameters; {settings.total_steps} steps of "
+              f"{config.train.batch_size * accelerator.num_processes} pairs; run folder {out}")
 
     def validate(model: RetrievalModel) -> dict[str, float]:
         images, texts = build.encode_split(model, val_captions, val_store)
@@ -290,12 +291,7 @@ def evaluate_paired(run: str, split: str | None, *, overrides: dict[str, Any]) -
         config, split or config.data.test, captions_per_image=config.data.captions_per_image
     )
     images, texts = build.encode_split(on_best_device(model), captions, store)
-    paired_global = leakage.paired_global_scores(model, images, texts, captions.owner)
-    scores = {
-        "all pairs (honest)": score_all_pairs(model, images, texts),
-        "PAIRED (sees the answer)": leakage.paired_scores(model, images, texts, captions.owner, paired_global),
-        "PAIRED, global score alone (sees the answer)": paired_global,
-    }
+    scores = leakage.protocols(model, images, texts, captions.owner)
     return {name: rank_report(matrix, captions.owner) for name, matrix in scores.items()}
 
 

@@ -337,7 +337,8 @@ def test_the_paired_protocol_warns_twice_and_writes_nothing(runs, tiny_data, too
     printed = capsys.readouterr().out
     assert printed.startswith(WARNING) and printed.count(WARNING) == 2 and "(not saved)" in printed
     scores, owner = reference_scores(runs[0], tiny_data)
-    honest, *leaking = printed.split("###")[1:]
+    honest, honest_global, *leaking = printed.split("###")[1:]
+    assert "honest" in honest_global and "global score alone" in honest_global
     assert "honest" in honest and f"Rsum {rank_report(scores, owner).rsum:.1f}" in honest
     assert len(leaking) == 2 and all("sees the answer" in table.splitlines()[0] for table in leaking)
     assert contents(runs[0].parent) == before and not list(tmp_path.iterdir())

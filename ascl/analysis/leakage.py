@@ -7,16 +7,14 @@ they had been encoded alone. The answer is inside the query. Nothing else in thi
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ascl.analysis.diagnostics import local_and_global_scores
 from ascl.models import AsCL, EncodedImages, EncodedTexts
 from ascl.models.ascl import masked_mean
-from ascl.retrieval import score_all_pairs
 
 WARNING = (
     "*** PAIRED PROTOCOL: A DIAGNOSTIC, NOT A RESULT ***\n"
@@ -49,16 +47,27 @@ def paired_global_scores(model: AsCL, images: EncodedImages, texts: EncodedTexts
     return (F.normalize(image_vectors, dim=-1) @ F.normalize(text_vectors, dim=-1).T).cpu()
 
 
-def paired_scores(
-    model: AsCL, images: EncodedImages, texts: EncodedTexts, owner: np.ndarray, paired_global: Tensor | None = None
-) -> Tensor:
-    """u1 * S_local, exact for every pair, + (1 - u1) * the leaking global score (computed here if it is not given)."""
-    if paired_global is None:
-        paired_global = paired_global_scores(model, images, texts, owner)
-    local_only = copy.copy(model)
-    local_only.local_weight = 1.0
-    local = score_all_pairs(local_only, images, texts)
-    return model.local_weight * local + (1 - model.local_weight) * paired_global
+def protocols(model: AsCL, images: EncodedImages, texts: EncodedTexts, owner: np.ndarray) -> dict[str, Tensor]:
+    """Scores of one model by the honest evaluation and by the one that sees the answer, each whole and with u1 = 0.
+
+    The local score is exact for every pair in both: all that the procedure changes is the global one. So the two rows
+    of global scores alone are what the leak is worth to the part that leaks.
+
+    Returns:
+        (N_images, N_texts) by the protocol's name; those that see the answer have PAIRED in theirs.
+    """
+    local, honest = local_and_global_scores(model, images, texts)
+    paired = paired_global_scores(model, images, texts, owner)
+
+    def whole(global_: Tensor) -> Tensor:
+        return model.local_weight * local + (1 - model.local_weight) * global_
+
+    return {
+        "all pairs (honest)": whole(honest),
+        "all pairs, global score alone (honest)": honest,
+        "PAIRED (sees the answer)": whole(paired),
+        "PAIRED, global score alone (sees the answer)": paired,
+    }
 
 
 def _text_vector(model: AsCL, image: EncodedImages, text: EncodedTexts) -> Tensor:

@@ -41,7 +41,7 @@ from ascl.errors import DataError
 
 ATTRIBUTES = ("size", "texture", "colour", "shape")
 _VALUES = {"size": SIZES, "texture": TEXTURES, "colour": tuple(COLOURS), "shape": SHAPES}
-_ADJECTIVES: dict[str, dict[str, tuple[str, ...]]] = {
+ADJECTIVES: dict[str, dict[str, tuple[str, ...]]] = {
     "size": {"small": ("small", "little", "tiny"), "large": ("large", "big")},
     "texture": {
         "solid": ("solid", "plain"),
@@ -51,8 +51,8 @@ _ADJECTIVES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "colour": {colour: (colour, "violet") if colour == "purple" else (colour,) for colour in COLOURS},
 }
-_PATTERNS = {"striped": ("with stripes",), "dotted": ("with dots", "with spots"), "checkered": ("with checks",)}
-_NOUNS: dict[str | None, tuple[tuple[str, str], ...]] = {  # singular, plural; None names any shape
+PATTERNS = {"striped": ("with stripes",), "dotted": ("with dots", "with spots"), "checkered": ("with checks",)}
+NOUNS: dict[str | None, tuple[tuple[str, str], ...]] = {  # singular, plural; None names any shape
     "circle": (("circle", "circles"), ("disc", "discs")),
     "square": (("square", "squares"), ("box", "boxes")),
     "triangle": (("triangle", "triangles"),),
@@ -61,7 +61,7 @@ _NOUNS: dict[str | None, tuple[tuple[str, str], ...]] = {  # singular, plural; N
     "heart": (("heart", "hearts"),),
     None: (("object", "objects"), ("shape", "shapes"), ("thing", "things")),
 }
-_RELATIONS = {
+RELATIONS = {
     "left_of": ("to the left of", "left of"),
     "right_of": ("to the right of", "right of"),
     "above": ("above", "over"),
@@ -70,11 +70,11 @@ _RELATIONS = {
     "next_to": ("next to", "adjacent to"),
 }
 _CONTAINS = ("contains", "surrounds", "encloses")  # verbs, where the other relations follow "is"
-_PLACES = {
+PLACES = {
     place: (f"in the {place} corner", f"at the {place}") if " " in place else (f"at the {place}",) for place in PLACES
 } | {"middle": ("in the middle", "in the center"), "left": ("on the left",), "right": ("on the right",)}
 _GROUNDS = ("on a {} background", "against a {} background", "on {}", "the background is {}")
-_NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
+NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
 _INTRODUCTIONS = ("", "", "", "there is", "a picture of", "we see", "this image shows")
 
 
@@ -122,10 +122,10 @@ class Meaning:
 
 def caption_is_true(caption: str, scene: Scene) -> bool:
     """Whether all that the caption says holds in the scene. DataError where it is no caption of this language."""
-    return all(_is_true(meaning, scene) for meaning in read_caption(caption))
+    return all(is_true(meaning, scene) for meaning in read_caption(caption))
 
 
-def _is_true(meaning: Meaning, scene: Scene) -> bool:
+def is_true(meaning: Meaning, scene: Scene) -> bool:
     if any(ground != scene.background for ground in meaning.backgrounds):
         return False
     if any(sum(kind.fits(o) for o in scene.objects) != count for kind, count in meaning.counts):
@@ -247,21 +247,21 @@ def _lexicon() -> dict[str, tuple[str, object]]:
     words |= {w: ("join", None) for w in (",", ";", ":", "and", "while", *_INTRODUCTIONS[3:], "there are", "exactly")}
     words |= {w: ("no", None) for w in ("no", "without any")} | {"only one": ("number", 1)}
     words |= {"every": ("all", None), "all": ("all", None), "with": ("with", None), "inside it": ("inside it", None)}
-    for attribute, values in _ADJECTIVES.items():
+    for attribute, values in ADJECTIVES.items():
         words |= {w: ("adjective", Kind(**{attribute: value})) for value, ws in values.items() for w in ws}
-    words |= {w: ("pattern", Kind(texture=value)) for value, ws in _PATTERNS.items() for w in ws}
-    words |= {w: ("noun", Kind(shape=shape)) for shape, nouns in _NOUNS.items() for ws in nouns for w in ws}
-    words |= {w: ("relation", relation) for relation, ws in _RELATIONS.items() for w in ws}
+    words |= {w: ("pattern", Kind(texture=value)) for value, ws in PATTERNS.items() for w in ws}
+    words |= {w: ("noun", Kind(shape=shape)) for shape, nouns in NOUNS.items() for ws in nouns for w in ws}
+    words |= {w: ("relation", relation) for relation, ws in RELATIONS.items() for w in ws}
     words |= {w: ("relation", "contains") for w in _CONTAINS}
-    words |= {w: ("place", place) for place, ws in _PLACES.items() for w in ws}
+    words |= {w: ("place", place) for place, ws in PLACES.items() for w in ws}
     words |= {w.format(g): ("background", g) for g in BACKGROUNDS for w in _GROUNDS}
-    return words | {word: ("number", number) for number, word in _NUMBERS.items()}
+    return words | {word: ("number", number) for number, word in NUMBERS.items()}
 
 
-_LEXICON = _lexicon()
-_WORD = re.compile(
+LEXICON = _lexicon()
+WORD = re.compile(
     r"\s*("
-    + "|".join(re.escape(w).replace(r"\ ", r"\s+") for w in sorted(_LEXICON, key=len, reverse=True))  # longest first
+    + "|".join(re.escape(w).replace(r"\ ", r"\s+") for w in sorted(LEXICON, key=len, reverse=True))  # longest first
     + r")(?=[\s,;:]|$)"
 )
 
@@ -284,10 +284,10 @@ class _Reader:
         self.meaning = Meaning()
         position, sentence = 0, " ".join(sentence.split())
         while position < len(sentence):
-            word = _WORD.match(sentence, position)
+            word = WORD.match(sentence, position)
             if word is None:
                 raise self._unreadable(sentence[position:].strip())
-            self.words.append(_LEXICON[word.group(1)])
+            self.words.append(LEXICON[word.group(1)])
             position = word.end()
 
     def _unreadable(self, rest: str) -> DataError:
@@ -455,15 +455,15 @@ class _Writer:
 
     def words(self, kind: Kind, *, plural: bool = False) -> str:
         """ "little red disc with stripes": the kind without an article, in one of its wordings."""
-        noun = self.pick(_NOUNS[kind.shape])[plural]
+        noun = self.pick(NOUNS[kind.shape])[plural]
         pattern = ""
         adjectives = []
         for attribute in ("size", "texture", "colour"):
             value = getattr(kind, attribute)
-            if attribute == "texture" and value in _PATTERNS and self.chance(0.35):
-                pattern = " " + self.pick(_PATTERNS[value])
+            if attribute == "texture" and value in PATTERNS and self.chance(0.35):
+                pattern = " " + self.pick(PATTERNS[value])
             elif value is not None:
-                adjectives.append(self.pick(_ADJECTIVES[attribute][value]))
+                adjectives.append(self.pick(ADJECTIVES[attribute][value]))
         return " ".join([*adjectives, noun]) + pattern
 
     def a(self, kind: Kind) -> str:
@@ -472,8 +472,8 @@ class _Writer:
 
     def adjective(self, kind: Kind) -> str:
         """A word for the first adjective that the kind names; empty where it names a shape only."""
-        named = [(a, getattr(kind, a)) for a in _ADJECTIVES if getattr(kind, a)]
-        return self.pick(_ADJECTIVES[named[0][0]][named[0][1]]) if named else ""
+        named = [(a, getattr(kind, a)) for a in ADJECTIVES if getattr(kind, a)]
+        return self.pick(ADJECTIVES[named[0][0]][named[0][1]]) if named else ""
 
     def kind_of(self, item: SceneObject, attributes: Sequence[str]) -> Kind:
         return Kind(**{a: getattr(item, a) for a in attributes})
@@ -496,7 +496,7 @@ class _Writer:
 
     def related(self, relation: str) -> str:
         """The relation after its subject: "is above", "contains"."""
-        return self.pick(_CONTAINS) if relation == "contains" else f"is {self.pick(_RELATIONS[relation])}"
+        return self.pick(_CONTAINS) if relation == "contains" else f"is {self.pick(RELATIONS[relation])}"
 
     # captions
 
@@ -515,13 +515,13 @@ class _Writer:
         if self.chance(0.2):
             places = [self.pick([p for p in PLACES if is_at(p, x, self.scene)] or [""]) for x in (a, b)]
             if all(places):
-                first, second = (self.pick(_PLACES[p]) for p in places)
+                first, second = (self.pick(PLACES[p]) for p in places)
                 return f"{first} is {self.a(kinds[0])}, and {self.a(kinds[1])} is {second}"
         relation = self.relation_between(a, b)
         if relation == "contains" and self.chance(0.4):
             text = f"{self.a(kinds[0])} with {self.a(kinds[1])} inside it"
         elif relation != "contains" and self.chance(0.3):
-            text = f"{self.pick(_RELATIONS[relation])} {self.a(kinds[1])} is {self.a(kinds[0])}"
+            text = f"{self.pick(RELATIONS[relation])} {self.a(kinds[1])} is {self.a(kinds[0])}"
         else:
             text = f"{self.a(kinds[0])} {self.related(relation)} {self.a(kinds[1])}"
         return text + self.on_ground() if self.chance(0.2) else text
@@ -552,7 +552,7 @@ class _Writer:
     def counted(self, kind: Kind, count: int) -> str:
         if count == 1:
             return f"only one {self.words(kind)}"
-        return f"{self.pick(('', '', 'exactly '))}{_NUMBERS[count]} {self.words(kind, plural=True)}"
+        return f"{self.pick(('', '', 'exactly '))}{NUMBERS[count]} {self.words(kind, plural=True)}"
 
     def none(self, kind: Kind) -> str:
         plural = self.chance(0.5)
@@ -587,7 +587,7 @@ class _Writer:
             ]
             text = f"{_enumerated([self.a(k) for k in kinds])}; {_enumerated(clauses)}"
         if self.chance(0.4):
-            text = f"{_NUMBERS[len(objects)]} {self.words(Kind(), plural=True)}: {text}"
+            text = f"{NUMBERS[len(objects)]} {self.words(Kind(), plural=True)}: {text}"
         return text + self.on_ground()
 
     def short_names(self, kinds: list[Kind]) -> list[Kind] | None:

@@ -115,8 +115,8 @@ def _other_nouns(phrase: str, value: object) -> list[str]:
     assert isinstance(value, Kind)
     if value.shape is None:
         return []
-    plural = any(phrase == nouns[1] for nouns in language._NOUNS[value.shape])
-    return [language._NOUNS[shape][0][plural] for shape in SHAPES if shape != value.shape]
+    plural = any(phrase == nouns[1] for nouns in language.NOUNS[value.shape])
+    return [language.NOUNS[shape][0][plural] for shape in SHAPES if shape != value.shape]
 
 
 def _other_adjectives(attribute: str) -> Callable[[str, object], list[str]]:
@@ -125,23 +125,23 @@ def _other_adjectives(attribute: str) -> Callable[[str, object], list[str]]:
         if named is None:
             return []
         if phrase.startswith("with "):
-            return [words[0] for other, words in language._PATTERNS.items() if other != named]
-        return [language._ADJECTIVES[attribute][other][0] for other in _VALUES[attribute] if other != named]
+            return [words[0] for other, words in language.PATTERNS.items() if other != named]
+        return [language.ADJECTIVES[attribute][other][0] for other in _VALUES[attribute] if other != named]
 
     return alternatives
 
 
 def _other_numbers(phrase: str, value: object) -> list[str]:
-    return [word for number, word in language._NUMBERS.items() if value != 1 and number != value]
+    return [word for number, word in language.NUMBERS.items() if value != 1 and number != value]
 
 
 def _other_relations(phrase: str, value: object) -> list[str]:
     verb = "is " if value == "contains" else ""  # "contains" stands where the others stand after "is"
-    return [verb + words[0] for relation, words in language._RELATIONS.items() if relation != value]
+    return [verb + words[0] for relation, words in language.RELATIONS.items() if relation != value]
 
 
 def _other_places(phrase: str, value: object) -> list[str]:
-    return [words[0] for place, words in language._PLACES.items() if place != value]
+    return [words[0] for place, words in language.PLACES.items() if place != value]
 
 
 def _other_backgrounds(phrase: str, value: object) -> list[str]:
@@ -230,9 +230,9 @@ def _count(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
 
 
 def _counted(kind: Kind, count: int) -> str:
-    noun = language._NOUNS[kind.shape][0][count > 1]
+    noun = language.NOUNS[kind.shape][0][count > 1]
     words = f"{kind.colour} {noun}" if kind.colour else noun
-    return f"exactly {language._NUMBERS[count]} {words}" if count > 1 else f"only one {words}"
+    return f"exactly {language.NUMBERS[count]} {words}" if count > 1 else f"only one {words}"
 
 
 def _absence(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
@@ -303,11 +303,11 @@ def _tokens(caption: str) -> tuple[_Token, ...]:
     for number, sentence in enumerate(caption.lower().split(".")):
         position = 0
         while sentence[position:].strip():
-            found = language._WORD.match(sentence, position)
+            found = language.WORD.match(sentence, position)
             if found is None:
                 raise DataError(f"caption {caption!r}: cannot read {sentence[position:].strip()!r}; variants of known "
                                 "truth exist for captions of the data set `scenes` only")
-            category, value = language._LEXICON[" ".join(found.group(1).split())]
+            category, value = language.LEXICON[" ".join(found.group(1).split())]
             referring = category == "the" or referring and category in _DESCRIBING
             tokens.append(_Token(start + found.start(1), start + found.end(1), category, value, number, referring))
             position = found.end()
@@ -323,7 +323,7 @@ def _read(text: str) -> list[Meaning]:
 
 def _true(text: str, scene: Scene) -> bool:
     """As `caption_is_true`."""
-    return all(language._is_true(meaning, scene) for meaning in _read(text))
+    return all(language.is_true(meaning, scene) for meaning in _read(text))
 
 
 def _readable(text: str) -> bool:
