@@ -1,14 +1,18 @@
 """Recalls of finished runs, mean and spread over seeds: prints a Markdown table, adds rows to benchmarks/results.csv.
 
   python benchmarks/flickr8k.py "AsCL=runs/a0,runs/a1,runs/a2" "AsCL w/o MF=runs/b0,runs/b1,runs/b2"
+  python benchmarks/flickr8k.py runs/ablation-flickr8k_small/table2.csv
 
 Each run was trained by tools/train.py and evaluated by tools/eval.py: its folder holds settings.yaml, environment.json
-and eval-test.json. The runs of one label may differ in their seed and nothing else. Any data set will do.
+and eval-test.json. The runs of one label may differ in their seed and nothing else. A study of tools/ablate.py stands
+for its variants. Shares of probes in the right order come beside the recalls where they were counted. Any data set will
+do.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import json
 import sys
@@ -23,14 +27,18 @@ import yaml
 
 from ascl.errors import DataError
 
-GROUPS = {"I2T": ("i2t_r1", "i2t_r5", "i2t_r10"), "T2I": ("t2i_r1", "t2i_r5", "t2i_r10"), "Rsum": ("rsum",)}
-UNITS = {"I2T": "percent", "T2I": "percent", "Rsum": "sum of six percentages"}
-NAMES = {"I2T": "I2T R@1 / R@5 / R@10", "T2I": "T2I R@1 / R@5 / R@10", "Rsum": "Rsum"}
+GROUPS = {
+    "I2T": ("i2t_r1", "i2t_r5", "i2t_r10"), "T2I": ("t2i_r1", "t2i_r5", "t2i_r10"), "Rsum": ("rsum",),
+    "Probes": ("I", "II", "III"),
+}
+UNITS = {"I2T": "percent", "T2I": "percent", "Rsum": "sum of six percentages", "Probes": "percent"}
+NAMES = {"I2T": "I2T R@1 / R@5 / R@10", "T2I": "T2I R@1 / R@5 / R@10", "Rsum": "Rsum",
+         "Probes": "probes in the right order, I / II / III"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run. settings: all but seed and output folder, by dotted name."""
+    """One finished run. settings: all but seed and output folder, by dotted name. figures: those of GROUPS, percent."""
 
     folder: Path
     seed: int
@@ -55,7 +63,8 @@ class Summary:
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("labels", nargs="+", metavar="LABEL=RUN[,RUN...]", help="run folders, one for each seed")
+    result.add_argument("labels", nargs="+", metavar="LABEL=RUN[,RUN...] | STUDY.csv",
+                        help="run folders, one for each seed, or a table of tools/ablate.py")
     result.add_argument("--split", default="test", help="reads eval-SPLIT.json (default: %(default)s)")
     result.add_argument("--results", metavar="FILE", default=results.RESULTS,
                         help="CSV to add to (default: benchmarks/results.csv)")
@@ -80,6 +89,8 @@ def read_run(folder: Path, split: str) -> Run:
         full = evaluation["reports"]["full"]
         figures = {f"{way}_{recall}": full[way][recall] for way in ("i2t", "t2i") for recall in ("r1", "r5", "r10")}
         figures["rsum"] = full["rsum"]
+        probes = evaluation.get("probes", {"by_asymmetry": {}})["by_asymmetry"]
+        figures |= {name: 100 * found["right"] for name, found in probes.items() if found["right"] is not None}
         tested_on = f"{settings['dataset']} {split}, {full['images']:,} images x {full['texts']:,} captions"
         seed = settings.pop("train.seed")
     except KeyError as error:
@@ -131,8 +142,10 @@ def summarize(label: str, runs: Sequence[Run]) -> Summary:
     if len({run.seed for run in runs}) < len(runs):
         raise DataError(f"{label}: seeds {[run.seed for run in runs]}, expected a different one for each run")
     figures = {}
-    for name in first.figures:
-        values = [run.figures[name] for run in runs]
+    for name in (name for names in GROUPS.values() for name in names):
+        values = [run.figures[name] for run in runs if name in run.figures]
+        if len(values) < len(runs):
+            continue                    # of some seeds alone it would be another mean
         figures[name] = (mean(values), stdev(values) if len(values) > 1 else None)
     return Summary(label, tuple(runs), figures)
 
@@ -144,10 +157,14 @@ def settings_hash(settings: dict[str, Any]) -> str:
 
 def table(summaries: Sequence[Summary]) -> str:
     """Markdown: a row for each label."""
-    lines = ["| | seeds | I2T R@1 | R@5 | R@10 | T2I R@1 | R@5 | R@10 | Rsum |", "|---|--:|" + "--:|" * 7]
+    heads = {"i2t_r1": "I2T R@1", "i2t_r5": "R@5", "i2t_r10": "R@10", "t2i_r1": "T2I R@1", "t2i_r5": "R@5",
+             "t2i_r10": "R@10", "rsum": "Rsum", "I": "I", "II": "II", "III": "III"}
+    shown = {name: head for name, head in heads.items() if any(name in summary.figures for summary in summaries)}
+    lines = [f"| | seeds | {' | '.join(shown.values())} |", "|---|--:|" + "--:|" * len(shown)]
     for summary in summaries:
-        cells = (f"{middle:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
-                 for middle, spread in summary.figures.values())
+        found = [summary.figures.get(name) for name in shown]
+        cells = ("" if each is None else f"{each[0]:.1f}" + ("" if each[1] is None else f" ± {each[1]:.1f}")
+                 for each in found)
         lines.append(f"| {summary.label} | {len(summary.runs)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -171,7 +188,7 @@ def rows(summary: Summary, command: str) -> list[results.Row]:
             date=results.today(),
             note=f"{_spread(summary, names)}; {about}",
         )
-        for group, names in GROUPS.items()
+        for group, names in GROUPS.items() if summary.figures.keys() >= set(names)
     ]
 
 
@@ -183,18 +200,28 @@ def _spread(summary: Summary, names: Sequence[str]) -> str:
     return f"mean over seeds {summary.seeds}; sample standard deviation {given}"
 
 
-def read_label(argument: str, split: str) -> Summary:
-    """`LABEL=RUN,RUN` of the command line."""
+def read_labels(argument: str, split: str) -> list[Summary]:
+    """`LABEL=RUN,RUN` of the command line, or the variants of a study that were trained here."""
+    if argument.endswith(".csv"):
+        with open(argument, encoding="utf-8", newline="") as file:
+            lines = list(csv.DictReader(file))
+        if not lines or not {"label", "seed", "run"} <= lines[0].keys():
+            raise DataError(f"{argument} is no table of tools/ablate.py: expected columns label, seed and run")
+        of_label: dict[str, list[str]] = {}
+        for line in lines:
+            if line["seed"]:            # an outside model has none
+                of_label.setdefault(line["label"], []).append(line["run"])
+        return [summarize(label, [read_run(Path(run), split) for run in runs]) for label, runs in of_label.items()]
     label, _, folders = argument.partition("=")
     if not label or not all(folders.split(",")):
         raise DataError(f"{argument!r}: expected LABEL=RUN or LABEL=RUN,RUN,...")
-    return summarize(label, [read_run(Path(folder), split) for folder in folders.split(",")])
+    return [summarize(label, [read_run(Path(folder), split) for folder in folders.split(",")])]
 
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     try:
-        summaries = [read_label(argument, options.split) for argument in options.labels]
+        summaries = [summary for argument in options.labels for summary in read_labels(argument, options.split)]
         tested = {run.tested_on: run.folder for summary in summaries for run in summary.runs}
         if len(tested) > 1:
             raise DataError("runs tested on different sets do not compare: "

@@ -258,6 +258,25 @@ def test_recalls_over_seeds(module, make_run, tmp_path, capsys):
     assert rows[0].figure == "tiny test, 1,000 images x 5,000 captions, A, w/o B, I2T R@1 / R@5 / R@10"
 
 
+def test_a_study_stands_for_its_variants_with_their_probes(module, make_run, tmp_path, capsys):
+    shares = [{"I": {"right": 0.5 + seed / 10}, "II": {"right": 0.25}, "III": {"right": 1.0}} for seed in (0, 1)]
+    probed = [make_run(f"a{seed}", seed, 200.0, probes={"by_asymmetry": shares[seed]}) for seed in (0, 1)]
+    half = [make_run("b0", 0, 100.0, probes={"by_asymmetry": shares[0]}), make_run("b1", 1, 100.0)]
+    lines = ["study,label,seed,run", *(f"s,A,{seed},{run}" for seed, run in enumerate(probed)),
+             *(f"s,B,{seed},{run}" for seed, run in enumerate(half)), f"s,theirs,,{tmp_path / 'outside'}"]
+    study, path = tmp_path / "s.csv", tmp_path / "results.csv"
+    study.write_text("\n".join(lines) + "\n")
+    assert module("flickr8k").main([str(study), "--results", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "| 200.0 ± 0.0 | 55.0 ± 7.1 | 25.0 ± 0.0 | 100.0 ± 0.0 |" in printed
+    assert "| 100.0 ± 0.0 |  |  |  |" in printed and "theirs" not in printed
+    rows = module("results").read(path)
+    assert [row.value for row in rows if "probes" in row.figure] == ["55.0 / 25.0 / 100.0"] and len(rows) == 7
+    study.write_text("label,rsum\nA,3\n")
+    assert module("flickr8k").main([str(study), "--results", str(path)]) == 2
+    assert "no table of tools/ablate.py" in capsys.readouterr().err
+
+
 def test_runs_that_do_not_belong_together_are_refused(module, make_run, tmp_path, capsys):
     first = make_run("first", 0, 250.0)
     wrong = {
