@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -254,6 +255,9 @@ def find_checkpoint(run: str | os.PathLike) -> Path:
     candidates = [run] if run.is_file() else [run / "best.pt", run / "last.pt"]
     for path in candidates:
         if path.is_file():
+            if path.name == "last.pt" and path != run:
+                warnings.warn(f"{run} has no best.pt, so last.pt is read: the newest weights, not the best on the "
+                              "validation split", stacklevel=2)
             return path
     raise FileNotFoundError(f"no checkpoint in {run}: expected best.pt or last.pt of a training run "
                             "(python tools/train.py --dataset NAME --out RUN)")

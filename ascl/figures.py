@@ -82,6 +82,10 @@ def run_groups(sources: Sequence[str], only: Sequence[str] = ()) -> list[RunGrou
             groups.append(RunGroup(label, tuple(Path(run) for run in dict.fromkeys(runs.split(",")) if run)))
         else:
             groups.append(RunGroup(Path(source).resolve().name, (Path(source),)))
+    runs_of: dict[str, set[Path]] = {}
+    groups = [group for group in groups         # studies share variants: the same runs under the same name are one
+              if runs_of.setdefault(group.label, own := {run.resolve() for run in group.runs}) is own
+              or runs_of[group.label] != own]
     labels = [group.label for group in groups]
     twice = [label for label in labels if labels.count(label) > 1]
     if twice:
@@ -189,7 +193,13 @@ def _study(sources: Sequence[str], study: str) -> list[dict[str, str]]:
     if not rows:
         raise DataError(f"no run of the study {study} in {', '.join(looked)}; to make it: python tools/ablate.py "
                         f"--dataset NAME --study {study}")
-    return rows
+    of_seed: dict[tuple[str, str], dict[str, str]] = {}         # a run that two tables name is one run
+    for row in rows:
+        known = of_seed.setdefault((row["label"], row["seed"]), row)
+        if Path(known["run"]).resolve() != Path(row["run"]).resolve():
+            raise DataError(f"{known['run']} and {row['run']}, both {row['label']!r}, have the seed {row['seed']}: "
+                            "tables of different ablations do not make one figure")
+    return list(of_seed.values())
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
@@ -221,7 +231,7 @@ def _number(row: dict[str, str], name: str) -> float:
 def _about_study(rows: Sequence[dict[str, str]]) -> str:
     """Data set, split, sizes and seeds of the runs behind some rows, as far as the run folders are there to ask."""
     seeds = sorted({row["seed"] for row in rows}, key=lambda seed: (len(seed), seed))
-    about = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
+    about = ""
     for run in dict.fromkeys(Path(row["run"]) for row in rows):
         if (run / "settings.yaml").is_file():
             split = _setting(run, "data.test")
@@ -233,8 +243,8 @@ def _about_study(rows: Sequence[dict[str, str]]) -> str:
                 except (json.JSONDecodeError, KeyError, TypeError) as error:
                     raise DataError(f"{evaluation} is no evaluation ({error!r}); make it again: python tools/eval.py "
                                     f"--checkpoint {run} --split {split}") from error
-                return f"{_place(_setting(run, 'dataset'), split, images, texts)}; {about}"
-    return about
+                about = _same_place(about, _place(_setting(run, "dataset"), split, images, texts), run)
+    return f"{about}; " * bool(about) + f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
 
 
 def _place(dataset: str, split: str, images: int, texts: int) -> str:

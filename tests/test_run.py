@@ -356,6 +356,13 @@ def test_data_that_has_moved_can_be_pointed_to(runs, tiny_data, tool, tmp_path):
     assert saved["reports"]["full"] == rank_report(scores, owner).to_dict()
 
 
+def test_a_run_without_its_best_checkpoint_says_what_is_read(runs, tmp_path):
+    shutil.copytree(runs[0], tmp_path / "run")
+    (tmp_path / "run" / "best.pt").unlink()
+    with pytest.warns(UserWarning, match="has no best.pt, so last.pt is read"):
+        load_model(tmp_path / "run")
+
+
 def test_the_loaded_model_is_the_trained_one(runs, tiny_data):
     model = load_model(runs[0])
     assert not model.training and model.embed_dim == 8

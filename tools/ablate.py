@@ -68,6 +68,14 @@ def seeds_of(text: str) -> tuple[int, ...]:
     return seeds
 
 
+def words_of(settings: str) -> tuple[str, ...]:
+    """Options of tools/train.py as a shell would split them."""
+    try:
+        return tuple(shlex.split(settings))
+    except ValueError as error:
+        raise DataError(f"--settings {settings!r}: {error}") from error
+
+
 def outside_of(text: str) -> tuple[str, Path]:
     """"NAME=FILE" -> both."""
     name, equals, file = text.partition("=")
@@ -85,7 +93,7 @@ def main(arguments: list[str]) -> int:
     try:
         request = Request(
             dataset=options.dataset, studies=tuple(STUDIES) if options.study == "all" else (options.study,),
-            seeds=options.seeds, settings=tuple(shlex.split(options.settings)),
+            seeds=options.seeds, settings=words_of(options.settings),
             out=options.out or Path("runs") / f"ablation-{options.dataset}", configs=REPOSITORY / "configs",
             tools=REPOSITORY / "tools", processes=options.processes, probe_captions=options.probe_captions,
         )
@@ -96,12 +104,12 @@ def main(arguments: list[str]) -> int:
             for run in chosen:
                 print(f"{describe(run):<12}{run.name}\n    {shown(run, request)}")
             return 0
-        failures, broken = [], {}
+        broken = {name: reason for name, file in outside if (reason := add_outside(request, name, file))}
+        failures = []
         if not options.report:
             several = options.processes > 1 or options.parallel != 1
             gpus = visible_gpus() if several else []
             slots = make_slots(options.parallel, options.processes, options.threads, gpus)
-            broken = {name: reason for name, file in outside if (reason := add_outside(request, name, file))}
             failures = run_all(chosen, request, slots, say=partial(print, flush=True))  # into a file, too, at once
         written = write_reports(request, runs, failures)
     except (ConfigError, DataError, OSError) as error:

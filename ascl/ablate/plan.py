@@ -14,6 +14,7 @@ from ascl.analysis.ablation import STUDIES, Variant
 from ascl.config import Config, ConfigError, load_config, read_settings, to_dict
 from ascl.errors import DataError
 from ascl.files import write_text
+from ascl.training.log import METRICS, read_metrics
 
 # Where things lie and how they are fetched: the same run, whatever they say.
 NOT_IN_HASH = ("out", "data.images", "data.prepare", "text.cache", "train.workers", "train.log_every",
@@ -166,6 +167,10 @@ def saved_settings(run: Run) -> dict[str, Any] | None:
         raise DataError(f"{run.folder} was made by another version: {error}; {advice}") from error
     if _digest(saved, run.processes) != run.digest:
         raise DataError(f"{path} holds other settings than this run has; {advice}")
+    known = _read_stamp(run).get("data", {})
+    for name, content in _data_contents(run).items():
+        if known.get(name, content) != content:
+            raise DataError(f"{run.folder} was trained with other contents of {name} than there are now; {advice}")
     for then, now in zip(_data_files(saved), _data_files(_flat(to_dict(run.config))), strict=True):
         if then.exists() and now.exists() and not then.samefile(now):
             raise DataError(f"{run.folder} was trained with {then}, and this run would be with {now}, another file of "
@@ -173,9 +178,29 @@ def saved_settings(run: Run) -> dict[str, Any] | None:
     return saved
 
 
-def _data_files(settings: dict[str, Any]) -> list[Path]:
+def _data_files(settings: dict[str, Any], split: str = "train") -> list[Path]:
     paths = [settings["data.captions"], *settings["data.features"]]
-    return [Path(path.replace("{split}", settings["data.train"])) for path in paths]
+    return [Path(path.replace("{split}", settings[f"data.{split}"])) for path in paths]
+
+
+def _data_contents(run: Run) -> dict[str, str]:
+    """What the captions and features of the run hold now, by the name of the file; without those that are not there."""
+    settings = _flat(to_dict(run.config))
+    files = dict.fromkeys(path for split in ("train", "val", "test") for path in _data_files(settings, split))
+    return {path.name: _content_of(path) for path in files if path.exists()}
+
+
+def _content_of(path: Path) -> str:
+    """sha256 of names, sizes and 16 samples of each file: features of a data set are too large to be read whole."""
+    found = hashlib.sha256()
+    for file in sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]:
+        size = file.stat().st_size
+        found.update(f"{file.relative_to(path)} {size}\n".encode())
+        with open(file, "rb") as content:
+            for number in range(16):
+                content.seek(size * number // 16)
+                found.update(content.read(1 << 16))
+    return found.hexdigest()
 
 
 def state_of(run: Run) -> State:
@@ -202,6 +227,8 @@ def _is_evaluation_of(run: Run) -> bool:
         content = json.loads(run.evaluation.read_text(encoding="utf-8"))
         evaluated = [Path(source).name for source in content["runs"]]
         whole = "full" in content["reports"] and (run.probe_captions == 0 or "probes" in content)
+        ranks = run.evaluation.with_name(f"ranks-{run.config.data.test}.npz")
+        whole &= not ranks.exists() or fingerprint_of(ranks) is not None
         return evaluated == [run.folder.name] and content["protocol"] == "all pairs" and whole
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -220,10 +247,21 @@ def stamp(run: Run, *, evaluated: bool) -> None:
     fingerprint = fingerprint_of(run.folder / "best.pt")
     if fingerprint is None:
         raise DataError(f"{run.folder / 'best.pt'} is missing or damaged")
-    content = {"digest": run.digest, "processes": run.processes, "trained": fingerprint}
+    content: dict[str, Any] = {"digest": run.digest, "processes": run.processes, "trained": fingerprint}
+    before = _read_stamp(run)
+    if before.get("trained") == fingerprint:                # an evaluation has nothing to say about the training
+        content |= {name: before[name] for name in ("steps", "data") if name in before}
+    else:
+        records = read_metrics(run.folder / METRICS)
+        content |= {"steps": records[-1]["step"] if records else None, "data": _data_contents(run)}
     if evaluated:
         content["evaluated"] = fingerprint
     write_text(run.folder / STAMP, json.dumps(content, indent=2) + "\n")
+
+
+def steps_of(run: Run) -> int | None:
+    """That the finished run trained for; None where nobody noted them."""
+    return _read_stamp(run).get("steps")
 
 
 def _read_stamp(run: Run) -> dict[str, Any]:

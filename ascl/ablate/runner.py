@@ -203,10 +203,11 @@ def run_all(
                 elif failure == "":
                     proceed(work)
             if time.monotonic() >= look_again:
+                orphans = _orphans(waiting)
                 for run in list(waiting):
-                    if len(active) == len(slots):
+                    if len(active) + len(orphans) >= len(slots):
                         break
-                    if (lock := _lock(run)) is None:
+                    if run in orphans or (lock := _lock(run)) is None:
                         continue
                     waiting.remove(run)
                     taken = {id(work.slot) for work in active}
@@ -217,7 +218,11 @@ def run_all(
                         say(f"{'train' if work.training else 'evaluate'}   {run.name}; log: {work.log}")
                 if waiting and len(active) < len(slots):        # what is left is another process's
                     look_again = time.monotonic() + PATIENCE
-                    if not active and not told:
+                    if orphans and not told:
+                        say(f"waiting for {len(orphans)} runs whose ablate.py was killed; their programs still work: "
+                            + ", ".join(run.folder.name for run in orphans))
+                        told = True
+                    elif not active and not told:
                         say(f"waiting for {len(waiting)} runs that another process works on")
                         told = True
             time.sleep(POLL)
@@ -243,29 +248,33 @@ def last_line(log: Path) -> str:
 
 
 def _lock(run: Run) -> FileLock | None:
-    """The run's lock; None where another process has it, or still trains it after what started it was killed."""
+    """The run's lock; None where another process has it."""
     lock = FileLock(log_of(run).with_suffix(".lock"), timeout=0)
     try:
         lock.acquire()
     except Timeout:
         return None
-    if _orphan(run):
-        lock.release()
-        return None
     return lock
 
 
-def _orphan(run: Run) -> bool:
-    """Whether a tools/train.py or eval.py of this folder runs: the lock dies with its holder, its children do not."""
-    folder = run.folder.resolve()
+def _orphans(runs: Sequence[Run]) -> list[Run]:
+    """Those that a tools/train.py or eval.py works on whose ablate.py was killed: its lock died with it, they did not.
+
+    Each takes a slot, because it takes a processor or a GPU.
+    """
+    at_work: set[Path] = set()
+    names = {run.folder.name for run in runs}
     for process in psutil.process_iter(["cmdline", "cwd"]):
         words, cwd = process.info["cmdline"] or [], process.info["cwd"]
-        if any(Path(word).name in ("train.py", "eval.py") for word in words) and any(
-            Path(cwd or ".", word.partition("=")[2] if word.startswith("--") else word).resolve() == folder
-            for word in words if run.folder.name in word
-        ):
-            return True
-    return False
+        if any(Path(word).name in ("train.py", "eval.py") for word in words):
+            paths = [Path(word.partition("=")[2] if word.startswith("--") else word) for word in words]
+            at_work |= {Path(cwd or ".", path).resolve() for path in paths if path.name in names}
+    found = []
+    for run in runs:
+        if run.folder.resolve() in at_work and (lock := _lock(run)) is not None:
+            lock.release()
+            found.append(run)
+    return found
 
 
 # A stop

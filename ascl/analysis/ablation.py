@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,16 +150,20 @@ class Study:
     unfinished: tuple[str, ...] = ()
 
 
-def read_result(folder: Path, evaluation: Path, seed: int | None, *, processes: int = 1) -> Result:
+def read_result(
+    folder: Path, evaluation: Path, seed: int | None, *, processes: int = 1, steps: int | None = None
+) -> Result:
     """What is known of one run.
 
     Args:
         folder: of the run; of an outside model it holds nothing but the evaluation.
         evaluation: `eval-*.json`; the ranks lie beside it as `ranks-*.npz`.
         processes: that trained, each with a batch of its own.
+        steps: that it trained for, where somebody noted them: the log may have lost lines since.
 
     Raises:
         DataError: a file is there and says something else than an evaluation or a log of training.
+        FileNotFoundError: settings or environment of a trained run are gone.
     """
     try:
         content = json.loads(evaluation.read_text(encoding="utf-8"))
@@ -173,14 +177,17 @@ def read_result(folder: Path, evaluation: Path, seed: int | None, *, processes: 
     )
     if not (folder / METRICS).exists():
         return result
-    steps, seconds = training_of(read_metrics(folder / METRICS))
-    settings = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8"))
-    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    made_with = f"commit {environment['commit']}, torch {environment['torch']}, {environment['device']}"
-    return Result(**{
-        **vars(result), "steps": steps, "pairs": steps * settings["train"]["batch_size"] * processes,
-        "seconds": seconds, "made_with": made_with,
-    })
+    logged, seconds = training_of(read_metrics(folder / METRICS))
+    steps = logged if steps is None else steps
+    try:
+        settings = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8"))
+        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        made_with = f"commit {environment['commit']}, torch {environment['torch']}, {environment['device']}"
+        pairs = steps * settings["train"]["batch_size"] * processes
+    except (json.JSONDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise DataError(f"{folder}: settings.yaml or environment.json is damaged ({error!r}); remove the folder to "
+                        "train this run again") from error
+    return replace(result, steps=steps, pairs=pairs, seconds=seconds if logged == steps else None, made_with=made_with)
 
 
 def figures_of(report: Mapping[str, Any]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""A study on paper: CSV with a line for each run, Markdown with means and tests, PNG."""
+"""A study on paper: CSV with a line for each run, CSV and Markdown with means and tests, PNG."""
 
 from __future__ import annotations
 
@@ -34,6 +34,32 @@ def to_csv(study: Study) -> str:
                 *(round(result.figures[name], 6) for name in FIGURES), result.steps, result.pairs, seconds,
                 *(result.probes.get(name) for name in probes),
             ])
+    return stream.getvalue()
+
+
+def summary_csv(study: Study, comparisons: Sequence[Comparison]) -> str:
+    """One line for each variant: mean and sample standard deviation, and how its Rsum differs from the first's."""
+    names = [*FIGURES, *ASYMMETRIES]
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    tests = ("t_test", "sign_flip", "bootstrap")
+    writer.writerow([
+        "study", "variant", "label", "runs", *(f"{name} {what}" for name in names for what in ("mean", "deviation")),
+        "difference in rsum", *(f"95 % over {over}, {end}" for over in ("seeds", "images") for end in ("low", "high")),
+        *(f"p {test}{corrected}" for test in tests for corrected in ("", ", Holm")),
+    ])
+    of_row = {each.label: each for each in comparisons}
+    for row in study.rows:
+        spreads = [_mean(row, name) for name in names]
+        each = of_row.get(row.label)
+        compared = [None] * (1 + 4 + 2 * len(tests)) if each is None or each.same_runs else [
+            each.difference, *(getattr(interval, end, None) for interval in (each.over_seeds, each.over_images)
+                               for end in ("low", "high")),
+            *(p for test in tests for p in getattr(each, test)),
+        ]
+        numbers = [*(number for spread in spreads for number in (spread or (None, None))), *compared]
+        writer.writerow([study.name, row.variant, row.label, len(row.results),
+                         *(None if number is None else round(number, 6) for number in numbers)])
     return stream.getvalue()
 
 
@@ -79,8 +105,13 @@ def _settings(row: Row) -> str:
     return f"`{row.variant}`" if row.variant else "as the data set has them"
 
 
+def _mean(row: Row, name: str) -> tuple[float, float | None] | None:
+    """Mean and deviation of a figure, or of a probe."""
+    return row.mean(lambda result: result.figures.get(name, result.probes.get(name)))
+
+
 def _spread(row: Row, name: str, scale: float = 1.0) -> str:
-    found = row.mean(lambda result: result.figures.get(name, result.probes.get(name)))
+    found = _mean(row, name)
     if found is None:
         return UNKNOWN
     mean, deviation = found

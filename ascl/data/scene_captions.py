@@ -70,7 +70,7 @@ RELATIONS = {
     "next_to": ("next to", "adjacent to"),
 }
 _CONTAINS = ("contains", "surrounds", "encloses")  # verbs, where the other relations follow "is"
-PLACES = {
+PLACE_PHRASES = {
     place: (f"in the {place} corner", f"at the {place}") if " " in place else (f"at the {place}",) for place in PLACES
 } | {"middle": ("in the middle", "in the center"), "left": ("on the left",), "right": ("on the right",)}
 _GROUNDS = ("on a {} background", "against a {} background", "on {}", "the background is {}")
@@ -253,7 +253,7 @@ def _lexicon() -> dict[str, tuple[str, object]]:
     words |= {w: ("noun", Kind(shape=shape)) for shape, nouns in NOUNS.items() for ws in nouns for w in ws}
     words |= {w: ("relation", relation) for relation, ws in RELATIONS.items() for w in ws}
     words |= {w: ("relation", "contains") for w in _CONTAINS}
-    words |= {w: ("place", place) for place, ws in PLACES.items() for w in ws}
+    words |= {w: ("place", place) for place, ws in PLACE_PHRASES.items() for w in ws}
     words |= {w.format(g): ("background", g) for g in BACKGROUNDS for w in _GROUNDS}
     return words | {word: ("number", number) for number, word in NUMBERS.items()}
 
@@ -515,7 +515,7 @@ class _Writer:
         if self.chance(0.2):
             places = [self.pick([p for p in PLACES if is_at(p, x, self.scene)] or [""]) for x in (a, b)]
             if all(places):
-                first, second = (self.pick(PLACES[p]) for p in places)
+                first, second = (self.pick(PLACE_PHRASES[p]) for p in places)
                 return f"{first} is {self.a(kinds[0])}, and {self.a(kinds[1])} is {second}"
         relation = self.relation_between(a, b)
         if relation == "contains" and self.chance(0.4):

@@ -141,7 +141,7 @@ def _other_relations(phrase: str, value: object) -> list[str]:
 
 
 def _other_places(phrase: str, value: object) -> list[str]:
-    return [words[0] for place, words in language.PLACES.items() if place != value]
+    return [words[0] for place, words in language.PLACE_PHRASES.items() if place != value]
 
 
 def _other_backgrounds(phrase: str, value: object) -> list[str]:

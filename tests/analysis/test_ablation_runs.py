@@ -203,8 +203,9 @@ def test_killed_in_the_middle_and_started_again_the_tables_are_the_same(
     children = psutil.Process(first.pid).children(recursive=True)
     first.send_signal(signal.SIGKILL)
     if orphan:
-        again = start(place, "--seeds", "1", "--only", "AsCL")
-        assert again.stdout.readline() == "waiting for 1 runs that another process works on\n"
+        again = start(place, "--seeds", "1", "--only", "AsCL", "--only", "w/o P&N")
+        said = again.stdout.readline()
+        assert said.startswith("waiting for 1 runs whose ablate.py was killed") and len(started(place)) == 1
         (place / "hold").unlink()
         assert again.wait(timeout=120) == 0
         again.communicate()
@@ -217,7 +218,13 @@ def test_killed_in_the_middle_and_started_again_the_tables_are_the_same(
         assert capsys.readouterr().out.startswith("interrupted")
         assert ablate("--seeds", "1", "--only", "AsCL") == 0
     first.communicate(timeout=60)
-    assert [resumed for _, resumed in started(place)] == ["False", "True"] and not (place / "TWICE").exists()
+    begun = started(place)
+    if orphan:                                                  # the other one was begun when the orphan had ended
+        assert len(begun) == 3 and begun[1][0] != begun[0][0] or begun[2][0] != begun[0][0]
+        shutil.rmtree(run_of(place, "w/o P&N"))
+        assert ablate("--seeds", "1", "--report") == 0
+        begun = [each for each in begun if each[0] == begun[0][0]]
+    assert [resumed for _, resumed in begun] == ["False", "True"] and not (place / "TWICE").exists()
     text, rows = tables(place / OUT)
     # of a folder in which nobody was killed
     never = shutil.copytree(finished_once, tmp_path / "never")
@@ -330,12 +337,92 @@ def test_an_outside_model_stands_in_the_table_until_its_folder_is_removed(finish
     assert "outside" not in tables(finished / OUT)[0]
 
 
+def test_scores_that_cannot_be_evaluated_leave_those_that_were(finished, ablate, capsys):
+    np.savez(finished / "theirs.npz", scores=np.zeros((20, 40)), owner=np.repeat(np.arange(20), 2))
+    assert ablate("--seeds", "2", "--report", "--scores", "theirs=theirs.npz") == 0       # it trains nothing
+    before = tables(finished / OUT)
+    assert before[1][-1]["label"] == "theirs"
+    assert ablate("--seeds", "2", "--report", "--scores", "theirs=typo.npz") == 1
+    assert tables(finished / OUT) == before
+    for name, message in (("AsCL", "a variant has this name"), ("their/s", None), ("their_s", "is that of 'their/s'")):
+        capsys.readouterr()
+        assert ablate("--seeds", "2", "--report", "--scores", f"{name}=theirs.npz") == (2 if message else 0)
+        assert message is None or message in capsys.readouterr().err
+    assert [path.name for path in (OUT / "scores").iterdir() if path.name.startswith(".")] == []
+
+
+def test_an_outside_model_of_other_images_is_left_out_of_the_table(finished, ablate):
+    ours = finished / run_of(finished) / "ranks-test.npz"
+    arrays = dict(np.load(ours))
+    np.savez(ours, **arrays, captions=np.array([f"caption {number}" for number in range(40)]))
+    np.savez(finished / "theirs.npz", scores=np.zeros((20, 40)), owner=np.repeat(np.arange(20), 2))
+    assert ablate("--seeds", "2", "--report", "--scores", "theirs=theirs.npz") == 0
+    for path in (OUT / "scores" / "theirs").glob("ranks-*"):
+        np.savez(path, **{**dict(np.load(path)), "owner": np.repeat(np.arange(20)[::-1], 2)})
+    assert ablate("--seeds", "2", "--report") == 0
+    text, rows = tables(finished / OUT)
+    assert [row["label"] for row in rows if not row["seed"]] == []
+    assert "- theirs: left out, its 20 images and 40 captions are not the 20 and 40" in text
+
+
+# What is damaged
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("environment.json", "", "environment.json is damaged"), ("environment.json", "{}", "KeyError('commit')"),
+    ("environment.json", None, "environment.json"), ("metrics.jsonl", "{\n{}\n", "metrics.jsonl, line 1"),
+])
+def test_a_damaged_run_is_named_and_keeps_no_other_from_its_table(finished, ablate, name, content, message):
+    path = finished / run_of(finished) / name
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    assert ablate("--seeds", "2", "--report") == 0
+    text, rows = tables(finished / OUT)
+    assert len(rows) == 3 and message in text.partition("## Not finished")[2]
+
+
+def test_damaged_ranks_are_made_anew_and_a_short_log_is_no_short_training(finished, ablate):
+    before = tables(finished / OUT)
+    run = finished / run_of(finished)
+    (run / "ranks-test.npz").write_bytes(b"")
+    log = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join(log[:3]) + "\n")
+    assert ablate("--seeds", "2", *TWO) == 0
+    assert tables(finished / OUT) == before and len(started(finished)) == 4
+    seconds = {row["run"]: row["seconds"] for row in csv.DictReader((finished / OUT / "table2.csv").open())}
+    assert [run.name for run in map(Path, seconds) if not seconds[str(run)]] == [run.name]
+
+
+def test_a_run_on_data_that_has_changed_is_refused(finished, ablate, capsys):
+    captions = finished / "data" / "captions.json"
+    captions.write_text(captions.read_text() + " ")
+    assert ablate("--seeds", "2", "--only", "AsCL") == 1
+    assert "with other contents of captions.json than there are now" in capsys.readouterr().err
+    assert len(started(finished)) == 4
+
+
+def test_the_summary_holds_means_deviations_and_tests(finished):
+    rows = {row["label"]: row for row in csv.DictReader((finished / OUT / "table2_summary.csv").open())}
+    runs = tables(finished / OUT)[1]
+    sums = {label: [float(row["rsum"]) for row in runs if row["label"] == label] for label in ("AsCL", "w/o P&N")}
+    for label, values in sums.items():
+        assert float(rows[label]["rsum mean"]) == pytest.approx(np.mean(values))
+        assert float(rows[label]["rsum deviation"]) == pytest.approx(np.std(values, ddof=1))
+    difference = np.mean(sums["w/o P&N"]) - np.mean(sums["AsCL"])
+    assert float(rows["w/o P&N"]["difference in rsum"]) == pytest.approx(difference)
+    low, high = (float(rows["w/o P&N"][f"95 % over seeds, {end}"]) for end in ("low", "high"))
+    assert low < difference < high and float(rows["w/o P&N"]["p sign_flip"]) in (0.5, 1.0)
+    assert rows["AsCL"]["difference in rsum"] == rows["w/o MF"]["rsum mean"] == ""
+
+
 # What is refused
 
 
 @pytest.mark.parametrize(("more", "message"), [
     (["--only", "w/o Posi"], "no such variant"), (["--settings", "--train.seed 3"], "give --seeds"),
-    (["--settings", "--out x"], "give --out"), (["--settings", "--model.embed_dimm 3"], "nearest right one"),
+    (["--settings", "--train.max_steps '6"], "No closing quotation"), (["--settings", "--out x"], "give --out"),
+    (["--settings", "--model.embed_dimm 3"], "nearest right one"),
     (["--scores", "theirs.npz"], "expected NAME=FILE"), (["--dataset", "coco"], "no settings for data set"),
     (["--processes", "0"], "at least 1"), (["--parallel", "0"], "at least 1"),
     (["--probe-captions", "-1"], "at least 0"),

@@ -464,6 +464,22 @@ def test_a_study_names_its_runs(runs, tool, tmp_path):
     assert {(row["label"], row["seeds"]) for row in rows} == {("AsCL", "2")}
 
 
+def test_a_run_that_two_tables_name_is_drawn_once(runs, tool, tmp_path, capsys):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        table(tmp_path / name / "positives.csv", "positives", {"none": ("", [290, 296])}, folder=runs)
+        table(tmp_path / name / "negatives.csv", "negatives", {"none": ("", [291.0])}, folder=runs)
+    both = [str(tmp_path / name) for name in ("one", "two")]
+    assert tool("figures")(["samples", *both, "--out", str(tmp_path)]) == 0
+    assert {row["seeds"] for row in drawn(tmp_path, "figure3_samples") if row["panel"].startswith("(a)")} == {"2"}
+    table(tmp_path / "two" / "positives.csv", "positives", {"none": ("", [390, 396])}, folder=runs, runs=("a1", "a0"))
+    assert tool("figures")(["samples", *both, "--out", str(tmp_path)]) == 2
+    assert "tables of different ablations do not make one figure" in capsys.readouterr().err
+    first = table(tmp_path / "table2.csv", "table2", {"AsCL": ("", [300, 310])}, folder=runs)
+    second = table(tmp_path / "baselines.csv", "baselines", {"AsCL": ("", [300, 310])}, folder=runs)
+    assert tool("figures")(["curves", str(first), str(second), "--out", str(tmp_path)]) == 0
+
+
 # What users get wrong
 
 
