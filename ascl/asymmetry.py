@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 NORM_FLOOR = 1e-12      # of a denominator, as in torch's `normalize`: keeps 0 / 0 and its gradient finite
+TIE = 1e-6              # cosines that differ by rounding in float32 differ by less
 
 Norms = TypeVar("Norms", Tensor, np.ndarray)
 
@@ -39,9 +40,11 @@ def keep_generated_negatives(positive: Tensor, negatives: Tensor) -> Tensor:
         negatives: (B, M) score of each query with its M generated negatives.
 
     Returns:
-        (B, M) bool, True = keep. A tie is kept.
+        (B, M) bool, True = keep. A tie is kept, and so is what lies less than 1e-6 above: a shuffled caption scores as
+        its original but for rounding, and the same caption must not count in one batch and be left out in another.
+        Scores made in bfloat16 differ by more than that.
     """
-    return negatives.detach() <= positive.detach().unsqueeze(1)
+    return negatives.detach() <= positive.detach().unsqueeze(1) + TIE
 
 
 def norm_ratio(a: Tensor, b: Tensor) -> Tensor:

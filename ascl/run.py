@@ -112,6 +112,9 @@ def train(config: Config, *, resume: bool = False) -> Progress:
         print(f"{len(captions.image_ids)} images, {len(captions.captions)} captions; {trained / 1e6:.1f} M trained "
               f"parameters; {settings.total_steps} steps of "
               f"{config.train.batch_size * accelerator.num_processes} pairs; run folder {out}")
+        if config.loss.kind == "triplet" and config.loss.triplet_warmup_steps >= settings.total_steps:
+            print(f"loss.triplet_warmup_steps is {config.loss.triplet_warmup_steps} and training ends after "
+                  f"{settings.total_steps}: the loss never becomes that of the hardest negative alone")
 
     def validate(model: RetrievalModel) -> dict[str, float]:
         images, texts = build.encode_split(model, val_captions, val_store)

@@ -285,8 +285,10 @@ def _row(name: str, figures: ProbeFigures) -> str:
     def percent(share: float | None) -> str:
         return "" if share is None else f"{100 * share:.1f}"
 
+    every = figures.pairs + figures.left_out
+    pairs = f"{figures.pairs} of {every}" if figures.left_out else str(figures.pairs)
     interval = f"{percent(figures.low)} - {percent(figures.high)}"
     ahead = f"{percent(figures.first_original)} -> {percent(figures.first_variant)}"
-    return (f"| {name} | {figures.asymmetry} | {figures.pairs} | {percent(figures.right)} | {interval} | "
+    return (f"| {name} | {figures.asymmetry} | {pairs} | {percent(figures.right)} | {interval} | "
             f"{percent(figures.ties)} | {percent(figures.higher)} | {percent(figures.above_false)} | "
             f"{'' if figures.asymmetry == 'I' else ahead} |")

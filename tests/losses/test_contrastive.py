@@ -88,8 +88,8 @@ def test_a_generated_negative_above_the_positive_is_left_out_and_not_scored_zero
 
 
 def test_a_tied_generated_negative_is_kept():
-    assert keep_generated_negatives(torch.tensor([0.5]), torch.tensor([[0.5, 0.5001, 0.4]])).tolist() == [
-        [True, False, True]
+    assert keep_generated_negatives(torch.tensor([0.5]), torch.tensor([[0.5, 0.5001, 0.4, 0.5 + 1e-7]])).tolist() == [
+        [True, False, True, True]
     ]
 
 

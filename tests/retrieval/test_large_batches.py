@@ -32,7 +32,7 @@ from ascl.training.log import read_metrics
 
 # Without shuffling: to AsCL a shuffled caption scores as the caption itself does, so rounding alone decides whether it
 # exceeds the positive and is left out.
-NOISE = NoiseSettings(mixture_kinds=("gaussian", "token_cutoff", "feature_cutoff", "dropout"))
+NOISE = NoiseSettings()         # with shuffled captions, whose scores are those of their originals but for rounding
 VOCABULARY = [f"word{number}" for number in range(30)]
 RIVALS = {"two_tower": TwoTower, "vse": Vse, "vse_infinity": VseInfinity, "clip": Clip,
           "scan": partial(Scan, direction="t2i"), "imram": Imram}

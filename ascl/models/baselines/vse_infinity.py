@@ -33,7 +33,7 @@ class GeneralizedPooling(nn.Module):
     """sum_k theta_k max_k(features): max_k is the k-th largest value of each dimension, theta is learned.
 
     theta = softmax(score((forward + backward) / 2)) of the states of a bidirectional GRU that reads the encodings of
-    the positions 1 to the number of features. So it depends on that number alone, and works for any.
+    the positions, counted from 0. So it depends on that number alone, and works for any.
     """
 
     def __init__(self) -> None:
