@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import uuid
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from torch import Tensor
 
 from ascl.errors import DataError
 from ascl.models.base import TextEncoder
+
+KEPT_FREE = 0.05         # share of the disk that a cache leaves to others
 
 _GIVE_ENCODER = (
     "give text.encoder the folder of a saved Hugging Face encoder, or a name on the hub such as bert-base-uncased"
@@ -114,8 +118,10 @@ _RECORD = np.dtype([("key", "V16"), ("start", "<i8"), ("words", "<i4")])     # w
 class CachedWords(TextEncoder):
     """A frozen `BertWords` whose output is kept on disk in float16: each distinct text is encoded once, ever.
 
-    Captions and generated positives alike. The folder holds, per process that ever missed, a data file and an index
-    file that only grow; a text counts as present when its index record is whole and its words lie within the data
+    Captions and generated positives alike, as long as more than a twentieth of the disk is free; after that what is new
+    is encoded whenever it comes. (20 epochs draw about 11 texts for each caption: with MiniLM 3 GB on Flickr8k, with BERT
+    120 GB on COCO.) The folder holds, per process that ever missed, a data file and an index file
+    that only grow; a text counts as present when its index record is whole and its words lie within the data
     file, so a kill at any moment loses at most the text being written. Processes write to files of their own.
     """
 
@@ -131,6 +137,7 @@ class CachedWords(TextEncoder):
         self._files: list[int] = []
         self._places: dict[bytes, tuple[int, int, int]] = {}       # file, first word, words as in the record
         self.truncated = 0
+        self._full = False
         for index in sorted(self.folder.glob("*.index")):
             self._read_index(index)
         self._writer: tuple | None = None
@@ -139,25 +146,40 @@ class CachedWords(TextEncoder):
         """As `BertWords`; float32 values that are exactly representable in float16, on the encoder's device."""
         keys = [hashlib.sha256(text.encode()).digest()[:16] for text in texts]
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._places}
+        fresh: dict[bytes, tuple[np.ndarray, int]] = {}
         if missing:
             try:
-                self._encode(missing)
+                fresh = self._encode(missing)
             except OSError as error:
                 raise DataError(
                     f"could not write the encoded words to {self.folder} ({error.strerror}): make room or check the "
                     "folder, or set text.cache to null; nothing that was there is lost"
                 ) from error
-        places = [self._places[key] for key in keys]
-        self.truncated += sum(words < 0 for _, _, words in places)
-        places = [(file, start, abs(words)) for file, start, words in places]
-        lengths = torch.tensor([words for _, _, words in places])
+        signed = [fresh[key][1] if key in fresh else self._places[key][2] for key in keys]
+        self.truncated += sum(words < 0 for words in signed)
+        lengths = torch.tensor(signed).abs()
         hidden = np.zeros((len(texts), int(lengths.max()), self.dim), dtype=np.float16)
-        for row, (file, start, words) in enumerate(places):
-            content = os.pread(self._files[file], words * self.dim * 2, start * self.dim * 2)
-            hidden[row, :words] = np.frombuffer(content, np.float16).reshape(words, self.dim)
+        for row, (key, words) in enumerate(zip(keys, lengths.tolist(), strict=True)):
+            hidden[row, :words] = fresh[key][0] if key in fresh else self._read(*self._places[key])
         mask = torch.arange(hidden.shape[1]) < lengths.unsqueeze(1)
         device = self.encoder.encoder.device
         return torch.from_numpy(hidden).to(device).float(), mask.to(device)
+
+    def _read(self, file: int, start: int, words: int) -> np.ndarray:
+        content = os.pread(self._files[file], abs(words) * self.dim * 2, start * self.dim * 2)
+        return np.frombuffer(content, np.float16).reshape(abs(words), self.dim)
+
+    def _has_room(self) -> bool:
+        """Whether the disk has; says so once where it has not."""
+        usage = shutil.disk_usage(self.folder)
+        if usage.free > KEPT_FREE * usage.total:
+            return True
+        if not self._full:
+            warnings.warn(f"the disk of {self.folder} is nearly full ({usage.free / 2**30:.1f} GiB free): words of new "
+                          "texts are no longer kept, which takes longer; make room, or set text.cache to another disk",
+                          stacklevel=2)
+            self._full = True
+        return False
 
     def _read_index(self, index: Path) -> None:
         data = index.with_suffix(".f16")
@@ -172,32 +194,42 @@ class CachedWords(TextEncoder):
             if words != 0 and start >= 0 and start + abs(words) <= available:     # a power cut can leave zeros
                 self._places[bytes(key)] = (file, start, words)
 
-    def _encode(self, missing: dict[bytes, str], batch: int = 128) -> None:
+    def _encode(self, missing: dict[bytes, str], batch: int = 128) -> dict[bytes, tuple[np.ndarray, int]]:
+        """Encode and keep these texts; what there is no room for comes back, as words and their signed number."""
+        if not self._has_room():
+            return {key: found for part in self._encoded(missing, batch) for key, found in part.items()}
         if self._writer is None:
             name = self.folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
             data, index = open(name.with_suffix(".f16"), "ab"), open(name.with_suffix(".index"), "ab")
             self._files.append(os.open(name.with_suffix(".f16"), os.O_RDONLY))
             self._writer = (data, index, len(self._files) - 1)
         data, index, file = self._writer
-        keys = sorted(missing, key=lambda key: (len(missing[key]), key))        # similar lengths together: less padding
-        for begin in range(0, len(keys), batch):
-            part = keys[begin : begin + batch]
-            hidden, mask = self.encoder([missing[key] for key in part])
-            words = hidden.cpu().to(torch.float16).numpy()
-            lengths = mask.sum(dim=1).tolist()
+        for part in self._encoded(missing, batch):
             first = data.tell() // (2 * self.dim)
             records = np.zeros(len(part), _RECORD)
             places = {}
-            for row, (key, length) in enumerate(zip(part, lengths, strict=True)):
-                data.write(words[row, :length].tobytes())
-                signed = -length if self.encoder.is_cut(missing[key], length) else length
+            for row, (key, (words, signed)) in enumerate(part.items()):
+                data.write(words.tobytes())
                 records[row] = (np.void(key), first, signed)
                 places[key] = (file, first, signed)
-                first += length
+                first += len(words)
             data.flush()
             index.write(records.tobytes())
             index.flush()
             self._places |= places
+        return {}
+
+    def _encoded(self, texts: dict[bytes, str], batch: int) -> Iterator[dict[bytes, tuple[np.ndarray, int]]]:
+        """(words in float16, their number, negative where the text was cut) by key, `batch` texts at a time."""
+        keys = sorted(texts, key=lambda key: (len(texts[key]), key))        # similar lengths together: less padding
+        for begin in range(0, len(keys), batch):
+            part = keys[begin : begin + batch]
+            hidden, mask = self.encoder([texts[key] for key in part])
+            words = hidden.cpu().to(torch.float16).numpy()
+            yield {
+                key: (words[row, :length], -length if self.encoder.is_cut(texts[key], length) else length)
+                for row, (key, length) in enumerate(zip(part, mask.sum(dim=1).tolist(), strict=True))
+            }
 
 
 def _fingerprint(encoder: BertWords) -> str:

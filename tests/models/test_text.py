@@ -1,6 +1,7 @@
 """Words of an encoder, and their cache: the same words whatever happens to the process or to the files."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -245,6 +246,22 @@ def test_other_weights_or_another_limit_never_share_words(tiny_bert, tmp_path):
     shorter = BertWords(str(tiny_bert), max_words=5)
     others = [CachedWords(encoder, tmp_path).folder for encoder in (changed, shorter)]
     assert same[0] == same[1] and len({same[0], *others}) == 3
+
+
+def test_a_cache_stops_growing_before_the_disk_is_full(tiny_bert, tmp_path, monkeypatch):
+    encoder, cache = cached(tiny_bert, tmp_path)
+    known = cache(TEXTS[:2])
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(total=1000, used=960, free=40))
+    with pytest.warns(UserWarning, match="words of new texts are no longer kept") as said:
+        check_words(cache, encoder, [TEXTS[2], *TEXTS])                    # known ones and new ones, one of them twice
+        check_words(cache, encoder, TEXTS)
+    assert len(said) == 1
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) == size
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(total=1000, used=940, free=60))
+    check_words(cache, encoder, TEXTS)
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) > size
+    assert all(torch.equal(a, b) for a, b in zip(known, cache(TEXTS[:2]), strict=True))
 
 
 def test_a_full_disk_is_said_in_so_many_words(tiny_bert, tmp_path, monkeypatch):
