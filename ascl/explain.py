@@ -23,7 +23,7 @@ from ascl.analysis.query_ranks import QueryRanks, read_ranks
 from ascl.analysis.report import Photos, RunRecord, render
 from ascl.analysis.retrieved import top_of_matrix
 from ascl.config import Config, ConfigError, from_dict, to_dict
-from ascl.data.captions import CaptionSet
+from ascl.data.captions import CaptionSet, load_captions
 from ascl.data.feature_store import Features, FeatureStore
 from ascl.environment import environment
 from ascl.errors import DataError
@@ -298,6 +298,8 @@ def _retrieved(
     """Ranks of an evaluation, the best candidates of every query, and the seconds that it took to score them."""
     path = folder / f"ranks-{split}.npz"
     if not path.is_file():
+        if split != config.data.test:
+            _check_split(config, split, overrides)
         if scores is not None:
             raise DataError(f"--scores says what was retrieved, but not its ranks: {path} is missing; run {evaluate}")
         missing["ranks"] = f"{path.name} is not in the run's folder. To make it: {evaluate}"
@@ -325,6 +327,19 @@ def _retrieved(
     except (DataError, ConfigError, OSError) as error:
         missing["top"] = f"What was retrieved is not shown, only ranks: {error}"
         return ranks, None, None
+
+
+def _check_split(config: Config, split: str, overrides: dict[str, Any]) -> None:
+    """A split that was asked for by name and never evaluated has to exist, or a mistyped one makes an empty page.
+
+    Raises:
+        DataError: no such split, with those present; or captions that are no longer in place.
+    """
+    data = replace(config.data, **overrides)
+    try:
+        load_captions(build.data_paths(data, split)[0], split)
+    except DataError as error:
+        raise DataError(f"--split {split} is not evaluated and cannot be: {error}") from error
 
 
 def _photos(folder: str | None, of_settings: str | None, missing: dict[str, str]) -> Photos:

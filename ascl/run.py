@@ -99,7 +99,7 @@ def train(config: Config, *, resume: bool = False) -> Progress:
         epochs=config.train.epochs, steps_per_epoch=batches.steps_per_epoch, seed=config.train.seed,
         max_steps=config.train.max_steps, clip_norm=config.optimizer.clip_norm,
         validate_every=config.train.validate_every, checkpoint_every=config.train.checkpoint_every,
-        log_every=config.train.log_every,
+        log_every=config.train.log_every, trained_on=captions.described,
     )
     saved = partial(build.is_saved, config)
     check_start(accelerator, model, optimizer, settings=settings, folder=out, resume=resume, saved=saved)

@@ -150,6 +150,26 @@ def test_two_halves_equal_a_whole(tiny_data, tmp_path, tool, train_arguments, mo
     assert yaml.safe_load((halves / "settings.yaml").read_text())["train"]["max_steps"] == 4
 
 
+def test_a_resume_with_other_captions_is_refused(tiny_data, tmp_path, tool, train_arguments, capsys):
+    """One word of one training caption, with the counts as they were; the same file elsewhere is the same."""
+    for name in ("moved", "changed"):
+        shutil.copytree(tiny_data, tmp_path / name)
+    run = tmp_path / "run"
+    assert tool("train")(train_arguments(tiny_data, run, "--train.max_steps", "2")) == 0
+    before = (run / "last.pt").read_bytes()
+    captions = tmp_path / "changed" / "captions.json"
+    changed = json.loads(captions.read_text(encoding="utf-8"))
+    changed["images"][3]["sentences"][0]["raw"] += " today"
+    captions.write_text(json.dumps(changed), encoding="utf-8")
+    go_on = ["--resume", str(run), "--train.max_steps", "3", "--data.captions"]
+    capsys.readouterr()
+    assert tool("train")([*go_on, str(captions)]) == 2
+    said = capsys.readouterr().err
+    assert "trained with training data = 25 captions of 12 images (" in said and "start a new run" in said
+    assert (run / "last.pt").read_bytes() == before
+    assert tool("train")([*go_on, str(tmp_path / "moved" / "captions.json")]) == 0
+
+
 def test_a_cache_of_words_changes_no_number_but_by_rounding(tiny_data, tmp_path, tool, train_arguments, runs):
     cache = ["--text.cache", str(tmp_path / "words")]
     for name in ("cold", "warm"):

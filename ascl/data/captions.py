@@ -8,6 +8,7 @@ images, two images of one name.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -63,6 +64,13 @@ class CaptionSet:
                 f"{self.source}: {_named(repeated)} given to more than one image; the name of an image "
                 "(its file name without ending) has to be unique, so rename the files or remove the double entries"
             )
+
+    @property
+    def described(self) -> str:
+        """How many there are, and a checksum of which: the same for a moved file, another for a changed word."""
+        content = json.dumps([self.image_ids, self.captions, self.owner.tolist()], ensure_ascii=False)
+        digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        return f"{len(self.captions)} captions of {len(self.image_ids)} images ({digest})"
 
     @cached_property
     def _captions_by_image(self) -> tuple[np.ndarray, np.ndarray]:

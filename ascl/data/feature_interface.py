@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -148,9 +149,11 @@ def remedy_of(path: str | os.PathLike, kinds: frozenset[str]) -> str:
 
 
 def missing_images(missing: list[str], source: str, present: list[str], remedy: str) -> DataError:
+    near = difflib.get_close_matches(missing[0], present, n=1, cutoff=0.8) if len(missing) == 1 else []
+    own = f"nearest of the file's own ids is {near[0]!r}" if near else f"file's own ids look like {present[0]!r}"
     return DataError(
         f"no features of {len(missing)} image{'s' if len(missing) > 1 else ''} in {source}: {first_of(missing)}. "
-        f"The file's own ids look like {present[0]!r}. {remedy}"
+        f"The {own}. {remedy}"
     )
 
 

@@ -119,8 +119,8 @@ class CachedWords(TextEncoder):
     """A frozen `BertWords` whose output is kept on disk in float16: each distinct text is encoded once, ever.
 
     Captions and generated positives alike, as long as more than a twentieth of the disk is free; after that what is new
-    is encoded whenever it comes. (20 epochs draw about 11 texts for each caption: with MiniLM 3 GB on Flickr8k, with BERT
-    120 GB on COCO.) The folder holds, per process that ever missed, a data file and an index file
+    is encoded whenever it comes. (20 epochs draw about 11 texts for each caption: with MiniLM 3 GB on Flickr8k, with
+    BERT 120 GB on COCO.) The folder holds, per process that ever missed, a data file and an index file
     that only grow; a text counts as present when its index record is whole and its words lie within the data
     file, so a kill at any moment loses at most the text being written. Processes write to files of their own.
     """

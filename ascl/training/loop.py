@@ -51,6 +51,7 @@ class LoopSettings:
         checkpoint_every: write last.pt after each so many steps, beside once before and once after each validation.
         log_every: record the figures of each so manieth step.
         select: name of the validation's figure by which best.pt is chosen; larger is better.
+        trained_on: what the training data are, in words; a resume on others is refused. Empty: not asked.
     """
 
     epochs: int
@@ -62,6 +63,7 @@ class LoopSettings:
     checkpoint_every: int = 500
     log_every: int = 10
     select: str = "rsum"
+    trained_on: str = ""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "steps_per_epoch", "max_steps", "validate_every", "checkpoint_every", "log_every"):
@@ -352,6 +354,7 @@ def _conditions(accelerator: Accelerator, settings: LoopSettings) -> dict[str, i
         "steps_per_epoch": settings.steps_per_epoch,
         "processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
+        "training data": settings.trained_on,
     }
 
 
@@ -367,9 +370,10 @@ def _resume(
     if "optimizer" not in state:
         raise DataError(f"{path} holds a model but no state of a training run; resume needs a run's {LAST}")
     for name, value in _conditions(accelerator, settings).items():
-        if state["conditions"][name] != value:
+        before = state["conditions"].get(name, value)       # what an older checkpoint does not tell cannot be asked
+        if before != value:
             raise DataError(
-                f"{path} was trained with {name} = {state['conditions'][name]}, now it is {value}: "
+                f"{path} was trained with {name} = {before}, now it is {value}: "
                 "a resume would not continue that run. Use the same value, or start a new run"
             )
     checkpoint.load_model_state(model, state["model"], keep=saved, path=path)

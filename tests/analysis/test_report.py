@@ -473,6 +473,10 @@ def test_the_program_says_what_is_missing(run, tool, capsys):
     assert "missing: ranks-test.npz" in capsys.readouterr().out
     assert tool("report")([str(run), "--split", "val"]) == 0
     assert "--split val" in Page((run / "report.html").read_text()).said
+    capsys.readouterr()
+    assert tool("report")([str(run), "--split", "tset"]) == 2
+    said = capsys.readouterr().err
+    assert "error: --split tset is not evaluated and cannot be: " in said and "no split 'tset'; splits there: " in said
 
 
 def test_a_page_is_made_without_photographs_features_or_checkpoint(run, finished, tool, capsys):

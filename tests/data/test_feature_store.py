@@ -193,6 +193,15 @@ def test_merged_details_are_those_that_all_region_files_have(tmp_path):
         open_features([a, other])
 
 
+def test_a_mistyped_image_gets_the_nearest_of_the_file_s_own_ids(tmp_path):
+    store = open_features([write_h5(tmp_path / "f.h5", ["1000092795", "667626_18933", "x"], regions=made(3, 2, 4))])
+    with pytest.raises(DataError, match=r"1 image in .*f\.h5: 66762618933\. The nearest of the file's own ids is "
+                                        r"'667626_18933'\. "):
+        store.rows(["66762618933"])
+    with pytest.raises(DataError, match=r"ids look like '1000092795'\. "):
+        store.rows(["photograph"])
+
+
 # ---- several files
 
 

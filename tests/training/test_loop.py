@@ -297,6 +297,8 @@ def test_conditions_that_break_a_resume_are_refused(tmp_path, run_tiny):
         run_tiny(tmp_path, resume=True, seed=8)
     with pytest.raises(DataError, match="trained with steps_per_epoch = 5, now it is 4"):
         run_tiny(tmp_path, resume=True, steps_per_epoch=4)
+    with pytest.raises(DataError, match="trained with training data = , now it is others"):
+        run_tiny(tmp_path, resume=True, trained_on="others")
     model, _ = make_tiny()
     model.layers[3] = nn.Linear(8, 2)
     adam = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
