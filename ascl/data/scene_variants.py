@@ -1,6 +1,6 @@
 """Variants of the captions of generated scenes, each held against the truth of its scene.
 
-Every variant is a caption of the language of `scene_captions.py`. Those of Asymmetry-I are false of their scene, though
+Every variant is a caption of the language of `scene_language.py`. Those of Asymmetry-I are false of their scene, though
 no contradiction in themselves: none says that there is a star and no star. Those of II and III are true of it, by their
 structure: a shorter one is entailed by its caption, a longer one has a part that its caption leaves open. What cannot
 be made so is left out.
@@ -15,17 +15,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ascl.data import scene_captions as language
+from ascl.data import scene_language as language
 from ascl.data.caption_ops import concatenate
 from ascl.data.captions import CaptionSet
-from ascl.data.scene_captions import Kind, Meaning, read_caption
-from ascl.data.scene_world import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, Scene, pick
+from ascl.data.scene_language import Kind, Meaning, read_caption
+from ascl.data.scene_truth import is_true
+from ascl.data.scene_world import BACKGROUNDS, SHAPES, Scene, pick
 from ascl.data.variants import Variant, generator_of, replaced, second_sentence
 from ascl.errors import DataError
 
 _ATTEMPTS = 12  # at leaving out other keywords, where the first choice leaves no caption
 _DESCRIBING = ("adjective", "noun", "pattern")
-_VALUES = {"size": SIZES, "texture": TEXTURES, "colour": tuple(COLOURS)}
 
 
 class _Token(NamedTuple):
@@ -126,7 +126,7 @@ def _other_adjectives(attribute: str) -> Callable[[str, object], list[str]]:
             return []
         if phrase.startswith("with "):
             return [words[0] for other, words in language.PATTERNS.items() if other != named]
-        return [language.ADJECTIVES[attribute][other][0] for other in _VALUES[attribute] if other != named]
+        return [language.ADJECTIVES[attribute][other][0] for other in language.VALUES[attribute] if other != named]
 
     return alternatives
 
@@ -323,7 +323,7 @@ def _read(text: str) -> list[Meaning]:
 
 def _true(text: str, scene: Scene) -> bool:
     """As `caption_is_true`."""
-    return all(language.is_true(meaning, scene) for meaning in _read(text))
+    return all(is_true(meaning, scene) for meaning in _read(text))
 
 
 def _readable(text: str) -> bool:

@@ -4,7 +4,8 @@
     scenes = load_scene_records("data/scenes", "test")
     true = truth_matrix(captions, scenes)              # which captions fit which images, not only their own
 
-What a scene is: scene_world.py. What can be said of it: scene_captions.py. Here: drawing, writing, loading.
+What a scene is: scene_world.py. What can be said of it: scene_language.py; what is: scene_captions.py; what is true:
+scene_truth.py. Here: drawing, writing, loading.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ascl.data.scene_captions import CAPTIONS_PER_SCENE, caption_is_true, scene_captions, truth_matrix
+from ascl.data.scene_captions import CAPTIONS_PER_SCENE, scene_captions
+from ascl.data.scene_truth import caption_is_true, truth_matrix
 from ascl.data.scene_world import SPLITS, Scene, SceneObject, make_scene, outline, scene_id
 from ascl.errors import DataError
 from ascl.files import atomic_path, write_text

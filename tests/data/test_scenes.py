@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import ascl.data.scenes as scenes_module
 from ascl.data.captions import load_karpathy
-from ascl.data.scene_captions import read_caption
+from ascl.data.scene_language import read_caption
 from ascl.data.scene_world import BACKGROUNDS, COLOURS
 from ascl.data.scenes import (
     CAPTIONS_PER_SCENE,
