@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +43,12 @@ _TAGGER = RegexpTagger(
     ]
 )
 _KEYWORD_TAGS = frozenset({"VERB", "ADJECTIVE", "NOUN"})
+
+
+@lru_cache(maxsize=2**16)
+def _tag(word: str) -> str:
+    """A word's tag needs nothing but the word, so that each is looked at once."""
+    return _TAGGER.tag([word])[0][1]
 
 
 class Positive(NamedTuple):
@@ -98,7 +105,7 @@ def truncate_keywords(caption: str, rng: np.random.Generator, *, ratio: float = 
     words = _words(caption)
     if not 0 < ratio < 1:
         raise ValueError(f"ratio has to lie between 0 and 1, got {ratio}")
-    tags = [tag for _, tag in _TAGGER.tag([_EDGE.sub("", word).lower() for word in words])]
+    tags = [_tag(_EDGE.sub("", word).lower()) for word in words]
     keywords = [i for i, tag in enumerate(tags) if tag in _KEYWORD_TAGS]
     if len(keywords) < 2:
         return caption

@@ -52,6 +52,22 @@ def test_any_order_with_repeats_reads_as_plain_indexing(both, rows):
     assert read.mask is None
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f2", ">f4"])
+@pytest.mark.parametrize("layout", [
+    {"chunks": (1, 3, 4)}, {"chunks": (2, 2, 3)}, {"chunks": None}, {"chunks": (2, 3, 4), "compression": "gzip"},
+], ids=["a row a chunk", "parts of rows", "in one piece", "compressed"])
+def test_every_layout_of_a_file_reads_the_same(tmp_path, dtype, layout):
+    values = made(9, 3, 4).astype(dtype)
+    path = write_h5(tmp_path / "f.h5", [f"pic{row}" for row in range(9)])
+    with h5py.File(path, "a") as file:
+        file.create_dataset("regions", data=values, **layout)
+    store = open_features([path])
+    for rows in ([4], [8, 0, 1, 2, 2, 7], list(range(9)), [3, 2, 1], []):
+        read = store.read(np.array(rows, dtype=np.int64)).regions
+        assert read.dtype == np.float32 and read.flags.writeable
+        assert np.array_equal(read, values.astype(np.float32)[rows])
+
+
 def test_store_tells_its_dimensions_rows_and_provenance(both):
     store = open_features([both[0]])
     assert (store.num_regions, store.region_dim, store.global_dim, len(store)) == (3, 4, 6, 5)
