@@ -181,12 +181,10 @@ def note(rounds: list[Round]) -> str:
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
-    target = measuring.results_file(options)
     try:
         if options.repeats < 1 or options.gib <= 0:
             raise DataError("--repeats has to be at least 1 and --gib above 0")
-        if target is not None:
-            results.read(target)
+        measuring.check_results(options)
         if not sys.platform.startswith("linux"):
             raise DataError("memory without pages of files is measured on Linux alone")
         ran = measuring.what_ran(__file__, arguments, "cpu")
@@ -195,10 +193,7 @@ def main(arguments: list[str]) -> int:
             lines = figures(options, source.stat().st_size, count, rounds)
         print("| | |", "|---|--:|", *(f"| {name} ({unit}) | {value} |" for name, value, unit in lines), sep="\n")
         print(f"\n- {note(rounds)}")
-        if target is not None:
-            warning = measuring.QUICK_WARNING if options.quick else ""
-            results.append(target, [results.Row(*line, *ran, warning + note(rounds)) for line in lines])
-            print(f"\nadded to {target}")
+        measuring.keep(options, ran, [(*line, note(rounds)) for line in lines])
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

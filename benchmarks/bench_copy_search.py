@@ -26,7 +26,6 @@ from typing import Any
 
 import measuring
 import numpy as np
-import results
 import torch
 from bench_convert import memory_of
 from measuring import MIB, number
@@ -279,7 +278,6 @@ def measure(options: argparse.Namespace, dim: int, folder: Path) -> list[tuple[s
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
-    target = measuring.results_file(options)
     try:
         for name in ("references", "queries", *(["dim"] if options.dim else [])):
             value = getattr(options, name)
@@ -287,8 +285,7 @@ def main(arguments: list[str]) -> int:
                 raise DataError(f"--{name} {value}: at least 2")
         if import_faiss() is None:
             raise DataError("the comparison needs FAISS: pip install faiss-cpu")
-        if target is not None:
-            results.read(target)
+        measuring.check_results(options)
         ran = measuring.what_ran(__file__, arguments, "cpu")
         lines = []
         for dim in options.dim or ([16] if options.quick else [64, 256]):
@@ -296,10 +293,7 @@ def main(arguments: list[str]) -> int:
                 lines += measure(options, dim, Path(folder) / "index")
         print("| | |", "|---|--:|", *(f"| {name} ({unit}) | {value} |" for name, value, unit, _ in lines), sep="\n")
         print("", *(f"- {note}" for note in dict.fromkeys(line[3] for line in lines)), sep="\n")
-        if target is not None:
-            warning = measuring.QUICK_WARNING if options.quick else ""
-            results.append(target, [results.Row(*line[:3], *ran, warning + line[3]) for line in lines])
-            print(f"\nadded to {target}")
+        measuring.keep(options, ran, lines)
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -286,10 +286,8 @@ def run(options: argparse.Namespace, device: str, scratch: Path) -> list[tuple[s
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
-    target = measuring.results_file(options)
     try:
-        if target is not None:
-            results.read(target)
+        measuring.check_results(options)
         device = measuring.device_of(options)
         ran = measuring.what_ran(__file__, arguments, device)
         with tempfile.TemporaryDirectory() as scratch:
@@ -297,11 +295,7 @@ def main(arguments: list[str]) -> int:
         print("| | | |\n|---|--:|---|")
         print("\n".join(f"| {name} | {number(value)} | {unit} |" for name, value, unit, _ in figures), "",
               *(f"- {note}" for note in dict.fromkeys(note for *_, note in figures)), sep="\n")
-        if target is not None:
-            warning = measuring.QUICK_WARNING if options.quick else ""
-            results.append(target, [results.Row(name, number(value), unit, *ran, warning + note)
-                                    for name, value, unit, note in figures])
-            print(f"\nadded to {target}")
+        measuring.keep(options, ran, [(name, number(value), unit, note) for name, value, unit, note in figures])
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -25,7 +25,6 @@ from statistics import median
 import h5py
 import measuring
 import numpy as np
-import results
 import scoring_job
 import torch
 from bench_convert import drop_from_cache
@@ -259,9 +258,7 @@ def check_options(options: argparse.Namespace) -> None:
     for name in ("batch", "steps", "images", "repeats"):
         if getattr(options, name) < 1:
             raise DataError(f"--{name} {getattr(options, name)}: has to be at least 1")
-    target = measuring.results_file(options)
-    if target is not None:
-        results.read(target)
+    measuring.check_results(options)
 
 
 def main(arguments: list[str]) -> int:
@@ -290,11 +287,7 @@ def main(arguments: list[str]) -> int:
                     measured.append((what, workers, measure(step, pairs, workers, path, options)))
                     lines += figures(*measured[-1], note)
         print(table(measured), "", *(f"- {what}: {text}" for what, _, _, text in lines), sep="\n")
-        target = measuring.results_file(options)
-        if target is not None:
-            warning = measuring.QUICK_WARNING if options.quick else ""
-            results.append(target, [results.Row(*line[:3], *ran, warning + line[3]) for line in lines])
-            print(f"\nadded to {target}")
+        measuring.keep(options, ran, lines)
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -28,6 +28,7 @@ MIB = 2**20
 FEWEST = 3                      # repeats of a pairwise way that its time should allow
 SHARE_OF_MEMORY = 0.3           # that the inputs of all ways may take together; else one way after the other
 LONGEST = 64                    # words of a text in that estimate
+Figure = tuple[str, str, str, str]      # what, value, unit, note
 QUICK_WARNING = "QUICK: tiny sizes, a check of the program and no measurement; "
 
 
@@ -103,6 +104,27 @@ def check_options(options: argparse.Namespace, *names: str) -> None:
 def results_file(options: argparse.Namespace) -> str | Path | None:
     """Where rows go; a quick run is none that anybody should quote."""
     return options.results or (None if options.quick else results.RESULTS)
+
+
+def check_results(options: argparse.Namespace) -> None:
+    """Before anything is measured, and not after it.
+
+    Raises:
+        DataError: the file of results cannot be read.
+    """
+    target = results_file(options)
+    if target is not None:
+        results.read(target)
+
+
+def keep(options: argparse.Namespace, ran: tuple[str, str, str, str, str], figures: Sequence[Figure]) -> None:
+    """Add a run's figures to the file of results, where they are to be kept, and say so."""
+    target = results_file(options)
+    if target is None:
+        return
+    warning = QUICK_WARNING if options.quick else ""
+    results.append(target, [results.Row(*figure[:3], *ran, warning + figure[3]) for figure in figures])
+    print(f"\nadded to {target}")
 
 
 def captions(options: argparse.Namespace) -> tuple[str | None, str]:

@@ -17,7 +17,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-import torch
 
 from ascl.data.feature_interface import (
     DETAILS,
@@ -171,6 +170,8 @@ class Hdf5Features(FeatureStore):
         if not np.array_equal(unique, rows):
             stored = stored[position]
         if stored.dtype == np.float16 and dtype is np.float32:      # numpy takes forty times longer for these
+            import torch  # half a GiB that a conversion does without
+
             return torch.from_numpy(stored).float().numpy()
         return stored.astype(dtype, copy=False)
 
