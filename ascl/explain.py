@@ -23,7 +23,7 @@ from ascl.analysis.query_ranks import QueryRanks, read_ranks
 from ascl.analysis.report import Photos, RunRecord, render
 from ascl.analysis.retrieved import top_of_matrix
 from ascl.config import Config, ConfigError, from_dict, to_dict
-from ascl.data.captions import CaptionSet, load_captions
+from ascl.data.captions import CaptionSet, captions_exist, load_captions
 from ascl.data.feature_store import Features, FeatureStore
 from ascl.environment import environment
 from ascl.errors import DataError
@@ -254,7 +254,7 @@ def report(
         out: None = `report.html` in the run's folder.
 
     Raises:
-        DataError: no folder of a run of retrieval, damaged files in it, or scores that are not of this split.
+        DataError: no folder of a run of retrieval, damaged files in it, no such split, or scores that are not of it.
     """
     folder = Path(run)
     saved = run_settings(folder)
@@ -332,12 +332,16 @@ def _retrieved(
 def _check_split(config: Config, split: str, overrides: dict[str, Any]) -> None:
     """A split that was asked for by name and never evaluated has to exist, or a mistyped one makes an empty page.
 
+    Where the captions are no longer in place it cannot be asked, and the page says what is missing.
+
     Raises:
-        DataError: no such split, with those present; or captions that are no longer in place.
+        DataError: no such split, with those present.
     """
-    data = replace(config.data, **overrides)
+    path = build.data_paths(replace(config.data, **overrides), split)[0]
+    if not captions_exist(path):
+        return
     try:
-        load_captions(build.data_paths(data, split)[0], split)
+        load_captions(path, split)
     except DataError as error:
         raise DataError(f"--split {split} is not evaluated and cannot be: {error}") from error
 

@@ -152,12 +152,13 @@ class Hdf5Features(FeatureStore):
         """Rows of a data set, in that order.
 
         h5py's own list of rows is slow, and so are its slices where each is one row: runs of neighbouring rows are
-        selected in the file by h5py's lower interface. Nor is the type changed on the way: HDF5 takes long for float16.
+        selected in the file by h5py's lower interface. float16 is read as it is, as HDF5 takes long to change it.
         """
         data = self._handle()[name]
         rest = data.shape[1:]
         unique, position = np.unique(rows, return_inverse=True)
-        stored = np.empty((len(unique), *rest), dtype=data.dtype)
+        half = data.dtype == np.float16 and dtype is np.float32
+        stored = np.empty((len(unique), *rest), dtype=np.float16 if half else dtype)
         try:
             space = data.id.get_space()
             for start, stop in runs_of_neighbours(unique):
@@ -169,11 +170,11 @@ class Hdf5Features(FeatureStore):
             raise DataError(f"{self.path}: `{name}` cannot be read, the file is damaged ({error}). {remedy}") from error
         if not np.array_equal(unique, rows):
             stored = stored[position]
-        if stored.dtype == np.float16 and dtype is np.float32:      # numpy takes forty times longer for these
+        if half:            # numpy takes forty times longer for these
             import torch  # half a GiB that a conversion does without
 
             return torch.from_numpy(stored).float().numpy()
-        return stored.astype(dtype, copy=False)
+        return stored
 
     def _check_finite(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
         wrong = first_not_finite(values)

@@ -51,7 +51,7 @@ class LoopSettings:
         checkpoint_every: write last.pt after each so many steps, beside once before and once after each validation.
         log_every: record the figures of each so manieth step.
         select: name of the validation's figure by which best.pt is chosen; larger is better.
-        trained_on: what the training data are, in words; a resume on others is refused. Empty: not asked.
+        trained_on: what the training data are, in words; a resume on others is refused.
     """
 
     epochs: int

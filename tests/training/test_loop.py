@@ -287,6 +287,16 @@ def test_a_disk_that_fills_up_while_training_keeps_the_last_checkpoint(tmp_path,
     assert progress.step == 20
 
 
+def test_a_checkpoint_that_does_not_say_what_it_was_trained_on_goes_on(tmp_path, run_tiny):
+    """Those of before the question."""
+    run_tiny(tmp_path, epochs=1)
+    state = checkpoint.load(tmp_path / "last.pt")
+    del state["conditions"]["training data"]
+    checkpoint.save(tmp_path / "last.pt", state)
+    _, progress = run_tiny(tmp_path, resume=True, epochs=2, trained_on="others")
+    assert progress.step == 10
+
+
 def test_conditions_that_break_a_resume_are_refused(tmp_path, run_tiny):
     with pytest.raises(DataError, match=r"nothing to resume: .*last\.pt is missing"):
         run_tiny(tmp_path, resume=True)
