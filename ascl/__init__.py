@@ -9,20 +9,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ascl.build import load_model
     from ascl.models import AsCL
+    from ascl.retrieval.build import load_model
 
 __all__ = ["AsCL", "load_model"]
 
 
 def __getattr__(name: str):
-    """Import torch and the models only when they are asked for: `ascl.files` and the like stay light."""
+    """Import torch and the models only when they are asked for: `ascl.core.files` and the like stay light."""
     if name == "AsCL":
         from ascl.models import AsCL
 
         return AsCL
     if name == "load_model":
-        from ascl.build import load_model
+        from ascl.retrieval.build import load_model
 
         return load_model
     raise AttributeError(f"module 'ascl' has no attribute {name!r}")

@@ -29,7 +29,7 @@ import numpy as np
 import results
 from measuring import MIB, number
 
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 
 REGIONS, DIM = 36, 2048
 DISTINCT = 64                   # images that are drawn; each later one is one of them, shifted by its number

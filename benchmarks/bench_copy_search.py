@@ -30,11 +30,11 @@ import torch
 from bench_convert import memory_of
 from measuring import MIB, number
 
-from ascl.errors import DataError
-from ascl.image_copy.find import CONFIRMED_TOGETHER
-from ascl.image_copy.index import CopyIndex
-from ascl.image_copy.index_files import Images
-from ascl.image_copy.index_search import import_faiss, recall_of
+from ascl.core.errors import DataError
+from ascl.image_copy.matching.query import CONFIRMED_TOGETHER
+from ascl.index.files import Images
+from ascl.index.search import import_faiss, recall_of
+from ascl.index.store import CopyIndex
 
 K = 10
 CENTRES_SHARE = 100         # references a centre
@@ -271,7 +271,7 @@ def measure(options: argparse.Namespace, dim: int, folder: Path) -> list[tuple[s
         shared = recall_of(ways["exact"].found, ways["torch"].found)[0]
         if shared < SAME:
             raise DataError(f"exact search and torch agree on {shared:.2%} of the best references: no comparison; "
-                            "tests/image_copy/test_index.py should fail too")
+                            "tests/index/test_store.py should fail too")
     what = f"search of {queries:,} queries in {references:,} references of {dim} numbers, best {K}"
     return figures(what, queries, built, ways)
 

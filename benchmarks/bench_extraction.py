@@ -32,12 +32,12 @@ import torchvision
 from measuring import MIB, number
 from PIL import Image
 
-from ascl.errors import DataError
-from ascl.features.cli import BATCH_SIZE, make_backend
-from ascl.features.decoding import Decoder, batches_of_one_shape
-from ascl.features.images import find_images
+from ascl.cli.extract import BATCH_SIZE, make_backend
+from ascl.core.errors import DataError
 from ascl.features.writer import Backend, extract
-from ascl.image_copy.descriptor import Describer, Descriptor, DescriptorSettings
+from ascl.image_copy.descriptors.descriptor import Describer, Descriptor, DescriptorSettings
+from ascl.images.loader import Decoder, batches_of_one_shape
+from ascl.images.read import find_images
 
 PHOTOGRAPHS = results.REPOSITORY.parent / "shared" / "data" / "flickr8k"
 COCO_SHORT_SIDE = 480

@@ -31,15 +31,15 @@ from bench_convert import drop_from_cache
 from measuring import number
 from torch import Tensor
 
-from ascl import build
-from ascl.config import Config, TrainConfig
+from ascl.core.errors import DataError
 from ascl.data.captions import CaptionSet
-from ascl.data.feature_store import open_features
-from ascl.data.feature_writing import create_rows, write_frame
 from ascl.data.pairs import Batch, PairDataset
-from ascl.errors import DataError
+from ascl.data.stores.open import open_features
+from ascl.data.stores.writing import create_rows, write_frame
 from ascl.models import AsCL
 from ascl.models.base import TextEncoder
+from ascl.retrieval import build
+from ascl.settings.retrieval import Config, TrainConfig
 
 WORKERS = (0, 1, 2, 4)
 BATCH, STEPS, IMAGES, PER_IMAGE = 64, 20, 2048, 5

@@ -27,7 +27,7 @@ from measuring import MIB, Measurement, number, ratio
 from scoring_job import SCAN, TYPES, Job
 from torch import Tensor
 
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 
 FULL_SETS = ((1000, 5000), (5000, 25000))       # images, texts: Flickr30K's and COCO 5K's test
 REFERENCE = ("reference", "float32")            # what others are compared with
@@ -191,7 +191,7 @@ def check_same(measured: list[Measurement]) -> None:
         allowed = max(SAME[m.job.precision] for m in (found, expected))
         if not apart < allowed:
             raise DataError(f"{found.job.label} and {expected.job.label} differ by {apart:.1e} of the largest score: "
-                            "no comparison; tests/retrieval/test_all_pairs.py should fail too")
+                            "no comparison; tests/retrieval/scoring/test_all_pairs.py should fail too")
 
 
 def _first(images: int, of: Measurement) -> Tensor:

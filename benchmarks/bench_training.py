@@ -19,7 +19,7 @@ import results
 from measuring import MIB, Measurement, number, ratio
 from scoring_job import Job
 
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 
 SHAPES = ((256, 4), (1024, 8))
 BATCH, REGIONS = 64, 36
@@ -69,7 +69,7 @@ def compare(shape: tuple[int, int], precision: str, options: argparse.Namespace,
     difference = max(pairwise.finished.differences)
     if not difference < SAME[precision]:
         raise DataError(f"step, {where}: exact and pairwise differ by {difference:.1e}: no comparison; "
-                        "tests/retrieval/test_scoring.py should fail too")
+                        "tests/retrieval/scoring/test_prepared.py should fail too")
     factor, by_round = ratio(exact, pairwise)
     note = f"step, {where}: 4 sets of {batch} images of {regions} regions x {batch} texts, forward and backward; " \
            f"{exact.started.lengths}; {exact.spread()}; {pairwise.spread()}; ratio {by_round}; largest relative " \

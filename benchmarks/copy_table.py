@@ -27,10 +27,10 @@ import results
 import torch
 import yaml
 
-from ascl.errors import DataError
-from ascl.image_copy.benchmark_plan import REVERSE_CROP
-from ascl.image_copy.descriptor_files import read_descriptors
-from ascl.image_copy.monitor import TOLERANCE, spectrum
+from ascl.core.errors import DataError
+from ascl.image_copy.benchmark.plan import REVERSE_CROP
+from ascl.image_copy.descriptors.files import read_descriptors
+from ascl.image_copy.training.monitor import TOLERANCE, spectrum
 
 BEST = 10  # references of each query: a perceptual hash has no more to give, so all get the same
 

@@ -25,7 +25,7 @@ from typing import Any
 import results
 import yaml
 
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 
 GROUPS = {
     "I2T": ("i2t_r1", "i2t_r5", "i2t_r10"), "T2I": ("t2i_r1", "t2i_r5", "t2i_r10"), "Rsum": ("rsum",),

@@ -11,8 +11,8 @@ import results
 from measuring import MIB, number
 from scoring_job import Job
 
-from ascl.errors import DataError
-from ascl.files import atomic_path
+from ascl.core.errors import DataError
+from ascl.core.files import atomic_path
 
 SIZES = (500, 1000, 2000, 3000, 4000, 5000)     # images, and as many texts
 FIGURE = results.REPOSITORY / "docs" / "figures" / "scoring_growth.png"

@@ -19,9 +19,9 @@ import scoring_job
 import torch
 from scoring_job import Finished, Job, Repeat, Started
 
-from ascl.environment import commit
-from ascl.errors import DataError
-from ascl.retrieval.tiles import free_memory
+from ascl.core.errors import DataError
+from ascl.core.provenance import commit
+from ascl.retrieval.scoring.tiles import free_memory
 
 CAPTIONS = results.REPOSITORY.parent / "shared" / "data" / "captions" / "coco_testall_caps.txt.gz"
 MIB = 2**20
@@ -180,7 +180,9 @@ class _Process:
         context = multiprocessing.get_context("forkserver")
         # The counter of FLOP imports torch._dynamo, a second in each process. Nothing promises that this import leaves
         # a GPU alone, which a process that is forked later could then not use.
-        context.set_forkserver_preload(["ascl.run", *([] if torch.cuda.is_available() else ["torch._dynamo"])])
+        context.set_forkserver_preload(
+            ["ascl.retrieval.train", *([] if torch.cuda.is_available() else ["torch._dynamo"])]
+        )
         self.pool = ProcessPoolExecutor(1, mp_context=context)
 
     def __enter__(self) -> _Process:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from ascl.errors import DataError
-from ascl.files import write_text
+from ascl.core.errors import DataError
+from ascl.core.files import write_text
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results.csv"

@@ -25,12 +25,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ascl.data.caption_ops import positive_caption
 from ascl.data.captions import load_captions
 from ascl.models import AsCL, EncodedImages, EncodedTexts
 from ascl.retrieval import rank_all_pairs, score_all_pairs, score_batch
-from ascl.retrieval.scoring import pick
-from ascl.retrieval.tiles import free_memory, make_tiles
+from ascl.retrieval.scoring.prepared import pick
+from ascl.retrieval.scoring.tiles import free_memory, make_tiles
+from ascl.samples.positives import positive_caption
 
 # Tokens at the 0th, 5th, ..., 100th percentile of the 25,000 captions of COCO's 5K test, and of positives made of them.
 CAPTION_LENGTHS = (6, 8, 9, 9, 9, 10, 10, 10, 10, 11, 11, 11, 11, 12, 12, 12, 13, 13, 14, 16, 50)

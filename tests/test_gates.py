@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from ascl.analysis.leakage import paired_global_scores, protocols
-from ascl.data.embedding_noise import NoiseSettings
 from ascl.data.pairs import Batch
 from ascl.losses import info_nce
 from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
@@ -23,6 +22,7 @@ from ascl.models.baselines.vse import Vse
 from ascl.models.baselines.vse_infinity import VseInfinity
 from ascl.retrieval import rank_report, score_all_pairs
 from ascl.retrieval.objective import RetrievalObjective, TripletSettings
+from ascl.samples.negatives import NoiseSettings
 
 CAPTIONS_EACH = 2
 PAIRED = "PAIRED (sees the answer)"

@@ -17,12 +17,12 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from ascl.ablate.plan import Request, choose, describe, plan
-from ascl.ablate.report import add_outside, shown, write_reports
-from ascl.ablate.runner import Stopped, make_slots, run_all, visible_gpus
-from ascl.analysis.ablation import STUDIES
-from ascl.config import ConfigError
-from ascl.errors import DataError
+from ascl.analysis.ablation.plan import Request, choose, describe, plan
+from ascl.analysis.ablation.report import add_outside, shown, write_reports
+from ascl.analysis.ablation.runner import Stopped, make_slots, run_all, visible_gpus
+from ascl.analysis.ablation.studies import STUDIES
+from ascl.core.errors import DataError
+from ascl.settings.retrieval import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

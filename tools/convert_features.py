@@ -6,9 +6,9 @@ python tools/convert_features.py trainval_36/*.tsv --out data/coco/regions.h5 --
 import argparse
 import sys
 
-from ascl.data.convert import convert
-from ascl.data.feature_ids import FIELDS
-from ascl.errors import DataError
+from ascl.core.errors import DataError
+from ascl.data.stores.convert import convert
+from ascl.data.stores.ids import FIELDS
 
 
 def parser() -> argparse.ArgumentParser:

@@ -18,7 +18,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     import torch
 
-    from ascl import run
+    from ascl.analysis import evaluation as run
     from ascl.analysis.leakage import WARNING
 
     overrides = {name: getattr(options, name) for name in ("captions", "features") if getattr(options, name)}

@@ -22,8 +22,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from ascl.errors import DataError
-from ascl.files import write_text
+from ascl.core.errors import DataError
+from ascl.core.files import write_text
 
 BACKGROUND_OPTIONS = ("weight", "start", "end")
 NEGATIVE_OPTIONS = ("beta", "neighbours", "iterations")
@@ -87,9 +87,10 @@ def main(arguments: list[str]) -> int:
 def evaluate(options: argparse.Namespace):
     import torch
 
-    from ascl.image_copy import copy_files, protocol
-    from ascl.image_copy.copydays import NEIGHBOURS, copydays_ground_truth
-    from ascl.image_copy.descriptor_files import read_descriptors, write_submission
+    from ascl.image_copy.descriptors.files import read_descriptors, write_submission
+    from ascl.image_copy.evaluation import files as copy_files
+    from ascl.image_copy.evaluation import protocol
+    from ascl.image_copy.evaluation.copydays import NEIGHBOURS, copydays_ground_truth
 
     check(options)
     copydays = options.ground_truth == "copydays"

@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
     try:
         if options.out is not None and options.out.suffix.lower() != ".png":
             raise DataError(f"--out {options.out}: the picture is a PNG; give a name that ends in .png")
-        from ascl.explain import explain  # torch and matplotlib are slow to import
+        from ascl.analysis.explain.run import explain  # torch and matplotlib are slow to import
 
         explained = explain(
             options.checkpoint, options.image, options.caption, images=options.images, grid=options.grid,

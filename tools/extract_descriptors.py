@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 
 BASELINE_SIZE, BASELINE_RESIZE = 288, "squash"
 
@@ -53,8 +53,8 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     try:
         check(options)
-        from ascl.features.cli import images_of  # torch is slow to import: options are checked before
-        from ascl.image_copy.extraction import extract_descriptors, extract_submission
+        from ascl.cli.extract import images_of  # torch is slow to import: options are checked before
+        from ascl.image_copy.descriptors.extract import extract_descriptors, extract_submission
 
         images, queries = images_of(options.images), images_of(options.queries) if options.queries else None
         how = {"batch_size": options.batch_size, "workers": options.workers,
@@ -78,9 +78,9 @@ def main(arguments: list[str]) -> int:
 
 def describer_of(options: argparse.Namespace):
     """The chosen network at work."""
-    from ascl.features.backbones import pick_device
-    from ascl.image_copy.descriptor import load_descriptor
-    from ascl.image_copy.teachers import load_backbone, load_torchscript, teacher_describer
+    from ascl.image_copy.descriptors.descriptor import load_descriptor
+    from ascl.image_copy.descriptors.teachers import load_backbone, load_torchscript, teacher_describer
+    from ascl.images.backbones import pick_device
 
     device = pick_device(options.device)
     if options.checkpoint:

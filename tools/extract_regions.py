@@ -8,8 +8,8 @@ python tools/extract_regions.py --dataset coco --out data/coco/regions.h5 --back
 import sys
 from pathlib import Path
 
-from ascl.features.cli import REGION_BACKENDS, extraction_parser, run_extraction
-from ascl.prepare.images import data_set_images
+from ascl.cli.extract import REGION_BACKENDS, extraction_parser, run_extraction
+from ascl.datasets.locate import data_set_images
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

@@ -18,7 +18,7 @@ import argparse
 import sys
 from typing import Any
 
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 
 NAMES = {       # command -> name of the files
     "samples": "figure3_samples", "alignment": "figure4_alignment", "length": "figure5_length", "curves": "curves",
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
-    from ascl.analysis.figures import save  # torch and matplotlib are slow to import: arguments are checked before
+    from ascl.analysis.figures.draw import save  # torch and matplotlib are slow to import: arguments are checked before
 
     try:
         saved = save(draw(options), options.out, NAMES[options.figure])
@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> int:
 
 def draw(options: argparse.Namespace) -> Any:
     """The figure that the arguments name."""
-    from ascl import figures
+    from ascl.analysis.figures import sources as figures
 
     if options.figure == "samples":
         return figures.samples(options.sources)

@@ -22,7 +22,7 @@ import json
 import sys
 from typing import Any
 
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -114,9 +114,10 @@ def main(arguments: list[str]) -> int:
 
 
 def run_index(options: argparse.Namespace) -> None:
-    from ascl.image_copy import find, index_models
-    from ascl.image_copy.index import EXACT_UP_TO, CopyIndex
-    from ascl.image_copy.index_files import is_index
+    from ascl.image_copy.matching import model as index_models
+    from ascl.image_copy.matching import query as find
+    from ascl.index.files import is_index
+    from ascl.index.store import EXACT_UP_TO, CopyIndex
 
     images = find.image_paths(options.images)
     index = CopyIndex(options.index) if is_index(options.index) else None
@@ -139,8 +140,8 @@ def run_index(options: argparse.Namespace) -> None:
 
 
 def run_add(options: argparse.Namespace) -> None:
-    from ascl.image_copy import find
-    from ascl.image_copy.index import CopyIndex
+    from ascl.image_copy.matching import query as find
+    from ascl.index.store import CopyIndex
 
     index = CopyIndex(options.index)
     images = find.image_paths(options.images)
@@ -148,7 +149,7 @@ def run_add(options: argparse.Namespace) -> None:
 
 
 def add_to(index: Any, describer: Any, images: list, options: argparse.Namespace) -> None:
-    from ascl.image_copy.find import add_images
+    from ascl.image_copy.matching.query import add_images
 
     with reading(options, len(images)) as how:
         done, skipped = add_images(index, describer, images, how, overwrite=options.replace)
@@ -163,16 +164,16 @@ def add_to(index: Any, describer: Any, images: list, options: argparse.Namespace
 
 
 def run_remove(options: argparse.Namespace) -> None:
-    from ascl.image_copy.index import CopyIndex
+    from ascl.index.store import CopyIndex
 
     index = CopyIndex(options.index)
     print(f"removed {index.remove(options.ids):,} images; {len(index):,} remain")
 
 
 def run_query(options: argparse.Namespace) -> None:
-    from ascl.image_copy import find
-    from ascl.image_copy.index import CopyIndex
-    from ascl.image_copy.index_report import answers_table, report_of
+    from ascl.image_copy.matching import query as find
+    from ascl.image_copy.matching.report import answers_table, report_of
+    from ascl.index.store import CopyIndex
 
     index = CopyIndex(options.index)
     images = find.image_paths(options.images)
@@ -195,10 +196,10 @@ def run_query(options: argparse.Namespace) -> None:
 
 
 def run_calibrate(options: argparse.Namespace) -> None:
-    from ascl.image_copy import find
-    from ascl.image_copy.calibrate import ScoreNorm
-    from ascl.image_copy.index import CopyIndex
-    from ascl.image_copy.index_report import calibration_lines
+    from ascl.image_copy.matching import query as find
+    from ascl.image_copy.matching.report import calibration_lines
+    from ascl.index.calibration import ScoreNorm
+    from ascl.index.store import CopyIndex
 
     index = CopyIndex(options.index)
     images = find.image_paths(options.images)
@@ -217,8 +218,8 @@ def run_calibrate(options: argparse.Namespace) -> None:
 
 
 def run_info(options: argparse.Namespace) -> None:
-    from ascl.image_copy.index import CopyIndex
-    from ascl.image_copy.index_report import info_text, report_of
+    from ascl.image_copy.matching.report import info_text, report_of
+    from ascl.index.store import CopyIndex
 
     index = CopyIndex(options.index)
     print(json.dumps(report_of(index), indent=1) if options.json else info_text(index))
@@ -226,7 +227,7 @@ def run_info(options: argparse.Namespace) -> None:
 
 
 def run_compact(options: argparse.Namespace) -> None:
-    from ascl.image_copy.index import CopyIndex
+    from ascl.index.store import CopyIndex
 
     index = CopyIndex(options.index)
     print(f"gave back {index.compact():,} rows; {len(index):,} images, searched: {index.searched_by}")
@@ -238,14 +239,14 @@ COMMANDS = {"index": run_index, "add": run_add, "remove": run_remove, "query": r
 
 def open_model(index: Any, options: argparse.Namespace) -> Any:
     """The index's model, from where the options say or where it was."""
-    from ascl.image_copy.index_models import ModelChoice, describer_of
+    from ascl.image_copy.matching.model import ModelChoice, describer_of
 
     recorded = ModelChoice(**index.manifest.model["choice"])
     return describer_of(index, ModelChoice.from_options(vars(options), recorded), device_of(options))
 
 
 def device_of(options: argparse.Namespace) -> str:
-    from ascl.features.backbones import pick_device
+    from ascl.images.backbones import pick_device
 
     return pick_device(options.device)
 
@@ -259,7 +260,7 @@ class reading:
     def __enter__(self) -> Any:
         from tqdm import tqdm
 
-        from ascl.image_copy.find import Reading
+        from ascl.image_copy.matching.query import Reading
 
         self.bar = tqdm(total=self.images, unit=" images", disable=None)
         return Reading(self.options.batch_size, self.options.workers, self.options.skip_unreadable, self.bar.update)
@@ -276,7 +277,7 @@ def tell_skipped(skipped: list) -> None:
 
 
 def tell_warnings(index: Any) -> None:
-    from ascl.image_copy.index_report import warnings_of
+    from ascl.image_copy.matching.report import warnings_of
 
     for warning in warnings_of(index):
         print(f"warning: {warning}", file=sys.stderr)

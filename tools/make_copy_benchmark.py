@@ -13,9 +13,9 @@ import argparse
 import sys
 import time
 
-from ascl.errors import DataError
-from ascl.image_copy.benchmark import make_benchmark
-from ascl.image_copy.benchmark_plan import BenchmarkSettings
+from ascl.core.errors import DataError
+from ascl.image_copy.benchmark.make import make_benchmark
+from ascl.image_copy.benchmark.plan import BenchmarkSettings
 
 DEFAULTS = BenchmarkSettings()
 

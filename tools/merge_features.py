@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 from ascl.features.feature_file import merge_shards, shards_beside
 
 

@@ -15,8 +15,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from ascl.config import ConfigError, load_config
-from ascl.errors import DataError
+from ascl.core.errors import DataError
+from ascl.settings.retrieval import ConfigError, load_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -45,8 +45,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> int:
     options, settings = parser().parse_known_args(arguments)
-    from ascl.data.published import PUBLISHED
-    from ascl.prepare import check_dataset, fetch_dataset, how_to_get, prepare_scenes, table
+    from ascl.datasets import check_dataset, fetch_dataset, how_to_get, table
+    from ascl.datasets.published import PUBLISHED
+    from ascl.scenes.prepare import prepare_scenes
 
     published = PUBLISHED.get(options.dataset)
     try:

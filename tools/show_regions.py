@@ -10,8 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ascl.errors import DataError
-from ascl.features.cli import (
+from ascl.cli.extract import (
     REGION_BACKENDS,
     add_backend_options,
     backend_arguments,
@@ -19,10 +18,11 @@ from ascl.features.cli import (
     make_backend,
     positive,
 )
+from ascl.core.errors import DataError
+from ascl.core.files import atomic_path
 from ascl.features.drawing import draw_regions, table
-from ascl.features.images import load_image
 from ascl.features.showing import find_image, regions_by_backend, regions_from_store
-from ascl.files import atomic_path
+from ascl.images.read import load_image
 
 
 def parser() -> argparse.ArgumentParser:

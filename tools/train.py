@@ -1,6 +1,7 @@
 """Train a model: `python tools/train.py --dataset flickr30k [--out RUN] [--model.embed_dim 512] ...`
 
-Settings are the defaults of ascl/config.py, then configs/<dataset>.yaml, then --config FILE, then the command line.
+Settings are the defaults of ascl/settings/retrieval.py, then configs/<dataset>.yaml, then --config FILE, then the
+command line.
 `--resume RUN` goes on exactly where RUN stopped. Several GPUs: `accelerate launch tools/train.py ...`.
 """
 
@@ -9,15 +10,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from ascl.config import ConfigError, load_config, read_settings, setting_names, take_option
-from ascl.errors import DataError
+from ascl.core.errors import DataError
+from ascl.settings.retrieval import ConfigError, load_config, read_settings, setting_names, take_option
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 def main(arguments: list[str]) -> int:
     if not arguments or "--help" in arguments or "-h" in arguments:
-        print(__doc__, "Settings (see ascl/config.py):", *(f"  --{name}" for name in setting_names()), sep="\n")
+        print(__doc__, "Settings:", *(f"  --{name}" for name in setting_names()), sep="\n")
         return 0
     config = None
     try:
@@ -28,7 +29,7 @@ def main(arguments: list[str]) -> int:
                 raise ConfigError(f"--resume {run}: {path} does not exist; give the folder of a run")
             saved = read_settings(path) | {"out": run}
         config = load_config(arguments, CONFIGS, saved)
-        from ascl.run import train  # torch and transformers are slow to import: settings are checked before
+        from ascl.retrieval.train import train  # torch is slow to import: settings are checked before
 
         progress = train(config, resume=run is not None)
     except (ConfigError, DataError, OSError) as error:

@@ -4,9 +4,10 @@
   python tools/train_copy.py --method sscd --images photos/ --out RUN       (also asl, and rdcd_small ... for two cores)
   python tools/train_copy.py --resume RUN                                   goes on exactly where RUN stopped
 
-Settings are the defaults of ascl/copy_config.py, then configs/image_copy/<method>.yaml, then --config FILE, then the
-command line. A teacher is a TorchScript file, a run of this program, the name of a torchvision or `timm:` backbone, or
-an HDF5 file of descriptors (then it sees the images unedited). Several GPUs: `accelerate launch tools/train_copy.py`.
+Settings are the defaults of ascl/settings/image_copy.py, then configs/image_copy/<method>.yaml, then --config FILE,
+then the command line. A teacher is a TorchScript file, a run of this program, the name of a torchvision or `timm:`
+backbone, or an HDF5 file of descriptors (then it sees the images unedited). Several GPUs:
+`accelerate launch tools/train_copy.py`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from ascl.config import ConfigError, take_option
-from ascl.copy_config import SHORT_NAMES, copy_setting_names, load_copy_config, read_copy_settings
-from ascl.errors import DataError
+from ascl.core.errors import DataError
+from ascl.settings.image_copy import SHORT_NAMES, copy_setting_names, load_copy_config, read_copy_settings
+from ascl.settings.retrieval import ConfigError, take_option
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "image_copy"
 
@@ -24,7 +25,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "image_copy"
 def main(arguments: list[str]) -> int:
     if not arguments or "--help" in arguments or "-h" in arguments:
         names = (f"  --{name}" for name in copy_setting_names())
-        print(__doc__, "Settings (see ascl/copy_config.py):", *names, sep="\n")
+        print(__doc__, "Settings:", *names, sep="\n")
         print("Short:", *(f"  --{short} = --{name}" for short, name in SHORT_NAMES.items()), sep="\n")
         return 0
     config = None
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> int:
         if not config.method:
             known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
             raise ConfigError(f"no method: give --method, one of {known}")
-        from ascl.copy_run import train  # torch is slow to import: settings are checked before
+        from ascl.image_copy.training.train import train  # torch is slow to import: settings are checked before
 
         progress = train(config, resume=run is not None)
     except (ConfigError, DataError, OSError) as error:

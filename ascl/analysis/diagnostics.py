@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
 from ascl.models.ascl import masked_mean
 from ascl.retrieval import rank_report, score_all_pairs
 from ascl.retrieval.ranking import RetrievalReport, as_owner, check_owner
-from ascl.retrieval.tiles import Progress
+from ascl.retrieval.scoring.tiles import Progress
 
 ITEMS = 1024                            # encoded items that go to the device together
 ROWS = 256                              # vectors whose distances to all others are looked at together

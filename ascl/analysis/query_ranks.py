@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 
 Direction = Literal["i2t", "t2i"]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ascl.analysis.query_ranks import QueryRanks
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 
 RECALLS = (1, 5, 10)        # Rsum is the sum of these recalls in both directions
 MOST_SEEDS = 20             # of the exact sign-flip test: 2**20 patterns

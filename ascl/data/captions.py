@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from ascl.core.errors import DataError
 from ascl.data.text_files import GET_DATA, locate, read_text
-from ascl.errors import DataError
 
 SCAN_CAPTIONS_PER_IMAGE = 5
 _BYTES_LITERAL = re.compile(r"""b(['"]).*\1""")

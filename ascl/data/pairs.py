@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from ascl.data.caption_ops import Positive
+from ascl.core.errors import DataError
 from ascl.data.captions import CaptionSet
-from ascl.data.feature_store import FeatureStore
-from ascl.errors import DataError
+from ascl.data.stores.open import FeatureStore
+from ascl.samples.positives import Positive
 
 PositiveFunction = Callable[[Sequence[str], int, np.random.Generator], Positive]
 _BATCH_STREAM, _POSITIVE_STREAM = 1, 2  # first word of the entropy, so that the two kinds of draws never share a state

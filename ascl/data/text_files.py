@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 
 GET_DATA = "data/README.md says where each data set goes and how to get it"
 CAPTION_ARCHIVE = "caption_datasets.zip"  # the name under which Karpathy publishes his three split files

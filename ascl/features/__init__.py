@@ -1,0 +1,1 @@
+"""Extraction of region and global features: backends, the writer, the feature file, drawing."""

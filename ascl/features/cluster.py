@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 from ascl.features.writer import Backend, Plan, Worked, compute_parts
 
 

@@ -1,4 +1,4 @@
-"""From an extraction's parts to its file, and from shards to one file. `ascl.data.hdf5_features` has the layout."""
+"""From an extraction's parts to its file, and from shards to one file. `ascl.data.stores.hdf5` has the layout."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ascl.data.feature_interface import NAMES
-from ascl.data.feature_writing import create_rows, provenance_of, shapes_of, write_frame
-from ascl.environment import commit
-from ascl.errors import DataError
-from ascl.files import atomic_path
+from ascl.core.errors import DataError
+from ascl.core.files import atomic_path
+from ascl.core.provenance import commit
+from ascl.data.stores.base import NAMES
+from ascl.data.stores.writing import create_rows, provenance_of, shapes_of, write_frame
 
 # Of a part: written in another form, or not at all.
 NOT_STORED = {"image_ids", "skipped_images", "skipped_reasons", "digest", "versions"}

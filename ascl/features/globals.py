@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from ascl.features.backbones import Backbone, Normalize, Precision
+from ascl.images.backbones import Backbone, Normalize, Precision
 
 
 class GlobalBackend:

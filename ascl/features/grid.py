@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 import torch.nn.functional as F
 
-from ascl.errors import DataError
-from ascl.features.backbones import Backbone, Normalize, Precision
+from ascl.core.errors import DataError
+from ascl.images.backbones import Backbone, Normalize, Precision
 
 
 class GridBackend:

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ascl.errors import DataError
-from ascl.features.backbones import Precision, autocast, digest_of_parameters, listed
+from ascl.core.errors import DataError
 from ascl.features.grid import grid_boxes
+from ascl.images.backbones import Precision, autocast, digest_of_parameters, listed
 
 Resize = Literal["processor", "squash"]
 SUPPORTED = (

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ascl.data.feature_store import open_features
-from ascl.errors import DataError
+from ascl.core.errors import DataError
+from ascl.data.stores.open import open_features
 from ascl.features.drawing import Region, regions_of
-from ascl.features.images import LoadedImage, find_images
 from ascl.features.writer import Backend
+from ascl.images.read import LoadedImage, find_images
 
 
 def find_image(folder: str | None, image_id: str | None) -> Path:

@@ -22,12 +22,12 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
-from ascl.data.feature_writing import provenance_of, shapes_of
-from ascl.errors import DataError
-from ascl.features.decoding import Decoded, Decoder, batches_of_one_shape
+from ascl.core.errors import DataError
+from ascl.core.files import atomic_path, write_text
+from ascl.data.stores.writing import provenance_of, shapes_of
 from ascl.features.feature_file import Skipped, join_parts, read_part, versions
-from ascl.features.images import UnreadableImage, image_ids
-from ascl.files import atomic_path, write_text
+from ascl.images.loader import Decoded, Decoder, batches_of_one_shape
+from ascl.images.read import UnreadableImage, image_ids
 
 FEATURES = ("regions", "globals")  # stored in the wished precision; boxes and scores stay as they are
 PART_SIZE = 256  # images a part: what a kill can cost
@@ -178,7 +178,7 @@ def extract(
     Args:
         backend: see `Backend`.
         images: files with different stems, which become the image ids, in this order (`find_images` gives them).
-        out: the HDF5 file; layout in `ascl.data.hdf5_features`. With a shard, `shard.path(out)` is written.
+        out: the HDF5 file; layout in `ascl.data.stores.hdf5`. With a shard, `shard.path(out)` is written.
         batch_size: most images of one shape in a forward pass.
         workers: processes that decode; 0 decodes in this one.
         dtype: of the features on disk.

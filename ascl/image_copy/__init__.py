@@ -1,9 +1,9 @@
 """Image copy detection: descriptors, edits, evaluation, search (SSCD, RDCD, ASL)."""
 
-from ascl.image_copy.bootstrap import Bootstrap, Interval, bootstrap_intervals
-from ascl.image_copy.copydays import copydays_ground_truth, copydays_report
-from ascl.image_copy.descriptor_files import Descriptors, read_descriptors, write_descriptors, write_submission
-from ascl.image_copy.evaluate import (
+from ascl.image_copy.descriptors.files import Descriptors, read_descriptors, write_descriptors, write_submission
+from ascl.image_copy.evaluation.bootstrap import Bootstrap, Interval, bootstrap_intervals
+from ascl.image_copy.evaluation.copydays import copydays_ground_truth, copydays_report
+from ascl.image_copy.evaluation.metrics import (
     CopyMetrics,
     TopPairs,
     judge,
@@ -12,8 +12,14 @@ from ascl.image_copy.evaluate import (
     top_pairs,
     trapezoid_average_precision,
 )
-from ascl.image_copy.score_norm import Whitening, augmented, fit_whitening, score_normalise, subtract_negatives
-from ascl.image_copy.search import capped_search, nearest_references
+from ascl.image_copy.evaluation.score_norm import (
+    Whitening,
+    augmented,
+    fit_whitening,
+    score_normalise,
+    subtract_negatives,
+)
+from ascl.index.exact import capped_search, nearest_references
 
 __all__ = [
     "Bootstrap",

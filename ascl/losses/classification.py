@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from ascl.losses.vectors import at_least_float32, check_labels, check_vectors
+from ascl.core.tensors import at_least_float32, check_labels, check_vectors
 
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: float) -> Tensor:

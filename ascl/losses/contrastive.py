@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ascl.asymmetry import keep_generated_negatives
-from ascl.losses.spread import entropy_of_nearest
-from ascl.losses.vectors import (
+from ascl.core.tensors import (
     at_least_float32,
     check_labels,
     check_positive,
@@ -21,6 +20,7 @@ from ascl.losses.vectors import (
     products,
     unit,
 )
+from ascl.losses.spread import entropy_of_nearest
 
 PARTITION_FLOOR = 1e-6      # added to the sum over the negatives in SSCD's InfoNCE
 

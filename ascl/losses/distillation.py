@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ascl.losses.vectors import check_positive, check_queue, check_vectors, products, unit
+from ascl.core.tensors import check_positive, check_queue, check_vectors, products, unit
 
 
 def relational_distillation_loss(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ascl.losses.vectors import check_queue, check_vectors, products, unit
+from ascl.core.tensors import check_queue, check_vectors, products, unit
 
 DISTANCE_FLOOR = 1e-3           # of 1 - cosine in RDCD's loss
 SQUARED_DISTANCE_FLOOR = 1e-6   # in SSCD's

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ascl.core.tensors import at_least_float32, check_labels, check_vectors
 from ascl.losses.contrastive import check_square
-from ascl.losses.vectors import at_least_float32, check_labels, check_vectors
 
 
 def hardest_triplet(

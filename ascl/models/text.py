@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 from ascl.models.base import TextEncoder
 
 KEPT_FREE = 0.05         # share of the disk that a cache leaves to others

@@ -1,8 +1,8 @@
 """Retrieval: scores of every pair, ranks, and what a training step makes of them."""
 
-from ascl.retrieval.all_pairs import rank_all_pairs, score_all_pairs, score_blocks, top_pairs
 from ascl.retrieval.ranking import fold_report, load_scores, rank_report, ranks
-from ascl.retrieval.scoring import score_batch
+from ascl.retrieval.scoring.all_pairs import rank_all_pairs, score_all_pairs, score_blocks, top_pairs
+from ascl.retrieval.scoring.prepared import score_batch
 
 __all__ = ["fold_report", "load_scores", "rank_all_pairs", "rank_report", "ranks", "score_all_pairs", "score_batch",
            "score_blocks", "top_pairs"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ascl.core.errors import DataError
 from ascl.data.captions import CaptionSet
-from ascl.data.feature_store import FeatureStore
-from ascl.errors import DataError
+from ascl.data.stores.open import FeatureStore
 from ascl.models import EncodedImages, EncodedTexts, RetrievalModel
 
 

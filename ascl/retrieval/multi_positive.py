@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 from ascl.retrieval.ranking import BLOCK_ELEMENTS, Matrix
 
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ascl.asymmetry import Direction, direction, norm_ratio_loss
-from ascl.data.embedding_noise import NoiseSettings, add_noise
+from ascl.core.tensors import at_least_float32
 from ascl.data.pairs import Batch
 from ascl.losses import ascl_loss, hardest_triplet
-from ascl.losses.vectors import at_least_float32
 from ascl.models import EncodedImages, EncodedTexts, RetrievalModel
-from ascl.retrieval.scoring import score_batch
+from ascl.retrieval.scoring.prepared import score_batch
+from ascl.samples.negatives import NoiseSettings, add_noise
 
 Gather = Callable[[Tensor], Tensor]
 
@@ -128,7 +128,7 @@ class RetrievalObjective:
 
 def encode_images(model: RetrievalModel, batch: Batch, size: int | None) -> EncodedImages:
     """The images of a batch, `size` at a time (None = all), whose graph is built again when the gradient comes back."""
-    assert batch.globals is not None                                # `build.build_split` refuses data without
+    assert batch.globals is not None                                # `build_split` refuses data without
     if size is None or len(batch) <= size:
         return model.encode_images(batch.regions, batch.globals, batch.region_mask)
     parts = _features(batch.regions, batch.globals, batch.region_mask, size)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 
 BLOCK_ELEMENTS = 2**22  # scores looked at together: 16 MiB in float32, and as much again for the masks
 

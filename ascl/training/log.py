@@ -12,8 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ascl.errors import DataError
-from ascl.files import write_text
+from ascl.core.errors import DataError
+from ascl.core.files import write_text
 
 METRICS = "metrics.jsonl"
 

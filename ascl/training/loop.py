@@ -24,8 +24,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ascl.errors import DataError
-from ascl.training import checkpoint
+from ascl.core import checkpoint
+from ascl.core.errors import DataError
 from ascl.training.distributed import any_process, mean_over_processes, of_every_process
 from ascl.training.log import RunLog
 

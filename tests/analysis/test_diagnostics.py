@@ -18,7 +18,7 @@ from ascl.analysis.diagnostics import (
     recall_by_local_weight,
     wilson_interval,
 )
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 from ascl.models import AsCL, EncodedImages, EncodedTexts
 from ascl.models.base import TextEncoder
 from ascl.models.baselines.two_tower import TwoTower

@@ -18,7 +18,7 @@ from ascl.analysis.significance import (
     sign_flip_test,
     t_interval,
 )
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 from ascl.retrieval import rank_report, ranks
 
 DIFFERENCES = st.lists(st.integers(-40, 40), min_size=2, max_size=8)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ascl.core.errors import DataError
 from ascl.data.captions import CaptionSet, captions_exist, load_captions, load_coco, load_karpathy, load_scan
-from ascl.errors import DataError
 
 
 def image(name: str, split: str, *raw: str) -> dict:

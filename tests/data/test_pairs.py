@@ -11,11 +11,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from ascl.data.caption_ops import Positive, generate_positive
+from ascl.core.errors import DataError
 from ascl.data.captions import CaptionSet
-from ascl.data.feature_store import FeatureStore, open_features
 from ascl.data.pairs import PairDataset, UniqueImageBatchSampler, collate
-from ascl.errors import DataError
+from ascl.data.stores.open import FeatureStore, open_features
+from ascl.samples.positives import Positive, generate_positive
 
 IMAGES, PER_IMAGE = 12, 3
 

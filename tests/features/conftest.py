@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ascl.features.detectron2_backend import Detectron2Backend
+from ascl.features.detectors.detectron2_backend import Detectron2Backend
 
 NARROW = (
     "MODEL.RESNETS.RES2_OUT_CHANNELS 16 MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.RESNETS.STEM_OUT_CHANNELS 8 "

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 from ascl.features.cluster import on_ray
 from ascl.features.grid import GridBackend
-from ascl.features.images import find_images
 from ascl.features.writer import extract
+from ascl.images.read import find_images
 
 MAKE = functools.partial(GridBackend, "mobilenet_v2", "random:0", "features.3", grid=2, input_size=32)
 QUICK = {"batch_size": 3, "workers": 0, "part_size": 4, "progress": False, "resume": True}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 from ascl.features.drawing import COLOURS, Region, draw_regions, regions_of, table
 from ascl.features.showing import regions_from_store
 

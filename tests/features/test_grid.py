@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 from ascl.features.globals import GlobalBackend
 from ascl.features.grid import GridBackend, grid_boxes
 

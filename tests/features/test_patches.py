@@ -11,7 +11,7 @@ import torch
 import transformers
 from PIL import Image
 
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 from ascl.features import patches
 from ascl.features.patches import PatchBackend, PatchGlobalBackend, ProcessorPixels
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ascl.data.feature_store import open_features
-from ascl.data.feature_writing import create_rows
-from ascl.errors import DataError
+from ascl.core.errors import DataError
+from ascl.data.stores.open import open_features
+from ascl.data.stores.writing import create_rows
 from ascl.features import writer
 from ascl.features.feature_file import merge_shards, shards_beside
-from ascl.features.images import SquarePixels, find_images
 from ascl.features.writer import Shard, extract
+from ascl.images.read import SquarePixels, find_images
 
 
 class Colours:

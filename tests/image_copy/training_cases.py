@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ascl.image_copy.descriptor import Descriptor, DescriptorSettings
+from ascl.image_copy.descriptors.descriptor import Descriptor, DescriptorSettings
 
 BACKBONE = "shufflenet_v2_x0_5"  # with batch norm, 1,024 channels, some milliseconds for a small image
 SIDE = 32

@@ -10,7 +10,6 @@ import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ascl import load_model
-from ascl.config import Config, ConfigError, load_config, read_settings
 from ascl.models import EncodedImages, EncodedTexts
 from ascl.models.baselines import tokens
 from ascl.models.baselines.clip import Clip
@@ -20,6 +19,7 @@ from ascl.models.baselines.two_tower import TwoTower
 from ascl.models.baselines.vse import Vse
 from ascl.models.baselines.vse_infinity import VseInfinity
 from ascl.retrieval import rank_all_pairs, rank_report, score_all_pairs, top_pairs
+from ascl.settings.retrieval import Config, ConfigError, load_config, read_settings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 KINDS = {"two_tower": TwoTower, "vse": Vse, "vse_infinity": VseInfinity, "scan_t2i": Scan, "scan_i2t": Scan,

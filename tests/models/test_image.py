@@ -3,10 +3,11 @@
 import numpy as np
 import torch
 
-from ascl import build
-from ascl.config import load_config
+from ascl.data.split import build_split
 from ascl.models import AsCL
 from ascl.models.image import Standardize
+from ascl.retrieval import build
+from ascl.settings.retrieval import load_config
 
 
 def test_standardize_brings_its_sample_to_mean_0_and_variance_1():
@@ -36,7 +37,7 @@ def test_statistics_come_from_the_training_images(tiny_data, tmp_path):
     arguments = ["--data.captions", str(tiny_data / "captions.json"),
                  "--data.features", f"[{tiny_data / 'regions.h5'}, {tiny_data / 'globals.h5'}]"]
     config = load_config(arguments, tmp_path)
-    captions, store = build.build_split(config, "train")
+    captions, store = build_split(config, "train")
     model = AsCL(store.region_dim, store.global_dim, None, 8, 2, standardize=True)
     build.fit_standardization(model, captions, store)
     features = store.read(store.rows(captions.image_ids))

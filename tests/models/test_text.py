@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 from ascl.models import AsCL
 from ascl.models.text import _RECORD, BertWords, CachedWords
 

@@ -13,11 +13,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ascl import build
-from ascl.config import Config, DataConfig, TrainConfig
-from ascl.data.embedding_noise import NoiseSettings
+from ascl.core.errors import DataError
 from ascl.data.pairs import Batch
-from ascl.errors import DataError
+from ascl.data.split import build_split
 from ascl.losses import ascl_loss, hardest_triplet
 from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
 from ascl.models.base import TextEncoder
@@ -27,7 +25,10 @@ from ascl.models.baselines.scan import Scan
 from ascl.models.baselines.two_tower import TwoTower
 from ascl.models.baselines.vse import Vse
 from ascl.models.baselines.vse_infinity import VseInfinity
+from ascl.retrieval import build
 from ascl.retrieval.objective import RetrievalObjective, TripletSettings, encode_texts, noised, norm_order
+from ascl.samples.negatives import NoiseSettings
+from ascl.settings.retrieval import Config, DataConfig, TrainConfig
 from ascl.training.log import read_metrics
 
 # Without shuffling: to AsCL a shuffled caption scores as the caption itself does, so rounding alone decides whether it
@@ -231,7 +232,7 @@ def peak(model: RetrievalModel, count: int, chunk: int | None) -> int:
 def test_memory_grows_by_encoded_items_and_scores_alone(monkeypatch):
     """Twice the batch is nearly four times the memory; in chunks it is little more, though the scores are all there."""
     model = make_model("ascl")
-    monkeypatch.setattr("ascl.retrieval.attention.CPU_CHUNK", 1 << 14)     # working memory that is the same in all
+    monkeypatch.setattr("ascl.retrieval.scoring.attention.CPU_CHUNK", 1 << 14)     # the same in all
     whole, twice = peak(model, 16, None), peak(model, 32, None)
     small, larger = peak(model, 16, 8), peak(model, 32, 8)
     assert twice > 2.5 * whole and larger < 1.5 * small and larger < 0.3 * twice, (whole, twice, small, larger)
@@ -259,7 +260,7 @@ TWO = """
 import sys
 sys.path.insert(0, sys.argv[2])
 import torch
-from ascl.processes import rows_of_all_with_gradient
+from ascl.core.distributed import rows_of_all_with_gradient
 from ascl.retrieval.objective import RetrievalObjective
 from ascl.training.distributed import make_accelerator
 from ascl.training.loop import LoopSettings, fit
@@ -377,7 +378,7 @@ def test_batches_are_dealt_to_processes(tiny_data, gather):
                         features=[str(tiny_data / "regions.h5"), str(tiny_data / "globals.h5")]),
         train=TrainConfig(batch_size=own, gather_negatives=gather, workers=0),
     )
-    captions, store = build.build_split(config, "train")
+    captions, store = build_split(config, "train")
     pairs = build.build_pairs(config, captions, store)
     image_of = {text: int(owner) for text, owner in zip(captions.captions, captions.owner, strict=True)}
     dealt = [build.TrainBatches(config, pairs, process, processes) for process in range(processes)]
@@ -403,7 +404,7 @@ def test_workers_stay_and_change_nothing(tiny_data):
         config = Config(data=DataConfig(captions=str(tiny_data / "captions.json"),
                                         features=[str(tiny_data / "regions.h5"), str(tiny_data / "globals.h5")]),
                         train=TrainConfig(batch_size=4, workers=workers))
-        pairs = build.build_pairs(config, *build.build_split(config, "train"))
+        pairs = build.build_pairs(config, *build_split(config, "train"))
         batches = build.TrainBatches(config, pairs, 0, 1)
         left = batches(1, 0)
         next(left)
@@ -416,7 +417,7 @@ def test_workers_stay_and_change_nothing(tiny_data):
 def test_a_batch_of_all_processes_that_needs_more_images_than_there_are_is_refused(tiny_data):
     config = Config(data=DataConfig(captions=str(tiny_data / "captions.json"), features=[str(tiny_data / "regions.h5")],
                                     global_source="mean-region"), train=TrainConfig(batch_size=5))
-    pairs = build.build_pairs(config, *build.build_split(config, "train"))
+    pairs = build.build_pairs(config, *build_split(config, "train"))
     assert build.TrainBatches(config, pairs, 1, 2).steps_per_epoch == 2
     with pytest.raises(DataError, match="batch_size 5 in each of 3 processes.*takes 15 images, and 12 have captions"):
         build.TrainBatches(config, pairs, 0, 3)

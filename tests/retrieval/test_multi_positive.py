@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 from ascl.retrieval import multi_positive
 from ascl.retrieval.multi_positive import multi_positive_report
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from ascl.data.caption_ops import generate_positive
-from ascl.data.embedding_noise import NoiseSettings
+from ascl.core import checkpoint
 from ascl.data.pairs import Batch
 from ascl.models import AsCL, EncodedTexts
 from ascl.models.baselines.two_tower import TwoTower
 from ascl.models.text import BertWords, CachedWords
 from ascl.retrieval.objective import RetrievalObjective, norm_order
-from ascl.training import checkpoint
+from ascl.samples.negatives import NoiseSettings
+from ascl.samples.positives import generate_positive
 from ascl.training.log import read_metrics
 
 SUBJECTS, VERBS, PLACES = ["a red dog", "the blue cat", "a small man", "the big old dog"], ["runs", "sits", "jumps"], [

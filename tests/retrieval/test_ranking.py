@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 from ascl.retrieval.ranking import fold_report, load_scores, rank_report, ranks
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ascl.errors import DataError
+from ascl.core.errors import DataError
 from ascl.training.log import METRICS, RunLog, read_metrics
 
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from ascl.errors import DataError
-from ascl.training import checkpoint
+from ascl.core import checkpoint
+from ascl.core.errors import DataError
 from ascl.training.distributed import make_accelerator
 from ascl.training.log import read_metrics
 from ascl.training.loop import LoopSettings, TrainingInterrupted

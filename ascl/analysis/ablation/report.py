@@ -1,0 +1,141 @@
+"""From finished runs to the files of a study, and outside models that are to stand beside them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ascl.analysis.ablation.plan import Request, Run, describe, fingerprint_of, steps_of, train_command
+from ascl.analysis.ablation.runner import Failure, launcher
+from ascl.analysis.ablation.studies import STUDIES, Result, Row, Study, compare, read_result
+from ascl.analysis.ablation.table import draw, summary_csv, to_csv, to_markdown
+from ascl.core.errors import DataError
+from ascl.core.files import write_text
+
+SOURCE = "source.json"
+
+
+def write_reports(request: Request, runs: Sequence[Run], failures: Sequence[Failure] = ()) -> list[Path]:
+    """STUDY.md, .csv, _summary.csv and .png of each study, from whatever is finished.
+
+    A finished run whose files cannot be read is listed with the reason, and keeps no other from its table.
+    """
+    reasons = {failure.run.digest: failure.reason for failure in failures}
+    results: dict[str, Result] = {}
+    for run in runs:
+        state = describe(replace(run, probe_captions=0))        # a table takes figures without probes as well
+        if state == "finished":
+            try:
+                results[run.digest] = read_result(run.folder, run.evaluation, run.config.train.seed,
+                                                  processes=run.processes, steps=steps_of(run))
+            except (DataError, OSError) as error:
+                reasons[run.digest] = str(error)
+        else:
+            reasons.setdefault(run.digest, state)
+    outside, elsewhere = _comparable(outside_rows(request), results)
+    written = []
+    for name in request.studies:
+        study = _study(name, request, runs, results, outside, reasons)
+        study = replace(study, unfinished=(*study.unfinished, *elsewhere))
+        comparisons = compare(study.rows)
+        paths = [request.out / f"{name}{ending}" for ending in (".md", ".csv", "_summary.csv", ".png")]
+        write_text(paths[0], to_markdown(study, comparisons))
+        write_text(paths[1], to_csv(study))
+        write_text(paths[2], summary_csv(study, comparisons))
+        draw(study, comparisons, paths[3])
+        written += paths
+    return written
+
+
+def _study(
+    name: str, request: Request, runs: Sequence[Run], results: Mapping[str, Result], outside: Sequence[Row],
+    reasons: Mapping[str, str],
+) -> Study:
+    rows, unfinished = [], []
+    for variant in STUDIES[name]:
+        own = [run for run in runs if (name, variant.label) in run.uses]
+        finished = tuple(results[run.digest] for run in own if run.digest in results)
+        rows.append(Row(variant.label, str(variant), finished, shown(own[0], request)))
+        unfinished += [f"{variant.label}, seed {run.config.train.seed} ({run.folder.name}): {reasons[run.digest]}"
+                       for run in own if run.digest not in results]
+    return Study(name, request.dataset, runs[0].config.data.test, request.seeds, (*rows, *outside), tuple(unfinished))
+
+
+def _comparable(outside: Sequence[Row], results: Mapping[str, Result]) -> tuple[list[Row], list[str]]:
+    """The outside models that ranked the queries of the runs here, and a line about each that did not."""
+    ours = next((result.ranks for result in results.values() if result.ranks is not None), None)
+    rows, lines = [], []
+    for row in outside:
+        theirs = row.results[0].ranks
+        if ours is None or theirs is None or ours.same_queries(theirs):
+            rows.append(row)
+        else:
+            lines.append(f"{row.label}: left out, its {theirs.images} images and {len(theirs.owner)} captions are not "
+                         f"the {ours.images} and {len(ours.owner)} of the runs here, or not in their order")
+    return rows, lines
+
+
+def shown(run: Run, request: Request) -> str:
+    """The command that trains a run, as one would type it in the repository."""
+    words = train_command(run, request, launcher(run.processes), resume=False)
+    words = ["python", *words[1:]] if run.processes == 1 else ["accelerate", "launch", *words[3:]]
+    root = f"{request.tools.parent}/"
+    return shlex.join([word.removeprefix(root) for word in words])
+
+
+# Outside models
+
+
+def add_outside(request: Request, name: str, scores: Path) -> str | None:
+    """Evaluate a score matrix through tools/eval.py, where that has not been done; None or why it failed.
+
+    From then on the model stands in every report of this folder, until its folder in OUT/scores is removed. Scores
+    that cannot be evaluated leave what is there as it was.
+
+    Raises:
+        DataError: the name is taken, by a variant or by another outside model.
+    """
+    if name in {variant.label for variants in STUDIES.values() for variant in variants}:
+        raise DataError(f"--scores {name!r}: a variant has this name; choose another")
+    folder = request.out / "scores" / (re.sub(r"[^\w+-]+", "_", name) or "_")
+    fingerprint = fingerprint_of(scores)
+    source = {"name": name, "file": str(scores), "fingerprint": fingerprint}
+    note = folder / SOURCE
+    if note.exists():
+        known = json.loads(note.read_text(encoding="utf-8"))
+        if known["name"] != name:
+            raise DataError(f"--scores {name!r}: {folder} is that of {known['name']!r} already; choose another name")
+        if fingerprint is not None and known["fingerprint"] == fingerprint:
+            return None
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-", ignore_cleanup_errors=True) as new:
+        command = [sys.executable, str(request.tools / "eval.py"), "--scores", str(scores), "--out", new]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            lines = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
+            return f"{lines[-1]} (exit status {done.returncode}; {shlex.join(command)})"
+        write_text(Path(new) / SOURCE, json.dumps(source, indent=2) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        Path(new).rename(folder)
+    return None
+
+
+def outside_rows(request: Request) -> list[Row]:
+    """A row for each outside model that was evaluated in this folder, by name."""
+    rows = []
+    for note in sorted((request.out / "scores").glob(f"[!.]*/{SOURCE}")):
+        name = json.loads(note.read_text(encoding="utf-8"))["name"]
+        evaluations = list(note.parent.glob("eval-*.json"))
+        if len(evaluations) != 1:
+            raise DataError(f"{note.parent} holds {len(evaluations)} evaluations instead of one; remove it, and give "
+                            f"--scores {name}=FILE.npz again")
+        rows.append(Row(name, "outside model", (read_result(note.parent, evaluations[0], None),), outside=True))
+    return rows

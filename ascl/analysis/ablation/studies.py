@@ -1,0 +1,307 @@
+"""Ablation studies: their variants, what a finished run says, and how its variants compare."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ascl.analysis.query_ranks import QueryRanks, read_ranks
+from ascl.analysis.significance import (
+    BootstrapResult,
+    Interval,
+    bootstrap_rsum,
+    holm,
+    paired_t_test,
+    sign_flip_test,
+    t_interval,
+)
+from ascl.core.errors import DataError
+from ascl.training.log import METRICS, read_metrics
+
+FIGURES = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One line of a study: what it sets beyond the data set's own settings.
+
+    settings: by dotted name, values as the command line takes them. A `model.kind` brings its rival's own loss and
+        samples with it, as on the command line.
+    """
+
+    label: str
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in sorted(self.settings.items()))
+
+
+OURS = Variant("AsCL")
+
+# The first variant of each study is the one that the others are compared with.
+STUDIES: dict[str, tuple[Variant, ...]] = {
+    # AsCL, table 2
+    "table2": (
+        OURS,
+        Variant("w/o Pos", {"samples.positives": "none"}),
+        Variant("w/o Neg", {"samples.negatives": "none"}),
+        Variant("w/o P&N", {"samples.positives": "none", "samples.negatives": "none"}),
+        Variant("w/o MF", {"model.fusion": "false"}),
+        Variant("w triplet loss", {"loss.kind": "triplet"}),
+    ),
+    # AsCL, figure 3, left and right
+    "positives": tuple(
+        Variant(label, {"samples.positives": positives, "samples.negatives": "mixture"})
+        for label, positives in (("none", "none"), ("long", "concatenate"), ("short", "keywords"), ("both", "both"))
+    ),
+    "negatives": tuple(
+        Variant(negatives, {"samples.positives": "both", "samples.negatives": negatives})
+        for negatives in ("none", "shuffle", "dropout", "gaussian", "cutoff", "mixture")
+    ),
+    "fusion": (
+        Variant("with fusion", {"model.fusion": "true"}),
+        Variant("without fusion", {"model.fusion": "false"}),
+        Variant("without projections", {"model.projections": "false"}),
+        *(Variant(f"u1 = {weight}", {"model.local_weight": weight})
+          for weight in ("0", "0.2", "0.4", "0.6", "0.8", "1")),
+    ),
+    "loss": (
+        OURS,
+        *(Variant(f"temperature {temperature}", {"loss.kind": "contrastive", "loss.temperature": temperature})
+          for temperature in ("0.01", "0.02", "0.05", "0.1", "0.2")),
+        Variant("triplet", {"loss.kind": "triplet"}),
+    ),
+    "baselines": (
+        OURS,
+        *(Variant(label, {"model.kind": kind}) for label, kind in (
+            ("two towers", "two_tower"), ("VSE++", "vse"), ("VSE-infinity", "vse_infinity"),
+            ("SCAN text-to-image", "scan_t2i"), ("SCAN image-to-text", "scan_i2t"), ("CLIP-style", "clip"),
+            ("IMRAM", "imram"),
+        )),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One evaluated run, or one outside model's score matrix.
+
+    Attributes:
+        run: folder.
+        seed: of the training; None for an outside model.
+        figures: `FIGURES` in percent, Rsum as their sum.
+        steps, pairs, seconds: trained for; a pair is a caption with its image, generated samples not counted. None
+            where unknown.
+        probes: share of the cases that are ordered right, 0 to 1, by asymmetry (I, II, III) and by kind.
+        ranks: of every query; None where the evaluation left none.
+        made_with: commit, versions and device of the training.
+    """
+
+    run: str
+    seed: int | None
+    figures: dict[str, float]
+    steps: int | None = None
+    pairs: int | None = None
+    seconds: float | None = None
+    probes: dict[str, float] = field(default_factory=dict)
+    ranks: QueryRanks | None = None
+    made_with: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant, or one outside model, with all that is finished of it, in order of the seeds.
+
+    commands: that made or would make its first run; empty for an outside model.
+    """
+
+    label: str
+    variant: str
+    results: tuple[Result, ...]
+    command: str = ""
+    outside: bool = False
+
+    def mean(self, read: Callable[[Result], float | None]) -> tuple[float, float | None] | None:
+        """Mean and sample standard deviation (n - 1) of what is known; no deviation of a single value."""
+        values = [value for value in map(read, self.results) if value is not None]
+        if not values:
+            return None
+        return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that the tables of one study show.
+
+    unfinished: one line for each run that is missing or has failed.
+    """
+
+    name: str
+    dataset: str
+    split: str
+    seeds: tuple[int, ...]
+    rows: tuple[Row, ...]
+    unfinished: tuple[str, ...] = ()
+
+
+def read_result(
+    folder: Path, evaluation: Path, seed: int | None, *, processes: int = 1, steps: int | None = None
+) -> Result:
+    """What is known of one run.
+
+    Args:
+        folder: of the run; of an outside model it holds nothing but the evaluation.
+        evaluation: `eval-*.json`; the ranks lie beside it as `ranks-*.npz`.
+        processes: that trained, each with a batch of its own.
+        steps: that it trained for, where somebody noted them: the log may have lost lines since.
+
+    Raises:
+        DataError: a file is there and says something else than an evaluation or a log of training.
+        FileNotFoundError: settings or environment of a trained run are gone.
+    """
+    try:
+        content = json.loads(evaluation.read_text(encoding="utf-8"))
+        figures = figures_of(content["reports"]["full"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise DataError(f"{evaluation} is no evaluation of tools/eval.py ({error!r}); remove it, run again") from error
+    ranks = evaluation.with_name(evaluation.stem.replace("eval-", "ranks-", 1) + ".npz")
+    result = Result(
+        run=str(folder), seed=seed, figures=figures, probes=probes_of(content.get("probes")),
+        ranks=read_ranks(ranks) if ranks.exists() else None,
+    )
+    if not (folder / METRICS).exists():
+        return result
+    logged, seconds = training_of(read_metrics(folder / METRICS))
+    steps = logged if steps is None else steps
+    try:
+        settings = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8"))
+        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        made_with = f"commit {environment['commit']}, torch {environment['torch']}, {environment['device']}"
+        pairs = steps * settings["train"]["batch_size"] * processes
+    except (json.JSONDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise DataError(f"{folder}: settings.yaml or environment.json is damaged ({error!r}); remove the folder to "
+                        "train this run again") from error
+    return replace(result, steps=steps, pairs=pairs, seconds=seconds if logged == steps else None, made_with=made_with)
+
+
+def figures_of(report: Mapping[str, Any]) -> dict[str, float]:
+    """The six recalls and their sum out of a report as JSON has it."""
+    recalls = {f"{way}_r{k}": float(report[way][f"r{k}"]) for way in ("i2t", "t2i") for k in (1, 5, 10)}
+    return recalls | {"rsum": float(report["rsum"])}
+
+
+def probes_of(probes: Mapping[str, Any] | None) -> dict[str, float]:
+    """Shares of right orders by asymmetry and by kind; empty where nothing was probed."""
+    if not probes:
+        return {}
+    groups = {**probes.get("by_asymmetry", {}), **probes.get("kinds", {})}
+    return {name: float(group["right"]) for name, group in groups.items() if group.get("right") is not None}
+
+
+def training_of(records: Sequence[Mapping[str, Any]]) -> tuple[int, float | None]:
+    """Steps taken, and seconds of training alone: validations, and what lies between a kill and its resume, are not in.
+
+    Steps that no line of the log covers count as the average of the others.
+    """
+    last = covered = 0
+    seconds = 0.0
+    for record in records:
+        rate = record.get("steps_per_second")
+        if record["kind"] == "train" and rate:
+            covered += record["step"] - last
+            seconds += (record["step"] - last) / rate
+        last = record["step"]
+    return last, seconds * last / covered if covered else None
+
+
+# Comparisons
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rsum of one row minus that of the study's first.
+
+    Attributes:
+        label: of the row.
+        difference: mean over the common seeds, or of an outside model against the mean of all seeds; points of Rsum.
+        seeds: how many pairs of runs with the same seed.
+        over_seeds: 95 % interval of the t-test.
+        t_test, sign_flip: p values over seeds, each as (raw, with Holm's correction over the study's rows).
+        over_images: of the bootstrap.
+        bootstrap: its p values, raw and corrected.
+        same_runs: the row's runs are those of the first row, so there is nothing to compare.
+        remark: why there is no bootstrap, where that has a reason that somebody can mend.
+    """
+
+    label: str
+    difference: float
+    seeds: int
+    over_seeds: Interval | None = None
+    t_test: tuple[float | None, float | None] = (None, None)
+    sign_flip: tuple[float | None, float | None] = (None, None)
+    over_images: Interval | None = None
+    bootstrap: tuple[float | None, float | None] = (None, None)
+    same_runs: bool = False
+    remark: str = ""
+
+
+def compare(rows: Sequence[Row], *, draws: int = 10_000) -> list[Comparison]:
+    """Every row that shares a seed with the first, against the first; empty where the first has no run."""
+    if not rows or not rows[0].results:
+        return []
+    found = [_Found(row, pairs, draws) for row in rows[1:] if (pairs := _pairs(rows[0], row))]
+
+    def corrected(read: Callable[[_Found], float | None]) -> list[tuple[float | None, float | None]]:
+        raw = [None if each.same else read(each) for each in found]
+        return list(zip(raw, holm(raw), strict=True))
+
+    tests = (
+        corrected(lambda each: paired_t_test(each.differences)),
+        corrected(lambda each: sign_flip_test(each.differences)),
+        corrected(lambda each: each.images.p if each.images else None),
+    )
+    return [
+        Comparison(
+            each.row.label, each.difference, len(each.differences), None if each.same else t_interval(each.differences),
+            t_test, sign_flip, each.images.interval if each.images else None, bootstrap, each.same, each.remark,
+        )
+        for each, t_test, sign_flip, bootstrap in zip(found, *tests, strict=True)
+    ]
+
+
+class _Found:
+    """One row against the first, before the corrections that need all rows."""
+
+    def __init__(self, row: Row, pairs: list[tuple[Result, Result]], draws: int) -> None:
+        # recalls are sums of fractions: what is equal has to look equal
+        differences = [round(other.figures["rsum"] - first.figures["rsum"], 9) for first, other in pairs]
+        self.row = row
+        self.difference = float(np.mean(differences))
+        self.differences = [] if row.outside else differences       # of which an outside model has but one
+        self.same = all(first.run == other.run for first, other in pairs)
+        self.images: BootstrapResult | None = None
+        self.remark = ""
+        ranked = [(first.ranks, other.ranks) for first, other in pairs if first.ranks and other.ranks]
+        if self.same:
+            return
+        if len(ranked) < len(pairs):
+            self.remark = "no bootstrap: an evaluation left no ranks"
+            return
+        try:
+            self.images = bootstrap_rsum([first for first, _ in ranked], [other for _, other in ranked], draws=draws)
+        except DataError as error:
+            self.remark = f"no bootstrap: {error}"
+
+
+def _pairs(first: Row, other: Row) -> list[tuple[Result, Result]]:
+    """Runs with the same seed; an outside model, which has none, with every run of the first."""
+    if other.outside:
+        return [(result, other.results[0]) for result in first.results]
+    by_seed = {result.seed: result for result in first.results}
+    return [(by_seed[result.seed], result) for result in other.results if result.seed in by_seed]

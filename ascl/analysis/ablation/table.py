@@ -1,0 +1,293 @@
+"""A study on paper: CSV with a line for each run, CSV and Markdown with means and tests, PNG."""
+
+from __future__ import annotations
+
+import csv
+import io
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ascl.analysis.ablation.studies import FIGURES, Comparison, Result, Row, Study
+from ascl.analysis.significance import Interval
+from ascl.core.files import atomic_path
+
+HEADINGS = ("I2T R@1", "I2T R@5", "I2T R@10", "T2I R@1", "T2I R@5", "T2I R@10", "Rsum")
+ASYMMETRIES = ("I", "II", "III")
+UNKNOWN = "–"
+
+
+def to_csv(study: Study) -> str:
+    """One line for each evaluated run: figures in percent, probes as shares, empty where unknown."""
+    probes = list(dict.fromkeys(name for row in study.rows for result in row.results for name in result.probes))
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["study", "variant", "label", "seed", "run", *FIGURES, "steps", "pairs", "seconds",
+                     *(f"probe {name}" for name in probes)])
+    for row in study.rows:
+        for result in row.results:
+            seconds = None if result.seconds is None else round(result.seconds, 1)
+            writer.writerow([
+                study.name, row.variant, row.label, result.seed, result.run,
+                *(round(result.figures[name], 6) for name in FIGURES), result.steps, result.pairs, seconds,
+                *(result.probes.get(name) for name in probes),
+            ])
+    return stream.getvalue()
+
+
+def summary_csv(study: Study, comparisons: Sequence[Comparison]) -> str:
+    """One line for each variant: mean and sample standard deviation, and how its Rsum differs from the first's."""
+    names = [*FIGURES, *ASYMMETRIES]
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    tests = ("t_test", "sign_flip", "bootstrap")
+    writer.writerow([
+        "study", "variant", "label", "runs", *(f"{name} {what}" for name in names for what in ("mean", "deviation")),
+        "difference in rsum", *(f"95 % over {over}, {end}" for over in ("seeds", "images") for end in ("low", "high")),
+        *(f"p {test}{corrected}" for test in tests for corrected in ("", ", Holm")),
+    ])
+    of_row = {each.label: each for each in comparisons}
+    for row in study.rows:
+        spreads = [_mean(row, name) for name in names]
+        each = of_row.get(row.label)
+        compared = [None] * (1 + 4 + 2 * len(tests)) if each is None or each.same_runs else [
+            each.difference, *(getattr(interval, end, None) for interval in (each.over_seeds, each.over_images)
+                               for end in ("low", "high")),
+            *(p for test in tests for p in getattr(each, test)),
+        ]
+        numbers = [*(number for spread in spreads for number in (spread or (None, None))), *compared]
+        writer.writerow([study.name, row.variant, row.label, len(row.results),
+                         *(None if number is None else round(number, 6) for number in numbers)])
+    return stream.getvalue()
+
+
+# Markdown
+
+
+def to_markdown(study: Study, comparisons: Sequence[Comparison]) -> str:
+    """Means, differences from the first variant, what the tests can say, probes, commands, what is unfinished."""
+    seeds = ", ".join(map(str, study.seeds))
+    parts = [
+        f"# Ablation {study.name}: {study.dataset}, {study.split} split, seeds {seeds}",
+        "Recalls in percent, Rsum is the sum of the six; mean ± sample standard deviation over the seeds that are "
+        "finished. Every pair of the split is scored.",
+        _table([
+            ["Variant", "Settings", "Seeds", *HEADINGS, "Steps", "Pairs seen"],
+            *([row.label, _settings(row), str(len(row.results)) if not row.outside else "outside",
+               *(_spread(row, name) for name in FIGURES), _count(row, "steps"), _count(row, "pairs")]
+              for row in study.rows),
+        ], left=2),
+        _budget(study),
+        *_differences(study, comparisons),
+        *_probes(study),
+        *_commands(study),
+    ]
+    if study.unfinished:
+        parts += ["## Not finished", "\n".join(f"- {_cell(line)}" for line in study.unfinished)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(rows: Sequence[Sequence[str]], *, left: int) -> str:
+    """Markdown; the first `left` columns are text, the others numbers."""
+    lines = [f"| {' | '.join(map(_cell, row))} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * left + "--:|" * (len(rows[0]) - left), *lines[1:]])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _settings(row: Row) -> str:
+    if row.outside:
+        return "scores of an outside model"
+    return f"`{row.variant}`" if row.variant else "as the data set has them"
+
+
+def _mean(row: Row, name: str) -> tuple[float, float | None] | None:
+    """Mean and deviation of a figure, or of a probe."""
+    return row.mean(lambda result: result.figures.get(name, result.probes.get(name)))
+
+
+def _spread(row: Row, name: str, scale: float = 1.0) -> str:
+    found = _mean(row, name)
+    if found is None:
+        return UNKNOWN
+    mean, deviation = found
+    return f"{scale * mean:.1f}" + ("" if deviation is None else f" ± {scale * deviation:.1f}")
+
+
+def _count(row: Row, name: str) -> str:
+    """Steps or pairs of the row's runs: one number where all agree."""
+    values = sorted({value for result in row.results if (value := getattr(result, name)) is not None})
+    if not values:
+        return UNKNOWN
+    return f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,} to {values[-1]:,}"
+
+
+def _budget(study: Study) -> str:
+    trained = [result for row in study.rows for result in row.results if result.pairs is not None]
+    if not trained:
+        return "No run is finished yet."
+    each = sorted({(result.steps or 0, result.pairs or 0) for result in trained})
+    if len(each) == 1:
+        steps, pairs = each[0]
+        text = f"Equal budget: every run took {steps:,} steps and saw {pairs:,} pairs of a caption and its image."
+    else:
+        text = "**Unequal budget**: the runs did not see equally many pairs of a caption and its image (last column)."
+    made_with = sorted({result.made_with for result in trained})
+    return "\n\n".join([
+        text + " Generated captions come on top where the settings have them.",
+        "Made with " + "; ".join(made_with) + "." + (" **Not all alike.**" if len(made_with) > 1 else ""),
+    ])
+
+
+def _differences(study: Study, comparisons: Sequence[Comparison]) -> list[str]:
+    if not comparisons:
+        return []
+    remarks = [f"- {each.label}: {each.remark}." for each in comparisons if each.remark]
+    return [
+        f"## Difference in Rsum from {study.rows[0].label!r}",
+        _table([
+            ["Variant", "Pairs of runs", "Difference", "95 % over seeds", "p, t-test (Holm)", "p, sign flips (Holm)",
+             "95 % over test images", "p, bootstrap (Holm)"],
+            *map(_comparison, comparisons),
+        ], left=1),
+        *(["\n".join(remarks)] if remarks else []),
+        _what_the_tests_say(study, comparisons),
+    ]
+
+
+def _comparison(each: Comparison) -> list[str]:
+    if each.same_runs:
+        return [each.label, "the same runs", *[UNKNOWN] * 6]
+    return [
+        each.label, str(each.seeds) if each.seeds else "outside", f"{each.difference:+.1f}", _interval(each.over_seeds),
+        _p(each.t_test), _p(each.sign_flip), _interval(each.over_images), _p(each.bootstrap),
+    ]
+
+
+def _interval(interval: Interval | None) -> str:
+    return UNKNOWN if interval is None else f"{interval.low:+.1f} to {interval.high:+.1f}"
+
+
+def _p(pair: tuple[float | None, float | None]) -> str:
+    raw, corrected = pair
+    return UNKNOWN if raw is None or corrected is None else f"{_digits(raw)} ({_digits(corrected)})"
+
+
+def _digits(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _what_the_tests_say(study: Study, comparisons: Sequence[Comparison]) -> str:
+    most = max(each.seeds for each in comparisons)
+    compared = sum(not each.same_runs for each in comparisons)
+    seeds = "one seed" if most == 1 else f"{most} seeds"
+    over_seeds = (
+        "**Over seeds**: would the order come back if both were trained anew? With one seed nothing can be said."
+        if most < 2 else
+        f"**Over seeds** (runs with the same seed are paired): would the order come back if both were trained anew? "
+        f"The t-test assumes that differences between runs are normally distributed, which {seeds} cannot show, and "
+        f"its interval is wide because the spread itself is known badly. The sign-flip test assumes only that a "
+        f"difference is as likely as its negative, and is exact; with {seeds} its p is never below {2 / 2**most:.3g}"
+        + (", so that it cannot confirm anything at 0.05: six are the fewest that can." if most < 6 else ".")
+    )
+    return "\n".join([
+        f"- {over_seeds}",
+        "- **Over test images** (10,000 resamples of the images, each with all of its captions, the same for both "
+        "sides, averaged over the paired runs): would these trained networks keep their order on other test images of "
+        "the same kind? It takes the networks as they are and says nothing about other seeds; the candidates of each "
+        "query stay those of the full test set. Trust a difference that both kinds of test find.",
+        f"- **Holm** corrects each test for the rows compared here ({compared}). A large p is no proof of equality: "
+        "look at the interval for how large a difference is still possible.",
+        *(["- An outside model has one score matrix and no seed: it is compared with the mean of all runs of "
+           f"{study.rows[0].label!r}, over images only, on the assumption that its images and captions are in the "
+           "same order as here."] if any(row.outside for row in study.rows) else []),
+    ])
+
+
+def _probes(study: Study) -> list[str]:
+    if not any(name in result.probes for row in study.rows for result in row.results for name in ASYMMETRIES):
+        return []
+    return [
+        "## Probes of asymmetry",
+        "Share of the cases in the right order, in percent; a coin gives 50. I: the caption scores higher than its "
+        "variant with a false detail. II and III: of the caption and its variant that says more or less, the text that "
+        "says more sets its own image further apart from others. The CSV has each kind of variant; the definitions are "
+        "in `eval-*.md` of each run.",
+        _table([["Variant", *ASYMMETRIES], *([row.label, *(_spread(row, name, 100) for name in ASYMMETRIES)]
+                                             for row in study.rows)], left=1),
+    ]
+
+
+def _commands(study: Study) -> list[str]:
+    commands = [f"# {row.label}\n{row.command}" for row in study.rows if row.command]
+    if not commands:
+        return []
+    return ["## Commands", f"Of seed {study.seeds[0]}; the other seeds differ in `--train.seed` and `--out`.",
+            "```\n" + "\n".join(commands) + "\n```"]
+
+
+# PNG
+
+
+def draw(study: Study, comparisons: Sequence[Comparison], path: Path) -> None:
+    """PNG: Rsum of each variant with its single runs, and the differences from the first with their intervals."""
+    from matplotlib.figure import Figure  # here: a process that trains does not load it
+
+    from ascl.analysis.figures.style import COLOURS, use_style
+
+    use_style()
+    rows = [row for row in study.rows if row.results]
+    by_label = {each.label: each for each in comparisons if not each.same_runs}
+    figure = Figure(figsize=(10.5, 2.2 + 0.42 * max(len(rows), 1)), layout="constrained")
+    bars, gaps = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    places = np.arange(len(rows))
+    largest = max((_rsum(result) for row in rows for result in row.results), default=1.0)
+    for place, row in zip(places, rows, strict=True):
+        found, sums = row.mean(_rsum), [_rsum(result) for result in row.results]
+        assert found is not None                        # a row without results was left out
+        mean, deviation = found
+        bars.barh(place, mean, height=0.62, color=COLOURS[1 if row.outside else 0], alpha=0.75)
+        if deviation is not None:
+            bars.errorbar(mean, place - 0.1, xerr=deviation, color="black", capsize=4)
+            bars.plot(sums, [place + 0.18] * len(sums), linestyle="none", marker="o", markersize=4, color="black",
+                      markeredgecolor="white", markeredgewidth=0.5)
+        end = max(*sums, mean + (deviation or 0.0), 0.0)
+        bars.annotate(_spread(row, "rsum"), (end, place), (6, 0), textcoords="offset points", va="center", fontsize=9)
+        each = by_label.get(row.label)
+        for interval, shift, colour, marker in _intervals(each):
+            if each is not None and interval is not None:
+                gaps.plot([interval.low, interval.high], [place + shift] * 2, color=colour)
+                gaps.plot(each.difference, place + shift, color=colour, marker=marker)
+    bars.set_xlim(0, 1.3 * largest)
+    bars.set_yticks(places, [row.label for row in rows])
+    bars.set_ylim(len(rows) - 0.4, -0.6)                # shared by both; the first variant on top
+    bars.set_xlabel("Rsum: sum of six recalls in percent, at most 600\n"
+                    "(bar: mean; line: sample standard deviation; dots: runs)")
+    gaps.tick_params(left=False)
+    gaps.axvline(0, color="black", linewidth=0.8)
+    gaps.set_xlabel(f"difference in Rsum from {study.rows[0].label!r}, points")
+    for (_, _, colour, marker), text in zip(_intervals(None), ("over seeds", "over test images"), strict=True):
+        gaps.plot([], [], color=colour, marker=marker, label=f"95 % {text}")
+    if by_label:
+        gaps.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    seeds = ", ".join(map(str, study.seeds))
+    title = f"Ablation {study.name}: {study.dataset}, {study.split} split, seeds {seeds}"
+    figure.suptitle("\n".join(textwrap.wrap(title, 100)))
+    with atomic_path(path) as unfinished:
+        figure.savefig(unfinished, format="png")
+
+
+def _intervals(each: Comparison | None) -> list[tuple[Interval | None, float, str, str]]:
+    """The two intervals of a comparison, with their place above or below the line, colour and marker."""
+    from ascl.analysis.figures.style import COLOURS
+
+    return [(each.over_seeds if each else None, -0.13, COLOURS[0], "o"),
+            (each.over_images if each else None, 0.13, COLOURS[4], "s")]
+
+
+def _rsum(result: Result) -> float:
+    return result.figures["rsum"]

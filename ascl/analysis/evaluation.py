@@ -1,0 +1,256 @@
+"""An evaluation, from a run or given scores to files: recalls, and what the data set allows to say beside them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ascl.analysis import leakage
+from ascl.analysis.labels import coco_ids, corrected_labels, may_be_coco_test
+from ascl.analysis.probes.caption_variants import caption_variants
+from ascl.analysis.probes.probes import ProbeTexts, group_scores, group_truth, probe_report, probe_texts
+from ascl.analysis.probes.scene_variants import scene_variants
+from ascl.core.errors import DataError
+from ascl.core.files import atomic_path, write_text
+from ascl.core.provenance import environment
+from ascl.data.captions import CaptionSet
+from ascl.data.split import build_split
+from ascl.data.stores.open import FeatureStore
+from ascl.models import AsCL, RetrievalModel
+from ascl.retrieval import build, fold_report, load_scores, rank_report, ranks, score_all_pairs
+from ascl.retrieval.multi_positive import multi_positive_report
+from ascl.retrieval.ranking import FoldReport, Ranks, RetrievalReport, report_of
+from ascl.retrieval.train import report_truncated
+from ascl.scenes.render import Scene, load_scene_records, truth_matrix
+from ascl.settings.retrieval import Config
+
+Reports = dict[str, RetrievalReport | FoldReport]
+
+
+TITLES = {
+    "multi_positive": "every true pair counts: mAP@R and R-Precision",
+    "eccv": "labels of ECCV Caption",
+    "cxc": "labels of CxC (Crisscrossed Captions)",
+    "probes": "probes of asymmetry",
+}
+
+
+class Section(Protocol):
+    """A table of an evaluation beside the recalls."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+    def to_markdown(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What tools/eval.py prints and saves.
+
+    ranks: of the full set. owner: (N_texts,) image of each text. about: what the figures were made of. captions: None
+    for given scores, whose images and texts have no names. sections: by a key of TITLES. notes: what could not be
+    computed, and why.
+    """
+
+    reports: Reports
+    ranks: Ranks
+    owner: np.ndarray
+    about: dict[str, Any]
+    captions: CaptionSet | None = None
+    sections: dict[str, Section] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def evaluate_runs(
+    runs: list[str], split: str | None, *, folds: int | None, overrides: dict[str, Any],
+    scoring: dict[str, Any] | None = None, save_scores: Path | None = None, probes: bool = False,
+    probe_captions: int | None = None,
+) -> Evaluation:
+    """Recalls of one run, or of several by their averaged scores, and what the data set allows to say beside them.
+
+    Args:
+        runs: run folders or checkpoints. Data and split are the first one's.
+        split: None = the test split of the settings.
+        folds: also the mean over so many consecutive folds (COCO 1K: 5 of the 5K images).
+        overrides: data settings that replace the run's, by field name (features moved to another place).
+        scoring: `backend`, `dtype`, `block` of `score_all_pairs`. Probes are scored as by default whatever it says.
+        save_scores: also write the matrix, the owners and COCO's ids there, as `evaluate_given` reads them.
+        probes: also make variants of every caption and count which are in the right order; see `analysis.probes`.
+        probe_captions: of so many captions only, evenly spread over the split.
+    """
+    model, config = build.load_run(runs[0])
+    config = replace(config, data=replace(config.data, **overrides))
+    split = split or config.data.test
+    captions, store = build_split(config, split, captions_per_image=config.data.captions_per_image)
+    scenes = known_scenes(config, split, captions)
+    texts = None
+    if probes:
+        variants = caption_variants(captions) if scenes is None else scene_variants(captions, scenes)
+        texts = probe_texts(captions, variants, limit=probe_captions)
+    scoring = scoring or {}
+    scores, probe_scores = score_split(model, captions, store, scoring, texts)
+    for run in runs[1:]:
+        more = score_split(build.load_run(run)[0], captions, store, scoring, texts)
+        scores += more[0]
+        probe_scores += more[1]
+    scores /= len(runs)
+    if save_scores is not None:
+        save_given(save_scores, scores, captions)
+    about = {"runs": runs, "dataset": config.dataset, "split": split, "protocol": "all pairs",
+             "scoring": {name: str(value) for name, value in scoring.items()},
+             "captions": config.data.captions, "features": config.data.features, **environment()}
+    truth = None if scenes is None else truth_matrix(captions.captions, scenes)
+    evaluation = evaluate_scores(scores, captions.owner, about, folds=folds, truth=truth, captions=captions)
+    if may_be_coco_test(captions):
+        _add_corrected_labels(evaluation, scores, captions)
+    if texts is not None:
+        exact = None if scenes is None else group_truth(texts, scenes)
+        evaluation.sections["probes"] = probe_report(texts, probe_scores / len(runs), exact)
+    return evaluation
+
+
+def on_best_device(model: RetrievalModel) -> RetrievalModel:
+    """On the GPU where there is one."""
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def score_split(
+    model: RetrievalModel, captions: CaptionSet, store: FeatureStore, scoring: dict[str, Any],
+    probes: ProbeTexts | None = None,
+) -> tuple[torch.Tensor, np.ndarray]:
+    """Scores of one model on a split, with bars of progress on a terminal.
+
+    Returns:
+        (N_images, N_texts) of every pair, and `group_scores` of the probes, (0, 0) where there are none.
+    """
+    images, texts = build.encode_split(on_best_device(model), captions, store)
+    with tqdm(total=len(images) * len(texts), desc="scoring", unit=" pairs", unit_scale=True, disable=None) as bar:
+        scores = score_all_pairs(model, images, texts, progress=bar.update, **scoring)
+    probe_scores = np.zeros((0, 0), dtype=np.float32)
+    if probes is not None:
+        with tqdm(total=len(probes.texts), desc="probes", unit=" texts", unit_scale=True, disable=None) as bar:
+            probe_scores = group_scores(model, images, probes, progress=bar.update)
+    report_truncated(model)
+    return scores, probe_scores
+
+
+def evaluate_scores(
+    scores: Any, owner: np.ndarray, about: dict[str, Any], *, folds: int | None, truth: np.ndarray | None = None,
+    captions: CaptionSet | None = None,
+) -> Evaluation:
+    """The full set, its folds where asked for, and figures by the whole truth where it is known."""
+    counted = ranks(scores, owner)
+    reports: Reports = {"full": report_of(counted)}
+    if folds is not None:
+        reports[f"{folds} folds"] = fold_report(scores, owner, folds)
+    evaluation = Evaluation(reports, counted, owner, about, captions)
+    if truth is not None:
+        reports["every true pair counts"] = rank_report(scores, owner, truth=truth)
+        evaluation.sections["multi_positive"] = multi_positive_report(scores, truth)
+    return evaluation
+
+
+def evaluate_given(path: str, *, folds: int | None) -> Evaluation:
+    """Recalls of scores from elsewhere, in `path`: see `load_scores`.
+
+    The file may also hold COCO's own numbers, `image_ids` (N_images,) and `caption_ids` (N_texts,): then ECCV Caption
+    and CxC are computed.
+    """
+    scores, owner = load_scores(path)
+    about = {"scores": path, "protocol": "ranking of given scores", **environment()}
+    evaluation = evaluate_scores(scores, owner, about, folds=folds)
+    with np.load(path, allow_pickle=False) as archive:
+        ids = [archive[name] for name in ("image_ids", "caption_ids") if name in archive.files]
+    if len(ids) == 2:
+        if any(numbers.dtype.kind not in "iu" or numbers.shape != (count,)
+               for numbers, count in zip(ids, scores.shape, strict=True)):
+            raise DataError(f"{path}: image_ids and caption_ids have to be COCO's numbers, one integer for each row "
+                            f"and column of scores {scores.shape}, not {[f'{n.dtype} {n.shape}' for n in ids]}")
+        evaluation.sections.update(corrected_labels(scores, *(numbers.tolist() for numbers in ids)))
+    return evaluation
+
+
+def save_given(path: Path, scores: torch.Tensor, captions: CaptionSet) -> None:
+    """Write scores as `evaluate_given` reads them."""
+    arrays: dict[str, Any] = {"scores": scores.numpy(), "owner": captions.owner}
+    if may_be_coco_test(captions):
+        try:
+            arrays |= dict(zip(("image_ids", "caption_ids"), map(np.array, coco_ids(captions)), strict=True))
+        except DataError:
+            pass                # the evaluation says why; scores without ids are whole
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def _add_corrected_labels(evaluation: Evaluation, scores: torch.Tensor, captions: CaptionSet) -> None:
+    """ECCV Caption and CxC; where they cannot be computed the recalls stand, and a note says why."""
+    try:
+        evaluation.sections.update(corrected_labels(scores, *coco_ids(captions)))
+    except DataError as error:
+        evaluation.notes.append(f"ECCV Caption and CxC were not computed: {error}")
+
+
+def known_scenes(config: Config, split: str, captions: CaptionSet) -> list[Scene] | None:
+    """The scene of each image where the data set can say of any text whether it is true: `scenes`."""
+    if config.dataset != "scenes":
+        return None
+    records = {record.image_id: record for record in load_scene_records(config.data.captions, split)}
+    return [records[image_id] for image_id in captions.image_ids]
+
+
+@torch.no_grad()
+def evaluate_paired(run: str, split: str | None, *, overrides: dict[str, Any]) -> Reports:
+    """The leak diagnostic beside the honest numbers of the same model; see `analysis.leakage`."""
+    model, config = build.load_run(run)
+    if not isinstance(model, AsCL) or not model.fusion:
+        raise DataError(f"{run}: its items never meet before the score, so the paired protocol does not apply")
+    config = replace(config, data=replace(config.data, **overrides))
+    captions, store = build_split(
+        config, split or config.data.test, captions_per_image=config.data.captions_per_image
+    )
+    images, texts = build.encode_split(on_best_device(model), captions, store)
+    scores = leakage.protocols(model, images, texts, captions.owner)
+    return {name: rank_report(matrix, captions.owner) for name, matrix in scores.items()}
+
+
+def markdown(reports: Reports) -> str:
+    """All tables, each under its name."""
+    return "\n\n".join(f"### {name}\n\n{report.to_markdown()}" for name, report in reports.items()) + "\n"
+
+
+def evaluation_markdown(evaluation: Evaluation) -> str:
+    """The tables of recalls, what stands beside them, and the notes."""
+    sections = [f"\n### {TITLES[name]}\n\n{section.to_markdown()}" for name, section in evaluation.sections.items()]
+    return "\n".join([markdown(evaluation.reports), *sections, *(f"{note}\n" for note in evaluation.notes)])
+
+
+def save_evaluation(evaluation: Evaluation, folder: Path, name: str) -> list[Path]:
+    """eval-`name`.json, eval-`name`.md and ranks-`name`.npz in `folder`.
+
+    The ranks are those of the full set, 0 = best: `i2t` (Q_images,) and `t2i` (Q_texts,), `image_queries` and
+    `text_queries` (which image or text each entry is), `owner` (N_texts,); `image_ids` (N_images,) and `captions`
+    (N_texts,) where they are known.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    reports, counted = evaluation.reports, evaluation.ranks
+    content = {**evaluation.about, "reports": {key: report.to_dict() for key, report in reports.items()}}
+    content |= {name: section.to_dict() for name, section in evaluation.sections.items()}
+    if evaluation.notes:
+        content["notes"] = evaluation.notes
+    saved = [folder / f"eval-{name}.json", folder / f"eval-{name}.md", folder / f"ranks-{name}.npz"]
+    arrays: dict[str, Any] = {"i2t": counted.i2t, "t2i": counted.t2i, "image_queries": counted.image_queries,
+                              "text_queries": counted.text_queries, "owner": evaluation.owner}
+    if evaluation.captions is not None:
+        arrays |= {"image_ids": np.array(evaluation.captions.image_ids),
+                   "captions": np.array(evaluation.captions.captions)}
+    with atomic_path(saved[2]) as path, path.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    write_text(saved[0], json.dumps(content, indent=2) + "\n")
+    write_text(saved[1], evaluation_markdown(evaluation))
+    return saved

@@ -1,0 +1,263 @@
+"""An explained pair as a picture: what each region and word brings, and where the attention of both directions goes."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+from PIL import Image
+
+from ascl.analysis.explain.explanation import PairExplanation
+from ascl.analysis.figures.style import COLOURS, DPI, QUIET, use_style
+
+SIGNED = matplotlib.colormaps["RdBu_r"]     # red adds to the score, blue takes from it
+ATTENTION = matplotlib.colormaps["Greys"]
+WIDTH = 12.0            # inches of one pair's column
+MAPS_A_ROW = 6
+MAPS = 36               # words with a small photograph: of more, those that bring most
+MOST_PIXELS = 30_000    # of a side: the renderer's limit is 65,535
+LABELLED = 49           # regions: up to so many all carry a label, of more the strongest dozen
+STRONGEST = 12
+LONG_SIDE = 700         # pixels of the photograph in the drawing
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """What the regions lie on.
+
+    photo: upright RGB, None where it is not at hand. boxes: (K, 4), x1 y1 x2 y2 of every region of the feature file,
+    None where nothing is known of them. size: width and height in whose pixels the boxes are.
+    """
+
+    photo: Image.Image | None
+    boxes: np.ndarray | None
+    size: tuple[int, int]
+
+
+def save_explanations(
+    pairs: Sequence[tuple[str, PairExplanation]], picture: Picture, title: str, path: str | os.PathLike
+) -> None:
+    """Write what `draw_explanations` draws as PNG."""
+    with matplotlib.rc_context():
+        use_style()
+        draw_explanations(pairs, picture, title).savefig(path, format="png", dpi="figure")
+
+
+def draw_explanations(pairs: Sequence[tuple[str, PairExplanation]], picture: Picture, title: str) -> Figure:
+    """One column for each (caption, explanation) of the same image, all in the same scales, in the style that is set.
+
+    Returns:
+        A figure that no window and no global state knows.
+    """
+    longest = max(len(explanation.words) for _, explanation in pairs)
+    map_rows = -(-min(longest, MAPS) // MAPS_A_ROW) if picture.boxes is not None else 0
+    width, height = picture.size
+    photo_height = min(1.4, height / width) * WIDTH * 0.44 + 0.7 if picture.boxes is not None else 0.0
+    # inches: header, photographs, bars and pairs, attentions, one small photograph a word
+    heights = [1.0, photo_height, 0.22 * longest + 1.1, 0.22 * longest + 1.1,
+               map_rows * (min(1.4, height / width) * WIDTH / MAPS_A_ROW + 0.3) + 0.5]
+    shown = [place for place, inches in enumerate(heights) if inches > 0.5]
+    size = WIDTH * len(pairs), sum(heights[place] for place in shown) + 0.4
+    figure = Figure(figsize=size, dpi=min(DPI, MOST_PIXELS / max(size)))
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    scales = _Scales(
+        region=max(_peak(explanation.region_totals) for _, explanation in pairs),
+        pair=max(_peak(explanation.pairs) for _, explanation in pairs),
+        words=_range([bar for _, explanation in pairs for bar in _bars(explanation)]),
+    )
+    for column, (caption, explanation) in zip(
+        figure.subfigures(1, len(pairs), squeeze=False)[0], pairs, strict=True
+    ):
+        rows = column.subfigures(len(shown), 1, squeeze=False, height_ratios=[heights[place] for place in shown])
+        row = dict(zip(shown, rows[:, 0], strict=True))
+        _header(row[0], caption, explanation)
+        if picture.boxes is not None:
+            _photographs(row[1], explanation, picture, picture.boxes, scales)
+            _word_maps(row[4], explanation, picture, picture.boxes, map_rows)
+        _bars_and_pairs(row[2], explanation, scales)
+        _attentions(row[3], explanation)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)          # type: ignore[attr-defined]  # a caption with two $ is no formula
+    return figure
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """Over all pairs drawn: the largest absolute value of a region, of its meeting with a word, and the bars' ends."""
+
+    region: float
+    pair: float
+    words: tuple[float, float]
+
+
+def _bars(pair: PairExplanation) -> tuple[np.ndarray, np.ndarray]:
+    """(L,) a word's own term, and what it brings to the regions' terms."""
+    return pair.word_terms, pair.region_pairs.sum(axis=1)
+
+
+def _range(values: Sequence[np.ndarray]) -> tuple[float, float]:
+    low, high = min(0.0, *(part.min() for part in values)), max(0.0, *(part.max() for part in values))
+    room = 0.05 * (high - low) or 1.0
+    return low - room * (low < 0), high + room
+
+
+def _peak(values: np.ndarray) -> float:
+    return float(np.abs(values).max()) or 1.0
+
+
+def _header(place: SubFigure, caption: str, pair: PairExplanation) -> None:
+    place.text(0.01, 0.95, textwrap.shorten(caption, 220), fontsize=12, fontweight="bold", va="top")
+    weighted = pair.local_weight * pair.local, (1 - pair.local_weight) * pair.global_
+    place.text(
+        0.01, 0.5,
+        f"score {pair.score:+.4f} = local {pair.local:+.4f} x {pair.local_weight:g} ({weighted[0]:+.4f})"
+        f" + global {pair.global_:+.4f} x {1 - pair.local_weight:g} ({weighted[1]:+.4f})\n"
+        f"local = own terms of words {pair.word_terms.sum():+.4f} + of regions {pair.region_terms.sum():+.4f};   "
+        f"global = attended regions {pair.attended_part:+.4f} + whole image {pair.whole_part:+.4f}",
+        va="top", color=QUIET,
+    )
+
+
+def _photographs(
+    place: SubFigure, pair: PairExplanation, picture: Picture, boxes: np.ndarray, scales: _Scales
+) -> None:
+    """Left: what each region brings. Right: the word that each region looks at most."""
+    left, right = place.subplots(1, 2)
+    _show(left, picture, grey=True)
+    left.set_title(f"What each region brings (sum {pair.region_totals.sum():+.4f} = local)")
+    of_region, strongest = dict(enumerate(pair.region_totals)), _labelled(pair)
+    for i in _by_area(boxes[pair.regions]):
+        _box(left, boxes[pair.regions[i]], SIGNED(0.5 + 0.5 * of_region[i] / scales.region),
+             0.6 * abs(of_region[i]) / scales.region)
+        if i in strongest:
+            _label(left, boxes[pair.regions[i]], str(pair.regions[i]))
+    scale = matplotlib.cm.ScalarMappable(Normalize(-scales.region, scales.region), SIGNED)
+    place.colorbar(scale, ax=left, shrink=0.8, pad=0.02)
+    attention = pair.region_to_word.mean(axis=0)                                    # (K, L)
+    _show(right, picture, grey=True)
+    right.set_title(f"Region to word: strongest attention (uniform {1 / len(pair.words):.2f})")
+    for i in _by_area(boxes[pair.regions]):
+        j = int(attention[i].argmax())
+        _box(right, boxes[pair.regions[i]], COLOURS[j % len(COLOURS)], 0.55 * float(attention[i, j]))
+        if i in strongest:
+            _label(right, boxes[pair.regions[i]], f"{pair.words[j]}\n{attention[i, j]:.2f}")
+
+
+def _bars_and_pairs(place: SubFigure, pair: PairExplanation, scales: _Scales) -> None:
+    """Left: what each word brings, in its own term and in those of the regions. Right: word by region."""
+    bars, heat = place.subplots(1, 2, width_ratios=[1, 1.6])
+    rows = np.arange(len(pair.words))
+    for shift, values, colour, label in zip(
+        (-0.2, 0.2), _bars(pair), COLOURS[:2], ("own term", "in the regions' terms"), strict=True
+    ):
+        bars.barh(rows + shift, values, 0.38, color=colour, label=label)
+    bars.axvline(0, color=QUIET, linewidth=0.8)
+    bars.set_yticks(rows, [f"{word}  {total:+.3f}" for word, total in zip(pair.words, pair.word_totals, strict=True)])
+    bars.set_ylim(len(rows) - 0.5, -0.5)
+    bars.set_xlim(*scales.words)
+    bars.grid(axis="y", visible=False)
+    bars.set_title(f"What each word brings (sum {pair.word_totals.sum():+.4f} = local)")
+    bars.legend(loc="upper left", bbox_to_anchor=(0, -0.06 - 0.5 / len(rows)), ncols=2)
+    image = heat.imshow(pair.pairs, aspect="auto", cmap=SIGNED, vmin=-scales.pair, vmax=scales.pair)
+    _region_axis(heat, pair)
+    heat.set_title(f"What each word and region bring by meeting (sum {pair.pairs.sum():+.4f})")
+    place.colorbar(image, ax=heat, pad=0.02)
+
+
+def _attentions(place: SubFigure, pair: PairExplanation) -> None:
+    for axes, matrix, title in zip(
+        place.subplots(1, 2),
+        (pair.region_to_word.mean(axis=0).T, pair.word_to_region.mean(axis=0)),
+        ("Region to word (each column sums to 1)", "Word to region (each row sums to 1)"), strict=True,
+    ):
+        image = axes.imshow(matrix, aspect="auto", cmap=ATTENTION, vmin=0)
+        _region_axis(axes, pair)
+        axes.set_title(title)
+        place.colorbar(image, ax=axes, pad=0.02)
+
+
+def _word_maps(
+    place: SubFigure, pair: PairExplanation, picture: Picture, boxes: np.ndarray, rows: int
+) -> None:
+    """A small photograph for each word, lit where it looks."""
+    attention = pair.word_to_region.mean(axis=0)                                    # (L, K)
+    place.suptitle(f"Word to region: where each word looks, and its strongest attention (uniform "
+                   f"{1 / len(pair.regions):.3f})", x=0.01, ha="left", fontsize=11, fontweight="bold")
+    strongest = sorted(np.argsort(-np.abs(pair.word_totals), kind="stable")[:MAPS].tolist())
+    places = place.subplots(rows, MAPS_A_ROW, squeeze=False).ravel()
+    for axes in places:
+        axes.axis("off")
+    for j, axes in zip(strongest, places, strict=False):
+        _show(axes, picture)
+        axes.imshow(
+            _shade(attention[j], boxes[pair.regions], picture.size), extent=(0, picture.size[0], picture.size[1], 0)
+        )
+        axes.set_title(f"{pair.words[j]}  {attention[j].max():.3f}", fontweight="normal", fontsize=10)
+
+
+def _shade(weights: np.ndarray, boxes: np.ndarray, size: tuple[int, int], cells: int = 240) -> np.ndarray:
+    """Black, the more transparent the more attention goes there: (h, w, 4) with the longer side `cells`."""
+    scale = cells / max(size)
+    width, height = (max(1, round(side * scale)) for side in size)
+    lit = np.zeros((height, width))
+    for box, weight in zip(boxes, weights / weights.max(), strict=True):
+        x1, y1, x2, y2 = np.round(box * scale).astype(int)
+        part = lit[max(0, y1) : max(y1 + 1, y2), max(0, x1) : max(x1 + 1, x2)]
+        np.maximum(part, weight, out=part)
+    shade = np.zeros((height, width, 4))
+    shade[..., 3] = 0.85 * (1 - lit)
+    return shade
+
+
+def _show(axes: Axes, picture: Picture, *, grey: bool = False) -> None:
+    """The photograph, or a grey plane in its place, in pixels of the original. grey: because colours go on top."""
+    width, height = picture.size
+    photo = Image.new("RGB", (width, height), "#BBBBBB") if picture.photo is None else picture.photo.copy()
+    photo.thumbnail((LONG_SIDE, LONG_SIDE))
+    axes.imshow(np.asarray(photo.convert("L").convert("RGB") if grey else photo), extent=(0, width, height, 0))
+    axes.axis("off")
+
+
+def _box(axes: Axes, box: np.ndarray, colour: object, alpha: float) -> None:
+    x1, y1, x2, y2 = box
+    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, facecolor=colour, alpha=min(1.0, alpha), linewidth=0))
+    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="white", linewidth=0.4))
+
+
+def _label(axes: Axes, box: np.ndarray, label: str) -> None:
+    axes.text(
+        (box[0] + box[2]) / 2, (box[1] + box[3]) / 2, label, ha="center", va="center", fontsize=9, clip_on=True,
+        bbox={"facecolor": "white", "alpha": 0.6, "linewidth": 0, "boxstyle": "square,pad=0.1"},
+    )
+
+
+def _region_axis(axes: Axes, pair: PairExplanation) -> None:
+    step = -(-len(pair.regions) // 18)
+    axes.set_xticks(range(0, len(pair.regions), step), [str(number) for number in pair.regions[::step]])
+    axes.set_yticks(range(len(pair.words)), pair.words)
+    axes.set_xlabel("region")
+    axes.grid(visible=False)
+
+
+def _labelled(pair: PairExplanation) -> set[int]:
+    """Which regions carry a label: all, or of many those that bring most."""
+    count = len(pair.regions)
+    order = np.argsort(-np.abs(pair.region_totals), kind="stable")
+    return set(order[: count if count <= LABELLED else STRONGEST].tolist())
+
+
+def _by_area(boxes: np.ndarray) -> list[int]:
+    """The largest first, so that no box hides a smaller one."""
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return np.argsort(-areas, kind="stable").tolist()

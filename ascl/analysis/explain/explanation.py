@@ -1,0 +1,216 @@
+"""Why a pair has its score: AsCL's score as a sum over words and regions, exactly, and the attention behind it.
+
+The local score is a mean of cosines, one for each region with the words it attends to and one for each word with the
+regions it attends to, so each of them has a term of its own. An attended vector is a weighted sum of projected tokens
+and a cosine is linear in it once its norm is known, so each term splits further, without remainder, among the tokens
+that were attended to. Nothing here is an approximation; the weights are the attention's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ascl.core.errors import DataError
+from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
+from ascl.models.base import TextEncoder
+from ascl.models.fusion import UnprojectedAttention, attention_weights
+from ascl.models.text import BertWords, CachedWords
+
+SMALLEST_NORM = 1e-8    # torch.nn.functional.cosine_similarity's
+
+
+@dataclass(frozen=True, eq=False)
+class PairExplanation:
+    """The score of one image with one text, taken apart. Regions and words are the real ones only, K and L of them.
+
+    Attributes:
+        words: (L,) labels. regions: (K,) int64, the number of each region among those of the feature file.
+        region_to_word: (H, K, L) attention of each head; rows sum to 1. word_to_region: (H, L, K), likewise. Without
+            fusion there is one head and it is uniform.
+        region_cosines: (K,) cos(v_i, w*_i). word_cosines: (L,) cos(w_j, v*_j). Both in [-1, 1].
+        region_pairs: (L, K) what word j brings to the term of region i. word_pairs: (L, K) what region i brings to the
+            term of word j. Both together sum to `local`.
+        attended_part, whole_part: what the attended image vector and the feature of the whole image bring to the
+            global score, whose sum they are.
+        local, global_: the two scores, in [-1, 1]. local_weight: u1. score: the pair's.
+    """
+
+    words: list[str]
+    regions: np.ndarray
+    region_to_word: np.ndarray
+    word_to_region: np.ndarray
+    region_cosines: np.ndarray
+    word_cosines: np.ndarray
+    region_pairs: np.ndarray
+    word_pairs: np.ndarray
+    attended_part: float
+    whole_part: float
+    local: float
+    global_: float
+    local_weight: float
+    score: float
+
+    @property
+    def region_terms(self) -> np.ndarray:
+        """(K,) the regions' own terms of the local score; with those of the words they sum to it."""
+        return self.region_cosines / (2 * len(self.regions))
+
+    @property
+    def word_terms(self) -> np.ndarray:
+        """(L,) the words' own terms of the local score."""
+        return self.word_cosines / (2 * len(self.words))
+
+    @property
+    def pairs(self) -> np.ndarray:
+        """(L, K) all that word j and region i bring to the local score by meeting; sums to it."""
+        return self.region_pairs + self.word_pairs
+
+    @property
+    def word_totals(self) -> np.ndarray:
+        """(L,) a word's own term and what it brings to the regions' terms; sum to the local score."""
+        return self.word_terms + self.region_pairs.sum(axis=1)
+
+    @property
+    def region_totals(self) -> np.ndarray:
+        """(K,) a region's own term and what it brings to the words' terms; sum to the local score."""
+        return self.region_terms + self.word_pairs.sum(axis=0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "score": self.score,
+            "local_weight": self.local_weight,
+            "local": {
+                "score": self.local, "in_the_score": self.local_weight * self.local,
+                "words_own_terms": float(self.word_terms.sum()), "regions_own_terms": float(self.region_terms.sum()),
+            },
+            "global": {
+                "score": self.global_, "in_the_score": (1 - self.local_weight) * self.global_,
+                "attended_regions": self.attended_part, "whole_image": self.whole_part,
+            },
+            "words": [
+                {"word": word, "cosine": float(self.word_cosines[j]), "own_term": float(self.word_terms[j]),
+                 "in_regions_terms": float(self.region_pairs[j].sum()), "total": float(self.word_totals[j])}
+                for j, word in enumerate(self.words)
+            ],
+            "regions": [
+                {"region": int(number), "cosine": float(self.region_cosines[i]),
+                 "own_term": float(self.region_terms[i]), "in_words_terms": float(self.word_pairs[:, i].sum()),
+                 "total": float(self.region_totals[i])}
+                for i, number in enumerate(self.regions)
+            ],
+            "pairs": self.pairs.tolist(),
+            "attention": {"region_to_word": self.region_to_word.tolist(),
+                          "word_to_region": self.word_to_region.tolist()},
+        }
+
+
+@torch.no_grad()
+def explain_pair(
+    model: RetrievalModel, image: EncodedImages, text: EncodedTexts, words: Sequence[str] | None = None
+) -> PairExplanation:
+    """Take the score of one image with one text apart.
+
+    Args:
+        model: AsCL, with or without fusion.
+        image, text: one encoded item each, on the model's device.
+        words: labels of the text's real words; None = their numbers.
+
+    Returns:
+        What `PairExplanation` says, in float64 of numbers of the model's precision: the sums are exact up to that.
+
+    Raises:
+        DataError: a model whose score is not made of words and regions.
+        ValueError: more than one item, or labels that do not fit the words.
+    """
+    if not isinstance(model, AsCL):
+        raise DataError(f"{type(model).__name__} gives a pair one number that is no sum over words and regions: only "
+                        "the score of AsCL (model.kind ascl) can be explained so")
+    if len(image) != 1 or len(text) != 1:
+        raise ValueError(f"one image and one text are explained at a time, got {len(image)} and {len(text)}")
+    real = torch.ones_like(image.regions[0, :, 0], dtype=torch.bool) if image.mask is None else image.mask[0]
+    v, w = image.regions[0, real], text.words[0, text.mask[0]]                                  # (K, D), (L, D)
+    labels = [str(number) for number in range(len(w))] if words is None else list(words)
+    if len(labels) != len(w):
+        raise ValueError(f"{len(labels)} labels for {len(w)} words")
+    of_regions = _attend(v, w, model.region_to_word if model.fusion else None)
+    of_words = _attend(w, v, model.word_to_region if model.fusion else None)
+    local = float(of_regions.cosines.mean() + of_words.cosines.mean()) / 2
+
+    attended, whole = model.attended_image_global(of_words.attended.mean(dim=0)), model.image_global(image.globals[0])
+    gate = torch.sigmoid(model.gate(torch.cat([attended, whole])))
+    text_vector = model.text_global(of_regions.attended.mean(dim=0))
+    image_vector = gate * attended + (1 - gate) * whole
+    norms = image_vector.norm().clamp_min(SMALLEST_NORM) * text_vector.norm().clamp_min(SMALLEST_NORM)
+    attended_part, whole_part = (float(part @ text_vector / norms) for part in (gate * attended, (1 - gate) * whole))
+    global_ = float(F.cosine_similarity(image_vector, text_vector, dim=0))
+    return PairExplanation(
+        words=labels, regions=real.nonzero()[:, 0].cpu().numpy(),
+        region_to_word=_numbers(of_regions.weights), word_to_region=_numbers(of_words.weights),
+        region_cosines=_numbers(of_regions.cosines), word_cosines=_numbers(of_words.cosines),
+        region_pairs=_numbers(of_regions.shares).T / (2 * len(v)), word_pairs=_numbers(of_words.shares) / (2 * len(w)),
+        attended_part=attended_part, whole_part=whole_part, local=local, global_=global_,
+        local_weight=model.local_weight, score=model.local_weight * local + (1 - model.local_weight) * global_,
+    )
+
+
+def word_labels(encoder: TextEncoder | None, text: str, count: int) -> list[str]:
+    """The word pieces of a text as its encoder reads them, without special tokens; `##ing` goes on with a word.
+
+    Args:
+        count: of the pieces that were encoded; a longer text was cut.
+    """
+    encoder = encoder.encoder if isinstance(encoder, CachedWords) else encoder
+    if not isinstance(encoder, BertWords):
+        return [str(number) for number in range(count)]
+    tokenizer = encoder.tokenizer
+    return tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False)["input_ids"])[:count]
+
+
+@dataclass
+class _Attended:
+    """Q queries that attended to K keys.
+
+    attended: (Q, D). weights: (H, Q, K). cosines: (Q,) of query and attended vector. shares: (Q, K), what each key
+    brings to each cosine.
+    """
+
+    attended: Tensor
+    weights: Tensor
+    cosines: Tensor
+    shares: Tensor
+
+
+def _attend(query: Tensor, key: Tensor, attention: nn.Module | None) -> _Attended:
+    """(Q, D) to (K, D) by one of the model's attentions; None = "w/o MF", to all keys alike."""
+    if attention is None:
+        weights = key.new_full((1, len(query), len(key)), 1 / len(key))
+        attended = key.mean(dim=0).expand(len(query), -1)
+        values, out, heads = key, None, 1
+    else:
+        matrices = attention_weights(attention)
+        values = key if matrices.value is None else key @ matrices.value.T
+        out, heads = matrices.out, matrices.heads
+        # torch's own forward, whose weights are for each head only if asked for so
+        separate = {} if isinstance(attention, UnprojectedAttention) else {"average_attn_weights": False}
+        attended, weights = (part[0] for part in attention(query[None], key[None], key[None], need_weights=True,
+                                                           **separate))
+    direction = query / query.norm(dim=1, keepdim=True).clamp_min(SMALLEST_NORM)
+    # <q, out concat_h(sum_k a_hk v_hk)> = sum_hk a_hk <(out^T q)_h, v_hk>
+    pulled = direction if out is None else direction @ out
+    products = torch.einsum(
+        "hqk,qhd,khd->qk", weights, pulled.unflatten(1, (heads, -1)), values.unflatten(1, (heads, -1))
+    )
+    norms = attended.norm(dim=1, keepdim=True).clamp_min(SMALLEST_NORM)
+    return _Attended(attended, weights, F.cosine_similarity(query, attended, dim=1), products / norms)
+
+
+def _numbers(tensor: Tensor) -> np.ndarray:
+    return tensor.double().cpu().numpy()

@@ -1,0 +1,1 @@
+"""Plots of finished runs: their data, their drawing, one style."""

@@ -1,0 +1,396 @@
+"""From finished runs and studies to the pictures of `analysis.figures`: what `tools/figures.py` calls."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ascl.analysis.diagnostics import (
+    Geometry,
+    count_words,
+    geometry,
+    item_vectors,
+    local_and_global_scores,
+    recall_by_length,
+    recall_by_local_weight,
+)
+from ascl.analysis.evaluation import evaluate_paired, on_best_device
+from ascl.analysis.figures.draw import (
+    Drawing,
+    ProtocolRecalls,
+    RecallCurve,
+    RunCurve,
+    Values,
+    VariantGeometry,
+    draw_against,
+    draw_curves,
+    draw_geometry,
+    draw_leak,
+    draw_lengths,
+    draw_samples,
+)
+from ascl.analysis.query_ranks import QueryRanks, read_ranks
+from ascl.core.errors import DataError
+from ascl.data.split import build_split
+from ascl.models import AsCL
+from ascl.retrieval import build
+from ascl.retrieval.ranking import RetrievalReport
+from ascl.retrieval.train import flat_metrics
+from ascl.settings.retrieval import read_settings
+from ascl.training.log import METRICS, read_metrics
+
+RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
+LAST_LENGTHS = (6, 8, 10, 12, 15)           # bins of words: up to 6, 7-8, 9-10, 11-12, 13-15, 16 on
+WEIGHTS = tuple(round(0.1 * tenth, 1) for tenth in range(11))
+
+
+# Runs
+
+
+@dataclass(frozen=True)
+class RunGroup:
+    """Runs that differ in their seed only, under one label."""
+
+    label: str
+    runs: tuple[Path, ...]
+
+
+def run_groups(sources: Sequence[str], only: Sequence[str] = ()) -> list[RunGroup]:
+    """What the user named: `RUN`, `LABEL=RUN,RUN,...`, or a study's CSV, which names the runs of its variants.
+
+    Args:
+        only: labels to keep, in their order; empty = all.
+
+    Raises:
+        DataError, FileNotFoundError: no such run or file, a label twice or unknown, a seed twice under one label.
+    """
+    groups: list[RunGroup] = []
+    for source in sources:
+        label, equals, runs = source.partition("=")
+        if source.endswith(".csv"):
+            of_label: dict[str, list[str]] = {}
+            for row in _read_csv(Path(source)):
+                of_label.setdefault(row["label"], []).append(row["run"])
+            groups += [RunGroup(label, tuple(map(Path, dict.fromkeys(of)))) for label, of in of_label.items()]
+        elif equals and not Path(source).exists():
+            groups.append(RunGroup(label, tuple(Path(run) for run in dict.fromkeys(runs.split(",")) if run)))
+        else:
+            groups.append(RunGroup(Path(source).resolve().name, (Path(source),)))
+    runs_of: dict[str, set[Path]] = {}
+    groups = [group for group in groups         # studies share variants: the same runs under the same name are one
+              if runs_of.setdefault(group.label, own := {run.resolve() for run in group.runs}) is own
+              or runs_of[group.label] != own]
+    labels = [group.label for group in groups]
+    twice = [label for label in labels if labels.count(label) > 1]
+    if twice:
+        raise DataError(f"two sources are called {twice[0]!r}: give one another name, as in NAME=RUN")
+    unknown = [label for label in only if label not in labels]
+    if unknown:
+        raise DataError(f"--only {unknown[0]!r}: no such label; there are {', '.join(map(repr, labels))}")
+    groups = [groups[labels.index(label)] for label in only] if only else groups
+    for group in groups:
+        if not group.runs:
+            raise DataError(f"{group.label!r} names no run: give {group.label}=RUN,RUN")
+        of_seed: dict[int, Path] = {}
+        for run in group.runs:
+            if not (run / "settings.yaml").is_file():
+                raise DataError(f"{run} is no run: it has no settings.yaml; train one with python tools/train.py "
+                                f"--dataset NAME --out {run}")
+            seed = _setting(run, "train.seed")
+            if seed in of_seed:
+                raise DataError(f"{of_seed[seed]} and {run}, both {group.label!r}, have the seed {seed}: runs of one "
+                                "label differ in their seed and in nothing else")
+            of_seed[seed] = run
+    return groups
+
+
+def _setting(run: Path, name: str) -> Any:
+    """One setting of a run, by dotted name."""
+    settings = read_settings(run / "settings.yaml")
+    if name not in settings:
+        raise DataError(f"{run / 'settings.yaml'} has no {name}: it was not written by tools/train.py")
+    return settings[name]
+
+
+def _seeded(group: RunGroup) -> str:
+    """Label with the seeds of its runs."""
+    seeds = sorted({_setting(run, "train.seed") for run in group.runs})
+    return f"{group.label}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+def _seeds_of(groups: Sequence[RunGroup]) -> str:
+    """One line about the seeds of all groups, shorter where they agree."""
+    seeds = [_seeded(group).removeprefix(f"{group.label}, ") for group in groups]
+    return seeds[0] if len(set(seeds)) == 1 else "; ".join(map(_seeded, groups))
+
+
+# Figures out of the table of a study
+
+
+def samples(sources: Sequence[str]) -> Drawing:
+    """Figure 3. sources: folder of the results of tools/ablate.py, or its positives.csv and negatives.csv."""
+    panels, rows = {}, []
+    titles = {"positives": "(a) Positives: Asymmetry-II and III", "negatives": "(b) Negatives: Asymmetry-I"}
+    for study, title in titles.items():
+        found = _study(sources, study)
+        by_label: dict[str, list[float]] = {}
+        for row in found:
+            by_label.setdefault(row["label"], []).append(_number(row, "rsum"))
+        panels[title] = [Values(label, tuple(values)) for label, values in by_label.items()]
+        rows += found
+    return draw_samples(panels, _about_study(rows))
+
+
+def against_setting(sources: Sequence[str], setting: str) -> Drawing:
+    """Recall of models that were trained with other values of one setting.
+
+    Args:
+        sources: as for `samples`.
+        setting: `loss.temperature` (study `loss`) or `model.local_weight` (study `fusion`).
+    """
+    study, title, x_label, log = {
+        "loss.temperature": ("loss", "temperature", "temperature of the loss (no unit)", True),
+        "model.local_weight": ("fusion", "local weight", "u1, the weight of the local score (0 to 1)", False),
+    }[setting]
+    rows = [row for row in _study(sources, study) if setting in _settings_of(row)]
+    points: dict[float, list[dict[str, float]]] = {}
+    for row in rows:
+        try:
+            at = float(_settings_of(row)[setting])
+        except ValueError:
+            raise DataError(f"study {study}, variant {row['variant']!r}: its {setting} is no number") from None
+        points.setdefault(at, []).append({name: _number(row, name) for name in RECALLS})
+    if len(points) < 2:
+        raise DataError(f"the study {study} has {len(points)} finished values of {setting}, a curve needs two; to go "
+                        f"on: python tools/ablate.py --dataset NAME --study {study}")
+    return draw_against([RecallCurve("trained at each", points)], x_label=x_label, log=log,
+                        title=f"Recall by the {title} trained with\n{_about_study(rows)}")
+
+
+def _settings_of(row: dict[str, str]) -> dict[str, str]:
+    """What a variant sets: `name=value name=value`."""
+    return {name: value for name, _, value in (part.partition("=") for part in row["variant"].split())}
+
+
+def _study(sources: Sequence[str], study: str) -> list[dict[str, str]]:
+    """Rows of one study, looked for in CSV files and as STUDY.csv in folders."""
+    rows: list[dict[str, str]] = []
+    looked = []
+    for source in map(Path, sources):
+        path = source / f"{study}.csv" if source.is_dir() or not source.suffix else source
+        looked.append(str(path))
+        if path.is_file():
+            rows += [row for row in _read_csv(path) if row["study"] == study]
+        elif source.suffix:
+            raise FileNotFoundError(f"{path} does not exist; to make it: python tools/ablate.py --dataset NAME "
+                                    f"--study {source.stem}")
+    if not rows:
+        raise DataError(f"no run of the study {study} in {', '.join(looked)}; to make it: python tools/ablate.py "
+                        f"--dataset NAME --study {study}")
+    of_seed: dict[tuple[str, str], dict[str, str]] = {}         # a run that two tables name is one run
+    for row in rows:
+        known = of_seed.setdefault((row["label"], row["seed"]), row)
+        if Path(known["run"]).resolve() != Path(row["run"]).resolve():
+            raise DataError(f"{known['run']} and {row['run']}, both {row['label']!r}, have the seed {row['seed']}: "
+                            "tables of different ablations do not make one figure")
+    return list(of_seed.values())
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    """Rows of a table of tools/ablate.py, without those of outside models, which have no seed and no run."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; to make it: python tools/ablate.py --dataset NAME "
+                                f"--study {path.stem}")
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in ("study", "variant", "label", "seed", "run", *RECALLS)
+                   if name not in (reader.fieldnames or ())]
+        if missing:
+            raise DataError(f"{path} has no column {missing[0]!r}: it is no table of tools/ablate.py")
+        rows = list(reader)
+    for number, row in enumerate(rows, start=2):
+        if None in row.values():
+            raise DataError(f"{path}, line {number} has too few columns; write the table again with tools/ablate.py")
+    return [row for row in rows if row["seed"]]
+
+
+def _number(row: dict[str, str], name: str) -> float:
+    try:
+        return float(row[name])
+    except ValueError:
+        raise DataError(f"study {row['study']}, variant {row['label']!r}, seed {row['seed']}: {name} is {row[name]!r}, "
+                        "not a number; write the table again with tools/ablate.py") from None
+
+
+def _about_study(rows: Sequence[dict[str, str]]) -> str:
+    """Data set, split, sizes and seeds of the runs behind some rows, as far as the run folders are there to ask."""
+    seeds = sorted({row["seed"] for row in rows}, key=lambda seed: (len(seed), seed))
+    about = ""
+    for run in dict.fromkeys(Path(row["run"]) for row in rows):
+        if (run / "settings.yaml").is_file():
+            split = _setting(run, "data.test")
+            evaluation = run / f"eval-{split}.json"
+            if evaluation.is_file():
+                try:
+                    full = json.loads(evaluation.read_text(encoding="utf-8"))["reports"]["full"]
+                    images, texts = int(full["images"]), int(full["texts"])
+                except (json.JSONDecodeError, KeyError, TypeError) as error:
+                    raise DataError(f"{evaluation} is no evaluation ({error!r}); make it again: python tools/eval.py "
+                                    f"--checkpoint {run} --split {split}") from error
+                about = _same_place(about, _place(_setting(run, "dataset"), split, images, texts), run)
+    return f"{about}; " * bool(about) + f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
+
+
+def _place(dataset: str, split: str, images: int, texts: int) -> str:
+    return f"{dataset or 'data'}, {split} split, {images:,} images and {texts:,} texts"
+
+
+# Figures out of trained models
+
+
+def alignment(groups: Sequence[RunGroup], split: str | None, *, overrides: dict[str, Any]) -> Drawing:
+    """Figure 4."""
+    variants, about = [], ""
+    for group in groups:
+        seeds: list[Geometry] = []
+        stands_in = False
+        for run in group.runs:
+            model, config = build.load_run(run)
+            config = replace(config, data=replace(config.data, **overrides))
+            captions, store = build_split(
+                config, split or config.data.test, captions_per_image=config.data.captions_per_image
+            )
+            vectors = item_vectors(*_encoded(model, captions, store))
+            seeds.append(geometry(vectors.images, vectors.texts, captions.owner))
+            stands_in |= not vectors.decide_score
+            place = _place(config.dataset, split or config.data.test, len(captions.image_ids), len(captions.captions))
+            about = _same_place(about, place, run)
+        variants.append(VariantGeometry(group.label, tuple(map(str, group.runs)), tuple(seeds), stands_in))
+    return draw_geometry(variants, f"{about}; {_seeds_of(groups)}")
+
+
+def _encoded(model: Any, captions: Any, store: Any) -> tuple[Any, Any, Any]:
+    on_best_device(model)
+    return (model, *build.encode_split(model, captions, store))
+
+
+def _same_place(known: str, place: str, run: Path) -> str:
+    if known and known != place:
+        raise DataError(f"{run} is about {place}, the runs before it about {known}: draw them in figures of their own")
+    return place
+
+
+def local_weight(groups: Sequence[RunGroup], split: str | None, *, overrides: dict[str, Any]) -> Drawing:
+    """Recall against u1 of models that were trained at one u1 and are scored at others.
+
+    split: None = what the runs were validated on while they trained, because a setting is not chosen on the test split.
+    """
+    curves, about = [], ""
+    for group in groups:
+        trained_at = {_setting(run, "model.local_weight") for run in group.runs}
+        weights = sorted({*WEIGHTS, *trained_at})
+        points: dict[float, list[dict[str, float]]] = {weight: [] for weight in weights}
+        for run in group.runs:
+            model, config = build.load_run(run)
+            if not isinstance(model, AsCL):
+                raise DataError(f"{run} is of kind {config.model.kind}, which has no local weight: leave it out")
+            config = replace(config, data=replace(config.data, **overrides))
+            name = split or config.data.val
+            captions, store = build_split(
+                config, name, captions_per_image=config.data.captions_per_image,
+                images=config.data.val_images if name == config.data.val else None,
+            )
+            model, images, texts = _encoded(model, captions, store)
+            with tqdm(total=2 * len(images) * len(texts), desc=f"scoring {run}", unit=" pairs", unit_scale=True,
+                      disable=None) as bar:
+                scores = local_and_global_scores(model, images, texts, progress=bar.update)
+            for weight, report in zip(weights, recall_by_local_weight(*scores, captions.owner, weights), strict=True):
+                points[weight].append(_recalls(report))
+            about = _same_place(about, _place(config.dataset, name, len(images), len(texts)), run)
+        curves.append(RecallCurve(group.label, points, mark=trained_at.pop() if len(trained_at) == 1 else None))
+    return draw_against(curves, title=f"Recall by the local weight scored with\n{about}; {_seeds_of(groups)}",
+                        x_label="u1, the weight of the local score (0 to 1); not trained anew",
+                        mark_label="the u1 trained with")
+
+
+def leak(groups: Sequence[RunGroup], split: str | None, *, overrides: dict[str, Any]) -> Drawing:
+    """The honest evaluation beside the one that sees the answer."""
+    variants, about = {}, ""
+    for group in groups:
+        by_protocol: dict[str, list[dict[str, float]]] = {}
+        for run in group.runs:
+            reports = evaluate_paired(str(run), split, overrides=overrides)
+            for protocol, report in reports.items():
+                by_protocol.setdefault(protocol, []).append(_recalls(report))
+            one = next(iter(reports.values()))
+            assert isinstance(one, RetrievalReport)
+            place = _place(_setting(run, "dataset"), split or _setting(run, "data.test"), one.images, one.texts)
+            about = _same_place(about, place, run)
+        variants[group.label] = [ProtocolRecalls(name, "PAIRED" in name, tuple(seeds))
+                                 for name, seeds in by_protocol.items()]
+    return draw_leak(variants, f"{about}; {_seeds_of(groups)}")
+
+
+def _recalls(report: Any) -> dict[str, float]:
+    assert isinstance(report, RetrievalReport)
+    return {name: value for name, value in flat_metrics(report).items() if name in RECALLS}
+
+
+# Figures out of what evaluation and training left
+
+
+def lengths(groups: Sequence[RunGroup], split: str | None, *, last_lengths: Sequence[int] = LAST_LENGTHS) -> Drawing:
+    """Figure 5, from the `ranks-SPLIT.npz` of the runs."""
+    split = split or _setting(groups[0].runs[0], "data.test")
+    variants = {}
+    first: QueryRanks | None = None
+    for group in groups:
+        of_runs = []
+        for run in group.runs:
+            ranks = _ranks(run, split)
+            first = first or ranks
+            if not first.same_queries(ranks):
+                raise DataError(f"{run} was evaluated on other queries than {groups[0].runs[0]}: draw runs of one data "
+                                "set and split together")
+            of_runs.append(ranks.t2i)
+        words = np.array([count_words(ranks.caption(query)) for query in ranks.text_queries])
+        variants[group.label] = recall_by_length(np.stack(of_runs), words, last_lengths)
+    assert first is not None
+    place = _place(_setting(groups[0].runs[0], "dataset"), split, first.images, len(first.owner))
+    return draw_lengths(variants, f"{place}; {_seeds_of(groups)}")
+
+
+def _ranks(run: Path, split: str) -> QueryRanks:
+    path = run / f"ranks-{split}.npz"
+    command = f"python tools/eval.py --checkpoint {run} --split {split}"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; to make it: {command}")
+    ranks = read_ranks(path)
+    if ranks.captions is None:
+        raise DataError(f"{path} holds no captions, so no query has a length; evaluate again: {command}")
+    return ranks
+
+
+def curves(groups: Sequence[RunGroup]) -> Drawing:
+    """Training curves from the metrics.jsonl of the runs."""
+    found = []
+    for group in groups:
+        for run in group.runs:
+            records = read_metrics(run / METRICS)
+            loss, rsum = (
+                tuple((record["step"], record[name]) for record in records
+                      if record["kind"] == kind and record.get(name) is not None)
+                for kind, name in (("train", "loss"), ("validation", "rsum"))
+            )
+            if not loss:
+                raise DataError(f"{run / METRICS} has no line of training yet: train longer, or leave {run} out")
+            found.append(RunCurve(group.label, str(run), loss, rsum))
+    datasets = ", ".join(dict.fromkeys(_setting(run, "dataset") or "data" for group in groups for run in group.runs))
+    return draw_curves(found, f"{datasets}; {_seeds_of(groups)}")

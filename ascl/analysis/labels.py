@@ -1,0 +1,173 @@
+"""COCO's test split against labels that know of more true pairs than its own: ECCV Caption and CxC.
+
+COCO says of a caption that it belongs to one image; of the pairs that people find true it holds about a fifth. CxC
+(Parekh et al. 2021) and ECCV Caption (Chun et al. 2022) add the missing ones. The labels and the counting are those of
+the authors' package `eccv_caption`; here are its inputs: for every image and caption, by COCO's own numbers, what was
+found, best first. mAP@R and R-Precision of CxC, which the package does not offer by name, are counted by the same code
+of the package on its CxC labels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ascl.core.errors import DataError
+from ascl.data.captions import CaptionSet
+from ascl.retrieval.ranking import BLOCK_ELEMENTS, Matrix
+
+INSTALL = "pip install eccv_caption (or the extra: pip install -e '.[labels]')"
+_WHOLE = ("The labels are of Karpathy's whole test split, five captions an image: 5,000 images and 25,000 captions "
+          "(data.captions_per_image 5, no data.val_images)")
+_SCAN_TEST = re.compile(r"testall_caps\.txt(\.gz)?$")
+_NAMES = {"eccv_map_at_r": "map_at_r", "eccv_rprecision": "r_precision", "eccv_r1": "r1", "cxc_r1": "r1",
+          "cxc_r5": "r5", "cxc_r10": "r10"}
+_TITLES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "map_at_r": "mAP@R", "r_precision": "R-Precision"}
+
+
+@dataclass(frozen=True)
+class LabelReport:
+    """Figures by one set of labels, in percent: {"r1": {"i2t": 61.2, "t2i": 44.0}, "map_at_r": ...}."""
+
+    figures: dict[str, dict[str, float]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """{"i2t": {"r1": ...}, "t2i": ...}: as the recalls of COCO's own labels."""
+        return {direction: {name: of[direction] for name, of in self.figures.items()} for direction in ("i2t", "t2i")}
+
+    def to_markdown(self) -> str:
+        """A table with one row for each direction."""
+        names = [name for name in _TITLES if name in self.figures]
+        head = ["| direction | " + " | ".join(_TITLES[name] for name in names) + " |", "|---" * (len(names) + 1) + "|"]
+        rows = [f"| {words} | " + " | ".join(f"{self.figures[name][direction]:.1f}" for name in names) + " |"
+                for words, direction in (("image to text", "i2t"), ("text to image", "t2i"))]
+        return "\n".join([*head, *rows, ""])
+
+
+def may_be_coco_test(captions: CaptionSet) -> bool:
+    """Whether these can be the captions of COCO's 5K test split: their number, and that their ids can be known."""
+    if len(captions.image_ids) != 5000 or len(captions.captions) < 25000:
+        return False
+    by_file = captions.caption_ids is not None and all(re.search(r"\d{6,}$", name) for name in captions.image_ids[:9])
+    return by_file or _SCAN_TEST.search(captions.source) is not None
+
+
+def coco_ids(captions: CaptionSet) -> tuple[list[int], list[int]]:
+    """COCO's numbers of the images (N,) and of the captions (M,).
+
+    From the file where it has them (Karpathy's JSON, COCO's own). SCAN's text files have none; the captions of their
+    `testall` split stand in the order of the package's list of ids (all 2,965 whose number is known from COCO's files
+    of 2017 do), which is taken for them.
+
+    Raises:
+        DataError: neither, a caption of another image than the labels say, or the package is missing.
+    """
+    package = _package()
+    if captions.caption_ids is not None:
+        numbers = [re.search(r"(\d+)$", name) for name in captions.image_ids]
+        if None in numbers:
+            raise DataError(f"{captions.source}: image {captions.image_ids[numbers.index(None)]!r} has no COCO number "
+                            "at the end of its name, as COCO_val2014_000000391895 has: the labels know it by that")
+        image_ids = [int(number.group()) for number in numbers if number is not None]
+        for number, image in zip(captions.caption_ids, captions.owner.tolist(), strict=True):
+            known = package.coco_gts["t2i"].get(number)
+            if known is not None and known[0] != image_ids[image]:
+                raise DataError(f"{captions.source}: caption {number} belongs to image {image_ids[image]}, by the "
+                                f"labels to {known[0]}: its sentids are not COCO's")
+        return image_ids, captions.caption_ids
+    ordered = _SCAN_TEST.search(captions.source) is not None and len(captions.captions) == 25000
+    if not ordered or (captions.owner != np.repeat(np.arange(5000), 5)).any():
+        raise DataError(f"{captions.source} does not say which captions of COCO these are, and ECCV Caption and CxC "
+                        "know them by their number: give dataset_coco.json as captions (python tools/prepare_data.py "
+                        "--dataset coco --only captions)")
+    ids = package.coco_ids.tolist()
+    return [package.coco_gts["t2i"][number][0] for number in ids[::5]], ids
+
+
+def corrected_labels(scores: Matrix, image_ids: list[int], caption_ids: list[int]) -> dict[str, LabelReport]:
+    """Figures by ECCV Caption ("eccv") and by CxC ("cxc").
+
+    Args:
+        scores: (N, M) of every image with every caption of COCO's 5K test split, higher = more alike; read in blocks.
+        image_ids, caption_ids: COCO's numbers of rows and columns.
+
+    Raises:
+        DataError: the package is missing, images or captions of its labels are, or a score is not finite.
+    """
+    if tuple(scores.shape) != (len(image_ids), len(caption_ids)):
+        raise DataError(f"scores have shape {tuple(scores.shape)} for {len(image_ids)} image ids and "
+                        f"{len(caption_ids)} caption ids")
+    package = _package()
+    labels = (package.coco_gts, package.cxc_gts, package.eccv_gts)
+    for what, ids, way in (("images", image_ids, "i2t"), ("captions", caption_ids, "t2i")):
+        missing = sorted({number for known in labels for number in known[way]} - set(ids))
+        if missing:
+            raise DataError(f"{len(ids)} {what} were scored; {len(missing)} {what} of the labels are not among them "
+                            f"(first: {missing[0]}). {_WHOLE}")
+        if len(set(ids)) != len(ids):
+            raise DataError(f"of {len(ids)} {what}, {len(ids) - len(set(ids))} are there twice. {_WHOLE}")
+    with contextlib.redirect_stderr(io.StringIO()):     # bars of progress that cannot be turned off
+        found = _ranked(scores, image_ids, caption_ids, package.eccv_gts)
+        eccv = package.eccv_metrics(found, "all")
+        found = _ranked(scores, image_ids, caption_ids, package.cxc_gts)
+        cxc = {f"cxc_r{k}": package.cxc_recalls(found, "all", K=k) for k in (1, 5, 10)}
+        package.eccv_gts = package.cxc_gts
+        cxc = package.eccv_metrics(found, "all") | cxc
+    return {"eccv": _report(eccv), "cxc": _report(cxc)}
+
+
+def _ranked(
+    scores: Matrix, image_ids: list[int], caption_ids: list[int], labels: dict[str, dict[int, list[int]]]
+) -> dict[str, dict[int, list[int]]]:
+    """What was found for each image ("i2t") and each caption ("t2i"), as the package takes it."""
+    return {
+        "i2t": dict(_retrieved(scores, image_ids, caption_ids, labels["i2t"])),
+        "t2i": dict(_retrieved(scores.T, caption_ids, image_ids, labels["t2i"])),
+    }
+
+
+def _report(figures: dict[str, dict[str, float]]) -> LabelReport:
+    return LabelReport({
+        _NAMES[name]: {way: 100 * float(share) for way, share in of.items()} for name, of in figures.items()
+    })
+
+
+def _retrieved(
+    scores: Matrix, queries: list[int], candidates: list[int], labels: dict[int, list[int]]
+) -> Iterator[tuple[int, list[int]]]:
+    """(query, its best candidates, best first) for each row, as many as the labels can ask for; ties are lost."""
+    depth = min(len(candidates), max(10, *map(len, labels.values())))
+    column = {number: place for place, number in enumerate(candidates)}
+    step = max(1, BLOCK_ELEMENTS // len(candidates))
+    for first in range(0, len(queries), step):
+        part, of_part = scores[first : first + step], queries[first : first + step]
+        block = (part.detach().cpu() if isinstance(part, torch.Tensor) else torch.from_numpy(np.array(part))).double()
+        if not block.isfinite().all():
+            row, place = (~block.isfinite()).nonzero()[0].tolist()
+            raise DataError(f"the score of {of_part[row]} with {candidates[place]} is not finite")
+        # float64 has room between two scores of lower precision: a right one drops below the wrong ones that equal it
+        right = [(row, column[number]) for row, query in enumerate(of_part)
+                 for number in labels.get(query, ()) if number in column]
+        if right:
+            at = tuple(torch.tensor(right).T)
+            block[at] = torch.nextafter(block[at], torch.tensor(-torch.inf, dtype=torch.float64))
+        for query, best in zip(of_part, block.topk(depth, dim=1).indices.tolist(), strict=True):
+            yield query, [candidates[place] for place in best]
+
+
+def _package() -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")             # that a faster reader of JSON is not installed
+            from eccv_caption import Metrics
+    except ImportError as error:
+        raise DataError(f"ECCV Caption and CxC are computed by their authors' package: {INSTALL}") from error
+    return Metrics()

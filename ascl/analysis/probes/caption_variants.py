@@ -1,0 +1,404 @@
+"""Variants of captions that people wrote, by small operations on their words: no model, no corpus, always the same.
+
+Whether a variant is true is not known exactly here, as it is for generated scenes. What is put in as false is a thing,
+a colour or a number that none of the captions of the image speaks of, nor of anything near it (`caption_lexicon.py`);
+what is added as true stands in another caption of the same image. A caption that an operation does not fit is left out.
+
+Looked at with their photographs, 60 variants of each kind of captions of Flickr8k's test split; of the 60, well-formed
+/ false or true as they should be (what cannot be decided counts as wrong): noun swapped 58 / 57, colour 60 / 57, number
+60 / 56, relation 58 / 57, roles 58 / 60 (though most make no sense: "a large wave rides a surfer"), false detail
+60 / 58, true detail 60 / 53 (writers err; 4 of them say nothing new), concatenated 60 / 57, truncated 56 / 59, keywords
+removed 58 / 60.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from ascl.analysis.probes import lexicon
+from ascl.analysis.probes.lexicon import Noun
+from ascl.analysis.probes.variants import Variant, generator_of, replaced, second_sentence, with_article
+from ascl.data.captions import CaptionSet
+from ascl.samples.positives import concatenate, truncate_prefix
+
+_WORD = re.compile(r"[A-Za-z]+(?:[-'][A-Za-z]+)*")
+_GENDERED = frozenset("he she him his her hers himself herself".split())
+_WITH_ON = frozenset("put puts putting turn turns turning try tries trying bite bites biting go goes going".split())
+_PLAY = frozenset("play plays playing played".split())
+_SINGULAR = frozenset("a an the another one each every".split())
+_BEFORE_SUBJECT = frozenset("while as where when".split())
+_COLOUR_VERBS = frozenset("in is are wearing dressed painted all".split())
+
+
+_DRAWS = 100  # of a false detail: nearly every image lacks most of them
+
+
+class _Word(NamedTuple):
+    """A word at caption[start:end]; text is lower case."""
+
+    start: int
+    end: int
+    text: str
+
+
+class _Named(NamedTuple):
+    """A noun of the lexicon in a caption: `name` is the word itself, the one of number `at`.
+
+    group: of things that it excludes; number: 0 = singular, 1 = plural.
+    """
+
+    at: int
+    name: str
+    noun: Noun
+    group: tuple[Noun, ...]
+    number: int
+
+
+class _Image(NamedTuple):
+    """What the makers know. words: of all captions of the image; others: its other captions; details: what may be added
+    if it is false of the image."""
+
+    words: frozenset[str]
+    others: list[str]
+    details: Sequence[_Named]
+
+
+def caption_variants(captions: CaptionSet, *, seed: int = 0) -> list[Variant]:
+    """At most one variant of each kind for each caption, in the order of the captions.
+
+    The false details are nouns that are true details of other images of the set, as often as they are; the rest of a
+    variant depends on nothing but its image.
+    """
+    read = [_words(caption) for caption in captions.captions]
+    of_image = [captions.captions_of(image) for image in range(len(captions.image_ids))]
+    known = [frozenset(word.text for i in own for word in read[i]) for own in of_image]
+    details = [found for i, image in enumerate(captions.owner) for found in _new_details(
+        captions.captions[i], [captions.captions[j] for j in of_image[image] if j != i])]
+    variants = []
+    for index, (caption, image) in enumerate(zip(captions.captions, captions.owner, strict=True)):
+        others = [captions.captions[i] for i in of_image[image] if captions.captions[i] != caption]
+        about = _Image(known[image], others, details)
+        for kind, make in _MAKERS.items():
+            text = make(caption, about, generator_of(seed, kind, captions.image_ids[image], caption))
+            if text is not None:
+                variants.append(Variant(index, kind, text))
+    return variants
+
+
+# ---------------------------------------------------------------------------------------------------------- Asymmetry-I
+
+
+def _noun_swapped(caption: str, image: _Image, rng: np.random.Generator) -> str | None:
+    words = _words(caption)
+    gendered = any(word.text in _GENDERED for word in words)
+    choices = [
+        (named, other) for named in _swappable(words)
+        if not (gendered and named.group in (lexicon.GROUPS["adults"].nouns, lexicon.GROUPS["young"].nouns))
+        for other in named.group if other is not named.noun and _absent(other, image.words)
+    ]
+    if not choices:
+        return None
+    named, other = choices[int(rng.integers(len(choices)))]
+    word = words[named.at]
+    return replaced(caption, word.start, word.end, other.names[0][named.number])
+
+
+def _colour_swapped(caption: str, image: _Image, rng: np.random.Generator) -> str | None:
+    words = _words(caption)
+    if image.words & lexicon.MANY_COLOURS:
+        return None
+    places = []
+    for at, word in enumerate(words):
+        following = _next(caption, words, at)
+        before = words[at - 1].text if at else ""
+        describes = following is not None and following not in lexicon.LOOSE_ENDS | lexicon.NOT_AFTER_COLOUR
+        stands_alone = following is None and before in _COLOUR_VERBS
+        if word.text in lexicon.COLOUR_WORDS and (describes or stands_alone):
+            places.append(word)
+    colours = [colour for colour, near in lexicon.COLOURS.items() if not image.words & set(near)]
+    if not places or not colours:
+        return None
+    word = places[int(rng.integers(len(places)))]
+    return replaced(caption, word.start, word.end, colours[int(rng.integers(len(colours)))])
+
+
+def _number_swapped(caption: str, image: _Image, rng: np.random.Generator) -> str | None:
+    """A number of things becomes a larger one: where there are three, there are also two."""
+    words = _words(caption)
+    places = []
+    for at, word in enumerate(words):
+        following = [other.text for other in words[at + 1 : at + 4]]
+        counts = any(_is_plural(other) for other in following)
+        if word.text in lexicon.NUMBERS[:6] and counts and not lexicon.NOT_AFTER_NUMBER & {*following[:2]}:
+            places.append(word)
+    if not places:
+        return None
+    word = places[int(rng.integers(len(places)))]
+    value = lexicon.NUMBERS.index(word.text)
+    larger = [number for number in lexicon.NUMBERS[value + 2 : value + 5] if number not in image.words]
+    return replaced(caption, word.start, word.end, larger[int(rng.integers(len(larger)))]) if larger else None
+
+
+def _relation_swapped(caption: str, image: _Image, rng: np.random.Generator) -> str | None:
+    places = []
+    for found in _RELATION.finditer(caption):
+        phrase = " ".join(found.group().lower().split())
+        after = [word.text for word in _words(caption[found.end() :])[:4]]
+        if not after or phrase in lexicon.NEED_DETERMINER and after[0] not in lexicon.DETERMINERS:
+            continue
+        before = _words(caption[: found.start()])[-1:]
+        if after[0] == "to" or before and before[0].text in _WITH_ON:
+            continue
+        if not set(after) & lexicon.NOT_PLACES and not any(word.endswith("ing") for word in after[:1]):
+            places.append((found, lexicon.RELATIONS[phrase]))
+    if not places:
+        return None
+    found, other = places[int(rng.integers(len(places)))]
+    return replaced(caption, found.start(), found.end(), other)
+
+
+def _roles_swapped(caption: str, image: _Image, rng: np.random.Generator) -> str | None:
+    """Subject and object of a verb that does not work both ways change places."""
+    words = _words(caption)
+    phrases = list(_noun_phrases(caption, words))
+    pairs = []
+    for (a, a_end), (b, b_end) in zip(phrases, phrases[1:], strict=False):
+        between = caption[words[a_end].end : words[b].start]
+        first, second = (caption[words[i].start : words[j].end].lower() for i, j in ((a, a_end), (b, b_end)))
+        subject = a == 0 or words[a - 1].text in _BEFORE_SUBJECT
+        if subject and _ROLES.fullmatch(between.lower()) and first.split()[1:] != second.split()[1:]:
+            pairs.append((a, a_end, b, b_end))
+    if not pairs:
+        return None
+    a, a_end, b, b_end = pairs[int(rng.integers(len(pairs)))]
+    first, second = caption[words[a].start : words[a_end].end], caption[words[b].start : words[b_end].end]
+    if first[0].isupper():
+        first, second = first[0].lower() + first[1:], second[0].upper() + second[1:]
+    return (caption[: words[a].start] + second + caption[words[a_end].end : words[b].start] + first
+            + caption[words[b_end].end :])
+
+
+def _noun_phrases(caption: str, words: list[_Word]) -> Iterator[tuple[int, int]]:
+    """First and last word of "a small brown dog": a determiner, words without function, a singular noun."""
+    for at, word in enumerate(words):
+        if word.text not in _SINGULAR:
+            continue
+        for end in range(at + 1, min(at + 5, len(words))):
+            name = words[end].text
+            if name in lexicon.LOOSE_ENDS or caption[words[end - 1].end : words[end].start].strip():
+                break
+            singular = name in lexicon.NOUNS_OF_ROLES or any(number == 0 for _, _, number in _NOUNS.get(name, []))
+            if singular and _ends_phrase(words[end + 1].text if end + 1 < len(words) else ""):
+                yield at, end
+                break
+
+
+def _false_detail_added(caption: str, image: _Image, rng: np.random.Generator) -> str | None:
+    for place in rng.integers(len(image.details), size=_DRAWS) if image.details else []:
+        if _absent(image.details[place].noun, image.words):
+            return second_sentence(caption, _there_is(image.details[place]))
+    return None
+
+
+# ------------------------------------------------------------------------------------------ Asymmetry-II, Asymmetry-III
+
+
+def _true_detail_added(caption: str, image: _Image, rng: np.random.Generator) -> str | None:
+    new = _new_details(caption, image.others)
+    return second_sentence(caption, _there_is(new[int(rng.integers(len(new)))])) if new else None
+
+
+def _concatenated(caption: str, image: _Image, rng: np.random.Generator) -> str | None:
+    """With another caption of the image, as the generated positives of the training."""
+    if not image.others:
+        return None
+    return concatenate([caption, image.others[int(rng.integers(len(image.others)))]], rng)
+
+
+def _truncated(caption: str, image: _Image, rng: np.random.Generator) -> str | None:
+    """The first half of the words, and none of those at its end that say nothing without what followed."""
+    return _shorter(_trimmed(truncate_prefix(caption)), caption)
+
+
+def _keywords_removed(caption: str, image: _Image, rng: np.random.Generator) -> str | None:
+    """Without half, at least one, of the adjectives before nouns and the last phrase.
+
+    `caption_ops.truncate_keywords`, which makes generated positives, takes any nouns and verbs away: what it leaves is
+    seldom a sentence, and then a model that has never seen such texts would be asked about that too.
+    """
+    words = _words(caption)
+    spans = [(word.start, words[at + 1].start) for at, word in enumerate(words)
+             if word.text in lexicon.ADJECTIVES and _before_noun(caption, words, at)]
+    last = [found for found in _LAST_PHRASE.finditer(caption) if len(_words(caption[: found.start()])) > 1]
+    if last:
+        spans.append((last[-1].start(), len(caption)))
+    if not spans:
+        return None
+    chosen = rng.permutation(len(spans))[: (len(spans) + 1) // 2]
+    text = caption
+    for start, end in sorted((spans[place] for place in chosen), reverse=True):
+        text = text[:start] if end == len(caption) else _cut(text, start, end)
+    return _shorter(_trimmed(text), caption)
+
+
+def _before_noun(caption: str, words: list[_Word], at: int) -> bool:
+    """Whether this adjective can go: what follows it directly is a noun or an adjective before one."""
+    following = _next(caption, words, at)
+    if following is None or following in lexicon.LOOSE_ENDS | lexicon.FORMS_OF_VERBS:
+        return False
+    between = caption[words[at - 1].end : words[at].start].strip() if at else ""
+    listed = between != "" or at > 0 and words[at - 1].text == "and"        # "large, black and white dog"
+    return not listed and (following in lexicon.ADJECTIVES or not following.endswith("ed"))
+
+
+def _cut(text: str, start: int, end: int) -> str:
+    """Without text[start:end], which a word follows that takes over its capital letter and its article."""
+    following = _WORD.match(text, end)
+    assert following is not None
+    rest = text[following.end() :]
+    word = following.group()
+    word = word[0].upper() + word[1:] if text[start].isupper() else word
+    return with_article(text[:start], word) + word + rest
+
+
+def _trimmed(text: str) -> str:
+    """Without words at the end that need what followed them, and without loose punctuation."""
+    words = text.split()
+    while words and re.sub(r"\W+", "", words[-1]).lower() in {*lexicon.LOOSE_ENDS, *lexicon.ADJECTIVES, ""}:
+        words.pop()
+    return " ".join(words).rstrip(" ,;:")
+
+
+def _shorter(text: str, caption: str) -> str | None:
+    return text if _words(text) and len(_words(text)) < len(_words(caption)) else None
+
+
+# ---------------------------------------------------------------------------------------------------------------- words
+
+
+@lru_cache(maxsize=64)
+def _words(caption: str) -> list[_Word]:
+    return [_Word(found.start(), found.end(), found.group().lower()) for found in _WORD.finditer(caption)]
+
+
+def _next(caption: str, words: list[_Word], at: int) -> str | None:
+    """The word that follows with nothing but space between."""
+    if at + 1 == len(words) or caption[words[at].end : words[at + 1].start].strip():
+        return None
+    return words[at + 1].text
+
+
+def _is_plural(word: str) -> bool:
+    return word in lexicon.PLURALS_WITHOUT_S or word.endswith("s") and not word.endswith(("ss", "us", "is"))
+
+
+def _swappable(words: list[_Word]) -> list[_Named]:
+    """Nouns of the lexicon that stand for themselves: not "dog" in "dog house" or in "hot dog"."""
+    found = []
+    for at, word in enumerate(words):
+        following = words[at + 1].text if at + 1 < len(words) else ""
+        before = words[at - 1].text if at else ""
+        if not _ends_phrase(following) or (before, word.text) in _COMPOUNDS:
+            continue
+        if word.text in _NOUNS:
+            found += [_Named(at, word.text, *place) for place in _NOUNS[word.text]
+                      if word.text not in lexicon.ALSO_VERBS or _before_thing(before, place[2])]
+        elif word.text in _SPORTS and before in _PLAY:
+            found.append(_Named(at, word.text, _SPORTS[word.text], lexicon.SPORTS, 0))
+        elif word.text in _GROUNDS and before in _BEFORE_GROUND:
+            found.append(_Named(at, word.text, _GROUNDS[word.text], lexicon.GROUNDS, 0))
+    return found
+
+
+def _before_thing(before: str, number: int) -> bool:
+    """Whether the word after this one is a thing and no verb: "the stick", "carrying sticks", not "he sticks"."""
+    return not (number and before in _SINGULAR) and (
+        before in lexicon.LOOSE_ENDS or before in lexicon.ADJECTIVES or before in lexicon.NUMBERS
+        or before in lexicon.VERBS_OF_ROLES or before.endswith("ing"))
+
+
+def _ends_phrase(following: str) -> bool:
+    """Whether a noun before this word is no part of a compound, nor of "a bed of roses"."""
+    if following in lexicon.LOOSE_ENDS or following in lexicon.FORMS_OF_VERBS:
+        return following != "of"
+    return not following or following.endswith("ed") or following.endswith("ing") and following not in _NOUNS_IN_ING
+
+
+def _absent(noun: Noun, known: frozenset[str]) -> bool:
+    """Whether none of the words speaks of this thing."""
+    return known.isdisjoint(noun.words)
+
+
+def _new_details(caption: str, others: list[str]) -> list[_Named]:
+    """Salient things that the other captions name and this one does not, each once.
+
+    Not where this caption names another thing of the group: one of the two writers may have mistaken the same thing.
+    """
+    here = frozenset(word.text for word in _words(caption))
+    new: dict[str, _Named] = {}
+    for other in others:
+        for named in _swappable(_words(other)):
+            if named.group in _SALIENT and all(_absent(noun, here) for noun in named.group):
+                new.setdefault(named.noun.names[0][0], named)
+    return list(new.values())
+
+
+def _there_is(named: _Named) -> str:
+    return f"There are {named.name}." if named.number else with_article("There is a ", named.name) + f"{named.name}."
+
+
+def _by_name(nouns: Sequence[Noun]) -> dict[str, Noun]:
+    return {name: noun for noun in nouns for names in noun.names for name in names[:1]}
+
+
+def _nouns() -> dict[str, list[tuple[Noun, tuple[Noun, ...], int]]]:
+    """Name -> (noun, its group, number), one for each group that has it."""
+    table: dict[str, list[tuple[Noun, tuple[Noun, ...], int]]] = {}
+    for group in lexicon.GROUPS.values():
+        for noun in group.nouns:
+            for names in noun.names:
+                for number, name in enumerate(names):
+                    if number == 0 or name != names[0]:
+                        table.setdefault(name, []).append((noun, group.nouns, number))
+    return table
+
+
+_NOUNS = _nouns()
+_SPORTS, _GROUNDS = _by_name(lexicon.SPORTS), _by_name(lexicon.GROUNDS)
+_SALIENT = [group.nouns for group in lexicon.GROUPS.values() if group.salient]
+_BEFORE_GROUND = frozenset("the in on through into across over deep".split())
+_COMPOUNDS = {
+    (first, second + ending) for firsts, second in (
+        ("train", "car"), ("laptop", "computer"), ("hot", "dog"), ("teddy", "bear"),
+        ("tennis soccer golf cricket rugby beach bowling", "ball"))
+    for first in firsts.split() for ending in ("", "s")
+}
+_NOUNS_IN_ING = frozenset("racing skiing railing building wedding parking crossing clothing painting ceiling".split())
+_RELATION = re.compile(
+    r"\b(?:" + "|".join(r"\s+".join(map(re.escape, phrase.split())) for phrase in sorted(
+        lexicon.RELATIONS, key=len, reverse=True)) + r")\b", re.IGNORECASE,
+)
+_ROLES = re.compile(
+    rf"\s+(?:is\s+)?(?:{'|'.join(sorted(lexicon.VERBS_OF_ROLES))})"
+    rf"(?:\s+(?:{'|'.join(lexicon.PREPOSITIONS_OF_ROLES)}))?\s+"
+)
+_LAST_PHRASE = re.compile(
+    rf"\s(?:in front of|next to|{'|'.join(lexicon.LAST_PHRASES)})\s(?=[\w' -]+[\s.]*$)", re.IGNORECASE
+)
+_MAKERS: dict[str, Callable[[str, _Image, np.random.Generator], str | None]] = {
+    "noun swapped": _noun_swapped,
+    "colour swapped": _colour_swapped,
+    "number swapped": _number_swapped,
+    "relation swapped": _relation_swapped,
+    "roles swapped": _roles_swapped,
+    "false detail added": _false_detail_added,
+    "true detail added": _true_detail_added,
+    "concatenated": _concatenated,
+    "truncated (prefix)": _truncated,
+    "keywords removed": _keywords_removed,
+}

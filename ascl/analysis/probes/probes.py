@@ -1,0 +1,294 @@
+"""Probes of asymmetry: does a score put a caption and its variants in the order that their content has?
+
+AsCL (section 2.2) names three asymmetries between an image and a text, and argues that a model has to treat them apart;
+its tables measure recall alone. Here every caption meets variants of a known direction (`data/variants.py`):
+
+I. The text says something that is not in the image. The paper calls it a negative, which training pushes below the
+   caption (equation 3): score(image, caption) > score(image, variant). This is an order of scores, and nothing else is
+   asked for.
+II. The text says more that is true. III. It says less, and all of it is true. Both are positives, says the paper: they
+   belong to the image before all other images (equation 4). It claims no order between score(image, caption) and
+   score(image, variant), and there is none: a score of what fits should not fall because a sentence is shorter, nor
+   rise because it is longer. What does have an order is how well a text tells its image from others. More true detail
+   leaves fewer images of which the text is true, so whoever judges by truth finds the own image at least as surely
+   with the longer text. That is measured as evidence(text) = score(own image, text) - mean score(other images, text)
+   over the other images of a fixed group of `GROUP`: right where the text that says more has more of it. The mean,
+   because the best of the others is a maximum that noise alone lifts, and because then a scorer that knows the truth
+   is right wherever the detail decides. Where truth is known (`scenes`), only such pairs are counted: the detail
+   excludes at least one image of the group.
+
+Beside this, for II and III: how often the variant's score itself lies above its caption's (no claim: it shows whether a
+model rewards length), how often it lies above that of the caption with a false detail (the paper's figure 1: positive
+before negative), and how often the own image comes first in the group, with the caption and with the variant (the
+paper's own claim: the variant stays a positive).
+
+A difference up to `TIE` is a tie, and no tie is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ascl.analysis.diagnostics import wilson_interval
+from ascl.analysis.probes.variants import KINDS, Variant
+from ascl.core.errors import DataError
+from ascl.data.captions import CaptionSet
+from ascl.models import EncodedImages, RetrievalModel
+from ascl.retrieval import score_all_pairs
+from ascl.retrieval.encode import encode_texts
+from ascl.scenes.render import Scene, truth_matrix
+
+GROUP = 16      # images that a text is compared with, its own among them: neighbours in the order of the split
+TIE = 1e-6      # of scores, which are cosines: what rounding in float32 may add
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeTexts:
+    """What is scored: C captions, then P variants of them.
+
+    texts: (C + P). owner: (C + P,) image of each. kinds: (P) of the variants. original: (P,) place of each variant's
+    caption in `texts`; false_detail: (P,) place of the same caption with a false detail, -1 where there is none.
+    """
+
+    texts: list[str]
+    owner: np.ndarray
+    kinds: list[str]
+    original: np.ndarray
+    false_detail: np.ndarray
+
+
+@dataclass(frozen=True)
+class ProbeFigures:
+    """One kind of variant, or all of one asymmetry: shares of `pairs`, in [0, 1].
+
+    right, ties: see the module. low, high: 95 % interval of `right` (Wilson), as if the pairs were independent.
+    higher: the variant's score lies above its caption's. above_false: above that of the caption with a false detail,
+    of `above_false_pairs` captions that have one; None for Asymmetry-I. first_original, first_variant: the own image
+    comes first in its group. left_out: pairs that were not counted since the detail decides nothing in the group.
+    """
+
+    asymmetry: str
+    pairs: int
+    right: float
+    ties: float
+    low: float
+    high: float
+    higher: float
+    above_false: float | None
+    above_false_pairs: int
+    first_original: float
+    first_variant: float
+    left_out: int
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """kinds: figures of each kind; by_asymmetry: of "I", "II", "III", all their kinds together. group: images."""
+
+    kinds: dict[str, ProbeFigures]
+    by_asymmetry: dict[str, ProbeFigures]
+    group: int
+    exact: bool
+
+    @property
+    def how(self) -> str:
+        """The definition, in words that can stand below a table."""
+        cases = (" Only pairs whose detail decides are counted: it excludes at least one image of the group, by the "
+                 "truth of the generated scenes." if self.exact else
+                 " Whether a variant is true or false follows from the image's captions, not from its pixels.")
+        return (
+            "I (says something false): right where score(own image, caption) > score(own image, variant). II (says "
+            "more, all true) and III (says less, all true): right where the text that says more has more evidence for "
+            f"its image, score(own image) - mean score of {self.group - 1} other images.{cases} A difference up to "
+            f"{TIE:g} is a tie, and no tie is right. higher: share of variants that score above their caption (for II "
+            "and III no order of these scores is claimed). above false: above the caption with a false detail. own "
+            f"first: the own image has the best score of the {self.group}, with the caption -> with the variant"
+            + (", those left aside of which the text is true as well." if self.exact else ".")
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers for JSON."""
+        return {
+            "kinds": {kind: asdict(figures) for kind, figures in self.kinds.items()},
+            "by_asymmetry": {name: asdict(figures) for name, figures in self.by_asymmetry.items()},
+            "group": self.group,
+            "how": self.how,
+        }
+
+    def to_markdown(self) -> str:
+        """A table with a row for each kind and each asymmetry, in percent, and its definition under it."""
+        head = ["| variant | asymmetry | pairs | right | 95 % | ties | higher | above false | own first |",
+                "|---|---|---|---|---|---|---|---|---|"]
+        rows = [_row(kind, figures) for kind, figures in self.kinds.items()]
+        rows += [_row(f"**all of {name}**", figures) for name, figures in self.by_asymmetry.items()]
+        return "\n".join([*head, *rows, "", self.how, ""])
+
+
+def probe_texts(captions: CaptionSet, variants: Sequence[Variant], *, limit: int | None = None) -> ProbeTexts:
+    """What has to be scored for these variants, or for those of `limit` captions, evenly spread over the set."""
+    if limit is not None and limit < 1:
+        raise DataError(f"variants of {limit} captions: has to be at least 1")
+    with_variants = sorted({variant.caption for variant in variants})
+    if limit is not None and limit < len(with_variants):
+        with_variants = [with_variants[i] for i in np.linspace(0, len(with_variants) - 1, limit).astype(int)]
+    place = {caption: i for i, caption in enumerate(with_variants)}
+    chosen = [variant for variant in variants if variant.caption in place]
+    false_detail = {variant.caption: len(place) + i for i, variant in enumerate(chosen)
+                    if variant.kind == "false detail added"}
+    owner = np.array([*with_variants, *(variant.caption for variant in chosen)], dtype=np.int64)
+    return ProbeTexts(
+        texts=[captions.captions[i] for i in with_variants] + [variant.text for variant in chosen],
+        owner=captions.owner[owner],
+        kinds=[variant.kind for variant in chosen],
+        original=np.array([place[variant.caption] for variant in chosen], dtype=np.int64),
+        false_detail=np.array([false_detail.get(variant.caption, -1) for variant in chosen], dtype=np.int64),
+    )
+
+
+@torch.no_grad()
+def group_scores(
+    model: RetrievalModel, images: EncodedImages, probes: ProbeTexts, *, group: int = GROUP,
+    progress: Callable[[int], object] | None = None,
+) -> np.ndarray:
+    """Scores of each text with its own image and with the other images of its group, at the model's own precision.
+
+    The texts of `group` neighbouring images meet these images and no others: G / N of the work of all pairs, through
+    the same code. Each group's texts are encoded for themselves, so that memory does not grow with their number.
+
+    Args:
+        images: N images, at least two, on any device.
+        progress: called with a number of texts, each time that so many more are done.
+
+    Returns:
+        (M, G) float32, G = min(group, N); column 0 is the own image, the others follow in their order.
+
+    Raises:
+        DataError: fewer than two images, or a score that is not finite.
+    """
+    def score(rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        texts = encode_texts(model, [probes.texts[i] for i in chosen])
+        scores = score_all_pairs(model, images[torch.from_numpy(rows)], texts).numpy()
+        if not np.isfinite(scores).all():
+            text = chosen[int(np.argwhere(~np.isfinite(scores))[0][1])]
+            raise DataError(f"the score of {probes.texts[text]!r} is not finite: look for an overflow in the weights")
+        if progress is not None:
+            progress(len(chosen))
+        return scores
+
+    return _by_group(len(images), probes, group, score, np.float32)
+
+
+def group_truth(probes: ProbeTexts, scenes: Sequence[Scene], *, group: int = GROUP) -> np.ndarray:
+    """(M, G) bool, laid out as `group_scores`: whether each text is true of its own scene and of the group's others."""
+    def truth(rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        return truth_matrix([probes.texts[i] for i in chosen], [scenes[i] for i in rows])
+
+    return _by_group(len(scenes), probes, group, truth, np.bool_)
+
+
+def _by_group(
+    images: int, probes: ProbeTexts, group: int, compute: Callable[[np.ndarray, np.ndarray], np.ndarray], dtype: type
+) -> np.ndarray:
+    """(M, G) of what `compute` gives for some images (n,) and some texts (m,): (n, m)."""
+    if images < 2 or group < 2:
+        raise DataError(f"probes compare images: {images} of them in groups of {group} are too few, two are needed")
+    table: np.ndarray = np.empty((len(probes.texts), min(group, images)), dtype=dtype)
+    for first, rows in _groups(images, group):
+        chosen = np.flatnonzero((probes.owner >= first) & (probes.owner <= rows[-1]))
+        if not len(chosen):
+            continue
+        block = compute(rows, chosen)
+        own = probes.owner[chosen] - rows[0]
+        others = np.array([[row for row in range(len(rows)) if row != mine] for mine in own])
+        table[chosen, 0] = block[own, np.arange(len(chosen))]
+        table[chosen, 1:] = block[others, np.arange(len(chosen))[:, None]]
+    return table
+
+
+def _groups(images: int, group: int) -> Iterator[tuple[int, np.ndarray]]:
+    """First image whose texts a group is for, and the group's images; the last group reaches back to be full."""
+    for first in range(0, images, group):
+        last = min(first + group, images)
+        yield first, np.arange(max(0, last - group), last)
+
+
+def probe_report(probes: ProbeTexts, scores: np.ndarray, truth: np.ndarray | None = None) -> ProbeReport:
+    """Count how many variants are in the right order.
+
+    Args:
+        scores: (M, G) of `group_scores`, or their mean over several models.
+        truth: (M, G) of `group_truth` where it is known.
+
+    Raises:
+        DataError: a variant whose truth is not what its asymmetry says.
+    """
+    captions = len(probes.texts) - len(probes.kinds)
+    variant = np.arange(captions, len(probes.texts))
+    scores = scores.astype(np.float64)
+    own, evidence = scores[:, 0], scores[:, 0] - scores[:, 1:].mean(axis=1)
+    rivals = scores[:, 1:] if truth is None else np.where(truth[:, 1:], -np.inf, scores[:, 1:])
+    first = own > rivals.max(axis=1) + TIE
+    asymmetry = np.array([KINDS[kind] for kind in probes.kinds])
+    difference = np.where(asymmetry == "I", own[probes.original] - own[variant],
+                          evidence[variant] - evidence[probes.original])
+    difference[asymmetry == "III"] *= -1
+    counted = np.ones(len(variant), dtype=bool)
+    if truth is not None:
+        _check_truth(probes, truth, asymmetry)
+        more = np.where(asymmetry == "II", variant, probes.original)
+        less = np.where(asymmetry == "II", probes.original, variant)
+        counted = (asymmetry == "I") | (truth[less, 1:] & ~truth[more, 1:]).any(axis=1)
+    has_false = (probes.false_detail >= 0) & (asymmetry != "I")
+    above_false = own[variant] > own[probes.false_detail] + TIE
+
+    def figures(which: np.ndarray, name: str) -> ProbeFigures:
+        chosen, compared = which & counted, which & counted & has_false
+        pairs = int(chosen.sum())
+        right = _share(difference[chosen] > TIE)
+        low, high = wilson_interval(right, pairs)
+        return ProbeFigures(
+            asymmetry=name, pairs=pairs, right=right, ties=_share(np.abs(difference[chosen]) <= TIE), low=low,
+            high=high, higher=_share((own[variant] > own[probes.original] + TIE)[chosen]),
+            above_false=_share(above_false[compared]) if compared.any() else None,
+            above_false_pairs=int(compared.sum()), first_original=_share(first[probes.original[chosen]]),
+            first_variant=_share(first[variant[chosen]]), left_out=int((which & ~counted).sum()),
+        )
+
+    kinds = np.array(probes.kinds)
+    return ProbeReport(
+        kinds={kind: figures(kinds == kind, name) for kind, name in KINDS.items() if (counted & (kinds == kind)).any()},
+        by_asymmetry={name: figures(asymmetry == name, name) for name in sorted(set(asymmetry[counted].tolist()))},
+        group=scores.shape[1], exact=truth is not None,
+    )
+
+
+def _check_truth(probes: ProbeTexts, truth: np.ndarray, asymmetry: np.ndarray) -> None:
+    captions = len(truth) - len(asymmetry)
+    wanted = np.concatenate([np.ones(captions, dtype=bool), asymmetry != "I"])
+    wrong = np.flatnonzero(truth[:, 0] != wanted)
+    if len(wrong):
+        found = "true" if truth[wrong[0], 0] else "false"
+        raise DataError(f"{probes.texts[wrong[0]]!r} is {found} of its own image and should not be ({len(wrong)} such "
+                        "texts): do captions and scenes belong together?")
+
+
+def _share(which: np.ndarray) -> float:
+    return float(which.mean())
+
+
+def _row(name: str, figures: ProbeFigures) -> str:
+    def percent(share: float | None) -> str:
+        return "" if share is None else f"{100 * share:.1f}"
+
+    every = figures.pairs + figures.left_out
+    pairs = f"{figures.pairs} of {every}" if figures.left_out else str(figures.pairs)
+    interval = f"{percent(figures.low)} - {percent(figures.high)}"
+    ahead = f"{percent(figures.first_original)} -> {percent(figures.first_variant)}"
+    return (f"| {name} | {figures.asymmetry} | {pairs} | {percent(figures.right)} | {interval} | "
+            f"{percent(figures.ties)} | {percent(figures.higher)} | {percent(figures.above_false)} | "
+            f"{'' if figures.asymmetry == 'I' else ahead} |")

@@ -1,0 +1,162 @@
+"""What a model retrieves well and badly: the best and the worst queries, and the candidates that come up too often."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ascl.analysis.query_ranks import Direction, QueryRanks
+from ascl.core.errors import DataError
+from ascl.retrieval.scoring.all_pairs import TopPairs
+
+BLOCK = 512             # rows or columns of a given matrix that are sorted at a time
+
+
+def top_of_matrix(scores: np.ndarray, k: int) -> TopPairs:
+    """As `retrieval.top_pairs`, of a (N_images, N_texts) matrix that is given; some rows or columns at a time.
+
+    Raises:
+        DataError: a score that is not finite.
+    """
+    def best(matrix: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        parts = []
+        for start in range(0, len(matrix), BLOCK):
+            block = torch.from_numpy(np.array(matrix[start : start + BLOCK], dtype=np.float32))
+            if not block.isfinite().all():
+                raise DataError("a score is not finite: such scores have no order")
+            parts.append(block.topk(k, dim=1))
+        return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
+
+    image_scores, texts_of_image = best(scores)
+    text_scores, images_of_text = best(scores.T)
+    return TopPairs(texts_of_image, image_scores, images_of_text, text_scores)
+
+
+@dataclass(frozen=True)
+class Found:
+    """One retrieved candidate."""
+
+    candidate: int
+    score: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class Query:
+    """One query: its number, rank (0 is best), own candidates, and the best that were retrieved (none = not known).
+
+    margin: how far its best right candidate lies above the best wrong one, None where the list does not tell.
+    """
+
+    number: int
+    rank: int
+    right: list[int]
+    found: list[Found]
+    margin: float | None
+
+
+def best_and_worst(
+    saved: QueryRanks, top: TopPairs | None, direction: Direction, count: int
+) -> tuple[list[Query], list[Query]]:
+    """`count` queries whose right candidate comes first, by falling margin; and the `count` of the worst rank.
+
+    Of the captions of one image only the first in this order is taken: they are often all found, or none. Without `top`
+    the best are the first in the order of the data, since ranks alone make no difference among them.
+    """
+    numbers, ranks = saved.of(direction)
+    firsts = np.flatnonzero(ranks == 0)
+    if top is not None:
+        margins = _margins(saved, top, direction)[numbers[firsts]]
+        firsts = firsts[np.argsort(-np.nan_to_num(margins, nan=-np.inf), kind="stable")]
+    lasts = np.argsort(-ranks, kind="stable")
+    lasts = lasts[ranks[lasts] > 0]
+
+    def chosen(order: np.ndarray) -> list[Query]:
+        images = numbers[order] if direction == "i2t" else saved.owner[numbers[order]]
+        _, places = np.unique(images, return_index=True)            # of the first of each image
+        return [_query(saved, top, direction, int(numbers[q]), int(ranks[q])) for q in order[np.sort(places)[:count]]]
+
+    return chosen(firsts), chosen(lasts)
+
+
+def _lists(top: TopPairs, direction: Direction) -> tuple[np.ndarray, np.ndarray]:
+    """(candidates, scores), (N, k) each."""
+    pair = (top.texts_of_image, top.image_scores) if direction == "i2t" else (top.images_of_text, top.text_scores)
+    return pair[0].numpy(), pair[1].numpy()
+
+
+def _is_right(saved: QueryRanks, candidates: np.ndarray, direction: Direction) -> np.ndarray:
+    """(N, k) bool: which of each query's candidates are its own."""
+    if direction == "i2t":
+        return saved.owner[candidates] == np.arange(len(candidates))[:, None]
+    return candidates == saved.owner[:, None]
+
+
+def _margins(saved: QueryRanks, top: TopPairs, direction: Direction) -> np.ndarray:
+    """(N,) best right score minus best wrong one, NaN where a list holds only one kind."""
+    candidates, scores = _lists(top, direction)
+    right = _is_right(saved, candidates, direction)
+    best_right = np.where(right, scores, -np.inf).max(axis=1)
+    best_wrong = np.where(right, -np.inf, scores).max(axis=1)
+    known = np.isfinite(best_right) & np.isfinite(best_wrong)
+    return np.subtract(best_right, best_wrong, out=np.full(len(scores), np.nan), where=known)
+
+
+def _query(saved: QueryRanks, top: TopPairs | None, direction: Direction, number: int, rank: int) -> Query:
+    right = saved.right(direction, number)
+    if top is None:
+        return Query(number, rank, right, [], None)
+    candidates, scores = _lists(top, direction)
+    own = set(right)
+    found = [Found(int(candidate), float(score), int(candidate) in own)
+             for candidate, score in zip(candidates[number], scores[number], strict=True)]
+    margin = float(_margins(saved, top, direction)[number])
+    return Query(number, rank, right, found, None if np.isnan(margin) else margin)
+
+
+@dataclass(frozen=True)
+class Hubs:
+    """Candidates that come up where they do not belong.
+
+    Attributes:
+        first: (candidate, number of queries not its own that retrieve it first), the most frequent ones.
+        wrong: queries whose first is wrong. queries: all of them.
+        k: length of the lists. never: candidates in nobody's list. candidates: all of them.
+        skewness: of how often a candidate is in a list, 0 where all come up alike; Radovanovic et al., Hubs in Space,
+            JMLR 2010.
+    """
+
+    first: list[tuple[int, int]]
+    wrong: int
+    queries: int
+    k: int
+    never: int
+    candidates: int
+    skewness: float
+
+
+def hubs(saved: QueryRanks, top: TopPairs, direction: Direction, count: int) -> Hubs:
+    """The `count` candidates that are most often retrieved first by queries to which they do not belong."""
+    lists, _ = _lists(top, direction)
+    candidates = len(saved.owner) if direction == "i2t" else saved.images
+    asked = saved.of(direction)[0]              # an image without captions has no right answer and is no query
+    wrong = ~_is_right(saved, lists, direction)[asked, 0]
+    lists = lists[asked]
+    times = np.bincount(lists[wrong, 0], minlength=candidates)
+    order = np.argsort(-times, kind="stable")[:count]
+    occurrences = np.bincount(lists.ravel(), minlength=candidates).astype(np.float64)
+    deviation = occurrences - occurrences.mean()
+    spread = float(np.sqrt((deviation**2).mean()))
+    return Hubs(
+        first=[(int(candidate), int(times[candidate])) for candidate in order if times[candidate]],
+        wrong=int(wrong.sum()), queries=len(lists), k=lists.shape[1], never=int((occurrences == 0).sum()),
+        candidates=candidates, skewness=float((deviation**3).mean()) / spread**3 if spread else 0.0,
+    )
+
+
+def first_is_right(saved: QueryRanks, top: TopPairs, direction: Direction) -> float:
+    """Share of the ranked queries whose first retrieved candidate is their own: what R@1 of the same scores is."""
+    lists, _ = _lists(top, direction)
+    return float(_is_right(saved, lists, direction)[saved.of(direction)[0], 0].mean())

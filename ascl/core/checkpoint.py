@@ -1,0 +1,183 @@
+"""Checkpoints: written whole or not at all, read without running foreign code, enough to resume exactly."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import pickle
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ascl.core.errors import DataError
+from ascl.core.files import atomic_path
+
+FORMAT = "ascl-checkpoint"
+VERSION = 1
+
+
+def save(path: str | os.PathLike, state: dict[str, Any]) -> None:
+    """Write a state of tensors, numbers, strings, lists, tuples and dicts; `path` holds the old or the new one, whole.
+
+    Raises:
+        DataError: the file cannot be written, for example because the disk is full. What `path` held stays, and the
+            unfinished file is removed.
+    """
+    path = Path(path)
+    try:
+        # through a file of Python's, because torch's own writer hides the reason of a failed write
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            torch.save({"format": FORMAT, "version": VERSION, **state}, file)
+    except (OSError, RuntimeError) as error:
+        cause = _os_error(error)
+        if cause is None:
+            raise
+        full = cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = (
+            f"There is no room for it ({_free(path)} free on this disk): make some"
+            if full
+            else "Check the folder and its permissions"
+        )
+        kept = f"the previous {path.name} is whole and was kept" if path.exists() else f"there is no {path.name} yet"
+        raise DataError(
+            f"could not write the checkpoint {path}: {cause.strerror}; {kept}. {advice}, then resume."
+        ) from error
+
+
+def load(path: str | os.PathLike) -> dict[str, Any]:
+    """Read what `save` wrote, onto the CPU. Only tensors and plain containers are read; no code of the file is run.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: truncated, damaged, or not a checkpoint of this project.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"{path} ({path.stat().st_size} bytes) is truncated, damaged or no checkpoint of this project: {first_line}"
+        ) from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise DataError(f"{path} is readable but no checkpoint of this project: it has no format {FORMAT!r}")
+    if state["version"] != VERSION:
+        raise DataError(f"{path} has checkpoint version {state['version']}; this program reads version {VERSION}")
+    return state
+
+
+def check_plain(values: Any, what: str) -> None:
+    """Refuse what `load` would refuse to read, before hours of training depend on it.
+
+    Raises:
+        TypeError: `values` hold something else than tensors, numbers, strings, None and plain containers of them.
+    """
+    written = io.BytesIO()
+    try:
+        torch.save(values, written)
+        written.seek(0)
+        torch.load(written, weights_only=True)
+    except Exception as error:  # whatever pickle meets; each kind has an exception of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise TypeError(f"{what} has to be tensors, numbers, strings and plain containers: {reason}") from error
+
+
+def model_state(model: nn.Module, keep: Callable[[str], bool]) -> dict[str, Tensor]:
+    """The parameters and buffers whose names `keep` accepts; a frozen encoder can be left out because it has a source.
+
+    Raises:
+        ValueError: `keep` leaves out a parameter that is trained.
+    """
+    lost = [name for name, parameter in model.named_parameters() if parameter.requires_grad and not keep(name)]
+    if lost:
+        raise ValueError(f"trained parameters would be missing from the checkpoint: {_some(lost)}")
+    return {name: value for name, value in model.state_dict().items() if keep(name)}
+
+
+def load_model_state(
+    model: nn.Module, state: dict[str, Tensor], *, keep: Callable[[str], bool], path: str | os.PathLike
+) -> None:
+    """Copy saved values into `model`, in place; what `keep` refuses stays as it is.
+
+    Raises:
+        DataError: the checkpoint is of another architecture; the names and shapes that differ are listed.
+    """
+    wanted = {name: value for name, value in model.state_dict().items() if keep(name)}
+    state = {name: value for name, value in state.items() if keep(name)}
+    missing = [name for name in wanted if name not in state]
+    unknown = [name for name in state if name not in wanted]
+    shapes = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if missing or unknown or shapes:
+        differences = [
+            f"{what}: {_some(names)}"
+            for what, names in (("missing", missing), ("unknown to the model", unknown), ("other shapes", shapes))
+            if names
+        ]
+        raise DataError(
+            f"{path} is a checkpoint of another architecture. {'; '.join(differences)}. "
+            "Use the settings that the run was trained with."
+        )
+    model.load_state_dict(state, strict=False)
+
+
+def rng_state() -> dict[str, Any]:
+    """The global random generators of python, numpy, torch and this process's GPU, as tensors and plain numbers."""
+    kind, keys, position, has_gauss, cached = cast(tuple, np.random.get_state(legacy=True))
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": (str(kind), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Put the global random generators back to what `rng_state` returned."""
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    random.setstate(state["python"])
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+@contextmanager
+def undisturbed_rng() -> Iterator[None]:
+    """Whatever runs inside leaves the global random generators as they were."""
+    state = rng_state()
+    try:
+        yield
+    finally:
+        restore_rng(state)
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The OSError at the root of an error; torch's writer raises its own error on top of it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _free(path: Path) -> str:
+    return f"{shutil.disk_usage(path.parent).free / 2**20:.0f} MiB"
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

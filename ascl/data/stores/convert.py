@@ -1,0 +1,270 @@
+"""Features of any format into our HDF5: block by block in bounded memory, checked by reading again what was written."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from ascl.core.errors import DataError
+from ascl.core.files import atomic_path
+from ascl.data.stores.base import Features, FeatureStore, first_not_finite
+from ascl.data.stores.hdf5 import Hdf5Features
+from ascl.data.stores.ids import stems_of
+from ascl.data.stores.open import open_features
+from ascl.data.stores.writing import create_rows, provenance_of, shapes_of, write_frame
+
+BLOCK_BYTES = 1 << 25  # of float32 features in memory at a time; larger blocks are no faster
+SAMPLE = 256  # images that are read again, at least the first and the last
+_END_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert` did."""
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    images: int  # written by this call: 0 where an equal call had made the file
+    checked: int  # of them read again and compared
+    seconds: float
+
+    def summary(self) -> str:
+        """The lines that a tool prints."""
+        shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in self.shapes.items())
+        if not self.images:
+            return f"{self.path}: {shapes}\nan earlier call with these settings has made it; nothing was left to do"
+        rate = f"{self.images} images in {self.seconds:.1f} s: {self.images / self.seconds:.1f} images/s"
+        return f"{self.path}: {shapes}\n{rate}; {self.checked} images read again, equal bit for bit"
+
+
+def convert(
+    paths: Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    *,
+    dtype: Literal["float32", "float16"] = "float32",
+    kind: Literal["auto", "regions", "globals"] = "auto",
+    max_regions: int | None = None,
+    ids_from: str | os.PathLike | None = None,
+    id_field: str | None = None,
+    progress: bool = True,
+) -> Conversion:
+    """Write what `open_features(paths)` reads to one HDF5 file of ours, and read a sample of it again.
+
+    Written under another name and renamed when it was checked: `out` is either absent or whole. Called again with the
+    same settings and sources it does nothing.
+
+    Args:
+        paths: as of `open_features`.
+        out: the file to write; its folder is made.
+        dtype: of the features; boxes and scores stay float32.
+        kind: what to take of files that have both; "auto" = all there is.
+        max_regions: keep the first regions of each image; None = all.
+        ids_from, id_field: captions from whose file names image ids are taken, see `stems_of`; None = ids stay.
+        progress: show a bar.
+
+    Raises:
+        DataError: what the readers refuse; ids that do not fit `ids_from`; features that are not finite in `dtype`; an
+            `out` that is foreign or was made otherwise; or the sample differs from the source, and `out` is not made.
+    """
+    started = time.perf_counter()
+    out = Path(out)
+    if any(out.resolve() == Path(path).resolve() for path in paths):
+        raise DataError(f"{out} is both source and target: give another --out")
+    # A foreign file is told before any long pass.
+    made = provenance_of(out).get("settings", {}) if out.exists() else None
+    store = open_features(paths, max_regions=max_regions)
+    kinds = store.kinds if kind == "auto" else frozenset({kind})
+    if kinds - store.kinds:
+        raise DataError(f"{store.source} has no {kind}, only {', '.join(sorted(store.kinds))}")
+    image_ids = _renamed(store, ids_from, id_field)
+    settings = {
+        "converted_from": [_digest(Path(path)) for path in paths],
+        "dtype": dtype,
+        "kind": kind,
+        "max_regions": max_regions,
+        "ids_from": None if ids_from is None else Path(ids_from).name,
+        "id_field": id_field,
+    }
+    if made is not None:
+        _refuse_other(out, made, settings, image_ids)
+        return Conversion(out, shapes_of(out), 0, 0, time.perf_counter() - started)
+    _remove_stale(out)
+    with atomic_path(out) as temporary:
+        with h5py.File(temporary, "w") as file:
+            write_frame(file, image_ids, store.names, _provenance(settings, store, paths))
+            write(store, file, kinds, dtype, progress=progress)
+        checked = verify(store, temporary, kinds, dtype, image_ids)
+    return Conversion(out, shapes_of(out), len(store), checked, time.perf_counter() - started)
+
+
+def write(
+    store: FeatureStore, file: h5py.File, kinds: frozenset[str], dtype: str, *, progress: bool = False
+) -> None:
+    """All rows of the store, as data sets of an open file."""
+    counts = np.zeros(len(store), dtype=np.int32)
+    with tqdm(total=len(store), unit=" images", disable=not progress) as bar:
+        for rows in _blocks(store, kinds, np.arange(len(store))):
+            read = store.read_kinds(rows, kinds)
+            for name, values in _stored(store, read, store.details(rows), rows, dtype).items():
+                data = file[name] if name in file else create_rows(file, name, values, len(store))
+                data[rows[0] : rows[-1] + 1] = values
+            if read.regions is not None:
+                counts[rows] = read.regions.shape[1] if read.mask is None else read.mask.sum(axis=1)
+            bar.update(len(rows))
+    if "regions" in kinds and store.num_regions is not None and (counts < store.num_regions).any():
+        file.create_dataset("region_count", data=counts)
+
+
+def verify(
+    store: FeatureStore, path: Path, kinds: frozenset[str], dtype: str, image_ids: list[str], *, sample: int = SAMPLE
+) -> int:
+    """Read a random sample of a converted file and compare it, bit for bit, with the source in `dtype`.
+
+    Returns:
+        The number of images compared.
+
+    Raises:
+        DataError: a difference (image named), other ids, names or kinds, or a file that cannot be read.
+    """
+    made = Hdf5Features(path)
+    if made.image_ids != image_ids or made.kinds != kinds or made.names != store.names:
+        raise DataError(f"{path}: image ids, names or kinds of features differ from those of {store.source}; it was "
+                        "not kept. Is the disk full or failing?")
+    drawn = np.random.default_rng().choice(len(store), min(sample, len(store)), replace=False)
+    chosen = np.union1d(drawn, [0, len(store) - 1])
+    for rows in _blocks(store, kinds, chosen):
+        wanted, found = store.read_kinds(rows, kinds), made.read_kinds(rows, kinds)
+        expected = _stored(store, wanted, store.details(rows), rows, dtype)
+        expected = {name: _as_read(name, values) for name, values in expected.items()}
+        present = {**_arrays(found), **made.details(rows)}
+        for name, values in {**expected, "mask": _mask(wanted)}.items():
+            other = _mask(found) if name == "mask" else present.get(name)
+            for i, row in enumerate(rows):
+                if values is not None and (other is None or values[i].tobytes() != other[i].tobytes()):
+                    raise DataError(f"{path}: `{name}` of image {image_ids[row]} (row {row}) is not what "
+                                    f"{store.source} gives; it was not kept. Was the source changed meanwhile, or is "
+                                    "the disk failing?")
+    return len(chosen)
+
+
+def _blocks(store: FeatureStore, kinds: frozenset[str], rows: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows in stretches whose features take about `BLOCK_BYTES`."""
+    numbers = 0
+    if "regions" in kinds:
+        numbers += (store.num_regions or 0) * ((store.region_dim or 0) + 4)
+    if "globals" in kinds:
+        numbers += store.global_dim or 0
+    step = max(1, BLOCK_BYTES // (4 * max(1, numbers)))
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step]
+
+
+def _arrays(features: Features) -> dict[str, np.ndarray]:
+    values = {"regions": features.regions, "boxes": features.boxes, "globals": features.globals}
+    return {name: array for name, array in values.items() if array is not None}
+
+
+def _stored(
+    store: FeatureStore, features: Features, details: dict[str, np.ndarray], rows: np.ndarray, dtype: str
+) -> dict[str, np.ndarray]:
+    """Everything of a block that goes to the file, in the types of the file."""
+    arrays = _arrays(features)
+    for name in ("regions", "globals"):
+        if name in arrays:
+            with np.errstate(over="ignore"):  # looked for in the next line
+                arrays[name] = arrays[name].astype(dtype, copy=False)
+            wrong = first_not_finite(arrays[name])
+            if wrong is not None:
+                raise DataError(f"{store.source}: `{name}` of image {store.image_ids[rows[wrong]]} (row {rows[wrong]}) "
+                                f"are not finite in {dtype}; try --dtype float32")
+    if "regions" not in arrays:  # scores and classes belong to regions
+        details = {name: values for name, values in details.items() if name == "image_sizes"}
+    return {**arrays, **details}
+
+
+def _as_read(name: str, values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float32, copy=False) if name in ("regions", "globals") else values
+
+
+def _mask(features: Features) -> np.ndarray | None:
+    """Which regions are real; also where all are, since a source may keep a mask that says no more than that."""
+    if features.regions is None:
+        return None
+    return np.ones(features.regions.shape[:2], dtype=bool) if features.mask is None else features.mask
+
+
+def _renamed(store: FeatureStore, ids_from: str | os.PathLike | None, id_field: str | None) -> list[str]:
+    if ids_from is None:
+        if id_field is not None:
+            raise DataError("--id-field says how to read the captions of --ids-from: give both")
+        return store.image_ids
+    if store.numbered:
+        raise DataError(f"{store.source} does not name its images, its ids are the numbers of its rows, which no "
+                        "captions know: put the `ids.txt` of the split beside it, or keep it with its own captions")
+    return stems_of(store.image_ids, ids_from, id_field)
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    """What tells a source apart: of a file its size and the SHA-256 of its first and last MiB (hashing 33 GB would take
+    minutes); of a folder the number and total size of its files and the SHA-256 of their names and sizes."""
+    digest = hashlib.sha256()
+    if path.is_dir():
+        with os.scandir(path) as entries:
+            files = sorted((entry.name, entry.stat().st_size) for entry in entries if entry.is_file())
+        digest.update("\n".join(f"{name} {size}" for name, size in files).encode())
+        return {"name": path.name, "files": len(files), "bytes": sum(size for _, size in files),
+                "sha256_of_names_and_sizes": digest.hexdigest()}
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        digest.update(file.read(_END_BYTES))
+        file.seek(max(0, size - _END_BYTES))
+        digest.update(file.read(_END_BYTES))
+    return {"name": path.name, "bytes": size, "sha256_of_first_and_last_mib": digest.hexdigest()}
+
+
+def _provenance(
+    settings: dict[str, Any], store: FeatureStore, paths: Sequence[str | os.PathLike]
+) -> dict[str, Any]:
+    """As the extractors write it, and what the sources said of themselves."""
+    modified = [datetime.fromtimestamp(os.stat(path).st_mtime, timezone.utc) for path in paths]
+    return {
+        "settings": settings,
+        "skipped": [],
+        "sources": list(store.provenance.values()),
+        "sources_modified": [when.isoformat(timespec="seconds") for when in modified],
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "h5py": h5py.__version__},
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _refuse_other(out: Path, made: dict[str, Any], settings: dict[str, Any], image_ids: list[str]) -> None:
+    differing = [key for key in sorted({*made, *settings}) if made.get(key) != settings.get(key)]
+    if not differing and Hdf5Features(out).image_ids != image_ids:
+        differing = ["image_ids"]  # from the captions or the files beside the source, which have changed
+    if differing:
+        raise DataError(f"{out} exists and was made otherwise ({', '.join(differing)} differ): choose another output "
+                        "file or delete it")
+
+
+def _remove_stale(out: Path) -> None:
+    """Remove what killed conversions to `out` left."""
+    for stale in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+        try:
+            h5py.File(stale, "r+").close()
+        except BlockingIOError:  # HDF5 holds a lock on a file that is being written
+            raise DataError(f"another conversion is writing {out} ({stale}): wait for it, or end it") from None
+        except OSError:
+            pass  # half-written, as a kill leaves it
+        stale.unlink()

@@ -1,0 +1,191 @@
+"""Our feature file: HDF5, layout version 1.
+
+Attributes of the root: `format` = "ascl-features", `version` = 1, `provenance` (JSON). Data sets: `image_ids` (N,)
+UTF-8 strings; `regions` (N, K, R) float16 or float32; `boxes` (N, K, 4) float32, pixels of the original image, x1 y1 x2
+y2; `region_count` (N,) int32 only where some image has fewer than K real regions; `globals` (N, G). A file has regions,
+globals or both. It may have `image_sizes` (N, 2), width and height of the upright image; `scores`, `class_ids`,
+`attribute_ids`, `attribute_scores` (N, K); and what the ids stand for, `class_names` and `attribute_names`, UTF-8
+strings. Nothing is ever read as a whole; COCO's train regions are 33 GB.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ascl.core.errors import DataError
+from ascl.data.stores.base import (
+    DETAILS,
+    NAMES,
+    TOOLS,
+    Features,
+    FeatureStore,
+    first_not_finite,
+    not_finite,
+    refuse_repeated,
+    remedy_of,
+    require_file,
+    runs_of_neighbours,
+)
+
+FORMAT = "ascl-features"
+VERSION = 1
+
+
+class Hdf5Features(FeatureStore):
+    """One HDF5 file of the layout above.
+
+    Raises:
+        DataError: no such file, truncated or foreign file, other version, or data sets whose shapes do not fit.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        self.source = str(path)
+        self._file: h5py.File | None = None
+        self._process: int | None = None
+        with open_hdf5(self.path) as file:
+            self._read_layout(file)
+
+    def _read_layout(self, file: h5py.File) -> None:
+        if file.attrs.get("format") != FORMAT:
+            raise DataError(
+                f"{self.path} is HDF5 but not a feature file of this project: attribute `format` is "
+                f"{file.attrs.get('format')!r}, expected {FORMAT!r}. {remedy_of(self.path, frozenset(TOOLS))}"
+            )
+        if file.attrs.get("version") != VERSION:
+            found = file.attrs.get("version")
+            raise DataError(f"{self.path} has layout version {found}, this program reads version {VERSION}")
+        if "image_ids" not in file or not {"regions", "globals"} & set(file):
+            there = ", ".join(file) or "nothing"
+            raise DataError(f"{self.path} needs `image_ids` and `regions` or `globals`, it has: {there}")
+        self.image_ids = list(file["image_ids"].asstr()[:])
+        refuse_repeated(self.image_ids, self.source)
+        provenance = file.attrs.get("provenance")
+        try:
+            self.provenance = {} if provenance is None else {self.source: json.loads(provenance)}
+        except json.JSONDecodeError as error:
+            raise DataError(f"{self.path}: attribute `provenance` is not JSON ({error})") from error
+        if "regions" in file:
+            _, self.num_regions, self.region_dim = self._shape(file, "regions", (None, None))
+        if "globals" in file:
+            _, self.global_dim = self._shape(file, "globals", (None,))
+        self._has_boxes = "boxes" in file and self.num_regions is not None
+        if self._has_boxes:
+            self._shape(file, "boxes", (self.num_regions, 4))
+        self._region_count = self._counts(file) if "region_count" in file and self.num_regions is not None else None
+        self._detail_names = [
+            name for name in DETAILS if name in file and (name == "image_sizes" or self.num_regions is not None)
+        ]
+        for name in self._detail_names:
+            row = (2,) if name == "image_sizes" else (self.num_regions,)
+            self._shape(file, name, row, "f" if DETAILS[name][0] is np.float32 else "iu")
+        self.names = {name: list(file[name].asstr()[:]) for name in NAMES.values() if name in file}
+
+    def _shape(
+        self, file: h5py.File, name: str, rest: tuple[int | None, ...], types: str = "f"
+    ) -> tuple[int, ...]:
+        """Shape of a data set after a check: (N,) + rest, None = any size of at least 1; floats or whole numbers."""
+        data = file[name]
+        expected = (len(self.image_ids), *rest)
+        fits = data.ndim == len(expected) and all(
+            size == want if want is not None else size > 0 for size, want in zip(data.shape, expected, strict=True)
+        )
+        if not fits:
+            wanted = ", ".join("any" if size is None else str(size) for size in expected)
+            raise DataError(f"{self.path}: `{name}` has shape {data.shape}, expected ({wanted})")
+        if data.dtype.kind not in types:
+            wanted = "float16 or float32" if types == "f" else "whole numbers"
+            raise DataError(f"{self.path}: `{name}` has type {data.dtype}, expected {wanted}")
+        return data.shape
+
+    def _counts(self, file: h5py.File) -> np.ndarray:
+        counts = np.asarray(file["region_count"][:])
+        if counts.shape != (len(self.image_ids),):
+            raise DataError(f"{self.path}: `region_count` has shape {counts.shape}, expected ({len(self.image_ids)},)")
+        wrong = np.flatnonzero((counts < 1) | (counts > self.num_regions))
+        if len(wrong):
+            row = wrong[0]
+            raise DataError(
+                f"{self.path}, row {row} (image {self.image_ids[row]}): region_count {counts[row]} is not within "
+                f"1 to {self.num_regions}"
+            )
+        return counts
+
+    def _handle(self) -> h5py.File:
+        # A handle inherited through fork shares state with the parent, so each process opens its own.
+        if self._file is None or self._process != os.getpid():
+            self._file, self._process = open_hdf5(self.path), os.getpid()
+        return self._file
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None, "_process": None}
+
+    def read_kinds(self, rows: np.ndarray, kinds: frozenset[str]) -> Features:
+        regions = mask = boxes = globals_ = None
+        if "regions" in kinds:
+            regions = self._gather("regions", rows)
+            if self._region_count is not None:
+                mask = np.arange(regions.shape[1]) < self._region_count[rows, None]
+                regions[~mask] = 0.0  # what a writer left in the padding is no feature
+            self._check_finite("regions", regions, rows)
+            boxes = self._gather("boxes", rows) if self._has_boxes else None
+        if "globals" in kinds:
+            globals_ = self._gather("globals", rows)
+            self._check_finite("globals", globals_, rows)
+        return Features(regions, globals_, boxes, mask)
+
+    def _details(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        found = {name: self._gather(name, rows, DETAILS[name][0]) for name in self._detail_names}
+        if self._region_count is not None:
+            padding = np.arange(self.num_regions or 0) >= self._region_count[rows, None]
+            for name in found.keys() - {"image_sizes"}:
+                found[name][padding] = DETAILS[name][1]
+        return found
+
+    def _gather(self, name: str, rows: np.ndarray, dtype: type = np.float32) -> np.ndarray:
+        """Rows of a data set, in that order.
+
+        h5py's own list of rows is slow, and so are its slices where each is one row: runs of neighbouring rows are
+        selected in the file by h5py's lower interface. float16 is read as it is, as HDF5 takes long to change it.
+        """
+        data = self._handle()[name]
+        rest = data.shape[1:]
+        unique, position = np.unique(rows, return_inverse=True)
+        half = data.dtype == np.float16 and dtype is np.float32
+        stored = np.empty((len(unique), *rest), dtype=np.float16 if half else dtype)
+        try:
+            space = data.id.get_space()
+            for start, stop in runs_of_neighbours(unique):
+                shape = (stop - start, *rest)
+                space.select_hyperslab((int(unique[start]), *(0 for _ in rest)), shape)
+                data.id.read(h5py.h5s.create_simple(shape), space, stored[start:stop])
+        except OSError as error:
+            remedy = remedy_of(self.path, frozenset({name}))
+            raise DataError(f"{self.path}: `{name}` cannot be read, the file is damaged ({error}). {remedy}") from error
+        if not np.array_equal(unique, rows):
+            stored = stored[position]
+        if half:            # numpy takes forty times longer for these
+            import torch  # half a GiB that a conversion does without
+
+            return torch.from_numpy(stored).float().numpy()
+        return stored
+
+    def _check_finite(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
+        wrong = first_not_finite(values)
+        if wrong is not None:
+            raise not_finite(self, name, rows[wrong], rows[wrong], remedy_of(self.path, frozenset({name})))
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    require_file(path)
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        remedy = remedy_of(path, frozenset(TOOLS))
+        raise DataError(f"{path} is truncated or no HDF5 file ({error}). {remedy}") from error

@@ -1,0 +1,87 @@
+"""Image ids of features in the terms of captions: COCO's numbers and file names become the stems that captions use."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ascl.core.errors import DataError
+from ascl.data.stores.base import first_of
+from ascl.data.text_files import locate, read_text
+
+FIELDS = ("filename", "cocoid", "imgid")
+
+
+def stems_of(image_ids: Sequence[str], captions: str | os.PathLike, field: str | None = None) -> list[str]:
+    """The stem of each image's file name, by which captions call it, from the ids of a feature file.
+
+    Args:
+        image_ids: what the feature file calls its images.
+        captions: Karpathy's `dataset_*.json`, plain, gzip or in his zip: `images[]` with `filename` and, depending on
+            the data set, `cocoid` and `imgid`.
+        field: what the ids are: "filename" (whole, without its ending, or its number without leading zeros), "cocoid"
+            or "imgid"; None = the one of these that knows every id.
+
+    Raises:
+        DataError: an id that the captions do not know or that fits several images, or ids that fit more than one field
+            and would give other images (each listed).
+    """
+    images = _images(Path(captions))
+    wanted = FIELDS if field is None else (field,)
+    fitting: dict[str, list[str]] = {}
+    reasons = []
+    for name in wanted:
+        stems = _stems_by(name, images)
+        unknown = [image_id for image_id in image_ids if image_id not in stems]
+        several = [image_id for image_id in image_ids if len(stems.get(image_id, ())) > 1]
+        if unknown:
+            reasons.append(f"as {name}, {len(unknown)} of {len(image_ids)} are unknown ({first_of(unknown)})")
+        elif several:
+            reasons.append(f"as {name}, {len(several)} fit more than one image ({first_of(several)})")
+        else:
+            fitting[name] = [next(iter(stems[image_id])) for image_id in image_ids]
+    if not fitting:
+        raise DataError(f"the image ids do not fit {captions}: {'; '.join(reasons)}")
+    first = next(iter(fitting.values()))
+    for name, found in fitting.items():
+        row = next((row for row, (one, other) in enumerate(zip(first, found, strict=True)) if one != other), None)
+        if row is not None:
+            raise DataError(f"the image ids fit {captions} as {' and as '.join(fitting)}, which are different images: "
+                            f"id {image_ids[row]} is {first[row]} or, as {name}, {found[row]}; say which with "
+                            "--id-field")
+    repeated = [stem for stem, count in Counter(first).items() if count > 1]
+    if repeated:
+        raise DataError(f"several image ids are the same image of {captions}: {first_of(repeated)}")
+    return first
+
+
+def _images(path: Path) -> list[dict[str, Any]]:
+    try:
+        content = json.loads(read_text(locate(path) or path))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is not whole JSON (row {error.lineno}, column {error.colno}: {error.msg}): fetch it "
+                        "again") from error
+    images = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(images, list) or not images or not all("filename" in image for image in images):
+        raise DataError(f"{path} has no list `images` whose entries have a `filename`; expected Karpathy's "
+                        "`dataset_*.json`")
+    return images
+
+
+def _stems_by(field: str, images: Sequence[dict[str, Any]]) -> dict[str, set[str]]:
+    """What an image may be called in this field -> stems of the images that are."""
+    stems: dict[str, set[str]] = defaultdict(set)
+    for image in images:
+        stem = Path(image["filename"]).stem
+        if field != "filename":
+            names = {str(image[field])} if field in image else set()
+        else:
+            number = stem.rpartition("_")[2]
+            names = {image["filename"], stem} | ({str(int(number))} if number.isascii() and number.isdigit() else set())
+        for name in names:
+            stems[name].add(stem)
+    return dict(stems)

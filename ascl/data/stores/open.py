@@ -1,0 +1,84 @@
+"""Image features on disk behind one interface, whatever the format: `open_features`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from ascl.core.errors import DataError
+from ascl.data.stores.base import Features, FeatureStore
+from ascl.data.stores.folder import NpyFolder, NpzFolder, folder_kinds
+from ascl.data.stores.hdf5 import Hdf5Features, open_hdf5
+from ascl.data.stores.hdf5_per_image import Hdf5PerImage, looks_per_image
+from ascl.data.stores.merged import FirstRegions, MeanRegionGlobals, MergedFeatures
+from ascl.data.stores.scan import ScanFeatures
+from ascl.data.stores.tsv import TsvFeatures
+
+__all__ = ["Features", "FeatureStore", "open_features"]
+_HDF5 = (".h5", ".hdf5")
+_TSV = re.compile(r"\.tsv(\.\d+)?(\.gz)?$")
+
+
+def open_features(
+    paths: Sequence[str | os.PathLike],
+    *,
+    captions: int | None = None,
+    globals_from: Literal["files", "mean-region"] = "files",
+    max_regions: int | None = None,
+) -> FeatureStore:
+    """Open feature files as one store.
+
+    Args:
+        paths: several are merged by image id. Each is one of these, told by name and content:
+            our `.h5` (regions, globals, or both);
+            SCAN's `.npy` with the regions of all images;
+            `.tsv` of bottom-up attention or LXMERT, also its shards `.tsv.0`, `.tsv.1`;
+            a folder of `.npz` or `.npy`, one for each image;
+            HDF5 with an entry for each image, a file or a folder of shards.
+        captions: number of captions of the whole split, from which the rows an image has in a `.npy` are inferred; None
+            = from the caption and ids files beside it.
+        globals_from: "files" = what the files hold, None where they hold none (a `.npy` never does); "mean-region" =
+            the mean of the image's regions, for files without globals.
+        max_regions: keep the first regions of each image, in the order of the file; None = all.
+
+    Raises:
+        DataError: a file is missing, damaged, foreign or does not fit the others; the message names it and the remedy.
+    """
+    if isinstance(paths, (str, os.PathLike)) or not paths:
+        raise DataError(f"feature files have to be given as a list of at least one path, got {paths!r}")
+    stores = [_open(Path(path), captions) for path in paths]
+    store = stores[0] if len(stores) == 1 else MergedFeatures(stores)
+    store = store if max_regions is None else FirstRegions(store, max_regions)
+    return MeanRegionGlobals(store) if globals_from == "mean-region" else store
+
+
+def _open(path: Path, captions: int | None) -> FeatureStore:
+    if path.is_dir():
+        return _open_folder(path)
+    if path.suffix == ".npy":
+        return ScanFeatures(path, captions=captions)
+    if _TSV.search(path.name):
+        return TsvFeatures(path)
+    if path.suffix in (".npz", ".zip", ".gz", ".tar", ".lmdb"):
+        what = "give the folder with the files of all images" if path.suffix == ".npz" else "unpack it first"
+        raise DataError(f"{path} is no feature file: {what}")
+    with open_hdf5(path) as file:
+        foreign = looks_per_image(file)
+    return Hdf5PerImage([path]) if foreign else Hdf5Features(path)
+
+
+def _open_folder(folder: Path) -> FeatureStore:
+    kinds = folder_kinds(folder, [".npz", ".npy", *_HDF5])
+    if len(kinds) != 1:
+        found = ", ".join(f"{count} {ending}" for ending, count in kinds.items()) or "none of them"
+        raise DataError(f"{folder}: a folder of features holds files of one of .npz, .npy and .h5, one for each image "
+                        f"or shard; found: {found}. Give the file or the folder that holds the features")
+    ending = next(iter(kinds))
+    if ending == ".npz":
+        return NpzFolder(folder)
+    if ending == ".npy":
+        return NpyFolder(folder)
+    return Hdf5PerImage(sorted(path for path in folder.iterdir() if path.name.endswith(ending) and path.name[0] != "."))

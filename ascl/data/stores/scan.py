@@ -1,0 +1,136 @@
+"""SCAN's `{split}_ims.npy`, with one row or five for each image."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ascl.core.errors import DataError
+from ascl.data.captions import SCAN_CAPTIONS_PER_IMAGE, count_scan_captions, read_scan_ids
+from ascl.data.stores.base import (
+    Features,
+    FeatureStore,
+    first_not_finite,
+    not_finite,
+    refuse_repeated,
+    require_file,
+    runs_of_neighbours,
+)
+from ascl.data.stores.lazy_file import LazyFile
+
+_SAMPLED_IMAGES = 64  # of a .npy: enough to catch a wrong repeat, cheap on 33 GB
+
+
+class ScanFeatures(FeatureStore):
+    """SCAN's `{split}_ims.npy`, floats (rows, K, R), read row by row. It has neither boxes nor features of the whole
+    image.
+
+    Some copies repeat each image's row five times. The repeat is inferred from the ids file beside it, else from the
+    number of captions, and checked on a sample of images: rows of one image are equal, those of neighbouring images are
+    not.
+
+    Args:
+        path: the `.npy`.
+        captions: number of captions of the whole split; None = counted in `{split}_caps.txt` beside the `.npy` if it is
+            there, else each row is an image. Not used where there is an ids file.
+
+    Raises:
+        DataError: no such file, truncated, not (rows, K, R) in C order, or no repeat that fits.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, captions: int | None = None) -> None:
+        self.path = Path(path)
+        self.source = str(path)
+        self.provenance = {}
+        array = self._header()
+        if array.ndim != 3 or array.dtype.kind != "f" or 0 in array.shape:
+            raise DataError(
+                f"{path} has shape {array.shape} and type {array.dtype}, expected floats (rows, regions, dimension)"
+            )
+        if not array.flags.c_contiguous:
+            raise DataError(f"{path} is in Fortran order, which scatters an image over the whole file: save it again "
+                            "with numpy.ascontiguousarray")
+        total, self.num_regions, self.region_dim = array.shape
+        self._file, self._start, self._type = LazyFile(self.path), array.offset, array.dtype
+        split = self.path.name.removesuffix(".npy").removesuffix("_ims")
+        ids = read_scan_ids(self.path.parent, split)
+        if ids is not None:
+            # A line for each image or for each caption; lines of one image follow one another.
+            self.image_ids = [name for name, _ in itertools.groupby(ids)]
+            refuse_repeated(self.image_ids, f"{split}_ids.txt beside {path}")
+            self.repeat = self._repeat_from_images(total, len(self.image_ids))
+        else:
+            captions = count_scan_captions(self.path.parent, split) if captions is None else captions
+            self.repeat = 1 if captions is None else self._repeat_from_captions(total, captions)
+            self.image_ids = [str(i) for i in range(total // self.repeat)]
+            self.numbered = True
+        self._check_repeat()
+
+    def _repeat_from_images(self, total: int, images: int) -> int:
+        if total % images:
+            raise DataError(
+                f"{self.path} has {total} rows for the {images} images of its ids file: "
+                "one of the two is of another split"
+            )
+        return total // images
+
+    def _repeat_from_captions(self, total: int, captions: int) -> int:
+        if captions < total or captions % total:
+            raise DataError(
+                f"{self.path} has {total} rows for {captions} captions, which does not fit: the captions are of "
+                "another split, or were cut before they were counted (give the number of captions of the whole split)"
+            )
+        # As many rows as captions: one caption an image, or each image five times; the rows tell.
+        repeated = captions == total and total % SCAN_CAPTIONS_PER_IMAGE == 0 and self._equal_rows(0, 1)
+        return SCAN_CAPTIONS_PER_IMAGE if repeated else 1
+
+    def _check_repeat(self) -> None:
+        first = np.unique(np.linspace(0, len(self) - 1, _SAMPLED_IMAGES).astype(np.int64)) * self.repeat
+        for row in first:
+            for other in range(row + 1, row + self.repeat):
+                if not self._equal_rows(row, other):
+                    raise DataError(
+                        f"{self.path}: rows {row} and {other} should be one image ({self.repeat} rows an image, "
+                        "inferred from the ids or the captions) but differ; they are of different splits"
+                    )
+        same = [self._equal_rows(row - self.repeat, row) for row in first[1:]]
+        if sum(same) > len(same) / 2:  # a repeat of five leaves four of five neighbours equal, real images next to none
+            raise DataError(
+                f"{self.path}: neighbouring images have equal features, so an image has more than {self.repeat} rows; "
+                "put the split's caps.txt or ids.txt beside the features, or give the number of captions of the whole "
+                "split"
+            )
+
+    def _equal_rows(self, row: int, other: int) -> bool:
+        first, second = self._read_rows(np.array([row, other]))
+        return np.array_equal(first, second)
+
+    def _header(self) -> np.memmap:
+        """The array as it lies in the file, for its shape alone: numpy checks here that the file is whole."""
+        require_file(self.path)
+        try:
+            array = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise DataError(f"{self.path} is truncated or no .npy file ({error}): fetch it again") from error
+        if not isinstance(array, np.memmap):
+            raise DataError(f"{self.path} is an archive of arrays (.npz) under the name of one: rename it")
+        return array
+
+    def _read_rows(self, rows: np.ndarray) -> np.ndarray:
+        """(n, K, R) of rows of the file, in its own type; runs of neighbouring rows in one go."""
+        values = np.empty((len(rows), self.num_regions or 0, self.region_dim or 0), dtype=self._type)
+        for start, stop in runs_of_neighbours(rows):
+            self._file.read_array(values[start:stop], self._start + int(rows[start]) * values[0].nbytes)
+        return values
+
+    def read_kinds(self, rows: np.ndarray, kinds: frozenset[str]) -> Features:
+        if "regions" not in kinds:
+            return Features(None, None)
+        regions = self._read_rows(rows * self.repeat).astype(np.float32, copy=False)
+        wrong = first_not_finite(regions)
+        if wrong is not None:
+            raise not_finite(self, "regions", rows[wrong] * self.repeat, rows[wrong], "Fetch the file again")
+        return Features(regions, None)

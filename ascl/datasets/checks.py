@@ -1,0 +1,282 @@
+"""Checks of a data set, without a network and without writing anything: captions, images and features, as a table."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from ascl.core.errors import DataError
+from ascl.data.captions import CaptionSet, captions_exist, load_captions
+from ascl.data.split import data_paths
+from ascl.data.stores.open import FeatureStore, open_features
+from ascl.datasets.locate import present_images, splits
+from ascl.datasets.published import PUBLISHED
+from ascl.images.read import UnreadableImage, load_image, own_pixel_limit
+from ascl.settings.retrieval import Config, DataConfig
+
+State = Literal["ok", "note", "MISSING", "WRONG"]
+ALL = "all"
+SAMPLE = 64  # images of each split whose features are read
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row of the table.
+
+    what, split: that was looked at. found, wanted: in few words. state: `note` = differs from what was published, and
+    may be meant so. detail: the whole story, where the state is not `ok`.
+    """
+
+    what: str
+    split: str
+    found: str
+    wanted: str
+    state: State
+    detail: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.state in ("ok", "note")
+
+
+def table(checks: list[Check]) -> str:
+    """The checks as aligned text, and below it the details of those that are not `ok`."""
+    head = ("what", "split", "found", "wanted", "state")
+    rows = [head, *((check.what, check.split, check.found, check.wanted, check.state) for check in checks)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    told = dict.fromkeys(f"{check.state}: {check.detail}" for check in checks if check.detail)  # each story once
+    return "\n".join([*lines, "", *told] if told else lines)
+
+
+def check_dataset(config: Config, *, verify_images: bool = False, progress: bool = False) -> list[Check]:
+    """Everything that the settings name: captions of each split, their images, their features. Never raises for what is
+    missing or broken: that is in the rows.
+
+    Counts are compared with the published ones where the captions are of a published data set; a difference is a note,
+    for people hold reconstructions that lack an image. Where no images folder is set, images are not looked for.
+
+    Args:
+        config: what to check.
+        verify_images: decode every image; without it each has to be there and not empty.
+        progress: show a bar while images are decoded.
+    """
+    data = config.data
+    checks: list[Check] = []
+    captions: dict[str, CaptionSet] = {}
+    for split in splits(data):
+        loaded = _load(data, split)
+        if isinstance(loaded, Check):
+            checks.append(loaded)
+        else:
+            captions[split] = loaded
+            checks.append(_captions(config, split, loaded))
+    checks += _separation(captions)
+    if data.images is not None:
+        checks += _images(Path(data.images), captions, verify_images, progress)
+    checks += _features(data, captions)
+    return checks
+
+
+def _load(data: DataConfig, split: str) -> CaptionSet | Check:
+    path = data_paths(data, split)[0]
+    try:
+        if not captions_exist(path):
+            return Check("captions", split, "nothing", "captions", "MISSING",
+                         f"{path} does not exist; to get it: {data.prepare}")
+        return load_captions(path, split)
+    except (DataError, OSError) as error:
+        return Check("captions", split, "unusable", "captions", "WRONG", str(error))
+
+
+def _captions(config: Config, split: str, captions: CaptionSet) -> Check:
+    """Row of a split that could be read."""
+    def words(images: int, texts: int) -> str:
+        return f"{images:,} images, {texts:,} captions"
+
+    found = (len(captions.image_ids), len(captions.captions))
+    wanted = _published_counts(config, captions).get(split)
+    if not captions.captions:
+        return Check("captions", split, words(*found), "captions", "WRONG", f"{captions.source}: no caption of {split}")
+    if wanted is None or wanted == found:
+        return Check("captions", split, words(*found), "any" if wanted is None else words(*wanted), "ok")
+    return Check("captions", split, words(*found), words(*wanted), "note",
+                 f"{captions.source}, split {split}, has {words(*found)}; published are {words(*wanted)}: results are "
+                 "not exactly comparable with those of others")
+
+
+def _published_counts(config: Config, captions: CaptionSet) -> dict[str, tuple[int, int]]:
+    """Of the data set that the file is named after as Karpathy names them, else of the one in the settings."""
+    named = re.fullmatch(r"dataset_(\w+)\.json(?:\.gz)?", Path(captions.source).name)
+    published = PUBLISHED.get(named.group(1) if named else config.dataset)
+    return {} if published is None else published.counts
+
+
+def _separation(captions: dict[str, CaptionSet]) -> list[Check]:
+    """No image may be in two splits, or one is tested on what was trained. Within a split the reader sees to that."""
+    if len(captions) < 2:
+        return []
+    if any(_numbered(split) for split in captions.values()):
+        return [Check("images in two splits", ALL, "unknown", "none", "note",
+                      "the captions name no images (no {split}_ids.txt), so splits cannot be compared")]
+    seen: dict[str, str] = {}
+    shared: list[str] = []
+    for split, texts in captions.items():
+        shared += [f"{name} ({seen[name]} and {split})" for name in texts.image_ids if name in seen]
+        seen |= dict.fromkeys(texts.image_ids, split)
+    if not shared:
+        return [Check("images in two splits", ALL, "none", "none", "ok")]
+    return [Check("images in two splits", ALL, f"{len(shared):,}", "none", "WRONG",
+                  f"images that are in two splits: {_first(shared)}; results on them mean nothing, get the split anew")]
+
+
+def _numbered(captions: CaptionSet) -> bool:
+    """Whether ids are no more than the rows' numbers, as those of SCAN's text without an ids file."""
+    return captions.image_ids == [str(i) for i in range(len(captions.image_ids))]
+
+
+def _images(folder: Path, captions: dict[str, CaptionSet], verify: bool, progress: bool) -> Iterator[Check]:
+    try:
+        present = present_images(folder)
+    except (DataError, OSError) as error:
+        yield Check("images", ALL, "unusable", "one file an image", "WRONG", str(error))
+        return
+    if not captions:
+        yield Check("images", ALL, f"{len(present):,} files", "those of the captions", "note" if present else "MISSING",
+                    f"{folder}: {'without captions nothing says which images are wanted' if present else 'no image'}")
+    for split, texts in captions.items():
+        ids = texts.image_ids
+        missing = [name for name in ids if name not in present]
+        there = [present[name] for name in ids if name in present]
+        bad = {path: "is empty" for path in there if not path.stat().st_size}
+        if verify:
+            bad |= _unreadable([path for path in there if path not in bad], split, progress)
+        found, wanted = f"{len(there) - len(bad):,} good files", f"{len(ids):,}"
+        if missing:
+            yield Check("images", split, found, wanted, "MISSING",
+                        f"{len(missing):,} of {len(ids):,} images of {split} are not in {folder}: {_first(missing)}")
+        if bad:
+            told = _first([f"{path} {reason}" for path, reason in bad.items()])
+            yield Check("images", split, found, wanted, "WRONG",
+                        f"{len(bad):,} images of {split} are broken: {told}; delete them and get them again")
+        if not missing and not bad:
+            yield Check("images", split, found, wanted, "ok")
+
+
+def _unreadable(paths: list[Path], split: str, progress: bool) -> dict[Path, str]:
+    def reason(path: Path) -> str | None:
+        try:
+            load_image(path)
+        except UnreadableImage as error:
+            return f"({error.reason})"
+        return None
+
+    # Pillow decodes outside the interpreter's lock; its limit, set and put back by each call, belongs to all threads
+    with own_pixel_limit(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        bar = tqdm(pool.map(reason, paths, chunksize=16), total=len(paths), unit=" images", desc=f"decoding {split}",
+                   disable=not progress, leave=False)
+        return {path: found for path, found in zip(paths, bar, strict=True) if found is not None}
+
+
+def _features(data: DataConfig, captions: dict[str, CaptionSet]) -> Iterator[Check]:
+    """Rows of the feature files; files that several splits share are opened once."""
+    if not data.features:
+        yield Check("features", ALL, "nothing", "feature files", "MISSING", "data.features names no file")
+        return
+    if not captions:
+        files = {path for split in splits(data) for path in data_paths(data, split)[1:]}
+        absent = sorted(str(path) for path in files if not path.exists())
+        yield Check("features", ALL, f"{len(files) - len(absent)} of {len(files)} files", f"{len(files)} files",
+                    "MISSING" if absent else "note", f"feature files {', '.join(absent)} do not exist: make them from "
+                    "the images with tools/extract_regions.py and tools/extract_globals.py" if absent else
+                    "without captions nothing says which rows are wanted")
+    groups: dict[tuple[Path, ...], list[str]] = {}
+    for split in captions:
+        groups.setdefault(tuple(data_paths(data, split)[1:]), []).append(split)
+    dims: dict[str, tuple[int | None, int | None]] = {}
+    for paths, of_splits in groups.items():
+        named = of_splits[0] if len(of_splits) == 1 else ALL
+        absent = [str(path) for path in paths if not path.exists()]
+        texts = len(captions[of_splits[0]].captions) if len(of_splits) == 1 else None
+        try:
+            store = open_features(paths, captions=texts, globals_from=data.global_source)
+        except (DataError, OSError) as error:
+            state: State = "MISSING" if absent else "WRONG"
+            found = f"{len(paths) - len(absent)} of {len(paths)} files" if absent else "unusable"
+            yield Check("features", named, found, f"{len(paths)} files", state, str(error))
+            continue
+        for split in of_splits:
+            dims[split] = (store.region_dim, store.global_dim)
+            yield from _features_of_split(store, split, captions[split])
+        wanted = {name for split in of_splits for name in captions[split].image_ids}
+        extra = sum(name not in wanted for name in store.image_ids)
+        yield Check("feature rows", named, f"{len(store):,}, {extra:,} without captions", f"{len(wanted):,} or more",
+                    "ok" if len(store) >= len(wanted) else "MISSING")
+    if len(set(dims.values())) > 1:
+        told = ", ".join(f"{split}: regions {of[0]}, globals {of[1]}" for split, of in dims.items())
+        yield Check("dimensions", ALL, "differ", "one", "WRONG",
+                    f"feature files of differing dimensions ({told}): make them all with one backend")
+
+
+def _features_of_split(store: FeatureStore, split: str, captions: CaptionSet) -> Iterator[Check]:
+    lacking = [kind for kind in ("regions", "globals") if kind not in store.kinds]
+    found = ", ".join(filter(None, (
+        f"regions {store.num_regions} x {store.region_dim}" if store.region_dim is not None else "",
+        f"globals {store.global_dim}" if store.global_dim is not None else "",
+    )))
+    if lacking:
+        instead = ", or set data.global_source to mean-region" if lacking == ["globals"] else ""
+        yield Check("features", split, found, "regions and globals", "MISSING",
+                    f"{store.source} has no {' and no '.join(lacking)}: add a file made by "
+                    f"{' and '.join(f'tools/extract_{kind}.py' for kind in lacking)}{instead}")
+    try:
+        rows = store.rows(captions.image_ids)
+    except DataError as error:
+        have = set(store.image_ids)
+        count = sum(name in have for name in captions.image_ids)
+        whole = len(captions.image_ids)
+        yield Check("features", split, f"{count:,} images" if count < whole else "not of every image",
+                    f"{whole:,} images", "MISSING", str(error))
+        return
+    if not lacking:
+        yield Check("features", split, found, "regions and globals", "ok")
+    yield from _sample(store, split, rows)
+
+
+def _sample(store: FeatureStore, split: str, rows: np.ndarray) -> Iterator[Check]:
+    """Read the features of a few images of the split, drawn with a fixed seed."""
+    chosen = np.sort(np.random.default_rng(0).choice(rows, min(SAMPLE, len(rows)), replace=False))
+    wanted = "finite, not all zero"
+    try:
+        features = store.read(chosen)
+    except (DataError, OSError) as error:
+        yield Check("sampled features", split, "broken", wanted, "WRONG", str(error))
+        return
+    for kind, values in (("regions", features.regions), ("globals", features.globals)):
+        if values is None:
+            continue
+        empty = np.flatnonzero(~values.reshape(len(values), -1).any(axis=1))
+        if len(empty):
+            names = [store.image_ids[chosen[i]] for i in empty]
+            yield Check("sampled features", split, f"{len(empty)} of zeros", wanted, "WRONG",
+                        f"{store.source}: {kind} of {_first(names)} are all zero; extract them again")
+            return
+    yield Check("sampled features", split, f"{len(chosen)} images good", wanted, "ok")
+    if store.num_regions is not None:
+        counts = np.full(len(chosen), store.num_regions) if features.mask is None else features.mask.sum(axis=1)
+        span = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+        yield Check("regions an image", split, span, f"1 to {store.num_regions}", "ok" if counts.min() else "WRONG")
+
+
+def _first(names: list[str], most: int = 3) -> str:
+    rest = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

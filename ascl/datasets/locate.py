@@ -1,0 +1,75 @@
+"""Which images of a data set are on the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ascl.core.errors import DataError
+from ascl.data.captions import captions_exist, load_captions
+from ascl.data.split import data_paths
+from ascl.images.read import find_images, is_image_name
+from ascl.settings.retrieval import ConfigError, DataConfig, load_config
+
+
+def present_images(folder: Path) -> dict[str, Path]:
+    """Id -> file of every image below a folder; empty where there is no folder or no image in it.
+
+    Raises:
+        DataError: two images of one id.
+    """
+    if not folder.is_dir():
+        return {}
+    try:
+        return {path.stem: path for path in find_images(folder)}
+    except DataError:
+        if any(is_image_name(path.name) for path in folder.rglob("*")):
+            raise
+        return {}
+
+
+def missing_images(data: DataConfig) -> set[str] | None:
+    """Ids of the captions' images that the images folder lacks or has empty; None while there are no captions.
+
+    Raises:
+        DataError: the captions cannot be read, or two images have one id.
+    """
+    paths = {split: data_paths(data, split)[0] for split in splits(data)}
+    if not all(captions_exist(path) for path in paths.values()):
+        return None
+    wanted = {name for split, path in paths.items() for name in load_captions(path, split).image_ids}
+    present = {} if data.images is None else present_images(Path(data.images))
+    return {name for name in wanted if name not in present or not present[name].stat().st_size}
+
+
+def splits(data: DataConfig) -> list[str]:
+    """Names of the splits, each once."""
+    return list(dict.fromkeys((data.train, data.val, data.test)))
+
+
+def data_set_images(dataset: str, configs: Path) -> list[Path]:
+    """The image file of every image that a data set's captions name, split after split.
+
+    Args:
+        dataset: name of a file in the folder `configs`.
+
+    Raises:
+        DataError: no such data set, no folder of images set, captions missing, or images of theirs that are not in the
+            folder (named).
+    """
+    try:
+        data = load_config(["--dataset", dataset], configs).data
+    except ConfigError as error:
+        raise DataError(str(error)) from error
+    if data.images is None:
+        raise DataError(f"{dataset} names no folder of images: give --images FOLDER, or set data.images in its YAML")
+    path_of = present_images(Path(data.images))
+    wanted: dict[str, None] = {}
+    for split in splits(data):
+        wanted |= dict.fromkeys(load_captions(data_paths(data, split)[0], split).image_ids)
+    missing = [image_id for image_id in wanted if image_id not in path_of]
+    if missing:
+        raise DataError(
+            f"{data.images} lacks {len(missing)} of the {len(wanted)} images that {data.captions} names, "
+            f"such as {', '.join(missing[:5])}; {data.prepare}"
+        )
+    return [path_of[image_id] for image_id in wanted]

@@ -1,0 +1,1 @@
+"""Region features by object detectors: bottom-up attention, torchvision, detectron2."""

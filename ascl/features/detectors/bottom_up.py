@@ -1,0 +1,234 @@
+"""Backend: the regions of the bottom-up-attention detector, with classes, attributes and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ascl.core.errors import DataError
+from ascl.features.detectors.input import AllPixels, ResizedSize, network_input, resized_size
+from ascl.features.detectors.network import BottomUpDetector, DetectorShape, Precision, Proposals
+from ascl.features.detectors.selection import (
+    raised_thresholds,
+    select_by_confidence,
+    select_by_raising_nms,
+    surviving_confidence,
+)
+from ascl.features.detectors.weights import Kind, load_detector
+
+Selection = Literal["fixed", "adaptive", "raise-nms", "single-nms"]
+DEFAULT_SELECTION: dict[Kind, Selection] = {"caffe": "fixed", "detectron2": "raise-nms", "huggingface": "single-nms"}
+DEFAULT_COUNTS: dict[Selection, tuple[int, int]] = {
+    "fixed": (36, 36),
+    "adaptive": (10, 100),
+    "raise-nms": (36, 36),
+    "single-nms": (36, 36),
+}
+DEFAULT_NMS: dict[Selection, float] = {"fixed": 0.3, "adaptive": 0.3, "raise-nms": 0.3, "single-nms": 0.6}
+BACKGROUND, NO_ATTRIBUTE = "__background__", "__no_attribute__"  # as the original extraction code names index 0
+
+
+class BottomUpBackend:
+    """Images -> the regions that a Faster R-CNN trained on Visual Genome proposes (36 of 2048-d, or 10 to 100).
+
+    Has what every backend has: `prepare`, `extract`, `settings` and `names`.
+
+    The rules of selection, all in `region_selection`:
+
+    * `fixed`, `adaptive`: per-class suppression of the proposals as they are; a proposal's confidence is the largest
+      class probability that survives; the boxes stored are the proposals. Published 36-region and 10-to-100 features.
+    * `raise-nms`: boxes regressed for their best class, suppressed over all classes with an overlap that is raised
+      from `nms_threshold` by tenths until `min_regions` stay. LXMERT's features.
+    * `single-nms`: the same with one overlap. Hugging Face's LXMERT example; like its code it uses no score threshold,
+      and unlike it an image that keeps fewer than `min_regions` is no error.
+    """
+
+    def __init__(
+        self,
+        weights: str,
+        *,
+        selection: Selection | None = None,
+        min_regions: int | None = None,
+        max_regions: int | None = None,
+        score_threshold: float = 0.2,
+        nms_threshold: float | None = None,
+        short_side: int = 600,
+        long_side: int = 1000,
+        class_names: str | None = None,
+        attribute_names: str | None = None,
+        precision: Precision = "float32",
+        device: str = "cpu",
+        shape: DetectorShape | None = None,
+    ) -> None:
+        """Load the weights and settle what was left open.
+
+        Args:
+            weights: path of a published checkpoint (`detector_weights` says which) or `random:SEED`.
+            selection: None = that of the checkpoint's publisher: `fixed`, `raise-nms` or `single-nms`.
+            min_regions, max_regions: None = 36 and 36, but 10 and 100 of `adaptive`.
+            score_threshold: confidence from which `adaptive` keeps a proposal, in [0, 1].
+            nms_threshold: overlap from which a box is suppressed, in (0, 1); None = 0.3, but 0.6 of `single-nms`.
+            short_side, long_side: pixels of the resized image: the first, unless the other would then be exceeded.
+                The published features were made with 600 and 1000; notebooks of the second port run at 800 and 1333.
+            class_names, attribute_names: paths of the publisher's vocabularies, one name a line, synonyms behind
+                commas; without them the ids have no names.
+            precision: of the convolutions; outputs are float32.
+            device: a torch device.
+            shape: sizes of the network; None = the published ones.
+
+        Raises:
+            DataError: weights that do not fit, a vocabulary of another length, or settings out of range.
+        """
+        detector, self.kind, origin = load_detector(weights, shape or DetectorShape())
+        # Convolutions in half precision on a GPU, and oneDNN's on a CPU, would else reorder every activation.
+        self.detector: BottomUpDetector = detector.to(device).to(memory_format=torch.channels_last)
+        self.device = torch.device(device)
+        self.precision: Precision = precision
+        self.selection: Selection = selection or DEFAULT_SELECTION[self.kind]
+        least, most = DEFAULT_COUNTS[self.selection]
+        self.min_regions = least if min_regions is None else min_regions
+        self.max_regions = most if max_regions is None else max_regions
+        self.score_threshold = score_threshold
+        self.nms_threshold = DEFAULT_NMS[self.selection] if nms_threshold is None else nms_threshold
+        self.short_side, self.long_side = short_side, long_side
+        self.refuse_bad_settings()
+        self.dim = self.detector.shape.region_dim
+        self.prepare = AllPixels()
+        self.names: dict[str, list[str]] = {}
+        if class_names is not None:
+            self.names["class_names"] = read_names(class_names, self.detector.shape.classes, BACKGROUND)
+        if attribute_names is not None:
+            if not self.detector.shape.attributes:
+                raise DataError(f"{weights} predicts no attributes; leave out the attribute names {attribute_names}")
+            self.names["attribute_names"] = read_names(attribute_names, self.detector.shape.attributes, NO_ATTRIBUTE)
+        self.settings: dict[str, Any] = {
+            "backend": "bottom-up",
+            **origin,
+            "kind": self.kind,
+            "shape": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.detector.shape).items()},
+            "selection": self.selection,
+            "min_regions": self.min_regions,
+            "max_regions": self.max_regions,
+            "score_threshold": score_threshold,
+            "nms_threshold": self.nms_threshold,
+            "short_side": short_side,
+            "long_side": long_side,
+            "precision": precision,
+        }
+
+    def refuse_bad_settings(self) -> None:
+        if not 1 <= self.min_regions <= self.max_regions <= self.detector.shape.proposals:
+            raise DataError(
+                f"min_regions {self.min_regions} and max_regions {self.max_regions}: want "
+                f"1 <= min_regions <= max_regions <= {self.detector.shape.proposals}, the number of proposals"
+            )
+        if self.selection == "fixed" and self.min_regions != self.max_regions:
+            raise DataError(
+                f"selection fixed gives one number of regions, not {self.min_regions} to {self.max_regions}; "
+                "use selection adaptive"
+            )
+        if not 0 <= self.score_threshold <= 1:
+            raise DataError(f"score_threshold {self.score_threshold} is no probability: give one in [0, 1]")
+        if not 0 < self.nms_threshold < 1:
+            raise DataError(f"nms_threshold {self.nms_threshold} is no overlap: give one between 0 and 1")
+        if not 16 <= self.short_side <= self.long_side:
+            raise DataError(f"short_side {self.short_side}, long_side {self.long_side}: want 16 <= short <= long")
+
+    def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
+        """Regions of a batch.
+
+        Args:
+            pixels: B arrays (h, w, 3) uint8 from `prepare`, all of one shape; 1 x 1 will do.
+            sizes: (B, 2) width and height of the upright originals.
+
+        Returns:
+            With K = max_regions, best region first, padding 0 (ids -1): `regions` (B, K, D) float32; `boxes`
+            (B, K, 4) float32 x1 y1 x2 y2 in pixels of the original; `region_count` (B,) int32, at least 1; `scores`
+            (B, K) float32, the probability of the likeliest class that is not the background; `class_ids` (B, K)
+            int32 from 1; `attribute_ids` and `attribute_scores` alike, where the network predicts attributes.
+        """
+        self.detector.eval()
+        with torch.inference_mode():
+            batch = torch.from_numpy(np.stack(pixels)).to(self.device, non_blocking=True)
+            height, width = batch.shape[1:3]
+            resize = self.detector.convention.resize
+            size = resized_size(height, width, self.short_side, self.long_side, resize)
+            # The smallest side of a proposal is in pixels of the original, which may have been larger than the array.
+            scales = np.minimum(size.scale_x * width / sizes[:, 0], size.scale_y * height / sizes[:, 1]).tolist()
+            # One by one: large originals of a batch would take gigabytes as floating-point numbers.
+            images = torch.cat([network_input(image[None], size, resize) for image in batch])
+            proposals = self.detector(images, scales, self.precision)
+            chosen = self.select(proposals, size)
+        rows = [self.row(*image) for image in zip(proposals, *chosen, strict=True)]
+        arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        originals = sizes[:, None, [0, 1, 0, 1]].astype(np.float32)
+        enlarged = arrays["boxes"] * (originals / np.array([width, height] * 2, dtype=np.float32))
+        return arrays | {"boxes": np.clip(enlarged, 0, originals)}  # rounding may pass the edge by a last digit
+
+    def select(self, proposals: Sequence[Proposals], size: ResizedSize) -> tuple[list[Tensor], list[Tensor]]:
+        """Of every image the indices of the chosen proposals, and all boxes, in pixels of the prepared image."""
+        factors = torch.tensor([size.scale_x, size.scale_y] * 2, device=self.device)
+        legacy = self.detector.convention.legacy
+        if self.selection in ("fixed", "adaptive"):
+            boxes = [image.boxes / factors for image in proposals]
+            probabilities = [image.class_probabilities[:, 1:] for image in proposals]
+            confidences = surviving_confidence(boxes, probabilities, self.nms_threshold, legacy)
+            indices = [
+                select_by_confidence(confidence, self.min_regions, self.max_regions, self.score_threshold)
+                for confidence in confidences
+            ]
+            return indices, boxes
+        thresholds = raised_thresholds(self.nms_threshold) if self.selection == "raise-nms" else (self.nms_threshold,)
+        indices, boxes = [], []
+        for image in proposals:
+            corners, scores = self.detector.regressed(image, size.height, size.width)
+            indices.append(
+                select_by_raising_nms(corners, scores, self.min_regions, self.max_regions, thresholds, legacy)
+            )
+            boxes.append(corners / factors)
+        return indices, boxes
+
+    def row(self, image: Proposals, index: Tensor, boxes: Tensor) -> dict[str, np.ndarray]:
+        """Everything of one image, padded to `max_regions`."""
+        scores, classes = image.class_probabilities[index, 1:].max(dim=1)
+        row = {
+            "regions": self.padded(image.features[index]),
+            "boxes": self.padded(boxes[index]),
+            "region_count": np.array(len(index), dtype=np.int32),
+            "scores": self.padded(scores),
+            "class_ids": self.padded((classes + 1).int(), -1),
+        }
+        if image.attribute_ids is not None and image.attribute_scores is not None:
+            row["attribute_ids"] = self.padded(image.attribute_ids[index].int(), -1)
+            row["attribute_scores"] = self.padded(image.attribute_scores[index])
+        return row
+
+    def padded(self, values: Tensor, padding: int = 0) -> np.ndarray:
+        """(n, ...) -> (max_regions, ...)."""
+        array = values.cpu().numpy()
+        rest = np.full((self.max_regions - len(array), *array.shape[1:]), padding, dtype=array.dtype)
+        return np.concatenate([array, rest])
+
+
+def read_names(path: str, count: int, first: str) -> list[str]:
+    """A publisher's vocabulary, one name a line and its synonyms behind commas, after a name for the id 0.
+
+    Raises:
+        DataError: no such file, no UTF-8, another number of lines than `count`, or an empty one.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as a vocabulary ({error})") from error
+    names = [line.split(",")[0].strip().lower() for line in text.splitlines()]
+    if len(names) != count:
+        raise DataError(f"{path}: {len(names)} lines where the weights know {count} names; take the publisher's file")
+    if "" in names:
+        raise DataError(f"{path}: line {names.index('') + 1} has no name")
+    return [first, *names]

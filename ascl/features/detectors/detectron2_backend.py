@@ -1,0 +1,304 @@
+"""Any Faster R-CNN of detectron2's model zoo: regions from its box head, with boxes, scores and classes.
+
+detectron2 is on no package registry and is imported only when a backend is made. It supplies the network and the
+reading of checkpoints; which boxes become regions is decided here, because its own inference drops all boxes below a
+score, and with them the fixed number of regions.
+
+Sources: Y. Wu et al., Detectron2, https://github.com/facebookresearch/detectron2 (2019);
+S. Ren et al., Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks, NeurIPS 2015.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from ascl.core.errors import DataError
+from ascl.features.detectors.detectron2_network import (
+    class_names,
+    digest_of_config,
+    import_detectron2,
+    load_network,
+    read_config,
+    refuse_other_detectors,
+)
+from ascl.images.backbones import Precision, autocast
+
+FIRST_CANDIDATES = 32  # boxes that NMS looks at first, for each region wanted
+
+
+@dataclass(frozen=True)
+class ShortestEdgePixels:
+    """Scales an image so that its short side has `min_size` pixels, or its long side `max_size` where that is less.
+
+    The rule and the rounding of detectron2's `ResizeShortestEdge`; a `min_size` of 0 leaves the image as it is.
+    """
+
+    min_size: int
+    max_size: int
+
+    def scaled(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) in pixels -> those of the scaled image, each at least 1."""
+        if not self.min_size:
+            return width, height
+        scale = float(self.min_size) / min(width, height)
+        # The short side is set, not multiplied: the product may round to another whole number of pixels.
+        sides = [float(self.min_size) if side == min(width, height) else scale * side for side in (width, height)]
+        if max(sides) > self.max_size:
+            scale = float(self.max_size) / max(sides)
+            sides = [side * scale for side in sides]
+        # A strip of 1 x 5000 pixels would have no width left.
+        return max(1, int(sides[0] + 0.5)), max(1, int(sides[1] + 0.5))
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """RGB image -> (h, w, 3) uint8, bilinear with antialiasing."""
+        return np.asarray(image.resize(self.scaled(*image.size), Image.Resampling.BILINEAR))
+
+
+class Detectron2Backend:
+    """Images -> the best boxes of a detectron2 Faster R-CNN, each with its feature, score and class.
+
+    Has what every backend has: `prepare`, `extract`, `settings`, `names`. A region's feature is what the box head made
+    of the proposal, from which its class and its box were then predicted: the mean over the last stage's map of a C4
+    network (2048-d of a ResNet-50), the output of the last fully connected layer of an FPN or DC5 network (1024-d).
+    A proposal that scores well as two classes gives two regions with one feature.
+
+    Attributes:
+        dim: R, the length of a region's feature.
+        model: the detectron2 network, on the device.
+    """
+
+    def __init__(
+        self,
+        config: str,
+        weights: str = "default",
+        *,
+        options: Sequence[str] = (),
+        max_regions: int = 36,
+        min_size: int | None = None,
+        max_size: int | None = None,
+        nms_threshold: float | None = None,
+        score_threshold: float = 0.0,
+        precision: Precision = "float32",
+        device: str = "cpu",
+    ) -> None:
+        """Build the network and fill it.
+
+        Args:
+            config: a name of the model zoo (`COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x.yaml`) or a path to a yaml
+                of that kind. Mask and keypoint R-CNNs count as Faster R-CNNs: their further heads are left unused.
+            weights: `default` (the zoo's checkpoint, downloaded by detectron2 to its cache at the first use),
+                `random:SEED` (see `settle_batch_norm`), or a path to a checkpoint of exactly this network. A `.pkl`
+                (the zoo's own are) is a pickle, which can run any code when detectron2 opens it: take it only from a
+                publisher you trust.
+            options: further settings in detectron2's manner, key and value in turn: ("MODEL.ROI_HEADS.NUM_CLASSES",
+                "20").
+            max_regions: K, regions an image, >= 1. Boxes fill them up in the order of their scores, however low.
+            min_size: of the short side in pixels, 0 = images as they are; None = the config's `MIN_SIZE_TEST`.
+            max_size: limit of the long side in pixels; None = the config's `MAX_SIZE_TEST`.
+            nms_threshold: IoU in [0, 1] above which the worse of two boxes of one class goes; None = the config's.
+            score_threshold: in [0, 1]; boxes that score less are left out, but for an image's best one. 0.0 leaves none
+                out: the config's own threshold, which is for showing detections, is not applied.
+            precision: of the convolutions and the box head (autocast). Pooling, scores and boxes stay float32.
+            device: a torch device.
+
+        Raises:
+            DataError: no detectron2; no such config, or none of a Faster R-CNN; options that detectron2 refuses;
+                no such weights, or weights that do not fit (every missing and left-over key is listed).
+        """
+        refuse_out_of_range(max_regions, min_size, max_size, nms_threshold, score_threshold)
+        import_detectron2()
+        cfg = read_config(config, options)
+        refuse_other_detectors(cfg, config)
+        self.prepare = ShortestEdgePixels(
+            cfg.INPUT.MIN_SIZE_TEST if min_size is None else min_size,
+            cfg.INPUT.MAX_SIZE_TEST if max_size is None else max_size,
+        )
+        self.max_regions, self.score_threshold = max_regions, score_threshold
+        self.precision: Precision = precision
+        self.nms_threshold = float(cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST if nms_threshold is None else nms_threshold)
+        self.bgr = cfg.INPUT.FORMAT == "BGR"
+        self.device = torch.device(device)
+        network, origin = load_network(cfg, config, weights)
+        self.model = network.to(self.device)
+        self.dim = self.model.roi_heads.box_predictor.cls_score.in_features
+        self.names = class_names(cfg)
+        self.settings = {
+            "backend": "detectron2",
+            "config": Path(config).name if Path(config).is_file() else config,
+            "config_sha256": digest_of_config(cfg),
+            "options": list(options),
+            **origin,
+            "min_size": self.prepare.min_size,
+            "max_size": self.prepare.max_size,
+            "max_regions": max_regions,
+            "nms_threshold": self.nms_threshold,
+            "score_threshold": score_threshold,
+            "precision": precision,
+        }
+
+    def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
+        """Regions of a batch.
+
+        Args:
+            pixels: B arrays (h, w, 3) from `prepare`, all of one shape.
+            sizes: (B, 2) width and height in pixels of the upright originals.
+
+        Returns:
+            `regions` (B, K, R), `boxes` (B, K, 4) x1 y1 x2 y2 in pixels of the original and `scores` (B, K) in [0, 1],
+            float32 and 0 beyond an image's last region; `class_ids` (B, K) int32, -1 there; `region_count` (B,) int32.
+            Regions are in falling order of their scores.
+
+        Raises:
+            DataError: the network finds no box of finite numbers in an image.
+        """
+        self.model.eval()  # here and not once: batch norm left training would drift with every batch, unseen
+        with torch.inference_mode():
+            batch = torch.from_numpy(np.stack(pixels)).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+            images = self.model.preprocess_image(
+                [{"image": image.float()} for image in (batch.flip(1) if self.bgr else batch)]
+            )
+            with autocast(self.device, self.precision):
+                maps = self.model.backbone(images.tensor)
+                proposals, _ = self.model.proposal_generator(images, maps, None)
+            # Image by image: the proposals of one fill a GPU, and a C4 network needs about a gigabyte for each.
+            rows = [
+                self.regions_of({name: value[i : i + 1] for name, value in maps.items()}, proposals[i], sizes[i])
+                for i in range(len(pixels))
+            ]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def regions_of(self, maps: dict[str, Tensor], proposals: Any, size: np.ndarray) -> dict[str, np.ndarray]:
+        """One image's row of each array: its maps (1, C, h, w) by level, its proposals, its original (2,) size."""
+        found = None
+        if len(proposals):
+            features = self.box_features(maps, proposals)  # (N, R)
+            predictor = self.model.roi_heads.box_predictor
+            predictions = predictor(features)
+            (boxes,) = predictor.predict_boxes(predictions, [proposals])  # (N, C * 4), or (N, 4) for all classes
+            (probabilities,) = predictor.predict_probs(predictions, [proposals])  # (N, C + 1), background last
+            found = best_boxes(
+                boxes.unflatten(1, (-1, 4)).expand(-1, probabilities.shape[1] - 1, -1),
+                probabilities[:, :-1],
+                proposals.image_size,
+                size,
+                max_regions=self.max_regions,
+                nms_threshold=self.nms_threshold,
+                score_threshold=self.score_threshold,
+            )
+        if found is None or not len(found.scores):
+            height, width = proposals.image_size
+            raise DataError(
+                f"detectron2 finds no box of finite numbers in an image of {size[0]}x{size[1]} pixels, scaled to "
+                f"{width}x{height}; look at the weights, enlarge min_size, or take precision float32"
+            )
+        count = len(found.scores)
+        row = {
+            "regions": np.zeros((self.max_regions, self.dim), np.float32),
+            "boxes": np.zeros((self.max_regions, 4), np.float32),
+            "scores": np.zeros(self.max_regions, np.float32),
+            "class_ids": np.full(self.max_regions, -1, np.int32),
+        }
+        row["regions"][:count] = features[found.proposals].cpu().numpy()
+        row["boxes"][:count] = found.boxes.cpu().numpy()
+        row["scores"][:count] = found.scores.cpu().numpy()
+        row["class_ids"][:count] = found.classes.cpu().numpy()
+        return {**row, "region_count": np.array(count, np.int32)}
+
+    def box_features(self, maps: dict[str, Tensor], proposals: Any) -> Tensor:
+        """(N, R) float32: what the box head makes of the N proposals of one image."""
+        heads = self.model.roi_heads
+        c4 = hasattr(heads, "res5")
+        # As float32: detectron2 rounds boxes to the maps' precision, which in bfloat16 is up to 8 pixels.
+        levels = [maps[name].float() for name in heads.in_features]
+        pooled = (heads.pooler if c4 else heads.box_pooler)(levels, [proposals.proposal_boxes])
+        with autocast(self.device, self.precision):
+            output = heads.res5(pooled) if c4 else heads.box_head(pooled)
+        return output.float().mean(dim=(2, 3)) if c4 else output.float().flatten(1)
+
+
+@dataclass(frozen=True)
+class FoundBoxes:
+    """Boxes of one image in falling order of their scores."""
+
+    boxes: Tensor  # (M, 4) x1 y1 x2 y2 in pixels of the original
+    scores: Tensor  # (M,) in [0, 1]
+    classes: Tensor  # (M,) int64
+    proposals: Tensor  # (M,) int64: the proposal that each box was predicted from
+
+
+def best_boxes(
+    boxes: Tensor,
+    scores: Tensor,
+    image_size: tuple[int, int],
+    original: np.ndarray,
+    *,
+    max_regions: int,
+    nms_threshold: float,
+    score_threshold: float,
+) -> FoundBoxes:
+    """The best boxes of one image after non-maximum suppression within each class.
+
+    Args:
+        boxes: (N, C, 4) x1 y1 x2 y2 in pixels of the scaled image: N proposals as each of C classes.
+        scores: (N, C) in [0, 1].
+        image_size: height and width of the scaled image in pixels.
+        original: (2,) width and height of the original in pixels.
+        max_regions: boxes kept at most.
+        nms_threshold: IoU in [0, 1].
+        score_threshold: boxes that score less are left out, but for the best one.
+
+    Returns:
+        At least one box unless none has finite numbers and a positive area.
+    """
+    height, width = image_size
+    outer_width, outer_height = (int(side) for side in original)
+    finite = (boxes.isfinite().all(dim=2) & scores.isfinite()).flatten()
+    inner = boxes.new_tensor([width, height, width, height])
+    outer = boxes.new_tensor([outer_width, outer_height, outer_width, outer_height])
+    scale_x, scale_y = outer_width / width, outer_height / height
+    boxes = boxes.clamp(min=torch.zeros_like(inner), max=inner).flatten(0, 1)  # (N * C, 4)
+    scaled = torch.minimum(boxes * boxes.new_tensor([scale_x, scale_y, scale_x, scale_y]), outer)
+    usable = finite & (scaled[:, 2:] > scaled[:, :2]).all(dim=1)
+    flat = scores.flatten()
+    order = flat.masked_fill(~usable, -1.0).argsort(descending=True, stable=True)
+    above = int((usable & (flat >= score_threshold)).sum())
+    order = order[: max(above, min(1, int(usable.sum())))]  # (M,) indices of usable boxes, best first
+    # A worse box never suppresses a better one, so the first survivors among the best candidates are those among all.
+    # Looking at all first would cost a GPU more than the network where there are a thousand classes.
+    # In float64: torchvision tells classes apart by moving boxes by many image widths, which costs float32 its digits.
+    for candidates in (order[: FIRST_CANDIDATES * max_regions], order):
+        survivors = batched_nms(
+            boxes[candidates].double(), flat[candidates].double(), candidates % scores.shape[1], nms_threshold
+        )
+        kept = candidates[survivors.sort().values[:max_regions]]  # of equal scores the earlier proposal's comes first
+        if len(kept) == max_regions or len(candidates) == len(order):
+            break
+    return FoundBoxes(scaled[kept], flat[kept], kept % scores.shape[1], kept // scores.shape[1])
+
+
+def refuse_out_of_range(
+    max_regions: int,
+    min_size: int | None,
+    max_size: int | None,
+    nms_threshold: float | None,
+    score_threshold: float,
+) -> None:
+    if max_regions < 1:
+        raise DataError(f"max_regions {max_regions}: give at least 1")
+    if min_size is not None and min_size < 0:
+        raise DataError(f"min_size {min_size}: give pixels, or 0 for images as they are")
+    if max_size is not None and max_size < 1:
+        raise DataError(f"max_size {max_size}: give at least 1 pixel")
+    if nms_threshold is not None and not 0 <= nms_threshold <= 1:
+        raise DataError(f"nms_threshold {nms_threshold}: an IoU is within 0 and 1")
+    if not 0 <= score_threshold <= 1:
+        raise DataError(f"score_threshold {score_threshold}: a score is within 0 and 1")

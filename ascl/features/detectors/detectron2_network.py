@@ -1,0 +1,237 @@
+"""The network of a detectron2 config, with its weights: what can be wrong on the way there, and how it is told.
+
+detectron2 is imported inside the functions: it is on no package registry, and only its own backend needs it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ascl.core.errors import DataError
+from ascl.images.backbones import digest_of_file, digest_of_parameters, listed
+
+INSTALL = "python -m pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'"
+C4_HEADS, POOLED_HEADS = "Res5ROIHeads", "StandardROIHeads"  # the second serves FPN and DC5
+
+
+def import_detectron2() -> None:
+    """Import what is used of detectron2 here; a DataError that says what to install where that fails."""
+    try:
+        import detectron2
+    except ImportError as error:
+        raise DataError(f"this backend needs detectron2, which is not there; install it with {INSTALL}") from error
+    try:
+        import detectron2.checkpoint
+        import detectron2.model_zoo
+        import detectron2.modeling  # noqa: F401
+    except ImportError as error:
+        remedy = f"install it anew with {INSTALL}"
+        if error.name == "pkg_resources":  # gone from setuptools 82
+            remedy = "it needs an older setuptools: python -m pip install 'setuptools<82'"
+        raise DataError(f"detectron2 is installed but cannot be imported ({error}); {remedy}") from error
+
+
+def read_config(config: str, options: Sequence[str]) -> Any:
+    """detectron2's CfgNode of a zoo name or a yaml's path, with the options laid over it, frozen."""
+    import yaml
+    from detectron2 import model_zoo
+    from detectron2.config import get_cfg
+
+    if not config.endswith((".yaml", ".yml")):
+        raise DataError(f"config {config!r}: give a yaml, by its name in the model zoo or by its path")
+    own = Path(config).is_file()
+    if not own and config not in zoo_names():
+        near = ", ".join(difflib.get_close_matches(config, zoo_names(), n=3, cutoff=0.4)) or "none"
+        raise DataError(f"config {config!r}: no such file, and no such name in detectron2's model zoo; near: {near}")
+    cfg = get_cfg()
+    try:
+        # Yaml can hold Python code, which detectron2 would run; the zoo's own came with the package.
+        cfg.merge_from_file(config if own else model_zoo.get_config_file(config), allow_unsafe=not own)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, KeyError, ValueError, TypeError, AssertionError) as error:
+        raise DataError(f"{config}: detectron2 cannot read this config ({type(error).__name__}: {error})") from error
+    try:
+        cfg.merge_from_list(list(options))
+    except (KeyError, ValueError, AssertionError) as error:
+        raise DataError(
+            f"options {' '.join(options)}: {error}; give keys of {config} and values in turn, such as "
+            "MODEL.ROI_HEADS.NUM_CLASSES 20"
+        ) from error
+    # Built on the CPU, so that random weights and digests do not depend on the device.
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    return cfg
+
+
+def zoo_names() -> list[str]:
+    """Every yaml of the model zoo, in the order of their names."""
+    from detectron2 import model_zoo
+
+    folder = Path(model_zoo.__file__).parent / "configs"
+    return sorted(str(path.relative_to(folder).as_posix()) for path in folder.rglob("*.yaml"))
+
+
+def refuse_other_detectors(cfg: Any, config: str) -> None:
+    """A DataError that names what makes the config no Faster R-CNN."""
+    wanted = {
+        "meta architecture": (cfg.MODEL.META_ARCHITECTURE, ("GeneralizedRCNN",)),
+        "proposal generator": (cfg.MODEL.PROPOSAL_GENERATOR.NAME, ("RPN",)),
+        "RoI head": (cfg.MODEL.ROI_HEADS.NAME, (C4_HEADS, POOLED_HEADS)),
+        "input format": (cfg.INPUT.FORMAT, ("BGR", "RGB")),
+    }
+    for part, (found, known) in wanted.items():
+        if found not in known:
+            raise DataError(
+                f"{config} is no Faster R-CNN that this backend knows: its {part} is {found}, not "
+                f"{' or '.join(known)}; take one of COCO-Detection/faster_rcnn_*.yaml"
+            )
+
+
+def digest_of_config(cfg: Any) -> str:
+    """Of all that the config says, but for weights and device, which do not belong to it."""
+    plain = cfg.clone()
+    plain.defrost()
+    plain.MODEL.WEIGHTS = plain.MODEL.DEVICE = ""
+    return hashlib.sha256(plain.dump().encode()).hexdigest()
+
+
+def class_names(cfg: Any) -> dict[str, list[str]]:
+    """`class_names` where detectron2 knows the data set of the config and the network has one output for each."""
+    from detectron2.data import MetadataCatalog
+
+    for data_set in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        # get() would enter an unknown name into the catalogue, for the whole process.
+        names = list(MetadataCatalog.get(data_set).get("thing_classes", [])) if data_set in MetadataCatalog else []
+        if len(names) == cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            return {"class_names": names}
+    return {}
+
+
+def load_network(cfg: Any, config: str, weights: str) -> tuple[Any, dict[str, str]]:
+    """The network on the CPU with its weights, and where they come from."""
+    if not weights.startswith("random:"):
+        path = weights_file(config, weights)
+        network = build_network(cfg, config)
+        fill_from_checkpoint(network, config, path)
+        return network, {"weights": path.name, "weights_sha256": digest_of_file(path)}
+    seed = weights.removeprefix("random:")
+    if not seed.isdecimal():
+        raise DataError(f"weights {weights!r}: write random:SEED with a whole number, such as random:0")
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+        torch.manual_seed(int(seed))
+        network = build_network(cfg, config)
+        # Before the statistics: their last bits depend on the number of threads.
+        digest = digest_of_parameters(network)
+        settle_batch_norm(network)
+    return network, {"weights": weights, "weights_sha256": digest}
+
+
+def weights_file(config: str, weights: str) -> Path:
+    """The file that `weights` stands for: the zoo's checkpoint, fetched where it is not in the cache, or a path."""
+    from detectron2 import model_zoo
+    from detectron2.utils.file_io import PathManager
+
+    if weights != "default":
+        if not Path(weights).is_file():
+            raise DataError(f"{weights}: no such file of weights (weights are `default`, `random:SEED` or a path)")
+        return Path(weights)
+    if Path(config).is_file():
+        raise DataError(f"{config} is no name of detectron2's model zoo; give the path of its weights")
+    try:
+        url = model_zoo.get_checkpoint_url(config)
+    except RuntimeError as error:
+        raise DataError(f"detectron2's model zoo has no weights of {config}; give their path") from error
+    try:
+        return Path(PathManager.get_local_path(url))
+    except OSError as error:  # urllib's errors are OSErrors
+        raise DataError(
+            f"the weights of {config} could not be downloaded from {url} ({error}); "
+            "fetch that file elsewhere and give its path as the weights"
+        ) from error
+
+
+def build_network(cfg: Any, config: str) -> Any:
+    """The untrained network; it draws from torch's random numbers."""
+    from detectron2.modeling import build_model
+
+    try:
+        return build_model(cfg).eval()
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"detectron2 cannot build the network of {config} with these options ({type(error).__name__}: {error})"
+        ) from error
+
+
+def settle_batch_norm(network: Any) -> None:
+    """Give an untrained network the batch norm statistics of one image of coloured blobs, in place.
+
+    detectron2 starts them at mean 0 and variance 1. A frozen network then doubles its activations in every block, all
+    proposals become the whole image, and both its regions and its speed say nothing.
+    """
+
+    def measure(norm: Any, inputs: tuple[Tensor]) -> None:
+        norm.running_mean.copy_(inputs[0].mean(dim=(0, 2, 3)))
+        norm.running_var.copy_(inputs[0].var(dim=(0, 2, 3)))
+
+    hooks = [
+        module.register_forward_pre_hook(measure)
+        for module in network.modules()
+        if getattr(module, "running_mean", None) is not None
+    ]
+    # Blobs, as in photographs: of white noise the first layers pass little, and a photograph would come out far larger.
+    blobs = F.interpolate(torch.rand(1, 3, 16, 16) * 255, size=(256, 256), mode="bilinear")[0]
+    with torch.inference_mode():
+        maps = network.backbone(network.preprocess_image([{"image": blobs}]).tensor)
+        if hasattr(network.roi_heads, "res5"):
+            network.roi_heads.res5(maps[network.roi_heads.in_features[0]])
+    for hook in hooks:
+        hook.remove()
+
+
+def fill_from_checkpoint(network: Any, config: str, path: Path) -> None:
+    """Load a checkpoint as detectron2 does; where it would only warn of keys that do not fit, a DataError lists them.
+
+    What it holds to be harmless stays so: `pixel_mean` and `pixel_std` (they come from the config) and the anchors'
+    `cell_anchors` (computed), which old checkpoints have and new networks do not store.
+    """
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    computed = ("pixel_mean", "pixel_std")
+    problems: dict[str, list[str]] = {}
+
+    class Listing(DetectionCheckpointer):
+        def _load_model(self, checkpoint: Any) -> Any:
+            given = set(checkpoint["model"])
+            renamed = checkpoint.get("matching_heuristics", False)  # older formats: batch norm may be folded into them
+            incompatible = super()._load_model(checkpoint)
+            misshapen = {key: (found, wanted) for key, found, wanted in incompatible.incorrect_shapes}
+            missing = {key for key in incompatible.missing_keys if key not in misshapen}
+            if not renamed:  # detectron2 fills in absent statistics of batch norm without a word
+                stripped = {key.removeprefix("module.") for key in given}
+                missing |= {key for key in network.state_dict() if is_statistic(key) and key not in stripped}
+            problems["missing"] = sorted(missing)
+            problems["left over"] = sorted(set(incompatible.unexpected_keys) - set(computed))
+            problems["of another shape"] = [
+                f"{key} {found} where {wanted} is wanted" for key, (found, wanted) in misshapen.items()
+            ]
+
+    try:
+        Listing(network).load(str(path))
+    except Exception as error:  # a broken pickle can raise anything
+        raise DataError(
+            f"{path}: not a whole file of weights that detectron2 can read ({type(error).__name__}: {error})"
+        ) from error
+    if any(problems.values()):
+        parts = "; ".join(f"{what} {listed(keys)}" for what, keys in problems.items())
+        raise DataError(f"{path} does not fit {config}: {parts}")
+
+
+def is_statistic(key: str) -> bool:
+    return key.endswith((".running_mean", ".running_var"))

@@ -1,0 +1,393 @@
+"""The bottom-up-attention Faster R-CNN (ResNet-101 C4, Visual Genome) on torch's and torchvision's operators.
+
+Parameters have the names of the PyTorch port that keeps Caffe's arithmetic, so its checkpoint is the network's own
+state dict; `detector_weights` reads that one and the others. The ports differ in more than names: see `Convention`.
+
+Source: P. Anderson et al., Bottom-Up and Top-Down Attention for Image Captioning and VQA, CVPR 2018; S. Ren et al.,
+Faster R-CNN, NeurIPS 2015; K. He et al., Deep Residual Learning, CVPR 2016.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from ascl.features.detectors.boxes import (
+    anchors_of_map,
+    caffe_anchors,
+    centred_anchors,
+    clip_boxes,
+    decode_boxes,
+    nms,
+)
+
+STRIDE = 16  # pixels of the image for one cell of the map
+BATCH_NORM_EPSILON = 1e-5
+PROPOSALS_AT_ONCE = 128  # through res5, whatever the batch: a few activations of 0.2 GB each in float32
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+def autocast(like: Tensor, precision: Precision) -> AbstractContextManager:
+    """Convolutions in `precision` on the device of `like`."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(like.device.type, dtype=getattr(torch, precision))
+
+
+@dataclass(frozen=True)
+class DetectorShape:
+    """Sizes of the network; the defaults are the published ones.
+
+    Attributes:
+        blocks: bottlenecks in res2, res3, res4 and res5.
+        width: channels of the stem; res2 to res5 give 4, 8, 16 and 32 times as many.
+        rpn_channels: of the hidden layer of the region proposal network.
+        anchor_scales: sides of the square anchors, in strides: 64 to 512 pixels.
+        classes, attributes: without the background; attributes = 0 is a network without that head.
+        class_embedding, attribute_hidden: widths inside the attribute head.
+        pool_size: cells on a side of the pooled region.
+        proposals_before_nms, proposals: how many go into the suppression of proposals, and out of it at most.
+    """
+
+    blocks: tuple[int, int, int, int] = (3, 4, 23, 3)
+    width: int = 64
+    rpn_channels: int = 512
+    anchor_scales: tuple[float, ...] = (4, 8, 16, 32)
+    classes: int = 1600
+    attributes: int = 400
+    class_embedding: int = 256
+    attribute_hidden: int = 512
+    pool_size: int = 14
+    proposals_before_nms: int = 6000
+    proposals: int = 300
+
+    @property
+    def region_dim(self) -> int:
+        return 32 * self.width
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What a port does besides its weights. The network's layers are the same in all.
+
+    Attributes:
+        legacy: boxes hold both end pixels (see `detector_boxes`).
+        minimum_side: of a proposal, in pixels of the image before it was resized.
+        filter_first: small proposals go before the best `proposals_before_nms` are taken, not after.
+        box_weights: what the box regression was multiplied by in training.
+        background_attribute: the attributes' softmax counts the background, which is then passed over; otherwise the
+            background is left out of the softmax.
+        resize: how the image is brought to size: see `detector_input`.
+    """
+
+    legacy: bool
+    minimum_side: float
+    filter_first: bool
+    box_weights: tuple[float, float, float, float]
+    background_attribute: bool
+    resize: Literal["opencv", "pillow", "torch"]
+
+    def anchors(self, shape: DetectorShape) -> Tensor:
+        """(A, 4) float32, for checkpoints that bring none."""
+        make = caffe_anchors if self.legacy else centred_anchors
+        return make(shape.anchor_scales, STRIDE)
+
+
+CAFFE = Convention(True, 16, True, (1, 1, 1, 1), True, "opencv")
+DETECTRON2 = Convention(False, 0, False, (10, 10, 5, 5), False, "pillow")
+HUGGING_FACE = Convention(False, 0, False, (10, 10, 5, 5), False, "torch")
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Of one image: everything the network says about its N proposals, float32, best objectness first.
+
+    Attributes:
+        boxes: (N, 4) in pixels of the resized image.
+        features: (N, 32 * width), `pool5_flat`.
+        class_probabilities: (N, 1 + classes), background first.
+        box_deltas: (N, 1 + classes, 4), regression for each class.
+        attribute_ids: (N,) int64 from 1 (0 is "no attribute"), None without that head.
+        attribute_scores: (N,) in [0, 1], None without that head.
+    """
+
+    boxes: Tensor
+    features: Tensor
+    class_probabilities: Tensor
+    box_deltas: Tensor
+    attribute_ids: Tensor | None
+    attribute_scores: Tensor | None
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch norm whose statistics are constants, in training mode too; buffers alone, as in the checkpoints."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        for name, value in {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}.items():
+            self.register_buffer(name, torch.full((channels,), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=BATCH_NORM_EPSILON
+        )
+
+
+class NormalizedConv2d(nn.Conv2d):
+    """A convolution without bias, and the batch norm behind it as its `norm`."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> None:
+        padding = dilation * (kernel // 2)
+        super().__init__(inputs, outputs, kernel, stride, padding, dilation, bias=False)
+        self.norm = FrozenBatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(super().forward(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 beside a shortcut; the stride lies in the first 1x1, as in the original ResNet."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, dilation: int) -> None:
+        super().__init__()
+        if inputs != outputs:
+            self.shortcut = NormalizedConv2d(inputs, outputs, 1, stride)
+        else:
+            self.register_module("shortcut", None)
+        self.conv1 = NormalizedConv2d(inputs, outputs // 4, 1, stride)
+        self.conv2 = NormalizedConv2d(outputs // 4, outputs // 4, 3, 1, dilation)
+        self.conv3 = NormalizedConv2d(outputs // 4, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        x = F.relu_(self.conv1(x))
+        x = F.relu_(self.conv2(x))
+        return F.relu_(self.conv3(x) + shortcut)
+
+
+def stage(blocks: int, inputs: int, outputs: int, stride: int, dilation: int = 1) -> nn.Sequential:
+    first = Bottleneck(inputs, outputs, stride, dilation)
+    return nn.Sequential(first, *(Bottleneck(outputs, outputs, 1, dilation) for _ in range(blocks - 1)))
+
+
+class Stem(nn.Module):
+    """7x7 of stride 2, then the largest of 3x3 with stride 2, unpadded: its last window may hang over the edge."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = NormalizedConv2d(3, width, 7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(F.relu_(self.conv1(x)), kernel_size=3, stride=2, padding=0, ceil_mode=True)
+
+
+class C4(nn.Module):
+    """Image -> map of stride 16: the stem and res2 to res4."""
+
+    def __init__(self, shape: DetectorShape) -> None:
+        super().__init__()
+        width = shape.width
+        self.stem = Stem(width)
+        self.res2 = stage(shape.blocks[0], width, 4 * width, 1)
+        self.res3 = stage(shape.blocks[1], 4 * width, 8 * width, 2)
+        self.res4 = stage(shape.blocks[2], 8 * width, 16 * width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.res4(self.res3(self.res2(self.stem(x))))
+
+
+class ProposalHead(nn.Module):
+    """Objectness and box regression of every anchor; outputs float32 whatever the map's precision."""
+
+    def __init__(self, shape: DetectorShape) -> None:
+        super().__init__()
+        self.anchors = 3 * len(shape.anchor_scales)
+        self.conv = nn.Conv2d(16 * shape.width, shape.rpn_channels, 3, padding=1)
+        # All backgrounds, then all objects: a 2-way softmax for each anchor over channels a and anchors + a.
+        self.objectness_logits = nn.Conv2d(shape.rpn_channels, 2 * self.anchors, 1)
+        self.anchor_deltas = nn.Conv2d(shape.rpn_channels, 4 * self.anchors, 1)
+
+    def forward(self, feature_map: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W) -> (B, H * W * A) objectness and (B, H * W * A, 4) deltas, anchors innermost."""
+        with autocast(feature_map, precision):
+            hidden = F.relu_(self.conv(feature_map))
+        hidden = hidden.float()  # half precision has too few digits to rank thousands of anchors
+        background, foreground = self.objectness_logits(hidden).split(self.anchors, dim=1)
+        # The softmax's order, without the ties that its rounding near 0 and 1 makes.
+        objectness = (foreground - background).permute(0, 2, 3, 1).flatten(1)
+        deltas = self.anchor_deltas(hidden).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))
+        return objectness, deltas
+
+
+class ProposalGenerator(nn.Module):
+    """The head and, as a buffer of the checkpoints' name, the (A, 4) float32 anchors of the cell at (0, 0)."""
+
+    def __init__(self, shape: DetectorShape, convention: Convention) -> None:
+        super().__init__()
+        self.rpn_head = ProposalHead(shape)
+        levels = nn.Module()  # one map, so one level
+        levels.register_buffer("0", convention.anchors(shape))
+        self.anchor_generator = nn.ModuleDict({"cell_anchors": levels})
+
+    def anchors(self, height: int, width: int) -> Tensor:
+        """(height * width * A, 4) of a map of that size."""
+        return anchors_of_map(self.anchor_generator["cell_anchors"].get_buffer("0"), height, width, STRIDE)
+
+
+class BoxPredictor(nn.Module):
+    """Classes, boxes and attributes of a region from its feature vector; the background has index 0 in each."""
+
+    def __init__(self, shape: DetectorShape) -> None:
+        super().__init__()
+        self.cls_score = nn.Linear(shape.region_dim, 1 + shape.classes)
+        self.bbox_pred = nn.Linear(shape.region_dim, 4 * (1 + shape.classes))
+        if shape.attributes:
+            self.cls_embed = nn.Embedding(1 + shape.classes, shape.class_embedding)
+            self.attr_linear1 = nn.Linear(shape.region_dim + shape.class_embedding, shape.attribute_hidden)
+            self.attr_linear2 = nn.Linear(shape.attribute_hidden, 1 + shape.attributes)
+
+    def attribute_logits(self, features: Tensor, class_logits: Tensor) -> Tensor:
+        """(N, D), (N, 1 + classes) -> (N, 1 + attributes), given the likeliest class, the background among them."""
+        embedded = self.cls_embed(class_logits.argmax(dim=1))
+        return self.attr_linear2(F.relu(self.attr_linear1(torch.cat([features, embedded], dim=1))))
+
+
+class RoiHeads(nn.Module):
+    def __init__(self, shape: DetectorShape) -> None:
+        super().__init__()
+        # Stride 1 with dilation 2 sees as much of the image as the classifier's stride 2, at twice the resolution.
+        self.res5 = stage(shape.blocks[3], 16 * shape.width, 32 * shape.width, stride=1, dilation=2)
+        self.box_predictor = BoxPredictor(shape)
+
+
+class BottomUpDetector(nn.Module):
+    """Images of one size -> proposals with features, classes, boxes and attributes."""
+
+    def __init__(self, shape: DetectorShape, convention: Convention) -> None:
+        super().__init__()
+        self.shape, self.convention = shape, convention
+        self.backbone = C4(shape)
+        self.proposal_generator = ProposalGenerator(shape, convention)
+        self.roi_heads = RoiHeads(shape)
+
+    def forward(self, images: Tensor, scales: Sequence[float], precision: Precision = "float32") -> list[Proposals]:
+        """What the network sees in each image.
+
+        Args:
+            images: (B, 3, H, W) float32 from `detector_input.network_input`: B G R, the mean subtracted; H, W >= 3.
+            scales: B factors, side of these images over side of the originals; for the smallest side of a proposal.
+            precision: of the convolutions; everything else is float32.
+
+        Returns:
+            B `Proposals`, each of at least one: where none is left (all are smaller than the smallest side, as in an
+            image of 10 pixels) the whole image is the one. The ports give no region there.
+        """
+        feature_map = self.feature_map(images, precision)
+        boxes = self.propose(feature_map, images.shape[2], images.shape[3], scales, precision)
+        features = self.region_features(feature_map, boxes, precision)
+        return [self.describe(corners, rows) for corners, rows in zip(boxes, features, strict=True)]
+
+    def feature_map(self, images: Tensor, precision: Precision) -> Tensor:
+        with autocast(images, precision):
+            return self.backbone(images)
+
+    def propose(
+        self, feature_map: Tensor, height: int, width: int, scales: Sequence[float], precision: Precision
+    ) -> list[Tensor]:
+        """(B, C, h, w) map of (height, width) images -> B tensors (N_i, 4), best objectness first."""
+        objectness, deltas = self.proposal_generator.rpn_head(feature_map, precision)
+        anchors = self.proposal_generator.anchors(*feature_map.shape[2:])
+        legacy = self.convention.legacy
+        boxes = clip_boxes(decode_boxes(anchors, deltas, (1, 1, 1, 1), legacy), height, width, legacy)
+        edges = (height - legacy, width - legacy)
+        return [self.best_boxes(*image, *edges) for image in zip(boxes, objectness, scales, strict=True)]
+
+    def best_boxes(self, boxes: Tensor, objectness: Tensor, scale: float, bottom: int, right: int) -> Tensor:
+        """(M, 4), (M,) of one image -> (N, 4): large enough, not suppressed, best first."""
+        legacy, minimum = self.convention.legacy, self.convention.minimum_side * scale
+        order = objectness.argsort(descending=True, stable=True)
+        if not self.convention.filter_first:
+            order = order[: self.shape.proposals_before_nms]
+        boxes, objectness = boxes[order], objectness[order]
+        sides = boxes[:, 2:] - boxes[:, :2]
+        kept = ((sides > 0) & (sides + legacy > minimum)).all(dim=1).nonzero()[:, 0]
+        kept = kept[: self.shape.proposals_before_nms]
+        boxes, objectness = boxes[kept], objectness[kept]
+        boxes = boxes[nms(boxes, objectness, 0.7, legacy)[: self.shape.proposals]]
+        if len(boxes):
+            return boxes
+        return boxes.new_tensor([[0, 0, right, bottom]])
+
+    def region_features(self, feature_map: Tensor, boxes: list[Tensor], precision: Precision) -> list[Tensor]:
+        """`pool5_flat` of every box: B tensors (N_i, 4) in pixels of the images -> B tensors (N_i, D) float32."""
+        rows = torch.cat([F.pad(corners, (1, 0), value=image) for image, corners in enumerate(boxes)])
+        feature_map = feature_map.float()  # torchvision's CPU code pools no half precision; a maximum loses nothing
+        features = []
+        for part in rows.split(PROPOSALS_AT_ONCE):
+            pooled = torchvision.ops.roi_pool(feature_map, part, self.shape.pool_size, 1 / STRIDE)
+            with autocast(pooled, precision):
+                features.append(self.roi_heads.res5(pooled).mean(dim=(2, 3), dtype=torch.float32))
+        return list(torch.cat(features).split([len(corners) for corners in boxes]))
+
+    def describe(self, boxes: Tensor, features: Tensor) -> Proposals:
+        predictor = self.roi_heads.box_predictor
+        class_logits = predictor.cls_score(features)
+        deltas = predictor.bbox_pred(features).unflatten(1, (-1, 4))
+        attribute_ids = attribute_scores = None
+        if self.shape.attributes:
+            logits = predictor.attribute_logits(features, class_logits)
+            if self.convention.background_attribute:
+                likelihood = logits.softmax(dim=1)[:, 1:]
+            else:
+                likelihood = logits[:, 1:].softmax(dim=1)
+            attribute_scores, attribute_ids = likelihood.max(dim=1)
+            attribute_ids = attribute_ids + 1
+        return Proposals(boxes, features, class_logits.softmax(dim=1), deltas, attribute_ids, attribute_scores)
+
+    def regressed(self, proposals: Proposals, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Each proposal moved to where its own best class wants it.
+
+        Returns:
+            (N, 4) boxes clipped to the (height, width) image, and (N,) the probability of that class.
+        """
+        scores, best = proposals.class_probabilities[:, 1:].max(dim=1)
+        deltas = proposals.box_deltas[torch.arange(len(best), device=best.device), best + 1]
+        legacy = self.convention.legacy
+        boxes = decode_boxes(proposals.boxes, deltas, self.convention.box_weights, legacy)
+        return clip_boxes(boxes, height, width, legacy), scores
+
+
+def initialize(detector: BottomUpDetector, seed: int) -> None:
+    """Random weights in place, of a size that keeps every activation near 1 through all blocks; for tests and timing.
+
+    Convolutions keep the variance (He), the stem's norm takes pixels (about 70) to 1, and each block adds little to
+    its shortcut: 33 blocks that doubled the variance would overflow half precision.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in detector.named_parameters():
+            if parameter.dim() == 1:
+                parameter.zero_()
+                continue
+            fan_in = parameter[0].numel()
+            if "proposal_generator" in name or "box_predictor" in name:
+                parameter.normal_(0, 0.001 if "bbox_pred" in name else 0.01, generator=generator)
+            else:
+                parameter.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
+    detector.backbone.stem.conv1.norm.weight.fill_(1 / 70)
+    for module in detector.modules():
+        if isinstance(module, Bottleneck):
+            module.conv3.norm.weight.fill_(0.2)

@@ -1,0 +1,101 @@
+"""Which of a detector's proposals become the regions of an image: the rules of the published extractors.
+
+Every rule gives the best region first; of equal ones the earlier proposal comes first, so the choice is deterministic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ascl.features.detectors.boxes import nms, overlaps
+
+
+def surviving_confidence(
+    boxes: Sequence[Tensor], probabilities: Sequence[Tensor], threshold: float, legacy: bool
+) -> list[Tensor]:
+    """Of each proposal the largest probability among the classes in whose own suppression it stays.
+
+    For each class, greedy suppression goes through an image's proposals by that class's probability. All classes of
+    all images take their steps together, over one matrix of overlaps an image: the same boxes serve every class,
+    because it is the proposals, not the regressed boxes, that are compared.
+
+    Args:
+        boxes: B tensors (N_i, 4), the proposals of an image, in pixels of the original.
+        probabilities: B tensors (N_i, C) in [0, 1], without the background.
+        threshold: of the overlap, in [0, 1]; a box that overlaps a better one that stays by more is suppressed.
+        legacy: the convention of overlaps, see `detector_boxes`.
+
+    Returns:
+        B tensors (N_i,) in [0, 1]; 0 for a proposal that stays for no class.
+
+    Source: P. Anderson et al., Bottom-Up and Top-Down Attention, CVPR 2018, and its extraction code (0.3).
+    """
+    count, longest, classes = len(boxes), max(map(len, boxes)), probabilities[0].shape[1]
+    overlapping = torch.zeros(count, longest, longest, dtype=torch.bool, device=boxes[0].device)
+    scores = torch.full((count, longest, classes), -1.0, device=boxes[0].device)  # padding comes last in every order
+    for image, (corners, values) in enumerate(zip(boxes, probabilities, strict=True)):
+        overlapping[image, : len(corners), : len(corners)] = overlaps(corners, legacy) > threshold
+        scores[image, : len(corners)] = values
+    overlapping &= ~torch.eye(longest, dtype=torch.bool, device=overlapping.device)  # no box suppresses itself
+    by_class = scores.transpose(1, 2)  # (B, C, N)
+    order = by_class.argsort(dim=2, descending=True, stable=True)
+    suppressed = torch.zeros_like(order, dtype=torch.bool)
+    image_index = torch.arange(count, device=order.device)[:, None]
+    for rank in range(longest):
+        best = order[:, :, rank]  # (B, C): the box whose turn it is
+        stays = ~suppressed.gather(2, best[:, :, None])  # (B, C, 1)
+        # Boxes that had their turn are not touched by this: one that stayed overlaps no later one that stays.
+        suppressed |= overlapping[image_index, best] & stays
+    confidence = by_class.masked_fill(suppressed, 0).amax(dim=1)  # (B, N)
+    return [row[: len(corners)] for row, corners in zip(confidence, boxes, strict=True)]
+
+
+def select_by_confidence(confidence: Tensor, minimum: int, maximum: int, threshold: float) -> Tensor:
+    """Proposals whose confidence is at least `threshold`, but not fewer than `minimum` nor more than `maximum`.
+
+    Where minimum = maximum the threshold does not matter (36 fixed); 10 to 100 is the adaptive variant.
+
+    Args:
+        confidence: (N,) from `surviving_confidence`.
+
+    Returns:
+        (K,) int64 indices, most confident first; K < minimum only where N is.
+
+    Source: as `surviving_confidence`. Its files keep the adaptive variant in the order of the proposals.
+    """
+    order = confidence.argsort(descending=True, stable=True)
+    above = int((confidence >= threshold).sum())
+    return order[: min(max(above, minimum), maximum)]
+
+
+def raised_thresholds(first: float) -> tuple[float, ...]:
+    """`first`, then a tenth more each time, below 1: (0.3, 0.4, ... 0.9)."""
+    return tuple(round(first + step / 10, 6) for step in range(10) if first + step / 10 < 1 - 1e-6)
+
+
+def select_by_raising_nms(
+    boxes: Tensor, scores: Tensor, minimum: int, maximum: int, thresholds: Sequence[float], legacy: bool
+) -> Tensor:
+    """Suppression over all classes at once, ever milder, until at least `minimum` boxes stay.
+
+    Args:
+        boxes: (N, 4), each regressed for its own best class.
+        scores: (N,) probability of that class.
+        thresholds: of the overlap, tried in this order; the last one's result counts however few it leaves. With one
+            threshold this is plain class-agnostic suppression.
+        legacy: the convention of overlaps, see `detector_boxes`.
+
+    Returns:
+        (K,) int64 indices, best first, K <= maximum.
+
+    Source: the extraction code of H. Tan and M. Bansal, LXMERT, EMNLP 2019 (0.3, 0.4 ... 0.9).
+    """
+    keep = torch.arange(0, device=boxes.device)
+    for threshold in thresholds:
+        keep = nms(boxes, scores, threshold, legacy)
+        if len(keep) >= minimum:
+            break
+    return keep[:maximum]

@@ -1,0 +1,272 @@
+"""Region features of torchvision's COCO-trained Faster R-CNN (`fasterrcnn_resnet50_fpn_v2`): 1024-d, 91 classes.
+
+torchvision's forward returns boxes, scores and labels but not the features behind them; here the same parts of the
+model are called one by one.
+
+Sources: S. Ren et al., Faster R-CNN, NeurIPS 2015; Y. Li et al., Benchmarking Detection Transfer Learning with Vision
+Transformers, 2021 (the recipe of version 2); torchvision's `models/detection`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_V2_Weights, fasterrcnn_resnet50_fpn_v2
+from torchvision.models.detection.faster_rcnn import FasterRCNN
+from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
+
+from ascl.core.errors import DataError
+from ascl.images.backbones import Precision, autocast, digest_of_file, digest_of_parameters, fill_from_file
+
+MODEL = "fasterrcnn_resnet50_fpn_v2"
+SMALLEST_BOX = 1e-2  # pixels on a side, as in torchvision's selection
+FIRST_CANDIDATES = 2048
+
+
+@dataclass(frozen=True)
+class DetectorPixels:
+    """Reduces an image to what the network looks at; cheap to send to a worker process.
+
+    The network's own transform scales every image so that its short side is `short_side`, or less where the long side
+    would pass `long_side`. It does so without antialiasing, which is right for COCO's photographs of 640 pixels, all
+    of them enlarged; larger ones are reduced here instead, with antialiasing, to just that size. Smaller ones are left
+    for the device to enlarge.
+    """
+
+    short_side: int
+    long_side: int
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """RGB image -> (h, w, 3) uint8."""
+        width, height = image.size
+        scale = min(self.short_side / min(width, height), self.long_side / max(width, height))
+        if scale < 1:  # a 10000x1 strip keeps its one row
+            size = (max(1, round(width * scale)), max(1, round(height * scale)))
+            image = image.resize(size, Image.Resampling.BILINEAR)
+        return np.asarray(image)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Of one image, best first: boxes (N, 4) in pixels of the network's input, scores (N,), labels (N,)."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+class TorchvisionDetectorBackend:
+    """Images -> up to `max_regions` detections each, best first, with the features of their boxes.
+
+    The features are pooled at the detected boxes (those of class-wise regression, which are stored), not taken from
+    the proposals behind them: a feature and its box then speak of the same pixels, and two classes found from one
+    proposal do not share one vector. It is also what users of detectron2 do. Bottom-up attention stores the proposals.
+    """
+
+    def __init__(
+        self,
+        weights: str = "default",
+        *,
+        max_regions: int = 36,
+        score_threshold: float = 0.0,
+        nms_threshold: float = 0.5,
+        short_side: int = 800,
+        long_side: int = 1333,
+        precision: Precision = "float32",
+        device: str = "cpu",
+    ) -> None:
+        """Load the network.
+
+        Args:
+            weights: `default` (torchvision's, trained on COCO, downloaded to its cache at the first use),
+                `random:SEED`, or a path to a state dict of exactly this model.
+            max_regions: detections to keep; fewer only where there are no more.
+            score_threshold: detections of this probability or less are left out, the best one excepted. 0 keeps the
+                best `max_regions` however sure; torchvision itself leaves out 0.05 and less.
+            nms_threshold: of two boxes of one class with a larger intersection over union the weaker goes.
+            short_side, long_side: of the network's input, in pixels; see `DetectorPixels`.
+            precision: of the backbone and the box head (autocast). Everything that computes coordinates is float32:
+                above 256 a bfloat16 pixel coordinate is off by a pixel and more.
+            device: a torch device.
+
+        Raises:
+            DataError: numbers out of range; weights that cannot be had or do not fit.
+        """
+        if max_regions < 1 or not 1 <= short_side <= long_side:
+            raise DataError(
+                f"max_regions {max_regions}, short_side {short_side}, long_side {long_side}: wanted at least 1 each, "
+                "and no short side above the long one"
+            )
+        if not (0 <= score_threshold < 1 and 0 <= nms_threshold <= 1):
+            raise DataError(f"score_threshold {score_threshold} and nms_threshold {nms_threshold}: wanted 0 to 1")
+        self.model, origin = load_detector(weights)
+        self.model.transform.min_size, self.model.transform.max_size = (short_side,), long_side
+        fix_pooling_scales(self.model)
+        self.device = torch.device(device)
+        self.model.to(self.device)
+        self.prepare = DetectorPixels(short_side, long_side)
+        self.precision: Precision = precision
+        self.max_regions, self.score_threshold, self.nms_threshold = max_regions, score_threshold, nms_threshold
+        self.dim: int = self.model.roi_heads.box_predictor.cls_score.in_features
+        self.names = {"class_names": list(FasterRCNN_ResNet50_FPN_V2_Weights.DEFAULT.meta["categories"])}
+        self.settings = {
+            "backend": "torchvision_detector",
+            "model": MODEL,
+            **origin,
+            "max_regions": max_regions,
+            "score_threshold": score_threshold,
+            "nms_threshold": nms_threshold,
+            "short_side": short_side,
+            "long_side": long_side,
+            "precision": precision,
+        }
+
+    def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
+        """Detections of a batch and their features.
+
+        Args:
+            pixels: B arrays from `prepare`, of one shape.
+            sizes: (B, 2) width and height of the upright originals.
+
+        Returns:
+            With K = `max_regions`, best first: `regions` (B, K, 1024) float32, `boxes` (B, K, 4) float32, x1 y1 x2 y2
+            in pixels of the original, `scores` (B, K) float32 probabilities, `class_ids` (B, K) int32 into
+            `names["class_names"]`, `region_count` (B,) int32, at least 1. Rows from the count on are 0, ids -1.
+        """
+        self.model.eval()  # here and not once: batch norm left training would drift with every batch, unseen
+        with torch.inference_mode():
+            found, features, network_size = self._detect(pixels)
+        count, most = len(pixels), self.max_regions
+        rows = {
+            "regions": np.zeros((count, most, self.dim), dtype=np.float32),
+            "boxes": np.zeros((count, most, 4), dtype=np.float32),
+            "scores": np.zeros((count, most), dtype=np.float32),
+            "class_ids": np.full((count, most), -1, dtype=np.int32),
+            "region_count": np.array([len(image.scores) for image in found], dtype=np.int32),
+        }
+        height, width = network_size
+        for row, (image, vectors, size) in enumerate(zip(found, features, sizes, strict=True)):
+            kept, limits = len(image.scores), np.tile(size, 2).astype(np.float32)
+            boxes = image.boxes.cpu().numpy() * (limits / np.array([width, height] * 2, dtype=np.float32))
+            rows["regions"][row, :kept] = vectors.cpu().numpy()
+            rows["boxes"][row, :kept] = np.clip(boxes, 0, limits)  # a product may be over by the last digit
+            rows["scores"][row, :kept] = image.scores.cpu().numpy()
+            rows["class_ids"][row, :kept] = image.labels.cpu().numpy()
+        return rows
+
+    def _detect(self, pixels: list[np.ndarray]) -> tuple[list[Detections], list[Tensor], tuple[int, int]]:
+        """Detections of each image, their features (N, 1024), and the (height, width) of the network's input."""
+        batch = torch.from_numpy(np.stack(pixels)).to(self.device, non_blocking=True)
+        images, _ = self.model.transform(list(batch.permute(0, 3, 1, 2).float() / 255))
+        with autocast(self.device, self.precision):
+            maps = self.model.backbone(images.tensors)
+        maps = {name: values.float() for name, values in maps.items()}
+        proposals, _ = self.model.rpn(images, maps)
+        logits, deltas = self.model.roi_heads.box_predictor(self._box_features(maps, proposals, images.image_sizes))
+        boxes = self.model.roi_heads.box_coder.decode(deltas, proposals)  # (all proposals, classes, 4)
+        counts = [len(of_image) for of_image in proposals]
+        size = images.image_sizes[0]
+        found = [
+            select_detections(candidates, scores, size, self.max_regions, self.score_threshold, self.nms_threshold)
+            for candidates, scores in zip(boxes.split(counts), logits.softmax(dim=1).split(counts), strict=True)
+        ]
+        features = self._box_features(maps, [image.boxes for image in found], images.image_sizes)
+        return found, list(features.split([len(image.boxes) for image in found])), size
+
+    def _box_features(self, maps: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> Tensor:
+        """(all boxes of all images, 1024) float32, the box head's output for each."""
+        pooled = self.model.roi_heads.box_roi_pool(maps, boxes, sizes)
+        with autocast(self.device, self.precision):
+            return self.model.roi_heads.box_head(pooled).float()
+
+
+def select_detections(
+    boxes: Tensor,
+    probabilities: Tensor,
+    size: tuple[int, int],
+    max_regions: int,
+    score_threshold: float,
+    nms_threshold: float,
+) -> Detections:
+    """The best detections of one image after non-maximum suppression within each class, as torchvision selects them.
+
+    Suppression goes from the best score down, so the first `max_regions` survivors of any prefix of the sorted
+    candidates are those of all: most images need a small part of the 90 boxes a proposal, whose pairs take long.
+    There is always one detection, for nothing can attend to no region: where no score passes the threshold the best
+    one, where there is no box at all the whole image, as background of score 0.
+
+    Args:
+        boxes: (P, C, 4) of each proposal for each class, in pixels of the network's input; class 0 is the background.
+        probabilities: (P, C), of each class.
+        size: height and width of the network's input, to which boxes are clipped.
+        max_regions, score_threshold, nms_threshold: see `TorchvisionDetectorBackend`.
+    """
+    boxes = clip_boxes_to_image(boxes, size)[:, 1:].reshape(-1, 4)
+    scores = probabilities[:, 1:].reshape(-1)
+    labels = torch.arange(1, probabilities.shape[1], device=scores.device).repeat(len(probabilities))
+    order = scores.argsort(descending=True, stable=True)
+    order = order[remove_small_boxes(boxes[order], SMALLEST_BOX)]
+    if not len(order):
+        height, width = size
+        return Detections(boxes.new_tensor([[0, 0, width, height]]), scores.new_zeros(1), labels.new_zeros(1))
+    order = order[: max(1, int((scores[order] > score_threshold).sum()))]
+    boxes, scores, labels = boxes[order], scores[order], labels[order]
+    candidates = FIRST_CANDIDATES
+    kept = batched_nms(boxes[:candidates], scores[:candidates], labels[:candidates], nms_threshold)
+    while len(kept) < max_regions and candidates < len(scores):
+        candidates *= 4
+        kept = batched_nms(boxes[:candidates], scores[:candidates], labels[:candidates], nms_threshold)
+    kept = kept[:max_regions]
+    return Detections(boxes[kept], scores[kept], labels[kept])
+
+
+def load_detector(weights: str) -> tuple[FasterRCNN, dict[str, str]]:
+    """The detector in evaluation mode, and `{"weights": a name, "weights_sha256": digest}`.
+
+    Raises:
+        DataError: no network for the published weights, no such file, or a file that does not fit (every missing and
+            left-over key is listed).
+    """
+    if weights == "default":
+        published = FasterRCNN_ResNet50_FPN_V2_Weights.DEFAULT
+        try:
+            model, name = fasterrcnn_resnet50_fpn_v2(weights=published), str(published)
+        except OSError as error:  # urllib's errors are OSErrors
+            raise DataError(
+                f"the weights {published} could not be downloaded from {published.url} ({error}); "
+                "fetch that file elsewhere and give its path as the weights"
+            ) from error
+        digest = digest_of_parameters(model)
+    elif weights.startswith("random:"):
+        seed = weights.removeprefix("random:")
+        if not seed.isdecimal():
+            raise DataError(f"weights {weights!r}: write random:SEED with a whole number, such as random:0")
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+            torch.manual_seed(int(seed))
+            model, name = untrained_detector(), weights
+        digest = digest_of_parameters(model)
+    else:
+        model, name = untrained_detector(), Path(weights).name
+        fill_from_file(model, MODEL, Path(weights))
+        digest = digest_of_file(Path(weights))
+    return model.eval(), {"weights": name, "weights_sha256": digest}
+
+
+def untrained_detector() -> FasterRCNN:
+    return fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)  # else it would download the backbone's
+
+
+def fix_pooling_scales(model: FasterRCNN) -> None:
+    """Have the RoI pooling settle on the strides 4, 8, 16 and 32 of its maps.
+
+    It infers them from the first image that it ever sees and keeps them. Maps are padded to 32 pixels, so a strip of
+    one row as the first image would have it read every later image at wrong places.
+    """
+    pool = model.roi_heads.box_roi_pool
+    maps = {name: torch.zeros(1, 1, side, side) for name, side in zip(pool.featmap_names, (64, 32, 16, 8), strict=True)}
+    pool(maps, [torch.zeros(1, 4)], [(256, 256)])

@@ -1,0 +1,1 @@
+"""Making a benchmark of edited copies from a folder of photographs."""

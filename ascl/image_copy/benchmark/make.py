@@ -1,0 +1,323 @@
+"""A benchmark of image copy detection made from any folder of photos, in the layout of DISC2021."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+from filelock import FileLock, Timeout
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ascl.core.errors import DataError
+from ascl.core.files import write_text
+from ascl.image_copy.benchmark.near_duplicates import HASH_DISTANCE
+from ascl.image_copy.benchmark.plan import (
+    COMBINATION,
+    KINDS,
+    LEVELS,
+    REVERSE_CROP,
+    BenchmarkSettings,
+    QueryPlan,
+    UsablePhotos,
+    assign_roles,
+    count_reasons,
+    plan_queries,
+    usable_photos,
+)
+from ascl.image_copy.edits.edits import EDITS, Edited, Step, edit_chain, random_chain, sample_rng
+from ascl.images.read import find_images, load_image
+
+FORMAT = 1
+PHOTOS_MIXED = {"overlay_onto_photo": 1, "overlay_of_photo": 1, "collage": 8, COMBINATION: 8}
+HARMLESS = ("flip", "jpeg", "blur", "colour_jitter", "grey")  # done to every second reverse-crop query
+MARK = ".copy-benchmark-in-progress"
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a worker reports of a query that it has written."""
+
+    strength_value: float
+    content_scale: float
+    reference_content_scale: float | None  # of a reverse crop
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What was made and where."""
+
+    folder: Path
+    counts: dict[str, int]
+    skipped: list[tuple[Path, str]]
+
+    def summary(self) -> str:
+        counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in self.counts.items())
+        left_out = "".join(f"\nleft out: {count} {reason}" for reason, count in count_reasons(self.skipped).items())
+        return f"{self.folder}: {counts}{left_out}" + (f"\nlisted in {self.folder / 'skipped.csv'}" if left_out else "")
+
+
+def make_benchmark(
+    images: str | Path, out: str | Path, settings: BenchmarkSettings, *, workers: int = 0
+) -> Benchmark:
+    """Make a benchmark; the same folder, settings and versions of Pillow and numpy give the same files, byte for byte.
+
+    Everything is written to `OUT.tmp` and renamed at the end, so that a folder `out` is always whole. What a killed
+    run left there is removed by the next one.
+
+    Args:
+        images: folder of photos, searched at any depth.
+        out: folder to make; its `references`, `queries` and `background` hold the images, beside ground_truth.csv,
+            edits.csv, hard_negatives.csv, sources.csv, skipped.csv, benchmark.json and README.md.
+        workers: processes that decode and edit; 0 = none apart. They change nothing but the time.
+
+    Raises:
+        DataError: an empty folder, two photos of one id, too few photos (with the numbers), `out` exists or lies among
+            the photos, or another process is making it.
+    """
+    out = Path(out)
+    _refuse_existing(out)
+    if out.resolve().is_relative_to(Path(images).resolve()):
+        raise DataError(f"{out} lies in the folder of photos, {images}: the next benchmark would be made of this one")
+    found = find_images(images)
+    with _folder_in_progress(out) as temporary:
+        photos = usable_photos(found, settings, workers)
+        settings = settings.for_photos(len(photos.paths))
+        roles = assign_roles(photos, settings, len(found))
+        return _write(Path(images), out, temporary, photos, settings, roles, workers)
+
+
+def _refuse_existing(out: Path) -> None:
+    if out.exists() or out.is_symlink():
+        raise DataError(f"{out} exists already; name another folder, or remove it")
+
+
+@contextmanager
+def _folder_in_progress(out: Path) -> Iterator[Path]:
+    """`OUT.tmp`, empty but for its mark; renamed to `out` at the end, removed on any error."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f"{out.name}.tmp")
+    lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)  # the system lets go of it when the process dies
+    try:
+        with lock:
+            try:
+                _refuse_existing(out)  # once more: another process may have finished it since
+                _make_empty(temporary)
+                try:
+                    yield temporary
+                    (temporary / MARK).unlink()
+                    os.sync()  # the pictures before the name that says they are whole
+                    temporary.rename(out)
+                except BaseException:
+                    shutil.rmtree(temporary, ignore_errors=True)
+                    raise
+            finally:
+                with suppress(OSError):  # some systems keep the file of a lock that is held
+                    Path(lock.lock_file).unlink()
+    except Timeout:
+        raise DataError(f"another process is making {out} at this moment") from None
+
+
+def _make_empty(temporary: Path) -> None:
+    """An empty folder with our mark; what a killed run left under this name goes, anything else is refused."""
+    if temporary.exists():
+        if not temporary.is_dir() or (any(temporary.iterdir()) and not (temporary / MARK).exists()):
+            raise DataError(f"{temporary} is no unfinished benchmark; move it away, its name is needed")
+        shutil.rmtree(temporary)
+    temporary.mkdir()
+    (temporary / MARK).touch()
+
+
+class QueryMaker(Dataset):
+    """Makes and writes query i; what it draws depends on the seed and i alone. A photo that fails comes as a text."""
+
+    def __init__(
+        self, folder: Path, plans: Sequence[QueryPlan], mix_ins: Sequence[Path], settings: BenchmarkSettings
+    ) -> None:
+        self.folder, self.plans, self.mix_ins, self.settings = folder, plans, mix_ins, settings
+
+    def __len__(self) -> int:
+        return len(self.plans)
+
+    def __getitem__(self, number: int) -> Made | str:
+        try:
+            return self._make(number)
+        except DataError as error:  # gone since it was looked at; torch cannot carry this class between processes
+            return str(error)
+
+    def _make(self, number: int) -> Made:
+        plan = self.plans[number]
+        rng = sample_rng(self.settings.seed, number, 2)
+        strength = float(rng.uniform(*LEVELS[plan.level]))
+        photo = self._photo(plan.source)
+        reference_scale = None
+        if plan.role == REVERSE_CROP:
+            reference = EDITS["crop"](photo, strength, rng)
+            self._save(reference.image, self.folder / "references" / f"{plan.reference_id}.jpg")
+            reference_scale = reference.content_scale
+            names = [HARMLESS[int(rng.integers(len(HARMLESS)))]] if rng.random() < 0.5 else []
+            edited = edit_chain(photo, names, 0.2, rng)
+        else:
+            edited = self._edited(photo, plan, strength, rng)
+        self._save(edited.image, self.folder / "queries" / f"{plan.query_id}.jpg")
+        return Made(strength, edited.content_scale, reference_scale, edited.steps)
+
+    def _edited(self, photo: Image.Image, plan: QueryPlan, strength: float, rng: np.random.Generator) -> Edited:
+        pool = [path for path in self.mix_ins if path != plan.source]
+        wanted = min(PHOTOS_MIXED.get(plan.kind, 0), len(pool))
+        others = [self._photo(pool[i]) for i in rng.choice(len(pool), wanted, replace=False)] if wanted else []
+        if plan.kind == COMBINATION:
+            return random_chain(photo, strength, rng, others)
+        return EDITS[plan.kind](photo, strength, rng, others)
+
+    def _photo(self, path: Path) -> Image.Image:
+        image = load_image(path).image
+        image.thumbnail((self.settings.max_side, self.settings.max_side), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        return image
+
+    def _save(self, image: Image.Image, path: Path) -> None:
+        image.save(path, "JPEG", quality=self.settings.jpeg_quality)
+
+
+def _write(
+    images: Path,
+    out: Path,
+    temporary: Path,
+    photos: UsablePhotos,
+    settings: BenchmarkSettings,
+    roles: dict[str, list[Path]],
+    workers: int,
+) -> Benchmark:
+    for name in ("references", "queries", "background"):
+        (temporary / name).mkdir()
+    with_reference = roles["references"] + roles["reverse_crops"]
+    places = sample_rng(settings.seed, 0, 3).permutation(len(with_reference)).tolist()
+    width = max(5, len(str(len(with_reference) - 1)))
+    reference_ids = {path: f"R{place:0{width}}" for path, place in zip(with_reference, places, strict=True)}
+    background_ids = {path: f"B{place:0{width}}" for place, path in enumerate(roles["background"])}
+    for path in roles["references"]:
+        shutil.copyfile(path, temporary / "references" / f"{reference_ids[path]}{path.suffix.lower()}")
+    for path in roles["background"]:
+        shutil.copyfile(path, temporary / "background" / f"{background_ids[path]}{path.suffix.lower()}")
+
+    plans = plan_queries(roles, reference_ids, settings)
+    maker = QueryMaker(temporary, plans, roles["mix_ins"] or roles["distractors"], settings)
+    made = _all_made(maker, workers)
+
+    def source(path: Path) -> str:
+        return path.relative_to(images).as_posix()
+
+    write_text(temporary / "ground_truth.csv", table(
+        ["query_id", "reference_id"],
+        [[plan.query_id, plan.reference_id if plan.role == "copy" else ""] for plan in plans],
+    ))
+    write_text(temporary / "edits.csv", table(
+        ["query_id", "kind", "strength", "content_scale", "source_image", "role", "strength_value", "steps"],
+        [[plan.query_id, plan.kind, plan.level, f"{done.content_scale:.4f}", source(plan.source), plan.role,
+          f"{done.strength_value:.4f}", json.dumps([asdict(step) for step in done.steps])]
+         for plan, done in zip(plans, made, strict=True)],
+    ))
+    write_text(temporary / "hard_negatives.csv", table(
+        ["query_id", "reference_id", "reference_content_scale"],
+        [[plan.query_id, plan.reference_id, f"{done.reference_content_scale:.4f}"]
+         for plan, done in zip(plans, made, strict=True) if plan.role == REVERSE_CROP],
+    ))
+    sources = [[reference_ids[path], "reference", source(path)] for path in roles["references"]]
+    sources += [[reference_ids[path], REVERSE_CROP, source(path)] for path in roles["reverse_crops"]]
+    sources += [[image_id, "background", source(path)] for path, image_id in background_ids.items()]
+    write_text(temporary / "sources.csv", table(["image_id", "role", "source_image"], sorted(sources)))
+    write_text(temporary / "skipped.csv", table(
+        ["source_image", "reason"], [[source(path), reason] for path, reason in photos.skipped]
+    ))
+    roles_of_queries = Counter(plan.role for plan in plans)
+    counts = {
+        "references": len(with_reference), "queries": len(plans), "copies": roles_of_queries["copy"],
+        "distractors": roles_of_queries["distractor"], "reverse_crops": roles_of_queries[REVERSE_CROP],
+        "background": len(roles["background"]), "mix_ins": len(roles["mix_ins"]),
+        "images_looked_at": photos.looked_at, "images_left_out": len(photos.skipped),
+    }
+    description = {
+        "format": FORMAT, "images": str(images), "settings": asdict(settings), "counts": counts,
+        "left_out": count_reasons(photos.skipped),
+        "kinds": list(KINDS), "strengths": LEVELS, "near_duplicate_bits": HASH_DISTANCE,
+        "mixed_in": "left-over photos" if roles["mix_ins"] else
+                    "photos of distractor queries" if roles["distractors"] else "drawn pictures",
+        "versions": {"pillow": PIL.__version__, "numpy": np.__version__},
+    }
+    write_text(temporary / "benchmark.json", json.dumps(description, indent=2) + "\n")
+    write_text(temporary / "README.md", readme(description))
+    return Benchmark(out, counts, photos.skipped)
+
+
+def _all_made(maker: QueryMaker, workers: int) -> list[Made]:
+    loader = DataLoader(maker, batch_size=None, num_workers=workers, worker_init_fn=_leave_interrupts_to_the_parent)
+    made = []
+    try:
+        for done in tqdm(loader, desc="making queries", unit="query", disable=None):
+            if isinstance(done, str):
+                raise DataError(done)
+            made.append(done)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(f"a process that makes queries was killed ({error}); that is mostly too little memory: "
+                        "use fewer workers or a smaller max_side") from error
+    return made
+
+
+def _leave_interrupts_to_the_parent(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """CSV with a header."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def readme(description: dict[str, Any]) -> str:
+    """What a user of the folder wants to know, in Markdown."""
+    counts, settings = description["counts"], description["settings"]
+    levels = ", ".join(f"{name} {low} to {high}" for name, (low, high) in LEVELS.items())
+    return f"""# A generated benchmark of image copy detection
+
+Made from `{description['images']}` with seed {settings['seed']}; all settings and counts are in `benchmark.json`.
+The photos keep the licence they had: look at it before you pass this folder on.
+
+- `references/`: {counts['references']} images. {counts['reverse_crops']} of them are crops (see hard negatives),
+  the others are originals, copied as they were.
+- `queries/`: {counts['queries']} images, JPEG of quality {settings['jpeg_quality']}, made from photos scaled to at most
+  {settings['max_side']} pixels a side: {counts['copies']} edited copies of references,
+  {counts['distractors']} distractors (edited copies of photos that are no reference),
+  {counts['reverse_crops']} hard negatives.
+- `background/`: {counts['background']} photos that are nowhere else, for score normalisation, whitening, calibration.
+- `ground_truth.csv`: `query_id,reference_id` as in DISC2021; blank for distractors and hard negatives.
+- `edits.csv`: kind and strength of the edit, the share of the source photo that the query still shows
+  (`content_scale`), the source, the role, the strength as a number, every step with its parameters.
+- `hard_negatives.csv`: queries that show MORE than their reference, which is a crop of the same photo and shows
+  `reference_content_scale` of it. They are no copies. Their strength is that of the crop; a mild crop is the easiest
+  to take for an original.
+- `sources.csv`: which photo each reference and background image is. `skipped.csv`: photos left out, and why.
+
+Strengths: {levels}. Kinds: {', '.join(description['kinds'])}.
+Photos mixed into queries: {description['mixed_in']}.
+Of near-duplicates (a perceptual hash within {HASH_DISTANCE} of 64 bits) one was kept, so that no photo has two roles;
+mirrored or cropped duplicates are not found in this way.
+"""

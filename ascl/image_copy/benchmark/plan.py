@@ -1,0 +1,190 @@
+"""Which photo of a folder has which role in a generated benchmark, and which queries are made of them.
+
+Roles are disjoint: no photo, and no near-duplicate of one, serves in two of them.
+
+references: photos as they are, in the reference set.
+distractors: edited copies of them are queries without a reference.
+reverse_crops: hard negatives. The REFERENCE is a crop of such a photo, the query shows all of it: no copy.
+background: photos for score normalisation, whitening and calibration.
+mix_ins: what is left over; overlays and collages take the other photos from there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ascl.core.errors import DataError
+from ascl.image_copy.benchmark.near_duplicates import HASH_DISTANCE, NearDuplicates, perceptual_hash
+from ascl.image_copy.edits.edits import EDITS, SEED_END, sample_rng
+from ascl.images.loader import Decoder
+
+LEVELS = {"mild": (0.0, 0.3), "medium": (0.35, 0.65), "hard": (0.7, 1.0)}  # ranges of strength, uniform within
+COMBINATION = "combination"  # of two to four edits at random
+REVERSE_CROP = "reverse_crop"
+KINDS = (*EDITS, COMBINATION)
+SHARES = {"references": 0.45, "distractors": 0.1, "reverse_crops": 0.1, "background": 0.25}  # the rest is mixed in
+MIX_INS = 100  # photos looked for beyond the roles, where the folder has them
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """Sizes and seed; a size of None is a share of the usable photos (`SHARES`), `queries` as many as references.
+
+    Attributes:
+        references, queries, distractors, reverse_crops, background: how many of each; `queries` are those with a
+            reference, beside the distractor queries and those of the reverse crops.
+        seed: of every choice, from 0 to 2**32 - 1.
+        jpeg_quality: of the pictures that are written (queries, cropped references); the others are copied as they are.
+        max_side: photos are scaled to at most this many pixels a side before they are edited.
+        min_side: photos with a shorter side are left out.
+    """
+
+    references: int | None = None
+    queries: int | None = None
+    distractors: int | None = None
+    reverse_crops: int | None = None
+    background: int | None = None
+    seed: int = 0
+    jpeg_quality: int = 95
+    max_side: int = 1024
+    min_side: int = 32
+
+    def __post_init__(self) -> None:
+        for name, least in (("references", 1), ("queries", 1), ("distractors", 0), ("reverse_crops", 0),
+                            ("background", 0), ("max_side", 1), ("min_side", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise DataError(f"{name.replace('_', ' ')}: {value}, but at least {least} is needed")
+        if not 0 <= self.seed < SEED_END:
+            raise DataError(f"seed {self.seed}: a number from 0 to 2**32 - 1")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise DataError(f"JPEG quality {self.jpeg_quality}: a number from 1 to 100")
+
+    @property
+    def photos(self) -> int | None:
+        """Photos that the roles need together; None where that depends on the folder."""
+        sizes = [getattr(self, name) for name in SHARES]
+        return None if None in sizes else sum(sizes)
+
+    def for_photos(self, usable: int) -> BenchmarkSettings:
+        """With every size filled in for a folder of so many usable photos: those not given share what is left."""
+        open_shares = {name: share for name, share in SHARES.items() if getattr(self, name) is None}
+        left = max(0, usable - sum(getattr(self, name) or 0 for name in SHARES))
+        whole = sum(open_shares.values()) + 1 - sum(SHARES.values())
+        sizes = {
+            name: max(int(share / whole * left + 1e-9), name == "references") for name, share in open_shares.items()
+        }
+        filled = replace(self, **sizes)
+        return filled if filled.queries is not None else replace(filled, queries=filled.references)
+
+
+@dataclass(frozen=True)
+class UsablePhotos:
+    """The photos of a folder in the seeded order in which roles take them, and what was left out, with reasons."""
+
+    paths: list[Path]
+    skipped: list[tuple[Path, str]]
+    looked_at: int
+
+
+@dataclass(frozen=True)
+class QueryPlan:
+    """A query before it is made."""
+
+    query_id: str
+    role: str
+    source: Path
+    reference_id: str  # "" for a distractor
+    kind: str
+    level: str
+
+
+def usable_photos(found: Sequence[Path], settings: BenchmarkSettings, workers: int) -> UsablePhotos:
+    """Photos that can be read, are large enough, and are no near-duplicate of one before them, in a seeded order.
+
+    Where all sizes are given it stops when there are enough.
+    """
+    order = sample_rng(settings.seed, 0, 0).permutation(len(found)).tolist()
+    enough = len(found) if settings.photos is None else settings.photos + MIX_INS
+    decoder = Decoder(found, order, perceptual_hash, workers)
+    duplicates = NearDuplicates(HASH_DISTANCE)
+    paths: list[Path] = []
+    skipped: list[tuple[Path, str]] = []
+    looked_at = 0
+    bar = tqdm(total=len(order), desc="looking at photos", unit="photo", disable=None)
+    while looked_at < len(order) and len(paths) < enough:
+        photo = decoder.take()
+        looked_at += 1
+        bar.update()
+        path = found[photo.index]
+        if photo.pixels is None:
+            skipped.append((path, f"unreadable: {photo.reason}"))
+        elif min(photo.size) < settings.min_side:
+            skipped.append((path, f"too small: {photo.size[0]} x {photo.size[1]} pixels"))
+        elif duplicates.add(photo.pixels):
+            skipped.append((path, "near-duplicate of another photo"))
+        else:
+            paths.append(path)
+    bar.close()
+    return UsablePhotos(paths, skipped, looked_at)
+
+
+def count_reasons(skipped: Sequence[tuple[Path, str]]) -> dict[str, int]:
+    """Short reason -> photos."""
+    return dict(sorted(Counter(reason.split(":")[0] for _, reason in skipped).items()))
+
+
+def assign_roles(photos: UsablePhotos, settings: BenchmarkSettings, found: int) -> dict[str, list[Path]]:
+    """Role -> its photos; "mix_ins" has what is left.
+
+    Raises:
+        DataError: too few photos.
+    """
+    needed = settings.photos
+    assert needed is not None
+    if len(photos.paths) < needed:
+        reasons = count_reasons(photos.skipped)
+        sizes = " + ".join(f"{getattr(settings, name)} {name.replace('_', ' ')}" for name in SHARES)
+        raise DataError(
+            f"{sizes} need {needed} different photos, but of {found} images {len(photos.paths)} can be used"
+            + (f" ({', '.join(f'{count} {reason}' for reason, count in reasons.items())})" if reasons else "")
+            + "; give more images or ask for less"
+        )
+    roles, start = {}, 0
+    for name in SHARES:
+        end = start + getattr(settings, name)
+        roles[name], start = photos.paths[start:end], end
+    return roles | {"mix_ins": photos.paths[start:]}
+
+
+def plan_queries(
+    roles: dict[str, list[Path]], reference_ids: dict[Path, str], settings: BenchmarkSettings
+) -> list[QueryPlan]:
+    """All queries in a shuffled order, so that an id tells nothing; no reference is used twice before all are once."""
+    rng = sample_rng(settings.seed, 0, 1)
+    plans: list[tuple[str, Path, str, str, str]] = []
+    assert settings.queries is not None
+
+    def balanced(count: int, kinds: Sequence[str]) -> list[tuple[str, str]]:
+        cells = [(kind, level) for kind in kinds for level in LEVELS]
+        return [cells[i] for _ in range(-(-count // len(cells))) for i in rng.permutation(len(cells))][:count]
+
+    references = roles["references"]
+    order = [references[i] for _ in range(-(-settings.queries // len(references))) for i in
+             rng.permutation(len(references))]
+    for source, (kind, level) in zip(order, balanced(settings.queries, KINDS), strict=False):
+        plans.append(("copy", source, reference_ids[source], kind, level))
+    for source, (kind, level) in zip(roles["distractors"], balanced(len(roles["distractors"]), KINDS), strict=True):
+        plans.append(("distractor", source, "", kind, level))
+    crops = roles["reverse_crops"]
+    for source, (kind, level) in zip(crops, balanced(len(crops), [REVERSE_CROP]), strict=True):
+        plans.append((REVERSE_CROP, source, reference_ids[source], kind, level))
+    width = max(5, len(str(len(plans) - 1)))
+    return [
+        QueryPlan(f"Q{number:0{width}}", *plans[i]) for number, i in enumerate(rng.permutation(len(plans)).tolist())
+    ]

@@ -1,0 +1,1 @@
+"""Descriptors of images for copy detection: networks, teachers, extraction, files, the perceptual hash."""

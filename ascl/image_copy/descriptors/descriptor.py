@@ -1,0 +1,359 @@
+"""Descriptors of images: the networks that are trained here, and whatever else turns an image into a vector.
+
+A `Descriptor` is backbone -> GeM -> `feature_dim` -> `dim`, as RDCD's students are, or with the projector of ASL in
+place of the last layer or beside it. A `Describer` puts any trained network to use: images to unit vectors and norms.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from ascl.core.errors import DataError
+from ascl.images.backbones import Normalize, Precision, autocast, digest_of_file
+from ascl.images.loader import Decoder
+from ascl.images.pooling import Pool, PooledBackbone
+from ascl.images.read import SquarePixels, UnreadableImage, image_ids
+
+CHECKPOINT_FORMAT = "ascl-checkpoint"  # of `ascl.core.checkpoint`, which lies above this room
+CHECKPOINTS = ("best.pt", "last.pt")
+STUDENT = "student."  # where a training run keeps its descriptor
+LEAKY_SLOPE = 0.2  # of ASL's projector
+
+NormOf = Literal["projector", "feature", "embedding"]
+Resize = Literal["squash", "crop"]
+
+
+@dataclass(frozen=True)
+class DescriptorSettings:
+    """What a descriptor is; saved with it.
+
+    Attributes:
+        backbone, weights, same_padding, normalize, last_stride, pool: see `PooledBackbone`.
+        feature_dim: of the linear layer after GeM, None = GeM's vector is the feature.
+        dim: of the linear layer after the feature, whose output is the descriptor; None = without.
+        projector_hidden, projector_dim: sizes of ASL's projector on the feature; projector_dim None = without. With a
+            projector and no `dim` the projector's output is the descriptor, with neither the feature is.
+        norm_of: the vector whose norm is the content norm.
+        freeze_batch_norm: the backbone's batch norm keeps the statistics it came with while it is trained.
+        input_size: side in pixels of the square that an image is described at. resize: how it becomes one.
+    """
+
+    backbone: str = "efficientnet_b0"
+    weights: str = "default"
+    same_padding: bool = False
+    normalize: Normalize = "imagenet"
+    last_stride: int = 2
+    pool: Pool = "gem"
+    feature_dim: int | None = 512
+    dim: int | None = 64
+    projector_hidden: int = 4096
+    projector_dim: int | None = None
+    norm_of: NormOf = "embedding"
+    freeze_batch_norm: bool = False
+    input_size: int = 288
+    resize: Resize = "squash"
+
+    def __post_init__(self) -> None:
+        for name in ("feature_dim", "dim", "projector_hidden", "projector_dim", "input_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise DataError(f"{name} is {value}: has to be at least 1")
+        if self.norm_of == "projector" and self.projector_dim is None:
+            raise DataError("norm_of projector needs a projector: set projector_dim")
+
+
+class Described(NamedTuple):
+    """What a descriptor gives for B images; nothing is L2-normalised.
+
+    Attributes:
+        features: (B, feature_dim), what a teacher is followed with.
+        embeddings: (B, d), the descriptor; images are compared by its cosine.
+        content: (B, n), the vector whose norm tells how much an image shows.
+    """
+
+    features: Tensor
+    embeddings: Tensor
+    content: Tensor
+
+
+class Projector(nn.Sequential):
+    """ASL's: linear, batch norm, leaky ReLU, linear, batch norm whose bias is frozen at 0."""
+
+    def __init__(self, features: int, hidden: int, dim: int) -> None:
+        last = nn.BatchNorm1d(dim)
+        last.bias.requires_grad_(False)
+        super().__init__(
+            nn.Linear(features, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU(LEAKY_SLOPE), nn.Linear(hidden, dim), last
+        )
+
+
+class Descriptor(nn.Module):
+    """A network that describes images.
+
+    Attributes:
+        settings: what it was made of. dim: of the embedding. feature_dim: of the feature.
+        origin: where the backbone's first weights came from.
+    """
+
+    def __init__(self, settings: DescriptorSettings, *, initialise: bool = True) -> None:
+        """
+        Args:
+            settings: see there.
+            initialise: load the backbone's weights; False where a checkpoint is loaded over them.
+        """
+        super().__init__()
+        self.settings = settings
+        self.backbone = PooledBackbone(
+            settings.backbone, settings.weights if initialise else "random:0", same_padding=settings.same_padding,
+            normalize=settings.normalize, last_stride=settings.last_stride, pool=settings.pool,
+        )
+        self.origin = self.backbone.origin
+        self.feature_dim = settings.feature_dim or self.backbone.dim
+        self.fc = nn.Linear(self.backbone.dim, self.feature_dim) if settings.feature_dim else nn.Identity()
+        self.head = nn.Linear(self.feature_dim, settings.dim) if settings.dim else None
+        self.projector = None
+        if settings.projector_dim:
+            self.projector = Projector(self.feature_dim, settings.projector_hidden, settings.projector_dim)
+        self.dim = settings.dim or settings.projector_dim or self.feature_dim
+
+    def forward(self, pixels: Tensor) -> Described:
+        """(B, 3, H, W) pixels of 0..255, uint8 or floating -> Described."""
+        features = self.fc(self.backbone(pixels))
+        projected = features if self.projector is None else self.projector(features)
+        embeddings = projected if self.head is None else self.head(features)
+        content = {"projector": projected, "feature": features, "embedding": embeddings}[self.settings.norm_of]
+        return Described(features, embeddings, content)
+
+    def train(self, mode: bool = True) -> Descriptor:
+        super().train(mode)
+        if mode and self.settings.freeze_batch_norm:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    @torch.no_grad()
+    def centre(self, pixels: Tensor) -> None:
+        """Set the biases so that feature and embedding have mean 0 over these images.
+
+        Pooled maps are positive, so all images begin in nearly one direction. Whatever pushes a descriptor off a queue
+        of earlier ones then moves all images together, round after round, and in a short run never gets to the
+        differences between them. A projector needs none of this: it ends in batch norm.
+
+        Args:
+            pixels: as for `forward`, some hundred views.
+        """
+        was_training = self.training
+        pooled = self.eval().backbone(pixels)
+        if isinstance(self.fc, nn.Linear):
+            self.fc.bias.sub_(self.fc(pooled).mean(dim=0))
+        if self.head is not None:
+            self.head.bias.sub_(self.head(self.fc(pooled)).mean(dim=0))
+        self.train(was_training)
+
+    def describe(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels as for `forward` -> vectors (B, dim) and content norms (B,), both float32."""
+        described = self(pixels)
+        return described.embeddings.float(), torch.linalg.vector_norm(described.content.float(), dim=1)
+
+
+class Network(Protocol):
+    """What a `Describer` puts to use: a `Descriptor`, or a frozen network of `ascl.image_copy.descriptors.teachers`."""
+
+    def describe(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, 3, H, W) pixels of 0..255 -> vectors (B, d) and content norms (B,), None where they mean nothing."""
+
+    def to(self, device: torch.device) -> Any: ...
+
+    def eval(self) -> Any: ...
+
+
+class Describer:
+    """A network at work: pixels to unit vectors and norms. Also a `Backend` of `ascl.features.writer`.
+
+    Attributes:
+        model: name and checksum of the network: what an index or a file of descriptors is bound to.
+        dim: of the vectors.
+        orders_norms: whether the network was trained so that what shows more has the larger norm; norms of others
+            are numbers that say nothing of who copied whom.
+        settings: all that decides the numbers, fit for JSON.
+        prepare: what workers do with an upright RGB image, to (S, S, 3) uint8; picklable.
+    """
+
+    names: dict[str, list[str]] = {}
+
+    def __init__(
+        self,
+        network: Network,
+        settings: dict[str, Any],
+        *,
+        model: str,
+        input_size: int,
+        resize: Resize,
+        device: str = "cpu",
+        precision: Precision = "float32",
+        orders_norms: bool = False,
+    ) -> None:
+        self.device = torch.device(device)
+        self.network, self.precision = network, precision
+        network.to(self.device)
+        network.eval()
+        self.model = model
+        self.prepare = SquarePixels(input_size, resize)
+        self.settings = {**settings, "model": model, "input_size": input_size, "resize": resize, "precision": precision}
+        vectors, norms = self([self.prepare(Image.new("RGB", (input_size, input_size)))])
+        if orders_norms and norms is None:
+            raise DataError(f"{model} gives vectors of length 1 alone: its norms cannot order anything")
+        self.dim, self.orders_norms = vectors.shape[1], orders_norms
+
+    def __call__(self, pixels: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+        """B arrays from `prepare` -> L2-normalised vectors (B, dim) float32 and content norms (B,) float32 or None."""
+        with torch.inference_mode():
+            batch = torch.from_numpy(np.stack(pixels)).to(self.device).permute(0, 3, 1, 2)
+            with autocast(self.device, self.precision):
+                vectors, norms = self.network.describe(batch)
+            unit = F.normalize(vectors.float(), dim=1).cpu().numpy()
+            return unit, None if norms is None else norms.float().cpu().numpy()
+
+    def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
+        """As every `Backend`: `globals` (B, dim), and `norms` (B,) where the network has them."""
+        vectors, norms = self(pixels)
+        return {"globals": vectors} if norms is None else {"globals": vectors, "norms": norms}
+
+
+def describe_images(
+    describer: Describer,
+    images: Sequence[Path],
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    skip_unreadable: bool = False,
+) -> tuple[list[str], np.ndarray, np.ndarray | None]:
+    """Descriptors of a list of images, in its order.
+
+    Args:
+        images: files of different stems, which become the names.
+        workers: processes that decode.
+        skip_unreadable: leave unreadable images out.
+
+    Returns:
+        names, vectors (N, dim) float32 of length 1, norms (N,) float32 or None.
+
+    Raises:
+        DataError: an unreadable image, or none that can be read.
+    """
+    ids = image_ids(images)
+    decoder = Decoder(images, range(len(images)), describer.prepare, workers)
+    names: list[str] = []
+    waiting: list[np.ndarray] = []
+    done: list[tuple[np.ndarray, np.ndarray | None]] = []
+    for _ in images:
+        decoded = decoder.take()
+        if decoded.pixels is None:
+            if not skip_unreadable:
+                raise UnreadableImage(images[decoded.index], decoded.reason)
+            continue
+        names.append(ids[decoded.index])
+        waiting.append(decoded.pixels)
+        if len(waiting) == batch_size:
+            done.append(describer(waiting))
+            waiting = []
+    if waiting:
+        done.append(describer(waiting))
+    if not done:
+        raise DataError(f"none of the {len(images)} images can be read")
+    norms = [one for _, one in done if one is not None]
+    return names, np.concatenate([vectors for vectors, _ in done]), np.concatenate(norms) if norms else None
+
+
+def find_run(run: str | Path) -> Path:
+    """`run` itself where it is a file, else its best.pt, else its last.pt.
+
+    Raises:
+        DataError: none of them.
+    """
+    run = Path(run)
+    for path in [run] if run.is_file() else [run / name for name in CHECKPOINTS]:
+        if path.is_file():
+            return path
+    raise DataError(f"{run}: no checkpoint there, expected best.pt or last.pt of a run of tools/train_copy.py")
+
+
+@dataclass(frozen=True)
+class SavedDescriptor:
+    """A descriptor, in evaluation mode on the CPU, and the checkpoint it was read from.
+
+    orders_norms: whether it was trained with the norm-ratio loss.
+    """
+
+    descriptor: Descriptor
+    path: Path
+    orders_norms: bool
+
+
+def read_descriptor(run: str | Path) -> SavedDescriptor:
+    """The descriptor of a run of tools/train_copy.py.
+
+    Raises:
+        DataError: no checkpoint, a damaged one, or one that holds no descriptor.
+    """
+    path = find_run(run)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{path} is truncated, damaged or no checkpoint of this project: {first_line}") from error
+    if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
+        raise DataError(f"{path} is readable but no checkpoint of this project")
+    values = state.get("extra", {}).get("descriptor")
+    if values is None:
+        raise DataError(f"{path} holds no descriptor: it was not written by tools/train_copy.py")
+    known = {entry.name for entry in fields(DescriptorSettings)}
+    if set(values) - known:
+        raise DataError(f"{path} was written by another version: it sets {', '.join(sorted(set(values) - known))}")
+    descriptor = Descriptor(DescriptorSettings(**values), initialise=False)
+    weights = {name.removeprefix(STUDENT): value for name, value in state["model"].items() if name.startswith(STUDENT)}
+    try:
+        descriptor.load_state_dict(weights)
+    except RuntimeError as error:
+        raise DataError(f"{path} does not fit its own settings: {error}") from error
+    trained = state["extra"].get("settings", {})
+    orders_norms = trained.get("objective") == "asl" and trained["asl"]["norm_ratio_weight"] > 0
+    return SavedDescriptor(descriptor.eval(), path, orders_norms)
+
+
+def load_descriptor(
+    run: str | Path,
+    *,
+    input_size: int | None = None,
+    resize: Resize | None = None,
+    device: str = "cpu",
+    precision: Precision = "float32",
+) -> Describer:
+    """A run of tools/train_copy.py, or one of its checkpoints, ready to describe images.
+
+    Args:
+        input_size, resize: None = as the run's settings say.
+
+    Raises:
+        DataError: as `read_descriptor`.
+    """
+    saved = read_descriptor(run)
+    settings = saved.descriptor.settings
+    digest = digest_of_file(saved.path)
+    return Describer(
+        saved.descriptor, {"descriptor": asdict(settings), "sha256": digest},
+        model=f"{settings.backbone}-{saved.descriptor.dim}d sha256:{digest}",
+        input_size=input_size or settings.input_size, resize=resize or settings.resize, device=device,
+        precision=precision, orders_norms=saved.orders_norms,
+    )

@@ -1,0 +1,273 @@
+"""Descriptors in HDF5: the publishers' layout with our additions, and the submission file of DISC2021's track 2.
+
+A descriptor file holds `vectors` (N, d) float32 and `image_names` (N,); ours also `norms` (N,) float32, the norms that
+the asymmetrical similarity compares, and root attributes `model` (name and sha256) and `provenance` (JSON). A
+submission holds `query`, `query_ids`, `reference`, `reference_ids`, sorted by id, of at most 256 dimensions.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+
+from ascl.core.errors import DataError
+from ascl.core.files import atomic_path
+
+SUBMISSION_DIMENSIONS = 256
+ROWS = 2**15  # looked at together
+_HASH_SEED = 20210611
+
+Role = Literal["query", "reference"]
+
+
+@dataclass(frozen=True, eq=False)
+class Descriptors:
+    """Descriptors of a set of images.
+
+    Attributes:
+        names: (N,) ids, each once.
+        vectors: (N, d) float32, finite.
+        norms: (N,) float32, or None where the file has none.
+        model: name and checksum of the model that made them, None where the file does not say.
+        provenance: how they were made, None where the file does not say.
+        source: the file or files, for messages.
+    """
+
+    names: list[str]
+    vectors: np.ndarray
+    norms: np.ndarray | None
+    model: str | None
+    provenance: dict[str, Any] | None
+    source: str
+
+
+def read_descriptors(
+    paths: str | os.PathLike | Sequence[str | os.PathLike], role: Role, *, folder_ids: bool = False
+) -> Descriptors:
+    """Descriptors of one file, or of several that hold one set in parts.
+
+    Args:
+        paths: descriptor files; a submission file gives the half that `role` names.
+        role: what the descriptors are for.
+        folder_ids: put the file's name before ids without a folder, `strong/200001` for 200001 of strong.h5: Copydays
+            has the same picture names in every folder.
+
+    Raises:
+        DataError: no such file, no HDF5, a data set missing or of a wrong shape, a value that is not finite (image
+            named), an id twice, or parts of different models or dimensions.
+    """
+    files = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    parts = [_read(Path(path), role) for path in files]
+    if not parts:
+        raise DataError(f"no descriptor file of the {role} images was given")
+    check_comparable(parts)
+    if folder_ids:
+        parts = [
+            replace(part, names=[name if "/" in name else f"{Path(part.source).stem}/{name}" for name in part.names])
+            for part in parts
+        ]
+    seen: dict[str, str] = {}
+    for part in parts:
+        for name in part.names:
+            if name in seen:
+                raise DataError(f"{part.source}: image {name!r} is described twice (also in {seen[name]}); keep one")
+            seen[name] = part.source
+    if len(parts) == 1:
+        return parts[0]
+    norms = [part.norms for part in parts if part.norms is not None]
+    return Descriptors(
+        names=list(seen),
+        vectors=np.concatenate([part.vectors for part in parts]),
+        norms=np.concatenate(norms) if len(norms) == len(parts) else None,
+        model=next((part.model for part in parts if part.model is not None), None),
+        provenance=parts[0].provenance,
+        source=", ".join(part.source for part in parts),
+    )
+
+
+def write_descriptors(
+    path: str | os.PathLike,
+    names: Sequence[str],
+    vectors: np.ndarray,
+    *,
+    norms: np.ndarray | None = None,
+    model: str | None = None,
+    provenance: dict[str, Any] | None = None,
+) -> None:
+    """Write what `read_descriptors` reads.
+
+    Args:
+        path: the file; it stands there whole or not at all.
+        names: (N,) ids, each once.
+        vectors: (N, d), written as float32.
+        norms: (N,), written as float32.
+        model: name and checksum of the model.
+        provenance: anything that fits JSON.
+
+    Raises:
+        DataError: lengths differ, an id twice, or a value that is not finite.
+    """
+    made = Descriptors(
+        list(names), np.asarray(vectors, dtype=np.float32),
+        None if norms is None else np.asarray(norms, dtype=np.float32), model, provenance, str(path),
+    )
+    _check(made)
+    _check_unique(made)
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        file.create_dataset("vectors", data=made.vectors)
+        file.create_dataset("image_names", data=_as_bytes(made.names))
+        if made.norms is not None:
+            file.create_dataset("norms", data=made.norms)
+        if model is not None:
+            file.attrs["model"] = model
+        if provenance is not None:
+            file.attrs["provenance"] = json.dumps(provenance)
+
+
+def write_submission(path: str | os.PathLike, query: Descriptors, reference: Descriptors) -> None:
+    """Write the DISC2021 track 2 file, both sides sorted by id.
+
+    Raises:
+        DataError: more than 256 dimensions, or sides that cannot be compared (`check_comparable`).
+    """
+    check_comparable([query, reference])
+    dimension = query.vectors.shape[1]
+    if dimension > SUBMISSION_DIMENSIONS:
+        raise DataError(
+            f"{dimension} dimensions; a submission may have at most {SUBMISSION_DIMENSIONS}: whiten to fewer"
+        )
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        for role, side in (("query", query), ("reference", reference)):
+            names = _as_bytes(side.names)
+            order = np.argsort(names)
+            file.create_dataset(role, data=side.vectors[order])
+            file.create_dataset(f"{role}_ids", data=names[order])
+        if query.model is not None:
+            file.attrs["model"] = query.model
+
+
+def check_comparable(descriptors: Sequence[Descriptors]) -> None:
+    """Refuse descriptors of different dimensions, or of different models where the files name them."""
+    first = descriptors[0]
+    named = next((one for one in descriptors if one.model is not None), None)
+    for other in descriptors:
+        if other.vectors.shape[1] != first.vectors.shape[1]:
+            raise DataError(
+                f"{first.source} has {first.vectors.shape[1]} dimensions and {other.source} {other.vectors.shape[1]}: "
+                "they are not of one model"
+            )
+        if named is not None and other.model not in (None, named.model):
+            raise DataError(
+                f"{named.source} was described by {named.model} and {other.source} by {other.model}: "
+                "distances between different models mean nothing; describe one of them again"
+            )
+
+
+def overlap(first: Descriptors, second: Descriptors) -> tuple[int, int]:
+    """How many images of `first` are also in `second`: by id, and by a vector that is the same bit for bit."""
+    by_id = len(set(first.names) & set(second.names))
+    if first.vectors.shape[1] != second.vectors.shape[1]:
+        return by_id, 0
+    return by_id, int(np.isin(_row_keys(first.vectors), _row_keys(second.vectors)).sum())
+
+
+def with_vectors(descriptors: Descriptors, vectors: np.ndarray) -> Descriptors:
+    """The same images with other vectors (whitened, say)."""
+    return replace(descriptors, vectors=vectors)
+
+
+def _read(path: Path, role: Role) -> Descriptors:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file of descriptors")
+    try:
+        with h5py.File(path, "r") as file:
+            vectors_name, names_name = ("vectors", "image_names") if "vectors" in file else (role, f"{role}_ids")
+            if vectors_name not in file or names_name not in file:
+                raise DataError(
+                    f"{path} holds {', '.join(file) or 'nothing'}; descriptors are `vectors` and `image_names`, "
+                    f"in a submission `{role}` and `{role}_ids`"
+                )
+            raw_vectors, raw_names = file[vectors_name], file[names_name]
+            if raw_vectors.dtype.kind not in "fiu" or raw_vectors.ndim != 2 or raw_names.ndim != 1:
+                raise DataError(
+                    f"{path}: `{vectors_name}` is {raw_vectors.dtype} {raw_vectors.shape} and `{names_name}` "
+                    f"{raw_names.shape}, expected float32 (N, d) and text (N,)"
+                )
+            norms = file["norms"][()] if vectors_name == "vectors" and "norms" in file else None
+            made = Descriptors(
+                names=_as_text(raw_names[:], path),
+                vectors=raw_vectors.astype(np.float32)[:],
+                norms=None if norms is None else np.asarray(norms, dtype=np.float32),
+                model=_attribute(file, "model"),
+                provenance=json.loads(_attribute(file, "provenance") or "null"),
+                source=str(path),
+            )
+    except (OSError, json.JSONDecodeError, AttributeError) as error:
+        raise DataError(f"{path} cannot be read as HDF5 descriptors, or is damaged: {error}") from error
+    _check(made)
+    return made
+
+
+def _attribute(file: h5py.File, name: str) -> str | None:
+    value = file.attrs.get(name)
+    return value.decode("utf-8") if isinstance(value, bytes) else None if value is None else str(value)
+
+
+def _as_text(names: np.ndarray, path: Path) -> list[str]:
+    try:
+        return [name.decode("utf-8") if isinstance(name, bytes) else str(name) for name in names.tolist()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: an image name is not UTF-8 ({error})") from error
+
+
+def _as_bytes(names: Sequence[str]) -> np.ndarray:
+    """Fixed-length bytes, which every HDF5 reader of the challenge expects."""
+    return np.array([name.encode("utf-8") for name in names], dtype=np.bytes_)
+
+
+def _check(made: Descriptors) -> None:
+    if made.vectors.ndim != 2 or len(made.vectors) != len(made.names):
+        raise DataError(f"{made.source}: {len(made.names)} image names and vectors of shape {made.vectors.shape}")
+    if not made.names:
+        raise DataError(f"{made.source} holds no descriptor")
+    for first in range(0, len(made.names), ROWS):
+        wrong = np.flatnonzero(~np.isfinite(made.vectors[first : first + ROWS]).all(axis=1))
+        if len(wrong):
+            row = first + int(wrong[0])
+            raise DataError(
+                f"{made.source}, row {row} (from 0): the descriptor of image {made.names[row]!r} is not finite; "
+                "describe the images again"
+            )
+    if made.norms is None:
+        return
+    if made.norms.shape != (len(made.names),):
+        raise DataError(f"{made.source}: `norms` has shape {made.norms.shape} for {len(made.names)} images")
+    wrong = np.flatnonzero(~(np.isfinite(made.norms) & (made.norms >= 0)))
+    if len(wrong):
+        raise DataError(f"{made.source}: the norm of image {made.names[wrong[0]]!r} is {made.norms[wrong[0]]}")
+
+
+def _check_unique(made: Descriptors) -> None:
+    seen: set[str] = set()
+    for name in made.names:
+        if name in seen:
+            raise DataError(f"{made.source}: image {name!r} is described twice; keep one")
+        seen.add(name)
+
+
+def _row_keys(vectors: np.ndarray) -> np.ndarray:
+    """64 bits for each row, the same for equal rows; two different rows share them by a chance of 2^-64."""
+    odd = np.random.default_rng(_HASH_SEED).integers(0, 2**63, vectors.shape[1], dtype=np.uint64) * 2 + 1
+    keys = np.empty(len(vectors), dtype=np.uint64)
+    for first in range(0, len(vectors), ROWS):
+        block = vectors[first : first + ROWS] + np.float32(0)  # -0.0 and 0.0 are one number of two patterns
+        mixed = block.view(np.uint32).astype(np.uint64) * odd
+        keys[first : first + ROWS] = (mixed ^ (mixed >> np.uint64(29))).sum(axis=1)
+    return keys

@@ -1,0 +1,1 @@
+"""Edits of images with content scales, and the augmentations made of them."""

@@ -1,0 +1,270 @@
+"""Training views of an image: the augmentation of RDCD and SSCD, and ASL's identities of several content scales.
+
+Both are small objects of settings that pickle, so worker processes can hold them; all chances come from the numbers of
+the sample. Pixels are uint8; the model's own normalisation comes later, on the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ascl.image_copy.edits.canvas import Canvas
+from ascl.image_copy.edits.color import JITTERS, jittered, jpeg_compressed, quickly_blurred
+from ascl.image_copy.edits.edits import edit_chain, random_chain, sample_rng
+from ascl.image_copy.edits.geometry import crop_share, rotated
+from ascl.image_copy.edits.overlay import with_sticker, with_text
+from ascl.image_copy.training.sampler import ImageKind
+
+BLUR_SIZE = 224  # pixels of the square for which the published blur radii are meant
+WORKING_SIDES = 4  # a crop of 8 % of the area still has 1.1 times the pixels of the square
+HARMLESS = ("flip", "padding", "aspect", "blur", "jpeg", "colour_jitter", "grey")  # they take nothing away
+
+
+class View(NamedTuple):
+    """What a network is shown: (3, size, size) uint8, and the share of the original's area seen, in [0, 1]."""
+
+    pixels: Tensor
+    content_scale: float
+
+
+@dataclass(frozen=True)
+class CopyAugmentation:
+    """RDCD's list of random changes, in its order, each with its own probability (the defaults are the paper's).
+
+    Flip, quarter turn, text, sticker, rotation, resized crop, colour jitter, grey, blur, JPEG. `augmentation_of` gives
+    the weaker lists of SSCD.
+
+    What the paper leaves open is read so: a rotated picture keeps the largest upright rectangle without empty corners;
+    the crop has torchvision's ranges; blur radii scale with the size of the square. Images of more than four times
+    `size` on the short side are reduced first, by a whole factor: nothing finer would be seen.
+
+    Attributes:
+        size: side of the square in pixels, >= 1.
+        crop_area, crop_ratio: ranges of the crop's share of the area (uniform) and of width over height (log-uniform).
+        flip .. jpeg: probability of each change.
+        text_size, text_opacity, sticker_size, sticker_opacity: ranges; sizes in short sides of the picture.
+        jitter: most relative change of brightness, contrast, saturation, and most shift of hue (a circle is 1).
+        blur_radius: range in pixels of a square of 224.
+        jpeg_quality: range of whole numbers, both ends included.
+    """
+
+    size: int = 224
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    quarter_turn: float = 0.05
+    text: float = 0.1
+    text_size: tuple[float, float] = (0.1, 0.3)
+    text_opacity: tuple[float, float] = (0.1, 1.0)
+    sticker: float = 0.2
+    sticker_size: tuple[float, float] = (0.1, 0.5)
+    sticker_opacity: tuple[float, float] = (0.7, 1.0)
+    rotation: float = 0.05
+    colour_jitter: float = 0.8
+    jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)
+    grey: float = 0.2
+    blur: float = 0.5
+    blur_radius: tuple[float, float] = (1.0, 5.0)
+    jpeg: float = 0.2
+    jpeg_quality: tuple[int, int] = (0, 100)
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size {self.size}: at least one pixel")
+        for name in ("flip", "quarter_turn", "text", "sticker", "rotation", "colour_jitter", "grey", "blur", "jpeg"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)}: a probability lies between 0 and 1")
+        for name in ("crop_area", "crop_ratio", "text_size", "text_opacity", "sticker_size", "sticker_opacity",
+                     "blur_radius", "jpeg_quality"):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high:
+                raise ValueError(f"{name} {low}, {high}: a range goes up from at least 0")
+        if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1 or self.crop_ratio[0] <= 0:
+            raise ValueError(f"crop_area {self.crop_area} lies in (0, 1], crop_ratio {self.crop_ratio} above 0")
+        for name, end in (("text_opacity", 1), ("sticker_opacity", 1), ("jpeg_quality", 100)):
+            if getattr(self, name)[1] > end:
+                raise ValueError(f"{name} {getattr(self, name)}: ends at {end}")
+        if min(self.jitter) < 0 or self.jitter[3] > 0.5:
+            raise ValueError(f"jitter {self.jitter}: at least 0, and hue at most 0.5")
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> View:
+        """One view of an upright RGB image."""
+        canvas = Canvas.of(reduced(image, WORKING_SIDES * self.size))
+        if rng.random() < self.flip:
+            canvas = canvas.flipped(horizontal=True)
+        if rng.random() < self.quarter_turn:
+            canvas = canvas.turned(int(rng.integers(1, 4)))
+        if rng.random() < self.text:
+            canvas, _ = with_text(canvas, rng.uniform(*self.text_size), rng.uniform(*self.text_opacity), rng)
+        if rng.random() < self.sticker:
+            canvas, _ = with_sticker(canvas, rng.uniform(*self.sticker_size), rng.uniform(*self.sticker_opacity), rng)
+        if rng.random() < self.rotation:
+            canvas = rotated(canvas, rng.uniform(0, 360), "inscribed", (0, 0, 0))
+        canvas = canvas.resized(self.size, self.size, box=self._crop_box(*canvas.image.size, rng))
+        return View(to_tensor(self._recoloured(canvas.image, rng)), canvas.content_scale)
+
+    def views(self, image: Image.Image, *, seed: int, index: int, epoch: int = 0, count: int = 2) -> list[View]:
+        """The views of sample `index` in an epoch: the same in every process, in any order; see `sample_rng`."""
+        return [self(image, sample_rng(seed, index, epoch * count + view)) for view in range(count)]
+
+    def _crop_box(self, width: int, height: int, rng: np.random.Generator) -> tuple[float, float, float, float]:
+        """Ten tries for a box of a random area and shape that fits, as torchvision; then the central best."""
+        low, high = (math.log(ratio) for ratio in self.crop_ratio)
+        for _ in range(10):
+            area, ratio = rng.uniform(*self.crop_area) * width * height, math.exp(rng.uniform(low, high))
+            box_width, box_height = math.sqrt(area * ratio), math.sqrt(area / ratio)
+            if box_width <= width and box_height <= height:
+                left, top = rng.uniform(0, width - box_width), rng.uniform(0, height - box_height)
+                return left, top, min(left + box_width, width), min(top + box_height, height)
+        ratio = min(max(width / height, self.crop_ratio[0]), self.crop_ratio[1])
+        box_width, box_height = min(width, height * ratio), min(height, width / ratio)
+        left, top = (width - box_width) / 2, (height - box_height) / 2
+        return left, top, left + box_width, top + box_height
+
+    def _recoloured(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        if rng.random() < self.colour_jitter:
+            most = np.array(self.jitter)
+            drawn = rng.uniform(-most, most) + (1, 1, 1, 0)
+            image = jittered(image, {JITTERS[i]: max(0.0, float(drawn[i])) if i < 3 else float(drawn[i])
+                                     for i in rng.permutation(4)})
+        if rng.random() < self.grey:
+            image = image.convert("L").convert("RGB")
+        if rng.random() < self.blur:
+            image = quickly_blurred(image, rng.uniform(*self.blur_radius) * self.size / BLUR_SIZE)
+        if rng.random() < self.jpeg:
+            low, high = self.jpeg_quality
+            image = jpeg_compressed(image, int(rng.integers(low, high + 1)))
+        return image
+
+
+Strength = Literal["simclr", "strong_blur", "advanced"]
+
+
+def augmentation_of(strength: Strength, size: int = 224) -> CopyAugmentation:
+    """SSCD's three strengths: SimCLR's list, the same with stronger blur, and that with RDCD's edits as well.
+
+    Raises:
+        ValueError: another name.
+    """
+    if strength == "advanced":
+        return CopyAugmentation(size)
+    if strength in ("simclr", "strong_blur"):
+        radius = (0.1, 2.0) if strength == "simclr" else (1.0, 5.0)
+        return CopyAugmentation(size, quarter_turn=0, text=0, sticker=0, rotation=0, jpeg=0, blur_radius=radius)
+    raise ValueError(f"no augmentation {strength!r}; there are simclr, strong_blur, advanced")
+
+
+class IdentityView(NamedTuple):
+    """One image of an identity: (3, size, size) uint8, the share of the photo's area seen, in [0, 1], and its kind."""
+
+    pixels: Tensor
+    content_scale: float
+    kind: ImageKind
+
+
+@dataclass(frozen=True)
+class IdentityAugmentation:
+    """ASL's identity: one photo as several images that show more or less of it, squashed to a square.
+
+    All content scales of an identity are shares of the photo, so they are in one order. The kinds are readings, since
+    the paper names its ablations without defining them:
+
+    ORIGINAL: the photo as it is; where the identity has a hard negative as well, a rectangle of the photo.
+    CROP: a rectangle of the original and nothing else done to it.
+    POSITIVE: the original edited one to three times at random (`random_chain`), so it shows as much or less.
+    NEGATIVE: all of the photo, up to two harmless edits made: the original is a crop of it, and it no copy.
+
+    Attributes:
+        size: side of the square in pixels, >= 1.
+        kinds: one for each image of an identity; view i of the batch sampler is image i.
+        original_area: range of the share of the photo that the original keeps beside a hard negative, uniform.
+        crop_area: range of the share of the original that a crop keeps, uniform.
+    """
+
+    size: int = 256
+    kinds: tuple[ImageKind, ...] = (ImageKind.ORIGINAL, ImageKind.CROP, ImageKind.POSITIVE, ImageKind.NEGATIVE)
+    original_area: tuple[float, float] = (0.3, 0.8)
+    crop_area: tuple[float, float] = (0.1, 0.9)
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or not self.kinds:
+            raise ValueError(f"size {self.size}, {len(self.kinds)} kinds: at least one pixel and one kind")
+        for name in ("original_area", "crop_area"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                raise ValueError(f"{name} {low}, {high}: a range in (0, 1]")
+
+    def __call__(
+        self,
+        image: Image.Image,
+        view: int,
+        *,
+        seed: int,
+        index: int,
+        epoch: int = 0,
+        others: Sequence[Image.Image] = (),
+    ) -> IdentityView:
+        """Image `view` of the identity of sample `index`: the same in every process, in any order of the views.
+
+        Args:
+            image: the photo, upright RGB.
+            view: 0 to len(kinds) - 1.
+            others: photos to mix in, none of them the photo itself; drawn pictures where there is none.
+
+        Raises:
+            ValueError: a view that has no kind.
+        """
+        if not 0 <= view < len(self.kinds):
+            raise ValueError(f"view {view}: the identity has {len(self.kinds)} kinds of images")
+        draw = epoch * (len(self.kinds) + 1)
+        rng = sample_rng(seed, index, draw + 1 + view)
+        photo = Canvas.of(reduced(image, WORKING_SIDES * self.size))
+        kind = self.kinds[view]
+        if kind == ImageKind.NEGATIVE:
+            names = [str(name) for name in rng.choice(HARMLESS, int(rng.integers(3)), replace=False)]
+            edited = edit_chain(photo.image, names, rng.uniform(0.0, 0.6), rng, others)
+            return IdentityView(self._square(edited.image), edited.content_scale, kind)
+        original = photo
+        if ImageKind.NEGATIVE in self.kinds:
+            original = _random_crop(photo, self.original_area, sample_rng(seed, index, draw))  # one for all its views
+        if kind == ImageKind.POSITIVE:
+            edited = random_chain(original.image, rng.random(), rng, others, count=int(rng.integers(1, 4)))
+            scale = original.content_scale * edited.content_scale
+            return IdentityView(self._square(edited.image), scale, kind)
+        shown = _random_crop(original, self.crop_area, rng) if kind == ImageKind.CROP else original
+        return IdentityView(self._square(shown.image), shown.content_scale, kind)
+
+    def views(
+        self, image: Image.Image, *, seed: int, index: int, epoch: int = 0, others: Sequence[Image.Image] = ()
+    ) -> list[IdentityView]:
+        """All images of the identity, in the order of `kinds`."""
+        return [
+            self(image, view, seed=seed, index=index, epoch=epoch, others=others) for view in range(len(self.kinds))
+        ]
+
+    def _square(self, image: Image.Image) -> Tensor:
+        return to_tensor(image.resize((self.size, self.size), Image.Resampling.BILINEAR))
+
+
+def _random_crop(canvas: Canvas, area: tuple[float, float], rng: np.random.Generator) -> Canvas:
+    stretch = math.exp(rng.uniform(-1, 1) * math.log(1.5))
+    return crop_share(canvas, rng.uniform(*area), stretch, rng)[0]
+
+
+def reduced(image: Image.Image, short_side: int) -> Image.Image:
+    """The image by a whole factor smaller, its short side still at least this; an image that is not larger as it is."""
+    factor = min(image.size) // short_side
+    return image.reduce(factor) if factor > 1 else image
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB image -> (3, height, width) uint8, its own memory."""
+    return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())

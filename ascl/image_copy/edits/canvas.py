@@ -1,0 +1,194 @@
+"""A picture under edit, and how much of the original it still shows.
+
+The content scale is followed by sample points instead of a mask: points spread evenly over the original are carried
+along with every step, lost where they leave the picture, and dimmed where something is laid over them. Each point
+stands for the same share of the original whatever happens to it, so a resize, a perspective or a chain of both needs no
+Jacobian, the cost does not depend on the size of the picture, and steps compose by themselves.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+POINTS = 4096  # their share of any rectangle is right to about 0.001
+Colour = tuple[int, int, int]
+
+
+@functools.cache
+def _spread() -> np.ndarray:
+    """(2, POINTS) in (0, 1): a lattice by the golden ratio, far more even than as many random points."""
+    index = np.arange(POINTS)
+    points = np.stack([(index + 0.5) / POINTS, (index * (math.sqrt(5) - 1) / 2 + 0.5) % 1.0]).astype(np.float32)
+    points.flags.writeable = False
+    return points
+
+
+def _column(x: float, y: float) -> np.ndarray:
+    return np.array([[x], [y]], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """An RGB picture with the sample points of the original that it still shows. Every method gives a new one.
+
+    Attributes:
+        image: the picture as it is now.
+        points: (2, n) float32, x and y in pixels of `image`, each inside it; n <= POINTS.
+        seen: (n,) float32 in [0, 1]: how much of each point shines through what lies over it.
+    """
+
+    image: Image.Image
+    points: np.ndarray
+    seen: np.ndarray
+
+    @classmethod
+    def of(cls, image: Image.Image) -> Canvas:
+        """All of an upright RGB image.
+
+        Raises:
+            ValueError: another mode, or no pixels.
+        """
+        if image.mode != "RGB":
+            raise ValueError(f"edits take RGB images, not {image.mode}; ascl.images.read.load_image gives RGB")
+        if image.width < 1 or image.height < 1:
+            raise ValueError(f"an image of {image.width} x {image.height} pixels has nothing to edit")
+        return cls(image, _spread() * _column(image.width, image.height), np.ones(POINTS, np.float32))
+
+    @property
+    def content_scale(self) -> float:
+        """Share of the original's area that is still to be seen, in [0, 1]; right to about 0.001 for each step."""
+        return float(self.seen.sum(dtype=np.float64)) / POINTS
+
+    @property
+    def short_side(self) -> int:
+        return min(self.image.size)
+
+    def recoloured(self, image: Image.Image) -> Canvas:
+        """The same content at the same places in other colours; `image` has the size of this one."""
+        assert image.size == self.image.size and image.mode == "RGB"
+        return Canvas(image, self.points, self.seen)
+
+    def cropped(self, left: int, top: int, width: int, height: int) -> Canvas:
+        """The rectangle, which lies inside the picture."""
+        box = (left, top, left + width, top + height)
+        return self._moved(self.image.crop(box), self.points - _column(left, top))
+
+    def resized(self, width: int, height: int, *, box: tuple[float, float, float, float] | None = None) -> Canvas:
+        """(A box of) the picture scaled to a size of at least one pixel a side, bilinear with antialiasing."""
+        x1, y1, x2, y2 = box or (0.0, 0.0, *self.image.size)
+        image = self.image.resize((width, height), Image.Resampling.BILINEAR, box=(x1, y1, x2, y2))
+        scale = _column(width / (x2 - x1), height / (y2 - y1))
+        return self._moved(image, (self.points - _column(x1, y1)) * scale)
+
+    def flipped(self, *, horizontal: bool) -> Canvas:
+        """Mirrored left to right, or top to bottom."""
+        x, y = self.points
+        if horizontal:
+            return self._kept(Image.Transpose.FLIP_LEFT_RIGHT, self.image.width - x, y)
+        return self._kept(Image.Transpose.FLIP_TOP_BOTTOM, x, self.image.height - y)
+
+    def turned(self, quarter_turns: int) -> Canvas:
+        """Turned by 90 degrees, one to three times, counter-clockwise."""
+        x, y = self.points
+        width, height = self.image.size
+        if quarter_turns == 1:
+            return self._kept(Image.Transpose.ROTATE_90, y, width - x)
+        if quarter_turns == 2:
+            return self._kept(Image.Transpose.ROTATE_180, width - x, height - y)
+        return self._kept(Image.Transpose.ROTATE_270, height - y, x)
+
+    def warped(self, matrix: np.ndarray, width: int, height: int, fill: Colour) -> Canvas:
+        """Every point moved by a homography into a picture of the given size.
+
+        Args:
+            matrix: (3, 3) from homogeneous pixels of this picture to those of the new one; invertible.
+            fill: colour where the new picture shows nothing of this one.
+        """
+        inverse = np.linalg.inv(matrix)
+        inverse = inverse / inverse[2, 2]
+        affine = bool(np.allclose(inverse[2, :2], 0.0, atol=1e-12))
+        method = Image.Transform.AFFINE if affine else Image.Transform.PERSPECTIVE
+        coefficients = tuple(float(value) for value in inverse.ravel()[: 6 if affine else 8])
+        image = self.image.transform(
+            (width, height), method, coefficients, resample=Image.Resampling.BILINEAR, fillcolor=fill
+        )
+        moved = matrix[:, :2] @ self.points + matrix[:, 2:]
+        return self._moved(image, (moved[:2] / moved[2:]).astype(np.float32))
+
+    def pasted_on(self, background: Image.Image, left: int, top: int) -> Canvas:
+        """Laid onto another picture, which is not changed; what sticks out over its edge is lost."""
+        image = background.copy()
+        image.paste(self.image, (left, top))
+        return self._moved(image, self.points + _column(left, top))
+
+    def covered(self, overlay: Image.Image | Colour, mask: Image.Image, left: int, top: int) -> Canvas:
+        """With something laid over it.
+
+        Args:
+            overlay: RGB of the mask's size, or one colour.
+            mask: mode L, opacity of the overlay from 0 to 255; it may stick out over the edges.
+            left, top: where the mask's corner lies.
+        """
+        image = self.image.copy()
+        image.paste(overlay, (left, top), mask)
+        x, y = np.floor(self.points - _column(left, top)).astype(np.int64)
+        inside = (x >= 0) & (y >= 0) & (x < mask.width) & (y < mask.height)
+        seen = self.seen.copy()
+        seen[inside] *= 1.0 - np.asarray(mask, dtype=np.float32)[y[inside], x[inside]] / np.float32(255)
+        return Canvas(image, self.points, seen)
+
+    def _kept(self, transpose: Image.Transpose, x: np.ndarray, y: np.ndarray) -> Canvas:
+        return Canvas(self.image.transpose(transpose), np.stack([x, y]), self.seen)
+
+    def _moved(self, image: Image.Image, points: np.ndarray) -> Canvas:
+        """Points that have left the picture are gone for good: no later padding brings them back."""
+        x, y = points
+        inside = (x >= 0) & (x < image.width) & (y >= 0) & (y < image.height)
+        return Canvas(image, points[:, inside], self.seen[inside])
+
+
+def between(mild: float, hard: float, strength: float) -> float:
+    """The value at a strength in [0, 1], linear."""
+    return mild + (hard - mild) * strength
+
+
+def pixels(length: float) -> int:
+    """A length as whole pixels, at least one."""
+    return max(1, round(length))
+
+
+def size_of_area(width: float, height: float, area: float) -> tuple[int, int]:
+    """Width and height of the same shape with (about) an area, at least one pixel each."""
+    scale = math.sqrt(area / (width * height))
+    return pixels(width * scale), pixels(height * scale)
+
+
+def random_colour(rng: np.random.Generator) -> Colour:
+    red, green, blue = rng.integers(0, 256, 3).tolist()
+    return red, green, blue
+
+
+def random_fill(rng: np.random.Generator) -> Colour:
+    """What programs put where a picture ends: black, white, or now and then another colour."""
+    kind = rng.integers(3)
+    return ((0, 0, 0), (255, 255, 255), random_colour(rng))[kind]
+
+
+def cover_fit(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The largest central part of an image that has the shape asked for, at that size."""
+    scale = min(image.width / width, image.height / height)
+    part_width, part_height = min(width * scale, image.width), min(height * scale, image.height)
+    left, top = (image.width - part_width) / 2, (image.height - part_height) / 2
+    box = (left, top, left + part_width, top + part_height)
+    return image.resize((width, height), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
+
+
+def pick(others: Sequence[Image.Image], rng: np.random.Generator) -> Image.Image | None:
+    """One of the other photos, or None where there is none."""
+    return others[int(rng.integers(len(others)))] if others else None

@@ -1,0 +1,172 @@
+"""Edits as people make them to copied images: each by name, at a strength from mild to hard, from a seed.
+
+    edited = EDITS["crop"](image, 0.5, sample_rng(seed, index))
+    edited.image, edited.steps, edited.content_scale
+
+Only Pillow, numpy and what is drawn here. An edit draws all its chances from the generator it is given, so a sample is
+the same in every process and in any order once its generator is made by `sample_rng`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ascl.image_copy.edits.canvas import Canvas
+from ascl.image_copy.edits.color import blur, colour_jitter, grey, jpeg, pixelisation
+from ascl.image_copy.edits.geometry import aspect, crop, flip, padding, perspective, quarter_turn, rotation
+from ascl.image_copy.edits.overlay import collage, overlay_of_photo, overlay_onto_photo, screenshot, sticker, text
+
+Change = Callable[[Canvas, float, np.random.Generator, Sequence[Image.Image]], tuple[Canvas, dict[str, Any]]]
+LEAST_CONTENT, CHAIN_DRAWS = 0.05, 10
+SEED_END = 2**32  # numpy cuts larger ones in words, and two different samples could then share their chances
+
+
+@dataclass(frozen=True)
+class Step:
+    """One edit that was made.
+
+    Attributes:
+        name: of EDITS, or of a step of `ascl.image_copy.edits.augment`.
+        parameters: what was drawn for it, in plain numbers, words and lists: JSON takes them.
+    """
+
+    name: str
+    parameters: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Edited:
+    """An edited copy.
+
+    Attributes:
+        image: upright RGB, at least one pixel.
+        steps: the edits, in the order in which they were made.
+        content_scale: share of the ORIGINAL's area that the copy still shows, in [0, 1], as ASL reads it: a crop has
+            the share it keeps, a sticker 1 minus the share it covers (times its opacity), pixels that fall outside are
+            lost, and whatever only moves or changes colours has 1, a small copy on another photo too. Followed
+            through a chain of edits by sample points; right to about 0.001 for each step.
+    """
+
+    image: Image.Image
+    steps: tuple[Step, ...]
+    content_scale: float
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An edit under its public name."""
+
+    name: str
+    change: Change
+
+    def __call__(
+        self, image: Image.Image, strength: float, rng: np.random.Generator, others: Sequence[Image.Image] = ()
+    ) -> Edited:
+        """Edit a copy of an image.
+
+        Args:
+            image: upright RGB of any size (`ascl.images.read.load_image` gives it); not changed.
+            strength: in [0, 1], from mild to hard.
+            rng: where all chances are drawn from; see `sample_rng`.
+            others: RGB photos to mix in (overlays, collage); where there is none, pictures are drawn.
+
+        Raises:
+            ValueError: a strength outside [0, 1], an image that is not RGB or has no pixels.
+        """
+        return edit_chain(image, (self.name,), strength, rng, others)
+
+
+EDITS: dict[str, Edit] = {
+    name: Edit(name, change)
+    for name, change in {
+        "crop": crop,
+        "flip": flip,
+        "quarter_turn": quarter_turn,
+        "rotation": rotation,
+        "padding": padding,
+        "aspect": aspect,
+        "perspective": perspective,
+        "text": text,
+        "sticker": sticker,
+        "overlay_onto_photo": overlay_onto_photo,
+        "overlay_of_photo": overlay_of_photo,
+        "collage": collage,
+        "screenshot": screenshot,
+        "blur": blur,
+        "jpeg": jpeg,
+        "pixelisation": pixelisation,
+        "colour_jitter": colour_jitter,
+        "grey": grey,
+    }.items()
+}
+
+
+def edit_chain(
+    image: Image.Image,
+    names: Sequence[str],
+    strength: float,
+    rng: np.random.Generator,
+    others: Sequence[Image.Image] = (),
+) -> Edited:
+    """Several edits, one on the result of the other, all at one strength; see `Edit` for arguments and errors.
+
+    Raises:
+        ValueError: a name that is not in EDITS, too.
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength {strength}: between 0 (mild) and 1 (hard)")
+    canvas, steps = Canvas.of(image), []
+    for name in names:
+        if name not in EDITS:
+            raise ValueError(f"no edit {name!r}; there are {', '.join(EDITS)}")
+        canvas, parameters = EDITS[name].change(canvas, strength, rng, others)
+        steps.append(Step(name, parameters))
+    return Edited(canvas.image, tuple(steps), canvas.content_scale)
+
+
+def random_chain(
+    image: Image.Image,
+    strength: float,
+    rng: np.random.Generator,
+    others: Sequence[Image.Image] = (),
+    *,
+    count: int | None = None,
+) -> Edited:
+    """Different edits at random, in a random order: two (mild) to four (hard) if `count` is not said.
+
+    A crop of a collage can miss the original: a chain that leaves less than `LEAST_CONTENT` of it is drawn again, up to
+    `CHAIN_DRAWS` times, and then the one that shows most is taken.
+    """
+    if count is None:
+        count = 2 + round(2 * strength)
+    best: Edited | None = None
+    for _ in range(CHAIN_DRAWS):
+        names = [str(name) for name in rng.choice(list(EDITS), count, replace=False)]
+        edited = edit_chain(image, names, strength, rng, others)
+        if best is None or edited.content_scale > best.content_scale:
+            best = edited
+        if best.content_scale >= LEAST_CONTENT:
+            break
+    assert best is not None
+    return best
+
+
+def sample_rng(seed: int, index: int, draw: int = 0) -> np.random.Generator:
+    """The generator of one sample.
+
+    Args:
+        seed: of the run.
+        index: of the sample in its data set.
+        draw: which of the sample's views: epoch x views + view, say.
+
+    Raises:
+        ValueError: a number outside [0, 2**32).
+    """
+    if not all(0 <= number < SEED_END for number in (seed, index, draw)):
+        raise ValueError(f"seed {seed}, index {index}, draw {draw}: each from 0 to 2**32 - 1")
+    return np.random.default_rng(np.random.SeedSequence((seed, index, draw)))

@@ -1,0 +1,162 @@
+"""Edits that move pixels: crop, flip, turns, rotation, padding, aspect ratio, perspective.
+
+Every edit of this room is a function (canvas, strength, rng, others) -> (canvas, parameters): strength in [0, 1] from
+mild to hard, `others` photos to mix in, which most edits do not need. `ascl.image_copy.edits.edits` makes them public.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from ascl.image_copy.edits.canvas import Canvas, Colour, between, pixels, random_fill
+
+Parameters = dict[str, Any]
+Others = Sequence[Image.Image]
+Frame = Literal["expand", "same", "inscribed"]
+
+
+def crop(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
+    """A rectangle of 90 to 10 % of the area, of a shape up to 1.2 (mild) or 1.8 times wider or taller."""
+    share = between(0.9, 0.1, strength)
+    stretch = math.exp(rng.uniform(-1, 1) * math.log(between(1.2, 1.8, strength)))
+    return crop_share(canvas, share, stretch, rng)
+
+
+def crop_share(
+    canvas: Canvas, share: float, stretch: float, rng: np.random.Generator
+) -> tuple[Canvas, Parameters]:
+    """A rectangle of a share of the area anywhere in the picture.
+
+    Args:
+        share: of the area, in (0, 1].
+        stretch: width over height of the rectangle, in units of the picture's own; brought near 1 where a rectangle
+            of that area and shape does not fit.
+    """
+    width, height = canvas.image.size
+    stretch = min(max(stretch, share), 1 / share)
+    cut_width = min(width, pixels(width * math.sqrt(share * stretch)))
+    cut_height = min(height, pixels(height * math.sqrt(share / stretch)))
+    left, top = int(rng.integers(width - cut_width + 1)), int(rng.integers(height - cut_height + 1))
+    box = {"left": left, "top": top, "width": cut_width, "height": cut_height}
+    return canvas.cropped(**box), box
+
+
+def flip(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
+    """Mirrored left to right; from strength 1/2 on, top to bottom."""
+    horizontal = strength < 0.5
+    return canvas.flipped(horizontal=horizontal), {"axis": "horizontal" if horizontal else "vertical"}
+
+
+def quarter_turn(
+    canvas: Canvas, strength: float, rng: np.random.Generator, others: Others
+) -> tuple[Canvas, Parameters]:
+    """Turned by 90, 180 or 270 degrees, as likely at any strength."""
+    turns = int(rng.integers(1, 4))
+    return canvas.turned(turns), {"degrees": 90 * turns}
+
+
+def rotation(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
+    """Turned by 5 to 60 degrees to either side, in one of the three frames of `rotated`."""
+    degrees = between(5, 60, strength) * (1 if rng.random() < 0.5 else -1)
+    frames: tuple[Frame, ...] = ("expand", "same", "inscribed")
+    frame, fill = frames[int(rng.integers(3))], random_fill(rng)
+    parameters = {"degrees": degrees, "frame": frame} | ({} if frame == "inscribed" else {"fill": list(fill)})
+    return rotated(canvas, degrees, frame, fill), parameters
+
+
+def rotated(canvas: Canvas, degrees: float, frame: Frame, fill: Colour) -> Canvas:
+    """Turned counter-clockwise about the centre.
+
+    Args:
+        frame: "expand" grows the picture so that nothing is lost, "same" keeps its size, "inscribed" keeps the largest
+            upright rectangle without an empty corner. An expanded picture of more than twice the area is scaled down to
+            that: a strip of 10,000 x 1 pixels turned by 45 degrees would otherwise take 50 million.
+    """
+    width, height = canvas.image.size
+    angle = math.radians(degrees)
+    sine, cosine = math.sin(angle), math.cos(angle)
+    scale = 1.0
+    if frame == "expand":
+        new_width, new_height = abs(width * cosine) + abs(height * sine), abs(width * sine) + abs(height * cosine)
+        scale = min(1.0, math.sqrt(2 * width * height / (new_width * new_height)))
+    elif frame == "same":
+        new_width, new_height = width, height
+    else:
+        new_width, new_height = inscribed(width, height, angle)
+    if scale < 1:  # averaged here: the warp itself would only pick pixels
+        canvas = canvas.resized(pixels(width * scale), pixels(height * scale))
+        new_width, new_height = new_width * scale, new_height * scale
+    out_width, out_height = pixels(new_width), pixels(new_height)
+    middle_x, middle_y = canvas.image.width / 2, canvas.image.height / 2
+    turn = np.array([[cosine, sine, 0.0], [-sine, cosine, 0.0], [0.0, 0.0, 1.0]])  # y points down
+    matrix = shift(out_width / 2, out_height / 2) @ turn @ shift(-middle_x, -middle_y)
+    return canvas.warped(matrix, out_width, out_height, fill)
+
+
+def inscribed(width: float, height: float, angle: float) -> tuple[float, float]:
+    """Width and height of the largest upright rectangle inside a width x height one turned by an angle in radians."""
+    sine, cosine = abs(math.sin(angle)), abs(math.cos(angle))
+    long, short = max(width, height), min(width, height)
+    if short <= 2 * sine * cosine * long or abs(sine - cosine) < 1e-10:  # two corners touch one long side each
+        half = short / 2
+        return (half / sine, half / cosine) if width >= height else (half / cosine, half / sine)
+    double = cosine * cosine - sine * sine
+    return (width * cosine - height * sine) / double, (height * cosine - width * sine) / double
+
+
+def shift(x: float, y: float) -> np.ndarray:
+    return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
+
+
+def padding(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
+    """A border of one colour, together 10 to 80 % of the width and of the height, shared out at random."""
+    width, height = canvas.image.size
+    left, right, top, bottom = rng.dirichlet([3, 3, 3, 3]) * 2 * between(0.1, 0.8, strength)
+    left, right, top, bottom = round(left * width), round(right * width), round(top * height), round(bottom * height)
+    fill = random_fill(rng)
+    background = Image.new("RGB", (width + left + right, height + top + bottom), fill)
+    parameters = {"left": left, "right": right, "top": top, "bottom": bottom, "fill": list(fill)}
+    return canvas.pasted_on(background, left, top), parameters
+
+
+def aspect(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
+    """Stretched to a width over height 1.1 to 2.5 times larger or smaller, at the same area."""
+    stretch = between(1.1, 2.5, strength)
+    if rng.random() < 0.5:
+        stretch = 1 / stretch
+    width, height = canvas.image.size
+    return canvas.resized(pixels(width * math.sqrt(stretch)), pixels(height / math.sqrt(stretch))), {"stretch": stretch}
+
+
+def perspective(
+    canvas: Canvas, strength: float, rng: np.random.Generator, others: Others
+) -> tuple[Canvas, Parameters]:
+    """Seen at an angle: every corner moved by up to 5 to 35 % of the sides.
+
+    Half of the time the corners move inwards and leave an empty margin, so that nothing is lost; otherwise the picture
+    is cut as by a photographer who comes close: the four-sided part is stretched to the whole frame.
+    """
+    width, height = canvas.image.size
+    moves = rng.uniform(0.3, 1.0, (4, 2)) * between(0.05, 0.35, strength)
+    inwards = bool(rng.random() < 0.5)
+    fill = random_fill(rng)
+    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], dtype=float)
+    towards = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) * (width, height)
+    quad = corners + moves * towards
+    matrix = homography(corners, quad) if inwards else homography(quad, corners)
+    parameters = {"corners": quad.round(2).tolist(), "inwards": inwards} | ({"fill": list(fill)} if inwards else {})
+    return canvas.warped(matrix, width, height, fill), parameters
+
+
+def homography(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """(3, 3) that takes four points (4, 2) to four others; no three of either on one line."""
+    rows, values = [], []
+    for (x, y), (u, v) in zip(source, target, strict=True):
+        rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
+        values += [u, v]
+    return np.append(np.linalg.solve(np.array(rows), np.array(values)), 1.0).reshape(3, 3)

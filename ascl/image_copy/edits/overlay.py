@@ -1,0 +1,157 @@
+"""Edits that lay things over the picture or the picture into something else."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ascl.image_copy.edits.canvas import Canvas, between, cover_fit, pick, pixels, random_colour, size_of_area
+from ascl.image_copy.edits.geometry import Others, Parameters
+from ascl.image_copy.edits.stickers import drawn_picture, drawn_sticker, random_words, text_mask
+
+
+def text(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
+    """One (mild) to five lines of random text, 10 to 30 % of the short side high."""
+    lines = []
+    for _ in range(round(between(1, 5, strength))):
+        canvas, line = with_text(canvas, between(0.1, 0.3, strength), between(0.7, 1.0, rng.random()), rng)
+        lines.append(line)
+    return canvas, {"lines": lines}
+
+
+def with_text(canvas: Canvas, size: float, opacity: float, rng: np.random.Generator) -> tuple[Canvas, Parameters]:
+    """A line of random text in a random colour, anywhere; `size` is its height over the short side, less where it would
+    be wider than the picture."""
+    words = random_words(int(rng.integers(1, 4)), rng)
+    mask = text_mask(words, pixels(size * canvas.short_side), canvas.image.width)
+    left, top = _corner(canvas, mask.size, rng)
+    colour = random_colour(rng)
+    parameters = {"text": words, "opacity": opacity, "left": left, "top": top, "height": mask.height}
+    return canvas.covered(colour, _dimmed(mask, opacity), left, top), parameters
+
+
+def sticker(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
+    """One (mild) to four stickers, 20 to 50 % of the short side wide, at least 70 % opaque."""
+    placed = []
+    for _ in range(round(between(1, 4, strength))):
+        canvas, one = with_sticker(canvas, between(0.2, 0.5, strength), between(0.7, 1.0, rng.random()), rng)
+        placed.append(one)
+    return canvas, {"stickers": placed}
+
+
+def with_sticker(canvas: Canvas, size: float, opacity: float, rng: np.random.Generator) -> tuple[Canvas, Parameters]:
+    """A drawn sticker anywhere inside; `size` is its side over the short side of the picture."""
+    colours, mask = drawn_sticker(pixels(size * canvas.short_side), rng)
+    left, top = _corner(canvas, mask.size, rng)
+    parameters = {"size": mask.width, "opacity": opacity, "left": left, "top": top}
+    return canvas.covered(colours, _dimmed(mask, opacity), left, top), parameters
+
+
+def overlay_onto_photo(
+    canvas: Canvas, strength: float, rng: np.random.Generator, others: Others
+) -> tuple[Canvas, Parameters]:
+    """Pasted at 70 to 10 % of the area onto another photo, which is cut to the shape of this one.
+
+    All of the original is still shown, so its content scale stays; that the picture now shows more than the
+    original is not what the scale is about.
+    """
+    width, height = canvas.image.size
+    share = between(0.7, 0.1, strength)
+    small = canvas.resized(*size_of_area(width, height, share * width * height))
+    left = int(rng.integers(width - small.image.width + 1))
+    top = int(rng.integers(height - small.image.height + 1))
+    background = _photo(width, height, others, rng)
+    return small.pasted_on(background, left, top), {"share": share, "left": left, "top": top}
+
+
+def overlay_of_photo(
+    canvas: Canvas, strength: float, rng: np.random.Generator, others: Others
+) -> tuple[Canvas, Parameters]:
+    """Another photo laid over 5 to 50 % of the area, opaque or (as often) 60 to 90 % so."""
+    width, height = canvas.image.size
+    share = between(0.05, 0.5, strength)
+    over_width, over_height = size_of_area(width, height, share * width * height)
+    photo = _photo(over_width, over_height, others, rng)
+    opacity = 1.0 if rng.random() < 0.5 else between(0.6, 0.9, rng.random())
+    left, top = _corner(canvas, photo.size, rng)
+    mask = Image.new("L", photo.size, round(255 * opacity))
+    return canvas.covered(photo, mask, left, top), {"share": share, "opacity": opacity, "left": left, "top": top}
+
+
+def collage(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
+    """One of 2 (mild) to 9 cells of the picture's own shape, other photos in the others; the area stays."""
+    grids = [(2, 1), (2, 2), (3, 2), (3, 3)]
+    columns, rows = grids[min(3, int(4 * strength))]
+    if rng.random() < 0.5:
+        columns, rows = rows, columns
+    width, height = canvas.image.size
+    cell_width, cell_height = size_of_area(width, height, width * height / (columns * rows))
+    picture = Image.new("RGB", (columns * cell_width, rows * cell_height))
+    mine = int(rng.integers(columns * rows))
+    for cell in range(columns * rows):
+        if cell != mine:
+            photo = _photo(cell_width, cell_height, others, rng)
+            picture.paste(photo, (cell % columns * cell_width, cell // columns * cell_height))
+    result = canvas.resized(cell_width, cell_height).pasted_on(
+        picture, mine % columns * cell_width, mine // columns * cell_height
+    )
+    return result, {"columns": columns, "rows": rows, "cell": mine}
+
+
+def screenshot(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
+    """On the screen of a phone or a computer, 75 to 20 % of its area, between bars, lines of text and buttons."""
+    width, height = canvas.image.size
+    share = between(0.75, 0.2, strength)
+    shape = float(rng.choice([9 / 19.5, 3 / 4, 16 / 9]))  # phone, tablet, computer: width over height of the screen
+    shape = min(max(shape, share * width / height), width / height / share)  # or the picture would not fit
+    screen_width, screen_height = size_of_area(shape, 1.0, width * height)
+    shown_width, shown_height = size_of_area(width, height, share * width * height)
+    shown_width, shown_height = min(shown_width, screen_width), min(shown_height, screen_height)
+    dark = bool(rng.random() < 0.4)
+    screen = drawn_screen(screen_width, screen_height, dark, rng)
+    left = (screen_width - shown_width) // 2
+    top = (screen_height - shown_height) // 2
+    small = canvas.resized(shown_width, shown_height)
+    return small.pasted_on(screen, left, top), {"share": share, "screen": [screen_width, screen_height], "dark": dark}
+
+
+def drawn_screen(width: int, height: int, dark: bool, rng: np.random.Generator) -> Image.Image:
+    """An empty page of a program: bars above and below, a round portrait, lines of text, buttons."""
+    page, ink, bar = [(level,) * 3 for level in ((18, 225, 40) if dark else (255, 40, 236))]
+    screen = Image.new("RGB", (width, height), page)
+    draw = ImageDraw.Draw(screen)
+    unit = max(min(width, height) / 24, max(width, height) / 200)  # height of a line of text
+    accent = random_colour(rng)
+
+    def line(x: float, y: float, size: float) -> None:
+        mask = text_mask(random_words(int(rng.integers(2, 6)), rng), pixels(size), max(1.0, width - x - unit))
+        draw.bitmap((round(x), round(y)), mask, fill=ink)
+
+    draw.rectangle([0, 0, width, 1.5 * unit], fill=bar)
+    line(0.5 * unit, 0.3 * unit, 0.8 * unit)
+    draw.ellipse([0.5 * unit, 2 * unit, 2.5 * unit, 4 * unit], fill=accent)
+    line(3 * unit, 2.4 * unit, unit)
+    for row in range(max(0, int((height - 8 * unit) / (2 * unit)))):  # most of them end up under the picture
+        line(0.5 * unit, (5 + 2 * row) * unit, unit)
+    draw.rectangle([0, height - 2 * unit, width, height], fill=bar)
+    for button in range(4):
+        x = (button + 0.5) * width / 4
+        draw.ellipse([x - 0.5 * unit, height - 1.5 * unit, x + 0.5 * unit, height - 0.5 * unit], fill=ink)
+    return screen
+
+
+def _photo(width: int, height: int, others: Others, rng: np.random.Generator) -> Image.Image:
+    other = pick(others, rng)
+    return drawn_picture(width, height, rng) if other is None else cover_fit(other, width, height)
+
+
+def _corner(canvas: Canvas, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+    """A place for something of a size: inside the picture where it fits, else sticking out on both sides alike."""
+    free_x, free_y = canvas.image.width - size[0], canvas.image.height - size[1]
+    left = int(rng.integers(free_x + 1)) if free_x >= 0 else free_x // 2
+    top = int(rng.integers(free_y + 1)) if free_y >= 0 else free_y // 2
+    return left, top
+
+
+def _dimmed(mask: Image.Image, opacity: float) -> Image.Image:
+    return mask if opacity >= 1 else mask.point([round(level * opacity) for level in range(256)])

@@ -1,0 +1,1 @@
+"""Evaluation of copy detection: metrics, protocols, score normalization, files, intervals."""

@@ -1,0 +1,104 @@
+"""Intervals of the metrics when the queries are drawn again: what another sample of queries would have given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ascl.core.errors import DataError
+from ascl.image_copy.evaluation.metrics import PRECISION, JudgedPairs, ranks_of_pairs
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Percentile interval of one metric; None where no sample had a value (recall at P90 that is never reached)."""
+
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Intervals over `samples` draws of the queries.
+
+    Attributes:
+        muap, recall_at_p90, recall_rank1: intervals; a sample that never reaches P90 counts as recall 0 there.
+        samples: draws that had a true pair (a draw without any has no metric).
+        confidence: of the intervals, 0.95 for example.
+        seed: of the draws.
+    """
+
+    muap: Interval
+    recall_at_p90: Interval
+    recall_rank1: Interval
+    samples: int
+    confidence: float
+    seed: int
+
+
+def bootstrap_intervals(
+    judged: JudgedPairs, queries: int, *, samples: int, seed: int, confidence: float = 0.95
+) -> Bootstrap:
+    """Draw as many queries as there are, with replacement, and compute the metrics of each draw.
+
+    A query that is drawn k times stands in the list k times with all its predictions and its true pairs. The list is
+    sorted once and each draw weighs its rows, so that a draw costs one pass; the values are those of the drawn list.
+
+    Args:
+        judged: the predictions.
+        queries: number of all queries, those without any prediction and without a reference included; the sampled unit.
+        samples: number of draws.
+        seed: of the draws.
+        confidence: share of the draws inside the interval.
+
+    Raises:
+        DataError: fewer queries than the predictions and the ground truth name, or no draw asked for.
+    """
+    if queries < len(judged.query_ids):
+        raise DataError(f"{queries} queries were given, predictions and ground truth name {len(judged.query_ids)}")
+    if samples < 1:
+        raise DataError(f"{samples} bootstrap samples were asked for; at least 1 is needed")
+    generator = np.random.default_rng(seed)
+    first = ranks_of_pairs(judged) == 0
+    true_rows = np.flatnonzero(judged.correct)
+    true_query = judged.query[true_rows]
+    values = np.full((samples, 3), np.nan)
+    for sample in range(samples):
+        times = np.bincount(generator.integers(0, queries, queries), minlength=queries)
+        positives = times[judged.gt_query].sum()
+        if positives == 0:
+            continue
+        times_true = times[true_query]
+        true_after = np.cumsum(times_true)
+        rows_after = np.cumsum(times[judged.query])[true_rows]
+        values[sample] = (
+            _precision_sum(true_after, rows_after, times_true) / positives,
+            _recall(true_after, rows_after, times_true) / positives,
+            times[judged.gt_query[first]].sum() / positives,
+        )
+    drawn = values[~np.isnan(values[:, 0])]
+    share = 100 * (1 - confidence) / 2
+    muap, recall_at_p90, recall_rank1 = (_interval(column, share) for column in drawn.T)
+    return Bootstrap(muap, recall_at_p90, recall_rank1, samples=len(drawn), confidence=confidence, seed=seed)
+
+
+def _interval(values: np.ndarray, share: float) -> Interval:
+    if not len(values):
+        return Interval(None, None)
+    low, high = np.percentile(values, [share, 100 - share])
+    return Interval(float(low), float(high))
+
+
+def _precision_sum(true_after: np.ndarray, rows_after: np.ndarray, times: np.ndarray) -> float:
+    """Sum of the precision at each copy of each true row; the copies stand one after the other."""
+    true = np.arange(1, int(times.sum()) + 1)
+    to_come = np.repeat(true_after, times) - true  # copies of the same row that stand behind this one
+    return float((true / (np.repeat(rows_after, times) - to_come)).sum())
+
+
+def _recall(true_after: np.ndarray, rows_after: np.ndarray, times: np.ndarray) -> int:
+    """True rows at the last place whose precision is high enough; within copies the last has the best precision."""
+    drawn = times > 0
+    reached = true_after[drawn] / rows_after[drawn] >= PRECISION
+    return int(true_after[drawn][reached].max(initial=0))

@@ -1,0 +1,96 @@
+"""Copydays (INRIA): whose copy a picture is, by its number, and the trapezoid scores in which it is reported.
+
+Numbers of six digits: 200000, 200100 ... 215600 are the 157 originals; every picture of the same first four digits is a
+copy of that original. Blocks are folders: `original`, `strong` (229 pictures), `jpegqual/3` to `/75`, `crops/10` to
+`/80`; the pictures of the last two have the number of their original.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ascl.core.errors import DataError
+from ascl.image_copy.evaluation.files import GroundTruth
+from ascl.image_copy.evaluation.metrics import JudgedPairs, trapezoid_average_precision
+
+NEIGHBOURS = 100  # results that are kept for each query in the published evaluation
+_NUMBER = re.compile(r"(2\d{3})\d\d(\.\w+)?")
+
+
+def block_of(name: str) -> str:
+    """The block of an id `strong/200001`, `jpegqual/3/200000` ...; empty for an id without a folder."""
+    return name.rpartition("/")[0]
+
+
+def copydays_ground_truth(queries: Sequence[str], references: Sequence[str]) -> GroundTruth:
+    """Every query with the original of its number.
+
+    Args:
+        queries: ids of the pictures of all blocks, `BLOCK/NUMBER`; the originals are queries too.
+        references: ids of the originals (six digits that end in 00, a folder before it or not) and of any distractors.
+
+    Raises:
+        DataError: no original among the references, two of one number, or a query that has no number of Copydays.
+    """
+    original: dict[str, str] = {}
+    for name in references:
+        number = _NUMBER.fullmatch(name.rpartition("/")[2])
+        if number and number.group(0)[4:6] == "00":
+            if number.group(1) in original:
+                raise DataError(
+                    f"references {original[number.group(1)]!r} and {name!r} are both the original {number.group(1)}00"
+                )
+            original[number.group(1)] = name
+    if not original:
+        raise DataError("no reference has the number of a Copydays original (200000, 200100 ...): describe `original`")
+    pairs = []
+    for name in queries:
+        number = _NUMBER.fullmatch(name.rpartition("/")[2])
+        if number is None:
+            raise DataError(f"query {name!r} has no number of Copydays (BLOCK/200001, say)")
+        # an original that is not there stays a pair: it is counted as missing, not left out
+        pairs.append((name, original.get(number.group(1), f"{number.group(1)}00")))
+    return GroundTruth(list(queries), [query for query, _ in pairs], [reference for _, reference in pairs])
+
+
+def copydays_report(judged: JudgedPairs) -> dict[str, Any]:
+    """mAP of every block, of `strong` above all, and the micro average precision of all queries pooled; trapezoids.
+
+    Returns:
+        `map_by_block` (block -> mean over its queries), `map` (over all queries), `pooled_uap`, `queries`.
+    """
+    average = average_precisions(judged)
+    blocks: dict[str, list[float]] = {}
+    for query, value in average.items():
+        blocks.setdefault(block_of(str(judged.query_ids[query])), []).append(value)
+    return {
+        "map_by_block": {block: float(np.mean(values)) for block, values in sorted(blocks.items())},
+        "map": float(np.mean(list(average.values()))),
+        "pooled_uap": pooled_average_precision(judged),
+        "queries": len(average),
+    }
+
+
+def average_precisions(judged: JudgedPairs) -> dict[int, float]:
+    """Trapezoid average precision of every query with a true pair, by query code; the false come first among equals."""
+    by_query = np.argsort(judged.query, kind="stable")
+    start = np.searchsorted(judged.query[by_query], np.arange(len(judged.query_ids)))
+    rank = np.empty(len(by_query), dtype=np.int64)
+    rank[by_query] = np.arange(len(by_query)) - start[judged.query[by_query]]
+    hits: dict[int, list[int]] = {}
+    positives: dict[int, int] = {}
+    for query, position in zip(judged.gt_query.tolist(), judged.gt_position.tolist(), strict=True):
+        positives[query] = positives.get(query, 0) + 1
+        hits.setdefault(query, [])
+        if position >= 0:
+            hits[query].append(int(rank[position]))
+    return {query: trapezoid_average_precision(ranks, positives[query]) for query, ranks in hits.items()}
+
+
+def pooled_average_precision(judged: JudgedPairs) -> float:
+    """Trapezoid average precision of all queries' results in one list, over all true pairs."""
+    return trapezoid_average_precision(np.flatnonzero(judged.correct), len(judged.gt_query))

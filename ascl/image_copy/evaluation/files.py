@@ -1,0 +1,203 @@
+"""The files of copy detection: ground truth, predictions and edits in CSV, as DISC2021 and NDEC publish them.
+
+Descriptors are in `descriptor_files.py`. Every reader takes a gzip as well, told by its content, and every writer makes
+one where the name ends in `.gz`.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ascl.core.errors import DataError
+from ascl.core.files import atomic_path
+from ascl.data.text_files import read_text
+
+PAIR_HEADERS = (["query_id", "reference_id"], ["query_image_id", "db_image_id"])
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """Who copied whom.
+
+    Attributes:
+        queries: every query, in the order of the file, each once; those without a pair are distractors.
+        pair_query, pair_reference: the true pairs.
+    """
+
+    queries: list[str]
+    pair_query: list[str]
+    pair_reference: list[str]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """How a query was made: `kind` of edit, `strength` as the maker named it, share of the original still seen.
+
+    `role` is what it is there for (a copy, a distractor, a hard negative); empty where the file does not say.
+    """
+
+    kind: str
+    strength: str
+    content_scale: float | None
+    role: str = ""
+
+
+def read_ground_truth(path: str | os.PathLike) -> GroundTruth:
+    """Rows `query_id,reference_id`; a blank reference is a distractor, several rows of a query several references.
+
+    Raises:
+        DataError: no such file, a row of other than two columns or without a query, a pair or a distractor listed
+            twice, a query listed both with and without a reference, no row, no pair (row named).
+    """
+    pairs: dict[tuple[str, str], int] = {}
+    blank: dict[str, int] = {}
+    queries: dict[str, bool] = {}
+    for row, cells in _rows(path, 2, "query_id,reference_id"):
+        query, reference = cells
+        if not query:
+            raise DataError(f"{path}, row {row}: no query id")
+        before = pairs.get((query, reference)) if reference else blank.get(query)
+        if before is not None:
+            raise DataError(f"{path}, row {row}: the same as row {before} ({query},{reference}); keep one of them")
+        if queries.setdefault(query, bool(reference)) != bool(reference):
+            raise DataError(f"{path}, row {row}: query {query!r} is listed both with a reference and without one")
+        if reference:
+            pairs[query, reference] = row
+        else:
+            blank[query] = row
+    if not pairs:
+        raise DataError(f"{path} names no query with a reference: nothing can be measured with it")
+    return GroundTruth(list(queries), [query for query, _ in pairs], [reference for _, reference in pairs])
+
+
+def write_ground_truth(path: str | os.PathLike, truth: GroundTruth) -> None:
+    """Write what `read_ground_truth` reads, with a header, queries in their order."""
+    references: dict[str, list[str]] = {query: [] for query in truth.queries}
+    for query, reference in zip(truth.pair_query, truth.pair_reference, strict=True):
+        references.setdefault(query, []).append(reference)
+    rows = ((query, reference) for query, found in references.items() for reference in found or [""])
+    _write(path, ["query_id", "reference_id"], rows)
+
+
+def read_predictions(path: str | os.PathLike) -> tuple[list[str], list[str], np.ndarray]:
+    """Rows `query_id,reference_id,score` -> query ids, reference ids, scores (N,) float64.
+
+    Raises:
+        DataError: no such file, a row of other than three columns, an empty id, a score that is no number (row named).
+    """
+    queries, references, scores = [], [], []
+    for row, (query, reference, score) in _rows(path, 3, "query_id,reference_id,score"):
+        if not query or not reference:
+            raise DataError(f"{path}, row {row}: no {'query' if not query else 'reference'} id")
+        queries.append(query)
+        references.append(reference)
+        try:
+            scores.append(float(score))
+        except ValueError:
+            raise DataError(f"{path}, row {row}: score {score!r} is no number") from None
+    values = np.array(scores, dtype=np.float64)
+    if np.isnan(values).any():
+        raise DataError(f"{path}, prediction {int(np.isnan(values).argmax()) + 1}: the score is not a number (NaN)")
+    return queries, references, values
+
+
+def write_predictions(
+    path: str | os.PathLike, query: Iterable[str], reference: Iterable[str], score: np.ndarray
+) -> None:
+    """Write what `read_predictions` reads; scores with the fewest digits that give back the same number.
+
+    Fewer digits would make equal scores of unequal ones, and ties cost: the published tools' six decimals do so.
+    """
+    digits = np.asarray(score).astype(str).tolist()  # numpy's shortest decimal that reads back the same, in its type
+    _write(path, ["query_id", "reference_id", "score"], zip(query, reference, digits, strict=True))
+
+
+def read_edits(path: str | os.PathLike) -> dict[str, Edit]:
+    """Columns `query_id,kind[,strength,content_scale,role]` with a header, others passed over -> edit by query.
+
+    Raises:
+        DataError: no such file, no such column, a query twice, a content scale that is no number in [0, 1] (row named).
+    """
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
+    missing = {"query_id", "kind"} - set(reader.fieldnames or [])
+    if missing:
+        raise DataError(f"{path}: no column {', '.join(sorted(missing))} in its header {reader.fieldnames}")
+    edits: dict[str, Edit] = {}
+    for row in _parsed(path, reader):
+        query = row["query_id"]
+        if query in edits:
+            raise DataError(f"{path}, row {reader.line_num}: query {query!r} has a row before")
+        if row["kind"] is None:
+            raise DataError(f"{path}, row {reader.line_num}: fewer cells than the header has")
+        scale = _scale(path, reader.line_num, row)
+        edits[query] = Edit(row["kind"], row.get("strength") or "", scale, row.get("role") or "")
+    return edits
+
+
+def _scale(path: str | os.PathLike, row: int, cells: dict[str, str]) -> float | None:
+    text = cells.get("content_scale")
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise DataError(f"{path}, row {row}: content_scale {text!r} is no number from 0 to 1")
+    return value
+
+
+def _text(path: str | os.PathLike) -> str:
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    return read_text(path)
+
+
+def _rows(path: str | os.PathLike, columns: int, layout: str) -> Iterator[tuple[int, list[str]]]:
+    """(row from 1, stripped cells) of every row but the header and empty ones."""
+    reader = csv.reader(io.StringIO(_text(path), newline=""))
+    some = False
+    for cells in _parsed(path, reader):
+        row = reader.line_num
+        if not cells:
+            continue
+        if len(cells) != columns:
+            raise DataError(f"{path}, row {row}: {len(cells)} columns ({','.join(cells)[:80]!r}), expected {layout}")
+        cells = [cell.strip() for cell in cells]
+        if not some and cells[:2] in PAIR_HEADERS:
+            some = True
+            continue
+        some = True
+        yield row, cells
+    if not some:
+        raise DataError(f"{path} is empty; expected rows {layout}")
+
+
+def _parsed(path: str | os.PathLike, reader: Iterable[Any]) -> Iterator[Any]:
+    """What a reader of CSV gives; its own errors (a quote that never closes) as ours."""
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise DataError(f"{path} is no CSV file: {error}") from error
+
+
+def _write(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    zipped = str(path).endswith(".gz")
+    with atomic_path(path) as temporary:
+        opened = gzip.open(temporary, "wt", encoding="utf-8", newline="") if zipped else open(
+            temporary, "w", encoding="utf-8", newline=""
+        )
+        with opened as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows(rows)

@@ -1,0 +1,188 @@
+"""Making scores of different queries comparable with the help of a background set that holds no copy.
+
+Three ways, all of them choices of the evaluation and no part of a model: subtract what a query scores on the background
+(SSCD's and the challenge's normalisation), subtract the nearest background vectors from the vectors themselves
+(negative embedding subtraction), and whiten with the background's principal components.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from operator import index
+
+import numpy as np
+
+from ascl.core.errors import DataError
+from ascl.index.exact import nearest_references
+
+ROWS = 2**14  # whose neighbours are held at a time
+
+
+def background_score(
+    query: np.ndarray, background: np.ndarray, *, start: int, end: int, device: str = "cpu"
+) -> np.ndarray:
+    """b(q): mean of the `start`-th to `end`-th largest inner products of each query with the background.
+
+    Args:
+        query: (Nq, d) float.
+        background: (M, d) float, M > end.
+        start, end: from zero, both included; 0 and 2 are SSCD's, 9 and 9 the challenge's.
+        device: where the background is searched.
+
+    Returns:
+        (Nq,) float64.
+
+    Raises:
+        DataError: start or end out of order, a background of at most `end` vectors, or as `nearest_references`.
+    """
+    start, end = index(start), index(end)
+    if not 0 <= start <= end:
+        raise DataError(f"score normalisation from place {start} to {end}: give 0 <= start <= end")
+    if len(background) <= end:
+        raise DataError(f"the background has {len(background)} vectors; place {end} (from 0) needs {end + 1}")
+    _, scores = nearest_references(query, background, end + 1, metric="ip", device=device)
+    return scores[:, start:].mean(axis=1)
+
+
+def score_normalise(
+    query: np.ndarray, reference: np.ndarray, background: np.ndarray, *, weight: float, start: int, end: int
+) -> np.ndarray:
+    """Normalised score of every pair: q.r - weight * b(q).
+
+    The whole matrix is returned: for sets too large for it, search among `augmented` vectors.
+
+    Args:
+        query, reference, background: (Nq, d), (Nr, d), (M, d) float; unit rows where cosines are meant.
+        weight: of the background; 1 is SSCD's and RDCD's, 2 the challenge's example.
+        start, end: as `background_score`.
+
+    Returns:
+        (Nq, Nr) float64.
+
+    Source: Pizzi et al., CVPR 2022 (SSCD), appendix; Douze et al., arXiv 2106.09672, for start = end.
+    """
+    _check_dimension(query, reference, "references")
+    normal = query.astype(np.float64) @ reference.astype(np.float64).T
+    return normal - weight * background_score(query, background, start=start, end=end)[:, None]
+
+
+def augmented(
+    query: np.ndarray, reference: np.ndarray, background: np.ndarray, *, weight: float, start: int, end: int,
+    device: str = "cpu",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of one more dimension whose inner products are the normalised scores, for any inner-product index.
+
+    Args: as `score_normalise`.
+
+    Returns:
+        [query, -weight * b(query)] (Nq, d + 1) and [reference, 1] (Nr, d + 1), in the types of the inputs. The added
+        column is no part of a cosine: search by inner product only.
+    """
+    _check_dimension(query, reference, "references")
+    subtracted = -weight * background_score(query, background, start=start, end=end, device=device)
+    ones = np.ones((len(reference), 1), dtype=reference.dtype)
+    return np.hstack([query, subtracted[:, None].astype(query.dtype)]), np.hstack([reference, ones])
+
+
+def subtract_negatives(
+    embeddings: np.ndarray, negatives: np.ndarray, *, beta: float, neighbours: int, iterations: int,
+    device: str = "cpu",
+) -> np.ndarray:
+    """Negative embedding subtraction: away from the nearest vectors that are known to be no copies.
+
+    Each iteration: e <- nz(e - beta * mean of the `neighbours` negatives of the largest inner product with e). The
+    winner of the challenge's descriptor track did it to queries and references alike, with beta 0.35, 10 neighbours
+    and 1 iteration, the negatives being the training set (themselves averaged with their own neighbours beforehand).
+
+    Args:
+        embeddings: (N, d) float, L2-normalised; taken as they are.
+        negatives: (M, d) float, M >= neighbours.
+        beta: share of the mean that is subtracted, unitless.
+        neighbours, iterations: at least 1.
+        device: where the neighbours are searched.
+
+    Returns:
+        (N, d) in the type of `embeddings`, unit rows; a row that the subtraction makes zero stays zero.
+
+    Raises:
+        DataError: fewer negatives than neighbours, neighbours or iterations < 1, or as `nearest_references`.
+
+    Source: Yokoo, arXiv 2112.04323, section on negative embedding subtraction.
+    """
+    neighbours, iterations = index(neighbours), index(iterations)
+    if neighbours < 1 or iterations < 1:
+        raise DataError(f"{neighbours} neighbours and {iterations} iterations: both have to be at least 1")
+    if len(negatives) < neighbours:
+        raise DataError(f"{neighbours} neighbours of {len(negatives)} negatives: give more negatives")
+    moved = embeddings.astype(np.float64)
+    for _ in range(iterations):
+        nearest, _ = nearest_references(
+            moved.astype(embeddings.dtype), negatives, neighbours, metric="ip", device=device
+        )
+        for first in range(0, len(moved), ROWS):
+            rows = slice(first, first + ROWS)
+            moved[rows] = _unit(moved[rows] - beta * negatives[nearest[rows]].mean(axis=1, dtype=np.float64))
+    return moved.astype(embeddings.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Whitening:
+    """Centring, principal components, each divided by its standard deviation: `PCAW{d},L2norm` in FAISS' words.
+
+    Attributes:
+        mean: (D,) float64 of the background.
+        projection: (D, d) float64, the components' columns divided by the root of their variance.
+    """
+
+    mean: np.ndarray
+    projection: np.ndarray
+
+    def apply(self, vectors: np.ndarray) -> np.ndarray:
+        """(N, D) float -> (N, d) of the same type, unit rows."""
+        _check_dimension(vectors, self.mean[None], "the background of the whitening")
+        result = np.empty((len(vectors), self.projection.shape[1]), dtype=vectors.dtype)
+        for first in range(0, len(vectors), ROWS):
+            rows = slice(first, first + ROWS)
+            result[rows] = _unit((vectors[rows].astype(np.float64) - self.mean) @ self.projection)
+        return result
+
+
+def fit_whitening(background: np.ndarray, dimension: int) -> Whitening:
+    """Whitening to `dimension` components, fitted on a background set.
+
+    Args:
+        background: (M, D) float.
+        dimension: 1 to D, and no more than the background spans: a component without variance cannot be divided by it.
+
+    Raises:
+        DataError: dimension out of that range (the message says how many components there are).
+    """
+    total = background.shape[1]
+    if not 1 <= dimension <= total:
+        raise DataError(f"whitening to {dimension} dimensions: the vectors have {total}; choose 1 to {total}")
+    mean = background.mean(axis=0, dtype=np.float64)
+    covariance = np.zeros((total, total))
+    for first in range(0, len(background), ROWS):
+        centred = background[first : first + ROWS].astype(np.float64) - mean
+        covariance += centred.T @ centred
+    variance, components = np.linalg.eigh(covariance / max(1, len(background)))
+    variance, components = variance[::-1], components[:, ::-1]
+    # below float32's resolution of the largest variance a component holds rounding errors, which whitening would raise
+    spanned = int((variance > variance[0] * total * np.finfo(np.float32).eps ** 2).sum()) if variance[0] > 0 else 0
+    spanned = min(spanned, len(background) - 1)
+    if dimension > spanned:
+        raise DataError(
+            f"whitening to {dimension} dimensions: the {len(background)} background vectors span only {spanned}; "
+            "choose fewer, or give a larger background"
+        )
+    return Whitening(mean, components[:, :dimension] / np.sqrt(variance[:dimension]))
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms == 0, 1.0, norms)
+
+
+def _check_dimension(vectors: np.ndarray, others: np.ndarray, name: str) -> None:
+    if vectors.ndim != 2 or others.ndim != 2 or vectors.shape[1] != others.shape[1]:
+        raise DataError(f"vectors of shape {vectors.shape} do not fit {name} of shape {others.shape}")

@@ -1,0 +1,1 @@
+"""Training of descriptors: batches, objectives (SSCD, RDCD, ASL), validation, the run."""

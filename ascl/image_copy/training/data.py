@@ -1,0 +1,234 @@
+"""Training images on their way to the network: found, split, cached small, edited in workers, batched."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from ascl.core.errors import DataError
+from ascl.image_copy.edits.augment import CopyAugmentation, IdentityAugmentation
+from ascl.image_copy.edits.edits import SEED_END, sample_rng
+from ascl.image_copy.training.objective import IdentityBatch, ViewBatch
+from ascl.image_copy.training.sampler import IdentityBatchSampler
+from ascl.images.loader import Decoder
+from ascl.images.read import UnreadableImage, load_image
+
+MIXED_IN = 3  # other photos at hand for each image of an identity
+OTHERS_DRAW = SEED_END - 1  # of `sample_rng`: which photos those are; no view has this number
+
+
+def held_out(paths: Sequence[Path], share: float, most: int) -> tuple[list[Path], list[Path]]:
+    """Training images, and those kept from them for validation: the ones whose ids hash lowest.
+
+    By the id and not by place: an image's name alone, and how many images there are, decide. Where others come to the
+    folder, none that was trained on is held out while the number held out stays the same; some that were held out are
+    then trained on. Runs on two states of a folder have therefore different held-out images.
+
+    Args:
+        share: of the images, in (0, 1). most: at most so many are held out.
+
+    Raises:
+        DataError: a side would be left with fewer than two images.
+    """
+    if not 0 < share < 1:
+        raise DataError(f"data.validation_share is {share}: has to lie between 0 and 1")
+    count = min(most, round(share * len(paths)))
+    if count < 2 or len(paths) - count < 2:
+        raise DataError(
+            f"{len(paths)} images with a validation share of {share:g} (at most {most}) leave {count} to validate and "
+            f"{len(paths) - count} to train with; at least two of each are needed"
+        )
+    kept_out = set(sorted(range(len(paths)), key=lambda i: hashlib.sha256(paths[i].stem.encode()).digest())[:count])
+    return (
+        [path for i, path in enumerate(paths) if i not in kept_out],
+        [path for i, path in enumerate(paths) if i in kept_out],
+    )
+
+
+@dataclass(frozen=True)
+class ShortSide:
+    """Reduces an image so that its short side is `side` pixels; a smaller image stays as it is. Picklable."""
+
+    side: int
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        scale = self.side / min(image.size)
+        if scale < 1:
+            size = (max(self.side, round(image.width * scale)), max(self.side, round(image.height * scale)))
+            image = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+        return np.asarray(image)
+
+
+class ImageFiles:
+    """Images decoded anew at each use.
+
+    Attributes:
+        paths: of the images, in their order.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return load_image(self.paths[index]).image
+
+
+class SmallImages(ImageFiles):
+    """Images decoded once, reduced, and kept in memory as one array of bytes, which forked workers share.
+
+    Attributes:
+        skipped: (path, reason) of the unreadable images that were left out of `paths`.
+    """
+
+    def __init__(self, paths: Sequence[Path], side: int, *, workers: int, skip_unreadable: bool) -> None:
+        """
+        Args:
+            side: of the short side in pixels, see `ShortSide`.
+            workers: processes that decode.
+
+        Raises:
+            DataError: an unreadable image that is not to be skipped, or none that can be read.
+        """
+        self.skipped: list[tuple[Path, str]] = []
+        decoder = Decoder(paths, range(len(paths)), ShortSide(side), workers)
+        kept, images = [], []
+        for path in paths:
+            decoded = decoder.take()
+            if decoded.pixels is None:
+                if not skip_unreadable:
+                    raise UnreadableImage(path, f"{decoded.reason}; data.skip_unreadable true leaves such images out")
+                self.skipped.append((path, decoded.reason))
+            else:
+                kept.append(path)
+                images.append(decoded.pixels)
+        if not images:
+            raise DataError(f"none of the {len(paths)} images can be read")
+        super().__init__(kept)
+        self._shapes = [image.shape for image in images]
+        self._starts = np.cumsum([0, *(image.size for image in images)])
+        self._bytes = np.empty(self._starts[-1], dtype=np.uint8)
+        for number in range(len(images)):
+            self._bytes[self._starts[number] : self._starts[number + 1]] = images[number].ravel()
+            images[number] = np.empty(0, np.uint8)  # the two copies never lie in memory whole
+
+    @property
+    def nbytes(self) -> int:
+        return self._bytes.nbytes
+
+    def __getitem__(self, index: int) -> Image.Image:
+        data = self._bytes[self._starts[index] : self._starts[index + 1]]
+        return Image.fromarray(data.reshape(self._shapes[index]))
+
+
+def readable(paths: Sequence[Path], *, workers: int) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """The images that can be decoded, and the others with their reasons; each file is read once."""
+    decoder = Decoder(paths, range(len(paths)), ShortSide(1), workers)
+    reasons = [decoder.take() for _ in paths]
+    good = [path for path, decoded in zip(paths, reasons, strict=True) if decoded.pixels is not None]
+    return good, [(p, d.reason) for p, d in zip(paths, reasons, strict=True) if d.pixels is None]
+
+
+class Others(Sequence[Image.Image]):
+    """Some photos of a folder other than one of them, decoded when they are asked for: most edits mix in none."""
+
+    def __init__(self, images: ImageFiles, item: int, rng: np.random.Generator) -> None:
+        count = len(images)
+        steps = rng.integers(1, count, MIXED_IN).tolist() if count > 1 else []
+        self._images, self._items = images, [(item + step) % count for step in steps]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: Any) -> Any:
+        items = self._items[index]
+        return [self._images[item] for item in items] if isinstance(items, list) else self._images[items]
+
+
+class Views(Dataset):
+    """Two edited views of an image for each key (epoch, item, view) of the sampler, the same in any worker."""
+
+    def __init__(self, images: ImageFiles, augmentation: CopyAugmentation, seed: int) -> None:
+        self.images, self.augmentation, self.seed = images, augmentation, seed
+        self.ids = [path.stem for path in images.paths]
+
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[torch.Tensor, int]:
+        epoch, item, _ = key
+        views = self.augmentation.views(self.images[item], seed=self.seed, index=item, epoch=epoch)
+        return torch.stack([view.pixels for view in views]), item
+
+    def collate(self, samples: list[tuple[torch.Tensor, int]]) -> ViewBatch:
+        pixels, items = zip(*samples, strict=True)
+        return ViewBatch(
+            torch.stack(pixels, dim=1), torch.tensor(items, dtype=torch.int64), [self.ids[item] for item in items]
+        )
+
+
+class Identities(Dataset):
+    """One image of an identity for each key (epoch, item, view) of the sampler, the same in any worker."""
+
+    def __init__(self, images: ImageFiles, augmentation: IdentityAugmentation, seed: int) -> None:
+        self.images, self.augmentation, self.seed = images, augmentation, seed
+
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[torch.Tensor, float, int, int]:
+        epoch, item, view = key
+        rng = sample_rng(self.seed, item, OTHERS_DRAW - (epoch * len(self.augmentation.kinds) + view))
+        made = self.augmentation(
+            self.images[item], view, seed=self.seed, index=item, epoch=epoch, others=Others(self.images, item, rng)
+        )
+        return made.pixels, made.content_scale, int(made.kind), item
+
+    def collate(self, samples: list[tuple[torch.Tensor, float, int, int]]) -> IdentityBatch:
+        pixels, scales, kinds, items = zip(*samples, strict=True)
+        count = len(self.augmentation.kinds)
+        return IdentityBatch(
+            torch.stack(pixels), torch.tensor(items[::count], dtype=torch.int64),
+            torch.tensor(scales, dtype=torch.float64).view(-1, count), torch.tensor(kinds).view(-1, count),
+        )
+
+
+class TrainBatches:
+    """(epoch, first batch) -> this process's batches: what `training.fit` asks for.
+
+    Each image occurs once an epoch at most; an image is never in the batches of two processes.
+    """
+
+    def __init__(
+        self, dataset: Views | Identities, *, identities: int, images: int, seed: int, workers: int, process: int,
+        processes: int,
+    ) -> None:
+        """
+        Args:
+            identities: originals a batch, in each process.
+            images: keys for each of them: 1 for `Views`, the number of kinds for `Identities`.
+        """
+        if workers < 0:
+            raise DataError(f"data.workers is {workers}: has to be at least 0")
+        self.dataset, self.workers = dataset, workers
+        self.sampler = IdentityBatchSampler(
+            np.arange(len(dataset.images)), identities, images, seed=seed, process=process, processes=processes
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.sampler)
+
+    def __call__(self, epoch: int, first: int) -> Iterator[Any]:
+        self.sampler.set_epoch(epoch, first)
+        loader = DataLoader(
+            self.dataset, batch_sampler=self.sampler, collate_fn=self.dataset.collate, num_workers=self.workers
+        )
+        try:
+            yield from loader
+        except DataError as error:  # from a worker it comes wrapped in the worker's traceback
+            raise DataError(str(error).rpartition(f"{DataError.__module__}.{DataError.__name__}: ")[2]) from error

@@ -1,0 +1,117 @@
+"""A small benchmark of held-out images in memory, by which a run chooses its best model and watches for collapse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ascl.image_copy.edits.augment import reduced
+from ascl.image_copy.edits.edits import EDITS, random_chain, sample_rng
+from ascl.image_copy.evaluation.metrics import micro_average_precision
+from ascl.image_copy.training.data import ImageFiles, Others
+from ascl.image_copy.training.monitor import Health, health
+from ascl.images.read import SquarePixels
+from ascl.index.exact import nearest_references
+
+STRENGTHS = (0.15, 0.5, 0.85)  # of the edits, in turn
+CROP_STRENGTHS = (0.2, 0.5, 0.8)
+NEIGHBOURS = 10
+SHOWS_LESS = 0.9  # content scale below which a copy counts for the order of norms
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """Held-out originals, an edited copy and a crop of each.
+
+    Attributes:
+        references, queries, crops: (N, 3, S, S) uint8, row i of each from photo i.
+        scales: (N,) float64 content scale of the queries.
+    """
+
+    references: Tensor
+    queries: Tensor
+    crops: Tensor
+    scales: Tensor
+
+
+class _Copies(Dataset):
+    def __init__(self, images: ImageFiles, mixed_in: ImageFiles, prepare: SquarePixels, seed: int) -> None:
+        self.images, self.mixed_in, self.prepare, self.seed = images, mixed_in, prepare, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, float]:
+        photo = reduced(self.images[index], 4 * self.prepare.size)
+        rng = sample_rng(self.seed, index)
+        edited = random_chain(photo, STRENGTHS[index % len(STRENGTHS)], rng, Others(self.mixed_in, index, rng))
+        crop = EDITS["crop"](photo, CROP_STRENGTHS[index % len(CROP_STRENGTHS)], rng)
+        photo_, copy, part = (
+            torch.from_numpy(self.prepare(image).transpose(2, 0, 1).copy())
+            for image in (photo, edited.image, crop.image)
+        )
+        return photo_, copy, part, edited.content_scale
+
+
+def make_validation_set(
+    images: ImageFiles, mixed_in: ImageFiles, prepare: SquarePixels, *, seed: int, workers: int
+) -> ValidationSet:
+    """The same for the same images and seed, whatever the number of workers.
+
+    Args:
+        images: held-out photos, at least two.
+        mixed_in: photos that overlays and collages take; none of `images`, or a query would show two references and
+            one true pair would count as false.
+        prepare: an image to the square that the descriptor takes.
+    """
+    loader = DataLoader(_Copies(images, mixed_in, prepare, seed), batch_size=16, num_workers=workers)
+    references, queries, crops, scales = zip(*loader, strict=True)
+    return ValidationSet(torch.cat(references), torch.cat(queries), torch.cat(crops), torch.cat(scales))
+
+
+def validate(
+    describe: Callable[[Tensor], tuple[Tensor, Tensor]],
+    data: ValidationSet,
+    *,
+    device: torch.device,
+    tolerance: float,
+    batch_size: int = 128,
+) -> Health:
+    """Figures of a descriptor on a validation set, those of the collapse monitor among them.
+
+    Args:
+        describe: (B, 3, S, S) pixels on the device -> vectors (B, d) and content norms (B,).
+        tolerance: of the rank, see `monitor.spectrum`.
+
+    Returns:
+        Health; beside the monitor's, its figures are `muap` and `recall_at_1` in [0, 1] (the 10 nearest references of
+        each query are the candidates), `ordered_crops` and `ordered_copies`: share of the crops, and of the copies that
+        show less than 0.9 of their original, whose norm is smaller than the original's.
+    """
+    vectors, norms = {}, {}
+    for name in ("references", "queries", "crops"):
+        parts = [describe(part.to(device)) for part in getattr(data, name).split(batch_size)]
+        vectors[name] = torch.nn.functional.normalize(torch.cat([part[0] for part in parts]).float(), dim=1).cpu()
+        norms[name] = torch.cat([part[1] for part in parts]).float().cpu()
+    seen = health(vectors["queries"], vectors["references"], norms["references"], tolerance=tolerance)
+    count = len(data.references)
+    found, score = nearest_references(
+        vectors["queries"].numpy(), vectors["references"].numpy(), NEIGHBOURS, metric="ip"
+    )
+    own = np.arange(count)
+    metrics = micro_average_precision(
+        np.repeat(own, found.shape[1]), found.ravel(), score.ravel(), own, own
+    )
+    less = norms["queries"] < norms["references"]
+    shows_less = data.scales < SHOWS_LESS
+    figures = {
+        "muap": metrics.muap, "recall_at_1": metrics.recall_rank1,
+        "ordered_crops": float((norms["crops"] < norms["references"]).float().mean()),
+        "ordered_copies": float(less[shows_less].float().mean()) if bool(shows_less.any()) else 0.0,
+    }
+    return Health(figures | seen.figures, seen.warnings)

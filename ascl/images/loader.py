@@ -1,0 +1,146 @@
+"""Decoding images in worker processes, in a fixed order, and grouping them by shape for the network."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from ascl.core.errors import DataError
+from ascl.images.read import UnreadableImage, load_image
+
+DECODED_AHEAD = 4  # images of each worker: few, because an original of 24 megapixels is 72 MB
+WAITING_BYTES = 1 << 30  # of decoded images that wait for others of their shape
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One image as its worker hands it on."""
+
+    index: int
+    size: tuple[int, int]  # width and height of the upright image on disk
+    pixels: np.ndarray | None  # None where unreadable
+    reason: str = ""
+    failure: str = ""  # what the disk did instead of giving the file
+
+
+class ImageFiles(Dataset):
+    """Decodes and prepares one image; an unreadable one comes back as such, for the main process to judge."""
+
+    def __init__(self, images: Sequence[Path], prepare: Callable[[Image.Image], np.ndarray]) -> None:
+        self.images, self.prepare = images, prepare
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Decoded:
+        try:
+            loaded = load_image(self.images[index])
+        except UnreadableImage as error:
+            return Decoded(index, (0, 0), None, error.reason)
+        except DataError as error:
+            return Decoded(index, (0, 0), None, failure=str(error))
+        return Decoded(index, loaded.size, self.prepare(loaded.image))
+
+
+class Decoder:
+    """Images of the given indices one after the other, decoded ahead in `workers` processes (0 = in this one).
+
+    Attributes:
+        waited: seconds spent waiting for an image so far; with workers, what decoding costs beyond the network's time.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Path],
+        indices: Sequence[int],
+        prepare: Callable[[Image.Image], np.ndarray],
+        workers: int,
+    ) -> None:
+        loader = DataLoader(
+            ImageFiles(images, prepare),
+            sampler=indices,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=DECODED_AHEAD if workers else None,
+            # Arrays through the pipe: /dev/shm is small in many containers.
+            collate_fn=_as_it_is,  # type: ignore[arg-type]
+            worker_init_fn=_depend_on_the_parent,
+        )
+        self._images = iter(loader)
+        self.waited = 0.0
+
+    def take(self) -> Decoded:
+        """The next image.
+
+        Raises:
+            DataError: the disk did not give a file, which is no fault of the image and never passed over; or a worker
+                process was killed, as the system does where memory is short.
+        """
+        started = time.perf_counter()
+        try:
+            image = next(self._images)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"a process that decodes images was killed ({error}); that is mostly too little memory: "
+                "go on with --resume and fewer --workers"
+            ) from error
+        self.waited += time.perf_counter() - started
+        if image.failure:
+            raise DataError(image.failure)
+        return image
+
+
+def _as_it_is(image: Decoded) -> Decoded:
+    return image
+
+
+def _depend_on_the_parent(worker: int) -> None:
+    """Leave interrupts to the parent, and end with it: a worker that waits at a full pipe would outlive its kill."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def batches_of_one_shape(images: Iterator[Decoded], batch_size: int) -> Iterator[list[Decoded]]:
+    """Readable images in batches whose arrays have one shape, for a network that takes images of any size unpadded.
+
+    A shape's batch goes out when it is full; when more than `WAITING_BYTES` wait, the largest goes out as it is; the
+    rest at the end. That depends on the images alone, so the same images always come in the same batches.
+    """
+    waiting: dict[tuple[int, ...], list[Decoded]] = defaultdict(list)
+    held = 0
+    for image in images:
+        assert image.pixels is not None  # the caller has taken the unreadable ones out
+        shape = image.pixels.shape
+        waiting[shape].append(image)
+        held += image.pixels.nbytes
+        if held > WAITING_BYTES:
+            shape = max(waiting, key=lambda kind: sum(_bytes(item) for item in waiting[kind]))
+        elif len(waiting[shape]) < batch_size:
+            continue
+        batch = waiting.pop(shape)
+        held -= sum(map(_bytes, batch))
+        yield batch
+    yield from waiting.values()
+
+
+def _bytes(image: Decoded) -> int:
+    return 0 if image.pixels is None else image.pixels.nbytes

@@ -1,0 +1,188 @@
+"""Backbones of descriptors: any torchvision or timm network up to its last map, pooled to one vector."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ascl.core.errors import DataError
+from ascl.images.backbones import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Normalize,
+    cut_at,
+    digest_of_file,
+    digest_of_parameters,
+    fill_from_file,
+    last_map,
+    load_classifier,
+    use_same_padding,
+)
+
+TIMM = "timm:"
+TRACED_SIZE = 224  # pixels of the image by which the last map is found; images of other sizes are taken all the same
+Pool = Literal["gem", "class+gem"]
+_LAST_MAPS: dict[str, str] = {}  # layer by backbone: tracing takes longer than the rest, and a run builds several
+
+
+def gem_pool(maps: Tensor, *, p: float = 3.0, floor: float = 1e-6) -> Tensor:
+    """Generalised mean over places: mean(max(x, floor)^p)^(1/p).
+
+    Source: Radenovic et al. 2018; p 3 and the floor are RDCD's and ASL's.
+
+    Args:
+        maps: (B, C, H, W). Half precision is raised to float32.
+        p: 1 is the mean, infinity the maximum; > 0.
+        floor: what smaller values count as, > 0, so that roots and gradients stay finite.
+
+    Returns:
+        (B, C) >= floor.
+
+    Raises:
+        ValueError: other shapes, p or floor not positive.
+    """
+    if maps.dim() != 4 or 0 in maps.shape:
+        raise ValueError(f"maps must be (B, C, H, W), got {tuple(maps.shape)}")
+    if not (p > 0 and floor > 0):
+        raise ValueError(f"p and floor have to be positive, got {p} and {floor}")
+    with torch.autocast(maps.device.type, enabled=False):
+        maps = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
+        return maps.clamp_min(floor).pow(p).mean(dim=(2, 3)).pow(1 / p)
+
+
+def normalised_pixels(pixels: Tensor, normalize: Normalize) -> Tensor:
+    """(B, 3, H, W) of 0..255, integers or not, to the network's range, floating; see `features.normalize_pixels`."""
+    pixels = pixels if pixels.is_floating_point() else pixels.float()
+    if normalize == "half":
+        return (pixels - 127.5) / 127.5
+    if normalize == "none":
+        return pixels / 255
+    mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (pixels / 255 - mean) / std
+
+
+class PooledBackbone(nn.Module):
+    """Pixels to one vector by the last map and GeM.
+
+    Attributes:
+        dim: of the vector.
+        origin: `{"weights": name, "weights_sha256": digest}` of the weights it was made with.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        weights: str,
+        *,
+        same_padding: bool = False,
+        normalize: Normalize = "imagenet",
+        last_stride: int = 2,
+        pool: Pool = "gem",
+    ) -> None:
+        """
+        Args:
+            backbone: name of a torchvision classifier, or `timm:NAME`.
+            weights: `default` (the publisher's), `random:SEED`, or the path of a state dict.
+            same_padding: pad stride-2 convolutions as TensorFlow does (torchvision backbones).
+            normalize: what the weights were trained with.
+            last_stride: 1 keeps the last stage of a ResNet at the resolution of the one before (ASL); 2 as published.
+            pool: "class+gem" puts the class token of a vision transformer before the GeM of its patches (DINO).
+
+        Raises:
+            DataError: an unknown backbone (with the nearest names), weights that do not fit, an option that this
+                backbone cannot have.
+        """
+        super().__init__()
+        self.normalize: Normalize = normalize
+        self.pool: Pool = pool
+        self.network: Any
+        self.is_timm = backbone.startswith(TIMM)
+        if last_stride not in (1, 2):
+            raise DataError(f"last stride {last_stride}: 2, or 1 for a ResNet")
+        if self.is_timm:
+            if same_padding or last_stride == 1:
+                raise DataError(f"{backbone}: same padding and last stride 1 are for torchvision's backbones")
+            self.network, self.origin = _timm_network(backbone.removeprefix(TIMM), weights)
+        else:
+            classifier, self.origin = load_classifier(backbone, weights)
+            if same_padding:
+                use_same_padding(classifier)
+            if last_stride == 1:
+                _undo_last_stride(classifier, backbone)
+            if backbone not in _LAST_MAPS:
+                _LAST_MAPS[backbone] = last_map(classifier, backbone, TRACED_SIZE)
+            self.network = cut_at(classifier, backbone, _LAST_MAPS[backbone])
+        was_training = self.network.training
+        with torch.no_grad():
+            self.dim = self.eval()(torch.zeros(1, 3, TRACED_SIZE, TRACED_SIZE)).shape[1]
+        self.train(was_training)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) of 0..255 -> (B, dim), at least float32, not L2-normalised.
+
+        A backbone whose last layer is a vector or a single place pools to just that.
+        """
+        images = normalised_pixels(pixels, self.normalize)
+        if self.is_timm:
+            return self._pooled(self.network.forward_features(images))
+        return self._pooled(self.network(images)["out"])
+
+    def _pooled(self, output: Tensor) -> Tensor:
+        if output.dim() == 4:
+            if self.pool != "gem":
+                raise DataError("pool class+gem: this backbone has no class token; use gem")
+            if self.is_timm and output.shape[1] != self.network.num_features == output.shape[3]:
+                output = output.permute(0, 3, 1, 2)  # some of timm's transformers keep the channels last
+            return gem_pool(output)
+        if output.dim() != 3:
+            raise DataError(f"the backbone's last layer is {tuple(output.shape)}, neither a map nor tokens")
+        prefix = self.network.num_prefix_tokens if self.is_timm else 1
+        patches = gem_pool(output[:, prefix:].transpose(1, 2).unsqueeze(3))
+        return patches if self.pool == "gem" else torch.cat([output[:, 0].to(patches.dtype), patches], dim=1)
+
+
+def _undo_last_stride(classifier: nn.Module, backbone: str) -> None:
+    """Stride 1 in the first block of a ResNet's last stage."""
+    stage = getattr(classifier, "layer4", None)
+    strided = [] if stage is None else [
+        module for module in stage.modules() if isinstance(module, nn.Conv2d) and module.stride == (2, 2)
+    ]
+    if not strided:
+        raise DataError(f"last stride 1 is for ResNets, and {backbone} is none")
+    for module in strided:
+        module.stride = (1, 1)
+
+
+def _timm_network(name: str, weights: str) -> tuple[Any, dict[str, str]]:
+    try:
+        import timm
+    except ImportError as error:
+        raise DataError(f"backbone {TIMM}{name} needs timm: pip install 'ascl[copy]', or pip install timm") from error
+    if name.split(".")[0] not in timm.list_models():
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
+        raise DataError(f"timm has no backbone {name!r}; the nearest are {', '.join(near) or 'none'}")
+    network: Any
+    try:
+        if weights == "default":
+            network, origin = timm.create_model(name, pretrained=True), f"{TIMM}{name} (pretrained)"
+        else:
+            seed = weights.removeprefix("random:")
+            if weights.startswith("random:") and not seed.isdecimal():
+                raise DataError(f"weights {weights!r}: write random:SEED with a whole number, such as random:0")
+            with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+                torch.manual_seed(int(seed) if seed.isdecimal() else 0)
+                network, origin = timm.create_model(name, pretrained=False), weights
+    except DataError:
+        raise
+    except Exception as error:  # the hub's client raises a dozen unrelated types
+        raise DataError(f"{TIMM}{name} could not be made with weights {weights!r}: {error}") from error
+    if weights != "default" and not weights.startswith("random:"):
+        fill_from_file(network, name, Path(weights))
+        network.reset_classifier(0, "")
+        return network, {"weights": Path(weights).name, "weights_sha256": digest_of_file(Path(weights))}
+    network.reset_classifier(0, "")
+    return network, {"weights": origin, "weights_sha256": digest_of_parameters(network)}

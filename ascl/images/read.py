@@ -1,0 +1,234 @@
+"""Finding the images of a folder or a list, decoding each, and turning it into a square of pixels."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ascl.core.errors import DataError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+IMAGENET_SHORT_SIDE = 256 / 224  # ImageNet's evaluation scales the short side to 256 and keeps the central 224
+WHOLE_PIXELS = 24_000_000  # an image of more is reduced while it is decoded: no backbone looks at so many
+ORIENTATION = 0x0112  # of EXIF; what turns an image of that orientation upright:
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+QUARTER_TURNS = (5, 6, 7, 8)
+MOST_PIXELS = 1_000_000_000  # beyond this a file is taken for a decompression bomb
+
+
+class UnreadableImage(DataError):
+    """A file that is no whole image; the message names it, `reason` says why."""
+
+    def __init__(self, path: str | os.PathLike, reason: str) -> None:
+        super().__init__(f"{path}: cannot be read as an image ({reason})")
+        self.reason = reason
+
+
+def find_images(folder: str | os.PathLike) -> list[Path]:
+    """Every image below `folder`, at any depth and through linked folders, sorted by path.
+
+    An image's id is its file name without the suffix (`Path.stem`), as in every public split file. Names that begin
+    with a dot are passed over: they are the droppings of operating systems.
+
+    Raises:
+        DataError: no such folder, no image in it, or two images of the same id.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of images")
+    paths: list[Path] = []
+    visited: set[str] = set()  # a link to a folder above would otherwise be followed for ever
+    for root, folders, files in os.walk(folder, followlinks=True):
+        visited.add(os.path.realpath(root))
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(os.path.join(root, name)) not in visited
+        ]
+        paths += [Path(root, name) for name in files if not name.startswith(".") and is_image_name(name)]
+    if not paths:
+        raise DataError(f"{folder}: no image in this folder or below it (looked for {', '.join(sorted(SUFFIXES))})")
+    paths.sort()
+    image_ids(paths)
+    return paths
+
+
+def is_image_name(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def image_ids(paths: Sequence[Path]) -> list[str]:
+    """The id of each image: its file's stem. Two files of one stem, or a name that is not UTF-8, are a DataError."""
+    first_of: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in first_of:
+            raise DataError(
+                f"two images have the id {path.stem!r}: {first_of[path.stem]} and {path}; "
+                "rename one, or extract the two folders into two files"
+            )
+        first_of[path.stem] = path
+        try:
+            path.stem.encode("utf-8")
+        except UnicodeEncodeError:
+            raise DataError(f"{os.fsencode(path)!r}: the file's name is not UTF-8; rename it") from None
+    return list(first_of)
+
+
+def listed_images(path: str | os.PathLike) -> list[Path]:
+    """The images that a text file names, one a line, in its order; relative names start from the file's own folder.
+
+    Empty lines and lines that begin with `#` are passed over.
+
+    Raises:
+        DataError: no such file, not UTF-8, no line in it, a name without a file (with its row), two images of one id.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such list of images") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 ({error}), no list of images; convert it") from error
+    paths = []
+    for row, line in enumerate(lines, start=1):
+        name = line.strip()
+        if not name or name.startswith("#"):
+            continue
+        image = path.parent / name
+        if not image.is_file():
+            raise DataError(f"{path}, row {row}: no file {image}")
+        paths.append(image)
+    if not paths:
+        raise DataError(f"{path} names no image")
+    image_ids(paths)
+    return paths
+
+
+@contextmanager
+def own_pixel_limit() -> Iterator[None]:
+    """Pillow's guard against decompression bombs refuses photographs of 200 megapixels; ours stands in its place."""
+    theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = theirs
+
+
+class LoadedImage(NamedTuple):
+    """An upright RGB image, and the (width, height) it has on disk when upright: larger where it was reduced."""
+
+    image: Image.Image
+    size: tuple[int, int]
+
+
+def load_image(path: str | os.PathLike) -> LoadedImage:
+    """The image upright (its EXIF orientation applied) and in RGB, whatever its mode on disk.
+
+    Transparent pixels are laid over white, as a page shows them; 16-bit grey is brought to 8 bits; of an animation the
+    first frame counts. Above `WHOLE_PIXELS` the image is reduced by a whole factor (a JPEG while it is decoded, which
+    saves the memory too).
+
+    Raises:
+        UnreadableImage: empty, truncated, of no format or range that is known, or of more than `MOST_PIXELS`.
+        DataError: the disk does not give the file (missing, no permission, a network disk that fails): no fault of the
+            image, which must not be left out for it.
+    """
+    stream = None
+    try:
+        with own_pixel_limit(), open(path, "rb") as stream, Image.open(stream) as file:
+            return decoded(file)
+    except MemoryError:
+        raise
+    except Exception as error:  # broken files make Pillow's decoders raise a dozen unrelated types
+        if isinstance(error, OSError) and error.errno is not None:
+            reason = f"the disk does not give this file ({error.strerror}); see to it, then run the same again"
+            raise DataError(f"{path}: {reason}") from error
+        reason = str(error).replace(repr(stream), "the file")  # reasons are kept: no path of this machine in them
+        raise UnreadableImage(path, f"{type(error).__name__}: {reason}") from error
+
+
+def decoded(file: Image.Image) -> LoadedImage:
+    """An opened file, whose pixels are still to be read, as `load_image` gives it."""
+    width, height = file.size
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"{width} x {height} pixels, more than {MOST_PIXELS:,}: too large to decode")
+    factor = math.ceil(math.sqrt(width * height / WHOLE_PIXELS))
+    if factor > 1:
+        file.draft(None, (width // factor, height // factor))  # only a JPEG can; others ignore it
+    drafted = file.size != (width, height)
+    file.load()  # before the tag is read: Pillow turns a TIFF itself, and then takes the tag away
+    try:
+        orientation = file.getexif().get(ORIENTATION)
+    except Exception:  # damaged EXIF is no reason to lose a photograph
+        orientation = None
+    image = to_rgb(file)
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
+    size = image.size
+    if drafted:
+        size = (height, width) if orientation in QUARTER_TURNS else (width, height)
+    factor = math.ceil(math.sqrt(image.width * image.height / WHOLE_PIXELS))
+    return LoadedImage(image.reduce(factor) if factor > 1 else image, size)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: see `load_image`."""
+    if image.mode.startswith("I"):
+        return Image.fromarray(eight_bits(np.asarray(image), image.format)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("pixels are floating-point numbers, whose range nothing tells")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def eight_bits(pixels: np.ndarray, format: str | None) -> np.ndarray:
+    """16-bit grey, also in 32-bit numbers, to uint8; Pillow's own conversion would clip at 255: all white."""
+    lowest, highest = int(pixels.min()), int(pixels.max())
+    if lowest < 0 or highest > 65535:
+        raise ValueError(f"grey values from {lowest} to {highest}, where 0 to 65535 is wanted")
+    if pixels.dtype.itemsize > 2 and highest <= 255 and format != "PPM":
+        return pixels.astype(np.uint8)  # 8-bit values in a wider type; Pillow brings those of a PGM to 16 bits
+    return (pixels >> 8).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class SquarePixels:
+    """Cuts and scales an image to a square of `size` pixels; cheap to send to a worker process.
+
+    `squash` scales the whole image to the square: nothing is lost, the aspect ratio is. `crop` is ImageNet's
+    evaluation: the short side scaled to 256/224 of the size, then the centre (7/8 of the short side is kept).
+    """
+
+    size: int
+    resize: Literal["squash", "crop"]
+
+    def view(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of a (width, height) image that the square shows: x1, y1, x2, y2 in pixels of that image."""
+        if self.resize == "squash":
+            return (0.0, 0.0, float(width), float(height))
+        side = min(width, height) / IMAGENET_SHORT_SIDE
+        left, top = (width - side) / 2, (height - side) / 2
+        return (left, top, left + side, top + side)
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """RGB image -> (size, size, 3) uint8, bilinear with antialiasing."""
+        square = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=self.view(*image.size))
+        return np.asarray(square)

@@ -1,0 +1,1 @@
+"""One persistent index of vectors: records, files, search (exact and compressed), calibration."""

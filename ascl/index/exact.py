@@ -1,0 +1,232 @@
+"""Exact search for the best pairs of queries and references, in blocks, without the matrix of all scores.
+
+Two rules: the best pairs over all queries together (`capped_search`, the rule of DISC2021), or the best references of
+every query (`nearest_references`). A block is scored by one matrix product in float32; a pair whose coarse score can,
+within the rounding error of that product, still be among the best is scored again in float64, and only that score
+counts. So the result does not depend on blocks, threads or device, and equal scores are told apart by query, then
+reference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from operator import index
+from typing import Literal
+
+import numpy as np
+import torch
+
+from ascl.core.errors import DataError
+
+Metric = Literal["ip", "l2"]
+
+BLOCK_SCORES = {"cpu": 2**19, "cuda": 2**27}  # scored at a time: the processor's cache, or a part of a GPU's memory
+REFERENCES_AT_A_TIME = {"cpu": 4096, "cuda": 65536}
+WAITING_PAIRS = 2**20  # collected before they are sorted in; more only where more are asked for
+EXACT_ROWS = 2**15  # scored in float64 at a time
+_ROUNDING = {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}  # of torch's float32 matrix products
+
+
+def capped_search(
+    query: np.ndarray, reference: np.ndarray, max_results: int, *, metric: Metric, device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The `max_results` best pairs over all queries together, exactly that many where there are so many pairs.
+
+    Memory beyond the inputs: some hundred bytes for each result, and one block of scores.
+
+    Args:
+        query: (Nq, d) float; not normalised here.
+        reference: (Nr, d) float, in memory or a memory map; read block by block.
+        max_results: at least 1; all pairs are returned where there are fewer.
+        metric: "ip", score = inner product; "l2", score = -squared Euclidean distance.
+        device: where blocks are scored, "cpu" or "cuda"; the result is the same.
+
+    Returns:
+        query index (n,) int64, reference index (n,) int64, score (n,) float64, best first; equal scores by query index,
+        then reference index, also where the last one is chosen.
+
+    Raises:
+        DataError: dimensions differ, a value that is not finite (row named), an unknown metric, max_results < 1.
+    """
+    max_results = index(max_results)
+    if max_results < 1:
+        raise DataError(f"max_results is {max_results}; ask for at least 1 pair")
+    search = _Search(query, reference, metric, device)
+    keep = min(max_results, len(query) * len(reference))
+    found = search.run(keep, per_query=False)
+    order = np.lexsort((found.reference, found.query, -found.score))
+    return found.query[order], found.reference[order], found.score[order]
+
+
+def nearest_references(
+    query: np.ndarray, reference: np.ndarray, k: int, *, metric: Metric, device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best references of every query, or all where there are fewer.
+
+    Args, errors: as `capped_search`.
+
+    Returns:
+        reference index (Nq, k) int64 and score (Nq, k) float64, best first; equal scores by reference index.
+    """
+    k = index(k)
+    if k < 1:
+        raise DataError(f"k is {k}; ask for at least 1 reference a query")
+    search = _Search(query, reference, metric, device)
+    keep = min(k, len(reference))
+    found = search.run(keep, per_query=True)
+    order = np.lexsort((found.reference, -found.score, found.query))
+    shape = (len(query), keep)
+    return found.reference[order].reshape(shape), found.score[order].reshape(shape)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pairs:
+    query: np.ndarray
+    reference: np.ndarray
+    score: np.ndarray
+
+    def __getitem__(self, rows: np.ndarray) -> _Pairs:
+        return _Pairs(self.query[rows], self.reference[rows], self.score[rows])
+
+
+class _Search:
+    """One search: the prepared inputs, and the threshold below which a pair of a query cannot be among the best."""
+
+    def __init__(self, query: np.ndarray, reference: np.ndarray, metric: Metric, device: str) -> None:
+        if metric not in ("ip", "l2"):
+            raise DataError(f"metric {metric!r} is unknown; choose 'ip' or 'l2'")
+        for name, vectors in (("query", query), ("reference", reference)):
+            if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
+                raise DataError(f"{name} vectors have to be an (N, d) matrix, got {vectors.dtype} {vectors.shape}")
+        if query.shape[1] != reference.shape[1]:
+            raise DataError(f"queries have dimension {query.shape[1]} and references {reference.shape[1]}")
+        self.query, self.reference, self.metric = query, reference, metric
+        self.device = torch.device(device)
+        self.query_squared = _squared_norms(query, "query")
+        self.reference_squared = _squared_norms(reference, "reference")
+        largest = np.sqrt(self.reference_squared.max(initial=0.0))
+        magnitude = (np.sqrt(self.query_squared) + largest) ** 2  # bounds the sum of |terms| of a score, either metric
+        single = query.dtype != np.float64 and reference.dtype != np.float64 and magnitude.max(initial=0.0) < 1e37
+        self.dtype = torch.float32 if single else torch.float64
+        unit = _ROUNDING[torch.get_float32_matmul_precision()] if single else 2.0**-53
+        self.slack = (query.shape[1] + 8) * (unit * magnitude + float(torch.finfo(self.dtype).tiny))
+        self.threshold = np.full(len(query), -np.inf)
+        self.mask = np.empty(0, dtype=bool)
+
+    def run(self, keep: int, per_query: bool) -> _Pairs:
+        """The best `keep` pairs, of each query or of all, in no order."""
+        best = _Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+        if not keep or not len(self.query):
+            return best
+        kind = self.device.type if self.device.type in BLOCK_SCORES else "cuda"
+        capacity = max(WAITING_PAIRS, keep * (len(self.query) if per_query else 1))
+        queries = self._coarse(self.query, self.query_squared, of_query=True)
+        step_reference = min(REFERENCES_AT_A_TIME[kind], len(self.reference))
+        step_query = max(1, BLOCK_SCORES[kind] // step_reference)
+        # one block's memory for all blocks: a new one each time would leave a hole of its size in the heap wherever a
+        # few pairs are kept waiting behind it, some 20 GB over a hundred thousand blocks
+        scores = torch.empty(step_query * step_reference, dtype=self.dtype, device=self.device)
+        self.mask = np.empty(len(scores) if self.device.type == "cpu" else 0, dtype=bool)
+        waiting: list[_Pairs] = []
+        pairs_waiting = 0
+        for first_reference in range(0, len(self.reference), step_reference):
+            rows = slice(first_reference, first_reference + step_reference)
+            references = self._coarse(self.reference[rows], self.reference_squared[rows], of_query=False).T
+            for first_query in range(0, len(self.query), step_query):
+                left = queries[first_query : first_query + step_query]
+                block = scores[: len(left) * references.shape[1]].view(len(left), references.shape[1])
+                torch.mm(left, references, out=block)
+                at_query, at_reference = self._candidates(block, first_query, keep, per_query)
+                if not len(at_query):
+                    continue
+                waiting.append(self._exact(at_query + first_query, at_reference + first_reference))
+                pairs_waiting += len(waiting[-1].score)
+                if pairs_waiting > capacity:
+                    best, waiting, pairs_waiting = self._best([best, *waiting], keep, per_query), [], 0
+        return self._best([best, *waiting], keep, per_query)
+
+    def _coarse(self, vectors: np.ndarray, squared: np.ndarray, *, of_query: bool) -> torch.Tensor:
+        """Matrix whose rows' inner products are the scores: for "l2", 2 q.r - |q|^2 - |r|^2 by two more columns."""
+        matrix = torch.from_numpy(np.array(vectors)).to(self.device, self.dtype)
+        if self.metric == "ip":
+            return matrix
+        minus = torch.from_numpy(-squared[:, None]).to(self.device, self.dtype)
+        ones = torch.ones_like(minus)
+        return torch.cat([2 * matrix, minus, ones] if of_query else [matrix, ones, minus], dim=1)
+
+    def _candidates(
+        self, block: torch.Tensor, first: int, keep: int, per_query: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns of a block of coarse scores that can be among the best."""
+        rows = slice(first, first + len(block))
+        at = self._reaching(block, rows)
+        if len(at[0]) <= keep * (len(block) if per_query else 1) or (per_query and block.shape[1] < keep):
+            return at
+        # so many at once raise the threshold themselves, before any is scored again
+        if per_query:
+            last = block.topk(keep, dim=1).values[:, -1].double().cpu().numpy()
+            self.threshold[rows] = np.maximum(self.threshold[rows], last - self.slack[rows])
+        else:
+            places = [torch.from_numpy(column).to(block.device) for column in at]
+            lowest = block[places[0], places[1]].topk(keep).values[-1].item()
+            self.threshold = np.maximum(self.threshold, lowest - self.slack[rows].max())
+        return self._reaching(block, rows)
+
+    def _reaching(self, block: torch.Tensor, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns of the scores that reach the threshold of their row, less the margin."""
+        cut = torch.from_numpy(self.threshold[rows] - self.slack[rows]).to(block.device, block.dtype)[:, None]
+        if block.device.type == "cpu":  # numpy compares and looks for the few hits six times as fast as torch
+            mask = self.mask[: block.numel()].reshape(block.shape)
+            flat = np.flatnonzero(np.greater_equal(block.numpy(), cut.numpy(), out=mask))
+        else:
+            flat = (block >= cut).flatten().nonzero()[:, 0].cpu().numpy()
+        return np.divmod(flat, block.shape[1])
+
+    def _exact(self, at_query: np.ndarray, at_reference: np.ndarray) -> _Pairs:
+        """Scores in float64, less those that now turn out too low."""
+        score = np.empty(len(at_query))
+        for start in range(0, len(score), EXACT_ROWS):
+            rows = slice(start, start + EXACT_ROWS)
+            left = self.query[at_query[rows]].astype(np.float64)
+            right = self.reference[at_reference[rows]].astype(np.float64)
+            if self.metric == "ip":
+                score[rows] = np.einsum("nd,nd->n", left, right)
+            else:
+                left -= right
+                score[rows] = -np.einsum("nd,nd->n", left, left)
+        return _Pairs(at_query, at_reference, score)[score >= self.threshold[at_query]]
+
+    def _best(self, parts: list[_Pairs], keep: int, per_query: bool) -> _Pairs:
+        """The best of several lists; raises the threshold to the last that is kept."""
+        pairs = _Pairs(*(
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("query", "reference", "score")
+        ))
+        if per_query:
+            order = np.lexsort((pairs.reference, -pairs.score, pairs.query))
+            ordered = pairs[order]
+            start = np.searchsorted(ordered.query, np.arange(len(self.query)))
+            place = np.arange(len(order)) - start[ordered.query]
+            last = ordered[place == keep - 1]
+            self.threshold[last.query] = np.maximum(self.threshold[last.query], last.score)
+            return ordered[place < keep]
+        if len(pairs.score) <= keep:
+            return pairs
+        lowest = np.partition(pairs.score, len(pairs.score) - keep)[len(pairs.score) - keep]
+        self.threshold = np.maximum(self.threshold, lowest)
+        above, tied = np.flatnonzero(pairs.score > lowest), np.flatnonzero(pairs.score == lowest)
+        tied = tied[np.lexsort((pairs.reference[tied], pairs.query[tied]))]
+        return pairs[np.concatenate([above, tied[: keep - len(above)]])]
+
+
+def _squared_norms(vectors: np.ndarray, name: str) -> np.ndarray:
+    """(N,) float64; a value that is not finite is a DataError that names its row."""
+    squared = np.empty(len(vectors))
+    for start in range(0, len(vectors), EXACT_ROWS):
+        block = np.asarray(vectors[start : start + EXACT_ROWS], dtype=np.float64)
+        squared[start : start + EXACT_ROWS] = np.einsum("nd,nd->n", block, block)
+    wrong = np.flatnonzero(~np.isfinite(squared))
+    if len(wrong):
+        raise DataError(
+            f"{name} vector {wrong[0]} (from 0) is not finite, nor are {len(wrong) - 1} more; describe them again"
+        )
+    return squared

@@ -1,0 +1,303 @@
+"""From encoded items to tiles of the score matrix: which backend, in which order, in blocks of what size.
+
+Images are prepared some hundreds at a time and kept, texts pass by in blocks of similar length, so that memory beyond
+the encoded items stays bounded, whatever their number. Nothing here knows which text belongs to which image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from ascl.core.errors import DataError
+from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
+from ascl.models.baselines.tokens import CPU_BLOCK_NUMBERS, GPU_BLOCK_NUMBERS, TokenModel
+from ascl.retrieval.scoring import triton as scoring_triton
+from ascl.retrieval.scoring.attention import CPU_CHUNK, GPU_CHUNK, Attended, Keys, Queries, attend
+from ascl.retrieval.scoring.prepared import (
+    CPU_PAIR_NUMBERS,
+    GPU_PAIR_NUMBERS,
+    pick,
+    prepare_images,
+    prepare_texts,
+    score_prepared,
+    score_weights,
+)
+
+BACKENDS = ("auto", "reference", "algebra", "triton")
+CPU_BLOCK = (64, 64)            # images and texts whose pairs are scored at a time
+GPU_BLOCK = (256, 256)
+REFERENCE_BLOCK = (16, 64)
+CHEAP_BLOCK = (1024, 1024)      # where pairs do not meet before their score
+KEPT_BYTES = 2 << 30            # of images that stay prepared while all texts pass by,
+KEPT_IMAGES = 512               # and how many at most: more would save little and hold larger parts of the matrix
+SMALLEST_BLOCK = 16             # where memory is short; below it the time would grow without end
+CHECKED_TOGETHER = 256          # items: a check makes copies
+TEXTS_BYTES = 512 << 20         # of one block of prepared texts: long ones come in smaller blocks
+SHARE = 0.5                     # of the free memory that default blocks may take
+CGROUP = Path("/sys/fs/cgroup")
+BUFFERS = 8                     # temporary tensors of the largest size that exist at one time
+
+Progress = Callable[[int], object]
+
+
+class _Way(NamedTuple):
+    """How one backend scores, and the bytes it needs.
+
+    images, texts: what is made of a block once. score: of two such blocks, (N_images, N_texts).
+    image: bytes of one image so made. text: bytes of one text of so many words. pair: bytes of one pair in a tile.
+    working: bytes of what is temporary whatever the block. block: images and texts at a time.
+    """
+
+    images: Callable[[EncodedImages], Any]
+    texts: Callable[[EncodedTexts], Any]
+    score: Callable[[Any, Any], Tensor]
+    image: int
+    text: Callable[[int], int]
+    pair: int
+    working: int
+    block: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The score matrix of a model over encoded images and texts, tile by tile; made by `make_tiles`.
+
+    kept: blocks of images that stay prepared together. lengths: (N_texts,) words of each text.
+    """
+
+    images: EncodedImages
+    texts: EncodedTexts
+    device: torch.device
+    way: _Way
+    image_block: int
+    text_block: int
+    kept: int
+    lengths: np.ndarray
+    progress: Callable[[int], object] | None
+
+    def groups(self) -> list[list[slice]]:
+        """Blocks of images, as many together as stay prepared at a time."""
+        starts = range(0, len(self.images), self.image_block)
+        blocks = [slice(start, min(start + self.image_block, len(self.images))) for start in starts]
+        return [blocks[first : first + self.kept] for first in range(0, len(blocks), self.kept)]
+
+    def of(self, group: list[slice], chosen: np.ndarray) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Rows, columns (m,) and float32 scores (n, m), on the model's device, of a group with the chosen texts."""
+        if not len(chosen):
+            return
+        prepared = [self.way.images(self.images[rows].to(self.device)) for rows in group]
+        for block in self._text_blocks(chosen):
+            columns = torch.from_numpy(block)
+            texts = self.way.texts(pick(self.texts, columns.to(self.texts.mask.device)).to(self.device))
+            columns = columns.to(self.device)
+            for rows, images in zip(group, prepared, strict=True):
+                yield rows, columns, self.way.score(images, texts).float()
+                if self.progress is not None:
+                    self.progress((rows.stop - rows.start) * len(block))
+
+    def finite(self, group: list[slice], chosen: np.ndarray) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """The same for counting and sorting, which numbers that are not finite would falsify: DataError for these."""
+        for rows, columns, tile in self.of(group, chosen):
+            finite = tile.isfinite()
+            if not finite.all():
+                row, column = (~finite).nonzero()[0].tolist()
+                raise DataError(f"the score of image {rows.start + row} with text {int(columns[column])} is "
+                                f"{tile[row, column].item()}: look for an overflow in the model's weights")
+            yield rows, columns, tile
+
+    def strips(self) -> Iterator[tuple[slice, Tensor]]:
+        """Some images at a time with all texts: rows, and their scores (n, N_texts) float32 on the CPU."""
+        everything = np.arange(len(self.texts))
+        for group in self.groups():
+            first = group[0].start
+            strip = torch.empty(group[-1].stop - first, len(self.texts), device=self.device)
+            for rows, columns, tile in self.of(group, everything):
+                strip[rows.start - first : rows.stop - first, columns] = tile
+            yield slice(first, group[-1].stop), strip.cpu()
+
+    def _text_blocks(self, chosen: np.ndarray) -> Iterator[np.ndarray]:
+        """Some texts, by their numbers, in blocks of similar length: padding is not computed."""
+        order = chosen[np.argsort(self.lengths[chosen], kind="stable")]
+        while len(order):
+            block = order[: self.text_block]
+            fit = TEXTS_BYTES // self.way.text(int(self.lengths[block[-1]]))
+            block = block[: max(1, fit)]
+            yield block
+            order = order[len(block) :]
+
+
+def make_tiles(
+    model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, *, backend: str = "auto",
+    block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
+) -> Tiles:
+    """Check everything and choose sizes; no score is computed.
+
+    Arguments and errors: see `all_pairs.score_all_pairs`.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}")
+    if block is not None and block < 1:
+        raise ValueError(f"block must be at least 1, got {block}")
+    check_encoded(model, images, texts)
+    parameter = next(model.parameters())
+    way = _way(model, backend, _product_type(parameter, dtype), parameter.device, *images.regions.shape[1:])
+    lengths = texts.mask.sum(dim=1).cpu().numpy()
+    longest = int(lengths.max())
+
+    def need(image_block: int, text_block: int) -> int:
+        return (image_block * way.image + min(text_block * way.text(longest), TEXTS_BYTES + way.text(longest))
+                + image_block * text_block * way.pair + way.working)
+
+    free = free_memory(parameter.device)
+    image_block, text_block = (min(number, count) for number, count in
+                               zip((block, block) if block else way.block, (len(images), len(texts)), strict=True))
+    if block and need(image_block, text_block) > free:
+        raise ValueError(f"a block of {image_block} images and {text_block} texts needs about "
+                         f"{need(image_block, text_block) / 2**30:.2f} GiB and {free / 2**30:.2f} are free on "
+                         f"{parameter.device}: give a smaller block, or none")
+    while not block and max(image_block, text_block) > SMALLEST_BLOCK and need(image_block, text_block) > SHARE * free:
+        image_block, text_block = (image_block + 1) // 2, (text_block + 1) // 2
+    room = max(0, min(KEPT_BYTES, free - need(image_block, text_block)))
+    kept = max(1, min(room // (image_block * way.image) + 1, KEPT_IMAGES // image_block))
+    return Tiles(images, texts, parameter.device, way, image_block, text_block, kept, lengths, progress)
+
+
+def check_encoded(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts) -> None:
+    """ValueError for what no score is defined for: see `all_pairs.score_all_pairs`."""
+    if len(images) == 0 or len(texts) == 0:
+        raise ValueError(f"nothing to score: {len(images)} images, {len(texts)} texts")
+    _check_shapes(images, texts)
+    tensors = {"region": images.regions, "image global": images.globals, "word": texts.words}
+    masks = {"image mask": images.mask, "text mask": texts.mask}
+    types = {"model": next(model.parameters()).dtype} | {name: tensor.dtype for name, tensor in tensors.items()}
+    if len(set(types.values())) > 1:
+        raise ValueError(f"types differ: {_listed(types)}; bring the items to the model's, by .to(dtype)")
+    for of, names in (("images", ("region", "image global", "image mask")), ("texts", ("word", "text mask"))):
+        devices = {name: held.device for name in names if (held := (tensors | masks)[name]) is not None}
+        if len(set(devices.values())) > 1:
+            raise ValueError(f"the {of} lie on several devices: {_listed(devices)}; bring them to one by .to(device)")
+    for name, tensor in tensors.items():
+        finite = torch.cat([part.flatten(1).isfinite().all(dim=1) for part in tensor.split(CHECKED_TOGETHER)])
+        if not finite.all():
+            raise ValueError(f"{name} embeddings of item {int((~finite).nonzero()[0])} are not finite "
+                             f"({int((~finite).sum())} items in all)")
+    for name, mask in masks.items():
+        if mask is not None and not mask.any(dim=1).all():
+            raise ValueError(f"{name.removesuffix(' mask')} {int((~mask.any(dim=1)).nonzero()[0])} has no real token: "
+                             "its mask is all false")
+
+
+def _check_shapes(images: EncodedImages, texts: EncodedTexts) -> None:
+    """ValueError unless the parts of the items belong together."""
+    shapes = {"regions": images.regions, "globals": images.globals, "image mask": images.mask, "words": texts.words,
+              "text mask": texts.mask}
+    found = _listed({name: tuple(held.shape) for name, held in shapes.items() if held is not None})
+    dimensions = (images.regions.dim(), images.globals.dim(), texts.words.dim())
+    if dimensions != (3, 2, 3) or len({images.regions.shape[-1], images.globals.shape[-1], texts.words.shape[-1]}) > 1:
+        raise ValueError(f"expected regions (N, K, D), globals (N, D) and words (N, L, D) of one D, got {found}")
+    if (len(images.globals) != len(images.regions) or texts.mask.shape != texts.words.shape[:2]
+            or images.mask is not None and images.mask.shape != images.regions.shape[:2]):
+        raise ValueError(f"masks and globals do not fit the items: {found}")
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _product_type(parameter: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """Type of the matrix products."""
+    allowed = [parameter.dtype]
+    if parameter.dtype == torch.float32:
+        # a processor takes a thousand times longer for float16 than for bfloat16
+        allowed += [torch.bfloat16] if parameter.device.type == "cpu" else [torch.bfloat16, torch.float16]
+    if dtype is not None and dtype not in allowed:
+        raise ValueError(f"dtype {dtype}: a model in {parameter.dtype} on {parameter.device} can be scored in "
+                         f"{', '.join(map(str, allowed))}")
+    return parameter.dtype if dtype is None else dtype
+
+
+def _way(model: RetrievalModel, backend: str, low: torch.dtype, device: torch.device, regions: int, dim: int) -> _Way:
+    width = BUFFERS * 4 * dim
+    on_gpu = device.type == "cuda"
+    if isinstance(model, TokenModel):
+        return _Way(
+            model.prepare_images, model.prepare_texts, model.score_prepared,
+            image=4 * model.prepared_numbers(regions), text=lambda words: 4 * model.prepared_numbers(words), pair=8,
+            working=4 * BUFFERS * (GPU_BLOCK_NUMBERS if on_gpu else CPU_BLOCK_NUMBERS),
+            block=GPU_BLOCK if on_gpu else CPU_BLOCK,
+        )
+    if not isinstance(model, AsCL) or not model.fusion:
+        return _Way(lambda images: images, lambda texts: texts, model.pair_scores,
+                    regions * width, lambda words: words * width, 8, 0, CHEAP_BLOCK)
+    if backend == "reference":
+        def plain(images: EncodedImages, texts: EncodedTexts) -> Tensor:
+            half = low in (torch.bfloat16, torch.float16)
+            with torch.autocast(device.type, low) if half else nullcontext():
+                return model.pair_scores(images, texts)
+
+        return _Way(lambda images: images, lambda texts: texts, plain,
+                    regions * width, lambda words: (words + regions) * width, 8, 0, REFERENCE_BLOCK)
+    heads, size = model.num_heads, low.itemsize
+    if backend == "triton":
+        query = torch.empty(heads, dim // heads, 1, dtype=low, device=device)
+        if (reason := scoring_triton.supported(query, query.transpose(1, 2).unsqueeze(1), [0, 1])) is not None:
+            raise ValueError(f"backend triton: {reason}")
+    how = _fused if backend == "triton" else attend
+    with torch.no_grad():
+        weights = score_weights(model)
+
+    def in_type(prepare: Callable[..., Any], *arguments: Any) -> Any:
+        half = low in (torch.bfloat16, torch.float16)
+        with torch.autocast(device.type, low) if half else nullcontext():
+            return prepare(*arguments).to(low)
+
+    return _Way(
+        images=lambda images: in_type(prepare_images, model, weights, images),
+        texts=lambda texts: in_type(prepare_texts, weights, texts),
+        score=lambda images, texts: score_prepared(model, images, texts, how),
+        image=_prepared_bytes(regions, heads, dim, 2 * dim, size),
+        text=lambda words: _prepared_bytes(words, heads, dim, dim, size),
+        pair=dim * size + 2 * 4 * heads * 2 * regions,
+        working=4 * BUFFERS * ((GPU_CHUNK + GPU_PAIR_NUMBERS) if on_gpu else (CPU_CHUNK + CPU_PAIR_NUMBERS)),
+        block=GPU_BLOCK if on_gpu else CPU_BLOCK,
+    )
+
+
+def _prepared_bytes(tokens: int, heads: int, dim: int, outputs: int, size: int) -> int:
+    """Four projections, the Gram matrix, and what follows mean attention."""
+    rows = heads * tokens
+    return size * (4 * tokens * dim + rows * rows + rows * outputs) + 4 * 2 * dim
+
+
+def _fused(queries: Queries, keys: Keys) -> Attended:
+    """By the fused kernel; by the algebra where a block has texts longer than it can take."""
+    weight = queries.members @ (1 / queries.count)
+    try:
+        return Attended(*scoring_triton.attend(queries.query, queries.out, keys.key, keys.value, keys.gram, keys.mask,
+                                               weight, queries.bounds))
+    except scoring_triton.CannotFuse:
+        return attend(queries, keys)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be taken on a device without harm to others; within the limit of a container."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    available = psutil.virtual_memory().available
+    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
+    if limit.exists() and (text := limit.read_text(encoding="ascii").strip()) != "max":
+        # pages of files that were read count as used and are given back on demand
+        statistics = dict(line.split() for line in (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
+        files = sum(int(statistics.get(name, 0)) for name in ("inactive_file", "active_file"))
+        available = min(available, int(text) - int(used.read_text(encoding="ascii")) + files)
+    return max(0, available)

@@ -1,0 +1,1 @@
+"""Generated samples (AsCL, section 2.2): positive captions and negative word embeddings."""

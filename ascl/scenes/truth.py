@@ -1,0 +1,128 @@
+"""Whether a caption is true of a scene: `caption_is_true` is the plain definition, `truth_matrix` the same for many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import permutations
+
+import numpy as np
+
+from ascl.scenes.language import ATTRIBUTES, Meaning, Mention, read_caption
+from ascl.scenes.world import INVERSE, PLACES, Scene, holds, is_at
+
+
+def caption_is_true(caption: str, scene: Scene) -> bool:
+    """Whether all that the caption says holds in the scene. DataError where it is no caption of this language."""
+    return all(is_true(meaning, scene) for meaning in read_caption(caption))
+
+
+def is_true(meaning: Meaning, scene: Scene) -> bool:
+    if any(ground != scene.background for ground in meaning.backgrounds):
+        return False
+    if any(sum(kind.fits(o) for o in scene.objects) != count for kind, count in meaning.counts):
+        return False
+    for kind, rule in meaning.rules:
+        of_kind = [o for o in scene.objects if kind.fits(o)]
+        if not of_kind or not all(rule.fits(o) for o in of_kind):
+            return False
+    return any(
+        all(
+            m.kind.fits(o) and all(is_at(place, o, scene) for place in m.places)
+            for m, o in zip(meaning.mentions, chosen, strict=True)
+        )
+        and all(holds(relation, chosen[a], chosen[b], scene) for a, relation, b in meaning.relations)
+        for chosen in permutations(scene.objects, len(meaning.mentions))
+    )
+
+
+def truth_matrix(captions: Sequence[str], scenes: Sequence[Scene]) -> np.ndarray:
+    """`caption_is_true` for every pair.
+
+    Args:
+        captions: M captions of this language; DataError names the first that is not.
+        scenes: N scenes of any numbers of objects.
+
+    Returns:
+        (N, M) bool: [i, j] says whether caption j is true of scene i.
+    """
+    table = _SceneTable(scenes)
+    truth = np.empty((len(scenes), len(captions)), dtype=bool)
+    for j, caption in enumerate(captions):
+        truth[:, j] = True
+        for meaning in read_caption(caption):
+            truth[:, j] &= table.is_true(meaning)
+    return truth
+
+
+class _SceneTable:
+    """Attributes and relations of many scenes as arrays; a description's matches are looked up once."""
+
+    def __init__(self, scenes: Sequence[Scene]):
+        slots = max((len(s.objects) for s in scenes), default=0)
+        self.scenes = scenes
+        self.real = np.array([[i < len(s.objects) for i in range(slots)] for s in scenes], dtype=bool)
+        self.real = self.real.reshape(len(scenes), slots)
+        self.background = np.array([s.background for s in scenes], dtype=object)
+        self.values = {a: np.full((len(scenes), slots), None, dtype=object) for a in ATTRIBUTES}
+        self.places = {p: np.zeros((len(scenes), slots), dtype=bool) for p in PLACES}
+        self.relations = {r: np.zeros((len(scenes), slots, slots), dtype=bool) for r in INVERSE}
+        for n, scene in enumerate(scenes):
+            for i, a in enumerate(scene.objects):
+                for attribute in ATTRIBUTES:
+                    self.values[attribute][n, i] = getattr(a, attribute)
+                for place, at in self.places.items():
+                    at[n, i] = is_at(place, a, scene)
+                for j, b in enumerate(scene.objects):
+                    for relation, held in self.relations.items():
+                        held[n, i, j] = i != j and holds(relation, a, b, scene)
+        self._matches: dict[Mention, np.ndarray] = {}
+
+    def matches(self, mention: Mention) -> np.ndarray:
+        """(N, slots) bool: which object of each scene fits the description and stands in its places."""
+        if mention not in self._matches:
+            fits = self.real.copy()
+            for attribute in ATTRIBUTES:
+                wanted = getattr(mention.kind, attribute)
+                if wanted is not None:
+                    fits &= self.values[attribute] == wanted
+            for place in mention.places:
+                fits &= self.places[place]
+            self._matches[mention] = fits
+        return self._matches[mention]
+
+    def is_true(self, meaning: Meaning) -> np.ndarray:
+        """(N,) bool."""
+        true = np.ones(len(self.scenes), dtype=bool)
+        for ground in meaning.backgrounds:
+            true &= self.background == ground
+        for kind, count in meaning.counts:
+            true &= self.matches(Mention(kind)).sum(axis=1) == count
+        for kind, rule in meaning.rules:
+            of_kind, both = self.matches(Mention(kind)), self.matches(Mention(kind.merged(rule)))
+            # `merged` would overwrite an attribute that both name; then they agree or the rule is false
+            agree = kind.merged(rule).says(kind)
+            true &= of_kind.any(axis=1) & (of_kind == both).all(axis=1) & agree
+        fits = [self.matches(mention) for mention in meaning.mentions]
+        for fit in fits:  # cheap and necessary: few scenes are left for the assignments below
+            true &= fit.any(axis=1)
+        if len(fits) > 1:
+            left = np.flatnonzero(true)
+            true[left] = self._assignable(left, fits, meaning.relations)
+        return true
+
+    def _assignable(self, rows: np.ndarray, fits: list[np.ndarray], relations: Sequence[tuple[int, str, int]]):
+        """(len(rows),) bool: some choice of different objects, one for each mention, fits the relations."""
+        chosen = _choices(self.real.shape[1], len(fits))
+        good = np.ones((len(rows), len(chosen)), dtype=bool)
+        for k, fit in enumerate(fits):
+            good &= fit[rows][:, chosen[:, k]]
+        for a, relation, b in relations:
+            good &= self.relations[relation][rows][:, chosen[:, a], chosen[:, b]]
+        return good.any(axis=1)
+
+
+@lru_cache
+def _choices(slots: int, count: int) -> np.ndarray:
+    """(P, count): every ordered choice of `count` different slots."""
+    return np.array(list(permutations(range(slots), count)), dtype=np.int64).reshape(-1, count)

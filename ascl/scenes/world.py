@@ -1,0 +1,288 @@
+"""The world of the generated data set: its objects, how a scene follows from a seed, what holds between objects.
+
+Everything that a caption can say is defined here, on attributes and boxes alone, so that truth never depends on pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ascl.core.errors import DataError
+
+SPLITS = ("train", "val", "test")
+SIZES = ("small", "large")
+TEXTURES = ("solid", "striped", "dotted", "checkered")
+SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
+CONTAINERS = ("circle", "square")  # roomy enough to show another object inside
+COLOURS = {
+    "red": (214, 38, 42),
+    "green": (40, 150, 62),
+    "blue": (42, 92, 214),
+    "yellow": (247, 214, 44),
+    "orange": (246, 132, 22),
+    "purple": (138, 58, 178),
+}
+BACKGROUNDS = {  # no word in common with COLOURS, so that a colour word says whether it means an object
+    "white": (244, 244, 242),
+    "gray": (150, 152, 156),
+    "black": (34, 34, 38),
+    "beige": (226, 208, 170),
+    "pink": (244, 190, 206),
+}
+INVERSE = {
+    "left_of": "right_of",
+    "right_of": "left_of",
+    "above": "below",
+    "below": "above",
+    "inside": "contains",
+    "contains": "inside",
+    "next_to": "next_to",
+}
+# place -> (column or None, row or None) of the image's 3 x 3 thirds
+PLACES: dict[str, tuple[int | None, int | None]] = {
+    "top left": (0, 0),
+    "top right": (2, 0),
+    "bottom left": (0, 2),
+    "bottom right": (2, 2),
+    "middle": (1, 1),
+    "top": (None, 0),
+    "bottom": (None, 2),
+    "left": (0, None),
+    "right": (2, None),
+}
+MAX_OBJECTS = 5
+# In fractions of the image's side. Objects stand near the centres of a 3 x 3 grid, so two centres differ along an axis
+# by at most 0.03 (same column or row) or at least 0.29: no relation and no place is ever a matter of opinion.
+_APART = 0.15
+_NEIGHBOUR = 0.45
+_LARGE = (0.255, 0.28)
+_SMALL = (0.15, 0.17)
+_INNER = (0.125, 0.145)
+_PITCH = (0.315, 0.33)
+_JITTER = 0.012
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One drawn object; `box` is the tight x1, y1, x2, y2 in pixels, `rgb` its main colour, `angle` in degrees."""
+
+    shape: str
+    colour: str
+    size: str
+    texture: str
+    box: tuple[float, float, float, float]
+    rgb: tuple[int, int, int]
+    angle: float
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One image before it is drawn; `image_id` is the stem of its file, `side` its width and height in pixels."""
+
+    image_id: str
+    side: int
+    background: str
+    background_rgb: tuple[int, int, int]
+    objects: tuple[SceneObject, ...]
+
+    def record(self) -> dict[str, Any]:
+        """The scene as JSON types; `Scene.from_record` reads it back exactly."""
+        return {
+            "side": self.side,
+            "background": self.background,
+            "background_rgb": list(self.background_rgb),
+            "objects": [asdict(o) | {"box": list(o.box), "rgb": list(o.rgb)} for o in self.objects],
+        }
+
+    @classmethod
+    def from_record(cls, image_id: str, record: dict[str, Any]) -> Scene:
+        """Inverse of `record`; KeyError where a key is missing."""
+        objects = tuple(
+            SceneObject(o["shape"], o["colour"], o["size"], o["texture"], tuple(o["box"]), tuple(o["rgb"]), o["angle"])
+            for o in record["objects"]
+        )
+        return cls(image_id, record["side"], record["background"], tuple(record["background_rgb"]), objects)
+
+
+def inside(a: SceneObject, b: SceneObject) -> bool:
+    """True where a's box lies within b's (boxes meet in no other way)."""
+    return a.box[0] > b.box[0] and a.box[1] > b.box[1] and a.box[2] < b.box[2] and a.box[3] < b.box[3]
+
+
+def holds(relation: str, a: SceneObject, b: SceneObject, scene: Scene) -> bool:
+    """Whether `a relation b` is true; relations are the keys of INVERSE.
+
+    Left, right, above, below compare centres along one axis. Next to: neighbours in a row or a column, and neither of
+    them inside another object, whose outline would lie between.
+    """
+    dx = (b.centre[0] - a.centre[0]) / scene.side
+    dy = (b.centre[1] - a.centre[1]) / scene.side
+    if relation == "left_of":
+        return dx > _APART
+    if relation == "right_of":
+        return dx < -_APART
+    if relation == "above":
+        return dy > _APART
+    if relation == "below":
+        return dy < -_APART
+    if relation == "inside":
+        return inside(a, b)
+    if relation == "contains":
+        return inside(b, a)
+    if relation != "next_to":
+        raise KeyError(relation)
+    nested = any(inside(x, other) for x in (a, b) for other in scene.objects)
+    near, far = sorted((abs(dx), abs(dy)))
+    return not nested and near < _APART < far < _NEIGHBOUR
+
+
+def is_at(place: str, item: SceneObject, scene: Scene) -> bool:
+    """Whether the object's centre lies in the place, a key of PLACES."""
+    column, row = PLACES[place]
+    x, y = (min(2, int(3 * c / scene.side)) for c in item.centre)
+    return column in (None, x) and row in (None, y)
+
+
+def outline(shape: str, angle: float) -> np.ndarray:
+    """Polygon (P, 2) of a shape turned by `angle` degrees, in units of its own bounding box's longer side.
+
+    Its bounding box starts at (0, 0) and the longer side is 1.
+    """
+    if shape == "circle":
+        turn = np.linspace(0, 2 * math.pi, 60, endpoint=False)
+        points = np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    elif shape == "square":
+        points = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], dtype=float)
+    elif shape == "triangle":
+        points = np.array([(0, -1), (1, 0.8), (-1, 0.8)], dtype=float)
+    elif shape == "star":
+        turn = np.arange(10) * math.pi / 5 - math.pi / 2
+        radius = np.where(np.arange(10) % 2 == 0, 1.0, 0.45)
+        points = np.stack([radius * np.cos(turn), radius * np.sin(turn)], axis=1)
+    elif shape == "cross":
+        arm = 0.36
+        corner = [(-arm, -1), (arm, -1), (arm, -arm), (1, -arm), (1, arm), (arm, arm)]
+        points = np.array(corner + [(-x, -y) for x, y in corner])
+    elif shape == "heart":
+        turn = np.linspace(0, 2 * math.pi, 60, endpoint=False)
+        x = 16 * np.sin(turn) ** 3
+        y = -(13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn))
+        points = np.stack([x, y], axis=1)
+    else:
+        raise KeyError(shape)
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    points = points @ np.array([[cos, sin], [-sin, cos]])
+    points = points - points.min(axis=0)
+    return points / points.max()
+
+
+def make_scene(seed: int, index: int, *, split: str = "train", side: int = 224) -> Scene:
+    """Scene number `index` of a split, the same whatever the size of the data set.
+
+    Four scenes in a row share their background and the multiset of colours; two in a row also share the multisets of
+    shapes, textures and sizes. What goes with what, and where, is drawn for each: colours alone cannot tell four scenes
+    apart, and a bag of all attributes cannot tell two.
+
+    Args:
+        seed: at least 0; the whole data set follows from it.
+        index: at least 0, position within the split.
+        split: one of SPLITS; splits are independent of one another.
+        side: width and height in pixels, at least 32.
+    """
+    if split not in SPLITS:
+        raise DataError(f"unknown split {split!r} of scenes: use one of {', '.join(SPLITS)}")
+    if seed < 0 or index < 0 or side < 32:
+        raise DataError(f"scenes need seed >= 0, index >= 0, side >= 32: got seed {seed}, index {index}, side {side}")
+    colours, background = _draw_colours(generator(seed, split, 0, index // 4))
+    shapes, textures, sizes, nested = _draw_attributes(generator(seed, split, 1, index // 2), len(colours))
+    rng = generator(seed, split, 2, index)
+    while True:  # ends: some arrangement always fits, and each is drawn with the same chance
+        shapes, textures, sizes, colours = (_permuted(rng, x) for x in (shapes, textures, sizes, colours))
+        pairs = _nestings(shapes, sizes, colours) if nested else [(-1, -1)]
+        if pairs:
+            break
+    outer, inner = pick(rng, pairs)
+    pitch = rng.uniform(*_PITCH)
+    middle = 0.5 + rng.uniform(-1, 1, 2) * (1 - 3 * pitch) / 2
+    cells = rng.permutation(9)[: len(colours)]
+    steps = np.stack([cells % 3, cells // 3], axis=1) - 1
+    centres = middle + steps * pitch + rng.uniform(-_JITTER, _JITTER, (len(colours), 2))
+    order = list(range(len(colours)))
+    if nested:
+        centres[inner] = centres[outer]
+        order.sort(key=lambda i: i == inner)  # drawn last, over its container
+    objects = []
+    for i in order:
+        extent = rng.uniform(*(_INNER if i == inner else _LARGE if sizes[i] == "large" else _SMALL))
+        angle = round(float(rng.uniform(-12, 12)), 1)
+        reach = outline(shapes[i], angle).max(axis=0) * extent
+        box = np.concatenate([centres[i] - reach / 2, centres[i] + reach / 2]) * side
+        rgb = _tinted(rng, COLOURS[colours[i]])
+        objects.append(
+            SceneObject(shapes[i], colours[i], sizes[i], textures[i], tuple(box.round(2).tolist()), rgb, angle)
+        )
+    ground = _tinted(rng, BACKGROUNDS[background])
+    return Scene(scene_id(split, index), side, background, ground, tuple(objects))
+
+
+def scene_id(split: str, index: int) -> str:
+    """Stem of the image's file."""
+    return f"scene_{split}_{index:06d}"
+
+
+def pick(rng: np.random.Generator, choices):
+    """One of the choices, each as likely (rng.choice would turn tuples into arrays, and is slow)."""
+    return choices[int(rng.integers(len(choices)))]
+
+
+def generator(seed: int, split: str, purpose: int, index: int) -> np.random.Generator:
+    """The random numbers of one purpose for one index: no draw depends on how many scenes there are."""
+    return np.random.default_rng([seed, SPLITS.index(split), purpose, index])
+
+
+def _draw_colours(rng: np.random.Generator) -> tuple[list[str], str]:
+    count = int(rng.choice([2, 3, 4, MAX_OBJECTS], p=[0.15, 0.35, 0.3, 0.2]))
+    while True:
+        colours = [pick(rng, list(COLOURS)) for _ in range(count)]
+        if len(set(colours)) > 1:  # else exchanging colours changes nothing
+            return colours, pick(rng, list(BACKGROUNDS))
+
+
+def _draw_attributes(rng: np.random.Generator, count: int) -> tuple[list[str], list[str], list[str], bool]:
+    """Shapes, textures, sizes of `count` objects, and whether one of them holds another."""
+    while True:
+        shapes = [pick(rng, SHAPES) for _ in range(count)]
+        if len(set(shapes)) > 1:
+            break
+    textures = [pick(rng, TEXTURES) for _ in range(count)]
+    nested = bool(rng.random() < 0.5 and set(shapes) & set(CONTAINERS))
+    sizes = [pick(rng, SIZES) for _ in range(count)]
+    if nested:
+        sizes[:2] = ["large", "small"]
+    return shapes, textures, sizes, nested
+
+
+def _nestings(shapes: list[str], sizes: list[str], colours: list[str]) -> list[tuple[int, int]]:
+    """(outer, inner) pairs of objects of which the first can hold the second and the eye can tell them apart."""
+    outers = [i for i, shape in enumerate(shapes) if shape in CONTAINERS and sizes[i] == "large"]
+    inners = [i for i, size in enumerate(sizes) if size == "small"]
+    return [(o, i) for o in outers for i in inners if colours[o] != colours[i]]
+
+
+def _permuted(rng: np.random.Generator, values: list[str]) -> list[str]:
+    return [values[i] for i in rng.permutation(len(values))]
+
+
+def _tinted(rng: np.random.Generator, rgb: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The colour as it comes out of the tin: up to 9 levels off in each channel."""
+    shift = rng.integers(-9, 10, 3)
+    red, green, blue = (int(min(255, max(0, c + d))) for c, d in zip(rgb, shift, strict=True))
+    return red, green, blue

@@ -1,0 +1,173 @@
+"""What tools/eval.py says beside the recalls: probes, labels that know more, and the ranks it leaves for others."""
+
+import json
+import os
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from ascl.data.captions import load_captions
+from ascl.retrieval import build, ranks
+from ascl.retrieval.multi_positive import multi_positive_report
+from ascl.scenes.render import load_scene_records, truth_matrix, write_scenes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_cpu():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(os.environ, "ACCELERATE_USE_CPU", "true")
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_data, tool, train_arguments):
+    """Two runs on captions as people write them."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1):
+        more = ["--train.seed", str(seed), "--train.max_steps", "2"]
+        assert tool("train")(train_arguments(tiny_data, folder / str(seed), *more)) == 0
+    return [folder / "0", folder / "1"]
+
+
+@pytest.fixture(scope="module")
+def scenes_run(tmp_path_factory, tool, train_arguments):
+    """A run on twenty generated scenes with random features: (run, folder of the data)."""
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, train=10, val=4, test=20, seed=2, side=32)
+    ids = [image["filename"].removesuffix(".png")
+           for image in json.loads((folder / "dataset_scenes.json").read_text())["images"]]
+    rng = np.random.default_rng(0)
+    for name, shape in (("regions", (34, 4, 8)), ("globals", (34, 6))):
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            file.attrs["format"], file.attrs["version"], file.attrs["provenance"] = "ascl-features", 1, "{}"
+            file.create_dataset("image_ids", data=ids, dtype=h5py.string_dtype())
+            file.create_dataset(name, data=rng.normal(size=shape).astype(np.float32))
+    run = folder / "run"
+    arguments = train_arguments(folder, run, "--data.captions", str(folder / "dataset_scenes.json"),
+                                "--train.max_steps", "1", "--text.finetune", "false", "--dataset", "scenes")
+    assert tool("train")(arguments) == 0
+    return run, folder
+
+
+def evaluated(tool, folder, name, *arguments):
+    """What an evaluation wrote: its JSON, its Markdown and its ranks."""
+    assert tool("eval")([*map(str, arguments), "--out", str(folder)]) == 0
+    with np.load(folder / f"ranks-{name}.npz", allow_pickle=False) as archive:
+        return (json.loads((folder / f"eval-{name}.json").read_text()), (folder / f"eval-{name}.md").read_text(),
+                dict(archive))
+
+
+def test_ranks_are_left_for_each_query(runs, tiny_data, tool, tmp_path):
+    scores = tmp_path / "scores.npz"
+    saved, _, found = evaluated(tool, tmp_path, "test", "--checkpoint", runs[0], "--save-scores", scores)
+    matrix = np.load(scores)
+    expected = ranks(matrix["scores"], matrix["owner"])
+    for name in ("i2t", "t2i", "image_queries", "text_queries"):
+        assert found[name].dtype == np.int64 and (found[name] == getattr(expected, name)).all()
+    captions = load_captions(tiny_data / "captions.json", "test")
+    assert found["captions"].tolist() == captions.captions and found["image_ids"].tolist() == captions.image_ids
+    assert (found["owner"] == captions.owner).all() and "probes" not in saved and "multi_positive" not in saved
+    given, _, ranked = evaluated(tool, tmp_path, "scores", "--scores", scores)
+    assert set(ranked) == {"i2t", "t2i", "image_queries", "text_queries", "owner"}
+    assert (ranked["t2i"] == found["t2i"]).all() and given["reports"] == saved["reports"]
+    assert "image_ids" not in matrix.files                                      # these captions are not COCO's
+
+
+def test_probes_come_beside_recall(runs, tool, tmp_path, capsys):
+    saved, table, _ = evaluated(tool, tmp_path, "test", "--checkpoint", runs[0], "--probes")
+    probes = saved["probes"]
+    assert {"noun swapped", "false detail added", "concatenated", "truncated (prefix)"} <= set(probes["kinds"])
+    assert set(probes["by_asymmetry"]) == {"I", "II", "III"} and probes["group"] == 6
+    for figures in probes["kinds"].values():
+        assert 0 <= figures["low"] <= figures["right"] <= figures["high"] <= 1 and figures["pairs"] >= 1
+    assert probes["kinds"]["concatenated"]["pairs"] == 13 and "### probes of asymmetry" in table
+    assert probes["how"] in table and probes["how"] in capsys.readouterr().out
+    plain, _, _ = evaluated(tool, tmp_path, "test", "--checkpoint", runs[0])
+    assert plain["reports"] == saved["reports"]
+
+
+def test_probes_of_some_captions_and_of_an_ensemble(runs, tool, tmp_path):
+    saved, _, _ = evaluated(tool, tmp_path, "test-ensemble", "--checkpoint", *runs, "--probe-captions", 3)
+    assert saved["probes"]["kinds"]["concatenated"]["pairs"] == 3
+    one, _, _ = evaluated(tool, tmp_path, "test", "--checkpoint", runs[0], "--probe-captions", 3)
+    twice, _, _ = evaluated(tool, tmp_path, "test-ensemble", "--checkpoint", runs[0], runs[0], "--probe-captions", 3)
+    assert twice["probes"] == one["probes"]
+
+
+def test_scenes_know_every_true_pair(scenes_run, tool, tmp_path):
+    run, folder = scenes_run
+    saved, table, _ = evaluated(tool, tmp_path, "test", "--checkpoint", run, "--probes", "--save-scores",
+                                tmp_path / "scores.npz")
+    captions = load_captions(folder / "dataset_scenes.json", "test")
+    truth = truth_matrix(captions.captions, load_scene_records(folder, "test"))
+    scores = np.load(tmp_path / "scores.npz")["scores"]
+    assert saved["multi_positive"] == multi_positive_report(scores, truth).to_dict()
+    assert "### every true pair counts: mAP@R" in table and "generated scenes" in saved["probes"]["how"]
+    assert saved["probes"]["by_asymmetry"]["II"]["left_out"] > 0 and saved["probes"]["group"] == 16
+    assert {"relation swapped", "roles swapped", "background swapped"} <= set(saved["probes"]["kinds"])
+
+
+def test_probes_follow_the_model_that_knows_the_truth(scenes_run, tool, tmp_path, monkeypatch):
+    """The whole way, with a score that is the truth: nothing may get lost between variants, groups and counting."""
+    run, folder = scenes_run
+    records = load_scene_records(folder, "test")
+
+    def by_truth(model, images, texts):
+        return torch.from_numpy(truth_matrix(texts.of, [records[int(i)] for i in images.globals[:, 0]]).astype("f4"))
+
+    class Text:
+        def __init__(self, of):
+            self.of = of
+
+    monkeypatch.setattr("ascl.analysis.probes.probes.encode_texts", lambda model, texts: Text(texts))
+    monkeypatch.setattr("ascl.analysis.probes.probes.score_all_pairs", by_truth)
+
+    encode = build.encode_split
+
+    def numbered(model, *arguments):
+        images, texts = encode(model, *arguments)
+        numbers = torch.arange(len(images))[:, None].expand_as(images.globals)
+        return type(images)(images.regions, numbers.float(), images.mask), texts
+
+    monkeypatch.setattr("ascl.retrieval.build.encode_split", numbered)
+    saved, _, _ = evaluated(tool, tmp_path, "test", "--checkpoint", run, "--probes")
+    assert all(figures["right"] == 1 for figures in saved["probes"]["kinds"].values())
+
+
+@pytest.mark.parametrize("arguments, match", [
+    (["--scores", "SCORES", "--probes"], "--probes need a model"),
+    (["--checkpoint", "RUN", "--protocol", "paired", "--probes"], "nothing to probe"),
+    (["--checkpoint", "RUN", "--probe-captions", "0"], "variants of 0 captions: has to be at least 1"),
+])
+def test_what_cannot_be_probed(runs, tool, tmp_path, capsys, arguments, match):
+    np.savez(tmp_path / "s.npz", scores=np.eye(2, dtype=np.float32), owner=[0, 1])
+    named = {"RUN": str(runs[0]), "SCORES": str(tmp_path / "s.npz")}
+    assert tool("eval")([named.get(argument, argument) for argument in arguments]) == 2
+    assert match in capsys.readouterr().err
+
+
+def test_a_label_that_cannot_be_computed_is_a_note_and_no_failure(runs, tool, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("eccv_caption", reason="needs the package eccv_caption (the extra `labels`)")
+    monkeypatch.setattr("ascl.analysis.evaluation.may_be_coco_test", lambda captions: True)
+    scores = tmp_path / "s.npz"
+    arguments = ["--checkpoint", runs[0], "--save-scores", scores]
+    saved, table, _ = evaluated(tool, tmp_path, "test", *arguments)
+    assert "not computed" in saved["notes"][0] and "its sentids are not COCO's" in saved["notes"][0]
+    assert saved["notes"][0] in table and "eccv" not in saved and saved["reports"]["full"]["images"] == 6
+    assert "image_ids" not in np.load(scores).files
+    # ids that are known go along with the scores, and are looked at where these are ranked
+    monkeypatch.setattr("ascl.analysis.evaluation.coco_ids", lambda captions: (list(range(6)), list(range(13))))
+    saved, _, _ = evaluated(tool, tmp_path, "test", *arguments)
+    assert "6 images were scored; 5000 images of the labels are not among them" in saved["notes"][0]
+    assert np.load(scores)["caption_ids"].tolist() == list(range(13))
+    assert tool("eval")(["--scores", str(scores), "--out", str(tmp_path)]) == 2
+    assert "error: 6 images were scored; 5000" in capsys.readouterr().err
+
+
+def test_given_scores_with_ids_that_are_none(tool, tmp_path, capsys):
+    np.savez(tmp_path / "s.npz", scores=np.eye(2, dtype=np.float32), owner=[0, 1], image_ids=["a", "b"],
+             caption_ids=[1, 2])
+    assert tool("eval")(["--scores", str(tmp_path / "s.npz")]) == 2
+    assert "have to be COCO's numbers" in capsys.readouterr().err

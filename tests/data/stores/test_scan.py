@@ -1,0 +1,108 @@
+"""SCAN's `.npy`: rows that repeat an image, the order of reading, and what each file that does not fit says."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ascl.core.errors import DataError
+from ascl.data.stores.open import open_features
+
+
+def made(*shape: int, seed: int = 0, dtype: type = np.float32) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+@pytest.mark.parametrize("repeat", [1, 5])
+@pytest.mark.parametrize("evidence", ["number", "captions beside", "ids an image", "ids a caption"])
+def test_scan_repeat_is_inferred_from_captions_or_ids(tmp_path, repeat, evidence):
+    regions = made(4, 3, 6)
+    np.save(tmp_path / "test_ims.npy", np.repeat(regions, repeat, axis=0))
+    captions = 20 if evidence == "number" else None
+    if evidence == "captions beside":
+        (tmp_path / "test_caps.txt").write_text("a dog\n" * 20)
+    if evidence.startswith("ids"):
+        (tmp_path / "test_ids.txt").write_text("".join(f"n{i}\n" * (1 if "image" in evidence else 5) for i in range(4)))
+    store = open_features([tmp_path / "test_ims.npy"], captions=captions)
+    assert store.image_ids == ([f"n{i}" for i in range(4)] if evidence.startswith("ids") else ["0", "1", "2", "3"])
+    read = store.read([2, 0, 2])
+    assert np.array_equal(read.regions, regions[[2, 0, 2]]) and read.regions.dtype == np.float32
+    assert (read.globals, read.boxes, read.mask, store.global_dim) == (None, None, None, None)
+
+
+def test_scan_with_one_caption_an_image_is_not_taken_for_a_repeat(tmp_path):
+    np.save(tmp_path / "x_ims.npy", made(10, 3, 6))
+    assert len(open_features([tmp_path / "x_ims.npy"], captions=10)) == 10
+
+
+def test_scan_errors(tmp_path):
+    path = tmp_path / "test_ims.npy"
+    with pytest.raises(DataError, match=r"no file .*test_ims\.npy; data/README\.md"):
+        open_features([path])
+    np.save(path, made(4, 3, 6))
+    with pytest.raises(DataError, match="4 rows for 21 captions, which does not fit"):
+        open_features([path], captions=21)
+    with pytest.raises(DataError, match="4 rows for 2 captions, which does not fit"):
+        open_features([path], captions=2)
+    (tmp_path / "test_ids.txt").write_text("a\nb\nc\n")
+    with pytest.raises(DataError, match="4 rows for the 3 images of its ids file"):
+        open_features([path])
+    (tmp_path / "test_ids.txt").write_text("a\nb\n")
+    with pytest.raises(DataError, match="rows 0 and 1 should be one image"):
+        open_features([path])
+    (tmp_path / "test_ids.txt").write_text("a\nb\na\nc\n")
+    with pytest.raises(DataError, match="image id a is given twice, in rows 0 and 2"):
+        open_features([path])
+    (tmp_path / "test_ids.txt").unlink()
+    np.save(path, np.repeat(made(200, 1, 2), 5, axis=0))
+    with pytest.raises(DataError, match="an image has more than 1 rows"):
+        open_features([path])
+    np.save(path, np.repeat(made(3, 1, 2), 5, axis=0) + (np.arange(15) == 8)[:, None, None])
+    with pytest.raises(DataError, match="rows 5 and 8 should be one image"):
+        open_features([path], captions=15)
+    np.save(path, made(4, 6))
+    with pytest.raises(DataError, match=r"has shape \(4, 6\)"):
+        open_features([path])
+    np.save(path, np.zeros((4, 3, 6), dtype=np.int64))
+    with pytest.raises(DataError, match="type int64, expected floats"):
+        open_features([path])
+    np.save(path, made(40, 3, 6))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"test_ims\.npy is truncated or no \.npy file .*fetch it again"):
+        open_features([path])
+    path.write_bytes(b"hello")
+    with pytest.raises(DataError, match="is truncated or no .npy file"):
+        open_features([path])
+
+
+def test_scan_names_file_row_and_image_of_a_value_that_is_not_finite(tmp_path):
+    regions = made(4, 3, 6)
+    regions[2, 1, 1] = np.inf
+    np.save(tmp_path / "test_ims.npy", np.repeat(regions, 5, axis=0))
+    store = open_features([tmp_path / "test_ims.npy"], captions=20)
+    assert store.read([0, 1, 3]).regions.shape == (3, 3, 6)
+    with pytest.raises(
+        DataError, match=r"test_ims\.npy: `regions` of row 10 \(image 2\) has values that are not finite"
+    ):
+        store.read([3, 2])
+
+
+def test_scan_reads_any_type_and_order_without_mapping_the_file(tmp_path):
+    values = made(40, 3, 6, dtype=np.float64)
+    rows = [39, 0, 1, 2, 2, 1, 17]
+    for dtype in ("<f4", ">f4", "<f2", "<f8"):
+        np.save(tmp_path / "x_ims.npy", values.astype(dtype))
+        read = open_features([tmp_path / "x_ims.npy"]).read(rows).regions
+        assert read.dtype == np.dtype("=f4") and np.array_equal(read, values.astype(dtype)[rows].astype(np.float32))
+    store = open_features([tmp_path / "x_ims.npy"])
+    store.read(rows)
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or "x_ims.npy" not in maps.read_text()
+    np.save(tmp_path / "x_ims.npy", np.asfortranarray(values))
+    with pytest.raises(DataError, match=r"x_ims\.npy is in Fortran order"):
+        open_features([tmp_path / "x_ims.npy"])
+    np.save(tmp_path / "x_ims.npy", values)
+    with open(tmp_path / "x_ims.npy", "r+b") as file:
+        file.truncate(3000)  # behind the back of an open store
+    with pytest.raises(DataError, match=r"x_ims\.npy ends before byte 5744.*it was changed"):
+        store.read([39])

@@ -1,0 +1,428 @@
+"""tools/find_copies.py from a folder of pictures to an answer, and what it refuses."""
+
+import json
+import multiprocessing
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ascl.core.errors import DataError
+from ascl.image_copy.evaluation.files import read_predictions
+from ascl.image_copy.matching import query as find
+from ascl.image_copy.matching.model import ModelChoice, create_index, describer_of
+from ascl.image_copy.matching.query import Reading, add_images, calibrate_index, image_paths, query_images
+from ascl.images.read import SquarePixels
+from ascl.index.calibration import ScoreNorm
+from ascl.index.store import CopyIndex
+
+pytest.importorskip("imagehash")
+QUICK = Reading(batch_size=4)
+BACKBONE = ["--backbone", "mobilenet_v2", "--weights", "random:0", "--input-size", "32", "--device", "cpu"]
+RESNET = ["--backbone", "resnet18", "--weights", "random:0", "--input-size", "64"]  # tells images apart untrained
+
+
+def picture(seed: int, width: int = 96, height: int = 64) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 256, (7, 7, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def folder_of(path: Path, seeds, prefix: str = "photo") -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        picture(seed).save(path / f"{prefix}_{seed:03d}.png")
+    return path
+
+
+class Brightness:
+    """A describer without a network: an 8 x 8 grey thumbnail less its mean; the norm is the mean brightness."""
+
+    def __init__(self, name: str = "brightness sha256:0", scale: float = 1.0, orders_norms: bool = True) -> None:
+        self.model, self.settings = name, {"model": name, "scale": scale}
+        self.dim, self.orders_norms, self.scale = 64, orders_norms, scale
+        self.prepare = SquarePixels(32, "squash")  # no torch: forked processes use it
+
+    def __call__(self, pixels):
+        grey = np.stack(pixels).astype(np.float32).mean(axis=3).reshape(len(pixels), 8, 4, 8, 4).mean(axis=(2, 4))
+        flat = (grey - grey.mean(axis=(1, 2), keepdims=True)).reshape(len(pixels), 64) * self.scale
+        return flat / np.linalg.norm(flat, axis=1, keepdims=True), grey.mean(axis=(1, 2))
+
+
+def bright_index(folder: Path, photos: Path, describer=None) -> tuple[CopyIndex, Brightness]:
+    describer = describer or Brightness()
+    index = create_index(folder, ModelChoice("phash"), describer)
+    add_images(index, describer, image_paths([photos]), QUICK)
+    return index, describer
+
+
+# --- the program -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [["--method", "phash"], RESNET], ids=["phash", "backbone"])
+def test_from_a_folder_to_an_answer_and_back(tool, tmp_path, capsys, model):
+    main = tool("find_copies")
+    photos, index = folder_of(tmp_path / "photos", range(20)), str(tmp_path / "index")
+    assert main(["index", str(photos), "--index", index, *model]) == 0
+    assert "added 20 images" in capsys.readouterr().out
+    assert main(["index", str(photos), "--index", index]) == 0  # goes on with the recorded model
+    assert "added 0 images; 20 were there already" in capsys.readouterr().out
+
+    query = tmp_path / "upload.bmp"  # the same pixels: an untrained network tells little else
+    picture(3).save(query)
+    assert main(["query", str(query), "--index", index, "--k", "2", "--json", "--device", "cpu"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    (asked,) = answer["queries"]
+    assert (asked["query"], asked["id"], len(asked["matches"])) == (str(query), "upload", 2)
+    best = asked["matches"][0]
+    assert best["id"] == "photo_003" and best["path"].endswith("photo_003.png") and best["score"] == pytest.approx(1)
+    assert best["copy"] is None and best["direction"] in find.DIRECTIONS.values()
+    assert answer["index"]["images"] == 20 and answer["index"]["calibration"] is None
+
+    background = folder_of(tmp_path / "background", range(100, 140), "other")
+    assert main(["calibrate", str(background), "--index", index, "--false-positive-rate", "0.1"]) == 0
+    printed = capsys.readouterr().out
+    assert "of 40 background images, wanted at most 0.1" in printed and "95% interval" in printed
+    assert main(["query", str(query), "--index", index, "--json"]) == 0
+    matches = json.loads(capsys.readouterr().out)["queries"][0]["matches"]
+    assert matches[0]["copy"] is True and matches[-1]["copy"] is False and len(matches) == 10
+    assert matches[0]["false_positives"]["low"] <= matches[0]["false_positives"]["high"] < 0.3
+    assert main(["query", str(query), "--index", index]) == 0
+    table = capsys.readouterr().out
+    assert "photo_003" in table and "yes" in table
+
+    assert main(["remove", "photo_003", "photo_004", "--index", index]) == 0
+    assert "removed 2 images; 18 remain" in capsys.readouterr().out
+    assert main(["query", str(query), "--index", index, "--json"]) == 0
+    assert "photo_003" not in {match["id"] for match in json.loads(capsys.readouterr().out)["queries"][0]["matches"]}
+    assert main(["add", str(photos / "photo_003.png"), str(query), "--index", index]) == 0
+    assert main(["compact", "--index", index]) == 0
+    capsys.readouterr()
+    assert main(["info", "--index", index]) == 0
+    text = capsys.readouterr().out
+    assert "20 images" in text and "rows of removed images: 0" in text and "calibration: a copy" in text
+    assert main(["info", "--index", index, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["images"] == 20 and report["model"] == CopyIndex(index).manifest.model["name"]
+
+
+def test_predictions_are_read_by_the_evaluation(tool, tmp_path, capsys):
+    main = tool("find_copies")
+    photos, index = folder_of(tmp_path / "photos", range(8)), str(tmp_path / "index")
+    queries = tmp_path / "queries"
+    queries.mkdir()
+    for seed in range(8):
+        picture(seed).save(queries / f"Q{seed}.jpg", quality=70)
+    assert main(["index", str(photos), "--index", index, "--method", "phash"]) == 0
+    out = tmp_path / "predictions.csv"
+    assert main(["query", str(queries), "--index", index, "--k", "3", "--predictions", str(out)]) == 0
+    names, references, scores = read_predictions(out)
+    assert len(names) == 24 and set(names) == {f"Q{seed}" for seed in range(8)} and max(scores) <= 1
+    truth = tmp_path / "truth.csv"
+    truth.write_text("query_id,reference_id\n" + "".join(f"Q{seed},photo_{seed:03d}\n" for seed in range(8)))
+    capsys.readouterr()
+    assert tool("eval_copy")(["--predictions", str(out), "--ground-truth", str(truth)]) == 0
+    assert "100.0" in capsys.readouterr().out
+
+
+def test_an_index_of_another_model_is_refused_by_name(tool, tmp_path, capsys):
+    main = tool("find_copies")
+    photos, index = folder_of(tmp_path / "photos", range(3)), str(tmp_path / "index")
+    assert main(["index", str(photos), "--index", index, *BACKBONE]) == 0
+    before = CopyIndex(index).manifest
+    assert main(["add", str(photos), "--index", index, "--method", "phash"]) == 1
+    assert "was made by mobilenet_v2-imagenet-gem sha256:" in capsys.readouterr().err
+    assert main(["query", str(photos), "--index", index, "--weights", "random:1"]) == 1
+    errors = capsys.readouterr().err
+    assert errors.count("sha256:") == 2 and "cannot be compared" in errors
+    assert main(["index", str(photos), "--index", index, "--input-size", "64"]) == 1
+    assert "input_size was 32 and is now 64" in capsys.readouterr().err
+    assert main(["index", str(photos), "--index", index, "--exact-up-to", "5"]) == 1
+    assert CopyIndex(index).manifest == before
+
+
+def test_a_model_that_moved_is_told_and_can_be_pointed_to(tool, tmp_path, capsys):
+    import torchvision
+
+    main = tool("find_copies")
+    photos, index, weights = folder_of(tmp_path / "photos", range(3)), str(tmp_path / "index"), tmp_path / "w.pth"
+    import torch
+
+    torch.save(torchvision.models.mobilenet_v2(weights=None).state_dict(), weights)
+    assert main(["index", str(photos), "--index", index, "--backbone", "mobilenet_v2", "--weights", str(weights),
+                 "--input-size", "32"]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    moved = weights.rename(tmp_path / "elsewhere" / "w.pth")
+    assert main(["query", str(photos), "--index", index]) == 1
+    assert "if that has moved, say where it is" in capsys.readouterr().err
+    assert main(["query", str(photos), "--index", index, "--weights", str(moved)]) == 0
+
+
+@pytest.mark.parametrize(("arguments", "problem"), [
+    (["index", "{empty}"], "no image in this folder"),
+    (["index", "{absent}"], "no such image or folder"),
+    (["index", "{photos}", "--weights", "random:0"], "--weights says nothing without a model"),
+    (["index", "{photos}", "--method", "phash", "--resize", "crop"], "--resize says nothing of a phash"),
+    (["index", "{photos}", "--backbone", "mobilenet_v9"], "nearest are"),
+    (["index", "{photos}", "--exact-up-to", "-1"], "--exact-up-to -1: at least 0"),
+    (["query", "{photos}"], "no index there; make one with"),
+    (["query", "{photos}", "--k", "0"], "--k 0: at least 1"),
+    (["add", "{photos}"], "no index there"),
+    (["remove", "x"], "no index there"),
+    (["calibrate", "{photos}"], "no index there"),
+    (["info"], "no index there"),
+    (["compact"], "no index there"),
+])
+def test_what_is_refused_without_an_index(tool, tmp_path, capsys, arguments, problem):
+    (tmp_path / "empty").mkdir()
+    places = {"photos": folder_of(tmp_path / "photos", range(2)), "empty": tmp_path / "empty",
+              "absent": tmp_path / "absent"}
+    arguments = [argument.format(**places) for argument in arguments]
+    assert tool("find_copies")([*arguments, "--index", str(tmp_path / "index")]) == 1
+    assert problem in capsys.readouterr().err
+    assert not (tmp_path / "index" / "index.json").exists()
+
+
+def test_images_that_cannot_be_used(tool, tmp_path, capsys):
+    main = tool("find_copies")
+    photos, index = folder_of(tmp_path / "photos", range(4)), str(tmp_path / "index")
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8 no more")
+    picture(9, 200, 5).save(photos / "line.png")
+    assert main(["index", str(photos), "--index", index, "--method", "phash"]) == 1
+    assert "broken.jpg: cannot be used" in capsys.readouterr().err
+    assert main(["index", str(photos), "--index", index, "--skip-unreadable"]) == 0
+    told = capsys.readouterr()
+    assert "added 4 images" in told.out and "skipped 2 images" in told.err
+    assert "line.png: too small, 200 x 5 pixels; at least 16" in told.err
+    assert main(["remove", "photo_001", "nobody", "--index", index]) == 1
+    assert "1 of 2 ids are not in the index: 'nobody'" in capsys.readouterr().err
+
+
+# --- adding ----------------------------------------------------------------------------------------------------------
+
+
+def test_ids_and_files_that_come_twice(tmp_path):
+    photos = folder_of(tmp_path / "photos", range(4))
+    index, describer = bright_index(tmp_path / "index", photos)
+    copied = tmp_path / "copied"
+    shutil.copytree(photos, copied)
+    done, _ = add_images(index, describer, image_paths([photos, copied, photos / "photo_001.png"]), QUICK)
+    assert (done.added, done.same) == (0, 8)
+    picture(77).save(copied / "photo_002.png")
+    with pytest.raises(DataError, match=r"'photo_002': .*photos/photo_002\.png, which is in the index, and .*copied"):
+        add_images(index, describer, image_paths([copied]), QUICK)
+    done, _ = add_images(index, describer, image_paths([copied]), QUICK, overwrite=True)
+    assert (done.added, done.same, done.replaced, len(index)) == (1, 3, 1, 4)
+    one, two = folder_of(tmp_path / "one", [50], "x"), folder_of(tmp_path / "two", [51], "x")
+    (two / "x_051.png").rename(two / "x_050.png")
+    with pytest.raises(DataError, match=r"'x_050' and different content: .*one.* and .*two"):
+        add_images(index, describer, image_paths([one, two]), QUICK)
+
+
+def test_what_was_confirmed_before_a_broken_image_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(find, "CONFIRMED_TOGETHER", 3)
+    photos = folder_of(tmp_path / "photos", range(8))
+    (photos / "photo_007.png").write_bytes(b"")
+    index = create_index(tmp_path / "index", ModelChoice("phash"), Brightness())
+    with pytest.raises(DataError, match=r"photo_007\.png: cannot be used"):
+        add_images(index, Brightness(), image_paths([photos]), QUICK)
+    assert len(CopyIndex(index.folder)) == 6
+    done, skipped = add_images(index, Brightness(), image_paths([photos]), Reading(skip_unreadable=True))
+    assert (done.added, done.same, len(skipped), len(index)) == (1, 6, 1, 7)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_descriptors_that_are_not_finite_name_the_image(tmp_path, workers):
+    photos = folder_of(tmp_path / "photos", range(3))
+    Image.new("RGB", (40, 40)).save(photos / "photo_001.png")  # nothing is left of its thumbnail
+    describer = Brightness()
+    index = create_index(tmp_path / "index", ModelChoice("phash"), describer)
+    with np.errstate(invalid="ignore"), pytest.raises(DataError, match=r"photo_001\.png: its descriptor is not finite"):
+        add_images(index, describer, image_paths([photos]), Reading(workers=workers))
+    assert len(index) == 0
+
+
+def add_folder(index: Path, photos: Path) -> None:
+    add_images(CopyIndex(index), Brightness(), image_paths([photos]), QUICK)
+
+
+def test_two_processes_add_folders_at_the_same_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(find, "CONFIRMED_TOGETHER", 2)
+    index, _ = bright_index(tmp_path / "index", folder_of(tmp_path / "photos", range(2)))
+    folders = [folder_of(tmp_path / name, seeds, name) for name, seeds in (("a", range(9)), ("b", range(30, 39)))]
+    shutil.copy(folders[0] / "a_003.png", folders[1] / "a_003.png")  # both bring it
+    context = multiprocessing.get_context("fork")
+    children = [context.Process(target=add_folder, args=(index.folder, folder)) for folder in folders]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+    index.reload()
+    assert len(index) == 2 + 9 + 9
+
+
+# --- direction and calibration ---------------------------------------------------------------------------------------
+
+
+def test_the_direction_is_that_of_the_stored_norms(tmp_path):
+    photos = folder_of(tmp_path / "photos", range(6))
+    index, describer = bright_index(tmp_path / "index", photos)
+    queries = tmp_path / "queries"
+    queries.mkdir()
+    for name, factor in (("less", 0.7), ("same", 1.0), ("more", 1.2)):
+        picture(2).point(lambda value, by=factor: min(255, value * by)).save(queries / f"{name}.png")
+    answers, _ = query_images(index, describer, image_paths([queries]), QUICK, k=1)
+    found = {answer.id: answer.matches[0] for answer in answers}
+    assert {match.id for match in found.values()} == {"photo_002"}
+    assert {name: match.direction for name, match in found.items()} == {
+        "less": "query copies reference", "same": "unclear", "more": "reference copies query"
+    }
+    assert found["less"].norm_ratio == pytest.approx(0.7, abs=0.02) and found["same"].norm_ratio == 1
+    answers, _ = query_images(index, describer, image_paths([queries]), QUICK, k=1, margin=5.0)
+    assert {answer.matches[0].direction for answer in answers} == {"unclear"}
+    with pytest.raises(DataError, match="margin of -1"):
+        query_images(index, describer, image_paths([queries]), QUICK, k=1, margin=-1)
+
+
+def test_a_background_that_overlaps_is_left_out_with_a_count(tmp_path):
+    photos = folder_of(tmp_path / "photos", range(12))
+    index, describer = bright_index(tmp_path / "index", photos)
+    background = folder_of(tmp_path / "background", range(100, 130), "other")
+    alone, _ = calibrate_index(index, describer, image_paths([background]), QUICK, rate=0.1)
+    assert alone.left_out["in the index"] == 0 and alone.achieved.total == 30
+    shutil.copy(photos / "photo_003.png", background / "renamed.png")           # the same file
+    picture(4).save(background / "saved_again.bmp")                             # the same descriptor
+    picture(5).resize((90, 60)).save(background / "saved.jpg", quality=80)      # the same picture, saved again
+    shutil.copy(background / "other_100.png", background / "twice.png")
+    (background / "broken.png").write_bytes(b"")
+    made, skipped = calibrate_index(
+        index, describer, image_paths([background]), Reading(skip_unreadable=True), rate=0.1
+    )
+    assert made.left_out == {
+        "in the index": 2, find.SAVED_AGAIN: 1, "repeated": 1, "unreadable or too small": 1
+    } and len(skipped) == 1
+    assert (made.threshold, made.achieved) == (alone.threshold, alone.achieved)
+    with pytest.raises(DataError, match="no background image is left.*12 in the index"):
+        calibrate_index(index, describer, image_paths([photos]), QUICK, rate=0.1)
+
+
+def test_a_background_photo_of_an_indexed_name_counts_and_the_nearest_are_named(tmp_path):
+    """Cameras count from 1 again: a name says nothing of what is in the file."""
+    photos = folder_of(tmp_path / "photos", range(12))
+    index, describer = bright_index(tmp_path / "index", photos)
+    background = folder_of(tmp_path / "background", range(100, 130), "other")
+    picture(55).save(background / "photo_005.png")
+    crop = picture(7, 480, 320).crop((0, 0, 440, 300))
+    crop.save(background / "crop.png")
+    made, _ = calibrate_index(index, describer, image_paths([background]), QUICK, rate=0.1)
+    assert made.achieved.total == 32 and sum(made.left_out.values()) == 0
+    scores = {path: describer([describer.prepare(Image.open(path))])[0][0] for path in image_paths([background])}
+    rows = {path.stem: describer([describer.prepare(Image.open(path))])[0][0] for path in image_paths([photos])}
+    best = {str(path): max(rows, key=lambda image: rows[image] @ vector) for path, vector in scores.items()}
+    assert [one.score for one in made.nearest] == sorted((one.score for one in made.nearest), reverse=True)
+    assert made.nearest[0].path == str(background / "crop.png") and made.nearest[0].match == "photo_007"
+    assert all(one.match == best[one.path] for one in made.nearest) and len(made.nearest) == 3
+
+
+def test_the_direction_is_not_told_by_norms_that_were_not_trained_to_order(tmp_path, tool, capsys):
+    photos = folder_of(tmp_path / "photos", range(6))
+    index, describer = bright_index(tmp_path / "index", photos, Brightness(orders_norms=False))
+    dark = tmp_path / "dark.png"
+    picture(2).point(lambda value: value * 0.5).save(dark)
+    answers, _ = query_images(index, describer, [dark], QUICK, k=6)
+    assert {match.direction for match in answers[0].matches} == {"unclear"}
+    assert answers[0].matches[0].norm_ratio == pytest.approx(0.5, abs=0.02)
+    assert tool("find_copies")(["info", "--index", str(index.folder)]) == 0
+    assert "direction: never told" in capsys.readouterr().out
+
+
+def test_a_first_call_that_fails_binds_nobody_to_its_model(tmp_path, tool, capsys):
+    photos, main = folder_of(tmp_path / "photos", range(3)), tool("find_copies")
+    (photos / "broken.png").write_bytes(b"")
+    index = str(tmp_path / "index")
+    assert main(["index", str(photos), "--index", index, "--method", "phash"]) == 1
+    (photos / "broken.png").unlink()
+    assert main(["index", str(photos), "--index", index, *RESNET]) == 0
+    assert "3 images by resnet18" in capsys.readouterr().out
+    (photos / "broken.png").write_bytes(b"")
+    other = str(tmp_path / "other")
+    assert main(["index", str(photos), "--index", other, *RESNET]) == 1
+    (photos / "broken.png").unlink()
+    assert main(["index", str(photos), "--index", other]) == 0      # the model of the call that failed
+    assert "3 images by resnet18" in capsys.readouterr().out
+
+
+def test_an_index_made_anew_meanwhile_is_not_written_to(tmp_path):
+    index = create_index(tmp_path / "index", ModelChoice("phash"), Brightness())
+    create_index(tmp_path / "index", ModelChoice("phash"), Brightness("another sha256:1"))
+    photos = folder_of(tmp_path / "photos", range(2))
+    with pytest.raises(DataError, match="made anew meanwhile, by another"):
+        add_images(index, Brightness(), image_paths([photos]), QUICK)
+    assert len(CopyIndex(tmp_path / "index")) == 0
+
+
+def test_the_yes_and_no_of_a_calibration_and_of_an_index_that_grew(tmp_path):
+    photos = folder_of(tmp_path / "photos", range(10))
+    index, describer = bright_index(tmp_path / "index", photos)
+    background = image_paths([folder_of(tmp_path / "background", range(100, 150), "other")])
+    made, _ = calibrate_index(index, describer, background, QUICK, rate=0.2)
+    answers, _ = query_images(index, describer, background, QUICK, k=3)
+    said_yes = [any(match.copy for match in answer.matches) for answer in answers]
+    assert sum(said_yes) == made.achieved.count <= 10
+    for answer in answers:
+        for match in answer.matches:
+            assert match.copy == (match.score >= made.threshold)
+            assert match.false_positives.count == sum(other.matches[0].score >= match.score for other in answers)
+    add_images(index, describer, image_paths([folder_of(tmp_path / "more", range(200, 215))]), QUICK)
+    answers, _ = query_images(index, describer, background[:2], QUICK, k=3)
+    assert {match.copy for answer in answers for match in answer.matches} == {None}
+
+
+def test_score_normalisation_by_the_background(tmp_path):
+    photos = folder_of(tmp_path / "photos", range(10))
+    index, describer = bright_index(tmp_path / "index", photos)
+    background = image_paths([folder_of(tmp_path / "background", range(100, 120), "other")])
+    made, _ = calibrate_index(index, describer, background, QUICK, rate=0.25, score_norm=ScoreNorm(1.0, 0, 2))
+    vectors = {path.stem: describer([describer.prepare(Image.open(path))])[0][0] for path in [
+        *background, *image_paths([photos])
+    ]}
+    best = []
+    for path in background:
+        among = sorted(float(vectors[path.stem] @ vectors[other.stem]) for other in background if other != path)[-3:]
+        scores = [float(vectors[path.stem] @ vectors[f"photo_{seed:03d}"]) for seed in range(10)]
+        best.append(max(scores) - sum(among) / 3)
+    assert np.allclose(index.snapshot.calibration["scores"], sorted(best), atol=1e-6)
+    assert made.achieved.count == 4         # of 20: (4 + 1) / (20 + 1) is below 0.25
+    answers, _ = query_images(CopyIndex(index.folder), describer, [photos / "photo_003.png"], QUICK, k=2)
+    among = sorted(float(vectors["photo_003"] @ vectors[path.stem]) for path in background)[-3:]
+    match = answers[0].matches[0]
+    assert match.score == pytest.approx(1, abs=1e-6) and match.normalised == pytest.approx(1 - sum(among) / 3, abs=1e-6)
+    assert match.copy == (match.normalised >= made.threshold)
+    with pytest.raises(DataError, match="20 background images are too few for a score normalisation by place 30"):
+        calibrate_index(index, describer, background, QUICK, rate=0.25, score_norm=ScoreNorm(1.0, 0, 30))
+
+
+def test_another_describer_of_the_same_name_and_other_settings_is_refused(tmp_path):
+    index, _ = bright_index(tmp_path / "index", folder_of(tmp_path / "photos", range(2)))
+    with pytest.raises(DataError, match="was made by brightness sha256:0, and not by phash"):
+        describer_of(index, ModelChoice("phash"))
+
+
+def test_real_photographs_by_a_real_network(shared, tool, tmp_path, capsys):
+    main, index = tool("find_copies"), str(tmp_path / "index")
+    photos = sorted((shared / "data" / "flickr8k" / "full1000").glob("*.jpg"))[:24]
+    crops = tmp_path / "crops"
+    crops.mkdir()
+    for path in photos[:8]:
+        with Image.open(path) as image:
+            width, height = image.size
+            image.crop((width // 8, height // 8, width, height)).save(crops / f"crop_{path.stem}.jpg", quality=70)
+    weights = shared / "weights" / "mobilenet_v2_imagenet.pth"
+    assert main(["index", *map(str, photos), "--index", index, "--backbone", "mobilenet_v2", "--weights", str(weights),
+                 "--same-padding", "--normalize", "half", "--input-size", "128"]) == 0
+    capsys.readouterr()
+    assert main(["query", str(crops), "--index", index, "--k", "1", "--json"]) == 0
+    queries = json.loads(capsys.readouterr().out)["queries"]
+    assert [f"crop_{answer['matches'][0]['id']}" for answer in queries] == [answer["id"] for answer in queries]
