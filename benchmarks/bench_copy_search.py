@@ -31,10 +31,9 @@ from bench_convert import memory_of
 from measuring import MIB, number
 
 from ascl.core.errors import DataError
-from ascl.image_copy.matching.query import CONFIRMED_TOGETHER
-from ascl.index.files import Images
+from ascl.image_copy.matching.describe import CONFIRMED_TOGETHER
 from ascl.index.search import import_faiss, recall_of
-from ascl.index.store import CopyIndex
+from ascl.index.store import CopyIndex, Images
 
 K = 10
 CENTRES_SHARE = 100         # references a centre
@@ -106,8 +105,8 @@ def references_of(count: int, dim: int) -> Iterator[np.ndarray]:
 def queries_of(index: CopyIndex, references: int, count: int) -> np.ndarray:
     """Half copies of references, half neither."""
     rng = np.random.default_rng(2)
-    middles = centres(references, index.manifest.dimension)
-    copied = index.snapshot.vectors(np.sort(rng.choice(references, count // 2, replace=count // 2 > references)))
+    middles = centres(references, index.state.dimension)
+    copied = index.rows.vectors[np.sort(rng.choice(references, count // 2, replace=count // 2 > references))]
     others = middles[rng.integers(0, len(middles), count - count // 2)]
     return np.concatenate([around(copied, NOISE, rng), around(others, SPREAD, rng)])
 
@@ -116,7 +115,7 @@ def rows_of(vectors: np.ndarray, first: int, prefix: str = "image") -> Images:
     names = [f"{prefix}_{first + row:09d}" for row in range(len(vectors))]
     digests = np.random.default_rng(first).integers(0, 256, (len(vectors), 32), dtype=np.uint8)
     norms = np.ones(len(vectors), np.float32)
-    return Images(names, [f"photos/{name}.jpg" for name in names], digests, vectors, norms)
+    return Images(names, [f"photos/{name}.jpg" for name in names], digests, np.ones(len(vectors), int), vectors, norms)
 
 
 def timed(function: Callable, argument: Any) -> float:
@@ -148,8 +147,8 @@ def build(folder: Path, references: int, dim: int, exact_up_to: int) -> Built:
     if not index.compress_if_due():
         raise DataError(f"{references:,} references are too few to be compressed: give at least 1,000")
     compressing = time.perf_counter() - started
-    about = index.manifest.compressed or {}
-    sizes = {name: (folder / name).stat().st_size for name in index.manifest.files()}
+    about = index.state.compressed or {}
+    sizes = {path.name: path.stat().st_size for path in index.files()}
     return Built(references / adding, added_singly, removed_singly, removed_at_once, compressing,
                  sum(sizes.values()), sizes[about["file"]], about)
 
@@ -171,7 +170,7 @@ def searched(folder: Path, way: str, references: int, queries: int) -> Searched:
     try:
         started = time.perf_counter()
         if way == "torch":
-            vectors = torch.from_numpy(index.snapshot.vectors(np.arange(references)))
+            vectors = torch.from_numpy(index.rows.vectors[:references].copy())
             started = time.perf_counter()   # of the search: the rows are in memory
             found = brute_force(torch.from_numpy(asked), vectors).numpy()
         else:

@@ -18,8 +18,6 @@ import sys
 
 from ascl.core.errors import DataError
 
-BASELINE_SIZE, BASELINE_RESIZE = 288, "squash"
-
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
@@ -78,42 +76,22 @@ def main(arguments: list[str]) -> int:
 
 def describer_of(options: argparse.Namespace):
     """The chosen network at work."""
-    from ascl.image_copy.descriptors.descriptor import load_descriptor
-    from ascl.image_copy.descriptors.teachers import load_backbone, load_torchscript, teacher_describer
+    from ascl.image_copy.descriptors.choice import DescriberChoice, make_network_describer
     from ascl.images.backbones import pick_device
 
-    device = pick_device(options.device)
-    if options.checkpoint:
-        return load_descriptor(
-            options.checkpoint, input_size=options.input_size, resize=options.resize, device=device,
-            precision=options.precision,
-        )
-    size, normalize = options.input_size or BASELINE_SIZE, options.normalize or "imagenet"
-    if options.model:
-        from pathlib import Path
-
-        network = load_torchscript(Path(options.model), normalize=normalize, image_size=size)
-    else:
-        network = load_backbone(
-            options.backbone, options.weights or "default", same_padding=options.same_padding, normalize=normalize,
-            pool=options.pool or "gem",
-        )
-    return teacher_describer(
-        network, input_size=size, resize=options.resize or BASELINE_RESIZE, device=device, precision=options.precision
-    )
+    choice = DescriberChoice.from_options(vars(options))
+    return make_network_describer(choice, pick_device(options.device), options.precision)
 
 
 def check(options: argparse.Namespace) -> None:
     """Refuse options that would be passed over in silence, and numbers that cannot be."""
-    of_backbone = [name for name in ("weights", "same_padding", "pool") if getattr(options, name)]
-    if of_backbone and not options.backbone:
-        raise DataError(f"--{of_backbone[0].replace('_', '-')} is for --backbone; leave it out")
-    if options.normalize and options.checkpoint:
-        raise DataError("--normalize is for --backbone and --model; a run knows its own")
     for name, least in (("input_size", 1), ("batch_size", 1), ("workers", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
             raise DataError(f"--{name.replace('_', '-')} {value}: at least {least}")
+    from ascl.image_copy.descriptors.choice import DescriberChoice
+
+    DescriberChoice.from_options(vars(options))
 
 
 if __name__ == "__main__":

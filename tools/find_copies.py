@@ -114,42 +114,42 @@ def main(arguments: list[str]) -> int:
 
 
 def run_index(options: argparse.Namespace) -> None:
-    from ascl.image_copy.matching import model as index_models
-    from ascl.image_copy.matching import query as find
-    from ascl.index.files import is_index
-    from ascl.index.store import EXACT_UP_TO, CopyIndex
+    from ascl.image_copy.descriptors.choice import DescriberChoice, make_describer
+    from ascl.image_copy.matching.describe import image_paths
+    from ascl.image_copy.matching.model import create_index, recorded_choice
+    from ascl.index.store import EXACT_UP_TO, CopyIndex, is_index
 
-    images = find.image_paths(options.images)
+    images = image_paths(options.images)
     index = CopyIndex(options.index) if is_index(options.index) else None
-    if index is not None and index.manifest.added:
-        if options.exact_up_to not in (None, index.manifest.exact_up_to):
-            raise DataError(f"--exact-up-to is for a new index; {options.index} has {index.manifest.exact_up_to}")
+    if index is not None and index.state.added:
+        if options.exact_up_to not in (None, index.state.exact_up_to):
+            raise DataError(f"--exact-up-to is for a new index; {options.index} has {index.state.exact_up_to}")
         describer = open_model(index, options)
     else:
-        choice = index_models.ModelChoice.from_options(vars(options))
+        choice = DescriberChoice.from_options(vars(options))
         if choice is None and index is not None:    # what an earlier call chose before its first image failed
-            choice = index_models.ModelChoice(**index.manifest.model["choice"])
+            choice = recorded_choice(index)
         if choice is None:
-            choice = index_models.ModelChoice("phash")
+            choice = DescriberChoice("phash")
             print("no model was chosen: images are described by the perceptual hash, a baseline without direction that "
                   "crops defeat; --checkpoint RUN gives a learned descriptor", file=sys.stderr)
-        describer = index_models.make_describer(choice, device_of(options))
+        describer = make_describer(choice, device_of(options))
         exact = EXACT_UP_TO if options.exact_up_to is None else options.exact_up_to
-        index = index_models.create_index(options.index, choice, describer, exact_up_to=exact)
+        index = create_index(options.index, choice, describer, exact_up_to=exact)
     add_to(index, describer, images, options)
 
 
 def run_add(options: argparse.Namespace) -> None:
-    from ascl.image_copy.matching import query as find
+    from ascl.image_copy.matching.describe import image_paths
     from ascl.index.store import CopyIndex
 
     index = CopyIndex(options.index)
-    images = find.image_paths(options.images)
+    images = image_paths(options.images)
     add_to(index, open_model(index, options), images, options)
 
 
 def add_to(index: Any, describer: Any, images: list, options: argparse.Namespace) -> None:
-    from ascl.image_copy.matching.query import add_images
+    from ascl.image_copy.matching.add import add_images
 
     with reading(options, len(images)) as how:
         done, skipped = add_images(index, describer, images, how, overwrite=options.replace)
@@ -157,9 +157,9 @@ def add_to(index: Any, describer: Any, images: list, options: argparse.Namespace
           + f"; {done.same:,} were there already" * bool(done.same))
     tell_skipped(skipped)
     if index.compress_if_due():
-        about = index.manifest.compressed
+        about = index.state.compressed
         print(f"compressed index built: {about['factory']}, recall@10 {about['recall_at_10']:.3f}")
-    print(f"{index.folder}: {len(index):,} images by {index.manifest.model['name']}")
+    print(f"{index.folder}: {len(index):,} images by {index.state.model['name']}")
     tell_warnings(index)
 
 
@@ -172,11 +172,12 @@ def run_remove(options: argparse.Namespace) -> None:
 
 def run_query(options: argparse.Namespace) -> None:
     from ascl.image_copy.matching import query as find
-    from ascl.image_copy.matching.report import answers_table, report_of
+    from ascl.image_copy.matching.describe import image_paths
+    from ascl.image_copy.matching.report import answers_table, index_report
     from ascl.index.store import CopyIndex
 
     index = CopyIndex(options.index)
-    images = find.image_paths(options.images)
+    images = image_paths(options.images)
     margin = find.MARGIN if options.margin is None else options.margin
     with reading(options, len(images)) as how:
         answers, skipped = find.query_images(
@@ -186,7 +187,7 @@ def run_query(options: argparse.Namespace) -> None:
         rows = find.write_answers(options.predictions, answers)
         print(f"wrote {rows:,} matches to {options.predictions}", file=sys.stderr)
     if options.json:
-        report = report_of(index)
+        report = index_report(index)
         queries = [answer.to_dict() for answer in answers]
         print(json.dumps({"index": report, "queries": queries, "skipped": [vars(one) for one in skipped]}, indent=1))
     elif not options.predictions:
@@ -196,21 +197,22 @@ def run_query(options: argparse.Namespace) -> None:
 
 
 def run_calibrate(options: argparse.Namespace) -> None:
-    from ascl.image_copy.matching import query as find
+    from ascl.image_copy.matching.calibrate import SAVED_AGAIN, calibrate_index
+    from ascl.image_copy.matching.describe import image_paths
     from ascl.image_copy.matching.report import calibration_lines
     from ascl.index.calibration import ScoreNorm
     from ascl.index.store import CopyIndex
 
     index = CopyIndex(options.index)
-    images = find.image_paths(options.images)
+    images = image_paths(options.images)
     with reading(options, len(images)) as how:
-        made, skipped = find.calibrate_index(
+        made, skipped = calibrate_index(
             index, open_model(index, options), images, how, rate=options.false_positive_rate,
             confidence=options.confidence, score_norm=ScoreNorm() if options.score_norm else None,
         )
-    overlap = made.left_out["in the index"] + made.left_out[find.SAVED_AGAIN]
+    overlap = made.left_out["in the index"] + made.left_out[SAVED_AGAIN]
     if overlap:
-        print(f"warning: {overlap:,} background images are in the index, {made.left_out[find.SAVED_AGAIN]:,} of them "
+        print(f"warning: {overlap:,} background images are in the index, {made.left_out[SAVED_AGAIN]:,} of them "
               "saved again; they were left out", file=sys.stderr)
     print("\n".join(calibration_lines(made)))
     tell_skipped(skipped)
@@ -218,11 +220,11 @@ def run_calibrate(options: argparse.Namespace) -> None:
 
 
 def run_info(options: argparse.Namespace) -> None:
-    from ascl.image_copy.matching.report import info_text, report_of
+    from ascl.image_copy.matching.report import index_report, info_text
     from ascl.index.store import CopyIndex
 
     index = CopyIndex(options.index)
-    print(json.dumps(report_of(index), indent=1) if options.json else info_text(index))
+    print(json.dumps(index_report(index), indent=1) if options.json else info_text(index))
     tell_warnings(index)
 
 
@@ -239,10 +241,11 @@ COMMANDS = {"index": run_index, "add": run_add, "remove": run_remove, "query": r
 
 def open_model(index: Any, options: argparse.Namespace) -> Any:
     """The index's model, from where the options say or where it was."""
-    from ascl.image_copy.matching.model import ModelChoice, describer_of
+    from ascl.image_copy.descriptors.choice import DescriberChoice
+    from ascl.image_copy.matching.model import describer_of, recorded_choice
 
-    recorded = ModelChoice(**index.manifest.model["choice"])
-    return describer_of(index, ModelChoice.from_options(vars(options), recorded), device_of(options))
+    choice = DescriberChoice.from_options(vars(options), recorded_choice(index))
+    return describer_of(index, choice, device_of(options))
 
 
 def device_of(options: argparse.Namespace) -> str:
@@ -252,7 +255,7 @@ def device_of(options: argparse.Namespace) -> str:
 
 
 class reading:
-    """`find.Reading` with a bar on a terminal."""
+    """`ReadOptions` with a bar on a terminal."""
 
     def __init__(self, options: argparse.Namespace, images: int) -> None:
         self.options, self.images = options, images
@@ -260,10 +263,10 @@ class reading:
     def __enter__(self) -> Any:
         from tqdm import tqdm
 
-        from ascl.image_copy.matching.query import Reading
+        from ascl.image_copy.matching.describe import ReadOptions
 
         self.bar = tqdm(total=self.images, unit=" images", disable=None)
-        return Reading(self.options.batch_size, self.options.workers, self.options.skip_unreadable, self.bar.update)
+        return ReadOptions(self.options.batch_size, self.options.workers, self.options.skip_unreadable, self.bar.update)
 
     def __exit__(self, *error: object) -> None:
         self.bar.close()

@@ -1,48 +1,53 @@
-"""Image copy detection: descriptors, edits, evaluation, search (SSCD, RDCD, ASL)."""
+"""Image copy detection: descriptors, edits, evaluation, search (SSCD, RDCD, ASL).
 
-from ascl.image_copy.descriptors.files import Descriptors, read_descriptors, write_descriptors, write_submission
-from ascl.image_copy.evaluation.bootstrap import Bootstrap, Interval, bootstrap_intervals
-from ascl.image_copy.evaluation.copydays import copydays_ground_truth, copydays_report
-from ascl.image_copy.evaluation.metrics import (
-    CopyMetrics,
-    TopPairs,
-    judge,
-    micro_average_precision,
-    norm_ratio_keeps,
-    top_pairs,
-    trapezoid_average_precision,
-)
-from ascl.image_copy.evaluation.score_norm import (
-    Whitening,
-    augmented,
-    fit_whitening,
-    score_normalise,
-    subtract_negatives,
-)
-from ascl.index.exact import capped_search, nearest_references
+What others may use is imported when it is asked for: a query of an index loads no bootstrap.
+"""
 
-__all__ = [
-    "Bootstrap",
-    "CopyMetrics",
-    "Descriptors",
-    "Interval",
-    "TopPairs",
-    "Whitening",
-    "augmented",
-    "bootstrap_intervals",
-    "capped_search",
-    "copydays_ground_truth",
-    "copydays_report",
-    "fit_whitening",
-    "judge",
-    "micro_average_precision",
-    "nearest_references",
-    "norm_ratio_keeps",
-    "read_descriptors",
-    "score_normalise",
-    "subtract_negatives",
-    "top_pairs",
-    "trapezoid_average_precision",
-    "write_descriptors",
-    "write_submission",
-]
+# ruff: noqa: F401 (what type checkers see; `MODULES` says the same to Python)
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ascl.image_copy.descriptors.files import Descriptors, read_descriptors, write_descriptors, write_submission
+    from ascl.image_copy.evaluation.bootstrap import Bootstrap, Interval, bootstrap_intervals
+    from ascl.image_copy.evaluation.copydays import copydays_ground_truth, copydays_report
+    from ascl.image_copy.evaluation.metrics import (
+        CopyMetrics,
+        TopPairs,
+        judge,
+        micro_average_precision,
+        norm_ratio_keeps,
+        top_pairs,
+        trapezoid_average_precision,
+    )
+    from ascl.image_copy.evaluation.score_norm import (
+        Whitening,
+        augmented,
+        fit_whitening,
+        score_normalise,
+        subtract_negatives,
+    )
+    from ascl.index.exact import capped_search, nearest_references
+
+MODULES = {
+    "ascl.image_copy.descriptors.files": ("Descriptors", "read_descriptors", "write_descriptors", "write_submission"),
+    "ascl.image_copy.evaluation.bootstrap": ("Bootstrap", "Interval", "bootstrap_intervals"),
+    "ascl.image_copy.evaluation.copydays": ("copydays_ground_truth", "copydays_report"),
+    "ascl.image_copy.evaluation.metrics": (
+        "CopyMetrics", "TopPairs", "judge", "micro_average_precision", "norm_ratio_keeps", "top_pairs",
+        "trapezoid_average_precision",
+    ),
+    "ascl.image_copy.evaluation.score_norm": (
+        "Whitening", "augmented", "fit_whitening", "score_normalise", "subtract_negatives",
+    ),
+    "ascl.index.exact": ("capped_search", "nearest_references"),
+}
+MODULE_OF = {name: module for module, names in MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(MODULE_OF[name]), name)

@@ -1,8 +1,8 @@
-"""From images that nobody copied to a threshold, and to what is known of the false positives above it.
+"""From unrelated background images to a threshold, and to what is known of the false positives above it.
 
-A background image that scores above the threshold against the index would be called a copy and is none. The threshold
-is the lowest at which the expected share of such images is at most the wanted rate; how well that share is known from
-so many images is said by its Clopper-Pearson interval. The rate is one of queries, not of pairs, and belongs to the
+A background image that scores above the threshold against the index is a false positive. The threshold is the lowest
+at which the expected share of such images is at most the wanted rate; its Clopper-Pearson interval says how well that
+share is known from so many images. The rate is one of queries, not of pairs, and belongs to the
 index that was searched: the more images an index has, the higher the best score of an unrelated query.
 
 A threshold just above the (a + 1)-th best of n background scores is reached by the next unrelated query with a
@@ -23,7 +23,6 @@ from ascl.core.errors import DataError
 
 GROWTH_TOLD = 0.1       # of the index since the calibration, relative: told to the user
 GROWTH_REFUSED = 1.0    # no yes or no any more
-BISECTIONS = 100        # to the last bit of a float64
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Calibration:
-        """What `to_dict` gave; other keys are passed over."""
+        """Return what `to_dict` was called on; other keys are passed over."""
         own = {name: fields[name] for name in cls.__dataclass_fields__}
         own["achieved"] = Rate(**own["achieved"])
         own["nearest"] = tuple(Nearest(**one) for one in own["nearest"])
@@ -106,7 +105,7 @@ def calibrated(
     scores: np.ndarray, rate: float, *, confidence: float, images: int, added: int, left_out: dict[str, int],
     score_norm: ScoreNorm | None, nearest: tuple[Nearest, ...] = (),
 ) -> Calibration:
-    """Threshold for a wanted rate of false positives.
+    """Return the threshold for a wanted rate of false positives.
 
     Args:
         scores: (n,) best score of each background image against the index; at most 1 where they are not normalised.
@@ -149,7 +148,7 @@ def calibrated(
 
 
 def lowest_threshold(scores: np.ndarray, rate: float) -> float:
-    """The lowest t with an expected rate of at most `rate`; equal scores stand or fall together.
+    """Return the lowest t with an expected rate of at most `rate`; equal scores stand or fall together.
 
     With a of n scores >= t that is (a + 1) / (n + 1). Where it is above `rate` even for a = 0, t lies above them all.
     """
@@ -158,54 +157,37 @@ def lowest_threshold(scores: np.ndarray, rate: float) -> float:
 
 
 def allowed_above(total: int, rate: float) -> int:
-    """How many of `total` background scores may reach the threshold; less than `total`, as rate < 1."""
+    """Return how many of `total` background scores may reach the threshold; less than `total`, as rate < 1."""
     return max(0, math.floor(rate * (total + 1) * (1 + 1e-12)) - 1)     # 0.1 * 30 is a little less than 3
 
 
 def enough_for(rate: float, confidence: float) -> int:
-    """Background images without a false positive at which the interval's upper end is at most `rate`."""
+    """Return how many background images without a false positive bring the interval's upper end down to `rate`."""
     return math.ceil(math.log((1 - confidence) / 2) / math.log1p(-rate))
 
 
 def rate_of(count: int, total: int, confidence: float) -> Rate:
-    """`count` of `total` with its interval."""
+    """Return `count` of `total` with its interval."""
     low, high = clopper_pearson(count, total, confidence)
     return Rate(count, total, low, high)
 
 
 @lru_cache(maxsize=4096)
 def clopper_pearson(count: int, total: int, confidence: float) -> tuple[float, float]:
-    """Exact interval of a share of which `count` of `total` were seen; covers it with at least `confidence`.
+    """Return the exact interval of a share of which `count` of `total` were seen; covers it with at least `confidence`.
 
-    Source: Clopper and Pearson, Biometrika 26 (1934): the shares at which so many or more, and so few or fewer, would
-    be seen with a probability of (1 - confidence) / 2.
+    Source: Clopper and Pearson, Biometrika 26 (1934).
     """
+    from scipy.stats import binomtest  # slow to import, and needed only where there is a calibration
+
     if not 0 <= count <= total or total < 1:
         raise ValueError(f"{count} of {total} is no share")
-    tail = (1 - confidence) / 2
-    low = 0.0 if count == 0 else 1 - _share_with(total - count, total, tail)
-    high = 1.0 if count == total else _share_with(count, total, tail)
-    return low, high
-
-
-def _share_with(count: int, total: int, tail: float) -> float:
-    """The p at which at most `count` of `total` are seen with probability `tail`; 0 <= count < total."""
-    seen = np.arange(count + 1)
-    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, total + 1)))])
-    ways = logs[total] - logs[seen] - logs[total - seen]
-
-    low, high = 0.0, 1.0
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        if not low < middle < high:
-            break
-        terms = ways + seen * math.log(middle) + (total - seen) * math.log1p(-middle)
-        low, high = (middle, high) if np.exp(terms).sum() > tail else (low, middle)
-    return (low + high) / 2
+    interval = binomtest(count, total).proportion_ci(confidence, method="exact")
+    return float(interval.low), float(interval.high)
 
 
 def rate_at(score: float, background: np.ndarray, confidence: float) -> Rate:
-    """How often a background image reaches this score.
+    """Return how often a background image reaches this score.
 
     Args:
         background: (n,) best scores of the background, ascending.
@@ -215,20 +197,20 @@ def rate_at(score: float, background: np.ndarray, confidence: float) -> Rate:
 
 
 def growth(calibration: Calibration, added: int) -> float:
-    """Images added to the index since the calibration, relative to those that were there."""
+    """Return the images added to the index since the calibration, relative to those that were there."""
     return (added - calibration.added) / max(1, calibration.images)
 
 
 def growth_warning(calibration: Calibration, added: int) -> str | None:
-    """What to tell of an index that has grown since it was calibrated; None = nothing."""
+    """Return what to tell of an index that has grown since it was calibrated; None = nothing."""
     grown = growth(calibration, added)
     if grown <= GROWTH_TOLD:
         return None
     what = f"the threshold was calibrated at {calibration.images:,} images and {added - calibration.added:,} were " \
            "added since: unrelated queries score higher now"
     if grown > GROWTH_REFUSED:
-        return f"{what}. There is no yes or no until you run `calibrate` again"
-    return f"{what}. Run `calibrate` again"
+        return f"{what}. There is no yes or no until it is calibrated again"
+    return f"{what}. Calibrate it again"
 
 
 def still_holds(calibration: Calibration, added: int) -> bool:

@@ -11,26 +11,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from operator import index
-from typing import Literal
 
 import numpy as np
 import torch
 
 from ascl.core.errors import DataError
+from ascl.index import Metric
 
-Metric = Literal["ip", "l2"]
-
-BLOCK_SCORES = {"cpu": 2**19, "cuda": 2**27}  # scored at a time: the processor's cache, or a part of a GPU's memory
-REFERENCES_AT_A_TIME = {"cpu": 4096, "cuda": 65536}
-WAITING_PAIRS = 2**20  # collected before they are sorted in; more only where more are asked for
-EXACT_ROWS = 2**15  # scored in float64 at a time
 _ROUNDING = {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}  # of torch's float32 matrix products
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """How much is held at a time; the result does not depend on it.
+
+    Attributes:
+        scores: scored by one product: the processor's cache, or a part of a GPU's memory.
+        references: at most so many in a product.
+        waiting_pairs: collected before they are sorted in; more only where more are asked for.
+        exact_rows: scored in float64 together.
+    """
+
+    scores: int
+    references: int
+    waiting_pairs: int = 2**20
+    exact_rows: int = 2**15
+
+
+BLOCKS = {"cpu": Blocks(2**19, 4096), "cuda": Blocks(2**27, 65536)}
+
+
 def capped_search(
-    query: np.ndarray, reference: np.ndarray, max_results: int, *, metric: Metric, device: str = "cpu"
+    query: np.ndarray, reference: np.ndarray, max_results: int, *, metric: Metric, device: str = "cpu",
+    blocks: Blocks | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The `max_results` best pairs over all queries together, exactly that many where there are so many pairs.
+    """Return the `max_results` best pairs over all queries together, exactly that many where there are so many pairs.
 
     Memory beyond the inputs: some hundred bytes for each result, and one block of scores.
 
@@ -40,6 +55,7 @@ def capped_search(
         max_results: at least 1; all pairs are returned where there are fewer.
         metric: "ip", score = inner product; "l2", score = -squared Euclidean distance.
         device: where blocks are scored, "cpu" or "cuda"; the result is the same.
+        blocks: None = as fits the device.
 
     Returns:
         query index (n,) int64, reference index (n,) int64, score (n,) float64, best first; equal scores by query index,
@@ -51,7 +67,7 @@ def capped_search(
     max_results = index(max_results)
     if max_results < 1:
         raise DataError(f"max_results is {max_results}; ask for at least 1 pair")
-    search = _Search(query, reference, metric, device)
+    search = _Search(query, reference, metric, device, blocks)
     keep = min(max_results, len(query) * len(reference))
     found = search.run(keep, per_query=False)
     order = np.lexsort((found.reference, found.query, -found.score))
@@ -59,9 +75,10 @@ def capped_search(
 
 
 def nearest_references(
-    query: np.ndarray, reference: np.ndarray, k: int, *, metric: Metric, device: str = "cpu"
+    query: np.ndarray, reference: np.ndarray, k: int, *, metric: Metric, device: str = "cpu",
+    blocks: Blocks | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best references of every query, or all where there are fewer.
+    """Return the k best references of every query, or all where there are fewer.
 
     Args, errors: as `capped_search`.
 
@@ -71,7 +88,7 @@ def nearest_references(
     k = index(k)
     if k < 1:
         raise DataError(f"k is {k}; ask for at least 1 reference a query")
-    search = _Search(query, reference, metric, device)
+    search = _Search(query, reference, metric, device, blocks)
     keep = min(k, len(reference))
     found = search.run(keep, per_query=True)
     order = np.lexsort((found.reference, -found.score, found.query))
@@ -92,7 +109,9 @@ class _Pairs:
 class _Search:
     """One search: the prepared inputs, and the threshold below which a pair of a query cannot be among the best."""
 
-    def __init__(self, query: np.ndarray, reference: np.ndarray, metric: Metric, device: str) -> None:
+    def __init__(
+        self, query: np.ndarray, reference: np.ndarray, metric: Metric, device: str, blocks: Blocks | None
+    ) -> None:
         if metric not in ("ip", "l2"):
             raise DataError(f"metric {metric!r} is unknown; choose 'ip' or 'l2'")
         for name, vectors in (("query", query), ("reference", reference)):
@@ -102,8 +121,9 @@ class _Search:
             raise DataError(f"queries have dimension {query.shape[1]} and references {reference.shape[1]}")
         self.query, self.reference, self.metric = query, reference, metric
         self.device = torch.device(device)
-        self.query_squared = _squared_norms(query, "query")
-        self.reference_squared = _squared_norms(reference, "reference")
+        self.blocks = blocks or BLOCKS.get(self.device.type, BLOCKS["cuda"])
+        self.query_squared = _squared_norms(query, "query", self.blocks.exact_rows)
+        self.reference_squared = _squared_norms(reference, "reference", self.blocks.exact_rows)
         largest = np.sqrt(self.reference_squared.max(initial=0.0))
         magnitude = (np.sqrt(self.query_squared) + largest) ** 2  # bounds the sum of |terms| of a score, either metric
         single = query.dtype != np.float64 and reference.dtype != np.float64 and magnitude.max(initial=0.0) < 1e37
@@ -118,11 +138,10 @@ class _Search:
         best = _Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
         if not keep or not len(self.query):
             return best
-        kind = self.device.type if self.device.type in BLOCK_SCORES else "cuda"
-        capacity = max(WAITING_PAIRS, keep * (len(self.query) if per_query else 1))
+        capacity = max(self.blocks.waiting_pairs, keep * (len(self.query) if per_query else 1))
         queries = self._coarse(self.query, self.query_squared, of_query=True)
-        step_reference = min(REFERENCES_AT_A_TIME[kind], len(self.reference))
-        step_query = max(1, BLOCK_SCORES[kind] // step_reference)
+        step_reference = min(self.blocks.references, len(self.reference))
+        step_query = max(1, self.blocks.scores // step_reference)
         # one block's memory for all blocks: a new one each time would leave a hole of its size in the heap wherever a
         # few pairs are kept waiting behind it, some 20 GB over a hundred thousand blocks
         scores = torch.empty(step_query * step_reference, dtype=self.dtype, device=self.device)
@@ -185,8 +204,8 @@ class _Search:
     def _exact(self, at_query: np.ndarray, at_reference: np.ndarray) -> _Pairs:
         """Scores in float64, less those that now turn out too low."""
         score = np.empty(len(at_query))
-        for start in range(0, len(score), EXACT_ROWS):
-            rows = slice(start, start + EXACT_ROWS)
+        for start in range(0, len(score), self.blocks.exact_rows):
+            rows = slice(start, start + self.blocks.exact_rows)
             left = self.query[at_query[rows]].astype(np.float64)
             right = self.reference[at_reference[rows]].astype(np.float64)
             if self.metric == "ip":
@@ -218,12 +237,12 @@ class _Search:
         return pairs[np.concatenate([above, tied[: keep - len(above)]])]
 
 
-def _squared_norms(vectors: np.ndarray, name: str) -> np.ndarray:
+def _squared_norms(vectors: np.ndarray, name: str, step: int) -> np.ndarray:
     """(N,) float64; a value that is not finite is a DataError that names its row."""
     squared = np.empty(len(vectors))
-    for start in range(0, len(vectors), EXACT_ROWS):
-        block = np.asarray(vectors[start : start + EXACT_ROWS], dtype=np.float64)
-        squared[start : start + EXACT_ROWS] = np.einsum("nd,nd->n", block, block)
+    for start in range(0, len(vectors), step):
+        block = np.asarray(vectors[start : start + step], dtype=np.float64)
+        squared[start : start + step] = np.einsum("nd,nd->n", block, block)
     wrong = np.flatnonzero(~np.isfinite(squared))
     if len(wrong):
         raise DataError(

@@ -14,14 +14,15 @@ How many lists are looked into is found when it is built, from the recall on its
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ascl.core.errors import DataError
-from ascl.index.exact import nearest_references
-from ascl.index.files import Metric, Snapshot
+from ascl.index import Metric
+from ascl.index.vectors import VECTOR_TYPES
 
 MARGIN = 8                  # candidates beyond k: float32 scores may order neighbours otherwise than float64
 COMPRESSED_CANDIDATES = 4   # times k are scored again, and at least `COMPRESSED_FEWEST`
@@ -35,8 +36,28 @@ RESCORED_NUMBERS = 2**22    # gathered at a time
 HAMMING_BLOCK = 2**22       # distances at a time
 
 
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of an index: vectors (n, d), mapped, and the rows of them that were removed, ascending, int64."""
+
+    vectors: np.ndarray
+    removed: np.ndarray
+    metric: Metric
+
+    def __len__(self) -> int:
+        """Rows, removed ones too."""
+        return len(self.vectors)
+
+    def is_removed(self, rows: np.ndarray) -> np.ndarray:
+        """Return bool, of the shape of `rows`."""
+        if not len(self.removed):
+            return np.zeros(rows.shape, dtype=bool)
+        at = np.searchsorted(self.removed, rows).clip(max=len(self.removed) - 1)
+        return self.removed[at] == rows
+
+
 def import_faiss() -> Any:
-    """The module, or None where it is not installed."""
+    """Return the module, or None where it is not installed."""
     try:
         import faiss
     except ImportError:
@@ -44,13 +65,10 @@ def import_faiss() -> Any:
     return faiss
 
 
-def search(
-    snapshot: Snapshot, queries: np.ndarray, k: int, compressed: Any = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The k best rows of each query that are not removed.
+def search(rows: Rows, queries: np.ndarray, k: int, compressed: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the k best rows of each query that are not removed.
 
     Args:
-        snapshot: the index.
         queries: (Q, dimension) of the index's type.
         k: at least 1.
         compressed: a FAISS index over the first rows (`open_compressed`), the rest is then searched exactly; None =
@@ -61,50 +79,47 @@ def search(
         inner product, or the share of bits that agree. Queries for which a compressed search finds too few are
         searched exactly.
     """
-    keep = min(k, snapshot.manifest.images)
+    keep = min(k, len(rows) - len(rows.removed))
     if not keep or not len(queries):
         return np.empty((len(queries), keep), np.int64), np.empty((len(queries), keep))
-    if snapshot.manifest.metric == "hamming":
-        return _nearest_bits(snapshot, queries, keep)
+    if rows.metric == "hamming":
+        return nearest_bits(rows, queries, keep)
     wanted = keep + MARGIN
     if compressed is not None:
         wanted = max(wanted, COMPRESSED_CANDIDATES * keep, COMPRESSED_FEWEST)
     while True:
-        found = _candidates(snapshot, queries, wanted, compressed)
-        live = (found >= 0) & ~snapshot.is_removed(found)
+        found = _candidates(rows, queries, wanted, compressed)
+        live = (found >= 0) & ~rows.is_removed(found)
         enough = live.sum(axis=1).min() >= keep
-        if enough or wanted >= len(snapshot) or (compressed is not None and not (found >= 0).all()):
+        if enough or wanted >= len(rows) or (compressed is not None and not (found >= 0).all()):
             break
         wanted *= 4  # the nearest rows are removed ones
-    positions, scores = _best(snapshot, queries, np.where(live, found, -1), keep)
+    positions, scores = _best(rows, queries, np.where(live, found, -1), keep)
     few = positions[:, -1] < 0
     if few.any():
-        positions[few], scores[few] = search(snapshot, queries[few], k)
+        positions[few], scores[few] = search(rows, queries[few], k)
     return positions, scores
 
 
-def _candidates(snapshot: Snapshot, queries: np.ndarray, wanted: int, compressed: Any) -> np.ndarray:
-    """(Q, C) positions among which the best ones are, each once; -1 = none."""
-    found = []
-    first = 0
+def _candidates(rows: Rows, queries: np.ndarray, wanted: int, compressed: Any) -> np.ndarray:
+    """Return (Q, C) positions among which the best ones are, each once; -1 = none."""
+    found, first = [], 0
     if compressed is not None:
         first = compressed.ntotal
         found.append(compressed.search(queries, min(wanted, first))[1])
+    rest = rows.vectors[first:]
+    count = min(wanted, len(rest))
     faiss = import_faiss()
-    for start, segment in zip(snapshot.starts[:-1], snapshot.segments, strict=True):
-        vectors = segment.vectors[max(0, first - int(start)) :]
-        if not len(vectors):
-            continue
-        count = min(wanted, len(vectors))
-        if faiss is not None:
-            inside = faiss.knn(queries, vectors, count, metric=faiss.METRIC_INNER_PRODUCT)[1]
-        else:
-            inside = nearest_references(queries, vectors, count, metric="ip")[0]
-        found.append(inside + max(first, int(start)))
+    if count and faiss is not None:
+        found.append(first + faiss.knn(queries, rest, count, metric=faiss.METRIC_INNER_PRODUCT)[1])
+    elif count:
+        from ascl.index.exact import nearest_references  # torch is slow to import, and FAISS needs none
+
+        found.append(first + nearest_references(queries, rest, count, metric="ip")[0])
     return np.concatenate(found, axis=1)
 
 
-def _best(snapshot: Snapshot, queries: np.ndarray, found: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
+def _best(rows: Rows, queries: np.ndarray, found: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
     """Score the candidates in float64 and keep the best."""
     positions = np.full((len(queries), keep), -1, np.int64)
     scores = np.full((len(queries), keep), -np.inf)
@@ -113,7 +128,7 @@ def _best(snapshot: Snapshot, queries: np.ndarray, found: np.ndarray, keep: int)
         block = found[first : first + step]
         there = block >= 0
         vectors = np.zeros((*block.shape, queries.shape[1]))
-        vectors[there] = snapshot.vectors(block[there])
+        vectors[there] = rows.vectors[block[there]]
         exact = np.einsum("qd,qcd->qc", queries[first : first + step].astype(np.float64), vectors)
         exact[~there] = -np.inf
         order = np.lexsort((block, -exact), axis=1)[:, :keep]
@@ -126,13 +141,13 @@ def _best(snapshot: Snapshot, queries: np.ndarray, found: np.ndarray, keep: int)
 
 
 def factory_of(images: int, dimension: int) -> str:
-    """What FAISS is asked to build for so many images."""
+    """Return what FAISS is asked to build for so many images."""
     lists = 2 ** max(2, round(math.log2(2 * math.sqrt(max(1, images)))))
     return f"IVF{lists},PQ{dimension // 2 if dimension % 2 == 0 else dimension}x4fs"
 
 
-def build_compressed(snapshot: Snapshot) -> tuple[Any, dict[str, Any]]:
-    """A compressed index over every row, and how it was built.
+def build_compressed(rows: Rows) -> tuple[Any, dict[str, Any]]:
+    """Build a compressed index over every row; returns it, and how it was built.
 
     Returns:
         FAISS's index, and `factory`, `rows`, `probes` (lists looked into), `recall_at_1` and `recall_at_10`: of the
@@ -144,33 +159,32 @@ def build_compressed(snapshot: Snapshot) -> tuple[Any, dict[str, Any]]:
     faiss = import_faiss()
     if faiss is None:
         raise DataError("a compressed index needs FAISS: pip install 'ascl[search]', or pip install faiss-cpu")
-    count = len(snapshot)
-    factory = factory_of(count, snapshot.manifest.dimension)
-    built = faiss.index_factory(snapshot.manifest.dimension, factory, faiss.METRIC_INNER_PRODUCT)
+    count, dimension = rows.vectors.shape
+    factory = factory_of(count, dimension)
+    built = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
     drawn = np.random.default_rng(0).permutation(count)
     training = drawn[: max(TRAINING_IMAGES * built.nlist, 2**12)]
     built.cp.niter, built.cp.max_points_per_centroid, built.cp.min_points_per_centroid = (
         TRAINING_ROUNDS, TRAINING_IMAGES, 1
     )
     built.cp.seed = 0
-    built.train(snapshot.vectors(np.sort(training)))
-    for segment in snapshot.segments:
-        built.add(np.ascontiguousarray(segment.vectors))
-    sample = drawn[~snapshot.is_removed(drawn)][:SAMPLED_IMAGES]
-    queries = snapshot.vectors(sample)
-    wanted = _without(search(snapshot, queries, 11)[0], sample)
+    built.train(rows.vectors[np.sort(training)])
+    built.add(rows.vectors)
+    sample = drawn[~rows.is_removed(drawn)][:SAMPLED_IMAGES]
+    queries = rows.vectors[sample]
+    wanted = _without(search(rows, queries, 11)[0], sample)
     probes, recall = 4, (0.0, 0.0)
     while recall[1] < WANTED_RECALL and probes < built.nlist:
         probes *= 2
         built.nprobe = probes = min(probes, built.nlist)
-        recall = recall_of(_without(search(snapshot, queries, 11, built)[0], sample), wanted)
+        recall = recall_of(_without(search(rows, queries, 11, built)[0], sample), wanted)
     about = {"factory": factory, "rows": count, "probes": probes, "recall_at_1": recall[0], "recall_at_10": recall[1],
              "sampled": len(sample), "faiss": faiss.__version__}
     return built, about
 
 
 def recall_of(found: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
-    """Shares of the exact best one, and of the exact best ten, that a search found at the first and first ten places.
+    """Return the shares of the exact best one and the exact best ten that a search found at its first place, first ten.
 
     Args:
         found, exact: (Q, k) positions, best first, -1 = none.
@@ -181,7 +195,7 @@ def recall_of(found: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
 
 
 def _without(positions: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Rows of `positions` less each row's own, moved to the end as -1."""
+    """Return the rows of `positions` less each row's own, moved to the end as -1."""
     moved = np.where(positions == own[:, None], -1, positions)
     return np.take_along_axis(moved, np.argsort(moved == -1, axis=1, kind="stable"), axis=1)
 
@@ -191,7 +205,7 @@ def write_compressed(built: Any, path: Path) -> None:
 
 
 def open_compressed(path: Path, about: dict[str, Any]) -> Any:
-    """The compressed index, None without FAISS.
+    """Open the compressed index, None without FAISS.
 
     Raises:
         FileNotFoundError: no file. DataError: a damaged one.
@@ -207,8 +221,8 @@ def open_compressed(path: Path, about: dict[str, Any]) -> Any:
         raise DataError(f"{path}: the compressed index is damaged ({str(error).splitlines()[0]}); "
                         "`compact` builds it again") from error
     if opened.ntotal != about["rows"]:
-        raise DataError(f"{path}: the compressed index has {opened.ntotal} rows and not {about['rows']}; `compact` "
-                        "builds it again")
+        raise DataError(f"{path}: the compressed index has {opened.ntotal} rows and not {about['rows']}; "
+                        "`compact` builds it again")
     opened.nprobe = about["probes"]
     return opened
 
@@ -217,7 +231,7 @@ def open_compressed(path: Path, about: dict[str, Any]) -> Any:
 
 
 def count_bits(words: np.ndarray) -> np.ndarray:
-    """How many bits of each unsigned number are set, uint8."""
+    """Return how many bits of each unsigned number are set, uint8."""
     if hasattr(np, "bitwise_count"):  # from numpy 2 on
         return np.bitwise_count(words)
     table = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)
@@ -225,33 +239,33 @@ def count_bits(words: np.ndarray) -> np.ndarray:
     return table[parts].sum(axis=-1, dtype=np.uint8)
 
 
-def _nearest_bits(snapshot: Snapshot, queries: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `keep` rows with the fewest different bits, brute force."""
-    size = snapshot.manifest.dimension
-    bits = 8 * size
-    words = [np.ascontiguousarray(segment.vectors).reshape(-1, size) for segment in snapshot.segments]
-    rows = np.concatenate(words)
-    dead = snapshot.removed
+def nearest_bits(
+    rows: Rows, queries: np.ndarray, keep: int, *, block_distances: int = HAMMING_BLOCK
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the `keep` rows with the fewest different bits, by brute force, as `search` does.
+
+    Args:
+        block_distances: computed at a time.
+    """
+    count, size = rows.vectors.shape
+    word = np.uint64 if size % 8 == 0 else np.uint8
     positions = np.empty((len(queries), keep), np.int64)
     scores = np.empty((len(queries), keep))
-    step = max(1, HAMMING_BLOCK // max(1, len(rows)))
+    step = max(1, block_distances // count)
     for first in range(0, len(queries), step):
         block = np.ascontiguousarray(queries[first : first + step])
-        if size % 8 == 0:
-            different = count_bits(block.view(np.uint64)[:, None, :] ^ rows.view(np.uint64)[None])
-        else:
-            different = count_bits(block[:, None, :] ^ rows[None])
-        rank = different.sum(axis=2, dtype=np.int64) * len(rows) + np.arange(len(rows))  # ties by position
-        rank[:, dead] = np.iinfo(np.int64).max
+        different = count_bits(np.bitwise_xor(block.view(word)[:, None, :], rows.vectors.view(word)[None]))
+        rank = different.sum(axis=2, dtype=np.int64) * count + np.arange(count)  # ties by position
+        rank[:, rows.removed] = np.iinfo(np.int64).max
         best = np.sort(np.partition(rank, keep - 1, axis=1)[:, :keep], axis=1)
-        positions[first : first + step] = best % len(rows)
-        scores[first : first + step] = 1 - (best // len(rows)) / bits
+        positions[first : first + step] = best % count
+        scores[first : first + step] = 1 - (best // count) / (8 * size)
     return positions, scores
 
 
 def check_vectors(vectors: np.ndarray, metric: Metric, dimension: int, name: str) -> None:
     """Refuse what the index cannot hold: another dimension or type."""
-    wanted = np.float32 if metric == "ip" else np.uint8
+    wanted = VECTOR_TYPES[metric]
     if vectors.ndim != 2 or vectors.shape[1] != dimension or vectors.dtype != wanted:
         raise DataError(
             f"{name}: descriptors are {vectors.dtype} {vectors.shape}, and the index holds "

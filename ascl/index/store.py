@@ -1,13 +1,18 @@
 """A persistent index of images: add, remove and search one by one or by the million, by several processes at once.
 
-`CopyIndex` is the state it was opened at; every change confirms a new state on the disk and moves on to it. What holds
-across kills and processes is said in `ascl.index.files`.
+A folder holds `index.sqlite` (`ascl.index.records`), `vectors-N.bin` (`ascl.index.vectors`) and, where there are many
+images, a compressed index of FAISS. A change writes its vectors, then commits the transaction that makes them count: a
+process killed at any moment leaves the last confirmed state, and the next change clears what was begun. A row, once
+confirmed, keeps its position until `compact` gives the rows of removed images back, so what is built over positions,
+such as the compressed index, stays right.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,28 +21,41 @@ import numpy as np
 
 from ascl.core.errors import DataError
 from ascl.core.files import atomic_path
+from ascl.index import Metric, version1
 from ascl.index import search as index_search
-from ascl.index.files import (
-    LOCK,
-    MANIFEST,
-    OURS,
-    Images,
-    Manifest,
-    Metric,
-    Segment,
-    SegmentEntry,
-    Snapshot,
-    commit,
-    open_snapshot,
-    read_manifest,
-    write_array,
-    write_segment,
-    writing,
-)
+from ascl.index.records import DATABASE, Record, Records, State, damaged
+from ascl.index.vectors import VECTOR_TYPES, append_vectors, checksum_of, map_vectors, sync_folder, vectors_file
 
 EXACT_UP_TO = 100_000           # images; above, FAISS searches a compressed index
-MERGED_TOGETHER = 8             # segments of one level; a power of two
 UNCOMPRESSED_SHARE = 0.25       # of rows outside the compressed index at which it is built again
+LOCK_SECONDS = 600              # another process may be writing a compressed index of millions
+REWRITTEN_BYTES = 2**22         # of a batch of vectors that `compact` writes
+OURS = re.compile(rf"vectors-\d{{4}}\.bin|\d{{8}}-compressed\.faiss|\..*\.tmp(-\w+)?|{version1.OLD_FILE.pattern}")
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Described images, on their way into an index.
+
+    Attributes:
+        ids: (N,) each once.
+        paths: (N,) where each came from, for messages and answers.
+        digests: (N, 32) uint8, SHA-256 of the files.
+        sizes: (N,) of the files in bytes, -1 = not known.
+        vectors: (N, d) of the index's type.
+        norms: (N,) float32, NaN where the method has none.
+    """
+
+    ids: Sequence[str]
+    paths: Sequence[str]
+    digests: np.ndarray
+    sizes: np.ndarray
+    vectors: np.ndarray
+    norms: np.ndarray
+
+    def record(self, row: int) -> Record:
+        return Record(self.ids[row], self.paths[row], self.digests[row].tobytes(), int(self.sizes[row]),
+                      float(self.norms[row]))
 
 
 @dataclass(frozen=True)
@@ -52,76 +70,174 @@ class Added:
         return Added(self.added + other.added, self.same + other.same, self.replaced + other.replaced)
 
 
-class CopyIndex:
-    """An index in a folder."""
+@dataclass(frozen=True)
+class DamagedBatch:
+    """Rows of the file `path` whose bytes are not those that were written, and the images that they belong to."""
 
-    def __init__(self, folder: str | os.PathLike) -> None:
-        """Open the index that `create` made. `fault` says what is wrong with its compressed index, None = nothing.
+    path: Path
+    first: int
+    rows: int
+    ids: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (f"{self.path}: the batch of rows {self.first} to {self.first + self.rows - 1} is damaged. Remove its "
+                f"{len(self.ids)} images ({', '.join(map(repr, self.ids[:3]))} ...) and add them again")
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed index that no file holds yet: FAISS's, how it was built, and the layout of the rows it covers."""
+
+    built: Any
+    about: dict[str, Any]
+    layout: int
+
+
+class CopyIndex:
+    """An index in a folder, in the state at which it was opened, or to which `reload` or the last change moved it.
+
+    A process that keeps one open for long should `reload` it now and then: until then SQLite's log cannot be shortened.
+
+    Attributes:
+        state: the confirmed state. rows: its vectors, and which of them were removed.
+        fault: what is wrong with the compressed index, None = nothing.
+    """
+
+    state: State
+    rows: index_search.Rows
+
+    def __init__(self, folder: str | os.PathLike, *, lock_seconds: float = LOCK_SECONDS) -> None:
+        """Open the index that `create` made; one of version 1 is converted first.
+
+        Args:
+            lock_seconds: how long a change waits for that of another process.
 
         Raises:
             DataError: no index, half of one, a damaged one, or one of a newer version.
         """
         self.folder = Path(folder)
-        self._compressed: Any = None
-        self._compressed_file: str | None = None
+        if not is_index(self.folder):
+            if self.folder.is_dir() and any(OURS.fullmatch(item.name) for item in self.folder.iterdir()):
+                raise DataError(f"{folder} is half an index: {DATABASE} is missing. Restore it, or delete the folder "
+                                "and index again")
+            raise DataError(f"{folder}: no index there; make one first")
+        if not (self.folder / DATABASE).exists():
+            version1.convert(self.folder, lock_seconds)
         self.fault: str | None = None
-        self._move_to(open_snapshot(self.folder))
+        self._compressed: Any = None
+        self._opened: State | None = None
+        self._records = Records(self.folder / DATABASE, lock_seconds)
+        self.reload()
 
     @classmethod
     def create(
         cls, folder: str | os.PathLike, model: dict[str, Any], *, metric: Metric, dimension: int,
-        exact_up_to: int = EXACT_UP_TO,
+        exact_up_to: int = EXACT_UP_TO, lock_seconds: float = LOCK_SECONDS,
     ) -> CopyIndex:
         """Make an empty index in a new or empty folder, or in the place of an index to which nothing was ever added.
 
         Args:
-            model: what makes the descriptors, fit for JSON.
-            metric, dimension, exact_up_to: see `Manifest`.
+            model: what makes the vectors, fit for JSON, with a `name`.
+            metric, dimension, exact_up_to: see `State`.
 
         Raises:
             DataError: the folder holds something already, an index with images too.
         """
         folder = Path(folder)
+        if metric not in VECTOR_TYPES:
+            raise DataError(f"an index of metric {metric!r}: choose one of {', '.join(VECTOR_TYPES)}")
         if exact_up_to < 0 or dimension < 1:
             raise DataError(f"exact up to {exact_up_to} images of dimension {dimension}: no such index")
         if folder.exists() and not folder.is_dir():
             raise DataError(f"{folder} is a file, and an index is a folder")
         folder.mkdir(parents=True, exist_ok=True)
-        with writing(folder):
-            others = [item.name for item in folder.iterdir() if item.name != LOCK and not item.name.startswith(".")]
+        if is_index(folder):
+            cls(folder, lock_seconds=lock_seconds).close()  # says what is wrong with it
+        else:
+            names = sorted(item.name for item in folder.iterdir() if not item.name.startswith((".", DATABASE)))
+            if any(OURS.fullmatch(name) for name in names):
+                cls(folder)  # says that it is half an index
+            if names:
+                raise DataError(f"{folder} holds other files ({', '.join(names[:3])}); choose another folder")
+        records = Records(folder / DATABASE, lock_seconds, create=True)
+        with records.change():
             change = 0
-            if MANIFEST in others:
-                there = read_manifest(folder)
+            if records.run("SELECT 1 FROM sqlite_master"):
+                there = records.state()
                 if there.added:
                     raise DataError(f"{folder} is an index already; add to it, or choose another folder")
-                others.remove(MANIFEST)
                 change = there.change + 1
-            elif any(OURS.fullmatch(name) for name in others):
-                read_manifest(folder)  # says that it is half an index
-            if others:
-                raise DataError(f"{folder} holds other files ({', '.join(sorted(others)[:3])}); choose another folder")
-            commit(folder, Manifest(model, metric, dimension, exact_up_to, change))
-        return cls(folder)
+            else:
+                records.create_tables()
+            records.save(State(model, metric, dimension, exact_up_to, change))
+        records.close()
+        sync_folder(folder)
+        return cls(folder, lock_seconds=lock_seconds)
 
-    @property
-    def manifest(self) -> Manifest:
-        return self.snapshot.manifest
+    def close(self) -> None:
+        """Let go of the files; SQLite wants that before a fork whose child opens the index."""
+        self._records.close()
 
     def __len__(self) -> int:
         """Images."""
-        return self.manifest.images
+        return self.state.images
 
     def reload(self) -> None:
         """Move on to what other processes have confirmed meanwhile.
 
         Raises:
-            DataError: one of them made the index anew, of another model.
+            DataError: one of them made the index anew, of another model; or a file is missing or damaged (named).
         """
-        model, there = self.manifest.model, read_manifest(self.folder)
-        if there.model != model:
-            raise DataError(f"{self.folder} was made anew meanwhile, by {there.model['name']}, not {model['name']}")
-        if there.change != self.manifest.change:
-            self._move_to(open_snapshot(self.folder))
+        before = -1
+        while True:
+            self._records.begin()
+            state = self._records.state()
+            try:
+                return self._move_to(state, retry=state.change != before)
+            except FileNotFoundError:   # the next change of another process has cleared it
+                before = state.change
+
+    def files(self) -> list[Path]:
+        """Return the files of this state."""
+        compressed = [self.state.compressed["file"]] if self.state.compressed else []
+        names = [DATABASE, f"{DATABASE}-wal", vectors_file(self.state), *compressed]
+        return [path for path in map(self.folder.joinpath, names) if path.exists()]
+
+    # --- what it holds -----------------------------------------------------------------------------------------------
+
+    def records(self, positions: Iterable[int]) -> dict[int, Record]:
+        """Return the record of the image at each position; positions of removed images have none."""
+        return self._records.at(map(int, positions))
+
+    def find(self, ids: Iterable[str]) -> dict[str, tuple[int, Record]]:
+        """Return (position, record) of those ids that are there."""
+        return self._records.find(ids)
+
+    def holds_files(self, digests: np.ndarray) -> np.ndarray:
+        """Return (n,) bool for (n, 32) uint8 SHA-256: an image of the same file is there."""
+        wanted = [digest.tobytes() for digest in digests]
+        held = self._records.hold(wanted)
+        return np.array([digest in held for digest in wanted], dtype=bool)
+
+    def calibration_arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays that `set_calibration` stored."""
+        return self._records.arrays()
+
+    def verify(self) -> list[DamagedBatch]:
+        """Read every vector and the whole database, and return the batches whose checksum is another than written.
+
+        Images of other batches can be used as before.
+
+        Raises:
+            DataError: the database is damaged.
+        """
+        self._records.check()
+        path = self.folder / vectors_file(self.state)
+        return [
+            DamagedBatch(path, first, rows, tuple(one.id for one in self.records(range(first, first + rows)).values()))
+            for first, rows, checksum in self._records.batches()
+            if checksum_of(self.rows.vectors[first : first + rows]) != checksum
+        ]
 
     # --- changes -----------------------------------------------------------------------------------------------------
 
@@ -136,26 +252,17 @@ class CopyIndex:
                 dimension or type, not finite, or zero.
         """
         self._check(images)
-        with writing(self.folder):
-            self.reload()
-            kept, same = self._conflicts(images, overwrite)
-            if not len(kept):
-                return Added(same=same)
-            chosen = _rows(images, kept)
-            old = self.snapshot.find(chosen.ids)
-            old = old[old >= 0]
-            manifest = self._next()
-            entries, parts = list(manifest.segments), [chosen]
-            merged: list[Images | Segment] = []
-            count = len(kept)
-            while (run := last_to_merge(entries, count)) > 0:
-                count += sum(entry.rows for entry in entries[-run:])
-                merged = [*self.snapshot.segments[len(entries) - run : len(entries)], *merged]
-                del entries[-run:]
-            entry = write_segment(self.folder, f"{manifest.change:08d}", [*merged, *parts])
-            manifest = replace(manifest, segments=(*entries, entry), added=manifest.added + len(kept))
-            self._confirm(self._with_removed(manifest, old))
-        return Added(len(kept), same, len(old))
+        with self._change():
+            kept, replaced = self._new(images, overwrite)
+            if kept:
+                state = self.state
+                self._records.remove(replaced)
+                self._records.insert((row, images.record(one)) for row, one in enumerate(kept, state.rows))
+                self._records.add_batches(append_vectors(self.folder, state, [images.vectors[kept]]))
+                self._records.save(state.after(
+                    rows=state.rows + len(kept), added=state.added + len(kept), removed=state.removed + len(replaced)
+                ))
+        return Added(len(kept), len(images.ids) - len(kept), len(replaced))
 
     def remove(self, ids: Sequence[str]) -> int:
         """Remove images, all or none; their rows are given back by `compact`.
@@ -167,81 +274,104 @@ class CopyIndex:
             DataError: ids that are not there (named).
         """
         ids = list(dict.fromkeys(ids))
-        with writing(self.folder):
-            self.reload()
-            positions = self.snapshot.find(ids)
-            missing = [image for image, position in zip(ids, positions, strict=True) if position < 0]
+        with self._change():
+            there = self.find(ids)
+            missing = [image for image in ids if image not in there]
             if missing:
                 raise DataError(
                     f"{self.folder}: {len(missing)} of {len(ids)} ids are not in the index: "
                     f"{', '.join(map(repr, missing[:10]))}; nothing was removed"
                 )
-            if len(ids):
-                self._confirm(self._with_removed(self._next(), positions))
+            if ids:
+                self._records.remove([row for row, _ in there.values()])
+                self._records.save(self.state.after(removed=self.state.removed + len(ids)))
         return len(ids)
 
-    def compact(self) -> int:
-        """Write the images that count as one segment, and build the compressed index again where one is due.
+    def compact(self, *, batch_bytes: int = REWRITTEN_BYTES) -> int:
+        """Give the rows of removed images back, and build the compressed index again where one is due.
+
+        Args:
+            batch_bytes: of the vectors that are checked and written together.
 
         Returns:
             Rows that were given back.
+
+        Raises:
+            DataError: a damaged batch, which would look whole once it is written again; nothing was changed.
         """
-        with writing(self.folder):
-            self.reload()
-            gone = self.manifest.removed_rows
-            if gone or len(self.manifest.segments) > 1 or self.manifest.compressed:
-                manifest = self._next()
-                name = f"{manifest.change:08d}"
-                parts = [self._live(number) for number in range(len(self.snapshot.segments))]
-                live = [part for part in parts if part.ids]
-                entries = (write_segment(self.folder, name, live),) if live else ()
-                self._confirm(replace(
-                    manifest, segments=entries, removed=None, removed_rows=0, compressed=None,
-                    layout=manifest.layout + 1,
-                ))
+        with self._change():
+            gone = self.state.removed
+            if gone:
+                state = replace(self.state, rows=0, removed=0, layout=self.state.layout + 1)
+                (self.folder / vectors_file(state)).unlink(missing_ok=True)
+                batches = append_vectors(self.folder, state, self._live_vectors(batch_bytes))
+                self._records.renumber()
+                self._records.add_batches(batches)
+                self._records.save(state.after(rows=len(self), compressed=None))
+            elif self.state.compressed:
+                self._records.save(self.state.after(compressed=None))
+        with self._change():    # clears the files of the state before
+            pass
         self.compress_if_due()
         return gone
+
+    def _live_vectors(self, batch_bytes: int) -> Iterator[np.ndarray]:
+        """Yield the vectors that were not removed, at least `batch_bytes` at a time but for the last."""
+        waiting: list[np.ndarray] = []
+        for first, rows, checksum in self._records.batches():
+            vectors = self.rows.vectors[first : first + rows]
+            live = ~self.rows.is_removed(np.arange(first, first + rows))
+            if live.any() and checksum_of(vectors) != checksum:
+                ids = tuple(one.id for one in self.records(range(first, first + rows)).values())
+                raise DataError(str(DamagedBatch(self.folder / vectors_file(self.state), first, rows, ids)))
+            waiting.append(vectors[live])
+            if sum(part.nbytes for part in waiting) >= batch_bytes:
+                yield np.concatenate(waiting)
+                waiting = []
+        if any(map(len, waiting)):
+            yield np.concatenate(waiting)
+
+    def set_calibration(self, calibration: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        """Store a calibration and its arrays (see `ascl.index.calibration`)."""
+        with self._change():
+            self._records.save_arrays(arrays)
+            self._records.save(self.state.after(calibration=calibration))
 
     def compress_if_due(self) -> bool:
         """Build the compressed index where there are too many images for the exact search, or too many new ones.
 
         Without FAISS nothing is built and every search is exact. The building holds no lock: others may go on adding.
         """
-        self.reload()
-        manifest = self.manifest
-        covered = (manifest.compressed or {}).get("rows", 0)
-        few_new = manifest.positions - covered <= UNCOMPRESSED_SHARE * covered and not self.fault
-        fewest = max(manifest.exact_up_to, index_search.FEWEST_IMAGES)
-        if manifest.metric == "hamming" or manifest.images <= fewest or few_new:
-            return False
-        if index_search.import_faiss() is None:
-            return False
-        built, about = index_search.build_compressed(self.snapshot)
-        with writing(self.folder):
-            self.reload()
-            if self.manifest.layout != manifest.layout:
-                return False  # compacted meanwhile: positions are others now, and the compacter has built its own
-            latest = self._next()
-            name = f"{latest.change:08d}-compressed.faiss"
-            with atomic_path(self.folder / name) as temporary:
-                index_search.write_compressed(built, temporary)
-            self._confirm(replace(latest, compressed={**about, "file": name}))
-        return True
+        compressed = self.build_compressed()
+        return compressed is not None and self.set_compressed(compressed)
 
-    def set_calibration(self, calibration: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-        """Store a calibration and its arrays (see `ascl.index.calibration`)."""
-        with writing(self.folder):
-            self.reload()
-            latest = self._next()
-            files = {name: f"{latest.change:08d}-{name}.npy" for name in arrays}
-            for name, array in arrays.items():
-                write_array(self.folder / files[name], [array])
-            self._confirm(replace(latest, calibration={**calibration, "files": files}))
+    def build_compressed(self) -> Compressed | None:
+        """Build the compressed index of the latest state where one is due, None = it is not; nothing is stored."""
+        self.reload()
+        state = self.state
+        covered = (state.compressed or {}).get("rows", 0)
+        few_new = state.rows - covered <= UNCOMPRESSED_SHARE * covered and not self.fault
+        fewest = max(state.exact_up_to, index_search.FEWEST_IMAGES)
+        if state.metric == "hamming" or state.images <= fewest or few_new or index_search.import_faiss() is None:
+            return None
+        return Compressed(*index_search.build_compressed(self.rows), state.layout)
+
+    def set_compressed(self, compressed: Compressed) -> bool:
+        """Store a compressed index; no, where rows have other positions by now: whoever compacted has built another."""
+        with self._change():
+            if self.state.layout != compressed.layout:
+                return False
+            name = f"{self.state.change + 1:08d}-compressed.faiss"
+            with atomic_path(self.folder / name) as temporary:
+                index_search.write_compressed(compressed.built, temporary)
+            sync_folder(self.folder)
+            self._records.save(self.state.after(compressed={**compressed.about, "file": name}))
+        return True
 
     # --- search ------------------------------------------------------------------------------------------------------
 
     def search(self, vectors: np.ndarray, k: int, *, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """The k best images of each query: see `index_search.search`.
+        """Return the k best images of each query: see `index_search.search`.
 
         Args:
             vectors: (Q, dimension) of the index's type; unit rows for `ip`.
@@ -252,75 +382,91 @@ class CopyIndex:
         """
         if k < 1:
             raise DataError(f"k is {k}; ask for at least 1 match")
-        index_search.check_vectors(vectors, self.manifest.metric, self.manifest.dimension, "queries")
-        return index_search.search(self.snapshot, vectors, k, None if exact else self._compressed)
+        index_search.check_vectors(vectors, self.state.metric, self.state.dimension, "queries")
+        return index_search.search(self.rows, vectors, k, None if exact else self._compressed)
 
     @property
     def searched_by(self) -> str:
         """How `search` looks, for people."""
-        if self.manifest.metric == "hamming":
+        if self.state.metric == "hamming":
             return "every image, by the bits that differ"
         if self._compressed is None:
             faiss = index_search.import_faiss()
             return "every image, exactly" + ("" if faiss is not None else " (by torch: FAISS is not installed)")
-        about = self.manifest.compressed or {}
-        rest = self.manifest.positions - about["rows"]
+        about = self.state.compressed or {}
+        rest = self.state.rows - about["rows"]
         return f"compressed, {about['factory']}, {about['probes']} lists" + (f"; {rest} new rows exactly" * bool(rest))
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _move_to(self, snapshot: Snapshot) -> None:
-        """The state and its compressed index, which is only opened where it is another than before.
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """Hold the index for one change, from its latest state; at the end it is confirmed, after an error undone."""
+        try:
+            with self._records.change():
+                self._move_to(self._records.state(), retry=False)
+                self._clear()
+                yield
+        finally:
+            self.reload()
+
+    def _clear(self) -> None:
+        """Remove files that the state does not need: nobody else can be writing them."""
+        needed = {path.name for path in self.files()}
+        for path in self.folder.iterdir():
+            if OURS.fullmatch(path.name) and path.name not in needed:
+                path.unlink()
+
+    def _move_to(self, state: State, *, retry: bool) -> None:
+        """Open the files of the state that the connection sees, where they are others than before.
 
         A compressed index can be built again from the rows: a damaged one costs speed and is a `fault`, no error.
+
+        Raises:
+            FileNotFoundError: a file is missing, and with `retry` the state may be an old one. DataError: as `reload`.
         """
-        while True:
-            about, fault = snapshot.manifest.compressed, None
-            file = None if about is None else about["file"]
-            compressed = self._compressed if file == self._compressed_file else None
-            if about is not None and compressed is None:
-                try:
-                    compressed = index_search.open_compressed(self.folder / about["file"], about)
-                except FileNotFoundError as error:
-                    latest = open_snapshot(self.folder)
-                    if latest.manifest.change != snapshot.manifest.change:
-                        snapshot = latest
-                        continue
-                    fault = f"{error.filename}: the compressed index is missing; `compact` builds it again"
-                except DataError as error:
-                    fault = str(error)
-            self.snapshot, self.fault = snapshot, fault
-            self._compressed, self._compressed_file = compressed, file
+        before = self._opened
+        if before is not None and state.model != before.model:
+            raise DataError(f"{self.folder} was made anew meanwhile, by {state.model['name']}, not "
+                            f"{before.model['name']}")
+        if before is not None and state.change == before.change:
             return
+        same = before is not None and state.layout == before.layout
+        removed = self.rows.removed if same else np.empty(0, np.int64)
+        if len(removed) != state.removed:
+            removed = np.sort(np.concatenate([removed, self._records.removed(known=len(removed))]))
+        vectors = self.rows.vectors if same else None
+        if vectors is None or len(vectors) != state.rows:
+            try:
+                vectors = map_vectors(self.folder, state)
+            except FileNotFoundError as error:
+                if retry:
+                    raise
+                raise damaged(Path(error.filename), "the file is missing") from error
+        self._compressed, self.fault = self._open_compressed(state, retry)
+        self.state = self._opened = state
+        self.rows = index_search.Rows(vectors, removed, state.metric)
 
-    def _next(self) -> Manifest:
-        return replace(self.manifest, change=self.manifest.change + 1)
-
-    def _confirm(self, manifest: Manifest) -> None:
-        commit(self.folder, manifest)
-        self._move_to(open_snapshot(self.folder))
-
-    def _with_removed(self, manifest: Manifest, positions: np.ndarray) -> Manifest:
-        if not len(positions):
-            return manifest
-        removed = np.union1d(self.snapshot.removed, positions)
-        name = f"{manifest.change:08d}-removed.npy"
-        write_array(self.folder / name, [removed])
-        return replace(manifest, removed=name, removed_rows=len(removed))
-
-    def _live(self, number: int) -> Images:
-        segment, start = self.snapshot.segments[number], int(self.snapshot.starts[number])
-        places = np.arange(len(segment.rows))
-        places = places[~self.snapshot.is_removed(places + start)]
-        named = [segment.name(int(row)) for row in places]
-        return Images(
-            [image for image, _ in named], [path for _, path in named], segment.rows["digest"][places],
-            segment.vectors[places], segment.rows["norm"][places],
-        )
+    def _open_compressed(self, state: State, retry: bool) -> tuple[Any, str | None]:
+        """Return the compressed index of a state, and its fault."""
+        about = state.compressed
+        if about is None:
+            return None, None
+        if self._opened is not None and self._opened.compressed == about:
+            return self._compressed, self.fault
+        path = self.folder / about["file"]
+        try:
+            return index_search.open_compressed(path, about), None
+        except FileNotFoundError:
+            if retry:
+                raise
+            return None, f"{path}: the compressed index is missing; `compact` builds it again"
+        except DataError as error:
+            return None, str(error)
 
     def _check(self, images: Images) -> None:
-        index_search.check_vectors(images.vectors, self.manifest.metric, self.manifest.dimension, "new images")
-        if self.manifest.metric == "hamming" or not len(images.ids):
+        index_search.check_vectors(images.vectors, self.state.metric, self.state.dimension, "new images")
+        if self.state.metric == "hamming" or not len(images.ids):
             return
         squared = np.einsum("nd,nd->n", images.vectors, images.vectors, dtype=np.float64)
         wrong = np.flatnonzero(~(np.isfinite(squared) & (squared > 0)))
@@ -331,60 +477,31 @@ class CopyIndex:
                 "look at the weights and the normalisation. Nothing of this batch was added"
             )
 
-    def _conflicts(self, images: Images, overwrite: bool) -> tuple[np.ndarray, int]:
-        """Rows to add, and how many are there already from the same file."""
-        there = known_files(self.snapshot, images.ids)
-        kept: list[int] = []
+    def _new(self, images: Images, overwrite: bool) -> tuple[list[int], list[int]]:
+        """Return the rows of `images` to add, and the positions of those whose place they take."""
+        there = self.find(images.ids)
+        chosen: dict[str, int] = {}
         for row, image in enumerate(images.ids):
             digest = images.digests[row].tobytes()
-            before = there.get(image)
-            if before is not None and before[0] == digest:
-                continue
-            if before is not None and not (overwrite and before[2]):
-                raise conflict(image, before[1], images.paths[row], before[2])
-            there[image] = (digest, images.paths[row], False)
-            kept.append(row)
-        return np.array(kept, np.int64), len(images.ids) - len(kept)
+            if image in chosen:
+                if images.digests[chosen[image]].tobytes() != digest:
+                    raise conflict(image, images.paths[chosen[image]], images.paths[row], indexed=False)
+            elif image not in there or there[image][1].sha256 != digest:
+                if image in there and not overwrite:
+                    raise conflict(image, there[image][1].path, images.paths[row], indexed=True)
+                chosen[image] = row
+        return list(chosen.values()), [there[image][0] for image in chosen if image in there]
 
 
-def last_to_merge(entries: Sequence[SegmentEntry], rows: int) -> int:
-    """How many of the last segments are to be merged with so many new rows.
-
-    Segments have the level floor(log8(rows)); with seven at or below the new rows' level they become one of the next.
-    So a row is written log8(N) times in all, and there are at most seven segments a level.
-    """
-    run = 0
-    while run < len(entries) and level(entries[-1 - run].rows) <= level(rows):
-        run += 1
-    return run if run >= MERGED_TOGETHER - 1 else 0
+def is_index(folder: str | os.PathLike) -> bool:
+    """Whether there is an index, whole or damaged."""
+    database = Path(folder) / DATABASE
+    return bool(database.exists() and database.stat().st_size) or (Path(folder) / version1.MANIFEST).exists()
 
 
-def level(rows: int) -> int:
-    return (rows.bit_length() - 1) // (MERGED_TOGETHER.bit_length() - 1)
-
-
-def known_files(snapshot: Snapshot, ids: Sequence[str]) -> dict[str, tuple[bytes, str, bool]]:
-    """(digest of the file, path it came from, True) of those ids that are in the index."""
-    positions = snapshot.find(ids)
-    known = np.flatnonzero(positions >= 0)
-    digests = snapshot.digests(positions[known])
-    return {
-        ids[at]: (digest.tobytes(), snapshot.name(int(positions[at]))[1], True)
-        for at, digest in zip(known.tolist(), digests, strict=True)
-    }
-
-
-def conflict(image: str, before: str, now: str, indexed: bool) -> DataError:
+def conflict(image: str, before: str, now: str, *, indexed: bool) -> DataError:
     """Two images of one id and different content."""
     if indexed:
         return DataError(f"two images have the id {image!r}: {before}, which is in the index, and {now}, whose content "
-                         "is another; rename one, or let the new one take its place with --replace")
+                         "is another; rename one, or let the new one take its place (overwrite)")
     return DataError(f"two images have the id {image!r} and different content: {before} and {now}; rename one")
-
-
-def _rows(images: Images, rows: np.ndarray) -> Images:
-    places = rows.tolist()
-    return Images(
-        [images.ids[row] for row in places], [images.paths[row] for row in places], images.digests[rows],
-        images.vectors[rows], images.norms[rows],
-    )

@@ -130,4 +130,4 @@ def test_an_index_that_grew_is_told_and_then_not_answered_for():
     assert calibrate.growth_warning(made, 1100) is None and calibrate.still_holds(made, 1100)
     assert "calibrated at 1,000 images and 101 were added" in calibrate.growth_warning(made, 1101)
     assert calibrate.still_holds(made, 2000) and not calibrate.still_holds(made, 2001)
-    assert "no yes or no until" in calibrate.growth_warning(made, 2001)
+    assert "There is no yes or no until" in calibrate.growth_warning(made, 2001)

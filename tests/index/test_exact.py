@@ -1,7 +1,5 @@
 """Exact search against the whole matrix: ties, all pairs, small blocks, near-ties below float32, bad input."""
 
-from contextlib import contextmanager
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +7,7 @@ from hypothesis import strategies as st
 
 from ascl.core.errors import DataError
 from ascl.image_copy import capped_search, nearest_references
-from ascl.index import exact as search
+from ascl.index.exact import Blocks
 
 
 def every_pair(query, reference, metric):
@@ -29,14 +27,7 @@ def rows_of(found):
     return list(zip(*(column.tolist() for column in found), strict=True))
 
 
-@contextmanager
-def small_blocks():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(search.BLOCK_SCORES, "cpu", 15)
-        patch.setitem(search.REFERENCES_AT_A_TIME, "cpu", 5)
-        patch.setattr(search, "WAITING_PAIRS", 7)
-        patch.setattr(search, "EXACT_ROWS", 4)
-        yield
+SMALL = Blocks(scores=15, references=5, waiting_pairs=7, exact_rows=4)
 
 
 @given(
@@ -47,9 +38,8 @@ def test_both_rules_match_the_whole_matrix_with_ties(seed, queries, references, 
     rng = np.random.default_rng(seed)
     query = rng.integers(-1, 2, (queries, 3)).astype(np.float32)       # many equal scores
     reference = rng.integers(-1, 2, (references, 3)).astype(np.float32)
-    with small_blocks():
-        found = capped_search(query, reference, wanted, metric=metric)
-        nearest, score = nearest_references(query, reference, wanted, metric=metric)
+    found = capped_search(query, reference, wanted, metric=metric, blocks=SMALL)
+    nearest, score = nearest_references(query, reference, wanted, metric=metric, blocks=SMALL)
     expected = every_pair(query, reference, metric)
     assert rows_of(found) == expected[:wanted]                         # never one fewer
     assert nearest.shape == score.shape == (queries, min(wanted, references))
@@ -70,8 +60,7 @@ def test_real_vectors_match_the_whole_matrix_in_any_block(metric, dtype, scale):
     scores = left @ right.T if metric == "ip" else -((left[:, None] - right[None]) ** 2).sum(axis=2)
     expected = np.argsort(-scores, axis=None)[:333]
     whole = capped_search(query, reference, 333, metric=metric)
-    with small_blocks():
-        in_blocks = capped_search(query, reference, 333, metric=metric)
+    in_blocks = capped_search(query, reference, 333, metric=metric, blocks=SMALL)
     assert rows_of(whole) == rows_of(in_blocks)
     assert (whole[0] * 90 + whole[1]).tolist() == expected.tolist()
     np.testing.assert_allclose(whole[2], scores.ravel()[expected], rtol=1e-9)
@@ -85,23 +74,12 @@ def test_pairs_that_float32_cannot_tell_apart_are_told_apart():
     reference[np.arange(400), rng.integers(0, 32, 400)] *= np.float32(1 + 2e-7)
     exact = (query.astype(np.float64) * reference.astype(np.float64)).sum(axis=1)
     order = np.lexsort((np.arange(400), -exact))
-    assert len(np.unique(exact)) > 10 * len(np.unique((query @ reference.T)[0]))
-    with small_blocks():
-        found = capped_search(query, reference, 100, metric="ip")
+    coarse = (query @ reference.T)[0]
+    assert len(np.unique(exact)) > 10 * len(np.unique(coarse))
+    lost = coarse[order[:100]] < exact[order[99]]
+    assert lost.any()       # to a search that allows no margin for rounding
+    found = capped_search(query, reference, 100, metric="ip", blocks=SMALL)
     assert found[1].tolist() == order[:100].tolist()
-
-
-def test_the_margin_for_rounding_is_needed(monkeypatch):
-    """The gate of the test above fails without it."""
-    with pytest.raises(AssertionError):
-        original = search._Search.__init__
-
-        def without_margin(self, *arguments):
-            original(self, *arguments)
-            self.slack = self.slack * 0
-
-        monkeypatch.setattr(search._Search, "__init__", without_margin)
-        test_pairs_that_float32_cannot_tell_apart_are_told_apart()
 
 
 def test_numeric_check(shared):

@@ -1,36 +1,39 @@
 """The persistent index: rows against a dictionary, kills at any moment, two processes, compressed against exact."""
 
-import dataclasses
 import json
 import multiprocessing
 import os
 import signal
+import sqlite3
 import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ascl.core.errors import DataError
-from ascl.index import files as index_files
 from ascl.index import search as index_search
-from ascl.index import store as index_module
-from ascl.index.files import Images, open_snapshot, read_manifest
-from ascl.index.store import CopyIndex
+from ascl.index.store import CopyIndex, Images
 
 MODEL = {"name": "test model", "settings": {}, "choice": {}, "orders_norms": True}
 DIM = 8
+DATABASE = {"index.sqlite", "index.sqlite-wal", "index.sqlite-shm"}
 
 
 def images(names, *, seed=0, dim=DIM, content="") -> Images:
-    """Unit rows, norms and file digests that depend on name, seed and content alone."""
+    """Unit rows, norms, sizes and file digests that depend on name, seed and content alone."""
     rows = []
     for name in names:
         rng = np.random.default_rng([seed, *name.encode(), *content.encode()])
         rows.append((rng.standard_normal(dim), rng.uniform(1, 9), rng.integers(0, 256, 32, dtype=np.uint8)))
     vectors = np.array([row[0] for row in rows], np.float32).reshape(-1, dim)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    digests = np.array([row[2] for row in rows], np.uint8)
     return Images(
-        list(names), [f"folder/{name}.jpg" for name in names], np.array([row[2] for row in rows], np.uint8),
+        list(names), [f"folder/{name}.jpg" for name in names], digests, 1 + digests[:, 0].astype(int),
         vectors, np.array([row[1] for row in rows], np.float32),
     )
 
@@ -46,23 +49,25 @@ def index(tmp_path) -> CopyIndex:
 
 def contents(index: CopyIndex) -> dict[str, tuple]:
     """Everything that counts, read row by row."""
-    snapshot = open_snapshot(index.folder)
-    positions = [position for position in range(len(snapshot)) if position not in snapshot.removed.tolist()]
+    index.reload()
     return {
-        snapshot.name(position)[0]: (
-            snapshot.name(position)[1], snapshot.vectors(np.array([position]))[0].tolist(),
-            float(snapshot.norms(np.array([position]))[0]), snapshot.digests(np.array([position]))[0].tobytes(),
-        )
-        for position in positions
+        record.id: (record.path, index.rows.vectors[row].tolist(), record.norm, record.sha256, record.size)
+        for row, record in index.records(range(index.state.rows)).items()
     }
 
 
 def as_dict(*parts: Images) -> dict[str, tuple]:
     return {
-        name: (part.paths[row], part.vectors[row].tolist(), float(part.norms[row]), part.digests[row].tobytes())
+        name: (part.paths[row], part.vectors[row].tolist(), float(part.norms[row]), part.digests[row].tobytes(),
+               int(part.sizes[row]))
         for part in parts
         for row, name in enumerate(part.ids)
     }
+
+
+def ids_of(index: CopyIndex, positions: np.ndarray) -> list[str]:
+    records = index.records(positions)
+    return [records[int(position)].id for position in positions]
 
 
 def best_by_loop(held: dict[str, tuple], query: np.ndarray, k: int) -> list[str]:
@@ -99,20 +104,22 @@ def test_any_sequence_of_changes_leaves_what_a_dictionary_would_hold(index):
             assert contents(index) == contents(CopyIndex(index.folder)) == model
             query = images(["query"], seed=step).vectors
             positions, scores = index.search(query, 5)
-            found = [index.snapshot.name(int(position))[0] for position in positions[0]]
+            found = ids_of(index, positions[0])
             assert found == best_by_loop(model, query[0], 5)
             assert np.allclose(scores[0], [np.dot(query[0].astype(float), model[name][1]) for name in found])
-    assert set(os.listdir(index.folder)) == {"index.json", "lock", *index.manifest.files()}
+    assert set(os.listdir(index.folder)) == DATABASE | {path.name for path in index.files()}
+    index.close()
+    with sqlite3.connect(index.folder / "index.sqlite") as database:
+        assert database.execute("SELECT count(*) FROM images").fetchone() == (len(model),)
 
 
-def test_images_added_one_by_one_lie_in_few_segments(index):
-    for number in range(100):
+def test_images_added_one_by_one_and_together_are_the_same(index):
+    for number in range(30):
         index.add(images(numbered(number)))
-    assert [entry.rows for entry in index.manifest.segments] == [64, 8, 8, 8, 8, 1, 1, 1, 1]
-    assert contents(index) == as_dict(images(numbered(*range(100))))
-    index.add(images(numbered(*range(100, 200))))  # of a higher level than what lies before: all of that is merged
-    assert [entry.rows for entry in index.manifest.segments] == [200]
-    assert contents(index) == as_dict(images(numbered(*range(200))))
+    index.add(images(numbered(*range(30, 200))))
+    assert contents(index) == as_dict(images(numbered(*range(200)))) and index.verify() == []
+    vectors = images(numbered(*range(200))).vectors
+    assert np.array_equal(index.search(vectors, 1)[0][:, 0], np.arange(200))
 
 
 def test_the_same_file_is_passed_over_and_other_content_needs_a_word(index):
@@ -122,7 +129,7 @@ def test_the_same_file_is_passed_over_and_other_content_needs_a_word(index):
     assert (done.added, done.same) == (1, 1)
     new = images(numbered(2, 4), content="other")
     with pytest.raises(DataError, match=r"two images have the id 'image_002': folder/image_002\.jpg, which is in the "
-                       r"index, and folder/image_002\.jpg.*--replace"):
+                       r"index, and folder/image_002\.jpg.*overwrite"):
         index.add(new)
     assert contents(index) == before | as_dict(images(numbered(3)))  # nothing of the refused batch
     done = index.add(new, overwrite=True)
@@ -131,27 +138,42 @@ def test_the_same_file_is_passed_over_and_other_content_needs_a_word(index):
 
 
 def test_one_id_twice_in_a_batch(index):
+    def both(first: Images, second: Images) -> Images:
+        joined = [np.concatenate(pair) for pair in (
+            (first.digests, second.digests), (first.sizes, second.sizes), (first.vectors, second.vectors),
+            (first.norms, second.norms),
+        )]
+        return Images(["a", "a"], ["x/a.jpg", "y/a.jpg"], *joined)
+
     one, other = images(["a"]), images(["a"], content="other")
-    both = Images(["a", "a"], ["x/a.jpg", "y/a.jpg"], np.vstack([one.digests, other.digests]),
-                  np.vstack([one.vectors, other.vectors]), np.concatenate([one.norms, other.norms]))
     with pytest.raises(DataError, match=r"'a' and different content: x/a\.jpg and y/a\.jpg"):
-        index.add(both, overwrite=True)
-    same = Images(["a", "a"], ["x/a.jpg", "y/a.jpg"], np.vstack([one.digests] * 2), np.vstack([one.vectors] * 2),
-                  np.concatenate([one.norms] * 2))
-    done = index.add(same)
+        index.add(both(one, other), overwrite=True)
+    done = index.add(both(one, one))
     assert (done.added, done.same, len(index)) == (1, 1, 1)
 
 
-def test_ids_whose_keys_collide_are_told_apart(index, monkeypatch):
-    monkeypatch.setattr(index_files, "key_of", lambda image: len(image) % 2)
-    part = images(["a", "b", "cc", "dd", "é"])
+def test_images_are_found_by_id_and_by_the_content_of_their_file(index):
+    part, later = images(["a", "b", "cc", "é", "x" * 500]), images(["b2", "f"])
     index.add(part)
-    index.add(images(["b2", "f"]))
-    assert index.snapshot.find(["f", "a", "dd", "none", "a", "no"]).tolist() == [6, 0, 3, -1, 0, -1]
+    index.add(later)
+    found = index.find(["f", "a", "none", "a", "\udcff"])
+    assert {image: row for image, (row, _) in found.items()} == {"f": 6, "a": 0}
+    assert found["f"][1].path == "folder/f.jpg" and found["f"][1].size == later.sizes[1]
     index.remove(["b", "b2"])
-    assert index.snapshot.find(["b", "a", "b2"]).tolist() == [-1, 0, -1]
+    assert set(index.find(["b", "a", "b2"])) == {"a"}
+    digests = np.concatenate([later.digests, part.digests])
+    assert index.holds_files(digests).tolist() == [False, True, True, False, True, True, True]
     index.compact()
-    assert contents(index) == {name: row for name, row in as_dict(part, images(["f"])).items() if name != "b"}
+    assert set(contents(index)) == {"a", "cc", "é", "x" * 500, "f"} and index.find(["f"])["f"][0] == 4
+
+
+def test_names_that_are_not_utf8_and_rows_without_a_norm(index):
+    odd = Images(["a"], [os.fsdecode(b"folder/\xff\xfe.jpg")], *(getattr(images(["a"]), name) for name in (
+        "digests", "sizes", "vectors"
+    )), np.array([np.nan], np.float32))
+    index.add(odd)
+    record = index.find(["a"])["a"][1]
+    assert os.fsencode(record.path) == b"folder/\xff\xfe.jpg" and np.isnan(record.norm)
 
 
 def test_removing_what_is_not_there_removes_nothing(index):
@@ -175,7 +197,7 @@ def test_an_index_can_be_emptied_and_filled_again(index):
 
 def test_removed_rows_never_hide_those_that_count(index):
     query = images(["q"])
-    near = Images(numbered(*range(50)), ["p"] * 50, images(numbered(*range(50))).digests,
+    near = Images(numbered(*range(50)), ["p"] * 50, images(numbered(*range(50))).digests, np.ones(50, int),
                   np.repeat(query.vectors, 50, axis=0), np.ones(50, np.float32))
     index.add(near)
     index.add(images(numbered(*range(50, 60))))
@@ -183,7 +205,7 @@ def test_removed_rows_never_hide_those_that_count(index):
     positions, scores = index.search(query.vectors, 4)
     assert positions.min() >= 50 and np.isfinite(scores).all()
     held = as_dict(images(numbered(*range(50, 60))))
-    assert [index.snapshot.name(int(p))[0] for p in positions[0]] == best_by_loop(held, query.vectors[0], 4)
+    assert ids_of(index, positions[0]) == best_by_loop(held, query.vectors[0], 4)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
@@ -213,7 +235,7 @@ def test_other_dimensions_and_k_are_refused(index):
 
 
 def test_what_is_no_index_is_named(index, tmp_path):
-    with pytest.raises(DataError, match=r"nothing: no index there; make one with"):
+    with pytest.raises(DataError, match="nothing: no index there; make one first"):
         CopyIndex(tmp_path / "nothing")
     index.add(images(["a"]))
     with pytest.raises(DataError, match="is an index already"):
@@ -224,36 +246,83 @@ def test_what_is_no_index_is_named(index, tmp_path):
         CopyIndex.create(tmp_path / "photos", MODEL, metric="ip", dimension=DIM)
     with pytest.raises(DataError, match="is a file"):
         CopyIndex.create(tmp_path / "photos" / "cat.jpg", MODEL, metric="ip", dimension=DIM)
+    with pytest.raises(DataError, match="of metric 'l2': choose one of ip, hamming"):
+        CopyIndex.create(tmp_path / "new", MODEL, metric="l2", dimension=DIM)
+
+
+def edit_state(folder, **changes) -> None:
+    with sqlite3.connect(folder / "index.sqlite") as database:
+        ((text,),) = database.execute("SELECT json FROM state").fetchall()
+        database.execute("UPDATE state SET json = ?", [json.dumps(json.loads(text) | changes)])
+    database.close()
 
 
 def test_half_an_index_and_damaged_files_are_named(index):
     index.add(images(numbered(1, 2, 3)))
     index.remove(["image_002"])
-    manifest = index.folder / "index.json"
-    whole = manifest.read_text()
-    for name in sorted(index.manifest.files()):
-        kept = (index.folder / name).read_bytes()
-        (index.folder / name).write_bytes(kept[: len(kept) // 2])
+    index.close()
+    for name in ("index.sqlite", "vectors-0000.bin"):
+        path = index.folder / name
+        kept = path.read_bytes()
+        path.write_bytes(kept[: len(kept) // 2])
         with pytest.raises(DataError, match=f"{name}: a file of the index is damaged"):
             CopyIndex(index.folder)
-        (index.folder / name).unlink()
-        with pytest.raises(DataError, match=rf"{name}: a file of the index is damaged \(the file is missing\)"):
-            CopyIndex(index.folder)
-        (index.folder / name).write_bytes(kept)
-    manifest.write_text(whole[:50])
-    with pytest.raises(DataError, match=r"index\.json: a file of the index is damaged"):
+        path.write_bytes(kept)
+    (index.folder / "vectors-0000.bin").rename(index.folder / "kept")
+    with pytest.raises(DataError, match=r"vectors-0000\.bin: a file of the index is damaged \(the file is missing\)"):
         CopyIndex(index.folder)
-    manifest.write_text(json.dumps(json.loads(whole) | {"version": 2}))
-    with pytest.raises(DataError, match="is an index of version 2; this program reads up to 1: update it"):
+    (index.folder / "kept").rename(index.folder / "vectors-0000.bin")
+    whole = (index.folder / "index.sqlite").read_bytes()
+    (index.folder / "index.sqlite").write_bytes(b"no database at all" * 1000)
+    with pytest.raises(DataError, match=r"index\.sqlite: a file of the index is damaged \(file is not a database\)"):
         CopyIndex(index.folder)
-    manifest.write_text(json.dumps(json.loads(whole) | {"format": "other"}))
+    (index.folder / "index.sqlite").write_bytes(whole)
+    edit_state(index.folder, version=3)
+    with pytest.raises(DataError, match="is an index of version 3; this program reads up to 2: update it"):
+        CopyIndex(index.folder)
+    edit_state(index.folder, format="other", version=2)
     with pytest.raises(DataError, match="no index of images"):
         CopyIndex(index.folder)
-    manifest.unlink()
-    with pytest.raises(DataError, match=r"half an index: index\.json is missing"):
+    (index.folder / "index.sqlite").unlink()
+    with pytest.raises(DataError, match=r"half an index: index\.sqlite is missing"):
         CopyIndex(index.folder)
-    with pytest.raises(DataError, match=r"half an index: index\.json is missing"):
+    with pytest.raises(DataError, match=r"half an index: index\.sqlite is missing"):
         CopyIndex.create(index.folder, MODEL, metric="ip", dimension=DIM)
+
+
+def test_a_batch_with_a_flipped_bit_is_named_and_the_rest_can_be_used(index):
+    for first in (0, 5, 10):
+        index.add(images(numbered(*range(first, first + 5))))
+    path = index.folder / "vectors-0000.bin"
+    data = bytearray(path.read_bytes())
+    data[7 * DIM * 4 + 2] ^= 4
+    path.write_bytes(data)
+    opened = CopyIndex(index.folder)
+    (damage,) = opened.verify()
+    assert (damage.path, damage.first, damage.rows, list(damage.ids)) == (path, 5, 5, numbered(*range(5, 10)))
+    assert "vectors-0000.bin: the batch of rows 5 to 9 is damaged. Remove its 5 images" in str(damage)
+    query = images(numbered(12)).vectors
+    assert ids_of(opened, opened.search(query, 1)[0][0]) == numbered(12)
+    opened.remove(numbered(0))
+    with pytest.raises(DataError, match="batch of rows 5 to 9 is damaged"):
+        opened.compact()                # a checksum of what is there now would hide it
+    assert len(CopyIndex(index.folder)) == 14
+    opened.remove(damage.ids)
+    opened.add(images(damage.ids))
+    assert opened.compact() == 6 and opened.verify() == []
+    assert contents(opened) == as_dict(images(numbered(*range(1, 15))))
+
+
+def test_a_damaged_page_of_the_database_is_noticed(index):
+    index.add(images(numbered(*range(500))))
+    index.close()
+    path = index.folder / "index.sqlite"
+    data = bytearray(path.read_bytes())
+    for page in range(3, len(data) // 4096, 2):
+        data[page * 4096 : page * 4096 + 100] = b"\xff" * 100
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"index\.sqlite: a file of the index is damaged"):
+        CopyIndex(index.folder).verify()
 
 
 # --- a kill at any moment --------------------------------------------------------------------------------------------
@@ -279,77 +348,111 @@ def states() -> list[dict[str, tuple]]:
     return [{}, one, two, three, four, four, four]
 
 
-def die_at(number: int, call: str, folder) -> None:
-    """Run in a child: be killed right before the call of this number."""
-    real, seen = getattr(os, call), iter(range(10**6))
+def forked(target, *arguments) -> multiprocessing.Process:
+    """A child that was started; no index may be open here, which SQLite forbids."""
+    child = multiprocessing.get_context("fork").Process(target=target, args=arguments)
+    child.start()
+    return child
 
-    def fatal(*arguments):
-        if next(seen) == number:
+
+def die_at(number: int, folder) -> None:
+    """Run in a child: be killed before the line of `ascl.index` that is the `number`-th to run."""
+    seen = iter(range(10**9))
+
+    def each_line(frame, event, argument):
+        if event == "line" and next(seen) == number:
             os.kill(os.getpid(), signal.SIGKILL)
-        real(*arguments)
+        return each_line
 
-    setattr(os, call, fatal)
-    work(CopyIndex(folder))
-
-
-def calls_of_work(tmp_path, monkeypatch, call: str) -> int:
-    count = []
-    real = getattr(os, call)
-    made = CopyIndex.create(tmp_path / "counted", MODEL, metric="ip", dimension=DIM)
-
-    def counted(*arguments):
-        count.append(1)
-        return real(*arguments)
-
-    monkeypatch.setattr(os, call, counted)
-    work(made)
-    monkeypatch.undo()
-    assert contents(made) == states()[-1]
-    return len(count)
+    index = CopyIndex(folder)
+    sys.settrace(lambda frame, event, argument: each_line if "/ascl/index/" in frame.f_code.co_filename else None)
+    work(index)
 
 
-@pytest.mark.parametrize("call", ["replace", "fsync"])
-def test_a_kill_at_any_moment_keeps_what_was_confirmed(tmp_path, monkeypatch, call):
-    total = calls_of_work(tmp_path, monkeypatch, call)
-    assert total > 15
+def lines_of_work(folder) -> int:
+    lines = []
+
+    def each_line(frame, event, argument):
+        lines.append(event)
+        return each_line
+
+    index = CopyIndex.create(folder, MODEL, metric="ip", dimension=DIM)
+    before = sys.gettrace()
+    sys.settrace(lambda frame, event, argument: each_line if "/ascl/index/" in frame.f_code.co_filename else None)
+    try:
+        work(index)
+    finally:
+        sys.settrace(before)
+    assert contents(index) == states()[-1]
+    index.close()
+    return lines.count("line")
+
+
+def test_a_kill_at_any_line_keeps_what_was_confirmed(tmp_path):
+    total = lines_of_work(tmp_path / "counted")
+    assert total > 200
     reached = set()
-    for number in range(total):  # flushes of the folder lie right before and right after the manifest's rename
-        folder = tmp_path / f"{call}_{number}"
-        CopyIndex.create(folder, MODEL, metric="ip", dimension=DIM)
-        child = multiprocessing.get_context("fork").Process(target=die_at, args=(number, call, folder))
-        child.start()
+    rng = np.random.default_rng(0)
+    step = total // 48
+    for number in [int(rng.integers(first, first + step)) for first in range(0, total - step, step)]:
+        folder = tmp_path / str(number)
+        CopyIndex.create(folder, MODEL, metric="ip", dimension=DIM).close()
+        child = forked(die_at, number, folder)
         child.join()
         assert child.exitcode == -signal.SIGKILL
         opened = CopyIndex(folder)
-        change = opened.manifest.change
+        change = opened.state.change
         reached.add(change)
-        assert contents(opened) == states()[change]
+        assert contents(opened) == states()[change] and opened.verify() == []
         opened.add(images(["later"]))  # the lock was let go, and droppings are cleared
         assert contents(opened) == states()[change] | as_dict(images(["later"]))
-        assert set(os.listdir(folder)) == {"index.json", "lock", *opened.manifest.files()}
-    assert reached >= set(range(6))  # a kill in the middle of each change was among them
+        assert set(os.listdir(folder)) == DATABASE | {path.name for path in opened.files()}
+        opened.close()
+    assert reached == set(range(7))  # a kill in the middle of each change was among them
 
 
-def test_the_gate_fails_where_the_manifest_goes_first(tmp_path, monkeypatch):
-    """A planted fault: confirming before the segment is written must not pass for crash-safe."""
-    index = CopyIndex.create(tmp_path / "index", MODEL, metric="ip", dimension=DIM)
-    real = index_module.write_segment
+def add_and_tell(folder, told) -> None:
+    """Run in a child: add, remove and compact for ever; tell each number when its image is confirmed."""
+    index = CopyIndex(folder)
+    for number in range(10**6):
+        index.add(images(numbered(number)))
+        if number % 3 == 2:
+            index.remove(numbered(number - 1))
+        if number % 7 == 6:
+            index.compact()
+        os.write(told, number.to_bytes(4, "little"))
 
-    def confirmed_too_early(folder, name, parts):
-        entry = dataclasses.replace(index.manifest, change=1, segments=(index_module_entry(name, 5),))
-        index_module.commit(folder, entry)
-        return real(folder, name, parts)
 
-    def index_module_entry(name, rows):
-        from ascl.index.files import SegmentEntry
+def test_a_kill_at_a_random_moment_loses_nothing_that_was_confirmed(tmp_path):
+    rng = np.random.default_rng()
+    for round_ in range(12):
+        folder = tmp_path / str(round_)
+        CopyIndex.create(folder, MODEL, metric="ip", dimension=DIM).close()
+        read, write = os.pipe()
+        child = forked(add_and_tell, folder, write)
+        os.close(write)
+        os.read(read, 4)                    # it is at work
+        time.sleep(rng.uniform(0, 0.06))
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        said = 1 + len(os.read(read, 2**16)) // 4
+        os.close(read)
+        opened = CopyIndex(folder)
+        assert opened.state.added in (said, said + 1) and opened.verify() == []
+        removed = {number - 1 for number in range(2, said, 3)}
+        wanted = as_dict(images(numbered(*(number for number in range(said) if number not in removed))))
+        next_ = as_dict(images(numbered(said)))
+        without = {name: row for name, row in {**wanted, **next_}.items() if name not in numbered(said - 1)}
+        assert contents(opened) in (wanted, wanted | next_, without)
+        opened.close()
 
-        return SegmentEntry(name, rows)
 
-    monkeypatch.setattr(index_module, "write_segment", confirmed_too_early)
-    child = multiprocessing.get_context("fork").Process(target=die_at, args=(1, "replace", index.folder))
-    child.start()
-    child.join()
-    with pytest.raises(DataError, match="the file is missing"):
+def test_what_a_kill_would_leave_if_records_were_confirmed_before_vectors_is_noticed(index):
+    index.add(images(FIRST))
+    index.add(images(SECOND))
+    index.close()
+    os.truncate(index.folder / "vectors-0000.bin", len(FIRST) * DIM * 4)
+    with pytest.raises(DataError, match=r"vectors-0000\.bin.*damaged \(it ends after 5 of 9 rows\)"):
         CopyIndex(index.folder)
 
 
@@ -363,26 +466,57 @@ def add_one_by_one(folder, first: int, ready) -> None:
         index.add(images(numbered(number)))
         if number % 5 == 4:
             index.remove(numbered(number))
+        if number % 10 == 9:
+            index.compact()
 
 
 def test_two_processes_that_add_at_the_same_time_while_a_third_reads(index):
-    context = multiprocessing.get_context("fork")
-    ready = context.Barrier(3)
-    children = [context.Process(target=add_one_by_one, args=(index.folder, first, ready)) for first in (0, 100)]
-    for child in children:
-        child.start()
+    index.close()
+    ready = multiprocessing.get_context("fork").Barrier(3)
+    children = [forked(add_one_by_one, index.folder, first, ready) for first in (0, 100)]
     ready.wait()
     sizes = [0]
     while any(child.is_alive() for child in children):
         read = CopyIndex(index.folder)  # every state that is seen is whole
-        assert len(contents(read)) >= 0
-        sizes.append(read.manifest.added)
+        assert len(contents(read)) == len(read)
+        sizes.append(read.state.added)
+        read.close()
     for child in children:
         child.join()
         assert child.exitcode == 0
     assert sizes == sorted(sizes) and len(set(sizes)) > 2
     numbers = [n for first in (0, 100) for n in range(first, first + 25) if n % 5 != 4]
-    assert contents(index) == as_dict(images(numbered(*numbers)))
+    assert contents(CopyIndex(index.folder)) == as_dict(images(numbered(*numbers)))
+
+
+def create_one(folder, ready) -> None:
+    ready.wait()
+    CopyIndex.create(folder, MODEL, metric="ip", dimension=DIM).add(images(numbered(os.getpid())))
+
+
+def test_processes_that_make_the_same_index_at_the_same_time(tmp_path):
+    """One that comes too late is refused; whoever was not has its image in the index."""
+    ready = multiprocessing.get_context("fork").Barrier(4)
+    children = [forked(create_one, tmp_path / "index", ready) for _ in range(4)]
+    for child in children:
+        child.join()
+    done = {numbered(child.pid)[0] for child in children if child.exitcode == 0}
+    assert done and set(contents(CopyIndex(tmp_path / "index"))) == done
+
+
+def test_a_writer_waits_for_another_and_then_says_so(index):
+    index.add(images(numbered(1)))
+    other = sqlite3.connect(index.folder / "index.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    impatient = CopyIndex(index.folder, lock_seconds=0.05)
+    with pytest.raises(DataError, match=r"another process has been changing this index for 0\.05 s; try again"):
+        impatient.add(images(numbered(2)))
+    assert ids_of(impatient, impatient.search(images(numbered(1)).vectors, 1)[0][0]) == numbered(1)     # reads go on
+    waiting = threading.Thread(target=index.add, args=[images(numbered(3))])
+    waiting.start()
+    other.execute("ROLLBACK")
+    waiting.join()
+    assert set(contents(impatient)) == set(numbered(1, 3))
 
 
 def test_a_reader_keeps_its_state_while_another_changes_it(index):
@@ -391,9 +525,11 @@ def test_a_reader_keeps_its_state_while_another_changes_it(index):
     before = reader.search(images(["q"]).vectors, 3)
     index.remove(numbered(*range(9)))
     index.compact()
-    assert np.array_equal(reader.search(images(["q"]).vectors, 3)[1], before[1])
+    after = reader.search(images(["q"]).vectors, 3)
+    assert np.array_equal(after[0], before[0]) and np.array_equal(after[1], before[1])
+    assert len(reader.records(range(10))) == 10 and len(reader.find(numbered(*range(10)))) == 10
     reader.reload()
-    assert len(reader) == 1
+    assert len(reader) == 1 and ids_of(reader, reader.search(images(["q"]).vectors, 1)[0][0]) == numbered(9)
 
 
 # --- compressed ------------------------------------------------------------------------------------------------------
@@ -408,8 +544,8 @@ def clustered(count: int, dim: int, seed: int) -> np.ndarray:
 
 def many(count: int, dim: int, seed: int = 0, prefix: str = "i") -> Images:
     digests = np.random.default_rng(seed).integers(0, 256, (count, 32), dtype=np.uint8)
-    return Images([f"{prefix}{n}" for n in range(count)], ["p"] * count, digests, clustered(count, dim, seed),
-                  np.ones(count, np.float32))
+    return Images([f"{prefix}{n}" for n in range(count)], ["p"] * count, digests, np.ones(count, int),
+                  clustered(count, dim, seed), np.ones(count, np.float32))
 
 
 @pytest.fixture
@@ -422,7 +558,7 @@ def compressed(tmp_path) -> CopyIndex:
 
 
 def test_the_compressed_index_finds_what_the_exact_one_finds(compressed):
-    assert compressed.manifest.compressed["factory"] == "IVF128,PQ16x4fs"
+    assert compressed.state.compressed["factory"] == "IVF128,PQ16x4fs"
     assert compressed.searched_by.startswith("compressed, IVF128,PQ16x4fs")
     queries = clustered(200, 32, seed=5)
     exact, scores = compressed.search(queries, 10, exact=True)
@@ -430,7 +566,7 @@ def test_the_compressed_index_finds_what_the_exact_one_finds(compressed):
     found, found_scores = compressed.search(queries, 10)
     at_1, at_10 = index_search.recall_of(found, exact)
     assert at_1 > 0.9 and at_10 > 0.9
-    assert abs(at_10 - compressed.manifest.compressed["recall_at_10"]) < 0.1
+    assert abs(at_10 - compressed.state.compressed["recall_at_10"]) < 0.1
     hit = found[:, 0] == exact[:, 0]
     assert np.array_equal(found_scores[hit, 0], scores[hit, 0])  # scored again, exactly
     own = many(3000, 32).vectors[::30]
@@ -447,12 +583,12 @@ def test_changes_after_the_compressed_index_count_at_once(compressed):
     found = compressed.search(np.vstack([many(3000, 32).vectors[7:8], new.vectors[3:4]]), 3)[0]
     assert not np.isin([7, 3003], found).any() and (found >= 0).all()
     compressed.add(many(900, 32, seed=11, prefix="more"))
-    assert compressed.compress_if_due() and compressed.manifest.compressed["rows"] == 4000
-    assert compressed.compact() == 2 and compressed.manifest.compressed["rows"] == 3998
+    assert compressed.compress_if_due() and compressed.state.compressed["rows"] == 4000
+    assert compressed.compact() == 2 and compressed.state.compressed["rows"] == 3998
 
 
 def test_a_damaged_compressed_index_costs_speed_and_is_told(compressed):
-    file = compressed.folder / compressed.manifest.compressed["file"]
+    file = compressed.folder / compressed.state.compressed["file"]
     queries = clustered(3, 32, seed=5)
     wanted = compressed.search(queries, 5, exact=True)[0]
     for break_it in (lambda: file.write_bytes(file.read_bytes()[:1000]), file.unlink):
@@ -475,7 +611,7 @@ def test_without_faiss_the_search_is_exact_and_the_same(compressed, index, monke
         assert np.array_equal(found[0], exact[0]) and np.allclose(found[1], exact[1], atol=1e-12)
     assert not opened.compress_if_due()
     with pytest.raises(DataError, match="needs FAISS: pip install"):
-        index_search.build_compressed(opened.snapshot)
+        index_search.build_compressed(opened.rows)
 
 
 def test_recall_counts_by_loop():
@@ -484,19 +620,39 @@ def test_recall_counts_by_loop():
     assert index_search.recall_of(found, exact) == (0.5, 3 / 6)
 
 
-def test_positions_of_older_layouts_are_not_used(compressed, monkeypatch):
+def test_positions_of_older_layouts_are_not_used(compressed):
     """Another process compacts while the compressed index is being built: what was built is thrown away."""
     compressed.add(many(1000, 32, seed=3, prefix="x"))
-    real = index_search.build_compressed
+    built = compressed.build_compressed()
+    other = CopyIndex(compressed.folder)
+    other.remove(["i0"])
+    other.compact()
+    assert not compressed.set_compressed(built)
+    assert compressed.state.compressed["rows"] == 3999 and compressed.searched_by.startswith("compressed")
+    own = many(3000, 32).vectors[1:50]
+    assert np.array_equal(compressed.search(own, 1)[0][:, 0], np.arange(49))
 
-    def meanwhile(snapshot):
-        monkeypatch.setattr(index_search, "build_compressed", real)
-        other = CopyIndex(compressed.folder)
-        other.remove(["i0"])
-        other.compact()
-        return real(snapshot)
 
-    monkeypatch.setattr(index_search, "build_compressed", meanwhile)
-    assert not compressed.compress_if_due()
-    assert compressed.manifest.compressed["rows"] == 3999
-    assert read_manifest(compressed.folder).layout == 1
+def test_a_folder_that_may_not_be_written_can_be_searched():
+    if not hasattr(os, "setuid"):
+        pytest.skip("no users here")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "index"
+        index = CopyIndex.create(folder, MODEL, metric="ip", dimension=DIM)
+        index.add(images(numbered(1, 2, 3)))
+        index.close()
+        os.chmod(place, 0o755)
+        os.chmod(folder, 0o555)
+        child = forked(search_as_a_guest, folder)
+        child.join()
+        os.chmod(folder, 0o755)
+        assert child.exitcode == 0
+
+
+def search_as_a_guest(folder) -> None:
+    if os.getuid() == 0:
+        os.setuid(65534)
+    index = CopyIndex(folder)
+    assert contents(index) == as_dict(images(numbered(1, 2, 3)))
+    with pytest.raises(DataError, match="readonly"):
+        index.add(images(numbered(4)))

@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from ascl.core.errors import DataError
 from ascl.core.files import write_text
-from ascl.image_copy.benchmark.near_duplicates import HASH_DISTANCE
 from ascl.image_copy.benchmark.plan import (
     COMBINATION,
     KINDS,
@@ -38,6 +37,7 @@ from ascl.image_copy.benchmark.plan import (
     plan_queries,
     usable_photos,
 )
+from ascl.image_copy.descriptors.perceptual_hash import HASH_DISTANCE
 from ascl.image_copy.edits.edits import EDITS, Edited, Step, edit_chain, random_chain, sample_rng
 from ascl.images.read import find_images, load_image
 

@@ -1,31 +1,10 @@
-"""Photos that are the same but for size, compression or a little light, told by a perceptual hash."""
+"""Telling which of many photos are near-duplicates of one before them, by their perceptual hashes."""
 
 from __future__ import annotations
 
-import functools
-import math
 from collections import defaultdict
 
 import numpy as np
-from PIL import Image
-
-HASH_DISTANCE = 6  # of 64 bits: recompressed photos are nearer, and no two of Flickr8k's 8,090 photos are
-SIDE, KEPT = 32, 8  # pixels of the small picture, and frequencies kept of each direction: 64 bits
-
-
-@functools.cache
-def _cosines() -> np.ndarray:
-    """(KEPT, SIDE): the lowest rows of the discrete cosine transform (DCT-II), unscaled."""
-    frequency, place = np.arange(KEPT)[:, None], np.arange(SIDE)[None, :]
-    return np.cos(math.pi * frequency * (2 * place + 1) / (2 * SIDE))
-
-
-def perceptual_hash(image: Image.Image) -> np.ndarray:
-    """(8,) uint8, 64 bits: which of the 8 x 8 lowest frequencies of a grey copy lie above their median (pHash)."""
-    small = image.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0).convert("L")
-    cosines = _cosines()
-    waves = cosines @ np.asarray(small, dtype=np.float64) @ cosines.T
-    return np.packbits(waves.ravel() > np.median(waves))
 
 
 class NearDuplicates:

@@ -19,7 +19,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ascl.core.errors import DataError
-from ascl.image_copy.benchmark.near_duplicates import HASH_DISTANCE, NearDuplicates, perceptual_hash
+from ascl.image_copy.benchmark.near_duplicates import NearDuplicates
+from ascl.image_copy.descriptors.perceptual_hash import HASH_DISTANCE, PerceptualHasher
 from ascl.image_copy.edits.edits import EDITS, SEED_END, sample_rng
 from ascl.images.loader import Decoder
 
@@ -111,7 +112,7 @@ def usable_photos(found: Sequence[Path], settings: BenchmarkSettings, workers: i
     """
     order = sample_rng(settings.seed, 0, 0).permutation(len(found)).tolist()
     enough = len(found) if settings.photos is None else settings.photos + MIX_INS
-    decoder = Decoder(found, order, perceptual_hash, workers)
+    decoder = Decoder(found, order, PerceptualHasher().prepare, workers)
     duplicates = NearDuplicates(HASH_DISTANCE)
     paths: list[Path] = []
     skipped: list[tuple[Path, str]] = []

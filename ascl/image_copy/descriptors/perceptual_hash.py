@@ -1,6 +1,6 @@
-"""The perceptual hash pHash (64 bits) behind the same interface as a learned descriptor: the baseline to beat.
+"""The perceptual hash pHash (64 bits), computed by imagehash, behind the same interface as a learned descriptor.
 
-It says whether two pictures look the same as a whole; crops and overlays defeat it, and it has no direction.
+A baseline: it says whether two pictures look the same as a whole. Crops and overlays defeat it; it has no direction.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from PIL import Image
 from ascl.core.errors import DataError
 
 BYTES = 8
+HASH_DISTANCE = 6   # bits; on Flickr8k recompressed and halved photos differ in at most 4, different ones in at least 8
 
 
 def import_imagehash() -> Any:
-    """The module.
+    """Return the module.
 
     Raises:
         DataError: it is not installed.
@@ -45,10 +46,8 @@ class PerceptualHasher:
     Attributes:
         model, settings: name, and all that decides the bits.
         dim: bytes of a hash.
-        metric: how two are compared.
     """
 
-    metric = "hamming"
     dim = BYTES
     orders_norms = False
 
@@ -61,3 +60,9 @@ class PerceptualHasher:
     def __call__(self, pixels: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
         """B hashes from `prepare` -> (B, 8) uint8; there are no norms."""
         return np.stack(pixels), None
+
+
+def looks_the_same(one: Image.Image, other: Image.Image) -> bool:
+    """Whether two upright RGB images show the same but for size, compression or a little light."""
+    prepare = PreparedHash()
+    return int(np.unpackbits(prepare(one) ^ prepare(other)).sum()) <= HASH_DISTANCE

@@ -6,60 +6,57 @@ from collections.abc import Sequence
 from typing import Any
 
 from ascl.image_copy.matching.query import Answer, Match, calibration_of
-from ascl.index import calibration as calibrate
+from ascl.index import calibration as calibrations
 from ascl.index.calibration import Calibration, Rate
 from ascl.index.search import import_faiss
 from ascl.index.store import CopyIndex
 
 REMOVED_SHARE = 0.25    # of the rows at which `compact` is worth telling
-UNORDERED = "never told: this model was not trained to give what shows more a larger norm (train_copy.py --method asl)"
+UNORDERED = "never told: this model was not trained to give what shows more a larger norm, as ASL does"
 NAMED = {True: "yes", False: "no", None: "-"}
 
 
-def report_of(index: CopyIndex) -> dict[str, Any]:
-    """Everything about an index, fit for JSON."""
-    manifest = index.manifest
-    calibration = calibration_of(index)
-    compressed = manifest.compressed or {}
+def index_report(index: CopyIndex) -> dict[str, Any]:
+    """Return everything about an index, fit for JSON."""
+    state, calibration = index.state, calibration_of(index)
+    compressed = {key: value for key, value in (state.compressed or {}).items() if key != "file"}
     return {
         "folder": str(index.folder),
-        "images": manifest.images,
-        "removed_rows": manifest.removed_rows,
-        "segments": len(manifest.segments),
-        "changes": manifest.change,
-        "bytes": sum(path.stat().st_size for path in map(index.folder.joinpath, manifest.files()) if path.exists()),
-        "model": manifest.model["name"],
-        "settings": manifest.model["settings"],
-        "metric": manifest.metric,
-        "dimension": manifest.dimension,
-        "orders_norms": manifest.model["orders_norms"],
-        "exact_up_to": manifest.exact_up_to,
+        "images": state.images,
+        "removed_rows": state.removed,
+        "changes": state.change,
+        "bytes": sum(path.stat().st_size for path in index.files()),
+        "model": state.model["name"],
+        "settings": state.model["settings"],
+        "metric": state.metric,
+        "dimension": state.dimension,
+        "orders_norms": state.model["orders_norms"],
+        "exact_up_to": state.exact_up_to,
         "search": index.searched_by,
-        "compressed": {key: value for key, value in compressed.items() if key != "file"} or None,
+        "compressed": compressed or None,
         "calibration": None if calibration is None else calibration.to_dict(),
         "warnings": warnings_of(index),
     }
 
 
 def warnings_of(index: CopyIndex) -> list[str]:
-    """What a user should do something about."""
-    manifest = index.manifest
-    calibration = calibration_of(index)
+    """Return what a user should do something about."""
+    state, calibration = index.state, calibration_of(index)
     warnings = [index.fault] if index.fault else []
     if calibration is not None:
-        grown = calibrate.growth_warning(calibration, manifest.added)
+        grown = calibrations.growth_warning(calibration, state.added)
         warnings += [*calibration.warnings, *([grown] if grown else [])]
-    if manifest.removed_rows > REMOVED_SHARE * manifest.positions:
-        rows = f"{manifest.removed_rows:,} of {manifest.positions:,} rows"
+    if state.removed > REMOVED_SHARE * state.rows:
+        rows = f"{state.removed:,} of {state.rows:,} rows"
         warnings.append(f"{rows} are of removed images: run `compact`")
-    if manifest.metric == "ip" and manifest.images > manifest.exact_up_to and import_faiss() is None:
+    if state.metric == "ip" and state.images > state.exact_up_to and import_faiss() is None:
         warnings.append("without FAISS every query looks at every image: pip install 'ascl[search]'")
     return warnings
 
 
 def info_text(index: CopyIndex) -> str:
-    """`report_of` for people; warnings apart."""
-    report = report_of(index)
+    """Return `index_report` for people; warnings apart."""
+    report = index_report(index)
     lines = [
         f"{report['folder']}: {report['images']:,} images, {report['bytes'] / 2**20:.1f} MiB",
         f"model: {report['model']}",
@@ -68,8 +65,7 @@ def info_text(index: CopyIndex) -> str:
             "numbers in float32, inner product" if report["metric"] == "ip" else "bytes, share of bits that agree"
         ),
         f"direction: {'by the norms' if report['orders_norms'] else UNORDERED}",
-        f"rows of removed images: {report['removed_rows']:,}; segments: {report['segments']}; "
-        f"changes: {report['changes']}",
+        f"rows of removed images: {report['removed_rows']:,}; changes: {report['changes']}",
         f"search: {report['search']}",
     ]
     about = report["compressed"]
@@ -84,7 +80,7 @@ def info_text(index: CopyIndex) -> str:
 
 
 def calibration_lines(made: Calibration) -> list[str]:
-    """A calibration for people; warnings apart."""
+    """Return a calibration for people; warnings apart."""
     lines = [
         f"calibration: a copy has a score of at least {made.threshold:.6g}"
         + (" after score normalisation" if made.score_norm else ""),
@@ -93,19 +89,19 @@ def calibration_lines(made: Calibration) -> list[str]:
         f"searched among {made.images:,} images; the rate is one of queries, by their best match",
     ]
     if made.nearest:
-        lines.append("background images nearest to the index, of which none may show a copy: "
+        lines.append("background images nearest to the index, none of which may show a copy: "
                      + "; ".join(f"{one.path} as {one.match}, {one.score:.4f}" for one in made.nearest))
-    left_out = calibrate.listed(made.left_out)
+    left_out = calibrations.listed(made.left_out)
     return lines + ([f"background images left out: {left_out}"] if left_out != "none" else [])
 
 
 def rate_text(rate: Rate | None) -> str:
-    """`0.001 [2.5e-05, 0.0056]`."""
+    """Return `0.001 [2.5e-05, 0.0056]`."""
     return "-" if rate is None else f"{rate.value:.2g} [{rate.low:.2g}, {rate.high:.2g}]"
 
 
 def answers_table(answers: Sequence[Answer]) -> str:
-    """The matches of every query, one block each."""
+    """Return the matches of every query, one block each."""
     blocks = []
     for answer in answers:
         rows = [("id", "score", "copy", "false-positive rate", "direction", "from"), *map(_cells, answer.matches)]

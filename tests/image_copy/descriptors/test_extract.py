@@ -174,8 +174,8 @@ def test_unreadable_images_stop_or_are_listed(tmp_path, run, tool, capsys):
 
 
 @pytest.mark.parametrize(("more", "message"), [
-    (["--weights", "default"], "--weights is for --backbone"),
-    (["--normalize", "half"], "a run knows its own"),
+    (["--weights", "default"], "weights says nothing of a checkpoint"),
+    (["--normalize", "half"], "normalize says nothing of a checkpoint"),
     (["--input-size", "0"], "--input-size 0"),
     (["--images", "no/such/folder"], "no such folder"),
     (["--device", "cuda:77"], "no such device"),

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from ascl.core.errors import DataError
-from ascl.image_copy.descriptors.perceptual_hash import PerceptualHasher, PreparedHash
+from ascl.image_copy.descriptors.perceptual_hash import PerceptualHasher, PreparedHash, looks_the_same
+from ascl.image_copy.edits.stickers import drawn_picture
 from ascl.index import search as index_search
-from ascl.index.files import Images
-from ascl.index.store import CopyIndex
+from ascl.index.store import CopyIndex, Images
 
 
 def picture(seed: int, side: int = 64) -> Image.Image:
@@ -26,6 +26,16 @@ def test_bits_are_those_of_imagehash_and_distances_too():
     assert [np.unpackbits(b).tolist() for b in bits] == [h.hash.ravel().astype(int).tolist() for h in theirs]
     assert index_search.count_bits(bits[0] ^ bits[1]).sum() == theirs[0] - theirs[1]
     assert np.array_equal(PreparedHash()(picture(0, 200)), PreparedHash()(picture(0, 200)))
+
+
+def test_hashes_of_one_photo_are_near_and_of_others_far():
+    pytest.importorskip("imagehash")
+    one = drawn_picture(200, 150, np.random.default_rng(0))
+    changed = one.resize((77, 60)).point(lambda level: level * 0.9 + 8)
+    other = drawn_picture(200, 150, np.random.default_rng(1))
+    bits = [np.unpackbits(PreparedHash()(image)) for image in (one, changed, other)]
+    assert (bits[0] != bits[1]).sum() <= 6 < 15 < (bits[0] != bits[2]).sum()
+    assert looks_the_same(one, changed) and not looks_the_same(one, other)
 
 
 def test_it_describes_as_networks_do():
@@ -47,17 +57,19 @@ def test_without_imagehash_the_message_says_what_to_install(monkeypatch):
 def test_the_nearest_hashes_by_a_loop_over_bits(tmp_path, monkeypatch, size, popcount):
     if not popcount:  # as before numpy 2
         monkeypatch.delattr(np, "bitwise_count", raising=False)
-    monkeypatch.setattr(index_search, "HAMMING_BLOCK", 100)  # several blocks of queries
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 4, (60, size), dtype=np.uint8)  # many ties
     index = CopyIndex.create(tmp_path / "index", {}, metric="hamming", dimension=size)
     digests = rng.integers(0, 256, (60, 32), dtype=np.uint8)
     for part in (slice(0, 40), slice(40, 60)):
         names = [f"i{n}" for n in range(60)[part]]
-        index.add(Images(names, names, digests[part], rows[part], np.full(len(names), np.nan, np.float32)))
+        index.add(Images(names, names, digests[part], np.ones(len(names), int), rows[part],
+                         np.full(len(names), np.nan, np.float32)))
     index.remove(["i5", "i41"])
     queries = rng.integers(0, 4, (7, size), dtype=np.uint8)
     positions, scores = index.search(queries, 10)
+    in_blocks = index_search.nearest_bits(index.rows, queries, 10, block_distances=130)     # of two queries
+    assert np.array_equal(positions, in_blocks[0]) and np.array_equal(scores, in_blocks[1])
     for query, found, given in zip(queries, positions, scores, strict=True):
         distances = {
             row: sum(bin(int(a) ^ int(b)).count("1") for a, b in zip(query, rows[row], strict=True))

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,19 @@ import pytest
 from PIL import Image
 
 from ascl.core.errors import DataError
+from ascl.image_copy.descriptors.choice import DescriberChoice
 from ascl.image_copy.evaluation.files import read_predictions
-from ascl.image_copy.matching import query as find
-from ascl.image_copy.matching.model import ModelChoice, create_index, describer_of
-from ascl.image_copy.matching.query import Reading, add_images, calibrate_index, image_paths, query_images
+from ascl.image_copy.matching.add import add_images
+from ascl.image_copy.matching.calibrate import SAVED_AGAIN, calibrate_index
+from ascl.image_copy.matching.describe import ReadOptions, image_paths
+from ascl.image_copy.matching.model import create_index, describer_of
+from ascl.image_copy.matching.query import DIRECTIONS, query_images
 from ascl.images.read import SquarePixels
 from ascl.index.calibration import ScoreNorm
 from ascl.index.store import CopyIndex
 
 pytest.importorskip("imagehash")
-QUICK = Reading(batch_size=4)
+QUICK = ReadOptions(batch_size=4)
 BACKBONE = ["--backbone", "mobilenet_v2", "--weights", "random:0", "--input-size", "32", "--device", "cpu"]
 RESNET = ["--backbone", "resnet18", "--weights", "random:0", "--input-size", "64"]  # tells images apart untrained
 
@@ -52,7 +56,7 @@ class Brightness:
 
 def bright_index(folder: Path, photos: Path, describer=None) -> tuple[CopyIndex, Brightness]:
     describer = describer or Brightness()
-    index = create_index(folder, ModelChoice("phash"), describer)
+    index = create_index(folder, DescriberChoice("phash"), describer)
     add_images(index, describer, image_paths([photos]), QUICK)
     return index, describer
 
@@ -77,7 +81,7 @@ def test_from_a_folder_to_an_answer_and_back(tool, tmp_path, capsys, model):
     assert (asked["query"], asked["id"], len(asked["matches"])) == (str(query), "upload", 2)
     best = asked["matches"][0]
     assert best["id"] == "photo_003" and best["path"].endswith("photo_003.png") and best["score"] == pytest.approx(1)
-    assert best["copy"] is None and best["direction"] in find.DIRECTIONS.values()
+    assert best["copy"] is None and best["direction"] in DIRECTIONS.values()
     assert answer["index"]["images"] == 20 and answer["index"]["calibration"] is None
 
     background = folder_of(tmp_path / "background", range(100, 140), "other")
@@ -104,7 +108,7 @@ def test_from_a_folder_to_an_answer_and_back(tool, tmp_path, capsys, model):
     assert "20 images" in text and "rows of removed images: 0" in text and "calibration: a copy" in text
     assert main(["info", "--index", index, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["images"] == 20 and report["model"] == CopyIndex(index).manifest.model["name"]
+    assert report["images"] == 20 and report["model"] == CopyIndex(index).state.model["name"]
 
 
 def test_predictions_are_read_by_the_evaluation(tool, tmp_path, capsys):
@@ -130,7 +134,7 @@ def test_an_index_of_another_model_is_refused_by_name(tool, tmp_path, capsys):
     main = tool("find_copies")
     photos, index = folder_of(tmp_path / "photos", range(3)), str(tmp_path / "index")
     assert main(["index", str(photos), "--index", index, *BACKBONE]) == 0
-    before = CopyIndex(index).manifest
+    before = CopyIndex(index).state
     assert main(["add", str(photos), "--index", index, "--method", "phash"]) == 1
     assert "was made by mobilenet_v2-imagenet-gem sha256:" in capsys.readouterr().err
     assert main(["query", str(photos), "--index", index, "--weights", "random:1"]) == 1
@@ -139,7 +143,7 @@ def test_an_index_of_another_model_is_refused_by_name(tool, tmp_path, capsys):
     assert main(["index", str(photos), "--index", index, "--input-size", "64"]) == 1
     assert "input_size was 32 and is now 64" in capsys.readouterr().err
     assert main(["index", str(photos), "--index", index, "--exact-up-to", "5"]) == 1
-    assert CopyIndex(index).manifest == before
+    assert CopyIndex(index).state == before
 
 
 def test_a_model_that_moved_is_told_and_can_be_pointed_to(tool, tmp_path, capsys):
@@ -162,11 +166,11 @@ def test_a_model_that_moved_is_told_and_can_be_pointed_to(tool, tmp_path, capsys
 @pytest.mark.parametrize(("arguments", "problem"), [
     (["index", "{empty}"], "no image in this folder"),
     (["index", "{absent}"], "no such image or folder"),
-    (["index", "{photos}", "--weights", "random:0"], "--weights says nothing without a model"),
-    (["index", "{photos}", "--method", "phash", "--resize", "crop"], "--resize says nothing of a phash"),
+    (["index", "{photos}", "--weights", "random:0"], "weights says nothing without a model"),
+    (["index", "{photos}", "--method", "phash", "--resize", "crop"], "resize says nothing of a phash"),
     (["index", "{photos}", "--backbone", "mobilenet_v9"], "nearest are"),
     (["index", "{photos}", "--exact-up-to", "-1"], "--exact-up-to -1: at least 0"),
-    (["query", "{photos}"], "no index there; make one with"),
+    (["query", "{photos}"], "no index there; make one first"),
     (["query", "{photos}", "--k", "0"], "--k 0: at least 1"),
     (["add", "{photos}"], "no index there"),
     (["remove", "x"], "no index there"),
@@ -181,7 +185,7 @@ def test_what_is_refused_without_an_index(tool, tmp_path, capsys, arguments, pro
     arguments = [argument.format(**places) for argument in arguments]
     assert tool("find_copies")([*arguments, "--index", str(tmp_path / "index")]) == 1
     assert problem in capsys.readouterr().err
-    assert not (tmp_path / "index" / "index.json").exists()
+    assert not (tmp_path / "index").exists()
 
 
 def test_images_that_cannot_be_used(tool, tmp_path, capsys):
@@ -220,15 +224,14 @@ def test_ids_and_files_that_come_twice(tmp_path):
         add_images(index, describer, image_paths([one, two]), QUICK)
 
 
-def test_what_was_confirmed_before_a_broken_image_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr(find, "CONFIRMED_TOGETHER", 3)
+def test_what_was_confirmed_before_a_broken_image_stays(tmp_path):
     photos = folder_of(tmp_path / "photos", range(8))
     (photos / "photo_007.png").write_bytes(b"")
-    index = create_index(tmp_path / "index", ModelChoice("phash"), Brightness())
+    index = create_index(tmp_path / "index", DescriberChoice("phash"), Brightness())
     with pytest.raises(DataError, match=r"photo_007\.png: cannot be used"):
-        add_images(index, Brightness(), image_paths([photos]), QUICK)
+        add_images(index, Brightness(), image_paths([photos]), ReadOptions(batch_size=4, together=3))
     assert len(CopyIndex(index.folder)) == 6
-    done, skipped = add_images(index, Brightness(), image_paths([photos]), Reading(skip_unreadable=True))
+    done, skipped = add_images(index, Brightness(), image_paths([photos]), ReadOptions(skip_unreadable=True))
     assert (done.added, done.same, len(skipped), len(index)) == (1, 6, 1, 7)
 
 
@@ -237,21 +240,21 @@ def test_descriptors_that_are_not_finite_name_the_image(tmp_path, workers):
     photos = folder_of(tmp_path / "photos", range(3))
     Image.new("RGB", (40, 40)).save(photos / "photo_001.png")  # nothing is left of its thumbnail
     describer = Brightness()
-    index = create_index(tmp_path / "index", ModelChoice("phash"), describer)
+    index = create_index(tmp_path / "index", DescriberChoice("phash"), describer)
     with np.errstate(invalid="ignore"), pytest.raises(DataError, match=r"photo_001\.png: its descriptor is not finite"):
-        add_images(index, describer, image_paths([photos]), Reading(workers=workers))
+        add_images(index, describer, image_paths([photos]), ReadOptions(workers=workers))
     assert len(index) == 0
 
 
 def add_folder(index: Path, photos: Path) -> None:
-    add_images(CopyIndex(index), Brightness(), image_paths([photos]), QUICK)
+    add_images(CopyIndex(index), Brightness(), image_paths([photos]), ReadOptions(batch_size=4, together=2))
 
 
-def test_two_processes_add_folders_at_the_same_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(find, "CONFIRMED_TOGETHER", 2)
+def test_two_processes_add_folders_at_the_same_time(tmp_path):
     index, _ = bright_index(tmp_path / "index", folder_of(tmp_path / "photos", range(2)))
     folders = [folder_of(tmp_path / name, seeds, name) for name, seeds in (("a", range(9)), ("b", range(30, 39)))]
     shutil.copy(folders[0] / "a_003.png", folders[1] / "a_003.png")  # both bring it
+    index.close()       # SQLite forbids a child to open what its parent has open
     context = multiprocessing.get_context("fork")
     children = [context.Process(target=add_folder, args=(index.folder, folder)) for folder in folders]
     for child in children:
@@ -259,8 +262,7 @@ def test_two_processes_add_folders_at_the_same_time(tmp_path, monkeypatch):
     for child in children:
         child.join()
         assert child.exitcode == 0
-    index.reload()
-    assert len(index) == 2 + 9 + 9
+    assert len(CopyIndex(index.folder)) == 2 + 9 + 9
 
 
 # --- direction and calibration ---------------------------------------------------------------------------------------
@@ -298,14 +300,26 @@ def test_a_background_that_overlaps_is_left_out_with_a_count(tmp_path):
     shutil.copy(background / "other_100.png", background / "twice.png")
     (background / "broken.png").write_bytes(b"")
     made, skipped = calibrate_index(
-        index, describer, image_paths([background]), Reading(skip_unreadable=True), rate=0.1
+        index, describer, image_paths([background]), ReadOptions(skip_unreadable=True), rate=0.1
     )
     assert made.left_out == {
-        "in the index": 2, find.SAVED_AGAIN: 1, "repeated": 1, "unreadable or too small": 1
+        "in the index": 2, SAVED_AGAIN: 1, "repeated": 1, "unreadable or too small": 1
     } and len(skipped) == 1
     assert (made.threshold, made.achieved) == (alone.threshold, alone.achieved)
     with pytest.raises(DataError, match="no background image is left.*12 in the index"):
         calibrate_index(index, describer, image_paths([photos]), QUICK, rate=0.1)
+
+
+def test_without_imagehash_the_calibration_says_what_was_not_looked_for(tmp_path, monkeypatch):
+    photos = folder_of(tmp_path / "photos", range(12))
+    index, describer = bright_index(tmp_path / "index", photos)
+    background = folder_of(tmp_path / "background", range(100, 130), "other")
+    picture(5).resize((90, 60)).save(background / "saved.jpg", quality=80)
+    monkeypatch.setitem(sys.modules, "imagehash", None)
+    made, _ = calibrate_index(index, describer, image_paths([background]), QUICK, rate=0.1)
+    assert made.left_out[SAVED_AGAIN] == 0 and made.achieved.total == 31
+    assert made.warnings[-1].startswith("background images that are in the index, saved again, were not looked for: ")
+    assert "pip install imagehash" in made.warnings[-1]
 
 
 def test_a_background_photo_of_an_indexed_name_counts_and_the_nearest_are_named(tmp_path):
@@ -355,8 +369,8 @@ def test_a_first_call_that_fails_binds_nobody_to_its_model(tmp_path, tool, capsy
 
 
 def test_an_index_made_anew_meanwhile_is_not_written_to(tmp_path):
-    index = create_index(tmp_path / "index", ModelChoice("phash"), Brightness())
-    create_index(tmp_path / "index", ModelChoice("phash"), Brightness("another sha256:1"))
+    index = create_index(tmp_path / "index", DescriberChoice("phash"), Brightness())
+    create_index(tmp_path / "index", DescriberChoice("phash"), Brightness("another sha256:1"))
     photos = folder_of(tmp_path / "photos", range(2))
     with pytest.raises(DataError, match="made anew meanwhile, by another"):
         add_images(index, Brightness(), image_paths([photos]), QUICK)
@@ -393,7 +407,7 @@ def test_score_normalisation_by_the_background(tmp_path):
         among = sorted(float(vectors[path.stem] @ vectors[other.stem]) for other in background if other != path)[-3:]
         scores = [float(vectors[path.stem] @ vectors[f"photo_{seed:03d}"]) for seed in range(10)]
         best.append(max(scores) - sum(among) / 3)
-    assert np.allclose(index.snapshot.calibration["scores"], sorted(best), atol=1e-6)
+    assert np.allclose(index.calibration_arrays()["scores"], sorted(best), atol=1e-6)
     assert made.achieved.count == 4         # of 20: (4 + 1) / (20 + 1) is below 0.25
     answers, _ = query_images(CopyIndex(index.folder), describer, [photos / "photo_003.png"], QUICK, k=2)
     among = sorted(float(vectors["photo_003"] @ vectors[path.stem]) for path in background)[-3:]
@@ -407,7 +421,7 @@ def test_score_normalisation_by_the_background(tmp_path):
 def test_another_describer_of_the_same_name_and_other_settings_is_refused(tmp_path):
     index, _ = bright_index(tmp_path / "index", folder_of(tmp_path / "photos", range(2)))
     with pytest.raises(DataError, match="was made by brightness sha256:0, and not by phash"):
-        describer_of(index, ModelChoice("phash"))
+        describer_of(index, DescriberChoice("phash"))
 
 
 def test_real_photographs_by_a_real_network(shared, tool, tmp_path, capsys):

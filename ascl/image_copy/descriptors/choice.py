@@ -1,0 +1,160 @@
+"""The choice of what describes images: a run, a TorchScript file, a backbone with GeM, or the perceptual hash.
+
+A choice is checked without torch, which is slow to import; `make_describer` loads what it needs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from PIL import Image
+
+from ascl.core.errors import DataError
+
+if TYPE_CHECKING:
+    from ascl.image_copy.descriptors.descriptor import Describer, Resize
+    from ascl.images.backbones import Normalize, Precision
+    from ascl.images.pooling import Pool
+
+Kind = Literal["checkpoint", "torchscript", "backbone", "phash"]
+INPUT_SIZE = 288    # pixels, RDCD's; a checkpoint has its own
+FIELDS = ("weights", "same_padding", "pool", "ordered_norms", "normalize", "input_size", "resize")
+FIELDS_OF: dict[Kind, tuple[str, ...]] = {
+    "checkpoint": FIELDS[5:], "torchscript": FIELDS[3:], "backbone": FIELDS, "phash": (),
+}
+
+
+class ImageDescriber(Protocol):
+    """What turns images into rows of an index: a `Describer` of `ascl.image_copy.descriptors.descriptor`, or a hash.
+
+    Attributes:
+        model: name and checksum. settings: all that decides the numbers, fit for JSON. dim: of a row.
+        orders_norms: whether norms were trained to say which of two images shows more.
+    """
+
+    model: str
+    settings: dict[str, Any]
+    dim: int
+    orders_norms: bool
+
+    @property
+    def prepare(self) -> Callable[[Image.Image], np.ndarray]: ...
+
+    def __call__(self, pixels: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]: ...
+
+
+@dataclass(frozen=True)
+class DescriberChoice:
+    """What describes images, and how it is opened.
+
+    Attributes:
+        kind: a run of copy-detection training, a TorchScript file, a backbone with GeM, or the perceptual hash.
+        source: path of the run or file, or the backbone's name.
+        weights, same_padding, pool: of a backbone. normalize: of a backbone or a TorchScript file.
+        input_size, resize: how images become squares; None = the run's own, 288 and squash for others.
+        ordered_norms: of a backbone or a TorchScript file that was trained with a norm-ratio loss; a run knows it.
+    """
+
+    kind: Kind
+    source: str = ""
+    weights: str = "default"
+    same_padding: bool = False
+    pool: Pool = "gem"
+    normalize: Normalize = "imagenet"
+    input_size: int | None = None
+    resize: Resize | None = None
+    ordered_norms: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in FIELDS_OF:
+            raise DataError(f"a describer of kind {self.kind!r}: choose one of {', '.join(FIELDS_OF)}")
+        if self.input_size is not None and self.input_size < 1:
+            raise DataError(f"input_size {self.input_size}: at least 1")
+
+    @classmethod
+    def from_options(
+        cls, options: Mapping[str, Any], recorded: DescriberChoice | None = None
+    ) -> DescriberChoice | None:
+        """Return what was chosen; None = nothing.
+
+        Args:
+            options: of them count `checkpoint`, `model`, `backbone` (what to open), `method` ("phash") and the fields
+                of a choice, where they are neither None nor False.
+            recorded: an earlier choice, whose fields stay where nothing else is chosen.
+
+        Raises:
+            DataError: a field without a model, or one that says nothing of the chosen kind.
+        """
+        sources: dict[str, Kind] = {"checkpoint": "checkpoint", "model": "torchscript", "backbone": "backbone"}
+        given = {name: options.get(name) for name in FIELDS}
+        changes = {name: value for name, value in given.items() if value is not None and value is not False}
+        named = [name for name in sources if options.get(name)]
+        chosen = recorded if changes else None
+        if named:
+            kind = sources[named[0]]
+            chosen = replace(recorded if recorded is not None and recorded.kind == kind else cls(kind),
+                             source=options[named[0]])
+        elif options.get("method"):
+            chosen = cls("phash")
+        elif changes and recorded is None:
+            raise DataError(f"{min(changes)} says nothing without a model: choose a checkpoint, a TorchScript file or "
+                            "a backbone")
+        if chosen is None:
+            return None
+        for name in changes:
+            if name not in FIELDS_OF[chosen.kind]:
+                raise DataError(f"{name} says nothing of a {chosen.kind}; leave it out")
+        return replace(chosen, **changes)
+
+    def with_whole_paths(self) -> DescriberChoice:
+        """Return the choice with paths from the root, so that an index can be used from any folder."""
+        source = self.source if self.kind in ("backbone", "phash") else os.path.abspath(self.source)
+        is_path = self.kind == "backbone" and self.weights != "default" and not self.weights.startswith("random:")
+        return replace(self, source=source, weights=os.path.abspath(self.weights) if is_path else self.weights)
+
+
+def make_describer(
+    choice: DescriberChoice, device: str = "cpu", precision: Precision = "float32"
+) -> ImageDescriber:
+    """Open what was chosen.
+
+    Args:
+        precision: of a network; the perceptual hash has none.
+
+    Raises:
+        DataError: no such run, file or backbone, or imagehash is not installed.
+    """
+    if choice.kind == "phash":
+        from ascl.image_copy.descriptors.perceptual_hash import PerceptualHasher
+
+        return PerceptualHasher()
+    return make_network_describer(choice, device, precision)
+
+
+def make_network_describer(choice: DescriberChoice, device: str, precision: Precision) -> Describer:
+    """Open a network that was chosen, as `make_describer`; a file of descriptors takes no hash."""
+    from ascl.image_copy.descriptors.descriptor import load_descriptor
+    from ascl.image_copy.descriptors.teachers import load_backbone, load_torchscript, teacher_describer
+
+    if choice.kind == "phash":
+        raise DataError("the perceptual hash is no network: choose a checkpoint, a TorchScript file or a backbone")
+    if choice.kind == "checkpoint":
+        return load_descriptor(
+            choice.source, input_size=choice.input_size, resize=choice.resize, device=device, precision=precision
+        )
+    size, resize = choice.input_size or INPUT_SIZE, choice.resize or "squash"
+    if choice.kind == "torchscript":
+        network = load_torchscript(Path(choice.source), normalize=choice.normalize, image_size=size)
+    else:
+        network = load_backbone(
+            choice.source, choice.weights, same_padding=choice.same_padding, normalize=choice.normalize,
+            pool=choice.pool,
+        )
+    return teacher_describer(
+        network, input_size=size, resize=resize, device=device, precision=precision, orders_norms=choice.ordered_norms
+    )

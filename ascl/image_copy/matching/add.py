@@ -1,0 +1,62 @@
+"""Adding images to an index: only what is new is described."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ascl.image_copy.descriptors.choice import ImageDescriber
+from ascl.image_copy.matching.describe import ReadOptions, Skipped, described_images, digest_of
+from ascl.index.records import Record
+from ascl.index.store import Added, CopyIndex, conflict
+
+
+def add_images(
+    index: CopyIndex, describer: ImageDescriber, paths: Sequence[Path], options: ReadOptions, *,
+    overwrite: bool = False,
+) -> tuple[Added, list[Skipped]]:
+    """Describe images and add them, confirmed in parts: what was confirmed stays whatever happens.
+
+    Raises:
+        DataError: as `described_images`; two images of one id and different content, found before anything is
+            described.
+    """
+    new, same = not_yet_there(index, paths, overwrite)
+    options.progress(len(paths) - len(new))
+    done, skipped = Added(same=same), list[Skipped]()
+    if new:
+        for images in described_images(describer, new, options, skipped):
+            done += index.add(images, overwrite=overwrite)
+    return done, skipped
+
+
+def not_yet_there(index: CopyIndex, paths: Sequence[Path], overwrite: bool) -> tuple[list[Path], int]:
+    """Return the images to describe, and how many are in the index, or twice among `paths`, from the same content."""
+    index.reload()
+    there = index.find([path.stem for path in paths])
+    chosen: dict[str, Path] = {}
+    same = 0
+    for path in paths:
+        twice = chosen.get(path.stem)
+        indexed = there[path.stem][1] if path.stem in there else None
+        if indexed is None and twice is None:
+            chosen[path.stem] = path
+            continue
+        try:
+            if twice is not None and digest_of(twice).tobytes() != digest_of(path).tobytes():
+                raise conflict(path.stem, str(twice), str(path), indexed=False)
+            if twice is not None or (indexed is not None and is_file_of(indexed, path)):
+                same += 1
+                continue
+        except OSError:
+            pass    # told as unreadable later
+        else:
+            if indexed is not None and not overwrite:
+                raise conflict(path.stem, indexed.path, str(path), indexed=True)
+        chosen[path.stem] = path
+    return list(chosen.values()), same
+
+
+def is_file_of(record: Record, path: Path) -> bool:
+    """Whether a file has the content that the record was made of; read only where the size is the same."""
+    return record.size in (-1, path.stat().st_size) and record.sha256 == digest_of(path).tobytes()

@@ -1,0 +1,116 @@
+"""Calibrating an index: a threshold from background images of which it holds no copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ascl.core.errors import DataError
+from ascl.image_copy.descriptors.choice import ImageDescriber
+from ascl.image_copy.descriptors.perceptual_hash import import_imagehash, looks_the_same
+from ascl.image_copy.matching.describe import ReadOptions, Skipped, described_images
+from ascl.images.read import load_image
+from ascl.index.calibration import Calibration, Nearest, ScoreNorm, allowed_above, calibrated
+from ascl.index.store import CopyIndex
+
+SAVED_AGAIN = "in the index, saved again"
+HASHED = 20                 # background images beyond those above the threshold that a hash looks at
+NAMED = 3                   # background images of the highest scores that are named
+
+
+def calibrate_index(
+    index: CopyIndex, describer: ImageDescriber, paths: Sequence[Path], options: ReadOptions, *, rate: float,
+    confidence: float = 0.95, score_norm: ScoreNorm | None = None,
+) -> tuple[Calibration, list[Skipped]]:
+    """Search the index for images of which it holds no copy, and store the threshold for a rate of false positives.
+
+    Background images that are in the index (the same file, or the same descriptor bit for bit), those that come twice,
+    and, among the highest scores, those that a perceptual hash takes for the image they match, saved again, are left
+    out and counted. A crop of an indexed image looks different to a hash: the result names the background images of
+    the highest scores, to be looked at. Without imagehash no image is looked for that was saved again; a warning of
+    the calibration says so.
+
+    Raises:
+        DataError: an empty index, a rate or confidence out of range, no background image left, too few of them for the
+            score normalisation, score normalisation of hashes, or as `described_images`.
+    """
+    index.reload()
+    if not len(index):
+        raise DataError(f"{index.folder} holds no image yet: add some before it is calibrated")
+    if score_norm is not None and index.state.metric == "hamming":
+        raise DataError("score normalisation is for descriptors; calibrate the perceptual hash without it")
+    skipped = list[Skipped]()
+    best, vectors, places, names = list[float](), list[np.ndarray](), list[int](), list[str]()
+    seen: set[bytes] = set()
+    left_out = {"in the index": 0, SAVED_AGAIN: 0, "repeated": 0, "unreadable or too small": 0}
+    for images in described_images(describer, paths, options, skipped):
+        positions, scores = index.search(images.vectors, 1)
+        overlaps = index.holds_files(images.digests)
+        if index.state.metric == "ip":  # equal hashes of different pictures are what is to be counted
+            overlaps |= (index.rows.vectors[positions[:, 0]] == images.vectors).all(axis=1)
+        for row in range(len(images.ids)):
+            digest = images.digests[row].tobytes()
+            reason = "in the index" if overlaps[row] else "repeated" if digest in seen else None
+            if reason is not None:
+                left_out[reason] += 1
+                continue
+            seen.add(digest)
+            best.append(float(scores[row, 0]))
+            vectors.append(images.vectors[row])
+            places.append(int(positions[row, 0]))
+            names.append(images.paths[row])
+    left_out["unreadable or too small"] = len(skipped)
+    values, warnings = np.array(best), tuple[str, ...]()
+    order = np.argsort(-values, kind="stable")
+    records = index.records(np.unique(places))
+    if index.state.metric == "ip":
+        looked_at = order[: allowed_above(len(values), rate) + HASHED] if 0 < rate < 1 else order[:0]
+        try:
+            import_imagehash()
+            again = [row for row in looked_at if saved_again(names[row], records[places[row]].path)]
+        except DataError as error:
+            again = []
+            warnings = (f"background images that are in the index, saved again, were not looked for: {error}",)
+        left_out[SAVED_AGAIN] = len(again)
+        order = order[~np.isin(order, again)]
+    kept = np.sort(order)
+    nearest = tuple(Nearest(names[row], records[places[row]].id, best[row]) for row in order[:NAMED])
+    values = values[kept]
+    arrays: dict[str, np.ndarray] = {}
+    if score_norm is not None and len(values):
+        arrays["background"] = np.stack([vectors[row] for row in kept])
+        values = values - score_norm.weight * own_background_score(arrays["background"], score_norm)
+    made = calibrated(
+        values, rate, confidence=confidence, images=len(index), added=index.state.added, left_out=left_out,
+        score_norm=score_norm, nearest=nearest,
+    )
+    made = replace(made, warnings=(*made.warnings, *warnings))
+    index.set_calibration(made.to_dict(), {"scores": np.sort(values), **arrays})
+    return made, skipped
+
+
+def saved_again(first: str, second: str) -> bool:
+    """Whether two files hold the same picture but for size, compression or a little light; no, where one is gone."""
+    try:
+        return looks_the_same(load_image(first).image, load_image(second).image)
+    except (DataError, OSError):
+        return False
+
+
+def own_background_score(background: np.ndarray, norm: ScoreNorm) -> np.ndarray:
+    """Return what each background image scores on the others."""
+    from ascl.index.exact import nearest_references
+
+    if not 0 <= norm.start <= norm.end:
+        raise DataError(f"score normalisation from place {norm.start} to {norm.end}: give 0 <= start <= end")
+    if len(background) < norm.end + 2:
+        raise DataError(f"{len(background)} background images are too few for a score normalisation by place {norm.end}"
+                        f" (from 0): it takes {norm.end + 2}")
+    found, scores = nearest_references(background, background, norm.end + 2, metric="ip")
+    own = found == np.arange(len(background))[:, None]
+    own[~own.any(axis=1), -1] = True  # as many equal ones before it: the last is as good
+    others = scores[~own].reshape(len(background), norm.end + 1)
+    return others[:, norm.start :].mean(axis=1)

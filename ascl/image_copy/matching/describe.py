@@ -1,0 +1,144 @@
+"""Images on disk into rows of an index: finding them, decoding, describing, and telling which cannot be used."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ascl.core.errors import DataError
+from ascl.image_copy.descriptors.choice import ImageDescriber
+from ascl.images.loader import Decoder
+from ascl.images.read import find_images, listed_images
+from ascl.index.store import Images
+
+CONFIRMED_TOGETHER = 1024   # images: what a kill can cost
+SMALLEST_SIDE = 16          # pixels of the shorter side: less shows too little to be told from others
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An image that could not be used."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How images are read and described.
+
+    Attributes:
+        batch_size: images in a forward pass.
+        workers: processes that decode; 0 = none apart.
+        skip_unreadable: leave images out that cannot be read or are too small, instead of stopping.
+        progress: told how many images have been gone through.
+        together: images that are searched, or added and confirmed, at a time.
+    """
+
+    batch_size: int = 32
+    workers: int = 0
+    skip_unreadable: bool = False
+    progress: Callable[[int], Any] = lambda count: None
+    together: int = CONFIRMED_TOGETHER
+
+
+def image_paths(sources: Sequence[str | os.PathLike]) -> list[Path]:
+    """Return the images of files, folders and lists (.txt), in that order, each file once.
+
+    Raises:
+        DataError: a source that is not there, a folder without an image, two images of one id in one folder.
+    """
+    paths: dict[str, Path] = {}
+    for source in map(Path, sources):
+        if source.is_dir():
+            found = find_images(source)
+        elif not source.is_file():
+            raise DataError(f"{source}: no such image or folder")
+        else:
+            found = listed_images(source) if source.suffix == ".txt" else [source]
+        for path in found:
+            paths.setdefault(os.path.realpath(path), path)
+    if not paths:
+        raise DataError("no image was named")
+    for path in paths.values():
+        try:
+            path.stem.encode("utf-8")
+        except UnicodeEncodeError:
+            raise DataError(f"{os.fsencode(path)!r}: the file's name is not UTF-8; rename it") from None
+    return list(paths.values())
+
+
+def described_images(
+    describer: ImageDescriber, paths: Sequence[Path], options: ReadOptions, skipped: list[Skipped]
+) -> Iterator[Images]:
+    """Describe images, `options.together` at a time, in their order; those that cannot be used go to `skipped`.
+
+    Raises:
+        DataError: an image that cannot be used and is not to be skipped, a descriptor that is not finite.
+    """
+    decoder = Decoder(paths, range(len(paths)), describer.prepare, options.workers)
+    for first in range(0, len(paths), options.together):
+        end = min(first + options.together, len(paths))
+        used: list[tuple[Path, np.ndarray, int]] = []
+        vectors: list[np.ndarray] = []
+        norms: list[np.ndarray] = []
+        for start in range(first, end, options.batch_size):
+            usable = list(_usable(decoder, min(options.batch_size, end - start), paths, options, skipped))
+            if usable:
+                unit, lengths = describer([pixels for _, pixels in usable])
+                vectors.append(unit)
+                norms.append(np.full(len(unit), np.nan, np.float32) if lengths is None else lengths)
+                used += [(path, digest_of(path), path.stat().st_size) for path, _ in usable]
+        if used:
+            made = Images(
+                [path.stem for path, _, _ in used], [str(path) for path, _, _ in used],
+                np.stack([digest for _, digest, _ in used]), np.array([size for _, _, size in used]),
+                np.concatenate(vectors), np.concatenate(norms),
+            )
+            check_finite(made)
+            yield made
+
+
+def _usable(
+    decoder: Decoder, count: int, paths: Sequence[Path], options: ReadOptions, skipped: list[Skipped]
+) -> Iterator[tuple[Path, np.ndarray]]:
+    """Yield (path, pixels) of those of the next `count` images that can be used."""
+    for _ in range(count):
+        decoded = decoder.take()
+        path, reason = paths[decoded.index], decoded.reason
+        options.progress(1)
+        if decoded.pixels is not None:
+            width, height = decoded.size
+            if min(width, height) >= SMALLEST_SIDE:
+                yield path, decoded.pixels
+                continue
+            reason = f"too small, {width} x {height} pixels; at least {SMALLEST_SIDE} are needed on each side"
+        if not options.skip_unreadable:
+            raise DataError(f"{path}: cannot be used ({reason}); repair or remove it, or skip unreadable images")
+        skipped.append(Skipped(str(path), reason))
+
+
+def check_finite(images: Images) -> None:
+    """Refuse descriptors that no comparison can use."""
+    if images.vectors.dtype.kind != "f":
+        return
+    finite = np.isfinite(images.vectors).all(axis=1) & images.vectors.any(axis=1)
+    wrong = np.flatnonzero(~finite)
+    if len(wrong):
+        raise DataError(f"{images.paths[int(wrong[0])]}: its descriptor is not finite or zero, and {len(wrong) - 1} "
+                        "more are; look at the model's weights and normalisation")
+
+
+def digest_of(path: Path) -> np.ndarray:
+    """Return (32,) uint8, SHA-256 of a file."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return np.frombuffer(digest.digest(), np.uint8)

@@ -1,0 +1,271 @@
+"""The database of an index: its state, a record of each image, the batches of vectors, the calibration's arrays.
+
+SQLite in WAL mode: a reader sees the state at which it began, writers take turns, and a transaction that was committed
+survives a kill and a power cut. All processes have to run on one machine, since WAL shares memory between them. A
+process that forks while it has an index open may not open one in the child: SQLite forbids that.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ascl.core.errors import DataError
+from ascl.index import Metric
+
+FORMAT, VERSION = "ascl-index", 2
+DATABASE = "index.sqlite"
+TABLES = """
+CREATE TABLE state (json TEXT NOT NULL);
+CREATE TABLE images (row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, path BLOB, sha256 BLOB, size INTEGER, norm REAL);
+CREATE TABLE removed (row INTEGER NOT NULL);
+CREATE TABLE batches (first INTEGER PRIMARY KEY, rows INTEGER NOT NULL, checksum INTEGER NOT NULL);
+CREATE TABLE arrays (name TEXT PRIMARY KEY, npy BLOB NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class State:
+    """The confirmed state.
+
+    Attributes:
+        model: what made the vectors, fit for JSON, with a `name`.
+        metric: `ip`, unit rows of float32 compared by inner product; `hamming`, bits in uint8 compared by how many
+            agree.
+        dimension: floats, or bytes, of a row.
+        exact_up_to: images up to which the search is exact.
+        change: number of this state.
+        layout: number of compactions that gave the rows new positions; names the file of the vectors.
+        added: rows ever added.
+        rows: of the file of the vectors, removed ones too. removed: of them.
+        compressed: how the compressed index was built, its `file` and the `rows` that it covers, from row 0.
+        calibration: see `ascl.index.calibration`.
+    """
+
+    model: dict[str, Any]
+    metric: Metric
+    dimension: int
+    exact_up_to: int
+    change: int = 0
+    layout: int = 0
+    added: int = 0
+    rows: int = 0
+    removed: int = 0
+    compressed: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None
+
+    @property
+    def images(self) -> int:
+        return self.rows - self.removed
+
+    def after(self, **changes: Any) -> State:
+        """Return the next state."""
+        return replace(self, change=self.change + 1, **changes)
+
+
+class Record(NamedTuple):
+    """What is known of an image beside its vector.
+
+    path: where it came from, for messages and answers. sha256, size: of the file; size in bytes, -1 = not known.
+    norm: NaN where the method has none.
+    """
+
+    id: str
+    path: str
+    sha256: bytes
+    size: int
+    norm: float
+
+
+class Records:
+    """One connection to the database of an index.
+
+    It sees the state at its last `begin`, or the latest within `change`. Every method raises a DataError where the
+    file is damaged.
+    """
+
+    def __init__(self, path: Path, lock_seconds: float, *, create: bool = False) -> None:
+        """Connect; `lock_seconds` is how long a change waits for that of another process."""
+        self.path, self.lock_seconds = path, lock_seconds
+        mode = "rwc" if create else "rw"
+        if not os.access(path.parent, os.W_OK):  # a folder of others; without a log beside it nobody is changing it
+            mode = "ro" if path.with_name(path.name + "-wal").exists() else "ro&immutable=1"
+        try:
+            self._connection = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode={mode}", lock_seconds, uri=True,
+                                               isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
+        if not mode.startswith("ro"):
+            self.run("PRAGMA journal_mode = WAL")
+            self.run("PRAGMA synchronous = FULL")
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def run(self, statement: str, values: Sequence[Any] = ()) -> list[tuple]:
+        """Run one statement and return its rows."""
+        try:
+            return self._connection.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
+
+    def _run_many(self, statement: str, values: Iterable[Sequence[Any]]) -> None:
+        try:
+            self._connection.executemany(statement, values)
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: sqlite3.Error) -> DataError:
+        folder = self.path.parent
+        if "locked" in str(error):
+            return DataError(f"{folder}: another process has been changing this index for {self.lock_seconds:g} s; "
+                             "try again when it has ended")
+        if "no such table" in str(error):
+            return DataError(f"{folder} is half an index: {DATABASE} is empty. Delete the folder and index again")
+        if isinstance(error, sqlite3.OperationalError):     # a full disk, a missing permission
+            return DataError(f"{self.path}: {error}")
+        return damaged(self.path, str(error))
+
+    # --- states ------------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Move on to the latest state, at the next reading; what other processes change later is not seen."""
+        self._end()
+        self.run("BEGIN")
+
+    @contextmanager
+    def change(self) -> Iterator[None]:
+        """Be the only one who changes the index, from its latest state; an error undoes everything.
+
+        Raises:
+            DataError: another process did not finish in `lock_seconds`.
+        """
+        self._end()
+        self.run("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.run("COMMIT")
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.rollback()
+
+    def create_tables(self) -> None:
+        """Make the tables of a new index within `change`."""
+        for statement in filter(str.strip, TABLES.split(";")):
+            self.run(statement)
+
+    def state(self) -> State:
+        """Return the state.
+
+        Raises:
+            DataError: it is of another format or a newer version.
+        """
+        ((text,),) = self.run("SELECT json FROM state")
+        fields = json.loads(text)
+        form, version = fields.pop("format"), fields.pop("version")
+        if form != FORMAT:
+            raise DataError(f"{self.path} is of {form!r} and no index of images")
+        if version > VERSION:
+            raise DataError(f"{self.path.parent} is an index of version {version}; this program reads up to {VERSION}: "
+                            "update it")
+        return State(**fields)
+
+    def save(self, state: State) -> None:
+        text = json.dumps({"format": FORMAT, "version": VERSION, **asdict(state)})
+        self.run("DELETE FROM state")
+        self.run("INSERT INTO state VALUES (?)", [text])
+
+    # --- images ------------------------------------------------------------------------------------------------------
+
+    def at(self, rows: Iterable[int]) -> dict[int, Record]:
+        """Return the records at these rows; removed rows have none."""
+        return {row: record for row, record in self._found("row IN (SELECT value FROM json_each(?))", list(rows))}
+
+    def find(self, ids: Iterable[str]) -> dict[str, tuple[int, Record]]:
+        """Return (row, record) of those ids that are there."""
+        found = self._found("id IN (SELECT value FROM json_each(?))", list(ids))
+        return {record.id: (row, record) for row, record in found}
+
+    def hold(self, digests: Sequence[bytes]) -> set[bytes]:
+        """Return those SHA-256 of files of which an image is there; reads every record."""
+        condition = "hex(sha256) IN (SELECT value FROM json_each(?))"
+        return {record.sha256 for _, record in self._found(condition, [one.hex().upper() for one in digests])}
+
+    def _found(self, condition: str, values: list) -> Iterator[tuple[int, Record]]:
+        statement = f"SELECT row, id, path, sha256, size, norm FROM images WHERE {condition}"
+        for row, image, path, sha256, size, norm in self.run(statement, [json.dumps(values)]):
+            yield row, Record(image, os.fsdecode(path), sha256, size, math.nan if norm is None else norm)
+
+    def insert(self, records: Iterable[tuple[int, Record]]) -> None:
+        """Write the records of rows."""
+        self._run_many("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)", (
+            (row, one.id, os.fsencode(one.path), one.sha256, one.size, one.norm)    # SQLite holds NaN as NULL
+            for row, one in records
+        ))
+
+    def remove(self, rows: Sequence[int]) -> None:
+        self._run_many("DELETE FROM images WHERE row = ?", ((row,) for row in rows))
+        self._run_many("INSERT INTO removed VALUES (?)", ((row,) for row in rows))
+
+    def removed(self, known: int) -> np.ndarray:
+        """Return the rows that were removed after the first `known`, in no order, int64."""
+        return np.array(self.run("SELECT row FROM removed WHERE rowid > ?", [known]), np.int64).reshape(-1)
+
+    def renumber(self) -> None:
+        """Give the images the rows 0, 1, 2 ... in their order, and forget the removed ones and the batches."""
+        self.run("ALTER TABLE images RENAME TO before")
+        self.run(next(table for table in TABLES.split(";") if "TABLE images" in table))
+        self.run("INSERT INTO images SELECT row_number() OVER (ORDER BY row) - 1, id, path, sha256, size, norm "
+                 "FROM before ORDER BY row")
+        self.run("DROP TABLE before")
+        self.run("DELETE FROM removed")
+        self.run("DELETE FROM batches")
+
+    # --- batches and arrays ------------------------------------------------------------------------------------------
+
+    def add_batches(self, batches: Iterable[tuple[int, int, int]]) -> None:
+        """Write (first row, rows, checksum) of batches of vectors."""
+        self._run_many("INSERT INTO batches VALUES (?, ?, ?)", batches)
+
+    def batches(self) -> list[tuple[int, int, int]]:
+        """Return (first row, rows, checksum) of every batch, in order of rows."""
+        return self.run("SELECT first, rows, checksum FROM batches ORDER BY first")
+
+    def save_arrays(self, arrays: dict[str, np.ndarray]) -> None:
+        """Write arrays in the place of all that are there."""
+        self.run("DELETE FROM arrays")
+        for name, array in arrays.items():
+            npy = io.BytesIO()
+            np.save(npy, array, allow_pickle=False)
+            self.run("INSERT INTO arrays VALUES (?, ?)", [name, npy.getvalue()])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {name: np.load(io.BytesIO(npy), allow_pickle=False)
+                for name, npy in self.run("SELECT name, npy FROM arrays")}
+
+    def check(self) -> None:
+        """Read the whole database.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        problems = [problem for (problem,) in self.run("PRAGMA integrity_check(1)")]
+        if problems != ["ok"]:
+            raise damaged(self.path, problems[0])
+
+
+def damaged(path: Path, reason: str) -> DataError:
+    return DataError(f"{path}: a file of the index is damaged ({reason}). Restore it, or index the images again")

@@ -1,0 +1,71 @@
+"""Reading an index of version 1 once: segments of .npy files and an index.json become the database and one file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from ascl.core.errors import DataError
+from ascl.core.files import atomic_path
+from ascl.index.records import DATABASE, Record, Records, State, damaged
+from ascl.index.vectors import append_vectors, sync_folder, vectors_file
+
+MANIFEST, LOCK = "index.json", "lock"
+OLD_FILE = re.compile(r"index\.json|\d{8}-(vectors|rows|keys|removed|scores|background)\.npy|\d{8}-names\.bin")
+
+
+def convert(folder: Path, lock_seconds: float) -> None:
+    """Write the index anew beside its old files, which the next change clears.
+
+    Raises:
+        DataError: a file that is missing or damaged, or another process that goes on changing the index.
+    """
+    try:
+        with FileLock(folder / LOCK, timeout=lock_seconds):
+            if not (folder / DATABASE).exists():
+                old = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+                if (old["format"], old["version"]) != ("ascl-copy-index", 1):
+                    raise DataError(f"{folder / MANIFEST} is of {old['format']!r} and no index of images")
+                _write(folder, old)
+            (folder / LOCK).unlink()    # whoever waits for it finds the database
+    except Timeout:
+        raise DataError(f"{folder}: another process has been changing this index for {lock_seconds:g} s") from None
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+        raise error if isinstance(error, DataError) else damaged(folder / MANIFEST, f"version 1, {error}") from error
+
+
+def _write(folder: Path, old: dict) -> None:
+    names = ("model", "metric", "dimension", "exact_up_to", "change", "added", "compressed", "calibration")
+    state = State(**{name: old[name] for name in names})
+    removed = set() if old["removed"] is None else set(np.load(folder / old["removed"]).tolist())
+    segments = [segment["name"] for segment in old["segments"]]
+    (folder / vectors_file(state)).unlink(missing_ok=True)
+    batches = append_vectors(folder, state, (np.load(folder / f"{name}-vectors.npy", "r") for name in segments))
+    files = (old["calibration"] or {}).get("files", {})
+    with atomic_path(folder / DATABASE) as temporary:
+        records = Records(temporary, lock_seconds=0, create=True)
+        with records.change():
+            records.create_tables()
+            records.insert(pair for pair in _records(folder, segments) if pair[0] not in removed)
+            records.remove(sorted(removed))
+            records.add_batches(batches)
+            records.save_arrays({name: np.load(folder / file) for name, file in files.items()})
+            records.save(state.after(rows=sum(rows for _, rows, _ in batches), removed=len(removed)))
+        records.close()
+    sync_folder(folder)
+
+
+def _records(folder: Path, segments: list[str]) -> Iterator[tuple[int, Record]]:
+    first = 0
+    for segment in segments:
+        rows, names = np.load(folder / f"{segment}-rows.npy"), (folder / f"{segment}-names.bin").read_bytes()
+        for place, (start, end) in enumerate(pairwise([0, *rows["end"].tolist()])):
+            image, path = json.loads(names[start:end])
+            yield first + place, Record(image, path, rows["digest"][place].tobytes(), -1, float(rows["norm"][place]))
+        first += len(rows)
