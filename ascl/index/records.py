@@ -25,13 +25,14 @@ from ascl.index import Metric
 
 FORMAT, VERSION = "ascl-index", 2
 DATABASE = "index.sqlite"
-TABLES = """
-CREATE TABLE state (json TEXT NOT NULL);
-CREATE TABLE images (row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, path BLOB, sha256 BLOB, size INTEGER, norm REAL);
-CREATE TABLE removed (row INTEGER NOT NULL);
-CREATE TABLE batches (first INTEGER PRIMARY KEY, rows INTEGER NOT NULL, checksum INTEGER NOT NULL);
-CREATE TABLE arrays (name TEXT PRIMARY KEY, npy BLOB NOT NULL);
-"""
+TABLES = {
+    "state": "CREATE TABLE state (json TEXT NOT NULL)",
+    "images": "CREATE TABLE images (row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, path BLOB, sha256 BLOB, "
+              "size INTEGER, norm REAL)",
+    "removed": "CREATE TABLE removed (row INTEGER NOT NULL)",
+    "batches": "CREATE TABLE batches (first INTEGER PRIMARY KEY, rows INTEGER NOT NULL, checksum INTEGER NOT NULL)",
+    "arrays": "CREATE TABLE arrays (name TEXT PRIMARY KEY, npy BLOB NOT NULL)",
+}
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Record(NamedTuple):
     norm: float
 
 
-class Records:
+class Database:
     """One connection to the database of an index.
 
     It sees the state at its last `begin`, or the latest within `change`. Every method raises a DataError where the
@@ -101,7 +102,7 @@ class Records:
         if not os.access(path.parent, os.W_OK):  # a folder of others; without a log beside it nobody is changing it
             mode = "ro" if path.with_name(path.name + "-wal").exists() else "ro&immutable=1"
         try:
-            self._connection = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode={mode}", lock_seconds, uri=True,
+            self._connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", lock_seconds, uri=True,
                                                isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
             raise self._failure(error) from error
@@ -112,31 +113,21 @@ class Records:
     def close(self) -> None:
         self._connection.close()
 
-    def run(self, statement: str, values: Sequence[Any] = ()) -> list[tuple]:
-        """Run one statement and return its rows."""
+    def run(self, statement: str, values: Iterable[Any] = (), *, each: bool = False) -> list[tuple]:
+        """Run a statement, or run it with `each` of the values, and return its rows."""
+        run = self._connection.executemany if each else self._connection.execute
         try:
-            return self._connection.execute(statement, values).fetchall()
-        except sqlite3.Error as error:
-            raise self._failure(error) from error
-
-    def _run_many(self, statement: str, values: Iterable[Sequence[Any]]) -> None:
-        try:
-            self._connection.executemany(statement, values)
+            return run(statement, values).fetchall()    # type: ignore[arg-type]
         except sqlite3.Error as error:
             raise self._failure(error) from error
 
     def _failure(self, error: sqlite3.Error) -> DataError:
-        folder = self.path.parent
         if "locked" in str(error):
-            return DataError(f"{folder}: another process has been changing this index for {self.lock_seconds:g} s; "
-                             "try again when it has ended")
-        if "no such table" in str(error):
-            return DataError(f"{folder} is half an index: {DATABASE} is empty. Delete the folder and index again")
+            return DataError(f"{self.path.parent}: another process has been changing this index for "
+                             f"{self.lock_seconds:g} s; try again when it has ended")
         if isinstance(error, sqlite3.OperationalError):     # a full disk, a missing permission
             return DataError(f"{self.path}: {error}")
         return damaged(self.path, str(error))
-
-    # --- states ------------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Move on to the latest state, at the next reading; what other processes change later is not seen."""
@@ -164,7 +155,7 @@ class Records:
 
     def create_tables(self) -> None:
         """Make the tables of a new index within `change`."""
-        for statement in filter(str.strip, TABLES.split(";")):
+        for statement in TABLES.values():
             self.run(statement)
 
     def state(self) -> State:
@@ -184,65 +175,38 @@ class Records:
         return State(**fields)
 
     def save(self, state: State) -> None:
-        text = json.dumps({"format": FORMAT, "version": VERSION, **asdict(state)})
         self.run("DELETE FROM state")
-        self.run("INSERT INTO state VALUES (?)", [text])
+        self.run("INSERT INTO state VALUES (?)", [json.dumps({"format": FORMAT, "version": VERSION, **asdict(state)})])
 
-    # --- images ------------------------------------------------------------------------------------------------------
-
-    def at(self, rows: Iterable[int]) -> dict[int, Record]:
-        """Return the records at these rows; removed rows have none."""
-        return {row: record for row, record in self._found("row IN (SELECT value FROM json_each(?))", list(rows))}
-
-    def find(self, ids: Iterable[str]) -> dict[str, tuple[int, Record]]:
-        """Return (row, record) of those ids that are there."""
-        found = self._found("id IN (SELECT value FROM json_each(?))", list(ids))
-        return {record.id: (row, record) for row, record in found}
-
-    def hold(self, digests: Sequence[bytes]) -> set[bytes]:
-        """Return those SHA-256 of files of which an image is there; reads every record."""
-        condition = "hex(sha256) IN (SELECT value FROM json_each(?))"
-        return {record.sha256 for _, record in self._found(condition, [one.hex().upper() for one in digests])}
-
-    def _found(self, condition: str, values: list) -> Iterator[tuple[int, Record]]:
-        statement = f"SELECT row, id, path, sha256, size, norm FROM images WHERE {condition}"
-        for row, image, path, sha256, size, norm in self.run(statement, [json.dumps(values)]):
-            yield row, Record(image, os.fsdecode(path), sha256, size, math.nan if norm is None else norm)
+    def records(self, column: str, values: Iterable[Any]) -> list[tuple[int, Record]]:
+        """Return (row, record) of every image whose column, or expression of columns, has one of the values."""
+        found = self.run(f"SELECT row, id, path, sha256, size, norm FROM images WHERE {column} IN "
+                         "(SELECT value FROM json_each(?))", [json.dumps(list(values))])
+        return [(row, Record(image, os.fsdecode(path), sha256, size, math.nan if norm is None else norm))
+                for row, image, path, sha256, size, norm in found]
 
     def insert(self, records: Iterable[tuple[int, Record]]) -> None:
-        """Write the records of rows."""
-        self._run_many("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)", (
-            (row, one.id, os.fsencode(one.path), one.sha256, one.size, one.norm)    # SQLite holds NaN as NULL
-            for row, one in records
-        ))
+        """Write the records of rows; SQLite holds NaN as NULL."""
+        self.run("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)", (
+            (row, one.id, os.fsencode(one.path), one.sha256, one.size, one.norm) for row, one in records
+        ), each=True)
 
     def remove(self, rows: Sequence[int]) -> None:
-        self._run_many("DELETE FROM images WHERE row = ?", ((row,) for row in rows))
-        self._run_many("INSERT INTO removed VALUES (?)", ((row,) for row in rows))
-
-    def removed(self, known: int) -> np.ndarray:
-        """Return the rows that were removed after the first `known`, in no order, int64."""
-        return np.array(self.run("SELECT row FROM removed WHERE rowid > ?", [known]), np.int64).reshape(-1)
+        self.run("DELETE FROM images WHERE row = ?", ((row,) for row in rows), each=True)
+        self.run("INSERT INTO removed VALUES (?)", ((row,) for row in rows), each=True)
 
     def renumber(self) -> None:
         """Give the images the rows 0, 1, 2 ... in their order, and forget the removed ones and the batches."""
         self.run("ALTER TABLE images RENAME TO before")
-        self.run(next(table for table in TABLES.split(";") if "TABLE images" in table))
+        self.run(TABLES["images"])
         self.run("INSERT INTO images SELECT row_number() OVER (ORDER BY row) - 1, id, path, sha256, size, norm "
                  "FROM before ORDER BY row")
-        self.run("DROP TABLE before")
-        self.run("DELETE FROM removed")
-        self.run("DELETE FROM batches")
-
-    # --- batches and arrays ------------------------------------------------------------------------------------------
+        for statement in ("DROP TABLE before", "DELETE FROM removed", "DELETE FROM batches"):
+            self.run(statement)
 
     def add_batches(self, batches: Iterable[tuple[int, int, int]]) -> None:
         """Write (first row, rows, checksum) of batches of vectors."""
-        self._run_many("INSERT INTO batches VALUES (?, ?, ?)", batches)
-
-    def batches(self) -> list[tuple[int, int, int]]:
-        """Return (first row, rows, checksum) of every batch, in order of rows."""
-        return self.run("SELECT first, rows, checksum FROM batches ORDER BY first")
+        self.run("INSERT INTO batches VALUES (?, ?, ?)", batches, each=True)
 
     def save_arrays(self, arrays: dict[str, np.ndarray]) -> None:
         """Write arrays in the place of all that are there."""
@@ -255,16 +219,6 @@ class Records:
     def arrays(self) -> dict[str, np.ndarray]:
         return {name: np.load(io.BytesIO(npy), allow_pickle=False)
                 for name, npy in self.run("SELECT name, npy FROM arrays")}
-
-    def check(self) -> None:
-        """Read the whole database.
-
-        Raises:
-            DataError: it is damaged.
-        """
-        problems = [problem for (problem,) in self.run("PRAGMA integrity_check(1)")]
-        if problems != ["ok"]:
-            raise damaged(self.path, problems[0])
 
 
 def damaged(path: Path, reason: str) -> DataError:

@@ -208,21 +208,19 @@ def open_compressed(path: Path, about: dict[str, Any]) -> Any:
     """Open the compressed index, None without FAISS.
 
     Raises:
-        FileNotFoundError: no file. DataError: a damaged one.
+        DataError: it is missing or damaged.
     """
     faiss = import_faiss()
     if faiss is None:
         return None
-    if not path.exists():
-        raise FileNotFoundError(2, "no such file", str(path))
     try:
         opened = faiss.read_index(str(path))
     except RuntimeError as error:
-        raise DataError(f"{path}: the compressed index is damaged ({str(error).splitlines()[0]}); "
+        raise DataError(f"{path}: the compressed index is missing or damaged ({str(error).splitlines()[0]}); "
                         "`compact` builds it again") from error
     if opened.ntotal != about["rows"]:
-        raise DataError(f"{path}: the compressed index has {opened.ntotal} rows and not {about['rows']}; "
-                        "`compact` builds it again")
+        raise DataError(f"{path}: the compressed index has {opened.ntotal} rows and not {about['rows']}; `compact` "
+                        "builds it again")
     opened.nprobe = about["probes"]
     return opened
 

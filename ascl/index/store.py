@@ -23,13 +23,13 @@ from ascl.core.errors import DataError
 from ascl.core.files import atomic_path
 from ascl.index import Metric, version1
 from ascl.index import search as index_search
-from ascl.index.records import DATABASE, Record, Records, State, damaged
+from ascl.index.records import DATABASE, Database, Record, State, damaged
 from ascl.index.vectors import VECTOR_TYPES, append_vectors, checksum_of, map_vectors, sync_folder, vectors_file
 
 EXACT_UP_TO = 100_000           # images; above, FAISS searches a compressed index
 UNCOMPRESSED_SHARE = 0.25       # of rows outside the compressed index at which it is built again
 LOCK_SECONDS = 600              # another process may be writing a compressed index of millions
-REWRITTEN_BYTES = 2**22         # of a batch of vectors that `compact` writes
+REWRITTEN_ROWS = 2**14          # of a batch of vectors that `compact` writes
 OURS = re.compile(rf"vectors-\d{{4}}\.bin|\d{{8}}-compressed\.faiss|\..*\.tmp(-\w+)?|{version1.OLD_FILE.pattern}")
 
 
@@ -84,15 +84,6 @@ class DamagedBatch:
                 f"{len(self.ids)} images ({', '.join(map(repr, self.ids[:3]))} ...) and add them again")
 
 
-@dataclass(frozen=True)
-class Compressed:
-    """A compressed index that no file holds yet: FAISS's, how it was built, and the layout of the rows it covers."""
-
-    built: Any
-    about: dict[str, Any]
-    layout: int
-
-
 class CopyIndex:
     """An index in a folder, in the state at which it was opened, or to which `reload` or the last change moved it.
 
@@ -126,7 +117,7 @@ class CopyIndex:
         self.fault: str | None = None
         self._compressed: Any = None
         self._opened: State | None = None
-        self._records = Records(self.folder / DATABASE, lock_seconds)
+        self._database = Database(self.folder / DATABASE, lock_seconds)
         self.reload()
 
     @classmethod
@@ -159,24 +150,24 @@ class CopyIndex:
                 cls(folder)  # says that it is half an index
             if names:
                 raise DataError(f"{folder} holds other files ({', '.join(names[:3])}); choose another folder")
-        records = Records(folder / DATABASE, lock_seconds, create=True)
-        with records.change():
+        database = Database(folder / DATABASE, lock_seconds, create=True)
+        with database.change():
             change = 0
-            if records.run("SELECT 1 FROM sqlite_master"):
-                there = records.state()
+            if database.run("SELECT 1 FROM sqlite_master"):
+                there = database.state()
                 if there.added:
                     raise DataError(f"{folder} is an index already; add to it, or choose another folder")
                 change = there.change + 1
             else:
-                records.create_tables()
-            records.save(State(model, metric, dimension, exact_up_to, change))
-        records.close()
+                database.create_tables()
+            database.save(State(model, metric, dimension, exact_up_to, change))
+        database.close()
         sync_folder(folder)
         return cls(folder, lock_seconds=lock_seconds)
 
     def close(self) -> None:
         """Let go of the files; SQLite wants that before a fork whose child opens the index."""
-        self._records.close()
+        self._database.close()
 
     def __len__(self) -> int:
         """Images."""
@@ -190,12 +181,14 @@ class CopyIndex:
         """
         before = -1
         while True:
-            self._records.begin()
-            state = self._records.state()
+            self._database.begin()
+            state = self._database.state()
             try:
-                return self._move_to(state, retry=state.change != before)
-            except FileNotFoundError:   # the next change of another process has cleared it
-                before = state.change
+                return self._move_to(state)
+            except DataError:
+                if state.change == before:
+                    raise
+                before = state.change   # another process may have cleared a file of this state since
 
     def files(self) -> list[Path]:
         """Return the files of this state."""
@@ -207,21 +200,22 @@ class CopyIndex:
 
     def records(self, positions: Iterable[int]) -> dict[int, Record]:
         """Return the record of the image at each position; positions of removed images have none."""
-        return self._records.at(map(int, positions))
+        return dict(self._database.records("row", map(int, positions)))
 
     def find(self, ids: Iterable[str]) -> dict[str, tuple[int, Record]]:
         """Return (position, record) of those ids that are there."""
-        return self._records.find(ids)
+        return {record.id: (row, record) for row, record in self._database.records("id", ids)}
 
     def holds_files(self, digests: np.ndarray) -> np.ndarray:
-        """Return (n,) bool for (n, 32) uint8 SHA-256: an image of the same file is there."""
+        """Return (n,) bool for (n, 32) uint8 SHA-256: an image of the same file is there; reads every record."""
         wanted = [digest.tobytes() for digest in digests]
-        held = self._records.hold(wanted)
+        found = self._database.records("hex(sha256)", [digest.hex().upper() for digest in wanted])
+        held = {record.sha256 for _, record in found}
         return np.array([digest in held for digest in wanted], dtype=bool)
 
     def calibration_arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays that `set_calibration` stored."""
-        return self._records.arrays()
+        return self._database.arrays()
 
     def verify(self) -> list[DamagedBatch]:
         """Read every vector and the whole database, and return the batches whose checksum is another than written.
@@ -231,11 +225,13 @@ class CopyIndex:
         Raises:
             DataError: the database is damaged.
         """
-        self._records.check()
+        for (problem,) in self._database.run("PRAGMA integrity_check(1)"):
+            if problem != "ok":
+                raise damaged(self.folder / DATABASE, problem)
         path = self.folder / vectors_file(self.state)
         return [
             DamagedBatch(path, first, rows, tuple(one.id for one in self.records(range(first, first + rows)).values()))
-            for first, rows, checksum in self._records.batches()
+            for first, rows, checksum in self._database.run("SELECT first, rows, checksum FROM batches ORDER BY first")
             if checksum_of(self.rows.vectors[first : first + rows]) != checksum
         ]
 
@@ -256,10 +252,10 @@ class CopyIndex:
             kept, replaced = self._new(images, overwrite)
             if kept:
                 state = self.state
-                self._records.remove(replaced)
-                self._records.insert((row, images.record(one)) for row, one in enumerate(kept, state.rows))
-                self._records.add_batches(append_vectors(self.folder, state, [images.vectors[kept]]))
-                self._records.save(state.after(
+                self._database.remove(replaced)
+                self._database.insert((row, images.record(one)) for row, one in enumerate(kept, state.rows))
+                self._database.add_batches(append_vectors(self.folder, state, [images.vectors[kept]]))
+                self._database.save(state.after(
                     rows=state.rows + len(kept), added=state.added + len(kept), removed=state.removed + len(replaced)
                 ))
         return Added(len(kept), len(images.ids) - len(kept), len(replaced))
@@ -283,15 +279,12 @@ class CopyIndex:
                     f"{', '.join(map(repr, missing[:10]))}; nothing was removed"
                 )
             if ids:
-                self._records.remove([row for row, _ in there.values()])
-                self._records.save(self.state.after(removed=self.state.removed + len(ids)))
+                self._database.remove([row for row, _ in there.values()])
+                self._database.save(self.state.after(removed=self.state.removed + len(ids)))
         return len(ids)
 
-    def compact(self, *, batch_bytes: int = REWRITTEN_BYTES) -> int:
+    def compact(self) -> int:
         """Give the rows of removed images back, and build the compressed index again where one is due.
-
-        Args:
-            batch_bytes: of the vectors that are checked and written together.
 
         Returns:
             Rows that were given back.
@@ -302,51 +295,43 @@ class CopyIndex:
         with self._change():
             gone = self.state.removed
             if gone:
+                for damage in self.verify():
+                    if damage.ids:
+                        raise DataError(str(damage))
+                live = np.flatnonzero(~self.rows.is_removed(np.arange(self.state.rows)))
                 state = replace(self.state, rows=0, removed=0, layout=self.state.layout + 1)
-                (self.folder / vectors_file(state)).unlink(missing_ok=True)
-                batches = append_vectors(self.folder, state, self._live_vectors(batch_bytes))
-                self._records.renumber()
-                self._records.add_batches(batches)
-                self._records.save(state.after(rows=len(self), compressed=None))
+                parts = (live[first : first + REWRITTEN_ROWS] for first in range(0, len(live), REWRITTEN_ROWS))
+                batches = append_vectors(self.folder, state, (self.rows.vectors[part] for part in parts))
+                self._database.renumber()
+                self._database.add_batches(batches)
+                self._database.save(state.after(rows=len(live), compressed=None))
             elif self.state.compressed:
-                self._records.save(self.state.after(compressed=None))
+                self._database.save(self.state.after(compressed=None))
         with self._change():    # clears the files of the state before
             pass
         self.compress_if_due()
         return gone
 
-    def _live_vectors(self, batch_bytes: int) -> Iterator[np.ndarray]:
-        """Yield the vectors that were not removed, at least `batch_bytes` at a time but for the last."""
-        waiting: list[np.ndarray] = []
-        for first, rows, checksum in self._records.batches():
-            vectors = self.rows.vectors[first : first + rows]
-            live = ~self.rows.is_removed(np.arange(first, first + rows))
-            if live.any() and checksum_of(vectors) != checksum:
-                ids = tuple(one.id for one in self.records(range(first, first + rows)).values())
-                raise DataError(str(DamagedBatch(self.folder / vectors_file(self.state), first, rows, ids)))
-            waiting.append(vectors[live])
-            if sum(part.nbytes for part in waiting) >= batch_bytes:
-                yield np.concatenate(waiting)
-                waiting = []
-        if any(map(len, waiting)):
-            yield np.concatenate(waiting)
-
     def set_calibration(self, calibration: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         """Store a calibration and its arrays (see `ascl.index.calibration`)."""
         with self._change():
-            self._records.save_arrays(arrays)
-            self._records.save(self.state.after(calibration=calibration))
+            self._database.save_arrays(arrays)
+            self._database.save(self.state.after(calibration=calibration))
 
     def compress_if_due(self) -> bool:
         """Build the compressed index where there are too many images for the exact search, or too many new ones.
 
         Without FAISS nothing is built and every search is exact. The building holds no lock: others may go on adding.
         """
-        compressed = self.build_compressed()
-        return compressed is not None and self.set_compressed(compressed)
+        built = self.build_compressed()
+        return built is not None and self.set_compressed(*built)
 
-    def build_compressed(self) -> Compressed | None:
-        """Build the compressed index of the latest state where one is due, None = it is not; nothing is stored."""
+    def build_compressed(self) -> tuple[Any, dict[str, Any], int] | None:
+        """Build the compressed index of the latest state where one is due, None = it is not; nothing is stored.
+
+        Returns:
+            FAISS's index, how it was built, and the layout of the rows that it covers.
+        """
         self.reload()
         state = self.state
         covered = (state.compressed or {}).get("rows", 0)
@@ -354,18 +339,18 @@ class CopyIndex:
         fewest = max(state.exact_up_to, index_search.FEWEST_IMAGES)
         if state.metric == "hamming" or state.images <= fewest or few_new or index_search.import_faiss() is None:
             return None
-        return Compressed(*index_search.build_compressed(self.rows), state.layout)
+        return *index_search.build_compressed(self.rows), state.layout
 
-    def set_compressed(self, compressed: Compressed) -> bool:
+    def set_compressed(self, built: Any, about: dict[str, Any], layout: int) -> bool:
         """Store a compressed index; no, where rows have other positions by now: whoever compacted has built another."""
         with self._change():
-            if self.state.layout != compressed.layout:
+            if self.state.layout != layout:
                 return False
             name = f"{self.state.change + 1:08d}-compressed.faiss"
             with atomic_path(self.folder / name) as temporary:
-                index_search.write_compressed(compressed.built, temporary)
+                index_search.write_compressed(built, temporary)
             sync_folder(self.folder)
-            self._records.save(self.state.after(compressed={**compressed.about, "file": name}))
+            self._database.save(self.state.after(compressed={**about, "file": name}))
         return True
 
     # --- search ------------------------------------------------------------------------------------------------------
@@ -403,8 +388,8 @@ class CopyIndex:
     def _change(self) -> Iterator[None]:
         """Hold the index for one change, from its latest state; at the end it is confirmed, after an error undone."""
         try:
-            with self._records.change():
-                self._move_to(self._records.state(), retry=False)
+            with self._database.change():
+                self._move_to(self._database.state())
                 self._clear()
                 yield
         finally:
@@ -417,13 +402,10 @@ class CopyIndex:
             if OURS.fullmatch(path.name) and path.name not in needed:
                 path.unlink()
 
-    def _move_to(self, state: State, *, retry: bool) -> None:
+    def _move_to(self, state: State) -> None:
         """Open the files of the state that the connection sees, where they are others than before.
 
         A compressed index can be built again from the rows: a damaged one costs speed and is a `fault`, no error.
-
-        Raises:
-            FileNotFoundError: a file is missing, and with `retry` the state may be an old one. DataError: as `reload`.
         """
         before = self._opened
         if before is not None and state.model != before.model:
@@ -434,35 +416,19 @@ class CopyIndex:
         same = before is not None and state.layout == before.layout
         removed = self.rows.removed if same else np.empty(0, np.int64)
         if len(removed) != state.removed:
-            removed = np.sort(np.concatenate([removed, self._records.removed(known=len(removed))]))
-        vectors = self.rows.vectors if same else None
-        if vectors is None or len(vectors) != state.rows:
-            try:
-                vectors = map_vectors(self.folder, state)
-            except FileNotFoundError as error:
-                if retry:
-                    raise
-                raise damaged(Path(error.filename), "the file is missing") from error
-        self._compressed, self.fault = self._open_compressed(state, retry)
+            new = self._database.run("SELECT row FROM removed WHERE rowid > ?", [len(removed)])
+            removed = np.sort(np.append(removed, np.array(new, np.int64)))
+        vectors = self.rows.vectors if same and len(self.rows) == state.rows else map_vectors(self.folder, state)
+        if before is None or state.compressed != before.compressed:
+            self._compressed, self.fault = None, None
+            if state.compressed:
+                try:
+                    file = self.folder / state.compressed["file"]
+                    self._compressed = index_search.open_compressed(file, state.compressed)
+                except DataError as error:
+                    self.fault = str(error)
         self.state = self._opened = state
         self.rows = index_search.Rows(vectors, removed, state.metric)
-
-    def _open_compressed(self, state: State, retry: bool) -> tuple[Any, str | None]:
-        """Return the compressed index of a state, and its fault."""
-        about = state.compressed
-        if about is None:
-            return None, None
-        if self._opened is not None and self._opened.compressed == about:
-            return self._compressed, self.fault
-        path = self.folder / about["file"]
-        try:
-            return index_search.open_compressed(path, about), None
-        except FileNotFoundError:
-            if retry:
-                raise
-            return None, f"{path}: the compressed index is missing; `compact` builds it again"
-        except DataError as error:
-            return None, str(error)
 
     def _check(self, images: Images) -> None:
         index_search.check_vectors(images.vectors, self.state.metric, self.state.dimension, "new images")

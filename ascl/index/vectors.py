@@ -28,15 +28,18 @@ def map_vectors(folder: Path, state: State) -> np.ndarray:
     """Return the rows that count, (rows, dimension), mapped into memory.
 
     Raises:
-        FileNotFoundError: no such file. DataError: it is too short.
+        DataError: the file is missing or too short.
     """
     if not state.rows:
         return np.empty((0, state.dimension), VECTOR_TYPES[state.metric])
     path = folder / vectors_file(state)
-    held = path.stat().st_size // row_bytes(state)
-    if held < state.rows:
-        raise damaged(path, f"it ends after {held:,} of {state.rows:,} rows")
-    return np.asarray(np.memmap(path, VECTOR_TYPES[state.metric], "r", shape=(state.rows, state.dimension)))
+    try:
+        held = path.stat().st_size // row_bytes(state)
+        if held < state.rows:
+            raise damaged(path, f"it ends after {held:,} of {state.rows:,} rows")
+        return np.asarray(np.memmap(path, VECTOR_TYPES[state.metric], "r", shape=(state.rows, state.dimension)))
+    except FileNotFoundError as error:
+        raise damaged(path, "the file is missing") from error
 
 
 def append_vectors(folder: Path, state: State, parts: Iterable[np.ndarray]) -> list[tuple[int, int, int]]:

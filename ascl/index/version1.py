@@ -9,11 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-from ascl.core.errors import DataError
 from ascl.core.files import atomic_path
-from ascl.index.records import DATABASE, Record, Records, State, damaged
+from ascl.index.records import DATABASE, Database, Record, State, damaged
 from ascl.index.vectors import append_vectors, sync_folder, vectors_file
 
 MANIFEST, LOCK = "index.json", "lock"
@@ -21,23 +20,18 @@ OLD_FILE = re.compile(r"index\.json|\d{8}-(vectors|rows|keys|removed|scores|back
 
 
 def convert(folder: Path, lock_seconds: float) -> None:
-    """Write the index anew beside its old files, which the next change clears.
+    """Write the index anew beside its old files, which the next change clears; waits for whoever is changing it.
 
     Raises:
-        DataError: a file that is missing or damaged, or another process that goes on changing the index.
+        DataError: a file is missing or damaged.
     """
-    try:
-        with FileLock(folder / LOCK, timeout=lock_seconds):
+    with FileLock(folder / LOCK, timeout=lock_seconds):
+        try:
             if not (folder / DATABASE).exists():
-                old = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-                if (old["format"], old["version"]) != ("ascl-copy-index", 1):
-                    raise DataError(f"{folder / MANIFEST} is of {old['format']!r} and no index of images")
-                _write(folder, old)
-            (folder / LOCK).unlink()    # whoever waits for it finds the database
-    except Timeout:
-        raise DataError(f"{folder}: another process has been changing this index for {lock_seconds:g} s") from None
-    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-        raise error if isinstance(error, DataError) else damaged(folder / MANIFEST, f"version 1, {error}") from error
+                _write(folder, json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+            raise damaged(folder / MANIFEST, f"version 1, {error!r}") from error
+        (folder / LOCK).unlink()    # whoever waits for it finds the database
 
 
 def _write(folder: Path, old: dict) -> None:
@@ -49,15 +43,15 @@ def _write(folder: Path, old: dict) -> None:
     batches = append_vectors(folder, state, (np.load(folder / f"{name}-vectors.npy", "r") for name in segments))
     files = (old["calibration"] or {}).get("files", {})
     with atomic_path(folder / DATABASE) as temporary:
-        records = Records(temporary, lock_seconds=0, create=True)
-        with records.change():
-            records.create_tables()
-            records.insert(pair for pair in _records(folder, segments) if pair[0] not in removed)
-            records.remove(sorted(removed))
-            records.add_batches(batches)
-            records.save_arrays({name: np.load(folder / file) for name, file in files.items()})
-            records.save(state.after(rows=sum(rows for _, rows, _ in batches), removed=len(removed)))
-        records.close()
+        database = Database(temporary, lock_seconds=0, create=True)
+        with database.change():
+            database.create_tables()
+            database.insert(pair for pair in _records(folder, segments) if pair[0] not in removed)
+            database.remove(sorted(removed))
+            database.add_batches(batches)
+            database.save_arrays({name: np.load(folder / file) for name, file in files.items()})
+            database.save(state.after(rows=sum(rows for _, rows, _ in batches), removed=len(removed)))
+        database.close()
     sync_folder(folder)
 
 

@@ -627,7 +627,7 @@ def test_positions_of_older_layouts_are_not_used(compressed):
     other = CopyIndex(compressed.folder)
     other.remove(["i0"])
     other.compact()
-    assert not compressed.set_compressed(built)
+    assert not compressed.set_compressed(*built)
     assert compressed.state.compressed["rows"] == 3999 and compressed.searched_by.startswith("compressed")
     own = many(3000, 32).vectors[1:50]
     assert np.array_equal(compressed.search(own, 1)[0][:, 0], np.arange(49))
