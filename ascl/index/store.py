@@ -112,13 +112,17 @@ class CopyIndex:
                 raise DataError(f"{folder} is half an index: {DATABASE} is missing. Restore it, or delete the folder "
                                 "and index again")
             raise DataError(f"{folder}: no index there; make one first")
-        if not (self.folder / DATABASE).exists():
+        old = not (self.folder / DATABASE).exists()
+        if old:
             version1.convert(self.folder, lock_seconds)
         self.fault: str | None = None
         self._compressed: Any = None
         self._opened: State | None = None
         self._database = Database(self.folder / DATABASE, lock_seconds)
         self.reload()
+        if old:
+            with self._change():    # clears the old files
+                pass
 
     @classmethod
     def create(

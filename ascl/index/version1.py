@@ -20,7 +20,7 @@ OLD_FILE = re.compile(r"index\.json|\d{8}-(vectors|rows|keys|removed|scores|back
 
 
 def convert(folder: Path, lock_seconds: float) -> None:
-    """Write the index anew beside its old files, which the next change clears; waits for whoever is changing it.
+    """Write the index anew beside its old files, which the next change clears; wait for whoever is changing it.
 
     Raises:
         DataError: a file is missing or damaged.

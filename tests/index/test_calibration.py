@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import beta, binomtest
 
 from ascl.core.errors import DataError
 from ascl.index import calibration as calibrate
@@ -37,12 +38,21 @@ def test_clopper_pearson_is_where_the_tails_have_half_of_the_rest(count, total, 
     assert high == 1 if count == total else tail_by_loop(count, total, high) == pytest.approx(tail, rel=1e-9)
 
 
-def test_clopper_pearson_in_large_samples_against_the_beta_distribution():
-    stats = pytest.importorskip("scipy.stats")
-    for count, total in [(0, 50_000), (3, 50_000), (2500, 5000), (49_999, 50_000)]:
-        low, high = clopper_pearson(count, total, 0.95)
-        assert low == pytest.approx(stats.beta.ppf(0.025, count, total - count + 1) if count else 0, rel=1e-9)
-        assert high == pytest.approx(stats.beta.ppf(0.975, count + 1, total - count), rel=1e-9)
+@pytest.mark.parametrize(("count", "total", "low", "high"), [
+    (81, 263, 0.2527, 0.3676), (15, 148, 0.0578, 0.1617), (0, 20, 0.0, 0.1684), (1, 29, 0.0009, 0.1776),
+])
+def test_clopper_pearson_as_published(count, total, low, high):
+    """Newcombe, Statistics in Medicine 17 (1998), table I, method 5, 95%."""
+    assert clopper_pearson(count, total, 0.95) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+
+
+@pytest.mark.parametrize(("count", "total"), [(0, 50_000), (3, 50_000), (2500, 5000), (49_999, 50_000), (7, 7)])
+def test_clopper_pearson_in_large_samples_against_the_binomial_test(count, total):
+    found, interval = clopper_pearson(count, total, 0.95), binomtest(count, total).proportion_ci(0.95, method="exact")
+    assert found == (pytest.approx(interval.low, rel=1e-9), pytest.approx(interval.high, rel=1e-9))
+    low = beta.ppf(0.025, count, total - count + 1) if count else 0
+    high = beta.ppf(0.975, count + 1, total - count) if count < total else 1
+    assert found == (pytest.approx(low, rel=1e-9), pytest.approx(high, rel=1e-9))
 
 
 @given(
