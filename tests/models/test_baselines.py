@@ -11,7 +11,6 @@ import torch.nn.functional as F
 
 from ascl.losses import ascl_loss, info_nce
 from ascl.models import EncodedImages, EncodedTexts
-from ascl.models.baselines import tokens
 from ascl.models.baselines.clip import Clip
 from ascl.models.baselines.imram import Imram
 from ascl.models.baselines.scan import Scan
@@ -398,7 +397,7 @@ def test_every_parameter_learns(name):
 
 @pytest.mark.parametrize("name", TOKENS)
 @pytest.mark.parametrize("kept", [0, 1 << 30])
-def test_blocks_and_computing_again_change_nothing(name, kept, monkeypatch):
+def test_blocks_and_computing_again_change_nothing(name, kept):
     """Scores and gradients of pairs in blocks of one or two, kept or computed again, against all at once."""
     kind, settings = TOKENS[name]
     model = build(kind, **settings)
@@ -412,9 +411,9 @@ def test_blocks_and_computing_again_change_nothing(name, kept, monkeypatch):
         return [scores.detach(), *(parameter.grad.clone() for parameter in model.parameters())]
 
     expected = result(3)
-    monkeypatch.setattr(tokens, "KEPT_NUMBERS", kept)
+    model.kept_numbers = kept
     for limit in (1, 2 * model.pair_numbers(3, 4)):
-        monkeypatch.setattr(tokens, "CPU_BLOCK_NUMBERS", limit)
+        model.block_numbers = limit
         for together in (3, 2):
             for one, other in zip(result(together), expected, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
