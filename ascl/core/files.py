@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+
+import psutil
+
+# of several machines that write to one folder, each can tell its own processes only
+_SUFFIX = f".{re.sub('[^0-9A-Za-z-]', '-', platform.node())}.{{}}.tmp"
+_TEMPORARY = re.compile(r"\.(.+)" + re.escape(_SUFFIX).replace(r"\{\}", r"(\d+)"))
 
 
 @contextmanager
@@ -13,11 +22,12 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on success it replaces `path`, on any error it is removed.
 
     The temporary file is flushed to the disk before the rename, so that after a power cut `path` holds either the old
-    content or the new one, whole.
+    content or the new one, whole. What killed processes left in the folder is removed first.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _clear_once(path.parent.absolute())
+    temporary = path.with_name(f".{path.name}{_SUFFIX.format(os.getpid())}")
     try:
         yield temporary
         with open(temporary, "rb+") as written:
@@ -26,6 +36,28 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def clear_killed(folder: Path) -> dict[str, Path]:
+    """Remove the temporary files in `folder` whose writers on this machine no longer live.
+
+    Returns:
+        Name of the final file -> temporary file, of those whose writers live.
+    """
+    living = {}
+    for name in os.listdir(folder) if folder.is_dir() else []:
+        if found := _TEMPORARY.fullmatch(name):
+            if psutil.pid_exists(int(found[2])):
+                living[found[1]] = folder / name
+            else:
+                (folder / name).unlink(missing_ok=True)
+    return living
+
+
+@cache
+def _clear_once(folder: Path) -> None:
+    """Once for a process: a folder may hold a hundred thousand files, each written through `atomic_path`."""
+    clear_killed(folder)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
