@@ -96,7 +96,7 @@ def test_missing_captions(data, tmp_path, train_arguments, assert_refused):
 
 
 def test_no_data_set_at_all(tmp_path, assert_refused):
-    assert_refused("train", ["--out", str(tmp_path / "new")], "no data set", "--dataset NAME", "data.captions")
+    assert_refused("train", ["--out", str(tmp_path / "new")], "no data set", "configs/", "data.captions")
 
 
 def test_missing_features(data, tmp_path, train_arguments, assert_refused, run):

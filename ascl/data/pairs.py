@@ -92,8 +92,7 @@ class PairDataset(Dataset):
     ) -> None:
         if store.region_dim is None:
             raise DataError(
-                f"{store.source} has no regions, only globals: give a region file too "
-                "(python tools/extract_regions.py --images FOLDER --out FILE)"
+                f"{store.source} has no regions, only globals: extract regions of the images too"
             )
         self.captions = captions
         self.store = store

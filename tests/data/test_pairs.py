@@ -91,7 +91,7 @@ def test_images_without_captions_need_no_features(store):
 def test_dataset_errors(captions, store, tmp_path):
     missing = CaptionSet(["i1", "nowhere"], ["a", "b"], np.array([0, 1]), "c.json")
     with pytest.raises(
-        DataError, match=r"no features of 1 image in .*f\.h5: nowhere\..*python tools/extract_regions\.py"
+        DataError, match=r"no features of 1 image in .*f\.h5: nowhere\..*Extract regions"
     ):
         PairDataset(missing, store)
     with pytest.raises(IndexError, match=r"caption 36 of 36 \(captions\.json\)"):
@@ -100,7 +100,7 @@ def test_dataset_errors(captions, store, tmp_path):
         file.attrs.update({"format": "ascl-features", "version": 1})
         file.create_dataset("image_ids", data=captions.image_ids, dtype=h5py.string_dtype())
         file["globals"] = np.zeros((IMAGES, 3), dtype=np.float32)
-    with pytest.raises(DataError, match=r"globals\.h5 has no regions, only globals: give a region file too"):
+    with pytest.raises(DataError, match=r"globals\.h5 has no regions, only globals: extract regions of the images too"):
         PairDataset(captions, open_features([tmp_path / "globals.h5"]))
 
 
