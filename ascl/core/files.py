@@ -1,16 +1,19 @@
-"""Writing files so that a kill or a full disk never leaves a half-written one under the final name."""
+"""Files that are written whole or not at all, whatever kills the writer; handles that are each process's own."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import psutil
+
+T = TypeVar("T")
 
 # of several machines that write to one folder, each can tell its own processes only
 _SUFFIX = f".{re.sub('[^0-9A-Za-z-]', '-', platform.node())}.{{}}.tmp"
@@ -64,3 +67,22 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Write UTF-8 text through `atomic_path`."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+class OncePerProcess(Generic[T]):
+    """What `make` gives, made at the first use and once in each process; picklable where `make` is.
+
+    A handle inherited through fork shares its state and its position with the parent.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._made: tuple[int, T] | None = None
+
+    def __call__(self) -> T:
+        if self._made is None or self._made[0] != os.getpid():
+            self._made = os.getpid(), self._make()
+        return self._made[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_make": self._make, "_made": None}

@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 
 from ascl.core.errors import DataError
+from ascl.core.files import OncePerProcess
 from ascl.data.stores.base import (
     DETAILS,
     KINDS,
@@ -32,7 +33,6 @@ from ascl.data.stores.base import (
     require_file,
     runs_of_neighbours,
 )
-from ascl.data.stores.lazy_file import OncePerProcess
 
 FORMAT = "ascl-features"
 VERSION = 1

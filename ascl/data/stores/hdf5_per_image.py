@@ -12,8 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ascl.core.errors import DataError
+from ascl.core.files import OncePerProcess
 from ascl.data.stores.base import require_file
-from ascl.data.stores.lazy_file import OncePerProcess
 from ascl.data.stores.per_image import Entry, ImageFeatures, PerImageFeatures, kept_index, stamp_of_file
 
 _MOST_OPEN = 64  # files at a time; a process may open 1,024 on most systems

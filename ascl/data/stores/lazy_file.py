@@ -1,38 +1,15 @@
-"""Files that are opened at their first use and once in each process."""
+"""Parts of large files, read from several processes."""
 
 from __future__ import annotations
 
 import io
-import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from ascl.core.errors import DataError
-
-T = TypeVar("T")
-
-
-class OncePerProcess(Generic[T]):
-    """What `make` gives, made at the first use and once in each process; picklable where `make` is.
-
-    A handle inherited through fork shares its state and its position with the parent.
-    """
-
-    def __init__(self, make: Callable[[], T]) -> None:
-        self._make = make
-        self._made: tuple[int, T] | None = None
-
-    def __call__(self) -> T:
-        if self._made is None or self._made[0] != os.getpid():
-            self._made = os.getpid(), self._make()
-        return self._made[1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_make": self._make, "_made": None}
+from ascl.core.files import OncePerProcess
 
 
 class LazyFile:
