@@ -316,7 +316,7 @@ def _captions_per_image(captions: int, images: int | None, wanted: int | None, p
 
 
 def _runs(ids: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Neighbouring equal ids are one image: its ids, and for each line the index of its image."""
+    """Neighboring equal ids are one image: its ids, and for each line the index of its image."""
     entries = np.asarray(ids)
     first = np.concatenate([[True], entries[1:] != entries[:-1]])
     return entries[first].tolist(), np.cumsum(first) - 1

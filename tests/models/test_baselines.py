@@ -1,4 +1,4 @@
-"""Rivals: every operator against a scalar computation of its own, written from the papers with loops over entries."""
+"""Baselines: every operator against a scalar computation of its own, from the papers, with loops over entries."""
 
 import importlib.util
 import math

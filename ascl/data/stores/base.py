@@ -191,7 +191,7 @@ def not_finite(store: FeatureStore, name: str, file_row: int, row: int, remedy: 
     )
 
 
-def runs_of_neighbours(rows: np.ndarray) -> Iterator[tuple[int, int]]:
+def runs_of_neighbors(rows: np.ndarray) -> Iterator[tuple[int, int]]:
     """(start, stop) of the stretches of `rows` in which each row is the one after the last."""
     if not len(rows):
         return

@@ -31,7 +31,7 @@ from ascl.data.stores.base import (
     not_finite,
     refuse_repeated,
     require_file,
-    runs_of_neighbours,
+    runs_of_neighbors,
 )
 
 FORMAT = "ascl-features"
@@ -142,7 +142,7 @@ class Hdf5Features(FeatureStore):
     def _gather(self, name: str, rows: np.ndarray, dtype: type = np.float32) -> np.ndarray:
         """Rows of a data set, in that order.
 
-        h5py's own list of rows is slow, and so are its slices where each is one row: runs of neighbouring rows are
+        h5py's own list of rows is slow, and so are its slices where each is one row: runs of neighboring rows are
         selected in the file by h5py's lower interface. float16 is read as it is, as HDF5 takes long to change it.
         """
         data = self._file()[name]
@@ -152,7 +152,7 @@ class Hdf5Features(FeatureStore):
         stored = np.empty((len(unique), *rest), dtype=np.float16 if half else dtype)
         try:
             space = data.id.get_space()
-            for start, stop in runs_of_neighbours(unique):
+            for start, stop in runs_of_neighbors(unique):
                 shape = (stop - start, *rest)
                 space.select_hyperslab((int(unique[start]), *(0 for _ in rest)), shape)
                 data.id.read(h5py.h5s.create_simple(shape), space, stored[start:stop])

@@ -34,7 +34,7 @@ class CannotFuse(ValueError):
 
 
 def _jit(function: Callable) -> Any:
-    """Lengths change from block to block: a kernel specialised to each would be compiled dozens of times."""
+    """Lengths change from block to block: a kernel specialized to each would be compiled dozens of times."""
     if triton is None:
         return function
     counts = ["columns", "query_items", "key_items", "length", "units", "tiles", "heads"]
@@ -53,7 +53,7 @@ def _packed(a, dtype: tl.constexpr):
     """(M, P) numbers of 16 bits -> (M, P / 2) of 32 bits; those of 32 bits stay as they are.
 
     A value carried through a loop gets a whole register, whatever its size: unpacked, the attention of all heads would
-    take twice the registers. Neighbouring columns are in one thread and in this order in the tensor core's operand.
+    take twice the registers. Neighboring columns are in one thread and in this order in the tensor core's operand.
     """
     if dtype.primitive_bitwidth == 32:
         return a
