@@ -228,12 +228,12 @@ def test_pooling_weights_depend_on_the_number_of_features_alone():
 
 def test_size_augmentation_drops_a_fifth_while_training_and_never_everything():
     model = build(VseInfinity)
-    dropped = model.train()._augmented(torch.zeros(400, 50, 1), None)
+    dropped = model.train().augmented(torch.zeros(400, 50, 1), None)
     assert abs((~dropped).float().mean() - 0.2) < 0.02
-    single = model._augmented(torch.zeros(400, 3, 1), torch.tensor([[True, False, False]]).expand(400, 3))
+    single = model.augmented(torch.zeros(400, 3, 1), torch.tensor([[True, False, False]]).expand(400, 3))
     assert single.any(dim=1).all() and not single[:, 1:].any()
     mask = torch.ones(4, 3, dtype=torch.bool)
-    assert model.eval()._augmented(torch.zeros(4, 3, 1), mask) is mask and model._augmented(mask, None) is None
+    assert model.eval().augmented(torch.zeros(4, 3, 1), mask) is mask and model.augmented(mask, None) is None
 
 
 # --- stacked attention ---

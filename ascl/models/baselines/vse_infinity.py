@@ -89,13 +89,13 @@ class VseInfinity(OneVector):
 
     def image_vector(self, regions: Tensor, globals_: Tensor, mask: Tensor | None) -> Tensor:
         """(N, D) of the regions."""
-        return self.image_pooling(self.image(regions) + self.image_residual(regions), self._augmented(regions, mask))
+        return self.image_pooling(self.image(regions) + self.image_residual(regions), self.augmented(regions, mask))
 
     def text_vector(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """(N, D) of the words."""
-        return self.text_pooling(self.words(hidden), self._augmented(hidden, mask))
+        return self.text_pooling(self.words(hidden), self.augmented(hidden, mask))
 
-    def _augmented(self, tokens: Tensor, mask: Tensor | None) -> Tensor | None:
+    def augmented(self, tokens: Tensor, mask: Tensor | None) -> Tensor | None:
         """While training, the mask without the tokens that are dropped; an item that would lose all keeps all."""
         if not self.training:
             return mask
