@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -33,23 +34,7 @@ from ascl.retrieval.scoring.attention import (
 )
 
 Attend = Callable[[Queries, Keys, Chunks], Attended]
-
-
-@dataclass
-class PreparedImages:
-    """What the scores need of each of N images, whatever the text.
-
-    second: (N, D) V_g2 = X_g G. gate: (N, D) the part of the gate's logit that V_g2 decides.
-    """
-
-    queries: Queries
-    keys: Keys
-    second: Tensor
-    gate: Tensor
-
-    def to(self, dtype: torch.dtype) -> PreparedImages:
-        """With what enters matrix products in `dtype`."""
-        return PreparedImages(self.queries.to(dtype), self.keys.to(dtype), self.second, self.gate)
+Prepared = TypeVar("Prepared", bound="PreparedTexts")
 
 
 @dataclass
@@ -59,9 +44,20 @@ class PreparedTexts:
     queries: Queries
     keys: Keys
 
-    def to(self, dtype: torch.dtype) -> PreparedTexts:
+    def to(self: Prepared, dtype: torch.dtype) -> Prepared:
         """With what enters matrix products in `dtype`."""
-        return PreparedTexts(self.queries.to(dtype), self.keys.to(dtype))
+        return replace(self, queries=self.queries.to(dtype), keys=self.keys.to(dtype))
+
+
+@dataclass
+class PreparedImages(PreparedTexts):
+    """What the scores need of each of N images, whatever the text.
+
+    second: (N, D) V_g2 = X_g G. gate: (N, D) the part of the gate's logit that V_g2 decides.
+    """
+
+    second: Tensor
+    gate: Tensor
 
 
 def prepare_images(weights: FusionWeights, images: EncodedImages, chunks: Chunks) -> PreparedImages:
