@@ -51,7 +51,7 @@ def norm_ratio(a: Tensor, b: Tensor) -> Tensor:
     """|a| / |b|, vector by vector.
 
     Args:
-        a, b: (..., D) of one shape, not normalised. Half precision is raised to float32.
+        a, b: (..., D) of one shape, not normalized. Half precision is raised to float32.
 
     Returns:
         (...) >= 0. A norm |b| below 1e-12 counts as 1e-12, so that zero vectors give a finite number: 0 for two of
@@ -75,7 +75,7 @@ def norm_ratio_loss(more: Tensor, less: Tensor) -> Tensor:
     has no gradient. There is no margin, no weight and no stop of the gradient: both sides move.
 
     Args:
-        more: (P, D) vectors of what says more, not normalised. Half precision is raised to float32.
+        more: (P, D) vectors of what says more, not normalized. Half precision is raised to float32.
         less: (P, D) vectors of what says less.
 
     Returns:

@@ -96,7 +96,7 @@ def test_missing_captions(data, tmp_path, train_arguments, assert_refused):
 
 
 def test_no_data_set_at_all(tmp_path, assert_refused):
-    assert_refused("train", ["--out", str(tmp_path / "new")], "no data set", "--dataset NAME", "data.captions")
+    assert_refused("train", ["--out", str(tmp_path / "new")], "no data set", "configs/", "data.captions")
 
 
 def test_missing_features(data, tmp_path, train_arguments, assert_refused, run):
@@ -124,7 +124,7 @@ def test_an_image_without_features_is_named_before_the_first_step(
     name = "photo03" if split == "train" else "photo14"
     remove_rows(data / "regions.h5", [name])
     assert_refused(
-        "train", train_arguments(data, tmp_path / "new"), name, str(data / "regions.h5"), "extract_regions.py"
+        "train", train_arguments(data, tmp_path / "new"), name, str(data / "regions.h5"), "Extract regions"
     )
     assert not (tmp_path / "new").exists()
 
@@ -137,7 +137,7 @@ def test_an_image_without_features_at_evaluation(data, assert_refused, run):
         "2 images",
         str(data / "globals.h5"),
         "photo20, photo23",
-        "tools/extract_globals.py",
+        "Extract globals of the images",
     )
 
 
@@ -147,7 +147,7 @@ def test_truncated_features(keep, data, tmp_path, train_arguments, assert_refuse
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content)) if keep == 0.5 else keep])
     assert_refused(
-        "train", train_arguments(data, tmp_path / "new"), str(path), "truncated or no HDF5", "extract_regions.py"
+        "train", train_arguments(data, tmp_path / "new"), str(path), "truncated or no HDF5", "Extract regions"
     )
     assert_refused("eval", ["--checkpoint", str(run), "--features", str(path)], str(path), "truncated or no HDF5")
     assert not (tmp_path / "new").exists()
@@ -165,7 +165,7 @@ def test_features_that_are_not_finite(workers, data, tmp_path, train_arguments, 
         "row 5",
         "photo05",
         "not finite",
-        "tools/extract_regions.py",
+        "Extract regions of the images",
     )
     assert message.startswith(f"error: {data / 'regions.h5'}")
     assert_refused(
@@ -222,7 +222,7 @@ def test_features_without_globals_or_without_regions(data, tmp_path, train_argum
         train_arguments(data, tmp_path / "new", "--data.features", regions),
         str(data / "regions.h5"),
         "no globals",
-        "tools/extract_globals.py",
+        "extract globals of the images",
         "data.global_source",
     )
     assert_refused(
@@ -230,7 +230,7 @@ def test_features_without_globals_or_without_regions(data, tmp_path, train_argum
         train_arguments(data, tmp_path / "new", "--data.features", globals_),
         str(data / "globals.h5"),
         "no regions",
-        "tools/extract_regions.py",
+        "extract regions of the images",
     )
     assert_refused(
         "eval",

@@ -2,7 +2,7 @@
 
 The leaking scorer is the procedure of the released evaluation (`analysis.leakage`): it encodes every item together
 with its own true partner. On noise it pays when the training has seen it too: a model trained on every pair's own score
-has nothing by which to recognise its partner, and even the paired procedure then stays at chance. So the leak is
+has nothing by which to recognize its partner, and even the paired procedure then stays at chance. So the leak is
 shown on a model that was trained as it is evaluated; the honest evaluation of that very model is at chance.
 """
 
@@ -51,7 +51,7 @@ def ascl() -> AsCL:
     return AsCL(24, 24, RandomWords(), embed_dim=48, num_heads=4, local_weight=0.5)
 
 
-RIVALS = {
+BASELINES = {
     "two towers": lambda: TwoTower(24, 24, RandomWords(), 48),
     "VSE++": lambda: Vse(24, 24, RandomWords(), 48),
     "VSE-infinity": lambda: VseInfinity(24, 24, RandomWords(), 48),
@@ -93,13 +93,13 @@ def leaking() -> AsCL:
     return train_on_noise(loss, 100)
 
 
-@pytest.fixture(scope="module", params=RIVALS)
-def rival(request) -> RetrievalModel:
-    """Each rival, trained as its settings say: by triplets, or by the contrastive loss."""
+@pytest.fixture(scope="module", params=BASELINES)
+def baseline(request) -> RetrievalModel:
+    """Each baseline, trained as its settings say: by triplets, or by the contrastive loss."""
     triplet = None if request.param in ("two towers", "CLIP") else TripletSettings(0.2, 20)
     objective, generator = RetrievalObjective(0.07, None, triplet), torch.Generator().manual_seed(0)
     return train_on_noise(
-        lambda model, batch, step: objective(model, batch, step, generator)["loss"], 40, RIVALS[request.param]
+        lambda model, batch, step: objective(model, batch, step, generator)["loss"], 40, BASELINES[request.param]
     )
 
 
@@ -152,16 +152,16 @@ def test_equivariance_gate_passes_for_every_pair_scored_alone(leaking):
         assert follows_permutations(leaking.pair_scores, images[:9], texts[:11])
 
 
-def test_noise_gate_passes_for_the_rivals(rival):
-    images, texts, owner = held_out(rival)
-    assert not above_chance(score_all_pairs(rival, images, texts), owner)
+def test_noise_gate_passes_for_the_baselines(baseline):
+    images, texts, owner = held_out(baseline)
+    assert not above_chance(score_all_pairs(baseline, images, texts), owner)
 
 
-def test_equivariance_gate_passes_for_the_rivals(rival):
-    images, texts, _ = held_out(rival)
-    assert follows_permutations(lambda i, t: score_all_pairs(rival, i, t), images, texts)
+def test_equivariance_gate_passes_for_the_baselines(baseline):
+    images, texts, _ = held_out(baseline)
+    assert follows_permutations(lambda i, t: score_all_pairs(baseline, i, t), images, texts)
     with torch.no_grad():
-        assert follows_permutations(rival.pair_scores, images[:9], texts[:11])
+        assert follows_permutations(baseline.pair_scores, images[:9], texts[:11])
 
 
 def test_equivariance_gate_catches_the_leak(leaking):

@@ -19,7 +19,8 @@ from ascl.core.errors import DataError
 from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
 from ascl.models.ascl import masked_mean
 from ascl.retrieval import rank_report, score_all_pairs
-from ascl.retrieval.ranking import RetrievalReport, as_owner, check_owner
+from ascl.retrieval.ranking import as_owner, check_owner
+from ascl.retrieval.report import RetrievalReport
 from ascl.retrieval.scoring.tiles import Progress
 
 ITEMS = 1024                            # encoded items that go to the device together

@@ -25,7 +25,8 @@ from ascl.data.stores.open import FeatureStore
 from ascl.models import AsCL, RetrievalModel
 from ascl.retrieval import build, fold_report, load_scores, rank_report, ranks, score_all_pairs
 from ascl.retrieval.multi_positive import multi_positive_report
-from ascl.retrieval.ranking import FoldReport, Ranks, RetrievalReport, report_of
+from ascl.retrieval.ranking import Ranks
+from ascl.retrieval.report import FoldReport, RetrievalReport, recall_report
 from ascl.retrieval.train import report_truncated
 from ascl.scenes.render import Scene, load_scene_records, truth_matrix
 from ascl.settings.retrieval import Config
@@ -146,7 +147,7 @@ def evaluate_scores(
 ) -> Evaluation:
     """The full set, its folds where asked for, and figures by the whole truth where it is known."""
     counted = ranks(scores, owner)
-    reports: Reports = {"full": report_of(counted)}
+    reports: Reports = {"full": recall_report(counted)}
     if folds is not None:
         reports[f"{folds} folds"] = fold_report(scores, owner, folds)
     evaluation = Evaluation(reports, counted, owner, about, captions)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ascl.core.errors import DataError
+from ascl.core.errors import DataError, first_of
 from ascl.core.files import atomic_path
 
 FORMAT = "ascl-checkpoint"
@@ -100,7 +100,7 @@ def model_state(model: nn.Module, keep: Callable[[str], bool]) -> dict[str, Tens
     """
     lost = [name for name, parameter in model.named_parameters() if parameter.requires_grad and not keep(name)]
     if lost:
-        raise ValueError(f"trained parameters would be missing from the checkpoint: {_some(lost)}")
+        raise ValueError(f"trained parameters would be missing from the checkpoint: {first_of(lost)}")
     return {name: value for name, value in model.state_dict().items() if keep(name)}
 
 
@@ -123,7 +123,7 @@ def load_model_state(
     ]
     if missing or unknown or shapes:
         differences = [
-            f"{what}: {_some(names)}"
+            f"{what}: {first_of(names)}"
             for what, names in (("missing", missing), ("unknown to the model", unknown), ("other shapes", shapes))
             if names
         ]
@@ -176,8 +176,3 @@ def _os_error(error: BaseException | None) -> OSError | None:
 
 def _free(path: Path) -> str:
     return f"{shutil.disk_usage(path.parent).free / 2**20:.0f} MiB"
-
-
-def _some(names: list[str], most: int = 5) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest

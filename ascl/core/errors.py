@@ -1,5 +1,14 @@
 """The one exception that a user's data or settings can cause; tools print it without a traceback."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class DataError(ValueError):
     """Something a user gave is wrong: the message says what, where (file, row, key) and what to do."""
+
+
+def first_of(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names of a list that may be long, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ascl.core.errors import DataError
+from ascl.core.errors import DataError, first_of
 from ascl.data.text_files import GET_DATA, locate, read_text
 
 SCAN_CAPTIONS_PER_IMAGE = 5
@@ -61,7 +61,8 @@ class CaptionSet:
         repeated = [name for name, count in Counter(self.image_ids).items() if count > 1]
         if repeated:
             raise DataError(
-                f"{self.source}: {_named(repeated)} given to more than one image; the name of an image "
+                f"{self.source}: image id{'s' if len(repeated) > 1 else ''} {first_of(repeated, 3)} given to more than "
+                "one image; the name of an image "
                 "(its file name without ending) has to be unique, so rename the files or remove the double entries"
             )
 
@@ -126,7 +127,7 @@ def load_karpathy(path: str | os.PathLike, split: str, *, restval_in_train: bool
         DataError: missing or damaged file, unknown split (the message lists those present), empty caption (named by
             file, image and sentid), two images of one name.
     """
-    return _karpathy(_read_json(path), Path(path), split, restval_in_train)
+    return _karpathy(read_json(path), Path(path), split, restval_in_train)
 
 
 def load_coco(path: str | os.PathLike) -> CaptionSet:
@@ -138,7 +139,7 @@ def load_coco(path: str | os.PathLike) -> CaptionSet:
     Raises:
         DataError: missing or damaged file, annotation of an unknown image, empty caption, two images of one id or name.
     """
-    return _coco(_read_json(path), Path(path))
+    return _coco(read_json(path), Path(path))
 
 
 def load_scan(folder: str | os.PathLike, split: str, *, captions_per_image: int | None = None) -> CaptionSet:
@@ -200,7 +201,7 @@ def load_captions(path_or_folder: str | os.PathLike, split: str) -> CaptionSet:
         if name != f"{split}_caps.txt":
             raise DataError(f"{path} holds split {name.removesuffix('_caps.txt')}, split {split} was asked for")
         return load_scan(path.parent, split)
-    content = _read_json(path)
+    content = read_json(path)
     if "annotations" not in content:
         return _karpathy(content, path, split, restval_in_train=True)
     named = _COCO_NAME.fullmatch(path.name)
@@ -315,7 +316,7 @@ def _captions_per_image(captions: int, images: int | None, wanted: int | None, p
 
 
 def _runs(ids: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Neighbouring equal ids are one image: its ids, and for each line the index of its image."""
+    """Neighboring equal ids are one image: its ids, and for each line the index of its image."""
     entries = np.asarray(ids)
     first = np.concatenate([[True], entries[1:] != entries[:-1]])
     return entries[first].tolist(), np.cumsum(first) - 1
@@ -350,7 +351,8 @@ def _read_lines(path: Path) -> list[str]:
     return lines
 
 
-def _read_json(path: str | os.PathLike) -> dict[str, Any]:
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """Return the object in a JSON file; plain, gzip or a member of a zip."""
     path = locate(Path(path)) or Path(path)
     try:
         content = json.loads(read_text(path))
@@ -403,8 +405,3 @@ def _check_filled(lines: list[str], path: Path, places: list[str], what: str) ->
 
 def _listed(names: Iterable[Any]) -> str:
     return ", ".join(sorted(str(name) for name in names)) or "none"
-
-
-def _named(names: list[str], most: int = 3) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ("image id " if len(names) == 1 else "image ids ") + ", ".join(names[:most]) + rest

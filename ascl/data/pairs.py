@@ -71,9 +71,8 @@ class PairDataset(Dataset):
     """All pairs of a caption set: item = caption index, or (epoch, caption index) as `UniqueImageBatchSampler` yields
     it.
 
-    An item is a dict: regions (K, R), globals (G,) or None, mask (K,) or None, caption, positive_caption and its
-    positive_order or None. The epoch comes with the index, not from a method, because workers that outlive an epoch
-    would not see it change.
+    An item is a `Batch` of one, and several items are one `Batch`. The epoch comes with the index, not from a method,
+    because workers that outlive an epoch would not see it change.
 
     Args:
         captions: the pairs.
@@ -92,8 +91,7 @@ class PairDataset(Dataset):
     ) -> None:
         if store.region_dim is None:
             raise DataError(
-                f"{store.source} has no regions, only globals: give a region file too "
-                "(python tools/extract_regions.py --images FOLDER --out FILE)"
+                f"{store.source} has no regions, only globals: extract regions of the images too"
             )
         self.captions = captions
         self.store = store
@@ -106,55 +104,35 @@ class PairDataset(Dataset):
     def __len__(self) -> int:
         return len(self.captions.captions)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        return self.__getitems__([key])[0]
+    def __getitem__(self, key: int | tuple[int, int]) -> Batch:
+        return self.__getitems__([key])
 
-    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[dict[str, Any]]:
-        """Items of a whole batch with one read of the store; DataLoader prefers it to `__getitem__`."""
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> Batch:
+        """Return the pairs of a whole batch with one read of the store; DataLoader asks for them in this way."""
         drawn = [key if isinstance(key, tuple) else (0, key) for key in keys]
         outside = [index for _, index in drawn if not 0 <= index < len(self)]
         if outside:
             raise IndexError(f"caption {outside[0]} of {len(self)} ({self.captions.source})")
-        features = self.store.read(self._row_of_image[self.captions.owner[[index for _, index in drawn]]])
-        assert features.regions is not None  # the constructor asked for a store with regions
-        positives = [self._positive_of(epoch, index) for epoch, index in drawn]
-        return [
-            {
-                "regions": features.regions[i],
-                "globals": None if features.globals is None else features.globals[i],
-                "mask": None if features.mask is None else features.mask[i],
-                "caption": self.captions.captions[index],
-                "positive_caption": None if positive is None else positive.text,
-                "positive_order": None if positive is None else positive.order,
-            }
-            for i, ((_, index), positive) in enumerate(zip(drawn, positives, strict=True))
-        ]
+        read = self.store.read(self._row_of_image[self.captions.owner[[index for _, index in drawn]]])
+        regions, globals_, mask = (None if values is None else torch.from_numpy(np.ascontiguousarray(values))
+                                   for values in (read.regions, read.globals, read.mask))
+        assert regions is not None  # the constructor asked for a store with regions
+        batch = Batch(regions, globals_, mask, [self.captions.captions[index] for _, index in drawn], None)
+        if self._positive is not None:
+            positives = [self._positive_of(self._positive, epoch, index) for epoch, index in drawn]
+            batch.positives = [positive.text for positive in positives]
+            batch.positive_order = torch.tensor([positive.order for positive in positives])
+        return batch
 
-    def _positive_of(self, epoch: int, index: int) -> Positive | None:
-        if self._positive is None:
-            return None
+    def _positive_of(self, positive: PositiveFunction, epoch: int, index: int) -> Positive:
         siblings = self.captions.captions_of(int(self.captions.owner[index]))
         rng = np.random.default_rng([_POSITIVE_STREAM, self._seed, epoch, index])
-        return self._positive([self.captions.captions[i] for i in siblings], siblings.index(index), rng)
+        return positive([self.captions.captions[i] for i in siblings], siblings.index(index), rng)
 
 
-def collate(items: Sequence[dict[str, Any]]) -> Batch:
-    """Stack items of `PairDataset` into a `Batch`; an item without mask among items with one has only real regions."""
-    regions = torch.from_numpy(np.stack([item["regions"] for item in items]))
-    masks = [item["mask"] for item in items]
-    mask = None
-    if any(m is not None for m in masks):
-        mask = torch.from_numpy(np.stack([np.ones(regions.shape[1], dtype=bool) if m is None else m for m in masks]))
-    without_globals = items[0]["globals"] is None
-    without_positives = items[0]["positive_caption"] is None
-    return Batch(
-        regions=regions,
-        globals=None if without_globals else torch.from_numpy(np.stack([item["globals"] for item in items])),
-        region_mask=mask,
-        captions=[item["caption"] for item in items],
-        positives=None if without_positives else [item["positive_caption"] for item in items],
-        positive_order=None if without_positives else torch.tensor([item["positive_order"] for item in items]),
-    )
+def collate(batch: Any) -> Batch:
+    """Return what `PairDataset.__getitems__` gave, for a DataLoader, which would otherwise stack items by itself."""
+    return batch
 
 
 class UniqueImageBatchSampler(Sampler[list[tuple[int, int]]]):

@@ -28,7 +28,7 @@ def build_split(
         if most is not None and most < 1:
             raise DataError(f"data.{name} is {most}: has to be at least 1, or null for all")
     if not config.data.captions or not config.data.features:
-        raise DataError("no data set: give --dataset NAME (a file of configs/), or data.captions and data.features")
+        raise DataError("no data set: name one of configs/, or set data.captions and data.features")
     captions_path, *paths = data_paths(config.data, split)
     missing = [path for path in paths if not path.exists()]
     for path in missing if captions_exist(captions_path) else [captions_path, *missing]:
@@ -43,5 +43,5 @@ def build_split(
     for kind in ("regions", "globals"):
         if kind not in store.kinds:
             instead = ", or set data.global_source to mean-region" if kind == "globals" else ""
-            raise DataError(f"{store.source}: no {kind}; add a file made by tools/extract_{kind}.py{instead}")
+            raise DataError(f"{store.source}: no {kind}; extract {kind} of the images{instead}")
     return captions, store

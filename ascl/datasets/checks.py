@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from ascl.core.errors import DataError
+from ascl.core.errors import DataError, first_of
 from ascl.data.captions import CaptionSet, captions_exist, load_captions
 from ascl.data.split import data_paths
 from ascl.data.stores.open import FeatureStore, open_features
@@ -136,7 +136,8 @@ def _separation(captions: dict[str, CaptionSet]) -> list[Check]:
     if not shared:
         return [Check("images in two splits", ALL, "none", "none", "ok")]
     return [Check("images in two splits", ALL, f"{len(shared):,}", "none", "WRONG",
-                  f"images that are in two splits: {_first(shared)}; results on them mean nothing, get the split anew")]
+                  f"images that are in two splits: {first_of(shared, 3)}; results on them mean nothing, get the split "
+                  "anew")]
 
 
 def _numbered(captions: CaptionSet) -> bool:
@@ -163,9 +164,10 @@ def _images(folder: Path, captions: dict[str, CaptionSet], verify: bool, progres
         found, wanted = f"{len(there) - len(bad):,} good files", f"{len(ids):,}"
         if missing:
             yield Check("images", split, found, wanted, "MISSING",
-                        f"{len(missing):,} of {len(ids):,} images of {split} are not in {folder}: {_first(missing)}")
+                        f"{len(missing):,} of {len(ids):,} images of {split} are not in {folder}: "
+                        f"{first_of(missing, 3)}")
         if bad:
-            told = _first([f"{path} {reason}" for path, reason in bad.items()])
+            told = first_of([f"{path} {reason}" for path, reason in bad.items()], 3)
             yield Check("images", split, found, wanted, "WRONG",
                         f"{len(bad):,} images of {split} are broken: {told}; delete them and get them again")
         if not missing and not bad:
@@ -196,8 +198,8 @@ def _features(data: DataConfig, captions: dict[str, CaptionSet]) -> Iterator[Che
         files = {path for split in splits(data) for path in data_paths(data, split)[1:]}
         absent = sorted(str(path) for path in files if not path.exists())
         yield Check("features", ALL, f"{len(files) - len(absent)} of {len(files)} files", f"{len(files)} files",
-                    "MISSING" if absent else "note", f"feature files {', '.join(absent)} do not exist: make them from "
-                    "the images with tools/extract_regions.py and tools/extract_globals.py" if absent else
+                    "MISSING" if absent else "note", f"feature files {', '.join(absent)} do not exist: extract regions "
+                    "and globals of the images" if absent else
                     "without captions nothing says which rows are wanted")
     groups: dict[tuple[Path, ...], list[str]] = {}
     for split in captions:
@@ -236,8 +238,8 @@ def _features_of_split(store: FeatureStore, split: str, captions: CaptionSet) ->
     if lacking:
         instead = ", or set data.global_source to mean-region" if lacking == ["globals"] else ""
         yield Check("features", split, found, "regions and globals", "MISSING",
-                    f"{store.source} has no {' and no '.join(lacking)}: add a file made by "
-                    f"{' and '.join(f'tools/extract_{kind}.py' for kind in lacking)}{instead}")
+                    f"{store.source} has no {' and no '.join(lacking)}: extract {' and '.join(lacking)} of the "
+                    f"images{instead}")
     try:
         rows = store.rows(captions.image_ids)
     except DataError as error:
@@ -268,15 +270,10 @@ def _sample(store: FeatureStore, split: str, rows: np.ndarray) -> Iterator[Check
         if len(empty):
             names = [store.image_ids[chosen[i]] for i in empty]
             yield Check("sampled features", split, f"{len(empty)} of zeros", wanted, "WRONG",
-                        f"{store.source}: {kind} of {_first(names)} are all zero; extract them again")
+                        f"{store.source}: {kind} of {first_of(names, 3)} are all zero; extract them again")
             return
     yield Check("sampled features", split, f"{len(chosen)} images good", wanted, "ok")
     if store.num_regions is not None:
         counts = np.full(len(chosen), store.num_regions) if features.mask is None else features.mask.sum(axis=1)
         span = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
         yield Check("regions an image", split, span, f"1 to {store.num_regions}", "ok" if counts.min() else "WRONG")
-
-
-def _first(names: list[str], most: int = 3) -> str:
-    rest = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest

@@ -17,7 +17,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,12 +65,13 @@ class RemoteFile:
 class Patience:
     """timeout: seconds without a byte before the connection counts as lost. attempts: in a row without a new byte.
 
-    backoff: seconds before the second attempt, doubled for each further one.
+    backoff: seconds before the second attempt, doubled for each further one. sleep: how to wait for so many seconds.
     """
 
     timeout: float = 60.0
     attempts: int = 6
     backoff: float = 1.0
+    sleep: Callable[[float], None] = time.sleep
 
 
 USUAL_PATIENCE = Patience()
@@ -159,7 +160,7 @@ def refuse_full_disk(error: OSError, path: Path) -> NoReturn:
 
 def _name_when_true(file: RemoteFile, part: Path, final: Path, progress: bool) -> None:
     remedy = (f"the same command fetches it again; if it ends so again, {file.url} has changed, or something on the "
-              f"way alters it: try --mirror URL, or put a true copy at {final}")
+              f"way alters it: try a mirror, or put a true copy at {final}")
     try:
         _refuse_false(part, file, remedy, progress)
     except DataError:
@@ -200,8 +201,7 @@ def _version_file(part: Path) -> Path:
 def _fetch_all(file: RemoteFile, part: Path, patience: Patience, progress: bool) -> None:
     """Attempts until `part` has the published size; only those without a new byte are counted."""
     failures, furthest = 0, 0
-    # unbuffered: what has arrived is in the file, whenever the process is killed
-    with open(part, "ab", buffering=0) as sink, _bar(file.size, sink.tell(), file.name, progress) as bar:
+    with open(part, "ab") as sink, _bar(file.size, sink.tell(), file.name, progress) as bar:
         while sink.tell() != file.size:
             try:
                 _fetch_rest(file, part, sink, patience.timeout, bar)
@@ -212,13 +212,13 @@ def _fetch_all(file: RemoteFile, part: Path, patience: Patience, progress: bool)
                 if failures >= patience.attempts:
                     raise DataError(
                         f"{file.url}: {fault}, {failures} times in a row; {have} of {file.size} bytes are in {part} "
-                        "and the same command goes on from there; if the address does not answer any more, give "
-                        "another with --mirror URL"
+                        "and the same command goes on from there; if the address does not answer any more, try "
+                        "a mirror"
                     ) from fault
                 pause = min(max(patience.backoff * 2 ** max(failures - 1, 0), fault.wait), _LONGEST_PAUSE)
                 if progress:
                     bar.write(f"{file.name}: {fault}; again in {pause:.0f} s")
-                time.sleep(pause)
+                patience.sleep(pause)
 
 
 def _fetch_rest(file: RemoteFile, part: Path, sink: IO[bytes], timeout: float, bar: tqdm) -> None:
@@ -238,14 +238,18 @@ def _fetch_rest(file: RemoteFile, part: Path, sink: IO[bytes], timeout: float, b
             offered = response.headers.get("Content-Length")
             if offered is not None and offered != str(file.size):
                 raise DataError(f"{file.url} offers {offered} bytes, the published file has {file.size}: the file has "
-                                "changed or is an error page; get it elsewhere (--mirror URL)")
+                                "changed or is an error page; get it from a mirror")
             _start_anew(file, part, sink, bar, _validator_of(response))
-        for chunk in _chunks(response):
+        while chunk := response.read1(CHUNK):  # read() would hold back what arrives before a stall
             if sink.tell() + len(chunk) > file.size:
                 _start_anew(file, part, sink, bar)
                 raise DataError(f"{file.url} sends more than the {file.size} bytes of the published file: it has "
-                                "changed; get it elsewhere (--mirror URL)")
-            _write(sink, chunk, part)
+                                "changed; get it from a mirror")
+            try:
+                sink.write(chunk)
+                sink.flush()  # what has arrived is in the file, whenever the process is killed
+            except OSError as error:
+                refuse_full_disk(error, part)
             bar.update(len(chunk))
     if sink.tell() != file.size:
         raise _Interrupted(f"the connection ended after {sink.tell()} of {file.size} bytes")
@@ -264,7 +268,7 @@ def _connection(request: urllib.request.Request, timeout: float) -> Iterator[htt
                                float(asked) if asked.isdecimal() else 0.0) from error
         raise DataError(
             f"{request.full_url}: the server answers {error.code} {error.reason}; the file is not (any more) to be had "
-            "there: give another address with --mirror URL, or fetch it by hand (data/README.md says where it goes)"
+            "there: give a mirror, or fetch it by hand (data/README.md says where it goes)"
         ) from error
     except (http.client.InvalidURL, UnicodeError) as error:
         raise DataError(f"{request.full_url} is no valid address ({error})") from error
@@ -272,22 +276,8 @@ def _connection(request: urllib.request.Request, timeout: float) -> Iterator[htt
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLCertVerificationError):
             raise DataError(f"{request.full_url}: the server's certificate is not valid "
-                            f"({reason.verify_message}); give another address with --mirror URL") from error
+                            f"({reason.verify_message}); give a mirror") from error
         raise _Interrupted(f"the connection failed ({reason or type(error).__name__})") from error
-
-
-def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    while chunk := response.read1(CHUNK):  # read() would hold back what arrives before a stall
-        yield chunk
-
-
-def _write(sink: IO[bytes], chunk: bytes, part: Path) -> None:
-    left = memoryview(chunk)
-    try:
-        while left:
-            left = left[sink.write(left):]
-    except OSError as error:
-        refuse_full_disk(error, part)
 
 
 def _start_anew(file: RemoteFile, part: Path, sink: IO[bytes], bar: tqdm, validator: str | None = None) -> None:

@@ -118,9 +118,9 @@ def _archive_in(captions: Path, published: Published) -> Path | None:
 
 def _refuse_unknown(only: Kind | None, published: Published, where: Places) -> None:
     if only == "annotations" and published.annotations is None:
-        raise DataError("--only annotations: this data set has none beside its captions")
+        raise DataError("annotations: this data set has none beside its captions")
     if only == "images" and where.images is None:
-        raise DataError("--only images: data.images is not set; it is the folder that they go to")
+        raise DataError("data.images is not set; it is the folder that the images go to")
     known = where.captions.name == published.caption_file or _archive_in(where.captions, published) is not None
     if not known and not captions_exist(where.captions):
         raise DataError(

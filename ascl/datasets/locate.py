@@ -61,7 +61,7 @@ def data_set_images(dataset: str, configs: Path) -> list[Path]:
     except ConfigError as error:
         raise DataError(str(error)) from error
     if data.images is None:
-        raise DataError(f"{dataset} names no folder of images: give --images FOLDER, or set data.images in its YAML")
+        raise DataError(f"{dataset} names no folder of images: set data.images")
     path_of = present_images(Path(data.images))
     wanted: dict[str, None] = {}
     for split in splits(data):

@@ -111,8 +111,8 @@ def info_nce_queue(query: Tensor, key: Tensor, queue: Tensor, *, temperature: fl
     """Cross-entropy of each query against its own key among a queue of earlier keys (MoCo, He et al. 2020).
 
     Args:
-        query: (B, d) embeddings of one view, normalised inside.
-        key: (B, d) embeddings of the other view from the momentum encoder, normalised inside; no gradient.
+        query: (B, d) embeddings of one view, normalized inside.
+        key: (B, d) embeddings of the other view from the momentum encoder, normalized inside; no gradient.
         queue: (Q, d) unit rows, keys of earlier batches; no gradient. Q may be 0, and the loss is then 0.
         temperature: divides every cosine before the softmax; unitless, > 0.
 
@@ -139,7 +139,7 @@ def sscd_loss(embeddings: Tensor, labels: Tensor, *, temperature: float, entropy
     `entropy_weight` times `spread.entropy_of_nearest` (the paper takes 30; 10 starts safely).
 
     Args:
-        embeddings: (B, d), normalised inside. Of several processes: all of their rows, gathered with gradients.
+        embeddings: (B, d), normalized inside. Of several processes: all of their rows, gathered with gradients.
         labels: (B,) whole numbers, rows of one number are copies of one image; pairs are summed and divided by B, which
             weighs images by their number of copies. Or (B, C), the share of each of C images in a row, as mixup and
             cutmix make them: whatever share two rows have in common makes them a full positive, as in the

@@ -23,8 +23,8 @@ def relational_distillation_loss(
     Both compare with the teacher's embeddings of earlier images: KL(softmax(t Q^T / T_t) || softmax(s Q^T / T_s)).
 
     Args:
-        student: (B, d) features of the student, of the teacher's dimension, normalised inside.
-        teacher: (B, d) features of the teacher for the same images, normalised inside; no gradient.
+        student: (B, d) features of the student, of the teacher's dimension, normalized inside.
+        teacher: (B, d) features of the teacher for the same images, normalized inside; no gradient.
         queue: (Q, d) unit rows, the teacher's features of earlier images; no gradient. Q may be 0 (the loss is then 0).
         student_temperature, teacher_temperature: T_s and T_t, unitless, > 0 (the paper: 0.07 and 0.04).
         own_column: put the image's own teacher feature before the queue as column 0, as SEED does (Fang et al. 2021):
@@ -54,7 +54,7 @@ def feature_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared error between unit features, over rows and dimensions (FKD, RDCD's comparison).
 
     Args:
-        student: (B, d), normalised inside. teacher: (B, d), normalised inside; no gradient.
+        student: (B, d), normalized inside. teacher: (B, d), normalized inside; no gradient.
 
     Returns:
         () float32 (float64 for float64 students), in [0, 4 / d]: (2 - 2 cosine) / d on average.

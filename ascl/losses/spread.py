@@ -14,7 +14,7 @@ def hard_negative_loss(query: Tensor, queue: Tensor) -> Tensor:
     """Mean of -log max(1 - max_j cos(query_i, queue_j), 1e-3): pushes each query off its nearest negative (RDCD's HN).
 
     Args:
-        query: (B, d) embeddings, normalised inside.
+        query: (B, d) embeddings, normalized inside.
         queue: (Q, d) unit rows, keys of other images; no gradient. Q may be 0, and the loss is then 0.
 
     Returns:

@@ -84,7 +84,7 @@ def norm_triplet_loss(more: Tensor, less: Tensor, *, margin: float) -> Tensor:
     The paper names it without a definition; it stands where `asymmetry.norm_ratio_loss` does, on the same pairs.
 
     Args:
-        more, less: (P, D) vectors of what says more and what says less, not normalised.
+        more, less: (P, D) vectors of what says more and what says less, not normalized.
         margin: in units of the norm, >= 0.
 
     Returns:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ascl.models.base import RetrievalModel, TextEncoder
 from ascl.models.encoded import EncodedImages, EncodedTexts
-from ascl.models.fusion import cross_attention
+from ascl.models.fusion import FusionWeights, attention_weights, cross_attention
 from ascl.models.image import ImageEncoder, scale_tokens
 
 RELEASED_SCALES = (4.0, 9.0)    # logit scales of the authors' later release: region to word, word to region
@@ -60,7 +60,7 @@ class AsCL(RetrievalModel):
             fusion: False is the ablation "w/o MF": every attention becomes a plain mean, so that no image vector
                 depends on a text nor the other way round.
             normalize_regions, normalize_words: bring every token to one norm. Cosines do not change by it.
-            sharpness: where tokens are normalised and projections exist, the logit that a token starts with against
+            sharpness: where tokens are normalized and projections exist, the logit that a token starts with against
                 itself, averaged over heads; 0 would be uniform attention.
             standardize: bring each image feature to mean 0 and variance 1 before the projection, by statistics that
                 `standardize_regions.fit` and `standardize_globals.fit` take of training images.
@@ -129,7 +129,7 @@ class AsCL(RetrievalModel):
         concatenation already lies above its caption and every truncation below, and nothing is learned.
 
         Returns:
-            (N, D), not normalised, differentiable.
+            (N, D), not normalized, differentiable.
         """
         return self.text_global(masked_mean(texts.words, texts.mask))
 
@@ -142,6 +142,21 @@ class AsCL(RetrievalModel):
         if not self.fusion:
             return self._scores_without_fusion(images, texts)
         return torch.stack([self._scores_of_image(images[i : i + 1], texts) for i in range(len(images))])
+
+    def fusion_weights(self) -> FusionWeights | None:
+        """Return what the algebra of `retrieval.scoring` takes; None without fusion, where no pair has an attention."""
+        if not self.fusion:
+            return None
+        region_to_word, word_to_region = map(attention_weights, (self.region_to_word, self.word_to_region))
+        first_gate, second_gate = self.gate.weight.chunk(2, dim=1)
+        to_global = self.attended_image_global.weight
+        return FusionWeights(
+            region_to_word, word_to_region,
+            of_texts=region_to_word.then(self.text_global.weight),
+            of_images=word_to_region.then(torch.cat([to_global, first_gate @ to_global])),
+            image_global=self.image_global.weight, gate=second_gate, gate_bias=self.gate.bias,
+            local_weight=self.local_weight,
+        )
 
     def _scores_of_image(self, image: EncodedImages, texts: EncodedTexts) -> Tensor:
         """One image with N texts -> (N,)."""

@@ -1,13 +1,16 @@
-"""The interface that AsCL and its rivals share: encode each item alone, then score pairs of encoded items."""
+"""The interface that AsCL and its baselines share: encode each item alone, then score pairs of encoded items."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ascl.models.encoded import EncodedImages, EncodedTexts
+from ascl.models.fusion import FusionWeights
 from ascl.models.image import Standardize
 
 
@@ -22,8 +25,17 @@ class TextEncoder(nn.Module, ABC):
 
 
 class RetrievalModel(nn.Module, ABC):
-    """A model whose items are encoded alone; which of them belong together is never known to it."""
+    """A model whose items are encoded alone; which of them belong together is never known to it.
 
+    It says itself how many pairs are scored at once. A model with `fusion_weights` leaves that to the algebra of
+    `retrieval.scoring`. Every other one prepares images and texts once and scores blocks of them; as it stands here,
+    items are prepared already and a block is `pair_scores`.
+
+    tokens_meet: the tokens of an image meet those of a text, so that the work grows with their numbers: texts then
+        come in blocks of similar length.
+    """
+
+    tokens_meet = False
     text: TextEncoder | None
 
     def __init__(self, region_dim: int, global_dim: int, *, standardize: bool) -> None:
@@ -59,7 +71,7 @@ class RetrievalModel(nn.Module, ABC):
 
     @abstractmethod
     def text_vectors(self, texts: EncodedTexts) -> Tensor:
-        """(N, D) one vector of each text alone, not normalised: its norm is free, since scores are cosines."""
+        """(N, D) one vector of each text alone, not normalized: its norm is free, since scores are cosines."""
 
     @abstractmethod
     def pair_scores(self, images: EncodedImages, texts: EncodedTexts) -> Tensor:
@@ -71,3 +83,27 @@ class RetrievalModel(nn.Module, ABC):
         A model that does returns its scores times its own scale here, and nowhere else.
         """
         return self.pair_scores(images, texts)
+
+    def fusion_weights(self) -> FusionWeights | None:
+        """Return the weights of a score by cross attention; None = the model scores its pairs by the methods below."""
+        return None
+
+    def prepare_images(self, images: EncodedImages) -> Any:
+        """Return what the scores need of each image, whatever the text."""
+        return images
+
+    def prepare_texts(self, texts: EncodedTexts) -> Any:
+        """Return what the scores need of each text, whatever the image."""
+        return texts
+
+    def score_prepared(self, images: Any, texts: Any) -> Tensor:
+        """Return (N_images, N_texts) scores of prepared items."""
+        return self.pair_scores(images, texts)
+
+    def prepared_numbers(self, tokens: int, dim: int) -> int:
+        """Return how many numbers a prepared item of so many tokens (tokens, dim) takes at most, temporary ones too."""
+        return 8 * tokens * dim
+
+    def working_numbers(self, device: torch.device) -> int:
+        """Return how many numbers the largest temporary tensor has while a block of pairs is scored."""
+        return 0

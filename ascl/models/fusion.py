@@ -1,7 +1,8 @@
-"""Cross-modal attention (AsCL, equation 1) in the two forms that exist, and its weights as plain matrices."""
+"""Cross-modal attention (AsCL, equation 1) in the two forms that exist, and the weights of a score as matrices."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,28 @@ class AttentionWeights(NamedTuple):
     out: Tensor | None      # (D, D)
     scale: float            # multiplies query . key before the softmax
     heads: int
+
+    def then(self, matrix: Tensor) -> Tensor:
+        """Return (E, D) that follows the attended vector with the attention's own output projection in it."""
+        return matrix if self.out is None else matrix @ self.out
+
+
+@dataclass(frozen=True)
+class FusionWeights:
+    """All that a score by cross attention (equation 2) takes of a model, products of its matrices made once.
+
+    of_texts: (D, D) and of_images: (2 D, D) follow the mean attended text and image vector. image_global: (D, D) X_g.
+    gate: (D, D) the half of the gate's matrix that V_g2 meets; gate_bias: (D,). local_weight: u1.
+    """
+
+    region_to_word: AttentionWeights
+    word_to_region: AttentionWeights
+    of_texts: Tensor
+    of_images: Tensor
+    image_global: Tensor
+    gate: Tensor
+    gate_bias: Tensor
+    local_weight: float
 
 
 class UnprojectedAttention(nn.Module):
@@ -45,7 +68,7 @@ class UnprojectedAttention(nn.Module):
 def cross_attention(embed_dim: int, num_heads: int, *, projections: bool, scale: float) -> nn.Module:
     """One direction of the fusion.
 
-    With projections it is `torch.nn.MultiheadAttention`, started at the identity: torch's own initialisation makes
+    With projections it is `torch.nn.MultiheadAttention`, started at the identity: torch's own initialization makes
     query . key of similar items random and small, so that the attention starts out uniform and stays so for
     long; the identity starts it at "attend to what is similar", which is what the method wants it to learn.
     """
@@ -60,7 +83,7 @@ def cross_attention(embed_dim: int, num_heads: int, *, projections: bool, scale:
 
 
 def attention_weights(attention: nn.Module) -> AttentionWeights:
-    """The matrices behind either form of `cross_attention`."""
+    """Return the matrices behind either form of `cross_attention`."""
     if isinstance(attention, UnprojectedAttention):
         return AttentionWeights(None, None, None, None, attention.scale, attention.num_heads)
     assert isinstance(attention, nn.MultiheadAttention)

@@ -32,7 +32,7 @@ class Standardize(nn.Module):
         self.register_buffer("scale", torch.ones(dim))
 
     def fit(self, sample: Tensor) -> None:
-        """Take mean and deviation of (N, dim); a constant feature is only centred."""
+        """Take mean and deviation of (N, dim); a constant feature is only centered."""
         deviation = sample.std(dim=0)
         self.mean.copy_(sample.mean(dim=0))
         self.scale.copy_(torch.where(deviation > 1e-6, 1 / deviation.clamp_min(1e-6), torch.ones_like(deviation)))

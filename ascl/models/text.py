@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import uuid
+import sqlite3
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ascl.core.errors import DataError
+from ascl.core.files import OncePerProcess
 from ascl.models.base import TextEncoder
 
 KEPT_FREE = 0.05         # share of the disk that a cache leaves to others
@@ -63,7 +65,7 @@ class BertWords(TextEncoder):
         return self
 
     def is_cut(self, text: str, words: int) -> bool:
-        """Whether a text that came out with so many words had more."""
+        """Whether a text that came out with `words` words had more."""
         return words == self.max_words and len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) > words
 
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -112,17 +114,13 @@ def _only_words(hidden: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     return hidden.gather(1, order.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])), real.gather(1, order)
 
 
-_RECORD = np.dtype([("key", "V16"), ("start", "<i8"), ("words", "<i4")])     # words < 0: -words, of a text that was cut
-
-
 class CachedWords(TextEncoder):
     """A frozen `BertWords` whose output is kept on disk in float16: each distinct text is encoded once, ever.
 
     Captions and generated positives alike, as long as more than a twentieth of the disk is free; after that what is new
-    is encoded whenever it comes. (20 epochs draw about 11 texts for each caption: with MiniLM 3 GB on Flickr8k, with
-    BERT 120 GB on COCO.) The folder holds, per process that ever missed, a data file and an index file
-    that only grow; a text counts as present when its index record is whole and its words lie within the data
-    file, so a kill at any moment loses at most the text being written. Processes write to files of their own.
+    is encoded whenever it comes. (20 epochs draw about 11 texts for each caption: with MiniLM 4 GB on Flickr8k, with
+    BERT 140 GB on COCO.) The words lie in an SQLite database, which any number of processes of one machine may use at
+    once, and which a kill leaves whole.
     """
 
     def __init__(self, encoder: BertWords, folder: str | os.PathLike) -> None:
@@ -134,40 +132,54 @@ class CachedWords(TextEncoder):
         self.dim = encoder.dim
         self.folder = Path(folder) / _fingerprint(encoder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._files: list[int] = []
-        self._places: dict[bytes, tuple[int, int, int]] = {}       # file, first word, words as in the record
         self.truncated = 0
         self._full = False
-        for index in sorted(self.folder.glob("*.index")):
-            self._read_index(index)
-        self._writer: tuple | None = None
+        self._database = OncePerProcess(partial(_open_words, self.folder / "words.sqlite"))
 
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """As `BertWords`; float32 values that are exactly representable in float16, on the encoder's device."""
+        """As `BertWords`; float32 values that are exactly representable in float16, on the encoder's device.
+
+        Raises:
+            DataError: as `BertWords`; or the cache cannot be read or written.
+        """
         keys = [hashlib.sha256(text.encode()).digest()[:16] for text in texts]
-        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._places}
-        fresh: dict[bytes, tuple[np.ndarray, int]] = {}
-        if missing:
-            try:
-                fresh = self._encode(missing)
-            except OSError as error:
-                raise DataError(
-                    f"could not write the encoded words to {self.folder} ({error.strerror}): make room or check the "
-                    "folder, or set text.cache to null; nothing that was there is lost"
-                ) from error
-        signed = [fresh[key][1] if key in fresh else self._places[key][2] for key in keys]
-        self.truncated += sum(words < 0 for words in signed)
-        lengths = torch.tensor(signed).abs()
-        hidden = np.zeros((len(texts), int(lengths.max()), self.dim), dtype=np.float16)
-        for row, (key, words) in enumerate(zip(keys, lengths.tolist(), strict=True)):
-            hidden[row, :words] = fresh[key][0] if key in fresh else self._read(*self._places[key])
-        mask = torch.arange(hidden.shape[1]) < lengths.unsqueeze(1)
+        try:
+            found = self._read(keys)
+            for encoded in self._encoded({k: t for k, t in zip(keys, texts, strict=True) if k not in found}):
+                found |= encoded
+                if self._has_room():
+                    with self._database() as transaction:
+                        transaction.executemany("INSERT OR IGNORE INTO words VALUES (?, ?, ?)",
+                                                [(key, *row) for key, row in encoded.items()])
+        except sqlite3.Error as error:
+            raise DataError(f"the encoded words in {self.folder} cannot be read or written ({error}): make room, or "
+                            "check the folder and delete it if it is damaged, or set text.cache to null") from error
+        rows = [np.frombuffer(found[key][0], np.float16).reshape(-1, self.dim) for key in keys]
+        self.truncated += sum(found[key][1] for key in keys)
+        hidden = np.zeros((len(texts), max(map(len, rows)), self.dim), dtype=np.float16)
+        for row, words in enumerate(rows):
+            hidden[row, : len(words)] = words
+        mask = torch.arange(hidden.shape[1]) < torch.tensor([len(words) for words in rows]).unsqueeze(1)
         device = self.encoder.encoder.device
         return torch.from_numpy(hidden).to(device).float(), mask.to(device)
 
-    def _read(self, file: int, start: int, words: int) -> np.ndarray:
-        content = os.pread(self._files[file], abs(words) * self.dim * 2, start * self.dim * 2)
-        return np.frombuffer(content, np.float16).reshape(abs(words), self.dim)
+    def _read(self, keys: Sequence[bytes]) -> dict[bytes, tuple[bytes, int]]:
+        """Key -> words in float16, and whether the text was cut; of the texts that are there."""
+        database = self._database()
+        rows = {key: database.execute("SELECT words, cut FROM words WHERE text = ?", (key,)).fetchone() for key in keys}
+        return {key: row for key, row in rows.items() if row is not None}
+
+    def _encoded(self, texts: dict[bytes, str], batch: int = 128) -> Iterator[dict[bytes, tuple[bytes, int]]]:
+        """The same of texts that are not there, so many at a time."""
+        keys = sorted(texts, key=lambda key: (len(texts[key]), key))        # similar lengths together: less padding
+        for begin in range(0, len(keys), batch):
+            part = keys[begin : begin + batch]
+            hidden, mask = self.encoder([texts[key] for key in part])
+            words = hidden.cpu().to(torch.float16).numpy()
+            yield {
+                key: (words[row, :length].tobytes(), int(self.encoder.is_cut(texts[key], length)))
+                for row, (key, length) in enumerate(zip(part, mask.sum(dim=1).tolist(), strict=True))
+            }
 
     def _has_room(self) -> bool:
         """Whether the disk has; says so once where it has not."""
@@ -181,55 +193,14 @@ class CachedWords(TextEncoder):
             self._full = True
         return False
 
-    def _read_index(self, index: Path) -> None:
-        data = index.with_suffix(".f16")
-        if not data.exists():
-            return
-        content = index.read_bytes()
-        records = np.frombuffer(content[: len(content) // _RECORD.itemsize * _RECORD.itemsize], _RECORD)
-        available = data.stat().st_size // (2 * self.dim)
-        file = len(self._files)
-        self._files.append(os.open(data, os.O_RDONLY))
-        for key, start, words in records.tolist():
-            if words != 0 and start >= 0 and start + abs(words) <= available:     # a power cut can leave zeros
-                self._places[bytes(key)] = (file, start, words)
 
-    def _encode(self, missing: dict[bytes, str], batch: int = 128) -> dict[bytes, tuple[np.ndarray, int]]:
-        """Encode and keep these texts; what there is no room for comes back, as words and their signed number."""
-        if not self._has_room():
-            return {key: found for part in self._encoded(missing, batch) for key, found in part.items()}
-        if self._writer is None:
-            name = self.folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
-            data, index = open(name.with_suffix(".f16"), "ab"), open(name.with_suffix(".index"), "ab")
-            self._files.append(os.open(name.with_suffix(".f16"), os.O_RDONLY))
-            self._writer = (data, index, len(self._files) - 1)
-        data, index, file = self._writer
-        for part in self._encoded(missing, batch):
-            first = data.tell() // (2 * self.dim)
-            records = np.zeros(len(part), _RECORD)
-            places = {}
-            for row, (key, (words, signed)) in enumerate(part.items()):
-                data.write(words.tobytes())
-                records[row] = (np.void(key), first, signed)
-                places[key] = (file, first, signed)
-                first += len(words)
-            data.flush()
-            index.write(records.tobytes())
-            index.flush()
-            self._places |= places
-        return {}
-
-    def _encoded(self, texts: dict[bytes, str], batch: int) -> Iterator[dict[bytes, tuple[np.ndarray, int]]]:
-        """(words in float16, their number, negative where the text was cut) by key, `batch` texts at a time."""
-        keys = sorted(texts, key=lambda key: (len(texts[key]), key))        # similar lengths together: less padding
-        for begin in range(0, len(keys), batch):
-            part = keys[begin : begin + batch]
-            hidden, mask = self.encoder([texts[key] for key in part])
-            words = hidden.cpu().to(torch.float16).numpy()
-            yield {
-                key: (words[row, :length], -length if self.encoder.is_cut(texts[key], length) else length)
-                for row, (key, length) in enumerate(zip(part, mask.sum(dim=1).tolist(), strict=True))
-            }
+def _open_words(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=600)               # seconds that another process may take to write
+    database.execute("PRAGMA page_size = 16384")
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("PRAGMA synchronous = NORMAL")             # a power cut may lose the last texts, nothing else
+    database.execute("CREATE TABLE IF NOT EXISTS words (text BLOB PRIMARY KEY, words BLOB, cut INTEGER)")
+    return database
 
 
 def _fingerprint(encoder: BertWords) -> str:

@@ -1,6 +1,8 @@
 """Retrieval: scores of every pair, ranks, and what a training step makes of them."""
 
-from ascl.retrieval.ranking import fold_report, load_scores, rank_report, ranks
+from ascl.retrieval.ranking import ranks
+from ascl.retrieval.report import fold_report, rank_report
+from ascl.retrieval.score_files import load_scores
 from ascl.retrieval.scoring.all_pairs import rank_all_pairs, score_all_pairs, score_blocks, top_pairs
 from ascl.retrieval.scoring.prepared import score_batch
 

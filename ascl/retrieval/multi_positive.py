@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ascl.core.errors import DataError
-from ascl.retrieval.ranking import BLOCK_ELEMENTS, Matrix
+from ascl.retrieval.ranking import BLOCK_ELEMENTS, Matrix, as_tensor, float_tensor
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,14 @@ class MultiPositiveReport:
         return "\n".join([*head, *rows, ""])
 
 
-def multi_positive_report(scores: Matrix, truth: Matrix) -> MultiPositiveReport:
-    """mAP@R and R-Precision in both directions.
+def multi_positive_report(
+    scores: Matrix, truth: Matrix, *, block_elements: int = BLOCK_ELEMENTS
+) -> MultiPositiveReport:
+    """Return mAP@R and R-Precision in both directions.
 
     Args:
-        scores: (N_images, N_texts) tensor, array or memmap, higher = more alike; read in blocks, never sorted whole.
+        scores: (N_images, N_texts) tensor, array or memmap, higher = more alike; read in blocks of
+            `block_elements`, never sorted whole.
         truth: (N_images, N_texts) bool: every pair that is right. A query without any is left out.
 
     Raises:
@@ -72,12 +75,14 @@ def multi_positive_report(scores: Matrix, truth: Matrix) -> MultiPositiveReport:
                         "(images, texts)")
     if truth.dtype not in (torch.bool, np.dtype(bool)):
         raise DataError(f"truth has to be bool, it is {truth.dtype}")
-    return MultiPositiveReport(i2t=_direction(scores, truth), t2i=_direction(scores.T, truth.T))
+    return MultiPositiveReport(
+        i2t=_direction(scores, truth, block_elements), t2i=_direction(scores.T, truth.T, block_elements)
+    )
 
 
-def _direction(scores: Matrix, truth: Matrix) -> MultiPositive:
+def _direction(scores: Matrix, truth: Matrix, elements: int) -> MultiPositive:
     """Rows are queries."""
-    precision, average, right = (torch.cat(parts) for parts in zip(*_of_queries(scores, truth), strict=True))
+    precision, average, right = (torch.cat(parts) for parts in zip(*_of_queries(scores, truth, elements), strict=True))
     has_right = right > 0
     if not has_right.any():
         raise DataError("truth holds no right pair: there is nothing to be found")
@@ -87,13 +92,11 @@ def _direction(scores: Matrix, truth: Matrix) -> MultiPositive:
     )
 
 
-def _of_queries(scores: Matrix, truth: Matrix) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _of_queries(scores: Matrix, truth: Matrix, elements: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Blocks of R-Precision, AP@R (0 where there is no right candidate) and number of right candidates, each (n,)."""
-    step = max(1, BLOCK_ELEMENTS // max(1, scores.shape[1]))
+    step = max(1, elements // max(1, scores.shape[1]))
     for first in range(0, scores.shape[0], step):
-        block, right = (_tensor(matrix[first : first + step]) for matrix in (scores, truth))
-        if not block.is_floating_point():
-            block = block.double()
+        block, right = float_tensor(scores[first : first + step]), as_tensor(truth[first : first + step])
         if not block.isfinite().all():
             row, column = (~block.isfinite()).nonzero()[0].tolist()
             raise DataError(f"a score is {block[row, column].item()} (query {first + row}, candidate {column}): such a "
@@ -113,9 +116,3 @@ def _of_queries(scores: Matrix, truth: Matrix) -> Iterator[tuple[Tensor, Tensor,
             ((number.double() / rank * found).sum(dim=1) / divisor).cpu(),
             count.cpu(),
         )
-
-
-def _tensor(block: Matrix) -> Tensor:
-    if isinstance(block, Tensor):
-        return block.detach()
-    return torch.from_numpy(np.array(block, dtype=block.dtype.newbyteorder("="), order="C"))

@@ -15,7 +15,7 @@ from ascl.data.split import build_split
 from ascl.models import RetrievalModel
 from ascl.retrieval import build
 from ascl.retrieval.encode import check_dimensions
-from ascl.retrieval.ranking import RetrievalReport
+from ascl.retrieval.report import RetrievalReport
 from ascl.retrieval.scoring.all_pairs import rank_all_pairs
 from ascl.settings.retrieval import Config, to_dict
 from ascl.training.distributed import make_accelerator

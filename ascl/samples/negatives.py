@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from ascl.core.tensors import at_least_float32
+
 CUTOFFS = ("token_cutoff", "feature_cutoff")
 BASIC_KINDS = ("gaussian", "shuffle", *CUTOFFS, "dropout")
 KINDS = (*BASIC_KINDS, "cutoff", "mixture")
@@ -78,8 +80,7 @@ def gaussian(words: Tensor, mask: Tensor, generator: Generator | None, *, scale:
     """
     _check_inputs(words, mask)
     _check_positive("scale", scale)
-    real = words.detach().masked_fill(~mask[..., None], 0.0)
-    real = real if real.dtype == torch.float64 else real.float()
+    real = at_least_float32(words.detach().masked_fill(~mask[..., None], 0.0))
     elements = mask.sum(dim=1).clamp(min=1) * words.shape[2]
     deviation = scale * (real.square().sum(dim=(1, 2)) / elements).sqrt()  # (B,)
     noise = torch.randn(words.shape, generator=generator, device=words.device, dtype=real.dtype)

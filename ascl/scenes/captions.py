@@ -1,4 +1,4 @@
-"""What is said about a scene: five true captions in the language of scene_language.py."""
+"""What is said about a scene: five true captions in the language of language.py."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class _Writer:
         noun = self.pick(NOUNS[kind.shape])[plural]
         pattern = ""
         adjectives = []
-        for attribute in ("size", "texture", "colour"):
+        for attribute in ("size", "texture", "color"):
             value = getattr(kind, attribute)
             if attribute == "texture" and value in PATTERNS and self.chance(0.35):
                 pattern = " " + self.pick(PATTERNS[value])
@@ -192,7 +192,7 @@ class _Writer:
 
     def short_names(self, kinds: list[Kind]) -> list[Kind] | None:
         """For each kind the fewest of its attributes that tell it from the others; None where two are the same."""
-        subsets = [("shape",), ("colour", "shape"), ("texture", "shape"), ("size", "shape"), ATTRIBUTES]
+        subsets = [("shape",), ("color", "shape"), ("texture", "shape"), ("size", "shape"), ATTRIBUTES]
         names = []
         for kind in kinds:
             unique = [

@@ -9,7 +9,7 @@ One sentence (a caption is one or more sentences, each ended by a full stop or t
 - "in the top left corner", "at the bottom", "on a white background", "the background is gray".
 
 What is not said is open: "a circle" is true of an image with a circle and three stars. A caption is read into a
-`Meaning` per sentence. What makes one true: scene_truth.py. Writing captions: scene_captions.py.
+`Meaning` per sentence. What makes one true: truth.py. Writing captions: captions.py.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import re
 from dataclasses import dataclass, field, replace
 
 from ascl.core.errors import DataError
-from ascl.scenes.world import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, TEXTURES, SceneObject
+from ascl.scenes.world import BACKGROUNDS, COLORS, PLACES, SHAPES, SIZES, TEXTURES, SceneObject
 
-ATTRIBUTES = ("size", "texture", "colour", "shape")
-VALUES = {"size": SIZES, "texture": TEXTURES, "colour": tuple(COLOURS), "shape": SHAPES}
+ATTRIBUTES = ("size", "texture", "color", "shape")
+VALUES = {"size": SIZES, "texture": TEXTURES, "color": tuple(COLORS), "shape": SHAPES}
 ADJECTIVES: dict[str, dict[str, tuple[str, ...]]] = {
     "size": {"small": ("small", "little", "tiny"), "large": ("large", "big")},
     "texture": {
@@ -30,7 +30,7 @@ ADJECTIVES: dict[str, dict[str, tuple[str, ...]]] = {
         "dotted": ("dotted", "spotted"),
         "checkered": ("checkered",),
     },
-    "colour": {colour: (colour, "violet") if colour == "purple" else (colour,) for colour in COLOURS},
+    "color": {color: (color, "violet") if color == "purple" else (color,) for color in COLORS},
 }
 PATTERNS = {"striped": ("with stripes",), "dotted": ("with dots", "with spots"), "checkered": ("with checks",)}
 NOUNS: dict[str | None, tuple[tuple[str, str], ...]] = {  # singular, plural; None names any shape
@@ -65,7 +65,7 @@ class Kind:
 
     size: str | None = None
     texture: str | None = None
-    colour: str | None = None
+    color: str | None = None
     shape: str | None = None
 
     def fits(self, item: SceneObject) -> bool:

@@ -4,8 +4,8 @@
     scenes = load_scene_records("data/scenes", "test")
     true = truth_matrix(captions, scenes)              # which captions fit which images, not only their own
 
-What a scene is: scene_world.py. What can be said of it: scene_language.py; what is: scene_captions.py; what is true:
-scene_truth.py. Here: drawing, writing, loading.
+What a scene is: world.py. What can be said of it: language.py; what is: captions.py; what is true: truth.py.
+Here: drawing, writing, loading.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def _paint(image: np.ndarray, item: SceneObject) -> None:
     paints = ((shape & ~edge & ~pattern, main), (pattern, second), (edge, 0.4 * main))
     patch = image[top:bottom, left:right]
     patch *= 1 - _coverage(shape)
-    for where, colour in paints:
-        patch += _coverage(where) * colour
+    for where, color in paints:
+        patch += _coverage(where) * color
 
 
 def _coverage(mask: np.ndarray) -> np.ndarray:
@@ -101,7 +101,7 @@ def _coverage(mask: np.ndarray) -> np.ndarray:
 
 
 def _pattern(texture: str, x: np.ndarray, y: np.ndarray, angle: float, *, period: float) -> np.ndarray:
-    """(H, W) bool for x (1, W), y (H, 1) in pixels from the object's middle: where the second colour goes."""
+    """(H, W) bool for x (1, W), y (H, 1) in pixels from the object's middle: where the second color goes."""
     if texture == "solid":
         return np.zeros((y.shape[0], x.shape[1]), dtype=bool)
     turn = math.radians(angle + 45 if texture == "striped" else angle)

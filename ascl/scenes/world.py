@@ -6,7 +6,7 @@ Everything that a caption can say is defined here, on attributes and boxes alone
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ SIZES = ("small", "large")
 TEXTURES = ("solid", "striped", "dotted", "checkered")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
 CONTAINERS = ("circle", "square")  # roomy enough to show another object inside
-COLOURS = {
+COLORS = {
     "red": (214, 38, 42),
     "green": (40, 150, 62),
     "blue": (42, 92, 214),
@@ -26,7 +26,7 @@ COLOURS = {
     "orange": (246, 132, 22),
     "purple": (138, 58, 178),
 }
-BACKGROUNDS = {  # no word in common with COLOURS, so that a colour word says whether it means an object
+BACKGROUNDS = {  # no word in common with COLORS, so that a color word says whether it means an object
     "white": (244, 244, 242),
     "gray": (150, 152, 156),
     "black": (34, 34, 38),
@@ -55,10 +55,10 @@ PLACES: dict[str, tuple[int | None, int | None]] = {
     "right": (2, None),
 }
 MAX_OBJECTS = 5
-# In fractions of the image's side. Objects stand near the centres of a 3 x 3 grid, so two centres differ along an axis
+# In fractions of the image's side. Objects stand near the centers of a 3 x 3 grid, so two centers differ along an axis
 # by at most 0.03 (same column or row) or at least 0.29: no relation and no place is ever a matter of opinion.
 _APART = 0.15
-_NEIGHBOUR = 0.45
+_NEIGHBOR = 0.45
 _LARGE = (0.255, 0.28)
 _SMALL = (0.15, 0.17)
 _INNER = (0.125, 0.145)
@@ -68,10 +68,10 @@ _JITTER = 0.012
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One drawn object; `box` is the tight x1, y1, x2, y2 in pixels, `rgb` its main colour, `angle` in degrees."""
+    """One drawn object; `box` is the tight x1, y1, x2, y2 in pixels, `rgb` its main color, `angle` in degrees."""
 
     shape: str
-    colour: str
+    color: str
     size: str
     texture: str
     box: tuple[float, float, float, float]
@@ -79,7 +79,7 @@ class SceneObject:
     angle: float
 
     @property
-    def centre(self) -> tuple[float, float]:
+    def center(self) -> tuple[float, float]:
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
 
@@ -99,7 +99,9 @@ class Scene:
             "side": self.side,
             "background": self.background,
             "background_rgb": list(self.background_rgb),
-            "objects": [asdict(o) | {"box": list(o.box), "rgb": list(o.rgb)} for o in self.objects],
+            # "colour" is what version 1 of the file calls it
+            "objects": [{"colour" if name == "color" else name: list(value) if isinstance(value, tuple) else value
+                         for name, value in vars(o).items()} for o in self.objects],
         }
 
     @classmethod
@@ -120,11 +122,11 @@ def inside(a: SceneObject, b: SceneObject) -> bool:
 def holds(relation: str, a: SceneObject, b: SceneObject, scene: Scene) -> bool:
     """Whether `a relation b` is true; relations are the keys of INVERSE.
 
-    Left, right, above, below compare centres along one axis. Next to: neighbours in a row or a column, and neither of
+    Left, right, above, below compare centers along one axis. Next to: neighbors in a row or a column, and neither of
     them inside another object, whose outline would lie between.
     """
-    dx = (b.centre[0] - a.centre[0]) / scene.side
-    dy = (b.centre[1] - a.centre[1]) / scene.side
+    dx = (b.center[0] - a.center[0]) / scene.side
+    dy = (b.center[1] - a.center[1]) / scene.side
     if relation == "left_of":
         return dx > _APART
     if relation == "right_of":
@@ -141,13 +143,13 @@ def holds(relation: str, a: SceneObject, b: SceneObject, scene: Scene) -> bool:
         raise KeyError(relation)
     nested = any(inside(x, other) for x in (a, b) for other in scene.objects)
     near, far = sorted((abs(dx), abs(dy)))
-    return not nested and near < _APART < far < _NEIGHBOUR
+    return not nested and near < _APART < far < _NEIGHBOR
 
 
 def is_at(place: str, item: SceneObject, scene: Scene) -> bool:
-    """Whether the object's centre lies in the place, a key of PLACES."""
+    """Whether the object's center lies in the place, a key of PLACES."""
     column, row = PLACES[place]
-    x, y = (min(2, int(3 * c / scene.side)) for c in item.centre)
+    x, y = (min(2, int(3 * c / scene.side)) for c in item.center)
     return column in (None, x) and row in (None, y)
 
 
@@ -187,8 +189,8 @@ def outline(shape: str, angle: float) -> np.ndarray:
 def make_scene(seed: int, index: int, *, split: str = "train", side: int = 224) -> Scene:
     """Scene number `index` of a split, the same whatever the size of the data set.
 
-    Four scenes in a row share their background and the multiset of colours; two in a row also share the multisets of
-    shapes, textures and sizes. What goes with what, and where, is drawn for each: colours alone cannot tell four scenes
+    Four scenes in a row share their background and the multiset of colors; two in a row also share the multisets of
+    shapes, textures and sizes. What goes with what, and where, is drawn for each: colors alone cannot tell four scenes
     apart, and a bag of all attributes cannot tell two.
 
     Args:
@@ -201,33 +203,33 @@ def make_scene(seed: int, index: int, *, split: str = "train", side: int = 224) 
         raise DataError(f"unknown split {split!r} of scenes: use one of {', '.join(SPLITS)}")
     if seed < 0 or index < 0 or side < 32:
         raise DataError(f"scenes need seed >= 0, index >= 0, side >= 32: got seed {seed}, index {index}, side {side}")
-    colours, background = _draw_colours(generator(seed, split, 0, index // 4))
-    shapes, textures, sizes, nested = _draw_attributes(generator(seed, split, 1, index // 2), len(colours))
+    colors, background = _draw_colors(generator(seed, split, 0, index // 4))
+    shapes, textures, sizes, nested = _draw_attributes(generator(seed, split, 1, index // 2), len(colors))
     rng = generator(seed, split, 2, index)
     while True:  # ends: some arrangement always fits, and each is drawn with the same chance
-        shapes, textures, sizes, colours = (_permuted(rng, x) for x in (shapes, textures, sizes, colours))
-        pairs = _nestings(shapes, sizes, colours) if nested else [(-1, -1)]
+        shapes, textures, sizes, colors = (_permuted(rng, x) for x in (shapes, textures, sizes, colors))
+        pairs = _nestings(shapes, sizes, colors) if nested else [(-1, -1)]
         if pairs:
             break
     outer, inner = pick(rng, pairs)
     pitch = rng.uniform(*_PITCH)
     middle = 0.5 + rng.uniform(-1, 1, 2) * (1 - 3 * pitch) / 2
-    cells = rng.permutation(9)[: len(colours)]
+    cells = rng.permutation(9)[: len(colors)]
     steps = np.stack([cells % 3, cells // 3], axis=1) - 1
-    centres = middle + steps * pitch + rng.uniform(-_JITTER, _JITTER, (len(colours), 2))
-    order = list(range(len(colours)))
+    centers = middle + steps * pitch + rng.uniform(-_JITTER, _JITTER, (len(colors), 2))
+    order = list(range(len(colors)))
     if nested:
-        centres[inner] = centres[outer]
+        centers[inner] = centers[outer]
         order.sort(key=lambda i: i == inner)  # drawn last, over its container
     objects = []
     for i in order:
         extent = rng.uniform(*(_INNER if i == inner else _LARGE if sizes[i] == "large" else _SMALL))
         angle = round(float(rng.uniform(-12, 12)), 1)
         reach = outline(shapes[i], angle).max(axis=0) * extent
-        box = np.concatenate([centres[i] - reach / 2, centres[i] + reach / 2]) * side
-        rgb = _tinted(rng, COLOURS[colours[i]])
+        box = np.concatenate([centers[i] - reach / 2, centers[i] + reach / 2]) * side
+        rgb = _tinted(rng, COLORS[colors[i]])
         objects.append(
-            SceneObject(shapes[i], colours[i], sizes[i], textures[i], tuple(box.round(2).tolist()), rgb, angle)
+            SceneObject(shapes[i], colors[i], sizes[i], textures[i], tuple(box.round(2).tolist()), rgb, angle)
         )
     ground = _tinted(rng, BACKGROUNDS[background])
     return Scene(scene_id(split, index), side, background, ground, tuple(objects))
@@ -248,12 +250,12 @@ def generator(seed: int, split: str, purpose: int, index: int) -> np.random.Gene
     return np.random.default_rng([seed, SPLITS.index(split), purpose, index])
 
 
-def _draw_colours(rng: np.random.Generator) -> tuple[list[str], str]:
+def _draw_colors(rng: np.random.Generator) -> tuple[list[str], str]:
     count = int(rng.choice([2, 3, 4, MAX_OBJECTS], p=[0.15, 0.35, 0.3, 0.2]))
     while True:
-        colours = [pick(rng, list(COLOURS)) for _ in range(count)]
-        if len(set(colours)) > 1:  # else exchanging colours changes nothing
-            return colours, pick(rng, list(BACKGROUNDS))
+        colors = [pick(rng, list(COLORS)) for _ in range(count)]
+        if len(set(colors)) > 1:  # else exchanging colors changes nothing
+            return colors, pick(rng, list(BACKGROUNDS))
 
 
 def _draw_attributes(rng: np.random.Generator, count: int) -> tuple[list[str], list[str], list[str], bool]:
@@ -270,11 +272,11 @@ def _draw_attributes(rng: np.random.Generator, count: int) -> tuple[list[str], l
     return shapes, textures, sizes, nested
 
 
-def _nestings(shapes: list[str], sizes: list[str], colours: list[str]) -> list[tuple[int, int]]:
+def _nestings(shapes: list[str], sizes: list[str], colors: list[str]) -> list[tuple[int, int]]:
     """(outer, inner) pairs of objects of which the first can hold the second and the eye can tell them apart."""
     outers = [i for i, shape in enumerate(shapes) if shape in CONTAINERS and sizes[i] == "large"]
     inners = [i for i, size in enumerate(sizes) if size == "small"]
-    return [(o, i) for o in outers for i in inners if colours[o] != colours[i]]
+    return [(o, i) for o in outers for i in inners if colors[o] != colors[i]]
 
 
 def _permuted(rng: np.random.Generator, values: list[str]) -> list[str]:
@@ -282,7 +284,7 @@ def _permuted(rng: np.random.Generator, values: list[str]) -> list[str]:
 
 
 def _tinted(rng: np.random.Generator, rgb: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The colour as it comes out of the tin: up to 9 levels off in each channel."""
+    """The color as it comes out of the tin: up to 9 levels off in each channel."""
     shift = rng.integers(-9, 10, 3)
     red, green, blue = (int(min(255, max(0, c + d))) for c, d in zip(rgb, shift, strict=True))
     return red, green, blue

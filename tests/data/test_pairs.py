@@ -1,6 +1,7 @@
 """Pairs and batches: no image twice in a batch, as many batches as exist, the same draws for any workers and resume."""
 
-from collections import Counter, deque
+import sys
+from collections import Counter
 from functools import partial
 
 import h5py
@@ -52,23 +53,23 @@ def test_an_item_is_the_image_of_its_caption(captions, store, regions):
     assert len(dataset) == IMAGES * PER_IMAGE
     for index in (0, 13, 35):
         item = dataset[index]
-        assert item["caption"] == captions.captions[index]
-        assert np.array_equal(item["regions"], regions[captions.owner[index]])
-        assert np.array_equal(item["globals"], regions.mean(axis=1)[captions.owner[index]])
-        assert item["mask"].all() and item["positive_caption"] is None
+        assert item.captions == [captions.captions[index]]
+        assert np.array_equal(item.regions[0], regions[captions.owner[index]])
+        assert np.array_equal(item.globals[0], regions.mean(axis=1)[captions.owner[index]])
+        assert item.region_mask.all() and item.positives is None
 
 
 def test_positives_depend_on_seed_epoch_and_caption_alone(captions, store):
     positive = partial(generate_positive, "concatenate")
     first, again = (PairDataset(captions, store, positive, seed=3) for _ in range(2))
     keys = [(epoch, index) for epoch in range(3) for index in range(len(first))]
-    drawn = {key: first[key]["positive_caption"] for key in keys}
-    assert {key: again[key]["positive_caption"] for key in reversed(keys)} == drawn  # whatever was drawn before
-    assert first[5]["positive_caption"] == drawn[0, 5]
+    drawn = {key: first[key].positives for key in keys}
+    assert {key: again[key].positives for key in reversed(keys)} == drawn  # whatever was drawn before
+    assert first[5].positives == drawn[0, 5]
     by_epoch = [[drawn[epoch, index] for index in range(len(first))] for epoch in range(3)]
     assert by_epoch[0] != by_epoch[1] != by_epoch[2]
     other_seed = PairDataset(captions, store, positive, seed=4)
-    assert [other_seed[i]["positive_caption"] for i in range(len(first))] != by_epoch[0]
+    assert [other_seed[i].positives for i in range(len(first))] != by_epoch[0]
 
 
 def test_the_positive_function_gets_the_captions_of_the_image_and_the_place_of_this_one(captions, store):
@@ -79,19 +80,19 @@ def test_the_positive_function_gets_the_captions_of_the_image_and_the_place_of_t
         return Positive("positive", 1)
 
     item = PairDataset(captions, store, positive)[17]  # caption 17 is the second of image 5
-    assert (item["positive_caption"], item["positive_order"]) == ("positive", 1)
+    assert (item.positives, item.positive_order.tolist()) == (["positive"], [1])
     assert seen == [([captions.captions[i] for i in (5, 17, 29)], 1)]
 
 
 def test_images_without_captions_need_no_features(store):
     some = CaptionSet(["unseen", "i3"], ["a dog"], np.array([1]), "c.json")
-    assert PairDataset(some, store)[0]["caption"] == "a dog"
+    assert PairDataset(some, store)[0].captions == ["a dog"]
 
 
 def test_dataset_errors(captions, store, tmp_path):
     missing = CaptionSet(["i1", "nowhere"], ["a", "b"], np.array([0, 1]), "c.json")
     with pytest.raises(
-        DataError, match=r"no features of 1 image in .*f\.h5: nowhere\..*python tools/extract_regions\.py"
+        DataError, match=r"no features of 1 image in .*f\.h5: nowhere\..*Extract regions"
     ):
         PairDataset(missing, store)
     with pytest.raises(IndexError, match=r"caption 36 of 36 \(captions\.json\)"):
@@ -100,16 +101,16 @@ def test_dataset_errors(captions, store, tmp_path):
         file.attrs.update({"format": "ascl-features", "version": 1})
         file.create_dataset("image_ids", data=captions.image_ids, dtype=h5py.string_dtype())
         file["globals"] = np.zeros((IMAGES, 3), dtype=np.float32)
-    with pytest.raises(DataError, match=r"globals\.h5 has no regions, only globals: give a region file too"):
+    with pytest.raises(DataError, match=r"globals\.h5 has no regions, only globals: extract regions of the images too"):
         PairDataset(captions, open_features([tmp_path / "globals.h5"]))
 
 
 # ---- batches
 
 
-def test_collate_stacks_and_moves_to_a_device(captions, store, regions):
+def test_a_batch_is_read_at_once_and_moves_to_a_device(captions, store, regions):
     dataset = PairDataset(captions, store, partial(generate_positive, "prefix"))
-    batch = collate([dataset[i] for i in (4, 0, 9)])
+    batch = dataset.__getitems__([4, 0, 9])
     assert len(batch) == 3
     assert torch.equal(batch.regions, torch.from_numpy(regions[[4, 0, 9]])) and batch.regions.dtype == torch.float32
     assert batch.globals.shape == (3, 5) and batch.region_mask.shape == (3, 4) and batch.region_mask.dtype == torch.bool
@@ -122,20 +123,14 @@ def test_collate_stacks_and_moves_to_a_device(captions, store, regions):
     assert moved.captions == batch.captions and batch.regions.device.type == "cpu"
 
 
-def test_collate_without_globals_masks_and_positives():
-    item = {
-        "regions": np.ones((2, 3), np.float32),
-        "globals": None,
-        "mask": None,
-        "caption": "a",
-        "positive_caption": None,
-        "positive_order": None,
-    }
-    batch = collate([item, item])
+def test_a_batch_without_globals_masks_and_positives(captions, tmp_path):
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file.attrs.update({"format": "ascl-features", "version": 1})
+        file.create_dataset("image_ids", data=captions.image_ids, dtype=h5py.string_dtype())
+        file["regions"] = np.ones((IMAGES, 2, 3), dtype=np.float32)
+    batch = PairDataset(captions, open_features([tmp_path / "f.h5"])).__getitems__([1, 2])
     assert (batch.globals, batch.region_mask, batch.positives, batch.positive_order) == (None,) * 4
-    assert batch.to("cpu").globals is None
-    mixed = collate([item, {**item, "mask": np.array([True, False])}])
-    assert mixed.region_mask.tolist() == [[True, True], [True, False]]
+    assert batch.regions.shape == (2, 2, 3) and batch.to("cpu").globals is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU")
@@ -254,18 +249,21 @@ def test_sampler_errors():
         sampler.set_epoch(-1)
 
 
-def test_an_epoch_of_coco_size_is_planned_in_one_pass(monkeypatch):
-    """A plan that went through what waits again for each batch would look at captions millions of times."""
-    looked = []
+def test_an_epoch_of_coco_size_is_planned_in_one_pass():
+    """A plan that went through what waits again for each batch would make millions of calls."""
+    calls = [0]
 
-    class Counted(deque):
-        def popleft(self):
-            looked.append(1)
-            return super().popleft()
+    def count(frame, event, what) -> None:
+        calls[0] += event == "c_call"
 
-    monkeypatch.setattr("ascl.data.pairs.deque", Counted)
     owner = np.repeat(np.arange(113_287), 5)
-    plan = np.array([[caption for _, caption in batch] for batch in UniqueImageBatchSampler(owner, 64)])
-    assert plan.shape == (566_435 // 64, 64)
-    assert plan.size == len(np.unique(plan)) <= len(looked) < 1.01 * plan.size
+    sampler = UniqueImageBatchSampler(owner, 64)
+    sys.setprofile(count)
+    try:
+        batches = list(sampler)
+    finally:
+        sys.setprofile(None)
+    plan = np.array([[caption for _, caption in batch] for batch in batches])
+    assert plan.shape == (566_435 // 64, 64) and plan.size == len(np.unique(plan))
+    assert plan.size <= calls[0] < 2.2 * plan.size                  # one look and one keep for each caption
     assert (np.diff(np.sort(owner[plan], axis=1), axis=1) > 0).all()

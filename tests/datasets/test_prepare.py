@@ -168,7 +168,7 @@ def test_a_false_archive_is_refused_and_nothing_is_unpacked(site, home):
 
 def test_a_publisher_that_has_gone_is_named(site, home):
     (site.folder / "caption_datasets.zip").unlink()
-    with pytest.raises(DataError, match="404.*--mirror URL"):
+    with pytest.raises(DataError, match="404.*give a mirror"):
         bring(site, coco(home))
 
 

@@ -1,4 +1,4 @@
-"""The model's door: what it refuses, what its normalisation does and does not do, and its way through a checkpoint."""
+"""The model's door: what it refuses, what its normalization does and does not do, and its way through a checkpoint."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def test_texts_need_an_encoder_and_at_least_one_text(tiny_bert):
 
 @pytest.mark.parametrize("projections", [True, False])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_normalised_tokens_have_the_norm_that_gives_the_wanted_sharpness(tiny_bert, projections, normalize):
+def test_normalized_tokens_have_the_norm_that_gives_the_wanted_sharpness(tiny_bert, projections, normalize):
     """A token's logit against itself, averaged over heads, is `sharpness`; without projections norms are 1."""
     torch.manual_seed(0)
     model = AsCL(
@@ -83,7 +83,7 @@ def test_normalised_tokens_have_the_norm_that_gives_the_wanted_sharpness(tiny_be
         torch.testing.assert_close(logits.mean(dim=-1), torch.full_like(norms, 3.0))
 
 
-def test_normalisation_keeps_directions():
+def test_normalization_keeps_directions():
     plain, scaled = (model_and_items(normalize_regions=on)[1] for on in (False, True))
     torch.testing.assert_close(F.normalize(plain.regions, dim=-1), F.normalize(scaled.regions, dim=-1))
     assert torch.equal(plain.globals, scaled.globals)

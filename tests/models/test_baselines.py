@@ -1,4 +1,4 @@
-"""Rivals: every operator against a scalar computation of its own, written from the papers with loops over entries."""
+"""Baselines: every operator against a scalar computation of its own, from the papers, with loops over entries."""
 
 import importlib.util
 import math
@@ -11,7 +11,6 @@ import torch.nn.functional as F
 
 from ascl.losses import ascl_loss, info_nce
 from ascl.models import EncodedImages, EncodedTexts
-from ascl.models.baselines import tokens
 from ascl.models.baselines.clip import Clip
 from ascl.models.baselines.imram import Imram
 from ascl.models.baselines.scan import Scan
@@ -229,12 +228,12 @@ def test_pooling_weights_depend_on_the_number_of_features_alone():
 
 def test_size_augmentation_drops_a_fifth_while_training_and_never_everything():
     model = build(VseInfinity)
-    dropped = model.train()._augmented(torch.zeros(400, 50, 1), None)
+    dropped = model.train().augmented(torch.zeros(400, 50, 1), None)
     assert abs((~dropped).float().mean() - 0.2) < 0.02
-    single = model._augmented(torch.zeros(400, 3, 1), torch.tensor([[True, False, False]]).expand(400, 3))
+    single = model.augmented(torch.zeros(400, 3, 1), torch.tensor([[True, False, False]]).expand(400, 3))
     assert single.any(dim=1).all() and not single[:, 1:].any()
     mask = torch.ones(4, 3, dtype=torch.bool)
-    assert model.eval()._augmented(torch.zeros(4, 3, 1), mask) is mask and model._augmented(mask, None) is None
+    assert model.eval().augmented(torch.zeros(4, 3, 1), mask) is mask and model.augmented(mask, None) is None
 
 
 # --- stacked attention ---
@@ -398,7 +397,7 @@ def test_every_parameter_learns(name):
 
 @pytest.mark.parametrize("name", TOKENS)
 @pytest.mark.parametrize("kept", [0, 1 << 30])
-def test_blocks_and_computing_again_change_nothing(name, kept, monkeypatch):
+def test_blocks_and_computing_again_change_nothing(name, kept):
     """Scores and gradients of pairs in blocks of one or two, kept or computed again, against all at once."""
     kind, settings = TOKENS[name]
     model = build(kind, **settings)
@@ -412,9 +411,9 @@ def test_blocks_and_computing_again_change_nothing(name, kept, monkeypatch):
         return [scores.detach(), *(parameter.grad.clone() for parameter in model.parameters())]
 
     expected = result(3)
-    monkeypatch.setattr(tokens, "KEPT_NUMBERS", kept)
+    model.kept_numbers = kept
     for limit in (1, 2 * model.pair_numbers(3, 4)):
-        monkeypatch.setattr(tokens, "CPU_BLOCK_NUMBERS", limit)
+        model.block_numbers = limit
         for together in (3, 2):
             for one, other in zip(result(together), expected, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)

@@ -11,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ascl import load_model
 from ascl.models import EncodedImages, EncodedTexts
-from ascl.models.baselines import tokens
 from ascl.models.baselines.clip import Clip
 from ascl.models.baselines.imram import Imram
 from ascl.models.baselines.scan import Scan
@@ -19,6 +18,7 @@ from ascl.models.baselines.two_tower import TwoTower
 from ascl.models.baselines.vse import Vse
 from ascl.models.baselines.vse_infinity import VseInfinity
 from ascl.retrieval import rank_all_pairs, rank_report, score_all_pairs, top_pairs
+from ascl.retrieval.scoring.tiles import Limits
 from ascl.settings.retrieval import Config, ConfigError, load_config, read_settings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -186,20 +186,20 @@ class LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("kind", CROSS)
-def test_memory_of_scoring_is_bounded_whatever_the_number_of_pairs(kind, monkeypatch):
+def test_memory_of_scoring_is_bounded_whatever_the_number_of_pairs(kind):
     model, (images, texts) = CROSS[kind]().eval(), encoded(images=100, texts=100)
     limit = 200 * model.pair_numbers(4, 6)
-    prepared = 64 * max(model.prepared_numbers(6), model.prepared_numbers(4))          # a block of tiles
+    prepared = 64 * max(model.prepared_numbers(6, 16), model.prepared_numbers(4, 16))          # a block of tiles
     bound = max(limit, prepared, len(images) * len(texts), texts.words.numel())
 
     def largest():
         with LargestTensor() as seen, torch.no_grad():
-            score_all_pairs(model, images, texts)
+            score_all_pairs(model, images, texts, limits=Limits(free=1 << 60))
         return seen.numbers
 
-    monkeypatch.setattr(tokens, "CPU_BLOCK_NUMBERS", limit)
+    model.block_numbers = limit
     assert largest() <= bound
-    monkeypatch.setattr(tokens, "CPU_BLOCK_NUMBERS", 1 << 40)          # the fault: all pairs of a tile at once
+    model.block_numbers = 1 << 40          # the fault: all pairs of a tile at once
     assert largest() > 2 * bound
 
 
@@ -208,4 +208,4 @@ def test_prepared_items_are_not_larger_than_said(kind):
     model, (images, texts) = CROSS[kind](), encoded()
     for prepared, count in ((model.prepare_images(images), 4), (model.prepare_texts(texts), 6)):
         held = [prepared.unit, prepared.gram, prepared.as_query, prepared.as_context]
-        assert sum(part[0].numel() for part in held if part is not None) <= model.prepared_numbers(count)
+        assert sum(part[0].numel() for part in held if part is not None) <= model.prepared_numbers(count, 16)

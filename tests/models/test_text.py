@@ -1,15 +1,16 @@
 """Words of an encoder, and their cache: the same words whatever happens to the process or to the files."""
 
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
 from ascl.core.errors import DataError
 from ascl.models import AsCL
-from ascl.models.text import _RECORD, BertWords, CachedWords
+from ascl.models.text import BertWords, CachedWords
 
 TEXTS = ["a dog runs", "the small cats", "a red ball on the grass", "snow"]
 
@@ -165,60 +166,43 @@ def cached(tiny_bert, folder):
     return encoder, CachedWords(encoder, folder)
 
 
-@pytest.mark.parametrize("ending", ["index", "f16"])
-def test_files_cut_anywhere_near_their_end_lose_only_what_was_cut(tiny_bert, tmp_path, ending):
-    _, cache = cached(tiny_bert, tmp_path)
-    for text in TEXTS:                                                                  # one record after the other
-        cache([text])
-    encoder = CountedWords(str(tiny_bert))
-    file = next(tmp_path.rglob(f"*.{ending}"))
-    whole = file.read_bytes()
-    # where each text's bytes end, in the order of writing
-    lengths = [_RECORD.itemsize if ending == "index" else 2 * encoder.dim * len(words_alone(encoder, t)) for t in TEXTS]
-    ends = np.cumsum(lengths)
-    assert ends[-1] == len(whole)
-    expected = words_of(encoder, TEXTS)
-    for size in range(ends[-2] - 2, len(whole) + 1):
-        file.write_bytes(whole[:size])
-        encoder.asked.clear()
-        hidden, mask = CachedWords(encoder, tmp_path)(TEXTS)
-        assert torch.equal(mask, expected[1])
-        torch.testing.assert_close(hidden, expected[0], atol=1e-5, rtol=2**-10)
-        assert sorted(encoder.asked) == sorted(t for t, end in zip(TEXTS, ends, strict=True) if end > size)
-        for written in tmp_path.rglob("*-*"):                                           # what this instance added
-            if written.stem != file.stem:
-                written.unlink()
+KILLED = """
+import os, signal, sys, torch
+from ascl.models.text import BertWords, CachedWords
+cache = CachedWords(BertWords(sys.argv[1]), sys.argv[2])
+print("started", flush=True)
+number = 0
+while True:
+    cache([f"a dog and {'big ' * (number % 7)}hat {number // 7 * 'old '}"])
+    number += 1
+    print(number, flush=True)
+"""
 
 
-@pytest.mark.parametrize("garbage", [b"\0" * 28, b"\0" * 100, b"\xff" * 61, bytes(range(200))])
-@pytest.mark.parametrize("ending", ["index", "f16"])
-def test_garbage_after_the_end_is_ignored(tiny_bert, tmp_path, ending, garbage):
+def test_a_kill_at_any_moment_loses_nothing_that_was_written(tiny_bert, tmp_path):
+    after = 9
     _, cache = cached(tiny_bert, tmp_path)
     cache(TEXTS)
-    with open(next(tmp_path.rglob(f"*.{ending}")), "ab") as file:
-        file.write(garbage)
+    arguments = [sys.executable, "-c", KILLED, str(tiny_bert), str(tmp_path)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        for _ in range(after + 1):
+            process.stdout.readline()
+        process.kill()
+    written = [f"a dog and {'big ' * (number % 7)}hat {number // 7 * 'old '}" for number in range(after)]
     encoder, cache = cached(tiny_bert, tmp_path)
-    check_words(cache, encoder, TEXTS)
+    check_words(cache, encoder, [*TEXTS, *written])
     assert encoder.asked == []
+    check_words(cache, encoder, ["big hat"])                                            # and it goes on
 
 
-def test_a_record_that_a_power_cut_left_half_zero_counts_as_missing(tiny_bert, tmp_path):
-    _, cache = cached(tiny_bert, tmp_path)
-    cache([TEXTS[0]])
-    index = next(tmp_path.rglob("*.index"))
-    index.write_bytes(index.read_bytes()[:16] + b"\0" * 12)                             # the key without its place
+@pytest.mark.parametrize("content", [b"", b"no database"])
+def test_a_foreign_file_is_refused_and_an_empty_one_is_a_new_cache(tiny_bert, tmp_path, content):
     encoder, cache = cached(tiny_bert, tmp_path)
-    check_words(cache, encoder, [TEXTS[0]])
-    assert encoder.asked == [TEXTS[0]]
-
-
-def test_an_index_without_its_data_is_ignored(tiny_bert, tmp_path):
-    _, cache = cached(tiny_bert, tmp_path)
-    cache(TEXTS)
-    next(tmp_path.rglob("*.f16")).unlink()
-    encoder, cache = cached(tiny_bert, tmp_path)
-    check_words(cache, encoder, TEXTS)
-    assert len(encoder.asked) == len(TEXTS)
+    (cache.folder / "words.sqlite").write_bytes(content)
+    if not content:
+        return check_words(cache, encoder, TEXTS)
+    with pytest.raises(DataError, match="file is not a database.*delete it.*text.cache"):
+        cache(TEXTS)
 
 
 def test_two_writers_at_once_do_not_disturb_each_other(tiny_bert, tmp_path):
@@ -264,20 +248,25 @@ def test_a_cache_stops_growing_before_the_disk_is_full(tiny_bert, tmp_path, monk
     assert all(torch.equal(a, b) for a, b in zip(known, cache(TEXTS[:2]), strict=True))
 
 
-def test_a_full_disk_is_said_in_so_many_words(tiny_bert, tmp_path, monkeypatch):
-    encoder, cache = cached(tiny_bert, tmp_path)
-    cache(TEXTS[:2])
+FULL = """
+import resource, sys
+from ascl.core.errors import DataError
+from ascl.models.text import BertWords, CachedWords
+cache = CachedWords(BertWords(sys.argv[1]), sys.argv[2])
+cache(sys.argv[3:5])
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    cache([" ".join(sys.argv[3:] * 2)])
+except DataError as error:
+    sys.exit(f"refused: {error}")
+"""
 
-    class Full:
-        def tell(self):
-            return 0
 
-        def write(self, content):
-            raise OSError(28, "No space left on device")
-
-    cache._writer = (Full(), Full(), 0)
-    with pytest.raises(DataError, match=f"{tmp_path}.*No space left.*text.cache"):
-        cache(TEXTS)
+def test_a_full_disk_is_said_and_loses_nothing(tiny_bert, tmp_path):
+    done = subprocess.run([sys.executable, "-c", FULL, str(tiny_bert), str(tmp_path), *TEXTS], capture_output=True,
+                          text=True)
+    assert done.returncode == 1 and f"refused: the encoded words in {tmp_path}" in done.stderr, done.stderr
+    assert "make room" in done.stderr and "text.cache" in done.stderr
     encoder, cache = cached(tiny_bert, tmp_path)
     check_words(cache, encoder, TEXTS[:2])
     assert encoder.asked == []

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,8 +26,9 @@ from ascl.models.baselines.scan import Scan
 from ascl.models.baselines.two_tower import TwoTower
 from ascl.models.baselines.vse import Vse
 from ascl.models.baselines.vse_infinity import VseInfinity
-from ascl.retrieval import build
+from ascl.retrieval import build, score_batch
 from ascl.retrieval.objective import RetrievalObjective, TripletSettings, encode_texts, noised, norm_order
+from ascl.retrieval.scoring.attention import ON_CPU
 from ascl.samples.negatives import NoiseSettings
 from ascl.settings.retrieval import Config, DataConfig, TrainConfig
 from ascl.training.log import read_metrics
@@ -35,7 +37,7 @@ from ascl.training.log import read_metrics
 # exceeds the positive and is left out.
 NOISE = NoiseSettings()         # with shuffled captions, whose scores are those of their originals but for rounding
 VOCABULARY = [f"word{number}" for number in range(30)]
-RIVALS = {"two_tower": TwoTower, "vse": Vse, "vse_infinity": VseInfinity, "clip": Clip,
+BASELINES = {"two_tower": TwoTower, "vse": Vse, "vse_infinity": VseInfinity, "clip": Clip,
           "scan": partial(Scan, direction="t2i"), "imram": Imram}
 
 
@@ -62,8 +64,8 @@ class TableWords(TextEncoder):
 def make_model(kind: str, *, trained: bool = True, dropout: float = 0.0, dim: int = 16) -> RetrievalModel:
     torch.manual_seed(1)
     text = TableWords(trained=trained, dropout=dropout)
-    if kind in RIVALS:
-        model = RIVALS[kind](8, 6, text, dim).double()
+    if kind in BASELINES:
+        model = BASELINES[kind](8, 6, text, dim).double()
     else:
         model = AsCL(8, 6, text, dim, 4, 0.7, fusion=kind == "ascl").double()
     with torch.no_grad():
@@ -232,7 +234,8 @@ def peak(model: RetrievalModel, count: int, chunk: int | None) -> int:
 def test_memory_grows_by_encoded_items_and_scores_alone(monkeypatch):
     """Twice the batch is nearly four times the memory; in chunks it is little more, though the scores are all there."""
     model = make_model("ascl")
-    monkeypatch.setattr("ascl.retrieval.scoring.attention.CPU_CHUNK", 1 << 14)     # the same in all
+    small = partial(score_batch, chunks=replace(ON_CPU, entries=1 << 14))          # the same in all
+    monkeypatch.setattr("ascl.retrieval.objective.score_batch", small)
     whole, twice = peak(model, 16, None), peak(model, 32, None)
     small, larger = peak(model, 16, 8), peak(model, 32, 8)
     assert twice > 2.5 * whole and larger < 1.5 * small and larger < 0.3 * twice, (whole, twice, small, larger)

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ascl.core.errors import DataError
-from ascl.retrieval import multi_positive
 from ascl.retrieval.multi_positive import multi_positive_report
 
 
@@ -48,8 +47,7 @@ def test_counted_equals_sorted_with_many_ties(seed, images, texts, levels, share
 
 @pytest.mark.parametrize("size", [1, 7, 40, 1000])
 @pytest.mark.parametrize("kind", ["tensor", "array", "half", "integers", "memmap"])
-def test_blocks_and_kinds_of_numbers_change_nothing(monkeypatch, tmp_path, size, kind):
-    monkeypatch.setattr(multi_positive, "BLOCK_ELEMENTS", size)
+def test_blocks_and_kinds_of_numbers_change_nothing(tmp_path, size, kind):
     scores = torch.randint(-9, 9, (9, 14), generator=torch.Generator().manual_seed(0))
     truth = torch.rand(9, 14, generator=torch.Generator().manual_seed(1)) < 0.3
     expected = multi_positive_report(scores.float(), truth)
@@ -57,7 +55,9 @@ def test_blocks_and_kinds_of_numbers_change_nothing(monkeypatch, tmp_path, size,
              "memmap": np.memmap(tmp_path / "scores", dtype="f4", mode="w+", shape=(9, 14))}[kind]
     if kind == "memmap":
         given[:] = scores.numpy()
-    assert multi_positive_report(given, truth if kind == "tensor" else truth.numpy()) == expected
+    assert multi_positive_report(
+        given, truth if kind == "tensor" else truth.numpy(), block_elements=size
+    ) == expected
     check(scores.float().numpy(), truth.numpy())
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ascl.core.errors import DataError
-from ascl.retrieval.ranking import fold_report, load_scores, rank_report, ranks
+from ascl.retrieval import fold_report, load_scores, rank_report, ranks
 
 
 def ranks_oracle(scores, right):
@@ -89,13 +89,13 @@ def test_streamed_ranks_match_the_oracle_with_ties(chunk):
     assert (counted.i2t.tolist(), counted.t2i.tolist()) == ranks_oracle(scores.tolist(), own(owner, 13))
 
 
-def test_a_whole_matrix_is_read_in_blocks_without_a_change(monkeypatch):
+def test_a_whole_matrix_is_read_in_blocks_without_a_change():
     scores = torch.randn(13, 39)
     owner = torch.arange(39) // 3
     whole = rank_report(scores, owner)
-    monkeypatch.setattr("ascl.retrieval.ranking.BLOCK_ELEMENTS", 80)  # two rows at a time
-    assert rank_report(scores, owner) == whole
-    assert fold_report(scores[:12, :36], owner[:36], 3).folds[1] == rank_report(scores[4:8, 12:24], owner[12:24] - 4)
+    assert rank_report(scores, owner, block_elements=80) == whole  # two rows at a time
+    folds = fold_report(scores[:12, :36], owner[:36], 3, block_elements=80).folds
+    assert folds[1] == rank_report(scores[4:8, 12:24], owner[12:24] - 4)
 
 
 def test_report_holds_recalls_in_percent_and_ranks_from_one():

@@ -171,7 +171,7 @@ def test_dropout_drops_the_share_and_scales_the_rest_as_torch_does():
 
 
 def test_mixture_gives_each_caption_one_whole_kind_with_equal_chances():
-    """Each caption is recognised by what only its kind does to words that are all different from 0."""
+    """Each caption is recognized by what only its kind does to words that are all different from 0."""
     n = 3000
     words = 1 + torch.rand(n, 6, 20, generator=generator(3))
     mixed = mixture(words, torch.ones(n, 6, dtype=torch.bool), generator(), kinds=BASIC_KINDS, settings=SETTINGS)

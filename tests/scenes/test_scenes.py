@@ -26,7 +26,7 @@ from ascl.scenes.render import (
     truth_matrix,
     write_scenes,
 )
-from ascl.scenes.world import BACKGROUNDS, COLOURS
+from ascl.scenes.world import BACKGROUNDS, COLORS
 
 # -------------------------------------------------------------------------------- the independent oracle
 
@@ -58,7 +58,7 @@ def demands(words: str) -> set[str]:
 
 
 def has(item: SceneObject, wanted: set[str]) -> bool:
-    return wanted <= {item.size, item.texture, item.colour, item.shape}
+    return wanted <= {item.size, item.texture, item.color, item.shape}
 
 
 def middle(item: SceneObject, side: int) -> tuple[float, float]:
@@ -75,15 +75,15 @@ def stands(how: str, a: SceneObject, b: SceneObject, scene: Scene) -> bool:
     for x in (a, b):
         if any(stands("in", x, other, scene) for other in scene.objects if other is not x):
             return False
-    return 0.2 < np.hypot(ax - bx, ay - by) < 0.4  # a neighbour across a corner is at least 0.41 away
+    return 0.2 < np.hypot(ax - bx, ay - by) < 0.4  # a neighbor across a corner is at least 0.41 away
 
 
 def located(place: str, item: SceneObject, scene: Scene) -> bool:
     x, y = middle(item, scene.side)
-    column = "left" if x < 0.31 else "right" if x > 0.69 else "centre"
-    row = "top" if y < 0.31 else "bottom" if y > 0.69 else "centre"
+    column = "left" if x < 0.31 else "right" if x > 0.69 else "center"
+    row = "top" if y < 0.31 else "bottom" if y > 0.69 else "center"
     if "middle" in place or "center" in place:
-        return column == row == "centre"
+        return column == row == "center"
     return all(word in (column, row) for word in re.findall("left|right|top|bottom", place))
 
 
@@ -148,9 +148,9 @@ def some_scenes(count: int, seed: int = 0, split: str = "test") -> tuple[list[Sc
 
 
 def thing(words: str, x: float, y: float, extent: float = 30) -> SceneObject:
-    size, texture, colour, shape = words.split()
+    size, texture, color, shape = words.split()
     box = (x - extent / 2, y - extent / 2, x + extent / 2, y + extent / 2)
-    return SceneObject(shape, colour, size, texture, box, COLOURS[colour], 0.0)
+    return SceneObject(shape, color, size, texture, box, COLORS[color], 0.0)
 
 
 HAND_MADE = Scene(
@@ -310,7 +310,7 @@ def test_scenes_share_what_make_scene_says_they_share():
     for first in range(0, 80, 4):
         four = [make_scene(3, first + k) for k in range(4)]
         bags = [
-            [Counter(getattr(o, a) for o in s.objects) for a in ("colour", "shape", "texture", "size")] for s in four
+            [Counter(getattr(o, a) for o in s.objects) for a in ("color", "shape", "texture", "size")] for s in four
         ]
         assert len({s.background for s in four}) == 1
         assert all(bag[0] == bags[0][0] for bag in bags)
@@ -357,37 +357,37 @@ def recall_at_1(scores: np.ndarray, owner: np.ndarray) -> tuple[float, float]:
     return 100 * i2t, 100 * t2i
 
 
-def named_colours(image: np.ndarray) -> np.ndarray:
-    """Share of each object colour and background among the pixels: (11,)."""
-    palette = np.array([*COLOURS.values(), *BACKGROUNDS.values()], dtype=np.float32)
+def named_colors(image: np.ndarray) -> np.ndarray:
+    """Share of each object color and background among the pixels: (11,)."""
+    palette = np.array([*COLORS.values(), *BACKGROUNDS.values()], dtype=np.float32)
     pixels = image[::3, ::3].reshape(-1, 1, 3).astype(np.float32)
     return np.bincount(np.square(pixels - palette).sum(axis=2).argmin(axis=1), minlength=len(palette)) / len(pixels)
 
 
-def test_colour_alone_does_not_solve_it_and_truth_does():
+def test_color_alone_does_not_solve_it_and_truth_does():
     scenes, captions = some_scenes(200)
     owner = np.repeat(np.arange(len(scenes)), CAPTIONS_PER_SCENE)
-    words = [*COLOURS, *BACKGROUNDS]
+    words = [*COLORS, *BACKGROUNDS]
     bags = np.array([[c.replace("violet", "purple").split().count(w) for w in words] for c in captions], dtype=float)
     held = np.array(
-        [[sum(o.colour == w for o in s.objects) + (s.background == w) for w in words] for s in scenes], dtype=float
+        [[sum(o.color == w for o in s.objects) + (s.background == w) for w in words] for s in scenes], dtype=float
     )
-    pixels = np.array([named_colours(np.asarray(render(s))) for s in scenes])
+    pixels = np.array([named_colors(np.asarray(render(s))) for s in scenes])
 
     def cosine(a, b):
         normal = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9) for x in (a, b)]
         return normal[0] @ normal[1].T
 
     fits = (bags[None] <= held[:, None]).all(axis=2)
-    by_colour = {
+    by_color = {
         "histogram of pixels": cosine(np.sqrt(pixels), bags > 0),
-        "true colours, as a bag": cosine(held, bags),
-        "true colours, by logic": fits * (1 + bags.sum(axis=1)),  # what fits; the caption that says most first
+        "true colors, as a bag": cosine(held, bags),
+        "true colors, by logic": fits * (1 + bags.sum(axis=1)),  # what fits; the caption that says most first
     }
     truth = truth_matrix(captions, scenes)
     by_truth = truth * (2 - truth.mean(axis=0))  # what is true; the caption that says most first
     assert recall_at_1(by_truth, owner)[0] > 90 and recall_at_1(by_truth, owner)[1] > 30
-    for name, scores in by_colour.items():
+    for name, scores in by_color.items():
         # ties are broken by chance here, else a matcher could look poor for nothing but its many ties
         i2t, t2i = recall_at_1(scores + 1e-6 * np.random.default_rng(0).random(scores.shape), owner)
         assert i2t < 30 and t2i < 12, (name, i2t, t2i)

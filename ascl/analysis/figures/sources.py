@@ -41,7 +41,7 @@ from ascl.core.errors import DataError
 from ascl.data.split import build_split
 from ascl.models import AsCL
 from ascl.retrieval import build
-from ascl.retrieval.ranking import RetrievalReport
+from ascl.retrieval.report import RetrievalReport
 from ascl.retrieval.train import flat_metrics
 from ascl.settings.retrieval import read_settings
 from ascl.training.log import METRICS, read_metrics

@@ -223,7 +223,7 @@ def _background(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
 
 def _count(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     item = pick(rng, scene.objects)
-    kind = pick(rng, [Kind(shape=item.shape), Kind(colour=item.colour)])
+    kind = pick(rng, [Kind(shape=item.shape), Kind(color=item.color)])
     count = sum(kind.fits(o) for o in scene.objects)
     other = pick(rng, [number for number in range(1, 5) if number != count])
     return _counted(kind, count), _counted(kind, other)
@@ -231,7 +231,7 @@ def _count(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
 
 def _counted(kind: Kind, count: int) -> str:
     noun = language.NOUNS[kind.shape][0][count > 1]
-    words = f"{kind.colour} {noun}" if kind.colour else noun
+    words = f"{kind.color} {noun}" if kind.color else noun
     return f"exactly {language.NUMBERS[count]} {words}" if count > 1 else f"only one {words}"
 
 
@@ -336,7 +336,7 @@ def _readable(text: str) -> bool:
 
 _MAKERS: dict[str, Callable[[str, Scene, list[str], np.random.Generator], str | None]] = {
     "noun swapped": _swap("noun", alternatives=_other_nouns),
-    "colour swapped": _swap("adjective", alternatives=_other_adjectives("colour")),
+    "colour swapped": _swap("adjective", alternatives=_other_adjectives("color")),
     "size swapped": _swap("adjective", alternatives=_other_adjectives("size")),
     "texture swapped": _swap("adjective", "pattern", alternatives=_other_adjectives("texture")),
     "number swapped": _swap("number", alternatives=_other_numbers),

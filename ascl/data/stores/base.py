@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ascl.core.errors import DataError
+from ascl.core.errors import DataError, first_of
 
-TOOLS = {"regions": "tools/extract_regions.py", "globals": "tools/extract_globals.py"}
+KINDS = frozenset({"regions", "globals"})
 # What a store may know beside features: name -> type, and the value of regions that are not real; see `details`.
 DETAILS: dict[str, tuple[type, int]] = {
     "image_sizes": (np.int32, 0),
@@ -42,6 +41,19 @@ class Features:
     globals: np.ndarray | None
     boxes: np.ndarray | None = None
     mask: np.ndarray | None = None
+
+    def taken(self, index: np.ndarray | slice, regions: slice = slice(None)) -> Features:
+        """Return the features of some images, with some regions of each."""
+        cut = (None if values is None else values[index][:, regions] for values in
+               (self.regions, self.boxes, self.mask))
+        kept, boxes, mask = cut
+        return Features(kept, None if self.globals is None else self.globals[index], boxes, mask)
+
+    def real_regions(self) -> np.ndarray | None:
+        """Return (n, K) bool, also where all are real; None without regions."""
+        if self.regions is None or self.mask is not None:
+            return self.mask
+        return np.ones(self.regions.shape[:2], dtype=bool)
 
 
 class FeatureStore(ABC):
@@ -131,8 +143,7 @@ class FeatureStore(ABC):
 
     def remedy(self, kinds: frozenset[str]) -> str:
         """What to do where images are missing, as a sentence."""
-        commands = [f"python {TOOLS[kind]} --images FOLDER --out FILE" for kind in sorted(kinds, reverse=True)]
-        return "Make features of the images with: " + " or ".join(commands)
+        return extraction_of(kinds)
 
 
 def require_file(path: Path) -> None:
@@ -140,12 +151,11 @@ def require_file(path: Path) -> None:
         return
     if path.suffix == ".npy":
         raise DataError(f"no file {path}; data/README.md says where each data set goes and how to get it")
-    raise DataError(f"no file {path}. {remedy_of(path, frozenset(TOOLS))}")
+    raise DataError(f"no file {path}. {extraction_of(KINDS)}")
 
 
-def remedy_of(path: str | os.PathLike, kinds: frozenset[str]) -> str:
-    commands = [f"python {TOOLS[kind]} --images FOLDER --out {path}" for kind in sorted(kinds, reverse=True)]
-    return "Make it with: " + " or ".join(commands)
+def extraction_of(kinds: frozenset[str]) -> str:
+    return f"Extract {' or '.join(sorted(kinds, reverse=True))} of the images"
 
 
 def missing_images(missing: list[str], source: str, present: list[str], remedy: str) -> DataError:
@@ -155,11 +165,6 @@ def missing_images(missing: list[str], source: str, present: list[str], remedy: 
         f"no features of {len(missing)} image{'s' if len(missing) > 1 else ''} in {source}: {first_of(missing)}. "
         f"The {own}. {remedy}"
     )
-
-
-def first_of(names: Sequence[str], most: int = 5) -> str:
-    """The first names of a list that may be long, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def refuse_repeated(image_ids: list[str], source: str) -> None:
@@ -186,7 +191,7 @@ def not_finite(store: FeatureStore, name: str, file_row: int, row: int, remedy: 
     )
 
 
-def runs_of_neighbours(rows: np.ndarray) -> Iterator[tuple[int, int]]:
+def runs_of_neighbors(rows: np.ndarray) -> Iterator[tuple[int, int]]:
     """(start, stop) of the stretches of `rows` in which each row is the one after the last."""
     if not len(rows):
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
 import platform
@@ -18,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ascl.core.errors import DataError
-from ascl.core.files import atomic_path
+from ascl.core.files import atomic_path, clear_killed
 from ascl.data.stores.base import Features, FeatureStore, first_not_finite
 from ascl.data.stores.hdf5 import Hdf5Features
 from ascl.data.stores.ids import stems_of
@@ -59,6 +58,7 @@ def convert(
     ids_from: str | os.PathLike | None = None,
     id_field: str | None = None,
     progress: bool = True,
+    block_bytes: int = BLOCK_BYTES,
 ) -> Conversion:
     """Write what `open_features(paths)` reads to one HDF5 file of ours, and read a sample of it again.
 
@@ -73,6 +73,7 @@ def convert(
         max_regions: keep the first regions of each image; None = all.
         ids_from, id_field: captions from whose file names image ids are taken, see `stems_of`; None = ids stay.
         progress: show a bar.
+        block_bytes: of float32 features in memory at a time.
 
     Raises:
         DataError: what the readers refuse; ids that do not fit `ids_from`; features that are not finite in `dtype`; an
@@ -81,7 +82,7 @@ def convert(
     started = time.perf_counter()
     out = Path(out)
     if any(out.resolve() == Path(path).resolve() for path in paths):
-        raise DataError(f"{out} is both source and target: give another --out")
+        raise DataError(f"{out} is both source and target: choose another output file")
     # A foreign file is told before any long pass.
     made = provenance_of(out).get("settings", {}) if out.exists() else None
     store = open_features(paths, max_regions=max_regions)
@@ -100,22 +101,24 @@ def convert(
     if made is not None:
         _refuse_other(out, made, settings, image_ids)
         return Conversion(out, shapes_of(out), 0, 0, time.perf_counter() - started)
-    _remove_stale(out)
+    if busy := clear_killed(out.parent).get(out.name):
+        raise DataError(f"another conversion is writing {out} ({busy}): wait for it, or end it")
     with atomic_path(out) as temporary:
         with h5py.File(temporary, "w") as file:
             write_frame(file, image_ids, store.names, _provenance(settings, store, paths))
-            write(store, file, kinds, dtype, progress=progress)
-        checked = verify(store, temporary, kinds, dtype, image_ids)
+            write(store, file, kinds, dtype, progress=progress, block_bytes=block_bytes)
+        checked = verify(store, temporary, kinds, dtype, image_ids, block_bytes=block_bytes)
     return Conversion(out, shapes_of(out), len(store), checked, time.perf_counter() - started)
 
 
 def write(
-    store: FeatureStore, file: h5py.File, kinds: frozenset[str], dtype: str, *, progress: bool = False
+    store: FeatureStore, file: h5py.File, kinds: frozenset[str], dtype: str, *, progress: bool = False,
+    block_bytes: int = BLOCK_BYTES,
 ) -> None:
-    """All rows of the store, as data sets of an open file."""
+    """Write all rows of the store, as data sets of an open file."""
     counts = np.zeros(len(store), dtype=np.int32)
     with tqdm(total=len(store), unit=" images", disable=not progress) as bar:
-        for rows in _blocks(store, kinds, np.arange(len(store))):
+        for rows in _blocks(store, kinds, np.arange(len(store)), block_bytes):
             read = store.read_kinds(rows, kinds)
             for name, values in _stored(store, read, store.details(rows), rows, dtype).items():
                 data = file[name] if name in file else create_rows(file, name, values, len(store))
@@ -128,7 +131,8 @@ def write(
 
 
 def verify(
-    store: FeatureStore, path: Path, kinds: frozenset[str], dtype: str, image_ids: list[str], *, sample: int = SAMPLE
+    store: FeatureStore, path: Path, kinds: frozenset[str], dtype: str, image_ids: list[str], *, sample: int = SAMPLE,
+    block_bytes: int = BLOCK_BYTES,
 ) -> int:
     """Read a random sample of a converted file and compare it, bit for bit, with the source in `dtype`.
 
@@ -144,13 +148,14 @@ def verify(
                         "not kept. Is the disk full or failing?")
     drawn = np.random.default_rng().choice(len(store), min(sample, len(store)), replace=False)
     chosen = np.union1d(drawn, [0, len(store) - 1])
-    for rows in _blocks(store, kinds, chosen):
+    for rows in _blocks(store, kinds, chosen, block_bytes):
         wanted, found = store.read_kinds(rows, kinds), made.read_kinds(rows, kinds)
         expected = _stored(store, wanted, store.details(rows), rows, dtype)
-        expected = {name: _as_read(name, values) for name, values in expected.items()}
-        present = {**_arrays(found), **made.details(rows)}
-        for name, values in {**expected, "mask": _mask(wanted)}.items():
-            other = _mask(found) if name == "mask" else present.get(name)
+        for name in expected.keys() & kinds:
+            expected[name] = expected[name].astype(np.float32, copy=False)
+        present = {**_arrays(found), **made.details(rows), "mask": found.real_regions()}
+        for name, values in {**expected, "mask": wanted.real_regions()}.items():
+            other = present.get(name)
             for i, row in enumerate(rows):
                 if values is not None and (other is None or values[i].tobytes() != other[i].tobytes()):
                     raise DataError(f"{path}: `{name}` of image {image_ids[row]} (row {row}) is not what "
@@ -159,14 +164,14 @@ def verify(
     return len(chosen)
 
 
-def _blocks(store: FeatureStore, kinds: frozenset[str], rows: np.ndarray) -> Iterator[np.ndarray]:
-    """The rows in stretches whose features take about `BLOCK_BYTES`."""
+def _blocks(store: FeatureStore, kinds: frozenset[str], rows: np.ndarray, block_bytes: int) -> Iterator[np.ndarray]:
+    """The rows in stretches whose features take about so many bytes."""
     numbers = 0
     if "regions" in kinds:
         numbers += (store.num_regions or 0) * ((store.region_dim or 0) + 4)
     if "globals" in kinds:
         numbers += store.global_dim or 0
-    step = max(1, BLOCK_BYTES // (4 * max(1, numbers)))
+    step = max(1, block_bytes // (4 * max(1, numbers)))
     for start in range(0, len(rows), step):
         yield rows[start : start + step]
 
@@ -188,27 +193,16 @@ def _stored(
             wrong = first_not_finite(arrays[name])
             if wrong is not None:
                 raise DataError(f"{store.source}: `{name}` of image {store.image_ids[rows[wrong]]} (row {rows[wrong]}) "
-                                f"are not finite in {dtype}; try --dtype float32")
+                                f"are not finite in {dtype}; keep float32")
     if "regions" not in arrays:  # scores and classes belong to regions
         details = {name: values for name, values in details.items() if name == "image_sizes"}
     return {**arrays, **details}
 
 
-def _as_read(name: str, values: np.ndarray) -> np.ndarray:
-    return values.astype(np.float32, copy=False) if name in ("regions", "globals") else values
-
-
-def _mask(features: Features) -> np.ndarray | None:
-    """Which regions are real; also where all are, since a source may keep a mask that says no more than that."""
-    if features.regions is None:
-        return None
-    return np.ones(features.regions.shape[:2], dtype=bool) if features.mask is None else features.mask
-
-
 def _renamed(store: FeatureStore, ids_from: str | os.PathLike | None, id_field: str | None) -> list[str]:
     if ids_from is None:
         if id_field is not None:
-            raise DataError("--id-field says how to read the captions of --ids-from: give both")
+            raise DataError("id_field says how to read the captions of ids_from: give both")
         return store.image_ids
     if store.numbered:
         raise DataError(f"{store.source} does not name its images, its ids are the numbers of its rows, which no "
@@ -256,15 +250,3 @@ def _refuse_other(out: Path, made: dict[str, Any], settings: dict[str, Any], ima
     if differing:
         raise DataError(f"{out} exists and was made otherwise ({', '.join(differing)} differ): choose another output "
                         "file or delete it")
-
-
-def _remove_stale(out: Path) -> None:
-    """Remove what killed conversions to `out` left."""
-    for stale in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
-        try:
-            h5py.File(stale, "r+").close()
-        except BlockingIOError:  # HDF5 holds a lock on a file that is being written
-            raise DataError(f"another conversion is writing {out} ({stale}): wait for it, or end it") from None
-        except OSError:
-            pass  # half-written, as a kill leaves it
-        stale.unlink()

@@ -7,8 +7,7 @@ import os
 import zipfile
 import zlib
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,19 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ascl.core.errors import DataError
-from ascl.data.stores.per_image import ImageFeatures, Index, PerImageFeatures, kept_index
+from ascl.data.stores.per_image import Entry, ImageFeatures, PerImageFeatures, kept_index
 
 _DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What the headers of an image's file say: axes of its features, whether it has boxes, its size or zeros."""
-
-    count: int
-    dim: int
-    boxes: bool | None  # None: one vector for the whole image, of which there are no boxes
-    size: tuple[int, int] = (0, 0)  # width, height
 
 
 class FolderFeatures(PerImageFeatures):
@@ -48,12 +37,8 @@ class FolderFeatures(PerImageFeatures):
         names, stamp = self._listing()
         beside = self.folder.with_name(self.folder.name.removesuffix("_att") + "_box")
         self._box_folder = beside if self.folder.name.endswith("_att") and beside.is_dir() else None
-        index = kept_index(self.folder, {**stamp, "boxes": str(self._box_folder)}, lambda: self._index(names))
-        counts = index["counts"] if index["counts"].any() else None
-        self._has_boxes = bool(index["boxes"])
-        image_ids = [name.removesuffix(self.ending) for name in names]
-        sizes = index["sizes"] if index["sizes"].all() else None
-        self._describe(str(folder), image_ids, int(index["dim"]), counts, sizes)
+        index = kept_index(self.folder, {**stamp, "boxes": str(self._box_folder)}, lambda: self._entries(names))
+        self._describe(str(folder), index)
 
     def place(self, row: int) -> str:
         return str(self._path(row))
@@ -75,25 +60,13 @@ class FolderFeatures(PerImageFeatures):
             raise DataError(f"{self.folder} has no {self.ending} file")
         return [name for name, _ in about], {"files": len(about), "sha256": digest.hexdigest()}
 
-    def _index(self, names: Sequence[str]) -> Index:
-        found: list[_Found] = []
+    def _entries(self, names: Sequence[str]) -> Iterator[Entry]:
         for name in tqdm(names, unit=" files", desc=f"index of {self.folder.name}", disable=None):
             try:
-                found.append(self._look(self.folder / name))
-                if found[-1].count == 0 and found[-1].boxes is not None:
-                    raise DataError(f"{self.folder / name} holds no region; an image needs at least one, move it away")
+                entry = self._look(self.folder / name)
             except _DAMAGED as error:
                 raise _damaged(self.folder / name, error) from error
-            first, last = found[0], found[-1]
-            if _said(first) != _said(last):
-                raise DataError(f"{self.folder}: {names[0]} holds {_said(first)}, {name} holds {_said(last)}; the "
-                                "files of a folder have to hold the same, move the others away")
-        return {
-            "counts": np.array([one.count for one in found], dtype=np.int64),
-            "sizes": np.array([one.size for one in found], dtype=np.int32),
-            "dim": np.array(found[0].dim),
-            "boxes": np.array(bool(found[0].boxes)),
-        }
+            yield entry
 
     def _image(self, row: int) -> ImageFeatures:
         try:
@@ -103,26 +76,18 @@ class FolderFeatures(PerImageFeatures):
                 image.boxes = _float32(path, np.load(path, allow_pickle=False), "fiu")
         except _DAMAGED as error:
             raise _damaged(self._path(row), error) from error
-        self._check(row, image)
         return image
 
-    def _check(self, row: int, image: ImageFeatures) -> None:
-        """The file may have been replaced since it was indexed, and boxes lie in files of their own."""
-        count = 0 if self._counts is None else int(self._counts[row])
-        expected = {
-            "regions": (count, self.region_dim) if count else None,
-            "boxes": (count, 4) if count and self._has_boxes else None,
-            "globals": None if count else (self.global_dim,),
-        }
-        for name, shape in expected.items():
-            values = getattr(image, name)
-            if shape is not None and (values is None or values.shape != shape):
-                found = "none" if values is None else values.shape
-                raise DataError(f"{self.place(row)}: its {name} have shape {found}, expected {shape}; boxes and "
-                                "features are of other images, or the file was replaced since the folder was opened")
+    def _entry(self, path: Path, shape: tuple[int, ...], boxes: bool = False, size: tuple[int, int] = (0, 0)) -> Entry:
+        """Of features (k, R) or (G,)."""
+        count = shape[0] if len(shape) == 2 else 0
+        if len(shape) == 2 and count == 0:
+            raise DataError(f"{path} holds no region; an image needs at least one, move it away")
+        has_boxes = len(shape) == 2 and (boxes or self._box_folder is not None)
+        return Entry(path.name.removesuffix(self.ending), str(path), count, shape[-1], has_boxes, size=size)
 
     @abstractmethod
-    def _look(self, path: Path) -> _Found:
+    def _look(self, path: Path) -> Entry:
         """What a file holds, from the headers of its arrays."""
 
     @abstractmethod
@@ -140,7 +105,7 @@ class NpzFolder(FolderFeatures):
 
     ending = ".npz"
 
-    def _look(self, path: Path) -> _Found:
+    def _look(self, path: Path) -> Entry:
         with zipfile.ZipFile(path) as archive:
             members = {name.removesuffix(".npy") for name in archive.namelist()}
             shapes = {name: _shape_in(archive, name) for name in ("x", "feat", "bbox") if name in members}
@@ -151,11 +116,10 @@ class NpzFolder(FolderFeatures):
                             "boxes alone are no features")
         size = (numbers.get("image_w", 0), numbers.get("image_h", 0))
         if "x" not in shapes:
-            shape = _flattened(path, shapes["feat"])
-            return _Found(*shape, boxes=self._box_folder is not None, size=size)
+            return self._entry(path, _flattened(path, shapes["feat"]), size=size)
         count = _count_of(path, numbers.get("num_bbox"), shapes.get("bbox"))
         dim = shapes["x"][1 if _by_rows(path, shapes["x"], count) else 0]
-        return _Found(count, dim, "bbox" in shapes or self._box_folder is not None, size)
+        return self._entry(path, (count, dim), "bbox" in shapes, size)
 
     def _load(self, path: Path) -> ImageFeatures:
         with np.load(path, allow_pickle=False) as arrays:
@@ -174,17 +138,15 @@ class NpyFolder(FolderFeatures):
 
     ending = ".npy"
 
-    def _look(self, path: Path) -> _Found:
+    def _look(self, path: Path) -> Entry:
         with open(path, "rb") as file:
             shape = _header(file)
-        if len(shape) == 1:
-            return _Found(0, shape[0], None)
-        if len(shape) != 2:
+        if len(shape) not in (1, 2):
             raise DataError(f"{path} has shape {shape}, expected (dimension,) or (regions, dimension); a file with all "
                             "images in it is given by its own path")
-        if shape[1] == 4:
+        if shape[1:] == (4,):
             raise DataError(f"{path} has shape {shape}: these are boxes, no features; give the folder of the features")
-        return _Found(*shape, boxes=self._box_folder is not None)
+        return self._entry(path, shape)
 
     def _load(self, path: Path) -> ImageFeatures:
         values = _float32(path, np.load(path, allow_pickle=False))
@@ -201,11 +163,6 @@ def folder_kinds(folder: Path, endings: Sequence[str]) -> dict[str, int]:
 
 def _is_of(name: str, ending: str) -> bool:
     return name.endswith(ending) and not name.startswith(".")
-
-
-def _said(found: _Found) -> str:
-    boxes = " with boxes" if found.boxes else ""
-    return f"regions of dimension {found.dim}{boxes}" if found.count else f"one vector of dimension {found.dim}"
 
 
 def _damaged(path: Path, error: Exception) -> DataError:

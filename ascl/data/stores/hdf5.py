@@ -12,25 +12,26 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 
 from ascl.core.errors import DataError
+from ascl.core.files import OncePerProcess
 from ascl.data.stores.base import (
     DETAILS,
+    KINDS,
     NAMES,
-    TOOLS,
     Features,
     FeatureStore,
+    extraction_of,
     first_not_finite,
     not_finite,
     refuse_repeated,
-    remedy_of,
     require_file,
-    runs_of_neighbours,
+    runs_of_neighbors,
 )
 
 FORMAT = "ascl-features"
@@ -47,8 +48,7 @@ class Hdf5Features(FeatureStore):
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
         self.source = str(path)
-        self._file: h5py.File | None = None
-        self._process: int | None = None
+        self._file = OncePerProcess(partial(open_hdf5, self.path))
         with open_hdf5(self.path) as file:
             self._read_layout(file)
 
@@ -56,7 +56,7 @@ class Hdf5Features(FeatureStore):
         if file.attrs.get("format") != FORMAT:
             raise DataError(
                 f"{self.path} is HDF5 but not a feature file of this project: attribute `format` is "
-                f"{file.attrs.get('format')!r}, expected {FORMAT!r}. {remedy_of(self.path, frozenset(TOOLS))}"
+                f"{file.attrs.get('format')!r}, expected {FORMAT!r}. {extraction_of(KINDS)}"
             )
         if file.attrs.get("version") != VERSION:
             found = file.attrs.get("version")
@@ -117,15 +117,6 @@ class Hdf5Features(FeatureStore):
             )
         return counts
 
-    def _handle(self) -> h5py.File:
-        # A handle inherited through fork shares state with the parent, so each process opens its own.
-        if self._file is None or self._process != os.getpid():
-            self._file, self._process = open_hdf5(self.path), os.getpid()
-        return self._file
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None, "_process": None}
-
     def read_kinds(self, rows: np.ndarray, kinds: frozenset[str]) -> Features:
         regions = mask = boxes = globals_ = None
         if "regions" in kinds:
@@ -151,23 +142,23 @@ class Hdf5Features(FeatureStore):
     def _gather(self, name: str, rows: np.ndarray, dtype: type = np.float32) -> np.ndarray:
         """Rows of a data set, in that order.
 
-        h5py's own list of rows is slow, and so are its slices where each is one row: runs of neighbouring rows are
+        h5py's own list of rows is slow, and so are its slices where each is one row: runs of neighboring rows are
         selected in the file by h5py's lower interface. float16 is read as it is, as HDF5 takes long to change it.
         """
-        data = self._handle()[name]
+        data = self._file()[name]
         rest = data.shape[1:]
         unique, position = np.unique(rows, return_inverse=True)
         half = data.dtype == np.float16 and dtype is np.float32
         stored = np.empty((len(unique), *rest), dtype=np.float16 if half else dtype)
         try:
             space = data.id.get_space()
-            for start, stop in runs_of_neighbours(unique):
+            for start, stop in runs_of_neighbors(unique):
                 shape = (stop - start, *rest)
                 space.select_hyperslab((int(unique[start]), *(0 for _ in rest)), shape)
                 data.id.read(h5py.h5s.create_simple(shape), space, stored[start:stop])
         except OSError as error:
-            remedy = remedy_of(self.path, frozenset({name}))
-            raise DataError(f"{self.path}: `{name}` cannot be read, the file is damaged ({error}). {remedy}") from error
+            raise DataError(f"{self.path}: `{name}` cannot be read, the file is damaged ({error}). "
+                            f"{extraction_of(KINDS)}") from error
         if not np.array_equal(unique, rows):
             stored = stored[position]
         if half:            # numpy takes forty times longer for these
@@ -179,7 +170,7 @@ class Hdf5Features(FeatureStore):
     def _check_finite(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
         wrong = first_not_finite(values)
         if wrong is not None:
-            raise not_finite(self, name, rows[wrong], rows[wrong], remedy_of(self.path, frozenset({name})))
+            raise not_finite(self, name, rows[wrong], rows[wrong], extraction_of(frozenset({name})))
 
 
 def open_hdf5(path: Path) -> h5py.File:
@@ -187,5 +178,4 @@ def open_hdf5(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        remedy = remedy_of(path, frozenset(TOOLS))
-        raise DataError(f"{path} is truncated or no HDF5 file ({error}). {remedy}") from error
+        raise DataError(f"{path} is truncated or no HDF5 file ({error}). {extraction_of(KINDS)}") from error

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 from tqdm import tqdm
 
 from ascl.core.errors import DataError
+from ascl.core.files import OncePerProcess
 from ascl.data.stores.base import require_file
-from ascl.data.stores.per_image import ImageFeatures, Index, PerImageFeatures, kept_index, stamp_of_file
+from ascl.data.stores.per_image import Entry, ImageFeatures, PerImageFeatures, kept_index, stamp_of_file
 
 _MOST_OPEN = 64  # files at a time; a process may open 1,024 on most systems
 _BOX_FILE = "region_bbox.h5"
@@ -24,7 +24,6 @@ _DETAILS = {
     "attribute_ids": "attrs_id",
     "attribute_scores": "attrs_conf",
 }
-_LAYOUT_NAMES = ("arrays", "groups", "detections")
 
 
 class Hdf5PerImage(PerImageFeatures):
@@ -47,40 +46,26 @@ class Hdf5PerImage(PerImageFeatures):
             raise DataError(f"{paths[0]} holds boxes alone, no features: give the files of the features")
         for path in self._paths:
             require_file(path)
-        self._files: dict[Path, h5py.File] = {}
-        self._process: int | None = None
+        self._files: OncePerProcess[dict[Path, h5py.File]] = OncePerProcess(dict)
         box_file = self._paths[0].with_name(_BOX_FILE)
         self._box_file = box_file if box_file.is_file() else None
         several = len(self._paths) > 1
         beside = self._paths[0].parent if several else self._paths[0]
-        index = kept_index(beside, self._stamp(), self._index)
-        self._layout = _LAYOUT_NAMES[int(index["layout"])]
-        self._has_boxes = bool(index["boxes"])
-        self._sorted = self._layout == "detections" and bool(index["details"])
-        self._detail_names = () if not index["details"] else (
-            tuple(_DETAILS) if self._layout == "groups" else ("scores", "class_ids")
-        )
-        self._file_of_row = index["file_of_row"]
+        index = kept_index(beside, self._stamp(), self._entries)
+        self._layout = str(index.layout)
+        self._sorted = self._layout == "detections" and bool(index.details)
         source = f"{beside} ({len(self._paths)} files)" if several else str(self._paths[0])
-        counts = index["counts"] if index["counts"].any() else None
-        self._describe(source, index["image_ids"].tolist(), int(index["dim"]), counts)
+        self._describe(source, index, tuple(_DETAILS) if self._layout == "groups" else ("scores", "class_ids"))
 
     def place(self, row: int) -> str:
-        return f"{self._paths[self._file_of_row[row]]}, entry {self.image_ids[row]}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}, "_process": None}
+        return f"{self._paths[self._places[row, 0]]}, entry {self.image_ids[row]}"
 
     def _stamp(self) -> dict[str, int | str]:
         paths = self._paths if self._box_file is None else [*self._paths, self._box_file]
         text = "\n".join(f"{path.name} {stamp_of_file(path)}" for path in paths)
         return {"files": len(paths), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
-    def _index(self) -> Index:
-        ids: list[str] = []
-        counts: list[int] = []
-        file_of_row: list[int] = []
-        first: tuple[str, int, bool, bool, bool] | None = None
+    def _entries(self) -> Iterator[Entry]:
         for number, path in enumerate(self._paths):
             file = self._open(path)
             keys = set(file)
@@ -88,33 +73,15 @@ class Hdf5PerImage(PerImageFeatures):
             names = sorted(key.removesuffix("_features") for key in keys if layout != "detections" or
                            key.endswith("_features"))
             for name in tqdm(names, unit=" images", desc=f"index of {path.name}", disable=None):
-                shape, boxes, details = self._look(path, file, keys, layout, name)
-                found = (layout, shape[-1], len(shape) == 2, boxes, details)
-                first = first or found
-                if found != first:
-                    raise DataError(f"{path}, entry {name}: {_said(found)}, but the first entry: {_said(first)}; the "
-                                    "entries have to hold the same")
-                ids.append(name)
-                counts.append(shape[0] if len(shape) == 2 else 0)
-                file_of_row.append(number)
-        if first is None:
-            raise DataError(f"{self._paths[0]} holds no image")
-        layout, dim, _, boxes, details = first
-        return {
-            "image_ids": np.array(ids),
-            "counts": np.array(counts, dtype=np.int64),
-            "file_of_row": np.array(file_of_row, dtype=np.int32),
-            "layout": np.array(_LAYOUT_NAMES.index(layout)),
-            "dim": np.array(dim),
-            "boxes": np.array(boxes),
-            "details": np.array(details),
-        }
+                where = f"{path}, entry {name}"
+                shape, boxes, details = self._look(where, file, keys, layout, name)
+                count = shape[0] if len(shape) == 2 else 0
+                yield Entry(name, where, count, shape[-1], boxes, details, place=(number,), layout=layout)
 
     def _look(
-        self, path: Path, file: h5py.File, keys: set[str], layout: str, name: str
+        self, where: str, file: h5py.File, keys: set[str], layout: str, name: str
     ) -> tuple[tuple[int, ...], bool, bool]:
         """Shape of an entry's features, whether it has boxes, and whether it has classes."""
-        where = f"{path}, entry {name}"
         if layout == "detections":
             features = file[f"{name}_features"]
             boxes, details = f"{name}_boxes" in keys, f"{name}_cls_prob" in keys
@@ -133,9 +100,9 @@ class Hdf5PerImage(PerImageFeatures):
         return features.shape, boxes, details
 
     def _image(self, row: int) -> ImageFeatures:
-        name, file = self.image_ids[row], self._opened(self._paths[self._file_of_row[row]])
+        name, file = self.image_ids[row], self._opened(self._paths[self._places[row, 0]])
         try:
-            if self._counts is None:
+            if self.num_regions is None:
                 return ImageFeatures(globals=file[name][:])
             boxes = None
             if self._layout == "arrays":
@@ -151,14 +118,10 @@ class Hdf5PerImage(PerImageFeatures):
                 regions, boxes = regions[order], None if boxes is None else boxes[order]
         except (OSError, KeyError, IndexError) as error:
             raise self._damaged(row, error) from error
-        for kind, values, width in (("features", regions, self.region_dim), ("boxes", boxes, 4)):
-            if values is not None and values.shape != (self._counts[row], width):
-                raise DataError(f"{self.place(row)}: its {kind} have shape {values.shape}, expected "
-                                f"({self._counts[row]}, {width})")
         return ImageFeatures(regions, boxes)
 
     def _image_details(self, row: int) -> dict[str, np.ndarray]:
-        name, file = self.image_ids[row], self._opened(self._paths[self._file_of_row[row]])
+        name, file = self.image_ids[row], self._opened(self._paths[self._places[row, 0]])
         try:
             if self._layout == "groups":
                 found = {ours: file[f"{name}/{column}"][:] for ours, column in _DETAILS.items()}
@@ -168,11 +131,6 @@ class Hdf5PerImage(PerImageFeatures):
                 found = {"scores": probabilities.max(axis=1), "class_ids": probabilities.argmax(axis=1)}
         except (OSError, KeyError, IndexError) as error:
             raise self._damaged(row, error) from error
-        assert self._counts is not None  # details belong to regions
-        for kind, values in found.items():
-            if values.shape != (self._counts[row],):
-                raise DataError(f"{self.place(row)}: its {kind} have shape {values.shape}, expected one for each of "
-                                f"{self._counts[row]} regions")
         return found
 
     def _damaged(self, row: int, error: Exception) -> DataError:
@@ -183,14 +141,12 @@ class Hdf5PerImage(PerImageFeatures):
         return np.argsort(-probabilities.max(axis=1), kind="stable")
 
     def _opened(self, path: Path) -> h5py.File:
-        # A handle inherited through fork shares state with the parent, so each process opens its own.
-        if self._process != os.getpid():
-            self._files, self._process = {}, os.getpid()
-        if path not in self._files:
-            if len(self._files) >= _MOST_OPEN:
-                self._files.pop(next(iter(self._files))).close()
-            self._files[path] = self._open(path)
-        return self._files[path]
+        files = self._files()
+        if path not in files:
+            if len(files) >= _MOST_OPEN:
+                files.pop(next(iter(files))).close()
+            files[path] = self._open(path)
+        return files[path]
 
     def _open(self, path: Path) -> h5py.File:
         try:
@@ -216,10 +172,3 @@ def _layout_of(path: Path, file: h5py.File, keys: set[str]) -> str:
     if any(key.endswith("_features") for key in keys):
         return "detections"
     return "groups" if isinstance(file[min(keys)], h5py.Group) else "arrays"
-
-
-def _said(found: tuple[str, int, bool, bool, bool]) -> str:
-    layout, dim, regions, boxes, details = found
-    what = "regions" if regions else "one vector"
-    beside = f"{'with' if boxes else 'no'} boxes, {'with' if details else 'no'} classes"
-    return f"{what} of dimension {dim} ({layout}, {beside})"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ascl.core.errors import DataError
-from ascl.data.stores.base import first_of
-from ascl.data.text_files import locate, read_text
+from ascl.core.errors import DataError, first_of
+from ascl.data.captions import read_json
 
 FIELDS = ("filename", "cocoid", "imgid")
 
@@ -51,8 +49,8 @@ def stems_of(image_ids: Sequence[str], captions: str | os.PathLike, field: str |
         row = next((row for row, (one, other) in enumerate(zip(first, found, strict=True)) if one != other), None)
         if row is not None:
             raise DataError(f"the image ids fit {captions} as {' and as '.join(fitting)}, which are different images: "
-                            f"id {image_ids[row]} is {first[row]} or, as {name}, {found[row]}; say which with "
-                            "--id-field")
+                            f"id {image_ids[row]} is {first[row]} or, as {name}, {found[row]}; say which field they "
+                            "are")
     repeated = [stem for stem, count in Counter(first).items() if count > 1]
     if repeated:
         raise DataError(f"several image ids are the same image of {captions}: {first_of(repeated)}")
@@ -60,12 +58,7 @@ def stems_of(image_ids: Sequence[str], captions: str | os.PathLike, field: str |
 
 
 def _images(path: Path) -> list[dict[str, Any]]:
-    try:
-        content = json.loads(read_text(locate(path) or path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not whole JSON (row {error.lineno}, column {error.colno}: {error.msg}): fetch it "
-                        "again") from error
-    images = content.get("images") if isinstance(content, dict) else None
+    images = read_json(path).get("images")
     if not isinstance(images, list) or not images or not all("filename" in image for image in images):
         raise DataError(f"{path} has no list `images` whose entries have a `filename`; expected Karpathy's "
                         "`dataset_*.json`")

@@ -95,7 +95,8 @@ class MergedFeatures(FeatureStore):
             merged.boxes = _assemble(len(rows), selections, [self._filled(part.boxes) for part in parts])
             fewer = any(store.num_regions != self.num_regions for store in self._having("regions"))
             if fewer or any(part.mask is not None for part in parts):
-                merged.mask = _assemble(len(rows), selections, [self._filled(_real(part), False) for part in parts])
+                real = [self._filled(part.real_regions(), False) for part in parts]
+                merged.mask = _assemble(len(rows), selections, real)
         if "globals" in kinds:
             selections, parts = self._parts("globals", rows)
             merged.globals = _assemble(len(rows), selections, [part.globals for part in parts])
@@ -141,21 +142,13 @@ class MergedFeatures(FeatureStore):
         return selections, parts
 
 
-class FirstRegions(FeatureStore):
-    """The first `most` regions of each image, in the order of the store.
+class _Derived(FeatureStore):
+    """What another store gives, changed; ids, names and details are its own."""
 
-    Raises:
-        DataError: a store without regions, or `most` below 1.
-    """
-
-    def __init__(self, store: FeatureStore, most: int) -> None:
-        if most < 1:
-            raise DataError(f"an image has to keep at least 1 region, {most} were asked for")
-        if store.num_regions is None:
-            raise DataError(f"{store.source} has no regions of which the first {most} could be kept")
-        self._store, self.num_regions = store, min(most, store.num_regions)
+    def __init__(self, store: FeatureStore) -> None:
+        self._store = store
         self.source, self.provenance, self.image_ids = store.source, store.provenance, store.image_ids
-        self.region_dim, self.global_dim = store.region_dim, store.global_dim
+        self.region_dim, self.num_regions, self.global_dim = store.region_dim, store.num_regions, store.global_dim
         self.names, self.numbered = store.names, store.numbered
 
     def rows(self, image_ids: Sequence[str]) -> np.ndarray:
@@ -164,35 +157,43 @@ class FirstRegions(FeatureStore):
     def remedy(self, kinds: frozenset[str]) -> str:
         return self._store.remedy(kinds)
 
+    def _details(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return self._store.details(rows)
+
+
+class FirstRegions(_Derived):
+    """The first `most` regions of each image, in the order of the store.
+
+    Raises:
+        DataError: a store without regions, or `most` below 1.
+    """
+
+    def __init__(self, store: FeatureStore, most: int) -> None:
+        super().__init__(store)
+        if most < 1:
+            raise DataError(f"an image has to keep at least 1 region, {most} were asked for")
+        if store.num_regions is None:
+            raise DataError(f"{store.source} has no regions of which the first {most} could be kept")
+        self.num_regions = min(most, store.num_regions)
+
     def read_kinds(self, rows: np.ndarray, kinds: frozenset[str]) -> Features:
-        read = self._store.read_kinds(rows, kinds)
-        if read.regions is None:
-            return read
-        first = slice(self.num_regions)
-        boxes, mask = (None if values is None else values[:, first] for values in (read.boxes, read.mask))
-        return Features(read.regions[:, first], read.globals, boxes, mask)
+        return self._store.read_kinds(rows, kinds).taken(slice(None), slice(self.num_regions))
 
     def _details(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        found = self._store.details(rows)
         return {name: values if name == "image_sizes" else values[:, : self.num_regions]
-                for name, values in found.items()}
+                for name, values in super()._details(rows).items()}
 
 
-class MeanRegionGlobals(FeatureStore):
+class MeanRegionGlobals(_Derived):
     """A store without globals, with the mean of each image's real regions in their place; asked for, never silent."""
 
     def __init__(self, store: FeatureStore) -> None:
+        super().__init__(store)
         if store.kinds != {"regions"}:
             raise DataError(
                 f"{store.source} gives {', '.join(sorted(store.kinds))}: globals from regions need regions alone"
             )
-        self._store = store
-        self.source, self.provenance, self.image_ids = store.source, store.provenance, store.image_ids
-        self.region_dim, self.num_regions, self.global_dim = store.region_dim, store.num_regions, store.region_dim
-        self.names, self.numbered = store.names, store.numbered
-
-    def rows(self, image_ids: Sequence[str]) -> np.ndarray:
-        return self._store.rows(image_ids)
+        self.global_dim = store.region_dim
 
     def read_kinds(self, rows: np.ndarray, kinds: frozenset[str]) -> Features:
         features = self._store.read_kinds(rows, frozenset({"regions"}))
@@ -201,12 +202,6 @@ class MeanRegionGlobals(FeatureStore):
             real = features.regions.shape[1] if features.mask is None else features.mask.sum(axis=1, keepdims=True)
             features.globals = features.regions.sum(axis=1) / np.float32(real)  # rows that are not real are 0
         return features if "regions" in kinds else Features(None, features.globals)
-
-    def remedy(self, kinds: frozenset[str]) -> str:
-        return self._store.remedy(kinds)
-
-    def _details(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        return self._store.details(rows)
 
 
 def _assemble(n: int, selections: Sequence[np.ndarray], parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
@@ -218,9 +213,3 @@ def _assemble(n: int, selections: Sequence[np.ndarray], parts: Sequence[np.ndarr
     for selected, part in zip(selections, present, strict=True):
         whole[selected] = part
     return whole
-
-
-def _real(features: Features) -> np.ndarray:
-    """(n, K) bool of the regions, also where all are real."""
-    assert features.regions is not None
-    return np.ones(features.regions.shape[:2], dtype=bool) if features.mask is None else features.mask

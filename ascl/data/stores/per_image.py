@@ -6,7 +6,7 @@ import json
 import zipfile
 import zlib
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,18 +14,10 @@ import numpy as np
 
 from ascl.core.errors import DataError
 from ascl.core.files import atomic_path
-from ascl.data.stores.base import (
-    DETAILS,
-    Features,
-    FeatureStore,
-    first_not_finite,
-    not_finite,
-    refuse_repeated,
-)
+from ascl.data.stores.base import DETAILS, Features, FeatureStore, first_not_finite, not_finite, refuse_repeated
 
 MOST_REGIONS = 1000  # of an image; detectors give 100 at most, so more means that the file is misread
-_INDEX_VERSION = 1
-Index = dict[str, np.ndarray]
+_INDEX_VERSION = 2
 
 
 @dataclass
@@ -37,121 +29,183 @@ class ImageFeatures:
     globals: np.ndarray | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a pass over the source finds of one image.
+
+    where: for messages. count: of its regions, 0 = one vector for the whole image. dim: of a region or the vector.
+    size: width and height of the image, zeros where unknown. place: what the reader needs to find it again.
+    layout: of the file, where a format has several.
+    """
+
+    image_id: str
+    where: str
+    count: int
+    dim: int
+    boxes: bool = False
+    details: bool = False
+    size: tuple[int, int] = (0, 0)
+    place: tuple[int, ...] = ()
+    layout: str = ""
+
+    def kind(self) -> str:
+        """What all images of a store have in common, in words."""
+        what = "regions" if self.count else "one vector"
+        beside = (" with boxes" if self.boxes else "") + (" with classes" if self.details else "")
+        return f"{what} of dimension {self.dim}{beside}" + (f" ({self.layout})" if self.layout else "")
+
+
+@dataclass(frozen=True)
+class Index:
+    """What is kept of all entries: arrays of one row for each image, and what they have in common (0-dimensional)."""
+
+    image_ids: np.ndarray
+    counts: np.ndarray
+    sizes: np.ndarray
+    places: np.ndarray
+    dim: np.ndarray
+    boxes: np.ndarray
+    details: np.ndarray
+    layout: np.ndarray
+
+
 class PerImageFeatures(FeatureStore):
-    """A store that reads image by image. Held in memory: ids, and the place and number of regions of each image.
+    """A store that reads image by image. Held in memory: the index.
 
     A subclass calls `_describe` when it knows its images, and implements `_image` and, where the format has details,
     `_image_details`.
     """
 
-    _counts: np.ndarray | None = None
-    _sizes: np.ndarray | None = None
-    _has_boxes = False
-    _detail_names: Sequence[str] = ()
+    _detail_names: tuple[str, ...] = ()
 
-    def _describe(
-        self, source: str, image_ids: list[str], dim: int, counts: np.ndarray | None, sizes: np.ndarray | None = None
-    ) -> None:
-        """Take over what the images are: regions where there are `counts` (N,), else globals; sizes (N, 2)."""
-        refuse_repeated(image_ids, source)
-        self.source, self.image_ids, self.provenance = source, image_ids, {}
-        if counts is None:
-            self.global_dim = dim
+    def _describe(self, source: str, index: Index, detail_names: tuple[str, ...] = ()) -> None:
+        """Take over what the images are."""
+        self.source, self.provenance = source, {}
+        self.image_ids = index.image_ids.tolist()
+        refuse_repeated(self.image_ids, source)
+        self._places, self._has_boxes, self._counts = index.places, bool(index.boxes), index.counts
+        self._sizes = index.sizes if index.sizes.all() else None
+        self._detail_names = detail_names if index.details else ()
+        if not index.counts.any():
+            self.global_dim = int(index.dim)
             return
-        self.region_dim, self.num_regions, self._counts, self._sizes = dim, int(counts.max()), counts, sizes
-        wrong = np.flatnonzero((counts < 1) | (counts > MOST_REGIONS))
+        self.region_dim, self.num_regions = int(index.dim), int(index.counts.max())
+        wrong = np.flatnonzero((index.counts < 1) | (index.counts > MOST_REGIONS))
         if len(wrong):
-            raise DataError(f"{self.place(wrong[0])}: {counts[wrong[0]]} regions, expected 1 to {MOST_REGIONS}")
+            raise DataError(f"{self.place(wrong[0])}: {index.counts[wrong[0]]} regions, expected 1 to {MOST_REGIONS}")
 
+    @abstractmethod
     def place(self, row: int) -> str:
         """Where an image is, for messages."""
-        return f"{self.source}, row {row} (image {self.image_ids[row]})"
 
     def remedy(self, kinds: frozenset[str]) -> str:
-        return (f"If the file names the same images otherwise, convert it: python tools/convert_features.py "
-                f"{self.source} --out FILE.h5 --ids-from CAPTIONS.json")
+        return "If the file names the same images otherwise, convert it with captions that know both names"
 
     @abstractmethod
     def _image(self, row: int) -> ImageFeatures:
-        """Features of one image in float32, of the shapes described."""
+        """Features of one image in float32."""
 
     def _image_details(self, row: int) -> dict[str, np.ndarray]:
         """Of one image, (k,) arrays under the names in `_detail_names`; not asked for where these are none."""
         return {}
 
+    def _checked_image(self, row: int) -> ImageFeatures:
+        """The file may have been replaced since it was indexed, and boxes may lie in files of their own."""
+        image, count = self._image(row), int(self._counts[row])
+        expected = {
+            "regions": (count, self.region_dim) if count else None,
+            "boxes": (count, 4) if count and self._has_boxes else None,
+            "globals": None if count else (self.global_dim,),
+        }
+        for name, shape in expected.items():
+            values = getattr(image, name)
+            if shape is not None and (values is None or values.shape != shape):
+                found = "none" if values is None else values.shape
+                raise DataError(f"{self.place(row)}: its {name} have shape {found}, expected {shape}; boxes and "
+                                "features are of other images, or the file was replaced since it was opened")
+        return image
+
     def read_kinds(self, rows: np.ndarray, kinds: frozenset[str]) -> Features:
         unique, position = np.unique(rows, return_inverse=True)  # in the order of the file, each image once
-        wanted = kinds & self.kinds
         read = Features(None, None)
-        if "globals" in wanted:
-            read.globals = np.zeros((len(unique), self.global_dim or 0), dtype=np.float32)
-        if "regions" in wanted:
-            read.regions = np.zeros((len(unique), self.num_regions or 0, self.region_dim or 0), dtype=np.float32)
-            read.boxes = np.zeros((*read.regions.shape[:2], 4), dtype=np.float32) if self._has_boxes else None
-            read.mask = self._mask(unique)
-        if wanted:
+        if self.global_dim is not None and "globals" in kinds:
+            read.globals = np.zeros((len(unique), self.global_dim), dtype=np.float32)
             for i, row in enumerate(unique):
-                self._fill(read, i, self._image(row))
+                read.globals[i] = self._checked_image(row).globals
+        if self.num_regions is not None and "regions" in kinds:
+            read.regions = np.zeros((len(unique), self.num_regions, self.region_dim or 0), dtype=np.float32)
+            read.boxes = np.zeros((*read.regions.shape[:2], 4), dtype=np.float32) if self._has_boxes else None
+            if (self._counts != self.num_regions).any():
+                read.mask = np.arange(self.num_regions) < self._counts[unique, None]
+            for i, row in enumerate(unique):
+                image = self._checked_image(row)
+                read.regions[i, : self._counts[row]] = image.regions
+                if read.boxes is not None:
+                    read.boxes[i, : self._counts[row]] = image.boxes
         for name, values in (("regions", read.regions), ("globals", read.globals)):
             wrong = None if values is None else first_not_finite(values)
             if wrong is not None:
                 raise not_finite(self, name, unique[wrong], unique[wrong], f"It is {self.place(unique[wrong])}")
-        if np.array_equal(unique, rows):
-            return read
-        return Features(*(None if values is None else values[position]
-                          for values in (read.regions, read.globals, read.boxes, read.mask)))
-
-    def _fill(self, read: Features, i: int, image: ImageFeatures) -> None:
-        if read.globals is not None:
-            read.globals[i] = image.globals
-        if read.regions is not None and image.regions is not None:
-            read.regions[i, : len(image.regions)] = image.regions
-            if read.boxes is not None:
-                read.boxes[i, : len(image.regions)] = image.boxes
-
-    def _mask(self, rows: np.ndarray) -> np.ndarray | None:
-        assert self._counts is not None and self.num_regions is not None
-        if (self._counts == self.num_regions).all():
-            return None
-        return np.arange(self.num_regions) < self._counts[rows, None]
+        return read if np.array_equal(unique, rows) else read.taken(position)
 
     def _details(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        found = {}
-        if self._sizes is not None:
-            found["image_sizes"] = self._sizes[rows].astype(np.int32)
+        found = {} if self._sizes is None else {"image_sizes": self._sizes[rows].astype(np.int32)}
         for name in self._detail_names:
             dtype, padding = DETAILS[name]
             found[name] = np.full((len(rows), self.num_regions or 0), padding, dtype=dtype)
-        if self._detail_names:
-            for i, row in enumerate(rows):
-                for name, values in self._image_details(row).items():
-                    found[name][i, : len(values)] = values
+        for i, row in enumerate(rows if self._detail_names else ()):
+            for name, values in self._image_details(row).items():
+                if values.shape != (self._counts[row],):
+                    raise DataError(f"{self.place(row)}: its {name} have shape {values.shape}, expected one for each "
+                                    f"of {self._counts[row]} regions; the file is damaged")
+                found[name][i, : len(values)] = values
         return found
 
 
-def kept_index(path: Path, stamp: dict[str, int | str], build: Callable[[], Index]) -> Index:
-    """What `build` finds in a pass over `path`: from the last time, where `stamp` is still the same, else anew.
+def kept_index(path: Path, stamp: dict[str, int | str], entries: Callable[[], Iterable[Entry]]) -> Index:
+    """Return what `entries` finds in a pass over `path`: from the last time, where `stamp` is still the same.
 
     It is kept in `.NAME.index.npz` beside `path` where that folder can be written; COCO's TSV of 33 GB takes minutes.
+
+    Raises:
+        DataError: no image, or images that differ in what they hold (the first two are named).
     """
     kept = path.with_name(f".{path.name}.index.npz")
     text = json.dumps({"version": _INDEX_VERSION, **stamp}, sort_keys=True)
     try:
         with np.load(kept, allow_pickle=False) as file:
             if str(file["stamp"]) == text:
-                return {name: file[name] for name in file.files if name != "stamp"}
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+                return Index(**{name: file[name] for name in file.files if name != "stamp"})
+    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
         pass  # absent or damaged: a pass over the file brings it back
-    found = build()
+    index = _index_of(path, entries())
     try:
         with atomic_path(kept) as temporary, open(temporary, "wb") as out:
-            np.savez(out, stamp=np.array(text), **found)  # type: ignore[arg-type]
+            np.savez(out, stamp=np.array(text), **vars(index))
     except OSError:
         pass  # a read-only folder: the next opening takes a pass again
-    return found
+    return index
+
+
+def _index_of(path: Path, entries: Iterable[Entry]) -> Index:
+    found: list[Entry] = []
+    for entry in entries:
+        found.append(entry)
+        if entry.kind() != found[0].kind():
+            raise DataError(f"{found[0].where} holds {found[0].kind()}, {entry.where} holds {entry.kind()}; all images "
+                            "have to hold the same: the file is damaged, or files of another kind lie beside it")
+    if not found:
+        raise DataError(f"{path} holds no image")
+    return Index(
+        image_ids=np.array([entry.image_id for entry in found]),
+        counts=np.array([entry.count for entry in found], dtype=np.int64),
+        sizes=np.array([entry.size for entry in found], dtype=np.int32),
+        places=np.array([entry.place for entry in found], dtype=np.int64),
+        **{name: np.array(getattr(found[0], name)) for name in ("dim", "boxes", "details", "layout")},
+    )
 
 
 def stamp_of_file(path: Path) -> dict[str, int | str]:
-    """What tells that a file is still the same."""
+    """Return what tells that a file is still the same."""
     about = path.stat()
     return {"bytes": about.st_size, "modified_ns": about.st_mtime_ns}

@@ -17,7 +17,7 @@ from ascl.data.stores.base import (
     not_finite,
     refuse_repeated,
     require_file,
-    runs_of_neighbours,
+    runs_of_neighbors,
 )
 from ascl.data.stores.lazy_file import LazyFile
 
@@ -29,7 +29,7 @@ class ScanFeatures(FeatureStore):
     image.
 
     Some copies repeat each image's row five times. The repeat is inferred from the ids file beside it, else from the
-    number of captions, and checked on a sample of images: rows of one image are equal, those of neighbouring images are
+    number of captions, and checked on a sample of images: rows of one image are equal, those of neighboring images are
     not.
 
     Args:
@@ -97,9 +97,9 @@ class ScanFeatures(FeatureStore):
                         "inferred from the ids or the captions) but differ; they are of different splits"
                     )
         same = [self._equal_rows(row - self.repeat, row) for row in first[1:]]
-        if sum(same) > len(same) / 2:  # a repeat of five leaves four of five neighbours equal, real images next to none
+        if sum(same) > len(same) / 2:  # a repeat of five leaves four of five neighbors equal, real images next to none
             raise DataError(
-                f"{self.path}: neighbouring images have equal features, so an image has more than {self.repeat} rows; "
+                f"{self.path}: neighboring images have equal features, so an image has more than {self.repeat} rows; "
                 "put the split's caps.txt or ids.txt beside the features, or give the number of captions of the whole "
                 "split"
             )
@@ -120,9 +120,9 @@ class ScanFeatures(FeatureStore):
         return array
 
     def _read_rows(self, rows: np.ndarray) -> np.ndarray:
-        """(n, K, R) of rows of the file, in its own type; runs of neighbouring rows in one go."""
+        """(n, K, R) of rows of the file, in its own type; runs of neighboring rows in one go."""
         values = np.empty((len(rows), self.num_regions or 0, self.region_dim or 0), dtype=self._type)
-        for start, stop in runs_of_neighbours(rows):
+        for start, stop in runs_of_neighbors(rows):
             self._file.read_array(values[start:stop], self._start + int(rows[start]) * values[0].nbytes)
         return values
 

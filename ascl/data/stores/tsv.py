@@ -7,7 +7,6 @@ import binascii
 import itertools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,12 @@ from tqdm import tqdm
 from ascl.core.errors import DataError
 from ascl.data.stores.base import require_file
 from ascl.data.stores.lazy_file import LazyFile
-from ascl.data.stores.per_image import ImageFeatures, Index, PerImageFeatures, kept_index, stamp_of_file
+from ascl.data.stores.per_image import Entry, ImageFeatures, PerImageFeatures, kept_index, stamp_of_file
 
 BOTTOM_UP = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 LXMERT = ("img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes", "boxes",
           "features")
-_LAYOUTS = {len(columns): columns for columns in (BOTTOM_UP, LXMERT)}
+_LAYOUTS = {"bottom-up": BOTTOM_UP, "lxmert": LXMERT}
 _DETAILS = {
     "class_ids": ("objects_id", "<i8"),
     "scores": ("objects_conf", "<f4"),
@@ -49,37 +48,28 @@ class TsvFeatures(PerImageFeatures):
         if self.path.suffix == ".gz":
             raise DataError(f"{path} is compressed, and a compressed file cannot be read from the middle: unpack it "
                             f"with gunzip {path}")
-        index = kept_index(self.path, stamp_of_file(self.path), lambda: _index(self.path))
-        self._lines, self._offsets, self._lengths = index["line"], index["offset"], index["length"]
-        self._before_features = index["before_features"]
-        self._columns = _LAYOUTS[int(index["columns"])]
-        self._detail_names = tuple(_DETAILS) if self._columns == LXMERT else ()
-        self._has_boxes = True
+        index = kept_index(self.path, stamp_of_file(self.path), lambda: _entries(self.path))
+        self._columns = _LAYOUTS[str(index.layout)]
         self._file = LazyFile(self.path)
-        self._describe(str(path), index["image_ids"].tolist(), int(index["dim"]), index["count"], index["sizes"])
+        self._describe(str(path), index, tuple(_DETAILS))
 
     def place(self, row: int) -> str:
-        return f"{self.path}, line {self._lines[row]} (image {self.image_ids[row]})"
+        return f"{self.path}, line {self._places[row, 0]} (image {self.image_ids[row]})"
 
     def _image(self, row: int) -> ImageFeatures:
-        cells = self._cells(row, int(self._lengths[row]))
+        cells = self._cells(row, with_features=True)
         return ImageFeatures(
             regions=self._decoded(row, cells, "features").reshape(-1, self.region_dim or 0),
             boxes=self._decoded(row, cells, "boxes").reshape(-1, 4),
         )
 
     def _image_details(self, row: int) -> dict[str, np.ndarray]:
-        cells = self._cells(row, int(self._before_features[row]))
-        found = {}
-        for name, (column, dtype) in _DETAILS.items():
-            found[name] = self._decoded(row, cells, column, dtype)
-            if self._counts is not None and len(found[name]) != self._counts[row]:
-                raise DataError(f"{self.place(row)}: `{column}` has {len(found[name])} values for "
-                                f"{self._counts[row]} boxes; the file is damaged")
-        return found
+        cells = self._cells(row, with_features=False)
+        return {name: self._decoded(row, cells, column, dtype) for name, (column, dtype) in _DETAILS.items()}
 
-    def _cells(self, row: int, length: int) -> dict[str, bytes]:
-        content = bytes(self._file.read(int(self._offsets[row]), length))
+    def _cells(self, row: int, *, with_features: bool) -> dict[str, bytes]:
+        _, offset, length, before_features = self._places[row].tolist()
+        content = self._file.read(offset, length if with_features else before_features)
         cells = dict(zip(self._columns, content.split(b"\t", len(self._columns) - 1), strict=True))
         if cells[self._columns[0]].decode("utf-8", "replace") != self.image_ids[row]:
             raise DataError(f"{self.place(row)}: the file was changed since it was opened, start again")
@@ -93,51 +83,15 @@ class TsvFeatures(PerImageFeatures):
                             "fetch it again") from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """What the index keeps of an image, and the dimension of its features."""
-
-    image_id: str
-    line: int
-    offset: int
-    length: int
-    before_features: int
-    count: int
-    size: tuple[int, int]  # width, height
-    dim: int
-
-
-def _index(path: Path) -> Index:
+def _entries(path: Path) -> Iterator[Entry]:
     """A pass over the file: where the rows are, and whether their columns fit, by their lengths alone."""
-    rows = list(_rows(path))
-    if not rows:
-        raise DataError(f"{path} holds no image")
-    other = next((row for row in rows if row.dim != rows[0].dim), None)
-    if other is not None:
-        raise DataError(f"{path}, line {other.line} (image {other.image_id}): features of dimension {other.dim}, those "
-                        f"of line {rows[0].line} have {rows[0].dim}; the file is truncated or damaged")
-    numbers = ("line", "offset", "length", "before_features", "count")
-    return {
-        "image_ids": np.array([row.image_id for row in rows]),
-        "sizes": np.array([row.size for row in rows], dtype=np.int32),
-        "dim": np.array(rows[0].dim),
-        "columns": np.array(len(_columns_of(path))),
-        **{name: np.array([getattr(row, name) for row in rows], dtype=np.int64) for name in numbers},
-    }
-
-
-def _columns_of(path: Path) -> tuple[str, ...]:
-    with open(path, "rb") as file:
-        count = file.readline(_LONGEST_ROW).count(b"\t") + 1
-    if count not in _LAYOUTS:
-        raise DataError(f"{path}, line 1: {count} columns, expected {len(BOTTOM_UP)} ({', '.join(BOTTOM_UP)}) or "
-                        f"{len(LXMERT)} ({', '.join(LXMERT)}), separated by tabs")
-    return _LAYOUTS[count]
-
-
-def _rows(path: Path) -> Iterator[_Row]:
-    columns = _columns_of(path)
-    header = "\t".join(columns).encode()
+    with open(path, "rb") as first:
+        count = first.readline(_LONGEST_ROW).count(b"\t") + 1
+    layout = next((name for name, columns in _LAYOUTS.items() if len(columns) == count), None)
+    if layout is None:
+        wanted = " or ".join(f"{len(columns)} ({', '.join(columns)})" for columns in _LAYOUTS.values())
+        raise DataError(f"{path}, line 1: {count} columns, expected {wanted}, separated by tabs")
+    header = "\t".join(_LAYOUTS[layout]).encode()
     offset = 0
     with (
         open(path, "rb", buffering=_BUFFER) as file,
@@ -153,14 +107,13 @@ def _rows(path: Path) -> Iterator[_Row]:
             if content and not (line == 1 and content == header):
                 damaged = ("the row is damaged" if row.endswith(b"\n") else
                            "the file is truncated in this row, its last: fetch it again")
-                yield _checked_row(path, line, offset, content, columns, damaged)
+                yield _checked_row(path, line, offset, content, layout, damaged)
             offset += len(row)
             bar.update(len(row))
 
 
-def _checked_row(
-    path: Path, line: int, offset: int, content: bytes, columns: tuple[str, ...], damaged: str
-) -> _Row:
+def _checked_row(path: Path, line: int, offset: int, content: bytes, layout: str, damaged: str) -> Entry:
+    columns = _LAYOUTS[layout]
     split = content.split(b"\t", len(columns) - 1)  # not through the features, the longest by far
     count = len(split) + split[-1].count(b"\t")
     image_id = split[0].decode("utf-8", "replace")
@@ -183,8 +136,10 @@ def _checked_row(
     if length < 1 or length % (boxes * 4):
         raise DataError(f"{where}: `features` has {length} bytes, which does not divide by {boxes} boxes of float32; "
                         f"{damaged}")
-    return _Row(image_id, line, offset, len(content), len(content) - len(split[-1]), boxes, (found["_w"], found["_h"]),
-                length // (boxes * 4))
+    return Entry(
+        image_id, where, boxes, length // (boxes * 4), boxes=True, details=layout == "lxmert", layout=layout,
+        size=(found["_w"], found["_h"]), place=(line, offset, len(content), len(content) - len(split[-1])),
+    )
 
 
 def _length(cell: bytes) -> int:

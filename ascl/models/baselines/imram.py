@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ascl.core.tensors import at_least_float32
 from ascl.models.base import TextEncoder
 from ascl.models.baselines.tokens import (
     EPSILON,
@@ -19,7 +20,6 @@ from ascl.models.baselines.tokens import (
     inner_products,
     mean_over_tokens,
     positive,
-    raised,
     similarities,
     stacked_attention,
     unit_tokens,
@@ -113,25 +113,25 @@ class Imram(TokenModel):
         assert queries.as_query is not None and contexts.as_context is not None
         states, of_states = queries.unit.flatten(0, 1), queries.as_query.flatten(0, 1)      # (Q * R, D), (Q * R, 2 D)
         for step in range(1, self.steps):
-            attended = raised(weights.flatten(2).transpose(1, 2) @ contexts.as_context)     # (C, Q * R, 2 D)
+            attended = at_least_float32(weights.flatten(2).transpose(1, 2) @ contexts.as_context)     # (C, Q * R, 2 D)
             states = memory(states, of_states + attended)
             length = torch.linalg.vector_norm(states, dim=-1).clamp_min(EPSILON).unsqueeze(1)       # (C, 1, Q * R)
-            similarity = (raised(contexts.unit @ states.transpose(1, 2)) / length).view_as(first)
+            similarity = (at_least_float32(contexts.unit @ states.transpose(1, 2)) / length).view_as(first)
             if queries.mask is not None:                # a state of padding is not zero, and would count as a query
                 similarity = similarity.masked_fill(~queries.mask, 0)
             weights = stacked_attention(similarity, contexts.mask, sharpness)
             score = score + mean_over_tokens(attended_cosine(weights, first, contexts.gram), queries.mask)
             if step + 1 < self.steps:
-                of_states = raised(memory.of_query(states))
+                of_states = at_least_float32(memory.of_query(states))
         return score
 
     def pair_numbers(self, regions: int, words: int) -> int:
         """Gate and new state of each token that attends."""
         return regions * words if self.word_memory is None else max(regions, words) * 2 * self.regions.out_features
 
-    def prepared_numbers(self, tokens: int) -> int:
+    def prepared_numbers(self, tokens: int, dim: int) -> int:
         """Unit tokens, their inner products, and their parts in both memories."""
-        return tokens * ((1 if self.word_memory is None else 5) * self.regions.out_features + tokens)
+        return tokens * ((1 if self.word_memory is None else 5) * dim + tokens)
 
 
 def _prepared(
@@ -140,6 +140,6 @@ def _prepared(
     """`own` updates these tokens, `other` those that attend to them."""
     unit = unit_tokens(tokens, mask)
     return Tokens(
-        unit, mask, inner_products(unit), None if own is None else raised(own.of_query(unit)),
+        unit, mask, inner_products(unit), None if own is None else at_least_float32(own.of_query(unit)),
         None if other is None else other.of_context(unit),
     )

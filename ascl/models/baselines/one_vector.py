@@ -1,4 +1,4 @@
-"""What rivals without any meeting of image and text share: one vector an item, and the cosine of two vectors."""
+"""What baselines without any meeting of image and text share: one vector an item, and the cosine of two vectors."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ascl.core.tensors import products, unit
 from ascl.models.base import RetrievalModel, TextEncoder
 from ascl.models.encoded import EncodedImages, EncodedTexts
 
@@ -49,7 +49,4 @@ class OneVector(RetrievalModel):
 
     def pair_scores(self, images: EncodedImages, texts: EncodedTexts) -> Tensor:
         """Cosines (N_images, N_texts); in float32 at least, because losses divide them by small temperatures."""
-        vectors = (images.globals, self.text_vectors(texts))
-        with torch.autocast(images.globals.device.type, enabled=False):
-            of_images, of_texts = (F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1) for x in vectors)
-            return of_images @ of_texts.T
+        return products(unit(images.globals), unit(self.text_vectors(texts)))

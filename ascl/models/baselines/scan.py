@@ -85,6 +85,6 @@ class Scan(TokenModel):
         """A weight for each region and word."""
         return regions * words
 
-    def prepared_numbers(self, tokens: int) -> int:
+    def prepared_numbers(self, tokens: int, dim: int) -> int:
         """Unit tokens and their inner products."""
-        return tokens * (self.regions.out_features + tokens)
+        return tokens * (dim + tokens)

@@ -1,4 +1,4 @@
-"""What rivals with cross attention share: tokens of length 1, stacked attention between all pairs of items, blocks.
+"""What baselines with cross attention share: tokens of length 1, stacked attention between all pairs of items, blocks.
 
 Stacked cross attention (SCAN, Lee et al., "Stacked Cross Attention for Image-Text Matching", 2018, equations 1 to 4): a
 query token x_i attends to the context tokens y_j of another item with weights
@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ascl.core.tensors import at_least_float32
 from ascl.models.ascl import masked_mean
 from ascl.models.base import RetrievalModel, TextEncoder
 from ascl.models.encoded import EncodedImages, EncodedTexts
@@ -33,12 +34,7 @@ WORDS_ATTEND, REGIONS_ATTEND = 9.0, 4.0         # lambda, the inverse temperatur
 EPSILON = 1e-8
 CPU_BLOCK_NUMBERS = 1 << 19     # numbers of the largest tensor of a block of pairs: 2 MB of float32 stay in a cache
 GPU_BLOCK_NUMBERS = 1 << 25
-KEPT_NUMBERS = 1 << 25          # of such tensors while training; above it the backward pass computes blocks again
-
-
-def raised(x: Tensor) -> Tensor:
-    """Half precision raised to float32; float32 and float64 unchanged."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+KEPT_NUMBERS = 1 << 25          # of such tensors that a training step keeps
 
 
 def positive(name: str, value: float | None, default: float) -> float:
@@ -75,19 +71,19 @@ class Tokens:
 
 def unit_tokens(tokens: Tensor, mask: Tensor | None) -> Tensor:
     """(N, S, D) brought to length 1; a zero token stays zero, and padding becomes zero."""
-    unit = F.normalize(raised(tokens), dim=-1)
+    unit = F.normalize(at_least_float32(tokens), dim=-1)
     return unit if mask is None else unit.masked_fill(~mask.unsqueeze(-1), 0)
 
 
 def inner_products(unit: Tensor) -> Tensor:
     """(N, S, D) -> (N, S, S)."""
-    return raised(unit @ unit.transpose(1, 2))
+    return at_least_float32(unit @ unit.transpose(1, 2))
 
 
 def similarities(contexts: Tokens, queries: Tokens) -> Tensor:
     """Cosines (C, S, Q, R) of the tokens of C context items with those of Q query items."""
     products = contexts.unit.flatten(0, 1) @ queries.unit.flatten(0, 1).T
-    return raised(products).view(*contexts.unit.shape[:2], *queries.unit.shape[:2])
+    return at_least_float32(products).view(*contexts.unit.shape[:2], *queries.unit.shape[:2])
 
 
 def stacked_attention(similarity: Tensor, context_mask: Tensor | None, sharpness: float) -> Tensor:
@@ -114,7 +110,7 @@ def attended_cosine(weights: Tensor, similarity: Tensor, gram: Tensor) -> Tensor
     0 for a query token that is 0, such as padding, and where the attended vector is 0.
     """
     dot = (weights * similarity).sum(dim=1)
-    square = (weights * raised(gram @ weights.flatten(2)).view_as(weights)).sum(dim=1)
+    square = (weights * at_least_float32(gram @ weights.flatten(2)).view_as(weights)).sum(dim=1)
     return dot / square.clamp_min(EPSILON**2).sqrt()
 
 
@@ -129,8 +125,12 @@ class TokenModel(RetrievalModel):
     Encoded items are projected regions and words; their lengths play no part in a score. The whole-image feature is not
     used, as in the papers: an encoded image's `globals` is its mean region, for those who want one vector of an image.
     Words come from the text encoder that all models here share, where the papers train a bidirectional GRU.
+
+    block_numbers: of the largest tensor of a block of pairs; None = by the device.
+    kept_numbers: of such tensors while training; above it the backward pass computes blocks again.
     """
 
+    tokens_meet = True
     text: TextEncoder
 
     def __init__(
@@ -140,6 +140,8 @@ class TokenModel(RetrievalModel):
         self.text = text
         self.regions = nn.Linear(region_dim, embed_dim)
         self.words = nn.Linear(text.dim, embed_dim)
+        self.block_numbers: int | None = None
+        self.kept_numbers = KEPT_NUMBERS
 
     def encode_images(self, regions: Tensor, globals_: Tensor, mask: Tensor | None = None) -> EncodedImages:
         """(N, K, region_dim), (N, global_dim), (N, K) bool or None -> N images."""
@@ -172,8 +174,12 @@ class TokenModel(RetrievalModel):
         """Numbers of one pair in the largest tensor that `block_scores` makes, for so many tokens of either."""
 
     @abstractmethod
-    def prepared_numbers(self, tokens: int) -> int:
-        """Numbers of one prepared item of so many tokens, at most."""
+    def prepared_numbers(self, tokens: int, dim: int) -> int:
+        """Return how many numbers a prepared item of so many tokens takes at most."""
+
+    def working_numbers(self, device: torch.device) -> int:
+        """Return how many numbers the largest tensor of a block of pairs has."""
+        return self.block_numbers or (GPU_BLOCK_NUMBERS if device.type == "cuda" else CPU_BLOCK_NUMBERS)
 
     def pair_scores(self, images: EncodedImages, texts: EncodedTexts) -> Tensor:
         """Score of every image with every text, differentiable; memory beyond the prepared items is bounded."""
@@ -182,8 +188,8 @@ class TokenModel(RetrievalModel):
     def score_prepared(self, images: Tokens, texts: Tokens) -> Tensor:
         """(N_images, N_texts) scores of prepared items, in blocks of bounded size."""
         pair = self.pair_numbers(images.unit.shape[1], texts.unit.shape[1])
-        limit = GPU_BLOCK_NUMBERS if images.unit.is_cuda else CPU_BLOCK_NUMBERS
-        again = torch.is_grad_enabled() and pair * len(images) * len(texts) > KEPT_NUMBERS
+        limit = self.working_numbers(images.unit.device)
+        again = torch.is_grad_enabled() and pair * len(images) * len(texts) > self.kept_numbers
         columns = min(len(texts), max(1, limit // pair))
         rows = max(1, limit // (pair * columns))
 

@@ -10,10 +10,6 @@ from ascl.models.base import TextEncoder
 from ascl.models.baselines.one_vector import OneVector
 
 
-def _projector(input_dim: int, embed_dim: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(input_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, embed_dim))
-
-
 class TwoTower(OneVector):
     """Mean region and whole-image feature through one two-layer projection, mean word through another.
 
@@ -24,8 +20,13 @@ class TwoTower(OneVector):
         self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int = 1024, *, standardize: bool = False
     ) -> None:
         super().__init__(region_dim, global_dim, text, standardize=standardize)
-        self.image = _projector(region_dim + global_dim, embed_dim)
-        self.words = _projector(text.dim, embed_dim)
+        self.image = self.projection(region_dim + global_dim, embed_dim)
+        self.words = self.projection(text.dim, embed_dim)
+
+    @staticmethod
+    def projection(input_dim: int, embed_dim: int) -> nn.Module:
+        """Return what maps the mean of either side to the joint space."""
+        return nn.Sequential(nn.Linear(input_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, embed_dim))
 
     def image_vector(self, regions: Tensor, globals_: Tensor, mask: Tensor | None) -> Tensor:
         """(N, D) of mean region and whole image."""

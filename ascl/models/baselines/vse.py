@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ascl.models.ascl import masked_mean
-from ascl.models.base import TextEncoder
-from ascl.models.baselines.one_vector import OneVector
+from ascl.models.baselines.two_tower import TwoTower
 
 
-class Vse(OneVector):
+class Vse(TwoTower):
     """A linear map of the image and one of the text, compared by the cosine (equations 1 to 3 of the paper).
 
     What makes it VSE++ is its loss, the hardest negative of the batch (equation 6): `losses.hardest_triplet`, which
@@ -21,17 +18,7 @@ class Vse(OneVector):
     of the text encoder's words.
     """
 
-    def __init__(
-        self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int = 1024, *, standardize: bool = False
-    ) -> None:
-        super().__init__(region_dim, global_dim, text, standardize=standardize)
-        self.image = nn.Linear(region_dim + global_dim, embed_dim)
-        self.words = nn.Linear(text.dim, embed_dim)
-
-    def image_vector(self, regions: Tensor, globals_: Tensor, mask: Tensor | None) -> Tensor:
-        """W_f^T phi(i), (N, D)."""
-        return self.image(torch.cat([masked_mean(regions, mask), globals_], dim=-1))
-
-    def text_vector(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """W_g^T psi(c), (N, D)."""
-        return self.words(masked_mean(hidden, mask))
+    @staticmethod
+    def projection(input_dim: int, embed_dim: int) -> nn.Module:
+        """Return W_f of the image or W_g of the text."""
+        return nn.Linear(input_dim, embed_dim)

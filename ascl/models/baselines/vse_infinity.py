@@ -1,6 +1,6 @@
 """VSE-infinity (Chen et al., "Learning the Best Pooling Strategy for Visual Semantic Embedding", 2021).
 
-Its generalised pooling operator (section 3): the features of a set are sorted, each dimension for itself, and the
+Its generalized pooling operator (section 3): the features of a set are sorted, each dimension for itself, and the
 places of the sorted lists are weighted by what a small recurrent network makes of their positions. Mean, maximum and
 mean of the k largest are such weights, so the network learns which pooling is best.
 """
@@ -71,7 +71,7 @@ class VseInfinity(OneVector):
 
     As in the paper an image is its regions, without a feature of the whole, and the training drops a fifth of regions
     and words (size augmentation). Where it differs: regions pass a linear map plus a two-layer network as released, but
-    without batch normalisation, by which a vector would depend on the rest of its batch; words are dropped after the
+    without batch normalization, by which a vector would depend on the rest of its batch; words are dropped after the
     text encoder, which may be frozen, not masked before it.
     """
 
@@ -89,13 +89,13 @@ class VseInfinity(OneVector):
 
     def image_vector(self, regions: Tensor, globals_: Tensor, mask: Tensor | None) -> Tensor:
         """(N, D) of the regions."""
-        return self.image_pooling(self.image(regions) + self.image_residual(regions), self._augmented(regions, mask))
+        return self.image_pooling(self.image(regions) + self.image_residual(regions), self.augmented(regions, mask))
 
     def text_vector(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """(N, D) of the words."""
-        return self.text_pooling(self.words(hidden), self._augmented(hidden, mask))
+        return self.text_pooling(self.words(hidden), self.augmented(hidden, mask))
 
-    def _augmented(self, tokens: Tensor, mask: Tensor | None) -> Tensor | None:
+    def augmented(self, tokens: Tensor, mask: Tensor | None) -> Tensor | None:
         """While training, the mask without the tokens that are dropped; an item that would lose all keeps all."""
         if not self.training:
             return mask

@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from ascl.models import EncodedImages, EncodedTexts, RetrievalModel
-from ascl.retrieval.ranking import Ranks, RetrievalReport, Vector, as_owner, check_owner, report_of
-from ascl.retrieval.scoring.tiles import Progress, Tiles, make_tiles
+from ascl.retrieval.ranking import Ranks, Vector, as_owner, check_owner
+from ascl.retrieval.report import RetrievalReport, recall_report
+from ascl.retrieval.scoring.tiles import USUAL_LIMITS, Limits, Progress, Tiles, make_tiles
 
 
 @torch.no_grad()
 def score_all_pairs(
     model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, *, backend: str = "auto",
     block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
+    limits: Limits = USUAL_LIMITS,
 ) -> Tensor:
     """Score of every image with every text; the same numbers as `model.pair_scores`.
 
@@ -35,6 +37,7 @@ def score_all_pairs(
             None = the model's own. On a GPU float32 products run in tf32 where torch's
             `set_float32_matmul_precision` says so; of the sums, that of attention over tokens is a matrix product.
         progress: called with a number of pairs, each time that so many more are done.
+        limits: of memory.
 
     Returns:
         (N_images, N_texts) float32 on the CPU, in [-1, 1]; above it where a model pools by log-sum-exp (SCAN).
@@ -44,7 +47,8 @@ def score_all_pairs(
             devices or types, an unknown or impossible backend or dtype, a block that does not fit into the free memory.
             All before any work.
     """
-    tiles = make_tiles(model, images, texts, backend=backend, block=block, dtype=dtype, progress=progress)
+    tiles = make_tiles(model, images, texts, backend=backend, block=block, dtype=dtype, progress=progress,
+                       limits=limits)
     scores = torch.empty(len(images), len(texts))
     for rows, strip in tiles.strips():
         scores[rows] = strip
@@ -66,6 +70,7 @@ class ScoreBlocks:
 def score_blocks(
     model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, *, backend: str = "auto",
     block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
+    limits: Limits = USUAL_LIMITS,
 ) -> ScoreBlocks:
     """Rows of the score matrix, some images at a time against all texts: (n, N_texts) float32 on the CPU.
 
@@ -74,15 +79,15 @@ def score_blocks(
 
     Arguments and errors as for `score_all_pairs`.
     """
-    return ScoreBlocks(
-        make_tiles(model, images, texts, backend=backend, block=block, dtype=dtype, progress=progress)
-    )
+    return ScoreBlocks(make_tiles(model, images, texts, backend=backend, block=block, dtype=dtype, progress=progress,
+                                  limits=limits))
 
 
 @torch.no_grad()
 def rank_all_pairs(
     model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, owner: Vector, *, backend: str = "auto",
     block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
+    limits: Limits = USUAL_LIMITS,
 ) -> RetrievalReport:
     """Recalls in both directions; every pair is scored once and no matrix is held.
 
@@ -97,7 +102,8 @@ def rank_all_pairs(
         ValueError: as for `score_all_pairs`.
         DataError: owners that do not fit, or a score that is not finite.
     """
-    tiles = make_tiles(model, images, texts, backend=backend, block=block, dtype=dtype, progress=progress)
+    tiles = make_tiles(model, images, texts, backend=backend, block=block, dtype=dtype, progress=progress,
+                       limits=limits)
     owner = as_owner(owner)
     check_owner(owner, len(images), len(texts))
     belongs = torch.from_numpy(owner).to(tiles.device)
@@ -127,7 +133,7 @@ def rank_all_pairs(
         for rows, columns, tile in tiles.finite(group, np.flatnonzero(~own)):
             count(rows, columns, tile)
     has_text = np.unique(owner)
-    return report_of(Ranks(
+    return recall_report(Ranks(
         i2t=image_ranks.cpu().numpy()[has_text], t2i=text_ranks.cpu().numpy(), image_queries=has_text,
         text_queries=np.arange(len(texts)), images=len(images), texts=len(texts),
     ))
@@ -150,6 +156,7 @@ class TopPairs:
 def top_pairs(
     model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, k: int, *, backend: str = "auto",
     block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
+    limits: Limits = USUAL_LIMITS,
 ) -> TopPairs:
     """The k best texts of each image and the k best images of each text, in one pass and without the matrix.
 
@@ -157,7 +164,8 @@ def top_pairs(
         ValueError: as for `score_all_pairs`; k below 1, or above the number of images or of texts.
         DataError: a score that is not finite.
     """
-    tiles = make_tiles(model, images, texts, backend=backend, block=block, dtype=dtype, progress=progress)
+    tiles = make_tiles(model, images, texts, backend=backend, block=block, dtype=dtype, progress=progress,
+                       limits=limits)
     if not 1 <= k <= min(len(images), len(texts)):
         raise ValueError(f"k has to be from 1 to {min(len(images), len(texts))} with {len(images)} images and "
                          f"{len(texts)} texts, got {k}")

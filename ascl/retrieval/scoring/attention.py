@@ -26,16 +26,38 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ascl.losses.contrastive import at_least_float32
+from ascl.core.tensors import at_least_float32
 from ascl.models.fusion import AttentionWeights
 
 EPSILON = 1e-8                  # lower bound of a norm, as in torch's cosine_similarity
-CPU_COLUMNS = 384               # query tokens at a time: enough for a product to run near its peak
-CPU_CHUNK = 1 << 19             # attention entries at a time: about what stays in a core's cache, 2 MB of float32
-GPU_COLUMNS = 2048
-GPU_CHUNK = 1 << 24
-LARGE_GRAM, GRAM_PARTS = 256, 3     # rows of a symmetric matrix from which it is multiplied in so many parts
-PREPARED_TOGETHER = 16          # key items: more would make temporary matrices that the allocator cannot reuse
+GRAM_PARTS = 3                  # in which a large symmetric matrix is multiplied
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """How much is worked on at a time; results depend on it by rounding alone.
+
+    columns: query tokens. entries: numbers of attention. pairs: numbers of the global vectors of pairs.
+    keys: key items that are prepared together: more would make temporary matrices that the allocator cannot reuse.
+    gram: rows of a symmetric matrix from which it is multiplied in parts.
+    """
+
+    columns: int
+    entries: int
+    pairs: int
+    keys: int = 16
+    gram: int = 256
+
+
+# columns: enough for a product to run near its peak; entries and pairs, in float32: what stays in a core's cache (2 MB)
+# and in the shared one (8 MB)
+ON_CPU = Chunks(columns=384, entries=1 << 19, pairs=1 << 21)
+ON_GPU = Chunks(columns=2048, entries=1 << 24, pairs=1 << 24)
+
+
+def chunks_for(device: torch.device) -> Chunks:
+    """Return the sizes that suit a device."""
+    return ON_GPU if device.type == "cuda" else ON_CPU
 
 
 @dataclass
@@ -134,19 +156,16 @@ def _times(matrix: Tensor | None, columns: Tensor) -> Tensor:
     return columns if matrix is None else matrix @ columns
 
 
-def after_attention(output: Tensor, weights: AttentionWeights) -> Tensor:
-    """(E, D), the matrices that follow the mean attended vector, with the attention's own output projection in it."""
-    return output if weights.out is None else output @ weights.out
-
-
-def prepare_keys(tokens: Tensor, mask: Tensor | None, weights: AttentionWeights, following: Tensor) -> Keys:
+def prepare_keys(
+    tokens: Tensor, mask: Tensor | None, weights: AttentionWeights, following: Tensor, chunks: Chunks
+) -> Keys:
     """Tokens (N, S, D) and mask (N, S) bool or None -> what they are as keys and values.
 
-    following: (E, D) of `after_attention`.
+    following: (E, D) of `AttentionWeights.then`.
     """
     value = _project(tokens, weights.value, weights.heads)
     out = weights.out if weights.out is not None else torch.eye(tokens.shape[-1]).to(tokens)
-    parts = value.split(PREPARED_TOGETHER, dim=1)
+    parts = value.split(chunks.keys, dim=1)
     attended = (_by_head(part, out) for part in parts)                              # U
     return Keys(
         key=_project(tokens, weights.key, weights.heads),
@@ -183,7 +202,7 @@ def _project(tokens: Tensor, matrix: Tensor | None, heads: int) -> Tensor:
     return projected.unflatten(-1, (heads, -1)).permute(2, 0, 1, 3).contiguous()
 
 
-def attend(queries: Queries, keys: Keys) -> Attended:
+def attend(queries: Queries, keys: Keys, chunks: Chunks) -> Attended:
     """One direction of the attention for every pair of items; differentiable.
 
     Matrix products run in autocast's type where it is enabled, else in that of the keys, and so does the sum over a
@@ -195,7 +214,7 @@ def attend(queries: Queries, keys: Keys) -> Attended:
     with torch.autocast(device, enabled=False):
         return Attended(*_Attend.apply(
             queries.query, queries.out, keys.key, keys.value, keys.gram, keys.mask,
-            queries.members, queries.count, queries.bounds,
+            queries.members, queries.count, queries.bounds, chunks,
         ))
 
 
@@ -204,12 +223,12 @@ class _Attend(torch.autograd.Function):
     kept: the backward pass computes the attention again."""
 
     @staticmethod
-    def forward(ctx, query, out, key, value, gram, mask, members, count, bounds):
+    def forward(ctx, query, out, key, value, gram, mask, members, count, bounds, chunks):
         heads, items, s, _ = key.shape
         low, rows = query.dtype, heads * s
         dot, square = (members.new_empty(items, query.shape[-1]) for _ in range(2))
         mean = members.new_empty(items, len(count), rows)
-        groups, parts = _chunks(items, rows, bounds, query.device)
+        groups, parts = _parts(items, rows, bounds, chunks)
         some_queries = [
             (own, columns, query[..., columns].contiguous(), out[..., columns].contiguous(),
              members[columns, own].to(low)) for own, columns in groups
@@ -235,12 +254,12 @@ class _Attend(torch.autograd.Function):
                 match = product.view(heads, c, s, w).transpose(0, 1)
                 torch.mul(match, attention, out=summand.view(c, heads, s, w))
                 dot[part, columns] = summand.view(c, rows, w).sum(dim=1)
-                _halved_square(gram[part], of_items, product, summand.view(c, rows, w))
+                _halved_square(gram[part], of_items, product, summand.view(c, rows, w), chunks.gram)
                 square[part, columns] = 2 * summand.view(c, rows, w).sum(dim=1)
                 summed = of_items.flatten(0, 1) @ some_members                                      # (c * H * S, n)
                 mean[part, own] = summed.view(c, rows, -1).transpose(1, 2) / count[own, None]
         ctx.save_for_backward(query, out, key, value, gram, mask, members, count)
-        ctx.bounds = bounds
+        ctx.bounds, ctx.chunks = bounds, chunks
         return dot, square, mean
 
     @staticmethod
@@ -252,7 +271,7 @@ class _Attend(torch.autograd.Function):
         query_grad, out_grad, key_grad, value_grad, gram_grad = (
             torch.zeros_like(x, dtype=wide) for x in (query, out, key, value, gram)
         )
-        groups, parts = _chunks(items, heads * s, ctx.bounds, query.device)
+        groups, parts = _parts(items, heads * s, ctx.bounds, ctx.chunks)
         for part, (own, columns) in itertools.product(parts, groups):
             some_query, some_out = query[..., columns], out[..., columns]
             logits = _product(key[:, part], some_query).unflatten(1, (-1, s))
@@ -277,20 +296,19 @@ class _Attend(torch.autograd.Function):
             key_grad[:, part] += (logits_rows @ some_query.transpose(1, 2)).unflatten(1, (-1, s))
             value_grad[:, part] += (match_rows @ some_out.transpose(1, 2)).unflatten(1, (-1, s))
         gradients = (query_grad, out_grad, key_grad, value_grad, gram_grad)
-        return *(x.to(low) for x in gradients), None, None, None, None
+        return *(x.to(low) for x in gradients), None, None, None, None, None
 
 
-def _chunks(
-    items: int, rows: int, bounds: list[int], device: torch.device
+def _parts(
+    items: int, rows: int, bounds: list[int], chunks: Chunks
 ) -> tuple[list[tuple[slice, slice]], list[slice]]:
     """Query items and their columns at a time, and key items at a time; at least one of each."""
-    entries, wide = (GPU_CHUNK, GPU_COLUMNS) if device.type == "cuda" else (CPU_CHUNK, CPU_COLUMNS)
     groups, first = [], 0
     for last in range(1, len(bounds)):
-        if last == len(bounds) - 1 or bounds[last + 1] - bounds[first] > wide:
+        if last == len(bounds) - 1 or bounds[last + 1] - bounds[first] > chunks.columns:
             groups.append((slice(first, last), slice(bounds[first], bounds[last])))
             first = last
-    size = max(1, entries // (rows * max(_width(columns) for _, columns in groups)))
+    size = max(1, chunks.entries // (rows * max(_width(columns) for _, columns in groups)))
     return groups, [slice(start, min(start + size, items)) for start in range(0, items, size)]
 
 
@@ -303,14 +321,14 @@ def _product(keys: Tensor, queries: Tensor) -> Tensor:
     return keys.flatten(1, 2) @ queries
 
 
-def _halved_square(gram: Tensor, attention: Tensor, product: Tensor, into: Tensor) -> None:
+def _halved_square(gram: Tensor, attention: Tensor, product: Tensor, into: Tensor, large: int) -> None:
     """Numbers (c, H * S, w) whose sum over rows is half of a^T gram a; `product` is memory to work in.
 
     gram is symmetric: of what lies off its diagonal, one side is multiplied and stands for both. That pays for large
     matrices of float32 only; otherwise it is one part.
     """
     count, rows, columns = attention.shape
-    parts = GRAM_PARTS if rows >= LARGE_GRAM and gram.dtype.itemsize >= 4 else 1
+    parts = GRAM_PARTS if rows >= large and gram.dtype.itemsize >= 4 else 1
     edges = [rows * i // parts for i in range(parts + 1)]
     for first, last in itertools.pairwise(edges):
         part = product[: count * (last - first) * columns].view(count, last - first, columns)

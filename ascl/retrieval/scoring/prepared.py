@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ascl.losses.contrastive import at_least_float32
-from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
-from ascl.models.baselines.tokens import TokenModel
-from ascl.models.fusion import AttentionWeights, attention_weights
+from ascl.core.tensors import at_least_float32
+from ascl.models import EncodedImages, EncodedTexts, RetrievalModel
+from ascl.models.fusion import FusionWeights
 from ascl.retrieval.scoring.attention import (
     Attended,
+    Chunks,
     Keys,
     Queries,
-    after_attention,
     attend,
+    chunks_for,
     length,
     pack,
     prepare_keys,
@@ -32,27 +33,8 @@ from ascl.retrieval.scoring.attention import (
     unpack,
 )
 
-CPU_PAIR_NUMBERS = 1 << 21      # numbers of pairs' global vectors at a time: 8 MB of float32 stay in a shared cache
-GPU_PAIR_NUMBERS = 1 << 24
-
-Attend = Callable[[Queries, Keys], Attended]
-
-
-@dataclass
-class PreparedImages:
-    """What the scores need of each of N images, whatever the text.
-
-    second: (N, D) V_g2 = X_g G. gate: (N, D) the part of the gate's logit that V_g2 decides.
-    """
-
-    queries: Queries
-    keys: Keys
-    second: Tensor
-    gate: Tensor
-
-    def to(self, dtype: torch.dtype) -> PreparedImages:
-        """With what enters matrix products in `dtype`."""
-        return PreparedImages(self.queries.to(dtype), self.keys.to(dtype), self.second, self.gate)
+Attend = Callable[[Queries, Keys, Chunks], Attended]
+Prepared = TypeVar("Prepared", bound="PreparedTexts")
 
 
 @dataclass
@@ -62,65 +44,50 @@ class PreparedTexts:
     queries: Queries
     keys: Keys
 
-    def to(self, dtype: torch.dtype) -> PreparedTexts:
+    def to(self: Prepared, dtype: torch.dtype) -> Prepared:
         """With what enters matrix products in `dtype`."""
-        return PreparedTexts(self.queries.to(dtype), self.keys.to(dtype))
+        return replace(self, queries=self.queries.to(dtype), keys=self.keys.to(dtype))
 
 
 @dataclass
-class ScoreWeights:
-    """What preparation takes from a model, the same for every item.
+class PreparedImages(PreparedTexts):
+    """What the scores need of each of N images, whatever the text.
 
-    of_texts: (D, D) and of_images: (2 D, D) follow the mean attended text and image vector; gate: (D, D) is the half of
-    the gate's matrix that V_g2 meets.
+    second: (N, D) V_g2 = X_g G. gate: (N, D) the part of the gate's logit that V_g2 decides.
     """
 
-    region_to_word: AttentionWeights
-    word_to_region: AttentionWeights
-    of_texts: Tensor
-    of_images: Tensor
+    second: Tensor
     gate: Tensor
 
 
-def score_weights(model: AsCL) -> ScoreWeights:
-    """Products of a model's matrices, once for all items."""
-    region_to_word, word_to_region = map(attention_weights, (model.region_to_word, model.word_to_region))
-    first_gate, second_gate = model.gate.weight.chunk(2, dim=1)
-    to_global = model.attended_image_global.weight
-    return ScoreWeights(
-        region_to_word, word_to_region,
-        of_texts=after_attention(model.text_global.weight, region_to_word),
-        of_images=after_attention(torch.cat([to_global, first_gate @ to_global]), word_to_region),
-        gate=second_gate,
-    )
-
-
-def prepare_images(model: AsCL, weights: ScoreWeights, images: EncodedImages) -> PreparedImages:
-    """Projections, Gram matrices and what follows mean attention, once for each image."""
-    second = model.image_global(images.globals)
+def prepare_images(weights: FusionWeights, images: EncodedImages, chunks: Chunks) -> PreparedImages:
+    """Make projections, Gram matrices and what follows mean attention, once for each image."""
+    second = F.linear(images.globals, weights.image_global)
     return PreparedImages(
         queries=prepare_queries(*pack(images.regions, images.mask), weights.region_to_word),
-        keys=prepare_keys(images.regions, images.mask, weights.word_to_region, weights.of_images),
+        keys=prepare_keys(images.regions, images.mask, weights.word_to_region, weights.of_images, chunks),
         second=second,
-        gate=F.linear(second, weights.gate, model.gate.bias),
+        gate=F.linear(second, weights.gate, weights.gate_bias),
     )
 
 
-def prepare_texts(weights: ScoreWeights, texts: EncodedTexts) -> PreparedTexts:
-    """The same for each text."""
+def prepare_texts(weights: FusionWeights, texts: EncodedTexts, chunks: Chunks) -> PreparedTexts:
+    """Make the same for each text."""
     return PreparedTexts(
         queries=prepare_queries(*pack(texts.words, texts.mask), weights.word_to_region),
-        keys=prepare_keys(texts.words, texts.mask, weights.region_to_word, weights.of_texts),
+        keys=prepare_keys(texts.words, texts.mask, weights.region_to_word, weights.of_texts, chunks),
     )
 
 
-def score_prepared(model: AsCL, images: PreparedImages, texts: PreparedTexts, attend: Attend = attend) -> Tensor:
-    """(N_images, N_texts) scores of prepared items; differentiable where `attend` is."""
-    over_words = attend(images.queries, texts.keys)                             # regions attend to words: (T, ...)
-    over_regions = attend(texts.queries, images.keys)                           # words attend to regions: (I, ...)
+def score_prepared(
+    weights: FusionWeights, images: PreparedImages, texts: PreparedTexts, chunks: Chunks, attend: Attend = attend
+) -> Tensor:
+    """Return (N_images, N_texts) scores of prepared items; differentiable where `attend` is."""
+    over_words = attend(images.queries, texts.keys, chunks)                     # regions attend to words: (T, ...)
+    over_regions = attend(texts.queries, images.keys, chunks)                   # words attend to regions: (I, ...)
     local = (_mean_cosine(images.queries, over_words).T + _mean_cosine(texts.queries, over_regions)) / 2
-    global_ = _global_cosine(images, over_regions.mean, _vectors(over_words, texts.keys))
-    return model.local_weight * local + (1 - model.local_weight) * global_
+    global_ = _global_cosine(images, over_regions.mean, _vectors(over_words, texts.keys), chunks)
+    return weights.local_weight * local + (1 - weights.local_weight) * global_
 
 
 def _mean_cosine(queries: Queries, attended: Attended) -> Tensor:
@@ -135,14 +102,13 @@ def _vectors(attended: Attended, keys: Keys) -> Tensor:
     return attended.mean.to(keys.outputs.dtype) @ keys.outputs
 
 
-def _global_cosine(images: PreparedImages, over_regions: Tensor, text_vectors: Tensor) -> Tensor:
+def _global_cosine(images: PreparedImages, over_regions: Tensor, text_vectors: Tensor, chunks: Chunks) -> Tensor:
     """(I, T) cos(V_g, W_g) of mean attention (I, T, H * K) and of W_g (T, I, D).
 
     Some images at a time. Backward computes each part again: kept, the vectors of all pairs would be most of the memory
     of a training step.
     """
-    limit = GPU_PAIR_NUMBERS if text_vectors.is_cuda else CPU_PAIR_NUMBERS
-    size = max(1, limit // (2 * text_vectors[:, 0].numel()))
+    size = max(1, chunks.pairs // (2 * text_vectors[:, 0].numel()))
     parts = zip(*(x.split(size) for x in (over_regions, images.keys.outputs, images.second, images.gate)),
                 text_vectors.split(size, dim=1), strict=True)
     if torch.is_grad_enabled():
@@ -165,49 +131,54 @@ def _gated_cosine(over_regions: Tensor, outputs: Tensor, second: Tensor, gate: T
 
 
 def pick(texts: EncodedTexts, index: Tensor) -> EncodedTexts:
-    """Some texts, without the columns that are padding in all of them."""
+    """Return some texts, without the columns that are padding in all of them."""
     mask = texts.mask[index]
     used = int(mask.any(dim=0).nonzero().max()) + 1
     return EncodedTexts(texts.words[:, :used][index], mask[:, :used])
 
 
 def score_batch(
-    model: RetrievalModel, images: EncodedImages, text_sets: list[EncodedTexts], block: int = 32
+    model: RetrievalModel, images: EncodedImages, text_sets: list[EncodedTexts], block: int = 32,
+    chunks: Chunks | None = None,
 ) -> list[Tensor]:
-    """Scores of one batch of images with several sets of texts, differentiable: what a training step needs.
+    """Return the scores of one batch of images with several sets of texts, differentiable: what a training step needs.
 
     The texts of all sets meet the regions at once, as packed words; the regions meet the texts in blocks of similar
     length, so that little padding is computed. Other models are scored by their own `training_scores`: those whose
     tokens meet (SCAN, IMRAM) in such blocks too, those whose items do not (no fusion, two towers) at once.
 
+    Args:
+        block: texts whose words the regions meet at a time. chunks: None = by the device.
+
     Returns:
         One (N_images, N_texts) for each set, in the order given.
     """
-    if isinstance(model, TokenModel):
-        return [_in_blocks(model, images, texts, block) for texts in text_sets]
-    if not isinstance(model, AsCL) or not model.fusion:
-        return [model.training_scores(images, texts) for texts in text_sets]
-    weights = score_weights(model)
-    prepared = prepare_images(model, weights, images)
+    weights = model.fusion_weights()
+    if weights is None:
+        return [_in_blocks(model, images, texts, block if model.tokens_meet else len(texts)) for texts in text_sets]
+    chunks = chunks or chunks_for(images.regions.device)
+    prepared = prepare_images(weights, images, chunks)
     words, counts = _by_length(text_sets)
     queries = prepare_queries(words, [count for count, _ in counts], weights.word_to_region)
-    over_regions = attend(queries, prepared.keys)
+    over_regions = attend(queries, prepared.keys, chunks)
     region_cosine, text_vectors = [], []
     blocks = [[count for count, _ in counts[start : start + block]] for start in range(0, len(counts), block)]
     for tokens, of_block in zip(words.split([sum(of_block) for of_block in blocks]), blocks, strict=True):
-        keys = prepare_keys(*unpack(tokens, of_block), weights.region_to_word, weights.of_texts)
-        over_words = attend(prepared.queries, keys)
+        keys = prepare_keys(*unpack(tokens, of_block), weights.region_to_word, weights.of_texts, chunks)
+        over_words = attend(prepared.queries, keys, chunks)
         region_cosine.append(_mean_cosine(prepared.queries, over_words))
         text_vectors.append(_vectors(over_words, keys))
     local = (torch.cat(region_cosine).T + _mean_cosine(queries, over_regions)) / 2
-    global_ = _global_cosine(prepared, over_regions.mean, torch.cat(text_vectors))
-    scores = model.local_weight * local + (1 - model.local_weight) * global_
+    global_ = _global_cosine(prepared, over_regions.mean, torch.cat(text_vectors), chunks)
+    scores = weights.local_weight * local + (1 - weights.local_weight) * global_
     place = torch.tensor([place for _, place in counts]).argsort().to(scores.device)
     return list(scores[:, place].split([len(texts) for texts in text_sets], dim=1))
 
 
-def _in_blocks(model: TokenModel, images: EncodedImages, texts: EncodedTexts, block: int) -> Tensor:
+def _in_blocks(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, block: int) -> Tensor:
     """(N_images, N_texts) of texts in blocks of similar length."""
+    if block >= len(texts):
+        return model.training_scores(images, texts)
     order = texts.mask.sum(dim=1).argsort()
     columns = [model.training_scores(images, pick(texts, part)) for part in order.split(block)]
     return torch.cat(columns, dim=1)[:, order.argsort()]

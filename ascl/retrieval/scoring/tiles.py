@@ -7,7 +7,7 @@ the encoded items stays bounded, whatever their number. Nothing here knows which
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,35 +18,43 @@ import torch
 from torch import Tensor
 
 from ascl.core.errors import DataError
-from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
-from ascl.models.baselines.tokens import CPU_BLOCK_NUMBERS, GPU_BLOCK_NUMBERS, TokenModel
-from ascl.retrieval.scoring import triton as scoring_triton
-from ascl.retrieval.scoring.attention import CPU_CHUNK, GPU_CHUNK, Attended, Keys, Queries, attend
-from ascl.retrieval.scoring.prepared import (
-    CPU_PAIR_NUMBERS,
-    GPU_PAIR_NUMBERS,
-    pick,
-    prepare_images,
-    prepare_texts,
-    score_prepared,
-    score_weights,
-)
+from ascl.models import EncodedImages, EncodedTexts, RetrievalModel
+from ascl.models.fusion import FusionWeights
+from ascl.retrieval.scoring.attention import Attended, Chunks, Keys, Queries, attend, chunks_for
+from ascl.retrieval.scoring.prepared import pick, prepare_images, prepare_texts, score_prepared
 
 BACKENDS = ("auto", "reference", "algebra", "triton")
 CPU_BLOCK = (64, 64)            # images and texts whose pairs are scored at a time
 GPU_BLOCK = (256, 256)
 REFERENCE_BLOCK = (16, 64)
-CHEAP_BLOCK = (1024, 1024)      # where pairs do not meet before their score
-KEPT_BYTES = 2 << 30            # of images that stay prepared while all texts pass by,
-KEPT_IMAGES = 512               # and how many at most: more would save little and hold larger parts of the matrix
 SMALLEST_BLOCK = 16             # where memory is short; below it the time would grow without end
 CHECKED_TOGETHER = 256          # items: a check makes copies
-TEXTS_BYTES = 512 << 20         # of one block of prepared texts: long ones come in smaller blocks
 SHARE = 0.5                     # of the free memory that default blocks may take
 CGROUP = Path("/sys/fs/cgroup")
 BUFFERS = 8                     # temporary tensors of the largest size that exist at one time
 
 Progress = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds the memory of scoring; no score depends on it but by rounding.
+
+    free: bytes that may be taken; None = what the device has. kept_bytes, kept_images: of images that stay prepared
+    while all texts pass by: more would save little and hold larger parts of the matrix. texts_bytes: of one block of
+    prepared texts; long ones come in smaller blocks. cheap_block: images and texts at a time where their tokens do not
+    meet. chunks: of the attention; None = by the device.
+    """
+
+    free: int | None = None
+    kept_bytes: int = 2 << 30
+    kept_images: int = 512
+    texts_bytes: int = 512 << 20
+    cheap_block: tuple[int, int] = (1024, 1024)
+    chunks: Chunks | None = None
+
+
+USUAL_LIMITS = Limits()
 
 
 class _Way(NamedTuple):
@@ -81,8 +89,9 @@ class Tiles:
     image_block: int
     text_block: int
     kept: int
+    texts_bytes: int
     lengths: np.ndarray
-    progress: Callable[[int], object] | None
+    progress: Progress | None
 
     def groups(self) -> list[list[slice]]:
         """Blocks of images, as many together as stay prepared at a time."""
@@ -129,7 +138,7 @@ class Tiles:
         order = chosen[np.argsort(self.lengths[chosen], kind="stable")]
         while len(order):
             block = order[: self.text_block]
-            fit = TEXTS_BYTES // self.way.text(int(self.lengths[block[-1]]))
+            fit = self.texts_bytes // self.way.text(int(self.lengths[block[-1]]))
             block = block[: max(1, fit)]
             yield block
             order = order[len(block) :]
@@ -138,6 +147,7 @@ class Tiles:
 def make_tiles(
     model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, *, backend: str = "auto",
     block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
+    limits: Limits = USUAL_LIMITS,
 ) -> Tiles:
     """Check everything and choose sizes; no score is computed.
 
@@ -149,15 +159,22 @@ def make_tiles(
         raise ValueError(f"block must be at least 1, got {block}")
     check_encoded(model, images, texts)
     parameter = next(model.parameters())
-    way = _way(model, backend, _product_type(parameter, dtype), parameter.device, *images.regions.shape[1:])
+    low, (regions, dim) = _product_type(parameter, dtype), images.regions.shape[1:]
+    weights = model.fusion_weights()
+    if weights is None:
+        way = _own_way(model, parameter.device, regions, dim, limits)
+    elif backend == "reference":
+        way = _reference_way(model, low, parameter.device, regions, dim)
+    else:
+        way = _algebra_way(weights, backend, low, parameter.device, regions, dim, limits)
     lengths = texts.mask.sum(dim=1).cpu().numpy()
     longest = int(lengths.max())
 
     def need(image_block: int, text_block: int) -> int:
-        return (image_block * way.image + min(text_block * way.text(longest), TEXTS_BYTES + way.text(longest))
+        return (image_block * way.image + min(text_block * way.text(longest), limits.texts_bytes + way.text(longest))
                 + image_block * text_block * way.pair + way.working)
 
-    free = free_memory(parameter.device)
+    free = free_memory(parameter.device) if limits.free is None else limits.free
     image_block, text_block = (min(number, count) for number, count in
                                zip((block, block) if block else way.block, (len(images), len(texts)), strict=True))
     if block and need(image_block, text_block) > free:
@@ -166,9 +183,10 @@ def make_tiles(
                          f"{parameter.device}: give a smaller block, or none")
     while not block and max(image_block, text_block) > SMALLEST_BLOCK and need(image_block, text_block) > SHARE * free:
         image_block, text_block = (image_block + 1) // 2, (text_block + 1) // 2
-    room = max(0, min(KEPT_BYTES, free - need(image_block, text_block)))
-    kept = max(1, min(room // (image_block * way.image) + 1, KEPT_IMAGES // image_block))
-    return Tiles(images, texts, parameter.device, way, image_block, text_block, kept, lengths, progress)
+    room = max(0, min(limits.kept_bytes, free - need(image_block, text_block)))
+    kept = max(1, min(room // (image_block * way.image) + 1, limits.kept_images // image_block))
+    return Tiles(images, texts, parameter.device, way, image_block, text_block, kept, limits.texts_bytes, lengths,
+                 progress)
 
 
 def check_encoded(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts) -> None:
@@ -225,51 +243,63 @@ def _product_type(parameter: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     return parameter.dtype if dtype is None else dtype
 
 
-def _way(model: RetrievalModel, backend: str, low: torch.dtype, device: torch.device, regions: int, dim: int) -> _Way:
+def _own_way(model: RetrievalModel, device: torch.device, regions: int, dim: int, limits: Limits) -> _Way:
+    """By the model's own methods."""
+    usual = GPU_BLOCK if device.type == "cuda" else CPU_BLOCK
+    return _Way(
+        model.prepare_images, model.prepare_texts, model.score_prepared,
+        image=4 * model.prepared_numbers(regions, dim), text=lambda words: 4 * model.prepared_numbers(words, dim),
+        pair=8, working=4 * BUFFERS * model.working_numbers(device),
+        block=usual if model.tokens_meet else limits.cheap_block,
+    )
+
+
+def _reference_way(model: RetrievalModel, low: torch.dtype, device: torch.device, regions: int, dim: int) -> _Way:
+    """By `pair_scores`, an image at a time."""
+    def score(images: EncodedImages, texts: EncodedTexts) -> Tensor:
+        with _products_in(low, device):
+            return model.pair_scores(images, texts)
+
     width = BUFFERS * 4 * dim
-    on_gpu = device.type == "cuda"
-    if isinstance(model, TokenModel):
-        return _Way(
-            model.prepare_images, model.prepare_texts, model.score_prepared,
-            image=4 * model.prepared_numbers(regions), text=lambda words: 4 * model.prepared_numbers(words), pair=8,
-            working=4 * BUFFERS * (GPU_BLOCK_NUMBERS if on_gpu else CPU_BLOCK_NUMBERS),
-            block=GPU_BLOCK if on_gpu else CPU_BLOCK,
-        )
-    if not isinstance(model, AsCL) or not model.fusion:
-        return _Way(lambda images: images, lambda texts: texts, model.pair_scores,
-                    regions * width, lambda words: words * width, 8, 0, CHEAP_BLOCK)
-    if backend == "reference":
-        def plain(images: EncodedImages, texts: EncodedTexts) -> Tensor:
-            half = low in (torch.bfloat16, torch.float16)
-            with torch.autocast(device.type, low) if half else nullcontext():
-                return model.pair_scores(images, texts)
+    return _Way(lambda images: images, lambda texts: texts, score, image=regions * width,
+                text=lambda words: (words + regions) * width, pair=8, working=0, block=REFERENCE_BLOCK)
 
-        return _Way(lambda images: images, lambda texts: texts, plain,
-                    regions * width, lambda words: (words + regions) * width, 8, 0, REFERENCE_BLOCK)
-    heads, size = model.num_heads, low.itemsize
+
+def _algebra_way(
+    weights: FusionWeights, backend: str, low: torch.dtype, device: torch.device, regions: int, dim: int,
+    limits: Limits,
+) -> _Way:
+    """By the algebra of `attention.py`, or in the fused kernel."""
+    heads, size = weights.region_to_word.heads, low.itemsize
+    chunks = limits.chunks or chunks_for(device)
     if backend == "triton":
-        query = torch.empty(heads, dim // heads, 1, dtype=low, device=device)
-        if (reason := scoring_triton.supported(query, query.transpose(1, 2).unsqueeze(1), [0, 1])) is not None:
-            raise ValueError(f"backend triton: {reason}")
-    how = _fused if backend == "triton" else attend
-    with torch.no_grad():
-        weights = score_weights(model)
+        from ascl.retrieval.scoring import triton  # slow to import, and seldom asked for
 
-    def in_type(prepare: Callable[..., Any], *arguments: Any) -> Any:
-        half = low in (torch.bfloat16, torch.float16)
-        with torch.autocast(device.type, low) if half else nullcontext():
-            return prepare(*arguments).to(low)
+        query = torch.empty(heads, dim // heads, 1, dtype=low, device=device)
+        if (reason := triton.supported(query, query.transpose(1, 2).unsqueeze(1), [0, 1])) is not None:
+            raise ValueError(f"backend triton: {reason}")
+
+    def in_type(prepare: Callable[..., Any], items: Any) -> Any:
+        with _products_in(low, device):
+            return prepare(weights, items, chunks).to(low)
 
     return _Way(
-        images=lambda images: in_type(prepare_images, model, weights, images),
-        texts=lambda texts: in_type(prepare_texts, weights, texts),
-        score=lambda images, texts: score_prepared(model, images, texts, how),
+        images=lambda images: in_type(prepare_images, images),
+        texts=lambda texts: in_type(prepare_texts, texts),
+        score=lambda images, texts: score_prepared(
+            weights, images, texts, chunks, _fused if backend == "triton" else attend
+        ),
         image=_prepared_bytes(regions, heads, dim, 2 * dim, size),
         text=lambda words: _prepared_bytes(words, heads, dim, dim, size),
         pair=dim * size + 2 * 4 * heads * 2 * regions,
-        working=4 * BUFFERS * ((GPU_CHUNK + GPU_PAIR_NUMBERS) if on_gpu else (CPU_CHUNK + CPU_PAIR_NUMBERS)),
-        block=GPU_BLOCK if on_gpu else CPU_BLOCK,
+        working=4 * BUFFERS * (chunks.entries + chunks.pairs),
+        block=GPU_BLOCK if device.type == "cuda" else CPU_BLOCK,
     )
+
+
+def _products_in(low: torch.dtype, device: torch.device) -> AbstractContextManager:
+    """Autocast, where the type is half precision."""
+    return torch.autocast(device.type, low) if low in (torch.bfloat16, torch.float16) else nullcontext()
 
 
 def _prepared_bytes(tokens: int, heads: int, dim: int, outputs: int, size: int) -> int:
@@ -278,26 +308,28 @@ def _prepared_bytes(tokens: int, heads: int, dim: int, outputs: int, size: int) 
     return size * (4 * tokens * dim + rows * rows + rows * outputs) + 4 * 2 * dim
 
 
-def _fused(queries: Queries, keys: Keys) -> Attended:
+def _fused(queries: Queries, keys: Keys, chunks: Chunks) -> Attended:
     """By the fused kernel; by the algebra where a block has texts longer than it can take."""
+    from ascl.retrieval.scoring import triton
+
     weight = queries.members @ (1 / queries.count)
     try:
-        return Attended(*scoring_triton.attend(queries.query, queries.out, keys.key, keys.value, keys.gram, keys.mask,
-                                               weight, queries.bounds))
-    except scoring_triton.CannotFuse:
-        return attend(queries, keys)
+        return Attended(*triton.attend(queries.query, queries.out, keys.key, keys.value, keys.gram, keys.mask, weight,
+                                       queries.bounds))
+    except triton.CannotFuse:
+        return attend(queries, keys, chunks)
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that can be taken on a device without harm to others; within the limit of a container."""
+def free_memory(device: torch.device, cgroup: Path = CGROUP) -> int:
+    """Return the bytes that can be taken on a device without harm to others; within the limit of a container."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     available = psutil.virtual_memory().available
-    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
+    limit, used = cgroup / "memory.max", cgroup / "memory.current"
     if limit.exists() and (text := limit.read_text(encoding="ascii").strip()) != "max":
         # pages of files that were read count as used and are given back on demand
-        statistics = dict(line.split() for line in (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
+        statistics = dict(line.split() for line in (cgroup / "memory.stat").read_text(encoding="ascii").splitlines())
         files = sum(int(statistics.get(name, 0)) for name in ("inactive_file", "active_file"))
         available = min(available, int(text) - int(used.read_text(encoding="ascii")) + files)
     return max(0, available)

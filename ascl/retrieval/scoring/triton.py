@@ -6,7 +6,7 @@ the three results.
 
 Sources: flash-attention (tiles of queries, float32 softmax, products in the inputs' type) and, for the grouped order of
 the programs, Triton's tutorial on matrix multiplication. Ours: the pairs of heads of the quadratic form are walked in a
-circle (`_kernel`), and the attention of all heads goes through the loops packed (`_packed`).
+circle (`kernel`), and the attention of all heads goes through the loops packed (`_packed`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class CannotFuse(ValueError):
 
 
 def _jit(function: Callable) -> Any:
-    """Lengths change from block to block: a kernel specialised to each would be compiled dozens of times."""
+    """Lengths change from block to block: a kernel specialized to each would be compiled dozens of times."""
     if triton is None:
         return function
     counts = ["columns", "query_items", "key_items", "length", "units", "tiles", "heads"]
@@ -53,7 +53,7 @@ def _packed(a, dtype: tl.constexpr):
     """(M, P) numbers of 16 bits -> (M, P / 2) of 32 bits; those of 32 bits stay as they are.
 
     A value carried through a loop gets a whole register, whatever its size: unpacked, the attention of all heads would
-    take twice the registers. Neighbouring columns are in one thread and in this order in the tensor core's operand.
+    take twice the registers. Neighboring columns are in one thread and in this order in the tensor core's operand.
     """
     if dtype.primitive_bitwidth == 32:
         return a
@@ -110,7 +110,7 @@ def _turned(kept, always):
 
 
 @_jit
-def _kernel(
+def kernel(
     query, out, key, value, gram, mask, weight, places, dot, square, mean,
     columns, query_items, key_items, length, units, tiles, heads,
     H: tl.constexpr, D: tl.constexpr, P: tl.constexpr, UNIT: tl.constexpr, M: tl.constexpr, DEPTH: tl.constexpr,
@@ -284,7 +284,7 @@ def _cuts(heads: int, d: int, s: int, dtype: torch.dtype, bounds: Sequence[int],
         ways = list(shapes(heads, d, s, dtype, _precision(dtype), rows, capability, shared)) if rows >= longest else []
         if ways:
             # a tile costs its rows, and its share of the key item's loads: about what 32 more rows would
-            found.append(((len(_tiles(bounds, ways[0])) - 1) * (rows + 32), ways))
+            found.append(((len(tiles_of(bounds, ways[0])) - 1) * (rows + 32), ways))
     return min(found, key=lambda cost_and_ways: cost_and_ways[0])[1] if found else []
 
 
@@ -295,7 +295,7 @@ def _longest(bounds: Sequence[int]) -> int:
 
 def _precision(dtype: torch.dtype) -> str:
     """How float32 is multiplied: as torch's own products are allowed to."""
-    if dtype == torch.bfloat16 and not isinstance(_kernel, triton.JITFunction):
+    if dtype == torch.bfloat16 and not isinstance(kernel, triton.JITFunction):
         return "emulated"
     if dtype != torch.float32:
         return "ieee"
@@ -305,7 +305,7 @@ def _precision(dtype: torch.dtype) -> str:
         return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
-def _tiles(bounds: Sequence[int], shape: Shape) -> list[int]:
+def tiles_of(bounds: Sequence[int], shape: Shape) -> list[int]:
     """First items of tiles of whole items, as many as fit; the last is the number of items."""
     tiles, last = [0], len(bounds) - 1
     while tiles[-1] < last:
@@ -346,7 +346,7 @@ def _no_kernel(query: Tensor, key: Tensor) -> str | None:
         return f"triton {triton.__version__}: the kernel needs 3.4 or newer"
     if key.dtype not in DTYPES:
         return f"no kernel for {key.dtype}"
-    compiled = isinstance(_kernel, triton.JITFunction)
+    compiled = isinstance(kernel, triton.JITFunction)
     if compiled and query.device.type != "cuda":
         return f"tensors on {query.device.type}: the kernel needs a GPU, or TRITON_INTERPRET=1 before the first import"
     if compiled and torch.version.hip:
@@ -402,11 +402,11 @@ def attend(
         gram = torch.nn.functional.pad(gram.unflatten(2, (heads, s)), (0, units * unit - s))
     key, value, gram, weight = (x.contiguous() for x in (key, value, gram, weight))
     for shape in cuts:
-        tiles = _tiles(bounds, shape)
+        tiles = tiles_of(bounds, shape)
         places = _places(bounds, tiles, device)
         try:
             with torch.cuda.device_of(query):
-                _kernel[((len(tiles) - 1) * items,)](
+                kernel[((len(tiles) - 1) * items,)](
                     query, out, key, value, gram, places if mask is None else mask.contiguous().view(torch.uint8),
                     weight, places, dot, square, mean, columns, len(bounds) - 1, items, s, units, len(tiles) - 1, heads,
                     **constants(shape, heads, d, key.dtype, _precision(key.dtype), mask is not None),

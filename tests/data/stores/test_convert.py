@@ -45,10 +45,7 @@ def same(made: Hdf5Features, source, dtype: str = "float32") -> None:
     assert all(details[name].tobytes() == expected[name].tobytes() for name in details)
 
 
-@pytest.fixture
-def small_blocks(monkeypatch) -> None:
-    """Two images a block, so that five leave a ragged last one."""
-    monkeypatch.setattr(convert_module, "BLOCK_BYTES", 2 * 5 * (DIM + 4) * 4)
+SMALL_BLOCK = 2 * 5 * (DIM + 4) * 4  # two images, so that five leave a ragged last one
 
 
 # ---- what comes out
@@ -56,9 +53,9 @@ def small_blocks(monkeypatch) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_every_format_goes_through_unchanged(tmp_path, kind, dtype, small_blocks):
+def test_every_format_goes_through_unchanged(tmp_path, kind, dtype):
     source = written(kind, tmp_path, make_images(COUNTS))
-    done = convert([source], tmp_path / "new" / "out.h5", dtype=dtype, progress=False)
+    done = convert([source], tmp_path / "new" / "out.h5", dtype=dtype, progress=False, block_bytes=SMALL_BLOCK)
     same(Hdf5Features(done.path), open_features([source]), dtype)
     assert (done.images, done.checked) == (5, 5)
     with h5py.File(done.path) as file:
@@ -82,21 +79,21 @@ def test_any_finite_bits_survive(tmp_path_factory, values):
 
 
 @pytest.mark.parametrize("repeat", [1, 5])
-def test_scan_is_written_once_an_image(tmp_path, repeat, small_blocks):
+def test_scan_is_written_once_an_image(tmp_path, repeat):
     regions = np.random.default_rng(0).normal(size=(7, 3, DIM)).astype(np.float32)
     np.save(tmp_path / "test_ims.npy", np.repeat(regions, repeat, axis=0))
     (tmp_path / "test_caps.txt").write_text("a dog\n" * 35)
-    convert([tmp_path / "test_ims.npy"], tmp_path / "out.h5", progress=False)
+    convert([tmp_path / "test_ims.npy"], tmp_path / "out.h5", progress=False, block_bytes=SMALL_BLOCK)
     with h5py.File(tmp_path / "out.h5") as file:
         assert np.array_equal(file["regions"][:], regions) and "region_count" not in file and "boxes" not in file
         assert file["image_ids"].asstr()[:].tolist() == [str(i) for i in range(7)]
 
 
-def test_regions_and_globals_of_several_sources_meet(tmp_path, small_blocks):
+def test_regions_and_globals_of_several_sources_meet(tmp_path):
     images = make_images(COUNTS)
     att = foreign_files.write_cocobu(tmp_path / "bu", images)
     source = [att, tmp_path / "bu_fc"]
-    both = convert(source, tmp_path / "both.h5", progress=False)
+    both = convert(source, tmp_path / "both.h5", progress=False, block_bytes=SMALL_BLOCK)
     same(Hdf5Features(both.path), open_features(source))
     only = convert([both.path], tmp_path / "only.h5", kind="globals", progress=False)
     assert Hdf5Features(only.path).kinds == {"globals"} and set(only.shapes) == {"image_ids", "globals"}
@@ -105,9 +102,9 @@ def test_regions_and_globals_of_several_sources_meet(tmp_path, small_blocks):
     assert not (tmp_path / "none.h5").exists()
 
 
-def test_the_first_regions_are_kept(tmp_path, small_blocks):
+def test_the_first_regions_are_kept(tmp_path):
     source = foreign_files.write_tsv(tmp_path / "a.tsv", make_images(COUNTS), "lxmert")
-    done = convert([source], tmp_path / "out.h5", max_regions=3, progress=False)
+    done = convert([source], tmp_path / "out.h5", max_regions=3, progress=False, block_bytes=SMALL_BLOCK)
     same(Hdf5Features(done.path), open_features([source], max_regions=3))
     assert done.shapes["scores"] == (5, 3)
 
@@ -182,7 +179,7 @@ def test_values_beyond_float16_name_the_image(tmp_path):
     images = make_images(COUNTS)
     images[3].regions[1, 2] = 1e6
     source = foreign_files.write_tsv(tmp_path / "a.tsv", images)
-    with pytest.raises(DataError, match=r"`regions` of image pic3 \(row 3\) are not finite in float16; try --dtype"):
+    with pytest.raises(DataError, match=r"`regions` of image pic3 \(row 3\) are not finite in float16; keep float32"):
         convert([source], tmp_path / "out.h5", dtype="float16", progress=False)
     assert not (tmp_path / "out.h5").exists()
 
@@ -231,10 +228,10 @@ def test_a_kill_leaves_nothing_under_the_name_and_the_next_start_clears_up(tmp_p
 
 def test_two_conversions_do_not_write_one_file(tmp_path):
     np.save(tmp_path / "a_ims.npy", np.random.default_rng(0).random((5, 2, 3)))
-    busy = tmp_path / ".out.h5.1.tmp"
-    program = f"import h5py; file = h5py.File({str(busy)!r}, 'w'); print('open', flush=True); input()"
+    program = (f"from ascl.core.files import atomic_path\nwith atomic_path({str(tmp_path / 'out.h5')!r}) as busy:\n"
+               "    busy.write_bytes(b'half')\n    print(busy, flush=True)\n    input()\n    __import__('os')._exit(1)")
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout.readline() == b"open\n"
+        busy = Path(other.stdout.readline().decode().strip())
         with pytest.raises(DataError, match="another conversion is writing .*out.h5"):
             convert([tmp_path / "a_ims.npy"], tmp_path / "out.h5", progress=False)
         other.communicate(b"\n")
@@ -244,8 +241,7 @@ def test_two_conversions_do_not_write_one_file(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["tsv", "npy"])
-def test_memory_is_that_of_a_block_not_of_the_file(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(convert_module, "BLOCK_BYTES", 1 << 20)
+def test_memory_is_that_of_a_block_not_of_the_file(tmp_path, kind):
     images = make_images([36] * 200)
     for image in images:
         image.regions = np.random.default_rng().random((36, 1024), dtype=np.float32)
@@ -257,7 +253,7 @@ def test_memory_is_that_of_a_block_not_of_the_file(tmp_path, monkeypatch, kind):
     del images
     tracemalloc.start()
     try:
-        convert([source], tmp_path / "out.h5", progress=False)
+        convert([source], tmp_path / "out.h5", progress=False, block_bytes=1 << 20)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -300,7 +296,7 @@ def test_ids_become_stems(coco, ids, field, expected):
 
 @pytest.mark.parametrize(("ids", "field", "message"), [
     (["1"], None, r"fit .* as filename and as cocoid and as imgid, which are different images: id 1 is "
-                  r"COCO_train2014_000000000001 or, as imgid, COCO_train2014_000000000009; say which with --id-field"),
+                  r"COCO_train2014_000000000001 or, as imgid, COCO_train2014_000000000009; say which field"),
     (["9", "77", "78"], None, r"as filename, 2 of 3 are unknown \(77, 78\); as cocoid, 2 of 3.*; as imgid, 3 of 3"),
     (["9", "2"], None, r"as cocoid, 1 of 2 are unknown \(2\); as imgid, 1 of 2 are unknown \(9\)"),
     (["000009"], "cocoid", r"as cocoid, 1 of 1 are unknown \(000009\)"),

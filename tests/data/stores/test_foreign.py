@@ -9,6 +9,7 @@ from pathlib import Path
 import foreign_files
 import h5py
 import numpy as np
+import psutil
 import pytest
 from foreign_files import DIM, KINDS, Image, make_images, written
 from hypothesis import given, settings
@@ -281,7 +282,7 @@ def damaged_tsv(change) -> bytes:
     (lambda c: [*c[:3], b"3", *c[4:]], r"line 2 .*`boxes` has 64 bytes, 3 boxes of 4 float32 have 48"),
     (lambda c: [*c[:5], c[5][:-8]], r"line 2 .*`features` has 9. bytes, which does not divide by 4 boxes"),
     (lambda c: [*c[:5], foreign_files.text(np.zeros((4, 5), np.float32))],
-     r"line 2 .*dimension 5, those of line 1 have 6"),
+     r"line 1 .* holds regions of dimension 6 .*line 2 .*regions of dimension 5"),
     (lambda c: [b"pic0", *c[1:]], r"image id pic0 is given twice, in rows 0 and 1"),
 ])
 def test_a_damaged_row_of_a_tsv_is_named_when_it_is_opened(tmp_path, change, message):
@@ -349,7 +350,7 @@ def test_damaged_npz_files_are_named(tmp_path):
         ({"x": np.zeros((3, 3)), "num_bbox": 3}, "nothing tells which axis is which"),
         ({"x": image.regions[:, :5], "bbox": image.boxes}, "regions of dimension 6.*holds regions of dimension 5"),
         ({"x": image.regions[:0], "num_bbox": 0}, r"pic1\.npz holds no region"),
-        ({"x": image.regions, "num_bbox": 3}, r"pic0\.npz holds regions of dimension 6 with boxes, pic1\.npz holds"),
+        ({"x": image.regions, "num_bbox": 3}, r"pic0\.npz holds regions of dimension 6 with boxes, .*pic1\.npz holds"),
     ]:
         with pytest.raises(DataError, match=message):
             opened(**arrays)
@@ -411,7 +412,8 @@ def test_damaged_hdf5_is_named(tmp_path):
         open_features([path])
     with h5py.File(path, "a") as file:
         file["pic1/features"] = images[1].regions[:, :5]
-    with pytest.raises(DataError, match=r"entry pic1: regions of dimension 5 .*first entry: regions of dimension 6"):
+    with pytest.raises(DataError, match=r"entry pic0 holds regions of dimension 6 .*"
+                                        r"entry pic1 holds regions of dimension 5"):
         open_features([path])
     with h5py.File(path, "a") as file:
         del file["pic1/features"], file["pic1/boxes"]
@@ -447,10 +449,10 @@ def test_more_shards_than_may_be_open_are_read(tmp_path):
     rows = np.random.default_rng(0).permutation(150)
     expected = {image.image_id: image.regions for image in images}
     assert np.array_equal(store.read(rows).regions, [expected[store.image_ids[row]] for row in rows])
-    assert len(store._files) <= 64
+    assert sum(file.path.startswith(str(tmp_path)) for file in psutil.Process().open_files()) <= 64
 
 
 def test_missing_images_say_how_ids_are_mapped(stores):
     with pytest.raises(DataError, match=r"ids look like 'pic0'\. If the file names the same images otherwise, convert "
-                                        r"it: python tools/convert_features\.py .*a\.tsv --out FILE\.h5 --ids-from"):
+                                        r"it with captions that know both names"):
         stores["bottom-up tsv"].rows(["COCO_val2014_000000391895"])

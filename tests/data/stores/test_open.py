@@ -232,7 +232,7 @@ def test_regions_and_globals_of_two_files_meet_by_image_id(tmp_path):
     assert read.mask is None and read.boxes is None
     assert set(store.provenance) == {str(a), str(b)}
     with pytest.raises(
-        DataError, match=r"no features of 1 image in .*regions\.h5: w\. .*tools/extract_regions\.py --images"
+        DataError, match=r"no features of 1 image in .*regions\.h5: w\. .*Extract regions of the images"
     ):
         store.rows(["x", "w"])
     with pytest.raises(DataError, match="image w has no regions"):
@@ -309,8 +309,7 @@ def test_missing_images_are_counted_and_named_with_the_command(both):
     message = str(caught.value)
     assert "no features of 8 images" in message and "new0, new1, new2, new3, new4 and 3 more" in message
     assert str(both[0]) in message and "'pic_b'" in message
-    assert "python tools/extract_regions.py --images FOLDER --out FILE" in message
-    assert "python tools/extract_globals.py --images FOLDER --out FILE" in message
+    assert "Extract regions or globals of the images" in message
 
 
 def test_rows_outside_the_store_are_refused(both):
@@ -329,19 +328,19 @@ def test_a_value_that_is_not_finite_names_file_row_and_image(tmp_path, name):
     arrays[name][3, ..., 1] = np.nan
     store = open_features([write_h5(tmp_path / "f.h5", IDS, **arrays)])
     assert len(store.read([0, 1, 2, 4]).regions) == 4
-    with pytest.raises(DataError, match=rf"f\.h5: `{name}` of row 3 \(image pic_d\).*tools/extract_{name}\.py .*f\.h5"):
+    with pytest.raises(DataError, match=rf"f\.h5: `{name}` of row 3 \(image pic_d\).*Extract {name} of the images"):
         store.read([4, 3, 0])
 
 
 def test_missing_truncated_and_foreign_files(tmp_path):
     path = tmp_path / "f.h5"
     with pytest.raises(
-        DataError, match=r"no file .*f\.h5\. Make it with: python tools/extract_regions\.py .* or python"
+        DataError, match=r"no file .*f\.h5\. Extract regions or globals of the images"
     ):
         open_features([path])
     write_h5(path, IDS, regions=made(5, 3, 400))
     path.write_bytes(path.read_bytes()[:9000])
-    with pytest.raises(DataError, match=r"f\.h5 is truncated or no HDF5 file .*tools/extract_regions\.py"):
+    with pytest.raises(DataError, match=r"f\.h5 is truncated or no HDF5 file .*Extract regions"):
         open_features([path])
     path.write_bytes(b"not hdf5")
     with pytest.raises(DataError, match="is truncated or no HDF5 file"):
@@ -375,7 +374,7 @@ def test_a_damaged_chunk_is_reported_when_it_is_read(tmp_path):
     store = open_features([path])
     assert np.array_equal(store.read([0, 5]).regions, values[[0, 5]])
     with pytest.raises(
-        DataError, match=r"f\.h5: `regions` cannot be read, the file is damaged .*tools/extract_regions"
+        DataError, match=r"f\.h5: `regions` cannot be read, the file is damaged .*Extract regions"
     ):
         store.read([4])
 

@@ -1,6 +1,9 @@
 """Streams over all pairs: the same numbers whatever backend, block or memory; ranks and best lists without a matrix."""
 
+from dataclasses import replace
+
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +12,8 @@ from hypothesis import strategies as st
 from ascl.core.errors import DataError
 from ascl.models import EncodedImages, EncodedTexts
 from ascl.retrieval import rank_all_pairs, rank_report, score_all_pairs, score_blocks, top_pairs
-from ascl.retrieval.scoring import attention, tiles
+from ascl.retrieval.scoring.attention import ON_CPU
+from ascl.retrieval.scoring.tiles import Limits, free_memory, make_tiles
 
 VARIANTS = [{}, {"projections": False}, {"fusion": False}, {"heads": 1}, {"masked": False}, {"k": 1}, {"longest": 1},
             {"images": 1, "texts": 1}]
@@ -42,18 +46,20 @@ def test_the_fused_kernel_gives_the_references_scores(example, variant, device):
 
 def test_texts_that_the_fused_kernel_cannot_take_are_left_to_the_algebra(example, monkeypatch):
     pytest.importorskip("triton")
+    from ascl.retrieval.scoring import triton as kernel
+
     asked = []
-    fused = tiles.scoring_triton.attend
+    fused = kernel.attend
 
     def attend(query, out, key, *rest):
         asked.append(key.shape[2])
         if max(key.shape[2], max(np.diff(rest[-1]))) > 2:
-            raise tiles.scoring_triton.CannotFuse("too long")
+            raise kernel.CannotFuse("too long")
         return fused(query, out, key, *rest)
 
     model, images, texts = example(images=2, texts=9, k=2, dim=16, heads=2, dtype=torch.float32, masked=False)
     expected = model.pair_scores(images, texts).detach()
-    monkeypatch.setattr(tiles.scoring_triton, "attend", attend)
+    monkeypatch.setattr(kernel, "attend", attend)
     if torch.cuda.is_available():
         model = model.cuda()
     torch.testing.assert_close(score_all_pairs(model, images, texts, backend="triton", block=1), expected,
@@ -81,28 +87,27 @@ def test_any_shape_any_memory(example, data):
     owner = np.array([draw(0, count - 1) for _ in range(number)])
     block, k = draw(1, 8), draw(1, min(count, number))
     expected = model.pair_scores(images, texts).detach()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "KEPT_BYTES", data.draw(st.sampled_from([0, 20_000, 2 << 30])))
-        patch.setattr(tiles, "KEPT_IMAGES", data.draw(st.sampled_from([1, 4, 512])))
-        patch.setattr(attention, "LARGE_GRAM", data.draw(st.sampled_from([1, 256])))
-        patch.setattr(attention, "PREPARED_TOGETHER", draw(1, 4))
-        patch.setattr(tiles, "TEXTS_BYTES", data.draw(st.sampled_from([0, 20_000, 2 << 30])))
-        torch.testing.assert_close(
-            score_all_pairs(model, images, texts, block=block), expected.float(), rtol=0, atol=1e-6
-        )
-        assert rank_all_pairs(model, images, texts, owner, block=block) == rank_report(expected, owner)
-        best = top_pairs(model, images, texts, k, block=block)
+    limits = Limits(
+        kept_bytes=data.draw(st.sampled_from([0, 20_000, 2 << 30])),
+        kept_images=data.draw(st.sampled_from([1, 4, 512])),
+        texts_bytes=data.draw(st.sampled_from([0, 20_000, 2 << 30])),
+        chunks=replace(ON_CPU, gram=data.draw(st.sampled_from([1, 256])), keys=draw(1, 4)),
+    )
+    torch.testing.assert_close(
+        score_all_pairs(model, images, texts, block=block, limits=limits), expected.float(), rtol=0, atol=1e-6
+    )
+    assert rank_all_pairs(model, images, texts, owner, block=block, limits=limits) == rank_report(expected, owner)
+    best = top_pairs(model, images, texts, k, block=block, limits=limits)
     assert torch.equal(best.texts_of_image, expected.topk(k, dim=1).indices)
     assert torch.equal(best.images_of_text, expected.T.topk(k, dim=1).indices)
     torch.testing.assert_close(best.image_scores, expected.topk(k, dim=1).values.float(), rtol=0, atol=1e-6)
     torch.testing.assert_close(best.text_scores, expected.T.topk(k, dim=1).values.float(), rtol=0, atol=1e-6)
 
 
-def test_ranking_scores_each_pair_once(example, monkeypatch):
-    monkeypatch.setattr(tiles, "KEPT_BYTES", 0)
+def test_ranking_scores_each_pair_once(example):
     model, images, texts = example(images=7, texts=15)
     done = []
-    rank_all_pairs(model, images, texts, np.arange(15) % 7, block=2, progress=done.append)
+    rank_all_pairs(model, images, texts, np.arange(15) % 7, block=2, progress=done.append, limits=Limits(kept_bytes=0))
     assert sum(done) == 7 * 15
     assert max(done) <= 2 * 2
 
@@ -146,10 +151,9 @@ def test_half_precision_is_as_exact_as_the_reference_in_it(example, dtype, backe
     assert 1e-5 < error < 2 * own_error, f"{dtype}: error {error:.1e}, the reference's {own_error:.1e}"
 
 
-def test_rows_come_in_blocks_and_can_be_read_again(example, monkeypatch):
-    monkeypatch.setattr(tiles, "KEPT_BYTES", 0)
+def test_rows_come_in_blocks_and_can_be_read_again(example):
     model, images, texts = example(images=5, texts=10)
-    blocks = score_blocks(model, images, texts, block=2)
+    blocks = score_blocks(model, images, texts, block=2, limits=Limits(kept_bytes=0))
     assert [len(block) for block in blocks] == [2, 2, 1]
     torch.testing.assert_close(torch.cat(list(blocks)), score_all_pairs(model, images, texts))
     truth = torch.eye(5, dtype=torch.bool).repeat(1, 2)
@@ -158,53 +162,48 @@ def test_rows_come_in_blocks_and_can_be_read_again(example, monkeypatch):
     )
 
 
-def test_without_fusion_blocks_give_the_same(example, monkeypatch):
+def test_without_fusion_blocks_give_the_same(example):
     model, images, texts = example(images=5, texts=7, fusion=False)
-    monkeypatch.setattr(tiles, "CHEAP_BLOCK", (2, 3))
-    torch.testing.assert_close(
-        score_all_pairs(model, images, texts), model.pair_scores(images, texts).float(), rtol=0, atol=1e-6
-    )
+    scores = score_all_pairs(model, images, texts, limits=Limits(cheap_block=(2, 3)))
+    torch.testing.assert_close(scores, model.pair_scores(images, texts).float(), rtol=0, atol=1e-6)
 
 
 # Memory
 
 
-def test_blocks_shrink_with_the_free_memory(example, monkeypatch):
+def test_blocks_shrink_with_the_free_memory(example):
     model, images, texts = example(images=40, texts=60)
     expected = score_all_pairs(model, images, texts)
-    roomy = tiles.make_tiles(model, images, texts)
+    roomy = make_tiles(model, images, texts)
     assert (roomy.image_block, roomy.text_block) == (40, 60)
     for free in (2 * roomy.way.working + 100_000, roomy.way.working, 0):
-        monkeypatch.setattr(tiles, "free_memory", lambda device, free=free: free)
-        tight = tiles.make_tiles(model, images, texts)
+        tight = make_tiles(model, images, texts, limits=Limits(free=free))
         assert 8 <= tight.image_block < 40 and 8 <= tight.text_block < 60
     assert tight.kept == 1 < roomy.kept * roomy.image_block
-    torch.testing.assert_close(score_all_pairs(model, images, texts), expected)
+    torch.testing.assert_close(score_all_pairs(model, images, texts, limits=Limits(free=0)), expected)
 
 
-def test_a_block_that_cannot_fit_is_refused(example, monkeypatch):
+def test_a_block_that_cannot_fit_is_refused(example):
     model, images, texts = example(images=40, texts=60)
-    free = tiles.make_tiles(model, images, texts).way.working + 500_000
-    monkeypatch.setattr(tiles, "free_memory", lambda device: free)
+    limits = Limits(free=make_tiles(model, images, texts).way.working + 500_000)
     with pytest.raises(ValueError, match="block of 32 images and 32 texts needs about .* GiB and 0.08 are free"):
-        score_all_pairs(model, images, texts, block=32)
-    assert tiles.make_tiles(model, images, texts, block=4).image_block == 4
+        score_all_pairs(model, images, texts, block=32, limits=limits)
+    assert make_tiles(model, images, texts, block=4, limits=limits).image_block == 4
 
 
-def test_free_memory_is_within_the_machines_and_the_containers(tmp_path, monkeypatch):
-    free = tiles.free_memory(torch.device("cpu"))
-    assert 0 < free <= tiles.psutil.virtual_memory().total
-    monkeypatch.setattr(tiles, "CGROUP", tmp_path)
+def test_free_memory_is_within_the_machines_and_the_containers(tmp_path):
+    cpu = torch.device("cpu")
+    assert 0 < free_memory(cpu) <= psutil.virtual_memory().total
     for name, text in (("max", "1000000"), ("current", "900000"), ("stat", "inactive_file 300\nactive_file 20")):
         (tmp_path / f"memory.{name}").write_text(text + "\n")
-    assert tiles.free_memory(torch.device("cpu")) == 100_320
+    assert free_memory(cpu, tmp_path) == 100_320
     (tmp_path / "memory.max").write_text("max\n")
-    assert tiles.free_memory(torch.device("cpu")) > 1_000_000
+    assert free_memory(cpu, tmp_path) > 1_000_000
 
 
 def test_groups_hold_a_bounded_number_of_images(example):
     model, images, texts = example(images=1200, texts=2, k=1, dim=8, heads=2)
-    groups = tiles.make_tiles(model, images, texts).groups()
+    groups = make_tiles(model, images, texts).groups()
     assert sum(len(group) for group in groups) == -(-1200 // 64)
     assert max(group[-1].stop - group[0].start for group in groups) == 512
 
@@ -218,7 +217,7 @@ def test_the_estimate_of_a_prepared_item_is_what_it_takes(example):
 
     model, images, texts = example(images=1, texts=1, k=9, longest=1, dim=256, heads=4, dtype=torch.float32,
                                    masked=False)
-    way = tiles.make_tiles(model, images, texts).way
+    way = make_tiles(model, images, texts).way
     assert size(way.images(images)) == pytest.approx(way.image, rel=0.02)
     assert size(way.texts(texts)) == pytest.approx(way.text(1), rel=0.2)
 
@@ -231,7 +230,7 @@ def test_the_estimate_of_a_prepared_item_is_what_it_takes(example):
 ], ids=["score_all_pairs", "score_blocks", "rank_all_pairs", "top_pairs"])
 @pytest.mark.parametrize("what", ["no images", "no texts", "nan region", "infinite global", "infinite word", "no words",
                                   "no regions", "types"])
-def test_what_has_no_score_is_refused_before_any_work(example, what, run, monkeypatch):
+def test_what_has_no_score_is_refused_before_any_work(example, what, run):
     model, images, texts = example()
     if what == "no images":
         images, match = images[:0], "0 images"
@@ -249,8 +248,7 @@ def test_what_has_no_score_is_refused_before_any_work(example, what, run, monkey
         images.mask[2], match = False, "image 2 has no real token"
     else:
         texts, match = texts.to(torch.float32), "word torch.float32"
-    monkeypatch.setattr(tiles, "prepare_images", lambda *_: pytest.fail("work had begun"))
-    monkeypatch.setattr(tiles, "prepare_texts", lambda *_: pytest.fail("work had begun"))
+    model.fusion_weights = lambda: pytest.fail("work had begun")
     with pytest.raises(ValueError, match=match):
         run(model, images, texts)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ascl.retrieval import score_batch
-from ascl.retrieval.scoring import attention
-from ascl.retrieval.scoring import prepared as scoring
+from ascl.retrieval.scoring.attention import ON_CPU, Keys, Queries
+from ascl.retrieval.scoring.attention import attend as attend_fast
 
 
 def softmax(x):
@@ -80,28 +80,24 @@ def test_reference_is_the_papers_formula(example, variant):
             assert scores[i, j].item() == pytest.approx(expected, abs=1e-10)
 
 
-@pytest.fixture(params=[False, True], ids=["whole", "in small parts"])
-def small_parts(request, monkeypatch):
+@pytest.fixture(params=[ON_CPU, replace(ON_CPU, gram=2, keys=2, pairs=1)], ids=["whole", "in small parts"])
+def chunks(request):
     """What is done in parts for large items only, done so for small ones."""
-    if request.param:
-        monkeypatch.setattr(attention, "LARGE_GRAM", 2)
-        monkeypatch.setattr(attention, "PREPARED_TOGETHER", 2)
-        monkeypatch.setattr(scoring, "CPU_PAIR_NUMBERS", 1)
+    return request.param
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("block", [1, 2, 64])
-def test_algebra_equals_the_reference(example, variant, block, small_parts):
+def test_algebra_equals_the_reference(example, variant, block, chunks):
     model, images, texts = example(**variant)
-    expected = model.pair_scores(images, texts)
-    torch.testing.assert_close(score_batch(model, images, [texts], block=block)[0], expected, rtol=0, atol=1e-12)
+    scores = score_batch(model, images, [texts], block=block, chunks=chunks)[0]
+    torch.testing.assert_close(scores, model.pair_scores(images, texts), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("chunk", [(1, 1), (200, 9), (1 << 20, 1000)])      # entries, columns
+@pytest.mark.parametrize(("entries", "columns"), [(1, 1), (200, 9), (1 << 20, 1000)])
 @pytest.mark.parametrize("variant", [{}, {"projections": False}], ids=str)
-def test_gradients_equal_the_references(example, variant, chunk, monkeypatch, small_parts):
-    monkeypatch.setattr(attention, "CPU_CHUNK", chunk[0])
-    monkeypatch.setattr(attention, "CPU_COLUMNS", chunk[1])
+def test_gradients_equal_the_references(example, variant, entries, columns, chunks):
+    chunks = replace(chunks, entries=entries, columns=columns)
     model, images, texts = example(**variant)
     inputs = [images.regions, images.globals, texts.words]
     for tensor in inputs:
@@ -113,7 +109,7 @@ def test_gradients_equal_the_references(example, variant, chunk, monkeypatch, sm
         return torch.autograd.grad((scores * weight).sum(), wanted, allow_unused=True)
 
     expected = gradients(model.pair_scores(images, texts))
-    actual = gradients(score_batch(model, images, [texts], block=2)[0])
+    actual = gradients(score_batch(model, images, [texts], block=2, chunks=chunks)[0])
     used = 0
     for a, b in zip(actual, expected, strict=True):
         assert (a is None) == (b is None)
@@ -123,8 +119,8 @@ def test_gradients_equal_the_references(example, variant, chunk, monkeypatch, sm
     assert used >= 8
 
 
-def test_gradcheck_of_the_attention_that_recomputes(monkeypatch, small_parts):
-    monkeypatch.setattr(attention, "CPU_COLUMNS", 3)                # several chunks of columns
+def test_gradcheck_of_the_attention_that_recomputes(chunks):
+    chunks = replace(chunks, columns=3)                             # several chunks of columns
     heads, d, columns, items, s = 2, 3, 4, 2, 3
     shapes = [(heads, d, columns), (heads, d, columns), (heads, items, s, d), (heads, items, s, d)]
     query, out, key, value = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
@@ -134,7 +130,9 @@ def test_gradcheck_of_the_attention_that_recomputes(monkeypatch, small_parts):
 
     def run(query, out, key, value, half):
         gram = half + half.transpose(1, 2)                          # a Gram matrix is symmetric
-        return attention._Attend.apply(query, out, key, value, gram, mask, members, members.sum(0), [0, 3, 4])
+        queries = Queries(query, out, torch.ones(columns), members, members.sum(0), [0, 3, 4])
+        attended = attend_fast(queries, Keys(key, value, gram, half, mask), chunks)
+        return attended.dot, attended.square, attended.mean
 
     assert torch.autograd.gradcheck(run, (query, out, key, value, half))
 

@@ -25,7 +25,7 @@ from ascl.settings.retrieval import from_dict, read_settings  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 MODELS = [from_dict(read_settings(path)).model for path in sorted((REPOSITORY / "configs").glob("*.yaml"))]
-INTERPRETED = not isinstance(scoring_triton._kernel, triton.JITFunction)
+INTERPRETED = not isinstance(scoring_triton.kernel, triton.JITFunction)
 PRECISIONS = ["float32", "tf32", "bfloat16", "float16"]
 NAMES = ("dot", "square", "mean")
 
@@ -189,7 +189,7 @@ def test_any_shape(lengths, t, s, heads, masked, seed):
 def test_tiles_are_whole_items_and_as_full_as_can_be(lengths, rows):
     shape = scoring_triton.Shape(rows, rows // 4, 4, 16, 16, 2)
     bounds = bounds_of(lengths)
-    tiles = scoring_triton._tiles(bounds, shape)
+    tiles = scoring_triton.tiles_of(bounds, shape)
     assert tiles[0] == 0 and tiles[-1] == len(lengths)
     for first, last in itertools.pairwise(tiles):
         assert 0 < last - first <= shape.items and sum(lengths[first:last]) <= rows
@@ -236,13 +236,13 @@ for capability, dtype, precision, s, rows, shared in json.loads(sys.argv[1]):
     dtype = getattr(torch, dtype)
     shape = next(module.shapes(heads, d, s, dtype, precision, rows, capability, shared))
     fixed = module.constants(shape, heads, d, dtype, precision, True)
-    names = module._kernel.arg_names
+    names = module.kernel.arg_names
     low = "*fp32" if dtype == torch.float32 else "*bf16"
     types = dict.fromkeys(("query", "out", "key", "value", "gram"), low)
     types |= dict.fromkeys(("weight", "dot", "square", "mean"), "*fp32") | {"mask": "*u8", "places": "*i32"}
     signature = {name: "constexpr" if name in fixed else types.get(name, "i32") for name in names}
     source = ASTSource(
-        module._kernel, signature, {(names.index(name),): value for name, value in fixed.items()},
+        module.kernel, signature, {(names.index(name),): value for name, value in fixed.items()},
         {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in types},
     )
     built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": shape.warps})

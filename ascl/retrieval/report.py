@@ -1,0 +1,152 @@
+"""Recalls in both directions as a report: of one score matrix, of ranks, or the mean over folds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from ascl.core.errors import DataError
+from ascl.retrieval.ranking import (
+    BLOCK_ELEMENTS,
+    Matrix,
+    MatrixBlocks,
+    Ranks,
+    Vector,
+    as_owner,
+    check_matrix,
+    check_owner,
+    ranks,
+)
+
+
+@dataclass(frozen=True)
+class Recalls:
+    """One direction of retrieval: `r1`, `r5`, `r10` in percent of the queries; ranks from 1 = best."""
+
+    r1: float
+    r5: float
+    r10: float
+    median_rank: float
+    mean_rank: float
+    queries: int
+
+
+@dataclass(frozen=True)
+class _BothDirections:
+    i2t: Recalls
+    t2i: Recalls
+
+    @property
+    def rsum(self) -> float:
+        """Sum of the six recalls, 0 to 600."""
+        return sum(recalls.r1 + recalls.r5 + recalls.r10 for recalls in (self.i2t, self.t2i))
+
+    def _markdown(self, under: str) -> str:
+        rows = [
+            f"| {name} | {r.r1:.1f} | {r.r5:.1f} | {r.r10:.1f} | {r.median_rank:.1f} | {r.mean_rank:.1f} | "
+            f"{r.queries} |" for name, r in (("image to text", self.i2t), ("text to image", self.t2i))
+        ]
+        head = ["| direction | R@1 | R@5 | R@10 | median rank | mean rank | queries |", "|---|---|---|---|---|---|---|"]
+        return "\n".join([*head, *rows, "", under, ""])
+
+
+@dataclass(frozen=True)
+class RetrievalReport(_BothDirections):
+    """Recalls in both directions over `images` images and `texts` texts."""
+
+    images: int
+    texts: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers for JSON, `rsum` included."""
+        return {**asdict(self), "rsum": self.rsum}
+
+    def to_markdown(self) -> str:
+        """Return a table with one row for each direction and one line under it."""
+        return self._markdown(f"Rsum {self.rsum:.1f} over {self.images} images and {self.texts} texts.")
+
+
+@dataclass(frozen=True)
+class FoldReport(_BothDirections):
+    """Several folds: `i2t` and `t2i` hold the mean of each metric over the folds, and the total of the queries."""
+
+    folds: tuple[RetrievalReport, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers for JSON: the means, `rsum`, and every fold's own report."""
+        return {"i2t": asdict(self.i2t), "t2i": asdict(self.t2i), "rsum": self.rsum,
+                "folds": [fold.to_dict() for fold in self.folds]}
+
+    def to_markdown(self) -> str:
+        """Return a table of the means, and under it each fold's own sum."""
+        each = ", ".join(f"{fold.rsum:.1f}" for fold in self.folds)
+        images = ", ".join(str(fold.images) for fold in self.folds)
+        return self._markdown(
+            f"Mean of {len(self.folds)} folds of {images} images: Rsum {self.rsum:.1f} (each fold: {each})."
+        )
+
+
+def rank_report(
+    scores: Matrix | Iterable[Matrix], owner: Vector, *, truth: Matrix | None = None,
+    block_elements: int = BLOCK_ELEMENTS,
+) -> RetrievalReport:
+    """Return recall at 1, 5 and 10 in both directions, for scores whole or in blocks.
+
+    Arguments and errors as for `ranks`. With `truth` an image's or a text's hit is its best true candidate.
+    """
+    return recall_report(ranks(scores, owner, truth=truth, block_elements=block_elements))
+
+
+def recall_report(counted: Ranks) -> RetrievalReport:
+    """Return the recalls of ranks that are counted already."""
+    return RetrievalReport(_recalls(counted.i2t), _recalls(counted.t2i), counted.images, counted.texts)
+
+
+def fold_report(
+    scores: Matrix, owner: Vector, folds: int = 5, *, truth: Matrix | None = None,
+    block_elements: int = BLOCK_ELEMENTS,
+) -> FoldReport:
+    """Return the mean over consecutive folds of images, each ranked among its own images and their own texts only.
+
+    COCO 1K is five folds of 1,000 of the 5,000 test images.
+
+    Args:
+        scores: (N_images, N_texts) matrix, tensor, array or memmap; read in blocks of `block_elements`.
+        owner: (N_texts,) image of each text.
+        folds: how many; has to divide N_images, because recall depends on the number of candidates.
+        truth: (N_images, N_texts) bool or None, as for `ranks`.
+
+    Raises:
+        DataError: as for `ranks`, and where the folds would be unequal or one of them would have no text.
+    """
+    check_matrix(scores, "the score matrix")
+    images = scores.shape[0]
+    if folds < 1 or images == 0 or images % folds:
+        raise DataError(f"{images} images cannot be split into {folds} equal folds; choose a divisor of {images}")
+    owner = as_owner(owner)
+    check_owner(owner, images, scores.shape[1])
+    size = images // folds
+    reports = []
+    for first in range(0, images, size):
+        columns = np.flatnonzero((owner >= first) & (owner < first + size))
+        if not len(columns):
+            raise DataError(f"no text belongs to images {first} to {first + size - 1}: this fold cannot be ranked")
+        fold = MatrixBlocks(scores, range(first, first + size), columns, block_elements)
+        fold_truth = None if truth is None else truth[first : first + size][:, columns]
+        reports.append(rank_report(fold, owner[columns] - first, truth=fold_truth))
+    return FoldReport(_mean([report.i2t for report in reports]), _mean([report.t2i for report in reports]),
+                      tuple(reports))
+
+
+def _recalls(zero_based: np.ndarray) -> Recalls:
+    r1, r5, r10 = (100.0 * int((zero_based < k).sum()) / len(zero_based) for k in (1, 5, 10))
+    return Recalls(r1, r5, r10, float(np.median(zero_based)) + 1, float(zero_based.mean()) + 1, len(zero_based))
+
+
+def _mean(folds: list[Recalls]) -> Recalls:
+    totals = {field.name: sum(getattr(fold, field.name) for fold in folds) for field in fields(Recalls)}
+    means = {name: total / len(folds) for name, total in totals.items()}
+    return Recalls(**{**means, "queries": totals["queries"]})
