@@ -80,5 +80,5 @@ def import_ray() -> Any:
         import ray
         import ray.data
     except ImportError as error:
-        raise DataError(f"--engine ray needs Ray Data ({error}): pip install 'ascl[scale]'") from error
+        raise DataError(f"an extraction by Ray needs Ray Data ({error}): pip install 'ascl[scale]'") from error
     return ray

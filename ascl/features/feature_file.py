@@ -45,7 +45,7 @@ def join_parts(
     ids = [str(name) for head in heads for name in head["image_ids"]]
     if skipped and not skip_unreadable:
         unread = ", ".join(skip["image"] for skip in skipped)
-        raise DataError(f"an earlier call passed over unreadable images ({unread}); give --skip-unreadable again")
+        raise DataError(f"an earlier call passed over unreadable images ({unread}); skip them (skip_unreadable) again")
     if not ids and "shard" not in settings:  # of a shard, the others may be readable
         raise DataError(f"{out} is not written: none of the {len(skipped)} images can be read")
     made_with = unique([json.loads(str(head["versions"])) for head in heads])
@@ -73,7 +73,7 @@ def read_part(path: Path, *names: str) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as part:
             return {name: part[name] for name in names or part.files}
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError) as error:
-        raise DataError(f"{path} is damaged ({error}); delete this one file and go on with --resume") from error
+        raise DataError(f"{path} is damaged ({error}); delete this one file and go on with resume") from error
 
 
 def provenance(
@@ -168,7 +168,7 @@ def strings(path: Path, name: str) -> list[str]:
 def checked_shards(shards: Sequence[Path]) -> tuple[list[Path], dict[str, Any]]:
     """The shards in order, and the settings that they share."""
     if not shards:
-        raise DataError("no shard to merge; extract them with --shard 1/4, --shard 2/4 ...")
+        raise DataError("no shard to merge; extract the shards 1/4, 2/4 ... first")
     found: dict[int, Path] = {}
     first: tuple[Path, int, dict[str, Any]] | None = None
     for shard in shards:

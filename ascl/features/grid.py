@@ -37,17 +37,28 @@ class GridBackend:
         precision: Precision = "float32",
         device: str = "cpu",
     ) -> None:
-        """See `Backbone` for the arguments; `grid` is the number of cells on a side (6 = 36 regions)."""
+        """Load the backbone.
+
+        Args:
+            backbone: name of any torchvision classifier.
+            weights: `default` (torchvision's own, downloaded at the first use), `random:SEED`, or the path of a state
+                dict.
+            layer: torchvision's name of a layer, or of a part of the model; None = the last spatial map.
+            grid: cells on a side; 6 gives 36 regions.
+            input_size: side in pixels of the square that goes in.
+            resize: `squash` scales the whole image to the square; `crop` scales its short side to 256/224 of the input
+                size and keeps the center.
+            normalize: what the weights were trained with: `imagenet` mean and std, `half` = [-1, 1], `none` = [0, 1].
+            same_padding: pad stride-2 convolutions as TensorFlow does, for weights from there.
+            precision: of the network (autocast); the features are float32.
+            device: a torch device.
+
+        Raises:
+            DataError: see `Backbone`; a layer without a map, or with too small a one.
+        """
         self.backbone = Backbone(
-            backbone,
-            weights,
-            layer,
-            input_size=input_size,
-            resize=resize,
-            normalize=normalize,
-            same_padding=same_padding,
-            precision=precision,
-            device=device,
+            backbone, weights, layer, input_size=input_size, resize=resize, normalize=normalize,
+            same_padding=same_padding, precision=precision, device=device,
         )
         self.grid = grid
         self.prepare = self.backbone.prepare

@@ -260,7 +260,17 @@ class PatchGlobalBackend:
         device: str = "cpu",
         precision: Precision = "float32",
     ) -> None:
-        """See `PatchBackend`."""
+        """Load the vision tower and the image processor.
+
+        Args:
+            model: a folder with `config.json`, weights and `preprocessor_config.json`, or a name on the hub.
+            resize: `processor` does what the checkpoint's processor does; `squash` scales the whole image to its size.
+            device: a torch device.
+            precision: of the network (autocast); the features are float32.
+
+        Raises:
+            DataError: see `VisionEncoder`.
+        """
         self.encoder = VisionEncoder(model, resize=resize, device=device, precision=precision)
         self.prepare = self.encoder.prepare
         self.pooling: Literal["pooler_output", "class_token", "mean_patch"] = "mean_patch"

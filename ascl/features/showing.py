@@ -18,7 +18,7 @@ from ascl.images.read import LoadedImage, find_images
 def find_image(folder: str | None, image_id: str | None) -> Path:
     """The image of this id in a folder, at any depth."""
     if folder is None or image_id is None:
-        raise DataError("name a photograph, or give --images FOLDER and --image-id ID")
+        raise DataError("name a photograph, or a folder and the id of an image in it")
     for path in find_images(folder):
         if path.stem == image_id:
             return path

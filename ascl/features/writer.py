@@ -275,7 +275,7 @@ def claimed(plan: Plan, resume: bool) -> Iterator[None]:
         if done and not resume:
             raise DataError(
                 f"{plan.parts} holds {done} of {len(plan.spans)} finished parts of an earlier run: go on with "
-                "--resume, or delete that folder to start anew"
+                "resume, or delete that folder to start anew"
             )
         yield
     finally:
@@ -307,7 +307,7 @@ def rows_of(backend: Backend, plan: Plan, span: range, decoder: Decoder, bar: tq
             if not plan.skip_unreadable:
                 raise DataError(
                     f"{UnreadableImage(plan.images[image.index], image.reason)}; repair it, or leave such images out "
-                    "with --skip-unreadable, and go on with --resume (the work so far is kept)"
+                    "with skip_unreadable, and go on with resume (the work so far is kept)"
                 )
             bad.append(image)
             bar.update(1)
@@ -347,6 +347,6 @@ def in_precision(features: np.ndarray, dtype: str, ids: np.ndarray) -> np.ndarra
         cast = features.astype(dtype)
     wrong = np.flatnonzero(~np.isfinite(cast).reshape(len(cast), -1).all(axis=1))
     if len(wrong):
-        remedy = "try --dtype float32" if np.isfinite(features).all() else "look at the weights and --normalize"
+        remedy = "try dtype float32" if np.isfinite(features).all() else "look at the weights and their normalization"
         raise DataError(f"image {ids[wrong[0]]}: its features are not finite in {dtype}; {remedy}")
     return cast

@@ -3,10 +3,10 @@
 from ascl.image_copy.descriptors.files import Descriptors, read_descriptors, write_descriptors, write_submission
 from ascl.image_copy.evaluation.bootstrap import Bootstrap, Interval, bootstrap_intervals
 from ascl.image_copy.evaluation.copydays import copydays_ground_truth, copydays_report
+from ascl.image_copy.evaluation.judged import judge
 from ascl.image_copy.evaluation.metrics import (
     CopyMetrics,
-    TopPairs,
-    judge,
+    RankedPairs,
     micro_average_precision,
     norm_ratio_keeps,
     top_pairs,
@@ -26,7 +26,7 @@ __all__ = [
     "CopyMetrics",
     "Descriptors",
     "Interval",
-    "TopPairs",
+    "RankedPairs",
     "Whitening",
     "augmented",
     "bootstrap_intervals",

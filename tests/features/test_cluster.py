@@ -70,5 +70,5 @@ def test_an_unreadable_image_stops_the_cluster_by_name(ray, images, tmp_path):
 
 def test_without_ray_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(DataError, match=r"--engine ray needs Ray Data .*pip install 'ascl\[scale\]'"):
+    with pytest.raises(DataError, match=r"an extraction by Ray needs Ray Data .*pip install 'ascl\[scale\]'"):
         on_ray(MAKE)

@@ -227,7 +227,7 @@ def test_parts_and_files_of_other_settings_are_refused_and_kept(images, tmp_path
 def test_an_image_that_was_repaired_costs_its_part_alone(images, tmp_path):
     out = tmp_path / "features.h5"
     images[12].write_bytes(b"")
-    with pytest.raises(DataError, match=r"image_12.*repair it, or .*--skip-unreadable, and go on with --resume"):
+    with pytest.raises(DataError, match=r"image_12.*repair it, or .*skip_unreadable, and go on with resume"):
         extract(Colours(), images, out, **QUICK)
     Image.new("RGB", (50, 50), (1, 2, 3)).save(images[12])
     noise = np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)
@@ -304,7 +304,7 @@ def test_an_unreadable_image_stops_by_name_and_the_work_goes_on_without_it(image
     images[7].write_bytes(b"")
     images[22].write_bytes(whole[: len(whole) // 2])
     out, quick = tmp_path / "features.h5", QUICK | {"workers": workers}
-    with pytest.raises(DataError, match=r"image_07\.png: cannot be read .* --skip-unreadable"):
+    with pytest.raises(DataError, match=r"image_07\.png: cannot be read .* skip_unreadable"):
         extract(Colours(), images, out, **quick)
     done = extract(Colours(), images, out, skip_unreadable=True, **quick)
     assert done.extracted == 18  # the first part was kept
@@ -345,7 +345,7 @@ def test_what_was_skipped_before_needs_the_same_word_again(images, tmp_path):
         extract(Colours(), images, tmp_path / "features.h5", **QUICK)
 
 
-@pytest.mark.parametrize(("gain", "remedy"), [(1e4, "try --dtype float32"), (float("inf"), "look at the weights")])
+@pytest.mark.parametrize(("gain", "remedy"), [(1e4, "try dtype float32"), (float("inf"), "look at the weights")])
 def test_features_that_the_precision_cannot_hold_name_the_image(images, tmp_path, gain, remedy):
     with pytest.raises(DataError, match=f"image image_0[01]: its features are not finite in float16; {remedy}"):
         extract(Colours(gain), images, tmp_path / "features.h5", **QUICK)
@@ -413,7 +413,7 @@ def test_other_names_for_the_same_ids_are_other_settings(images, tmp_path):
 def test_finished_parts_are_used_only_where_resume_says_so(images, tmp_path):
     out = tmp_path / "features.h5"
     interrupted(images, out)
-    with pytest.raises(DataError, match=r"holds 2 of 5 finished parts of an earlier run: go on with --resume"):
+    with pytest.raises(DataError, match=r"holds 2 of 5 finished parts of an earlier run: go on with resume"):
         extract(Colours(), images, out, **QUICK | {"resume": False})
     assert extract(Colours(), images, out, **QUICK).extracted == 13
     assert extract(Colours(), images, out, **QUICK | {"resume": False}).extracted == 0  # whole: nothing to go on with

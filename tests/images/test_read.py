@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from ascl.core.errors import DataError
-from ascl.images.read import SquarePixels, UnreadableImage, find_images, listed_images, load_image
+from ascl.images.read import SquarePixels, UnreadableImage, find_images, images_of, listed_images, load_image
 
 
 def smooth_image(width: int, height: int) -> Image.Image:
@@ -183,13 +183,12 @@ def test_two_hundred_megapixels_are_reduced_and_keep_their_size_and_orientation(
     assert Image.MAX_IMAGE_PIXELS is not None  # Pillow's own guard stands for everybody else
 
 
-def test_a_reduced_palette_is_not_averaged_by_its_indices(tmp_path, monkeypatch):
-    monkeypatch.setattr("ascl.images.read.WHOLE_PIXELS", 100)
+def test_a_reduced_palette_is_not_averaged_by_its_indices(tmp_path):
     image = Image.new("P", (40, 40))
     image.putpalette([255, 0, 0] + [0, 255, 0] + [0, 0, 255])
     image.paste(2, (0, 0, 40, 20))
     image.save(tmp_path / "palette.png")
-    pixels = np.asarray(load_image(tmp_path / "palette.png").image)
+    pixels = np.asarray(load_image(tmp_path / "palette.png", whole_pixels=100).image)
     assert pixels.shape == (10, 10, 3)
     assert pixels[0, 0].tolist() == [0, 0, 255] and pixels[-1, 0].tolist() == [255, 0, 0]
 
@@ -224,6 +223,21 @@ def test_a_wrong_list_is_told_with_its_row(tmp_path, content, problem):
         listed_images(tmp_path / "list.txt")
     with pytest.raises(DataError, match="no such list"):
         listed_images(tmp_path / "no.txt")
+
+
+def test_folders_lists_and_files_are_sources_of_images_each_file_once(tmp_path):
+    for name in ("sub/a.png", "sub/b.png", "c.bmp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_text("c.bmp\nsub/b.png\n", encoding="utf-8")
+    sources = [tmp_path / "list.txt", tmp_path / "sub", tmp_path / "c.bmp"]
+    assert [path.name for path in images_of(*sources)] == ["c.bmp", "b.png", "a.png"]
+    assert images_of(tmp_path / "c.bmp") == [tmp_path / "c.bmp"]
+    for wrong, problem in (("nowhere", "no such image or folder"), ("none.txt", "no such list")):
+        with pytest.raises(DataError, match=problem):
+            images_of(tmp_path / wrong)
+    with pytest.raises(DataError, match="no images"):
+        images_of("")
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder"])

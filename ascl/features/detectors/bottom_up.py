@@ -71,13 +71,16 @@ class BottomUpBackend:
         Args:
             weights: path of a published checkpoint (`detector_weights` says which) or `random:SEED`.
             selection: None = that of the checkpoint's publisher: `fixed`, `raise-nms` or `single-nms`.
-            min_regions, max_regions: None = 36 and 36, but 10 and 100 of `adaptive`.
+            min_regions: fewest regions of an image; None = 36, but 10 of `adaptive`.
+            max_regions: most regions of an image; None = 36, but 100 of `adaptive`.
             score_threshold: confidence from which `adaptive` keeps a proposal, in [0, 1].
             nms_threshold: overlap from which a box is suppressed, in (0, 1); None = 0.3, but 0.6 of `single-nms`.
-            short_side, long_side: pixels of the resized image: the first, unless the other would then be exceeded.
-                The published features were made with 600 and 1000; notebooks of the second port run at 800 and 1333.
-            class_names, attribute_names: paths of the publisher's vocabularies, one name a line, synonyms behind
-                commas; without them the ids have no names.
+            short_side: pixels to which the image is scaled, unless its long side would pass `long_side`. The published
+                features were made with 600 and 1000; notebooks of the second port run at 800 and 1333.
+            long_side: most pixels of the long side.
+            class_names: path of the publisher's objects_vocab.txt, one name a line, synonyms behind commas; without it
+                the ids have no names.
+            attribute_names: path of the publisher's attributes_vocab.txt.
             precision: of the convolutions; outputs are float32.
             device: a torch device.
             shape: sizes of the network; None = the published ones.

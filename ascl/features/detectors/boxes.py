@@ -84,9 +84,7 @@ def decode_boxes(boxes: Tensor, deltas: Tensor, weights: tuple[float, float, flo
 
 def clip_boxes(boxes: Tensor, height: int, width: int, legacy: bool) -> Tensor:
     """(..., 4) boxes cut at the edges of a (height, width) image: its last pixel where legacy, else its border."""
-    x = boxes[..., 0::2].clamp(0, width - legacy)
-    y = boxes[..., 1::2].clamp(0, height - legacy)
-    return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], dim=-1)
+    return torchvision.ops.clip_boxes_to_image(boxes, (height - legacy, width - legacy))
 
 
 def continuous(boxes: Tensor, legacy: bool) -> Tensor:

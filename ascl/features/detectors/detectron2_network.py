@@ -6,7 +6,6 @@ detectron2 is imported inside the functions: it is on no package registry, and o
 from __future__ import annotations
 
 import difflib
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ascl.core.errors import DataError
-from ascl.images.backbones import digest_of_file, digest_of_parameters, listed
+from ascl.core.hashing import sha256_of, sha256_of_text
+from ascl.images.backbones import digest_of_parameters, listed, random_seed, seeded
 
 INSTALL = "python -m pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'"
 C4_HEADS, POOLED_HEADS = "Res5ROIHeads", "StandardROIHeads"  # the second serves FPN and DC5
@@ -99,7 +99,7 @@ def digest_of_config(cfg: Any) -> str:
     plain = cfg.clone()
     plain.defrost()
     plain.MODEL.WEIGHTS = plain.MODEL.DEVICE = ""
-    return hashlib.sha256(plain.dump().encode()).hexdigest()
+    return sha256_of_text(plain.dump())
 
 
 def class_names(cfg: Any) -> dict[str, list[str]]:
@@ -116,16 +116,13 @@ def class_names(cfg: Any) -> dict[str, list[str]]:
 
 def load_network(cfg: Any, config: str, weights: str) -> tuple[Any, dict[str, str]]:
     """The network on the CPU with its weights, and where they come from."""
-    if not weights.startswith("random:"):
+    seed = random_seed(weights)
+    if seed is None:
         path = weights_file(config, weights)
         network = build_network(cfg, config)
         fill_from_checkpoint(network, config, path)
-        return network, {"weights": path.name, "weights_sha256": digest_of_file(path)}
-    seed = weights.removeprefix("random:")
-    if not seed.isdecimal():
-        raise DataError(f"weights {weights!r}: write random:SEED with a whole number, such as random:0")
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-        torch.manual_seed(int(seed))
+        return network, {"weights": path.name, "weights_sha256": sha256_of(path)}
+    with seeded(seed):
         network = build_network(cfg, config)
         # Before the statistics: their last bits depend on the number of threads.
         digest = digest_of_parameters(network)

@@ -10,7 +10,6 @@ Faster R-CNN, NeurIPS 2015; K. He et al., Deep Residual Learning, CVPR 2016.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,20 +26,11 @@ from ascl.features.detectors.boxes import (
     decode_boxes,
     nms,
 )
+from ascl.images.backbones import Precision, autocast
 
 STRIDE = 16  # pixels of the image for one cell of the map
 BATCH_NORM_EPSILON = 1e-5
 PROPOSALS_AT_ONCE = 128  # through res5, whatever the batch: a few activations of 0.2 GB each in float32
-
-Precision = Literal["float32", "bfloat16", "float16"]
-
-
-def autocast(like: Tensor, precision: Precision) -> AbstractContextManager:
-    """Convolutions in `precision` on the device of `like`."""
-    if precision == "float32":
-        return nullcontext()
-    return torch.autocast(like.device.type, dtype=getattr(torch, precision))
-
 
 @dataclass(frozen=True)
 class DetectorShape:
@@ -222,7 +212,7 @@ class ProposalHead(nn.Module):
 
     def forward(self, feature_map: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) -> (B, H * W * A) objectness and (B, H * W * A, 4) deltas, anchors innermost."""
-        with autocast(feature_map, precision):
+        with autocast(feature_map.device, precision):
             hidden = F.relu_(self.conv(feature_map))
         hidden = hidden.float()  # half precision has too few digits to rank thousands of anchors
         background, foreground = self.objectness_logits(hidden).split(self.anchors, dim=1)
@@ -301,7 +291,7 @@ class BottomUpDetector(nn.Module):
         return [self.describe(corners, rows) for corners, rows in zip(boxes, features, strict=True)]
 
     def feature_map(self, images: Tensor, precision: Precision) -> Tensor:
-        with autocast(images, precision):
+        with autocast(images.device, precision):
             return self.backbone(images)
 
     def propose(
@@ -338,7 +328,7 @@ class BottomUpDetector(nn.Module):
         features = []
         for part in rows.split(PROPOSALS_AT_ONCE):
             pooled = torchvision.ops.roi_pool(feature_map, part, self.shape.pool_size, 1 / STRIDE)
-            with autocast(pooled, precision):
+            with autocast(pooled.device, precision):
                 features.append(self.roi_heads.res5(pooled).mean(dim=(2, 3), dtype=torch.float32))
         return list(torch.cat(features).split([len(corners) for corners in boxes]))
 

@@ -10,18 +10,17 @@ Transformers, 2021 (the recipe of version 2); torchvision's `models/detection`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_V2_Weights, fasterrcnn_resnet50_fpn_v2
+from torchvision.models import get_model_weights
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
 from ascl.core.errors import DataError
-from ascl.images.backbones import Precision, autocast, digest_of_file, digest_of_parameters, fill_from_file
+from ascl.images.backbones import Precision, autocast, load_torchvision
 
 MODEL = "fasterrcnn_resnet50_fpn_v2"
 SMALLEST_BOX = 1e-2  # pixels on a side, as in torchvision's selection
@@ -89,7 +88,8 @@ class TorchvisionDetectorBackend:
             score_threshold: detections of this probability or less are left out, the best one excepted. 0 keeps the
                 best `max_regions` however sure; torchvision itself leaves out 0.05 and less.
             nms_threshold: of two boxes of one class with a larger intersection over union the weaker goes.
-            short_side, long_side: of the network's input, in pixels; see `DetectorPixels`.
+            short_side: pixels to which the image is scaled, unless its long side would pass `long_side`.
+            long_side: most pixels of the long side.
             precision: of the backbone and the box head (autocast). Everything that computes coordinates is float32:
                 above 256 a bfloat16 pixel coordinate is off by a pixel and more.
             device: a torch device.
@@ -113,7 +113,7 @@ class TorchvisionDetectorBackend:
         self.precision: Precision = precision
         self.max_regions, self.score_threshold, self.nms_threshold = max_regions, score_threshold, nms_threshold
         self.dim: int = self.model.roi_heads.box_predictor.cls_score.in_features
-        self.names = {"class_names": list(FasterRCNN_ResNet50_FPN_V2_Weights.DEFAULT.meta["categories"])}
+        self.names = {"class_names": list(get_model_weights(MODEL).DEFAULT.meta["categories"])}
         self.settings = {
             "backend": "torchvision_detector",
             "model": MODEL,
@@ -226,39 +226,8 @@ def select_detections(
 
 
 def load_detector(weights: str) -> tuple[FasterRCNN, dict[str, str]]:
-    """The detector in evaluation mode, and `{"weights": a name, "weights_sha256": digest}`.
-
-    Raises:
-        DataError: no network for the published weights, no such file, or a file that does not fit (every missing and
-            left-over key is listed).
-    """
-    if weights == "default":
-        published = FasterRCNN_ResNet50_FPN_V2_Weights.DEFAULT
-        try:
-            model, name = fasterrcnn_resnet50_fpn_v2(weights=published), str(published)
-        except OSError as error:  # urllib's errors are OSErrors
-            raise DataError(
-                f"the weights {published} could not be downloaded from {published.url} ({error}); "
-                "fetch that file elsewhere and give its path as the weights"
-            ) from error
-        digest = digest_of_parameters(model)
-    elif weights.startswith("random:"):
-        seed = weights.removeprefix("random:")
-        if not seed.isdecimal():
-            raise DataError(f"weights {weights!r}: write random:SEED with a whole number, such as random:0")
-        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-            torch.manual_seed(int(seed))
-            model, name = untrained_detector(), weights
-        digest = digest_of_parameters(model)
-    else:
-        model, name = untrained_detector(), Path(weights).name
-        fill_from_file(model, MODEL, Path(weights))
-        digest = digest_of_file(Path(weights))
-    return model.eval(), {"weights": name, "weights_sha256": digest}
-
-
-def untrained_detector() -> FasterRCNN:
-    return fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)  # else it would download the backbone's
+    """Return the detector in evaluation mode, and where its weights come from; see `load_torchvision`."""
+    return load_torchvision(MODEL, weights, weights_backbone=None)  # else the backbone's would be downloaded first
 
 
 def fix_pooling_scales(model: FasterRCNN) -> None:

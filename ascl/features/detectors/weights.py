@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from ascl.core.errors import DataError
+from ascl.core.hashing import sha256_of
 from ascl.features.detectors.network import (
     CAFFE,
     DETECTRON2,
@@ -39,7 +40,7 @@ from ascl.features.detectors.network import (
     DetectorShape,
     initialize,
 )
-from ascl.images.backbones import digest_of_file, digest_of_parameters, listed
+from ascl.images.backbones import digest_of_parameters, listed, random_seed, refuse_misfit
 
 Kind = Literal["caffe", "detectron2", "huggingface"]
 CONVENTIONS: dict[Kind, Convention] = {"caffe": CAFFE, "detectron2": DETECTRON2, "huggingface": HUGGING_FACE}
@@ -77,12 +78,10 @@ def load_detector(weights: str, shape: DetectorShape) -> tuple[BottomUpDetector,
         DataError: no such file, a file that cannot be read without running code, or one whose tensors are not exactly
             the network's: all that are missing, left over or of another shape are listed.
     """
-    if weights.startswith("random:"):
-        seed = weights.removeprefix("random:")
-        if not seed.isdecimal():
-            raise DataError(f"weights {weights!r}: write random:SEED with a whole number, such as random:0")
+    seed = random_seed(weights)
+    if seed is not None:
         detector = BottomUpDetector(shape, CAFFE).eval()
-        initialize(detector, int(seed))
+        initialize(detector, seed)
         return detector, "caffe", {"weights": weights, "weights_sha256": digest_of_parameters(detector)}
     path = Path(weights)
     checkpoint = read_checkpoint(path)
@@ -94,7 +93,7 @@ def load_detector(weights: str, shape: DetectorShape) -> tuple[BottomUpDetector,
     state = to_network(fitting_tensors(checkpoint, kind, detector, path), kind)
     state.setdefault(ANCHORS, CONVENTIONS[kind].anchors(shape))
     detector.load_state_dict(state, assign=True)
-    return detector.requires_grad_(False).eval(), kind, {"weights": path.name, "weights_sha256": digest_of_file(path)}
+    return detector.requires_grad_(False).eval(), kind, {"weights": path.name, "weights_sha256": sha256_of(path)}
 
 
 def kind_of(checkpoint: Checkpoint, shape: DetectorShape, path: Path) -> Kind:
@@ -127,18 +126,9 @@ def fitting_tensors(checkpoint: Checkpoint, kind: Kind, detector: BottomUpDetect
     found = with_prefixes(checkpoint.tensors, wanted) if checkpoint.suffixes else dict(checkpoint.tensors)
     for name in [name for name in found if is_batch_counter(name, found[name], wanted)]:
         del found[name]  # how many batches a norm saw in training: no norm reads it in evaluation
-    missing = [name for name in wanted if name not in found and name != ANCHORS]
-    left_over = [name for name in found if name not in wanted]
-    misshapen = [
-        f"{name} {tuple(found[name].shape)} where {shape} is wanted"
-        for name, shape in wanted.items()
-        if name in found and tuple(found[name].shape) != shape
-    ]
-    if missing or left_over or misshapen:
-        raise DataError(
-            f"{path} does not fit the bottom-up-attention detector (kind {kind}): missing {listed(missing)}; "
-            f"left over {listed(left_over)}; of another shape {listed(misshapen)}"
-        )
+    refuse_misfit(
+        f"{path} does not fit the bottom-up-attention detector (kind {kind})", found, wanted, optional=[ANCHORS]
+    )
     return {name: tensor.float() for name, tensor in found.items()}
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import shutil
-import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -38,7 +35,9 @@ from ascl.image_copy.benchmark.plan import (
     plan_queries,
     usable_photos,
 )
-from ascl.image_copy.edits.edits import EDITS, Edited, Step, edit_chain, random_chain, sample_rng
+from ascl.image_copy.edits.edits import EDITS, Step, edit_chain, random_chain, sample_rng
+from ascl.image_copy.evaluation.files import write_csv
+from ascl.images.loader import depend_on_parent, killed_workers_named
 from ascl.images.read import find_images, load_image
 
 FORMAT = 1
@@ -172,17 +171,15 @@ class QueryMaker(Dataset):
             names = [HARMLESS[int(rng.integers(len(HARMLESS)))]] if rng.random() < 0.5 else []
             edited = edit_chain(photo, names, 0.2, rng)
         else:
-            edited = self._edited(photo, plan, strength, rng)
+            pool = [path for path in self.mix_ins if path != plan.source]
+            wanted = min(PHOTOS_MIXED.get(plan.kind, 0), len(pool))
+            others = [self._photo(pool[i]) for i in rng.choice(len(pool), wanted, replace=False)] if wanted else []
+            if plan.kind == COMBINATION:
+                edited = random_chain(photo, strength, rng, others)
+            else:
+                edited = EDITS[plan.kind](photo, strength, rng, others)
         self._save(edited.image, self.folder / "queries" / f"{plan.query_id}.jpg")
         return Made(strength, edited.content_scale, reference_scale, edited.steps)
-
-    def _edited(self, photo: Image.Image, plan: QueryPlan, strength: float, rng: np.random.Generator) -> Edited:
-        pool = [path for path in self.mix_ins if path != plan.source]
-        wanted = min(PHOTOS_MIXED.get(plan.kind, 0), len(pool))
-        others = [self._photo(pool[i]) for i in rng.choice(len(pool), wanted, replace=False)] if wanted else []
-        if plan.kind == COMBINATION:
-            return random_chain(photo, strength, rng, others)
-        return EDITS[plan.kind](photo, strength, rng, others)
 
     def _photo(self, path: Path) -> Image.Image:
         image = load_image(path).image
@@ -221,28 +218,30 @@ def _write(
     def source(path: Path) -> str:
         return path.relative_to(images).as_posix()
 
-    write_text(temporary / "ground_truth.csv", table(
-        ["query_id", "reference_id"],
-        [[plan.query_id, plan.reference_id if plan.role == "copy" else ""] for plan in plans],
-    ))
-    write_text(temporary / "edits.csv", table(
+    write_csv(
+        temporary / "ground_truth.csv", ["query_id", "reference_id"],
+        ([plan.query_id, plan.reference_id if plan.role == "copy" else ""] for plan in plans),
+    )
+    write_csv(
+        temporary / "edits.csv",
         ["query_id", "kind", "strength", "content_scale", "source_image", "role", "strength_value", "steps"],
-        [[plan.query_id, plan.kind, plan.level, f"{done.content_scale:.4f}", source(plan.source), plan.role,
+        ([plan.query_id, plan.kind, plan.level, f"{done.content_scale:.4f}", source(plan.source), plan.role,
           f"{done.strength_value:.4f}", json.dumps([asdict(step) for step in done.steps])]
-         for plan, done in zip(plans, made, strict=True)],
-    ))
-    write_text(temporary / "hard_negatives.csv", table(
-        ["query_id", "reference_id", "reference_content_scale"],
-        [[plan.query_id, plan.reference_id, f"{done.reference_content_scale:.4f}"]
-         for plan, done in zip(plans, made, strict=True) if plan.role == REVERSE_CROP],
-    ))
+         for plan, done in zip(plans, made, strict=True)),
+    )
+    write_csv(
+        temporary / "hard_negatives.csv", ["query_id", "reference_id", "reference_content_scale"],
+        ([plan.query_id, plan.reference_id, f"{done.reference_content_scale:.4f}"]
+         for plan, done in zip(plans, made, strict=True) if plan.role == REVERSE_CROP),
+    )
     sources = [[reference_ids[path], "reference", source(path)] for path in roles["references"]]
     sources += [[reference_ids[path], REVERSE_CROP, source(path)] for path in roles["reverse_crops"]]
     sources += [[image_id, "background", source(path)] for path, image_id in background_ids.items()]
-    write_text(temporary / "sources.csv", table(["image_id", "role", "source_image"], sorted(sources)))
-    write_text(temporary / "skipped.csv", table(
-        ["source_image", "reason"], [[source(path), reason] for path, reason in photos.skipped]
-    ))
+    write_csv(temporary / "sources.csv", ["image_id", "role", "source_image"], sorted(sources))
+    write_csv(
+        temporary / "skipped.csv", ["source_image", "reason"],
+        ([source(path), reason] for path, reason in photos.skipped),
+    )
     roles_of_queries = Counter(plan.role for plan in plans)
     counts = {
         "references": len(with_reference), "queries": len(plans), "copies": roles_of_queries["copy"],
@@ -264,32 +263,14 @@ def _write(
 
 
 def _all_made(maker: QueryMaker, workers: int) -> list[Made]:
-    loader = DataLoader(maker, batch_size=None, num_workers=workers, worker_init_fn=_leave_interrupts_to_the_parent)
+    loader = DataLoader(maker, batch_size=None, num_workers=workers, worker_init_fn=depend_on_parent)
     made = []
-    try:
+    with killed_workers_named("makes queries"):
         for done in tqdm(loader, desc="making queries", unit="query", disable=None):
             if isinstance(done, str):
                 raise DataError(done)
             made.append(done)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise DataError(f"a process that makes queries was killed ({error}); that is mostly too little memory: "
-                        "use fewer workers or a smaller max_side") from error
     return made
-
-
-def _leave_interrupts_to_the_parent(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """CSV with a header."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def readme(description: dict[str, Any]) -> str:
@@ -299,7 +280,7 @@ def readme(description: dict[str, Any]) -> str:
     return f"""# A generated benchmark of image copy detection
 
 Made from `{description['images']}` with seed {settings['seed']}; all settings and counts are in `benchmark.json`.
-The photos keep the licence they had: look at it before you pass this folder on.
+The photos keep the license they had: look at it before you pass this folder on.
 
 - `references/`: {counts['references']} images. {counts['reverse_crops']} of them are crops (see hard negatives),
   the others are originals, copied as they were.

@@ -104,13 +104,15 @@ class QueryPlan:
     level: str
 
 
-def usable_photos(found: Sequence[Path], settings: BenchmarkSettings, workers: int) -> UsablePhotos:
-    """Photos that can be read, are large enough, and are no near-duplicate of one before them, in a seeded order.
+def usable_photos(
+    found: Sequence[Path], settings: BenchmarkSettings, workers: int, *, mix_ins: int = MIX_INS
+) -> UsablePhotos:
+    """Return, in a seeded order, the photos that can be read, are large enough, and repeat none before them.
 
-    Where all sizes are given it stops when there are enough.
+    Where all sizes are given it stops when there are enough, `mix_ins` beyond the roles included.
     """
     order = sample_rng(settings.seed, 0, 0).permutation(len(found)).tolist()
-    enough = len(found) if settings.photos is None else settings.photos + MIX_INS
+    enough = len(found) if settings.photos is None else settings.photos + mix_ins
     decoder = Decoder(found, order, perceptual_hash, workers)
     duplicates = NearDuplicates(HASH_DISTANCE)
     paths: list[Path] = []

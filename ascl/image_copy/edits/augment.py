@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import v2
 
 from ascl.image_copy.edits.canvas import Canvas
 from ascl.image_copy.edits.color import JITTERS, jittered, jpeg_compressed, quickly_blurred
@@ -22,6 +23,7 @@ from ascl.image_copy.edits.edits import edit_chain, random_chain, sample_rng
 from ascl.image_copy.edits.geometry import crop_share, rotated
 from ascl.image_copy.edits.overlay import with_sticker, with_text
 from ascl.image_copy.training.sampler import ImageKind
+from ascl.images.backbones import seeded
 
 BLUR_SIZE = 224  # pixels of the square for which the published blur radii are meant
 WORKING_SIDES = 4  # a crop of 8 % of the area still has 1.1 times the pixels of the square
@@ -108,26 +110,23 @@ class CopyAugmentation:
             canvas, _ = with_sticker(canvas, rng.uniform(*self.sticker_size), rng.uniform(*self.sticker_opacity), rng)
         if rng.random() < self.rotation:
             canvas = rotated(canvas, rng.uniform(0, 360), "inscribed", (0, 0, 0))
-        canvas = canvas.resized(self.size, self.size, box=self._crop_box(*canvas.image.size, rng))
+        canvas = canvas.resized(self.size, self.size, box=self.crop_box(canvas.image, rng))
         return View(to_tensor(self._recoloured(canvas.image, rng)), canvas.content_scale)
 
     def views(self, image: Image.Image, *, seed: int, index: int, epoch: int = 0, count: int = 2) -> list[View]:
         """The views of sample `index` in an epoch: the same in every process, in any order; see `sample_rng`."""
         return [self(image, sample_rng(seed, index, epoch * count + view)) for view in range(count)]
 
-    def _crop_box(self, width: int, height: int, rng: np.random.Generator) -> tuple[float, float, float, float]:
-        """Ten tries for a box of a random area and shape that fits, as torchvision; then the central best."""
-        low, high = (math.log(ratio) for ratio in self.crop_ratio)
-        for _ in range(10):
-            area, ratio = rng.uniform(*self.crop_area) * width * height, math.exp(rng.uniform(low, high))
-            box_width, box_height = math.sqrt(area * ratio), math.sqrt(area / ratio)
-            if box_width <= width and box_height <= height:
-                left, top = rng.uniform(0, width - box_width), rng.uniform(0, height - box_height)
-                return left, top, min(left + box_width, width), min(top + box_height, height)
-        ratio = min(max(width / height, self.crop_ratio[0]), self.crop_ratio[1])
-        box_width, box_height = min(width, height * ratio), min(height, width / ratio)
-        left, top = (width - box_width) / 2, (height - box_height) / 2
-        return left, top, left + box_width, top + box_height
+    def crop_box(self, image: Image.Image, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """Draw torchvision's random resized crop: left, top, right, bottom in whole pixels.
+
+        torchvision draws from torch's own generator: it is seeded from `rng` and left as it was.
+        """
+        with seeded(int(rng.integers(2**63))):
+            top, left, height, width = v2.RandomResizedCrop.get_params(
+                image, scale=list(self.crop_area), ratio=list(self.crop_ratio)
+            )
+        return left, top, left + width, top + height
 
     def _recoloured(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         if rng.random() < self.colour_jitter:

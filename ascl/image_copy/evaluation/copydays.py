@@ -15,7 +15,8 @@ import numpy as np
 
 from ascl.core.errors import DataError
 from ascl.image_copy.evaluation.files import GroundTruth
-from ascl.image_copy.evaluation.metrics import JudgedPairs, trapezoid_average_precision
+from ascl.image_copy.evaluation.judged import JudgedPairs
+from ascl.image_copy.evaluation.metrics import trapezoid_average_precision
 
 NEIGHBOURS = 100  # results that are kept for each query in the published evaluation
 _NUMBER = re.compile(r"(2\d{3})\d\d(\.\w+)?")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +13,13 @@ import numpy as np
 
 from ascl.asymmetry import Direction, direction
 from ascl.core.errors import DataError
+from ascl.core.hashing import sha256_of
 from ascl.image_copy.benchmark.near_duplicates import HASH_DISTANCE, perceptual_hash
 from ascl.image_copy.evaluation.files import write_predictions
 from ascl.image_copy.evaluation.score_norm import background_score
 from ascl.image_copy.matching.model import ImageDescriber
 from ascl.images.loader import Decoder
-from ascl.images.read import find_images, listed_images, load_image
+from ascl.images.read import load_image
 from ascl.index import calibration as calibrate
 from ascl.index.calibration import Calibration, Nearest, Rate, ScoreNorm
 from ascl.index.exact import nearest_references
@@ -107,32 +107,6 @@ class Answer:
         return {"query": self.path, "id": self.id, "matches": [match.to_dict() for match in self.matches]}
 
 
-def image_paths(sources: Sequence[str | os.PathLike]) -> list[Path]:
-    """Images of files, folders and lists (.txt), in that order, each file once.
-
-    Raises:
-        DataError: a source that is not there, a folder without an image, two images of one id in one folder.
-    """
-    paths: dict[str, Path] = {}
-    for source in map(Path, sources):
-        if source.is_dir():
-            found = find_images(source)
-        elif not source.is_file():
-            raise DataError(f"{source}: no such image or folder")
-        else:
-            found = listed_images(source) if source.suffix == ".txt" else [source]
-        for path in found:
-            paths.setdefault(os.path.realpath(path), path)
-    if not paths:
-        raise DataError("no image was named")
-    for path in paths.values():
-        try:
-            path.stem.encode("utf-8")
-        except UnicodeEncodeError:
-            raise DataError(f"{os.fsencode(path)!r}: the file's name is not UTF-8; rename it") from None
-    return list(paths.values())
-
-
 def described(
     describer: ImageDescriber, paths: Sequence[Path], reading: Reading, skipped: list[Skipped], together: int
 ) -> Iterator[Images]:
@@ -196,11 +170,7 @@ def check_finite(images: Images) -> None:
 
 def digest_of(path: Path) -> np.ndarray:
     """(32,) uint8, SHA-256 of a file."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return np.frombuffer(digest.digest(), np.uint8)
+    return np.frombuffer(bytes.fromhex(sha256_of(path)), np.uint8)
 
 
 # --- adding ----------------------------------------------------------------------------------------------------------
