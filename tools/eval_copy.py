@@ -110,7 +110,7 @@ def evaluate(options: argparse.Namespace):
         if options.device == "cuda" and not torch.cuda.is_available():
             raise DataError("--device cuda: torch sees no GPU here; use --device cpu")
         device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-        chosen = protocol.Protocol(normalisation=normalisation(options, protocol), whiten=options.whiten, device=device)
+        chosen = protocol.Protocol(normalization=normalisation(options, protocol), whiten=options.whiten, device=device)
         if options.k or (copydays and not options.candidates):
             chosen = replace(chosen, candidates="per query", limit=options.k or NEIGHBOURS)
         elif options.candidates:

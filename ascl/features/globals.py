@@ -10,9 +10,7 @@ from ascl.images.backbones import Backbone, Normalize, Precision
 
 
 class GlobalBackend:
-    """Images -> one vector each. Has what every backend has: `prepare`, `extract`, `settings`, `names` (see
-    `GridBackend`).
-    """
+    """A `Backend`: one vector an image."""
 
     names: dict[str, list[str]] = {}
 
@@ -57,7 +55,7 @@ class GlobalBackend:
         self.settings = {"backend": "global", **self.backbone.settings}
 
     def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
-        """B arrays from `prepare` -> `globals` (B, C) float32; `sizes` does not matter here."""
+        """Return `globals` (B, C) float32 of B arrays from `prepare`; `sizes` does not matter here."""
         output = self.backbone(pixels)
         pooled = output.mean(dim=(2, 3)) if output.dim() == 4 else output
         return {"globals": pooled.float().cpu().numpy()}

@@ -5,7 +5,7 @@ Source: H. Jiang et al., In Defense of Grid Features for Visual Question Answeri
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch.nn.functional as F
@@ -15,11 +15,7 @@ from ascl.images.backbones import Backbone, Normalize, Precision
 
 
 class GridBackend:
-    """Images -> grid * grid regions each, row by row from the top left, with the boxes that they cover.
-
-    Like every backend it has `prepare` (PIL image -> array, in the workers), `extract` (prepared images -> named
-    arrays, one row an image), `settings` (all that decides the numbers) and `names` (of ids; a grid has none).
-    """
+    """A `Backend`: grid * grid regions an image, row by row from the top left, with the boxes that they cover."""
 
     names: dict[str, list[str]] = {}
 
@@ -74,31 +70,41 @@ class GridBackend:
             )
 
     def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
-        """Features of a batch.
+        """Return `regions`, each the mean over its cell of the map, and `boxes`; see `Backend.extract`.
 
-        Args:
-            pixels: B arrays from `prepare`.
-            sizes: (B, 2) width and height of the upright originals.
-
-        Returns:
-            `regions` (B, grid * grid, C) float32, each the mean over its cells of the map; `boxes` (B, grid * grid, 4)
-            float32, x1 y1 x2 y2 in pixels of the original. Where the grid does not divide the map (7x7 to 6x6) cells
-            and boxes overlap: a box covers exactly the cells that were averaged.
+        Where the grid does not divide the map (7x7 to 6x6) cells and boxes overlap: a box covers exactly the places
+        that were averaged.
         """
         maps = F.adaptive_avg_pool2d(self.backbone(pixels), self.grid)  # (B, C, grid, grid)
         regions = maps.flatten(2).transpose(1, 2).float().cpu().numpy()
-        cells = grid_boxes(self.grid, *self.map_size)
-        views = np.array([self.prepare.view(width, height) for width, height in sizes])  # (B, 4)
-        corners, extents = views[:, :2], views[:, 2:] - views[:, :2]
-        boxes = np.tile(corners, 2)[:, None] + cells[None] * np.tile(extents, 2)[:, None]
-        return {"regions": regions, "boxes": boxes.astype(np.float32)}
+        return {"regions": regions, "boxes": boxes_in_view(grid_boxes(self.grid, *self.map_size), self.prepare, sizes)}
 
 
 def grid_boxes(grid: int, height: int, width: int) -> np.ndarray:
-    """(grid * grid, 4) x1 y1 x2 y2 in [0, 1]: the part of a (height, width) map that each adaptive cell averages."""
+    """Return (grid * grid, 4) x1 y1 x2 y2 in [0, 1]: the part of a (height, width) map that each cell averages."""
     index = np.arange(grid)
     top, bottom = index * height // grid / height, -(-(index + 1) * height // grid) / height
     left, right = index * width // grid / width, -(-(index + 1) * width // grid) / width
     y1, x1 = np.meshgrid(top, left, indexing="ij")
     y2, x2 = np.meshgrid(bottom, right, indexing="ij")
     return np.stack([x1, y1, x2, y2], axis=-1).reshape(-1, 4)
+
+
+class Views(Protocol):
+    """What prepares images and knows which part of a (width, height) image it shows: x1, y1, x2, y2 in its pixels."""
+
+    def view(self, width: int, height: int) -> tuple[float, float, float, float]: ...
+
+
+def boxes_in_view(cells: np.ndarray, prepare: Views, sizes: np.ndarray) -> np.ndarray:
+    """Return (B, K, 4) float32 boxes in pixels of the originals.
+
+    Args:
+        cells: (K, 4) x1 y1 x2 y2, in [0, 1] of the part that is shown.
+        prepare: what knows that part.
+        sizes: (B, 2) width and height of the originals.
+    """
+    views = np.array([prepare.view(int(width), int(height)) for width, height in sizes])  # (B, 4)
+    corners, extents = views[:, :2], views[:, 2:] - views[:, :2]
+    boxes = np.tile(corners, 2)[:, None] + cells[None] * np.tile(extents, 2)[:, None]
+    return np.clip(boxes, 0, np.tile(sizes, 2)[:, None]).astype(np.float32)  # a sum may be over by the last digit

@@ -62,7 +62,7 @@ class SamePadConv2d(nn.Conv2d):
 
 
 def same_padding(side: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
-    """Pixels that TensorFlow's "SAME" adds before and after one side, so that ceil(side / stride) outputs come out."""
+    """Return the pixels that TensorFlow's "SAME" adds before and after a side, for ceil(side / stride) outputs."""
     needed = (math.ceil(side / stride) - 1) * stride + (kernel - 1) * dilation + 1 - side
     total = max(needed, 0)
     return total // 2, total - total // 2
@@ -247,14 +247,8 @@ class Backbone:
         blank = np.zeros((input_size, input_size, 3), dtype=np.uint8)
         self.shape = tuple(self([blank]).shape[1:])
         self.settings = {
-            "backbone": backbone,
-            **origin,
-            "layer": self.layer,
-            "input_size": input_size,
-            "resize": resize,
-            "normalize": normalize,
-            "same_padding": same_padding,
-            "precision": precision,
+            "backbone": backbone, **origin, "layer": self.layer, "input_size": input_size, "resize": resize,
+            "normalize": normalize, "same_padding": same_padding, "precision": precision,
         }
 
     def __call__(self, pixels: list[np.ndarray]) -> Tensor:
@@ -276,23 +270,23 @@ class Backbone:
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Mixed precision of a forward pass; none for float32."""
+    """Return the context of mixed precision for a forward pass; of float32 it does nothing."""
     wanted = torch.float16 if precision == "float16" else torch.bfloat16
     return torch.autocast(device.type, dtype=wanted, enabled=precision != "float32")
 
 
 def is_map(shape: tuple[int, ...]) -> bool:
-    """(B, C, H, W) with something to pool."""
+    """Return whether it is (B, C, H, W) with something to pool."""
     return len(shape) == 4 and min(shape[2:]) > 1
 
 
 def is_token_shape(shape: tuple[int, ...]) -> bool:
-    """(B, 1 + n * n, C): a class token and a square of patches, as vision transformers hand them on."""
+    """Return whether it is (B, 1 + n * n, C): a class token and a square of patches, as of vision transformers."""
     return len(shape) == 3 and shape[1] > 2 and math.isqrt(shape[1] - 1) ** 2 == shape[1] - 1
 
 
 def cut_at(classifier: nn.Module, backbone: str, layer: str) -> nn.Module:
-    """The classifier up to a layer, as a module that returns `{"out": output}`."""
+    """Return the classifier up to a layer, as a module that returns `{"out": output}`."""
     try:
         return create_feature_extractor(classifier, {layer: "out"}, **TRACING)
     except ValueError as error:
@@ -302,7 +296,7 @@ def cut_at(classifier: nn.Module, backbone: str, layer: str) -> nn.Module:
 
 
 def last_map(classifier: nn.Module, backbone: str, input_size: int) -> str:
-    """Name of the last layer whose output still has more than one place, pooling to a fixed size apart."""
+    """Return the name of the last layer whose output still has more than one place, pooling to a fixed size apart."""
     names = get_graph_node_names(classifier, **TRACING)[1]
     every_layer = create_feature_extractor(classifier, names, **TRACING).eval()
     with torch.inference_mode():
@@ -319,7 +313,7 @@ def last_map(classifier: nn.Module, backbone: str, input_size: int) -> str:
 
 
 def pick_device(name: str) -> str:
-    """`auto` -> `cuda` where there is one, else `cpu`; any other name as it is."""
+    """Return `cuda` for `auto` where there is a GPU, else `cpu`; any other name as it is."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():

@@ -81,7 +81,7 @@ class Decoder:
         self.waited = 0.0
 
     def take(self) -> Decoded:
-        """The next image.
+        """Return the next image.
 
         Raises:
             DataError: the disk did not give a file, which is no fault of the image and never passed over; or a worker

@@ -32,7 +32,7 @@ _LAST_MAPS: dict[str, str] = {}  # layer by backbone: tracing takes longer than 
 
 
 def gem_pool(maps: Tensor, *, p: float = 3.0, floor: float = 1e-6) -> Tensor:
-    """Generalised mean over places: mean(max(x, floor)^p)^(1/p).
+    """Return the generalized mean over places: mean(max(x, floor)^p)^(1/p).
 
     Source: Radenovic et al. 2018; p 3 and the floor are RDCD's and ASL's.
 
@@ -112,7 +112,7 @@ class PooledBackbone(nn.Module):
         self.train(was_training)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) of 0..255 -> (B, dim), at least float32, not L2-normalised.
+        """(B, 3, H, W) of 0..255 -> (B, dim), at least float32, not L2-normalized.
 
         A backbone whose last layer is a vector or a single place pools to just that.
         """

@@ -31,7 +31,7 @@ class UnreadableImage(DataError):
 
 
 def find_images(folder: str | os.PathLike) -> list[Path]:
-    """Every image below `folder`, at any depth and through linked folders, sorted by path.
+    """Return every image below `folder`, at any depth and through linked folders, sorted by path.
 
     An image's id is its file name without the suffix (`Path.stem`), as in every public split file. Names that begin
     with a dot are passed over: they are the droppings of operating systems.
@@ -93,7 +93,7 @@ def is_image_name(name: str) -> bool:
 
 
 def image_ids(paths: Sequence[Path]) -> list[str]:
-    """The id of each image: its file's stem. Two files of one stem, or a name that is not UTF-8, are a DataError."""
+    """Return each image's id, its file's stem; two files of one stem, or a name that is not UTF-8, are a DataError."""
     first_of: dict[str, Path] = {}
     for path in paths:
         if path.stem in first_of:
@@ -115,7 +115,7 @@ def check_utf8(path: Path) -> None:
 
 
 def listed_images(path: str | os.PathLike) -> list[Path]:
-    """The images that a text file names, one a line, in its order; relative names start from the file's own folder.
+    """Return the images that a text file names, one a line, in its order; relative to the file's own folder.
 
     Empty lines and lines that begin with `#` are passed over.
 
@@ -146,7 +146,7 @@ def listed_images(path: str | os.PathLike) -> list[Path]:
 
 @contextmanager
 def own_pixel_limit() -> Iterator[None]:
-    """Pillow's guard against decompression bombs refuses photographs of 200 megapixels; ours stands in its place."""
+    """Suspend Pillow's guard against decompression bombs, which refuses photographs of 200 megapixels, for ours."""
     theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         yield
@@ -214,7 +214,7 @@ def decoded(file: Image.Image, whole_pixels: int) -> LoadedImage:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: see `load_image`."""
+    """Turn any mode into RGB: see `load_image`."""
     if image.mode.startswith("I"):
         return Image.fromarray(eight_bits(np.asarray(image), image.format)).convert("RGB")
     if image.mode == "F":
@@ -226,7 +226,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def eight_bits(pixels: np.ndarray, format: str | None) -> np.ndarray:
-    """16-bit grey, also in 32-bit numbers, to uint8; Pillow's own conversion would clip at 255: all white."""
+    """Turn 16-bit grey, also in 32-bit numbers, into uint8; Pillow's own conversion clips at 255: all white."""
     lowest, highest = int(pixels.min()), int(pixels.max())
     if lowest < 0 or highest > 65535:
         raise ValueError(f"grey values from {lowest} to {highest}, where 0 to 65535 is wanted")
@@ -240,14 +240,14 @@ class SquarePixels:
     """Cuts and scales an image to a square of `size` pixels; cheap to send to a worker process.
 
     `squash` scales the whole image to the square: nothing is lost, the aspect ratio is. `crop` is ImageNet's
-    evaluation: the short side scaled to 256/224 of the size, then the centre (7/8 of the short side is kept).
+    evaluation: the short side scaled to 256/224 of the size, then the center (7/8 of the short side is kept).
     """
 
     size: int
     resize: Literal["squash", "crop"]
 
     def view(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """The part of a (width, height) image that the square shows: x1, y1, x2, y2 in pixels of that image."""
+        """Return the part of a (width, height) image that the square shows: x1, y1, x2, y2 in its pixels."""
         if self.resize == "squash":
             return (0.0, 0.0, float(width), float(height))
         side = min(width, height) / IMAGENET_SHORT_SIDE

@@ -1,7 +1,7 @@
 """The bottom-up-attention Faster R-CNN (ResNet-101 C4, Visual Genome) on torch's and torchvision's operators.
 
 Parameters have the names of the PyTorch port that keeps Caffe's arithmetic, so its checkpoint is the network's own
-state dict; `detector_weights` reads that one and the others. The ports differ in more than names: see `Convention`.
+state dict; `weights` reads that one and the others. The ports differ in more than names: see `Convention`.
 
 Source: P. Anderson et al., Bottom-Up and Top-Down Attention for Image Captioning and VQA, CVPR 2018; S. Ren et al.,
 Faster R-CNN, NeurIPS 2015; K. He et al., Deep Residual Learning, CVPR 2016.
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ascl.features.detectors.boxes import (
     anchors_of_map,
     caffe_anchors,
-    centred_anchors,
+    centered_anchors,
     clip_boxes,
     decode_boxes,
     nms,
@@ -69,13 +69,13 @@ class Convention:
     """What a port does besides its weights. The network's layers are the same in all.
 
     Attributes:
-        legacy: boxes hold both end pixels (see `detector_boxes`).
+        legacy: boxes hold both end pixels (see `boxes`).
         minimum_side: of a proposal, in pixels of the image before it was resized.
         filter_first: small proposals go before the best `proposals_before_nms` are taken, not after.
         box_weights: what the box regression was multiplied by in training.
         background_attribute: the attributes' softmax counts the background, which is then passed over; otherwise the
             background is left out of the softmax.
-        resize: how the image is brought to size: see `detector_input`.
+        resize: how the image is brought to size: see `input`.
     """
 
     legacy: bool
@@ -87,7 +87,7 @@ class Convention:
 
     def anchors(self, shape: DetectorShape) -> Tensor:
         """(A, 4) float32, for checkpoints that bring none."""
-        make = caffe_anchors if self.legacy else centred_anchors
+        make = caffe_anchors if self.legacy else centered_anchors
         return make(shape.anchor_scales, STRIDE)
 
 
@@ -274,10 +274,10 @@ class BottomUpDetector(nn.Module):
         self.roi_heads = RoiHeads(shape)
 
     def forward(self, images: Tensor, scales: Sequence[float], precision: Precision = "float32") -> list[Proposals]:
-        """What the network sees in each image.
+        """Return what the network sees in each image.
 
         Args:
-            images: (B, 3, H, W) float32 from `detector_input.network_input`: B G R, the mean subtracted; H, W >= 3.
+            images: (B, 3, H, W) float32 from `input.network_input`: B G R, the mean subtracted; H, W >= 3.
             scales: B factors, side of these images over side of the originals; for the smallest side of a proposal.
             precision: of the convolutions; everything else is float32.
 
@@ -348,7 +348,7 @@ class BottomUpDetector(nn.Module):
         return Proposals(boxes, features, class_logits.softmax(dim=1), deltas, attribute_ids, attribute_scores)
 
     def regressed(self, proposals: Proposals, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Each proposal moved to where its own best class wants it.
+        """Move each proposal to where its own best class wants it.
 
         Returns:
             (N, 4) boxes clipped to the (height, width) image, and (N,) the probability of that class.
@@ -361,7 +361,7 @@ class BottomUpDetector(nn.Module):
 
 
 def initialize(detector: BottomUpDetector, seed: int) -> None:
-    """Random weights in place, of a size that keeps every activation near 1 through all blocks; for tests and timing.
+    """Draw weights of a size that keeps every activation near 1 through all blocks, in place; for tests and timing.
 
     Convolutions keep the variance (He), the stem's norm takes pixels (about 70) to 1, and each block adds little to
     its shortcut: 33 blocks that doubled the variance would overflow half precision.

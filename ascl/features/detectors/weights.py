@@ -1,4 +1,4 @@
-"""The published checkpoints of the bottom-up-attention detector, recognised and read by their key names.
+"""The published checkpoints of the bottom-up-attention detector, recognized and read by their key names.
 
 Three are in circulation, all ported from the one Caffe model:
 
@@ -64,7 +64,7 @@ class Checkpoint:
 
 
 def load_detector(weights: str, shape: DetectorShape) -> tuple[BottomUpDetector, Kind, dict[str, str]]:
-    """The detector with published or random weights.
+    """Return the detector with published or random weights.
 
     Args:
         weights: path of a published checkpoint, or `random:SEED` (untrained, of the kind `caffe`).
@@ -97,7 +97,7 @@ def load_detector(weights: str, shape: DetectorShape) -> tuple[BottomUpDetector,
 
 
 def kind_of(checkpoint: Checkpoint, shape: DetectorShape, path: Path) -> Kind:
-    """The port that a file's names belong to; without an attribute head the outputs of objectness tell.
+    """Return the port that a file's names belong to; without an attribute head the outputs of objectness tell.
 
     The second and the third have the same names: the one is wrapped under "model", the other flat.
     """
@@ -117,7 +117,7 @@ def kind_of(checkpoint: Checkpoint, shape: DetectorShape, path: Path) -> Kind:
 
 
 def fitting_tensors(checkpoint: Checkpoint, kind: Kind, detector: BottomUpDetector, path: Path) -> dict[str, Tensor]:
-    """The tensors of the file that the network reads, by the port's full names, all of the port's shapes.
+    """Return the file's tensors that the network reads, by the port's full names, all of the port's shapes.
 
     Raises:
         DataError: see `load_detector`; names and shapes in it are the file's.
@@ -138,7 +138,7 @@ def is_batch_counter(name: str, tensor: Tensor, wanted: Mapping[str, Any]) -> bo
 
 
 def with_prefixes(tensors: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
-    """Names that lack their prefixes (`res5.0.conv1.weight`) completed, by detectron2's rule for files that ask for it.
+    """Complete names that lack their prefixes (`res5.0.conv1.weight`), by detectron2's rule for files that ask for it.
 
     Each wanted name takes the longest name of the file that it ends with. A name that several would take is left as it
     is, to be reported as left over.
@@ -157,7 +157,7 @@ def with_prefixes(tensors: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[
 
 
 def wanted_shapes(detector: BottomUpDetector, kind: Kind) -> dict[str, tuple[int, ...]]:
-    """The port's name and shape of everything in the network's state dict."""
+    """Return the port's name and shape of everything in the network's state dict."""
     shapes = {}
     for name, tensor in detector.state_dict().items():
         rows, *rest = tensor.shape
@@ -172,14 +172,14 @@ def wanted_shapes(detector: BottomUpDetector, kind: Kind) -> dict[str, tuple[int
 
 
 def ported(name: str) -> str:
-    """The name of one of the network's tensors in the two ports that follow detectron2."""
+    """Return the name of one of the network's tensors in the two ports that follow detectron2."""
     for own, other in PORTED.items():
         name = name.replace(PREDICTOR + own, PREDICTOR + other)
     return name
 
 
 def to_network(tensors: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor]:
-    """A port's tensors under the network's names, in its order of rows; what a port lacks is filled with zeros.
+    """Bring a port's tensors to the network's names and order of rows; what a port lacks is filled with zeros.
 
     Zero logits of the background leave a softmax with one logit an anchor, which is what those ports rank by; zero
     deltas leave the background's box where it is, and no rule looks at it.
@@ -202,7 +202,7 @@ def to_network(tensors: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The tensors of a .pkl (plain pickle), a .safetensors, or any other file as `torch.save` writes it.
+    """Read the tensors of a .pkl (plain pickle), a .safetensors, or any other file as `torch.save` writes it.
 
     Raises:
         DataError: no such file; not whole; it holds anything that only code could rebuild, which is not run; entries
@@ -236,7 +236,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def as_tensor(value: Any) -> Tensor | None:
-    """A tensor as it is, an array of numbers as a tensor of its own, None of anything else."""
+    """Return a tensor as it is, an array of numbers as a tensor of its own, None of anything else."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
         return torch.tensor(value.astype(value.dtype.newbyteorder("=")))
     return value if isinstance(value, Tensor) else None

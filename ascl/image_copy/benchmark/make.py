@@ -36,7 +36,7 @@ from ascl.image_copy.benchmark.plan import (
     usable_photos,
 )
 from ascl.image_copy.edits.edits import EDITS, Step, edit_chain, random_chain, sample_rng
-from ascl.image_copy.evaluation.files import write_csv
+from ascl.image_copy.evaluation.files import GroundTruth, write_csv, write_ground_truth
 from ascl.images.loader import depend_on_parent, killed_workers_named
 from ascl.images.read import find_images, load_image
 
@@ -218,10 +218,10 @@ def _write(
     def source(path: Path) -> str:
         return path.relative_to(images).as_posix()
 
-    write_csv(
-        temporary / "ground_truth.csv", ["query_id", "reference_id"],
-        ([plan.query_id, plan.reference_id if plan.role == "copy" else ""] for plan in plans),
-    )
+    copies = [plan for plan in plans if plan.role == "copy"]
+    write_ground_truth(temporary / "ground_truth.csv", GroundTruth(
+        [plan.query_id for plan in plans], [plan.query_id for plan in copies], [plan.reference_id for plan in copies]
+    ))
     write_csv(
         temporary / "edits.csv",
         ["query_id", "kind", "strength", "content_scale", "source_image", "role", "strength_value", "steps"],
@@ -274,7 +274,7 @@ def _all_made(maker: QueryMaker, workers: int) -> list[Made]:
 
 
 def readme(description: dict[str, Any]) -> str:
-    """What a user of the folder wants to know, in Markdown."""
+    """Return what a user of the folder wants to know, in Markdown."""
     counts, settings = description["counts"], description["settings"]
     levels = ", ".join(f"{name} {low} to {high}" for name, (low, high) in LEVELS.items())
     return f"""# A generated benchmark of image copy detection
@@ -288,7 +288,7 @@ The photos keep the license they had: look at it before you pass this folder on.
   {settings['max_side']} pixels a side: {counts['copies']} edited copies of references,
   {counts['distractors']} distractors (edited copies of photos that are no reference),
   {counts['reverse_crops']} hard negatives.
-- `background/`: {counts['background']} photos that are nowhere else, for score normalisation, whitening, calibration.
+- `background/`: {counts['background']} photos that are nowhere else, for score normalization, whitening, calibration.
 - `ground_truth.csv`: `query_id,reference_id` as in DISC2021; blank for distractors and hard negatives.
 - `edits.csv`: kind and strength of the edit, the share of the source photo that the query still shows
   (`content_scale`), the source, the role, the strength as a number, every step with its parameters.

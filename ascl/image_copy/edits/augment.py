@@ -1,7 +1,7 @@
 """Training views of an image: the augmentation of RDCD and SSCD, and ASL's identities of several content scales.
 
 Both are small objects of settings that pickle, so worker processes can hold them; all chances come from the numbers of
-the sample. Pixels are uint8; the model's own normalisation comes later, on the device.
+the sample. Pixels are uint8; the model's own normalization comes later, on the device.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class View(NamedTuple):
 class CopyAugmentation:
     """RDCD's list of random changes, in its order, each with its own probability (the defaults are the paper's).
 
-    Flip, quarter turn, text, sticker, rotation, resized crop, colour jitter, grey, blur, JPEG. `augmentation_of` gives
+    Flip, quarter turn, text, sticker, rotation, resized crop, color jitter, grey, blur, JPEG. `augmentation_of` gives
     the weaker lists of SSCD.
 
     What the paper leaves open is read so: a rotated picture keeps the largest upright rectangle without empty corners;
@@ -111,10 +111,10 @@ class CopyAugmentation:
         if rng.random() < self.rotation:
             canvas = rotated(canvas, rng.uniform(0, 360), "inscribed", (0, 0, 0))
         canvas = canvas.resized(self.size, self.size, box=self.crop_box(canvas.image, rng))
-        return View(to_tensor(self._recoloured(canvas.image, rng)), canvas.content_scale)
+        return View(to_tensor(self._recolored(canvas.image, rng)), canvas.content_scale)
 
     def views(self, image: Image.Image, *, seed: int, index: int, epoch: int = 0, count: int = 2) -> list[View]:
-        """The views of sample `index` in an epoch: the same in every process, in any order; see `sample_rng`."""
+        """Return the views of sample `index` in an epoch: the same in every process, in any order; see `sample_rng`."""
         return [self(image, sample_rng(seed, index, epoch * count + view)) for view in range(count)]
 
     def crop_box(self, image: Image.Image, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -128,7 +128,7 @@ class CopyAugmentation:
             )
         return left, top, left + width, top + height
 
-    def _recoloured(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def _recolored(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         if rng.random() < self.colour_jitter:
             most = np.array(self.jitter)
             drawn = rng.uniform(-most, most) + (1, 1, 1, 0)
@@ -148,7 +148,7 @@ Strength = Literal["simclr", "strong_blur", "advanced"]
 
 
 def augmentation_of(strength: Strength, size: int = 224) -> CopyAugmentation:
-    """SSCD's three strengths: SimCLR's list, the same with stronger blur, and that with RDCD's edits as well.
+    """Return one of SSCD's strengths: SimCLR's list, the same with stronger blur, and that with RDCD's edits too.
 
     Raises:
         ValueError: another name.
@@ -244,7 +244,7 @@ class IdentityAugmentation:
     def views(
         self, image: Image.Image, *, seed: int, index: int, epoch: int = 0, others: Sequence[Image.Image] = ()
     ) -> list[IdentityView]:
-        """All images of the identity, in the order of `kinds`."""
+        """Return all images of the identity, in the order of `kinds`."""
         return [
             self(image, view, seed=seed, index=index, epoch=epoch, others=others) for view in range(len(self.kinds))
         ]
@@ -259,11 +259,11 @@ def _random_crop(canvas: Canvas, area: tuple[float, float], rng: np.random.Gener
 
 
 def reduced(image: Image.Image, short_side: int) -> Image.Image:
-    """The image by a whole factor smaller, its short side still at least this; an image that is not larger as it is."""
+    """Return the image smaller by a whole factor, its short side still at least this, or as it is."""
     factor = min(image.size) // short_side
     return image.reduce(factor) if factor > 1 else image
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """RGB image -> (3, height, width) uint8, its own memory."""
+    """Return an RGB image as (3, height, width) uint8 with its own memory."""
     return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())

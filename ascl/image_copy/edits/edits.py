@@ -48,7 +48,7 @@ class Edited:
         steps: the edits, in the order in which they were made.
         content_scale: share of the ORIGINAL's area that the copy still shows, in [0, 1], as ASL reads it: a crop has
             the share it keeps, a sticker 1 minus the share it covers (times its opacity), pixels that fall outside are
-            lost, and whatever only moves or changes colours has 1, a small copy on another photo too. Followed
+            lost, and whatever only moves or changes colors has 1, a small copy on another photo too. Followed
             through a chain of edits by sample points; right to about 0.001 for each step.
     """
 
@@ -113,7 +113,7 @@ def edit_chain(
     rng: np.random.Generator,
     others: Sequence[Image.Image] = (),
 ) -> Edited:
-    """Several edits, one on the result of the other, all at one strength; see `Edit` for arguments and errors.
+    """Make several edits, one on the result of the other, all at one strength; see `Edit` for arguments and errors.
 
     Raises:
         ValueError: a name that is not in EDITS, too.
@@ -137,7 +137,7 @@ def random_chain(
     *,
     count: int | None = None,
 ) -> Edited:
-    """Different edits at random, in a random order: two (mild) to four (hard) if `count` is not said.
+    """Make different edits at random, in a random order: two (mild) to four (hard) where `count` is None.
 
     A crop of a collage can miss the original: a chain that leaves less than `LEAST_CONTENT` of it is drawn again, up to
     `CHAIN_DRAWS` times, and then the one that shows most is taken.
@@ -157,7 +157,7 @@ def random_chain(
 
 
 def sample_rng(seed: int, index: int, draw: int = 0) -> np.random.Generator:
-    """The generator of one sample.
+    """Return the generator of one sample.
 
     Args:
         seed: of the run.

@@ -24,12 +24,12 @@ class Candidates:
         score: (N,) float64.
         queries: ids of all queries that were searched or, from a file, that occur; with those of the ground truth they
             are the population.
-        about: lines of the protocol: rule, metric, codec, normalisation, inputs.
+        about: lines of the protocol: rule, metric, codec, normalization, inputs.
         counts: figures of the report: queries, references, background.
         warnings: what a reader has to know.
         references: ids of the references that were searched, None where only predictions are known.
         compared: queries and references with the vectors that were compared, whitened or less their negatives; None
-            where only predictions are known, or where a normalisation added a dimension.
+            where only predictions are known, or where a normalization added a dimension.
     """
 
     query: np.ndarray
@@ -49,7 +49,7 @@ def find_candidates(
     """Search queries among references as `protocol` says.
 
     Raises:
-        DataError: descriptors of different models or dimensions, or a normalisation or whitening without background.
+        DataError: descriptors of different models or dimensions, or a normalization or whitening without background.
     """
     check_comparable([queries, references] + ([background] if background else []))
     counts = {
@@ -68,8 +68,8 @@ def find_candidates(
                     f"the background overlaps the {'references' if name == 'reference' else 'queries'}: {by_id} images "
                     f"by id, {by_vector} by identical descriptor; their own copies are then taken for background"
                 )
-    elif protocol.normalisation is not None or protocol.whiten is not None:
-        raise DataError("score normalisation and whitening need a background set: give one")
+    elif protocol.normalization is not None or protocol.whiten is not None:
+        raise DataError("score normalization and whitening need a background set: give one")
     codec = "Flat"
     if protocol.whiten is not None and background is not None:
         whitening = fit_whitening(background.vectors, protocol.whiten)
@@ -78,15 +78,15 @@ def find_candidates(
         )
         codec = f"PCAW{protocol.whiten},L2norm,Flat"
     left, right = queries.vectors, references.vectors
-    normalisation = protocol.normalisation
-    if isinstance(normalisation, BackgroundScore) and background is not None:
+    normalization = protocol.normalization
+    if isinstance(normalization, BackgroundScore) and background is not None:
         left, right = augmented(
-            left, right, background.vectors, weight=normalisation.weight, start=normalisation.start,
-            end=normalisation.end, device=protocol.device,
+            left, right, background.vectors, weight=normalization.weight, start=normalization.start,
+            end=normalization.end, device=protocol.device,
         )
-    elif isinstance(normalisation, NegativeSubtraction) and background is not None:
+    elif isinstance(normalization, NegativeSubtraction) and background is not None:
         left, right = (
-            subtract_negatives(side, background.vectors, **asdict(normalisation), device=protocol.device)
+            subtract_negatives(side, background.vectors, **asdict(normalization), device=protocol.device)
             for side in (left, right)
         )
     if protocol.candidates == "global":
@@ -103,7 +103,7 @@ def find_candidates(
         "candidates": protocol.rule(),
         "score": "inner product" if protocol.metric == "ip" else "-squared Euclidean distance",
         "codec": codec,
-        "normalisation": str(normalisation or "none"),
+        "normalization": str(normalization or "none"),
         "model": queries.model or references.model or "not named in the files",
         "query descriptors": queries.source,
         "reference descriptors": references.source,
@@ -118,14 +118,14 @@ def find_candidates(
         about=about,
         counts=counts,
         warnings=warnings,
-        compared=None if isinstance(normalisation, BackgroundScore) else (
+        compared=None if isinstance(normalization, BackgroundScore) else (
             with_vectors(queries, left), with_vectors(references, right)
         ),
     )
 
 
 def given_candidates(query: Sequence[str], reference: Sequence[str], score: np.ndarray, source: str) -> Candidates:
-    """Predictions made elsewhere, as they are."""
+    """Return predictions made elsewhere, as they are."""
     queries = list(dict.fromkeys(query))
     return Candidates(
         query=np.array(query, dtype=object),
@@ -133,6 +133,6 @@ def given_candidates(query: Sequence[str], reference: Sequence[str], score: np.n
         score=score,
         queries=queries,
         about={"candidates": f"the {len(score):,} pairs of {source}", "score": "as given", "codec": "unknown",
-               "normalisation": "unknown"},
+               "normalization": "unknown"},
         counts={"queries_with_predictions": len(queries)},
     )

@@ -52,7 +52,7 @@ class QueryEdit:
 
 
 def read_ground_truth(path: str | os.PathLike) -> GroundTruth:
-    """Rows `query_id,reference_id`; a blank reference is a distractor, several rows of a query several references.
+    """Read rows `query_id,reference_id`; a blank reference is a distractor, several rows are several references.
 
     Raises:
         DataError: no such file, a row of other than two columns or without a query, a pair or a distractor listed
@@ -89,7 +89,7 @@ def write_ground_truth(path: str | os.PathLike, truth: GroundTruth) -> None:
 
 
 def read_predictions(path: str | os.PathLike) -> tuple[list[str], list[str], np.ndarray]:
-    """Rows `query_id,reference_id,score` -> query ids, reference ids, scores (N,) float64.
+    """Read rows `query_id,reference_id,score` as query ids, reference ids, scores (N,) float64.
 
     Raises:
         DataError: no such file, a row of other than three columns, an empty id, a score that is no number (row named).
@@ -122,7 +122,7 @@ def write_predictions(
 
 
 def read_edits(path: str | os.PathLike) -> dict[str, QueryEdit]:
-    """Columns `query_id,kind[,strength,content_scale,role]` with a header, others passed over -> edit by query.
+    """Read columns `query_id,kind[,strength,content_scale,role]` with a header, others passed over, by query.
 
     Raises:
         DataError: no such file, no such column, a query twice, a content scale that is no number in [0, 1] (row named).

@@ -38,7 +38,7 @@ class JudgedPairs:
     gt_position: np.ndarray
 
     def only(self, rows: np.ndarray) -> JudgedPairs:
-        """The same ground truth with only the predictions where `rows` (N,) is True; the others are then misses."""
+        """Keep the ground truth and only the predictions where `rows` (N,) is True; the others are then misses."""
         position = np.append(np.where(rows, np.cumsum(rows) - 1, -1), -1)  # the last entry serves gt_position -1
         return replace(
             self, order=self.order[rows], query=self.query[rows], score=self.score[rows], correct=self.correct[rows],
@@ -46,7 +46,7 @@ class JudgedPairs:
         )
 
     def of_queries(self, chosen: np.ndarray) -> JudgedPairs:
-        """Predictions and ground truth of the queries where `chosen` (Q,) is True."""
+        """Return predictions and ground truth of the queries where `chosen` (Q,) is True."""
         kept = self.only(chosen[self.query])
         of_chosen = chosen[self.gt_query]
         return replace(kept, gt_query=kept.gt_query[of_chosen], gt_position=kept.gt_position[of_chosen])

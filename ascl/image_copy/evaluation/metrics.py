@@ -70,7 +70,7 @@ class RankedPairs:
 def micro_average_precision(
     query: Ids, reference: Ids, score: np.ndarray | Sequence[float], gt_query: Ids, gt_reference: Ids
 ) -> CopyMetrics:
-    """Micro average precision (muAP) of scored pairs, and what is read off the same curve.
+    """Return the micro average precision (muAP) of scored pairs, and what is read off the same curve.
 
     muAP = sum_i (R_i - R_{i-1}) P_i over all predictions of all queries in one list, P_i = TP_i / i, R_i = TP_i / |GT|.
     Predictions for a query without a reference (a distractor) are false positives.
@@ -92,7 +92,7 @@ def micro_average_precision(
 
 
 def metrics_of(judged: JudgedPairs) -> CopyMetrics:
-    """The metrics of predictions that `judge` has put in order."""
+    """Return the metrics of predictions that `judge` has put in order."""
     true_so_far = np.cumsum(judged.correct)
     total = len(judged.gt_query)
     precisions = true_so_far / np.arange(1, len(judged.correct) + 1)
@@ -115,7 +115,7 @@ def metrics_of(judged: JudgedPairs) -> CopyMetrics:
 
 
 def ranks_of_pairs(judged: JudgedPairs) -> np.ndarray:
-    """(G,) int64: for each true pair, predictions of its query that score at least as high, less one; -1 where none.
+    """Return (G,) int64: how many predictions of a true pair's query score at least as high, less one; -1 if none.
 
     0 is best. Two true pairs of one query with one score both get the worse rank.
     """
@@ -134,7 +134,7 @@ def ranks_of_pairs(judged: JudgedPairs) -> np.ndarray:
 
 
 def top_pairs(judged: JudgedPairs, keep: np.ndarray | None = None) -> RankedPairs:
-    """True and false positives among the |GT| best pairs, rejects removed after these were taken and not refilled.
+    """Count true and false positives among the |GT| best pairs; rejects are removed afterwards and not refilled.
 
     Args:
         judged: the predictions.
@@ -156,7 +156,7 @@ def top_pairs(judged: JudgedPairs, keep: np.ndarray | None = None) -> RankedPair
 
 
 def norm_ratio_keeps(query_norm: np.ndarray, reference_norm: np.ndarray, *, most: float = 1.0) -> np.ndarray:
-    """(N,) bool: not (|query| / |reference| > most); the query of a copy shows no more than its reference.
+    """Return (N,) bool: not (|query| / |reference| > most); a copy shows no more than its reference.
 
     A ratio of exactly `most` is kept, and so is a pair of two zeros, of which nothing is known.
 
@@ -171,7 +171,7 @@ def norm_ratio_keeps(query_norm: np.ndarray, reference_norm: np.ndarray, *, most
 
 
 def trapezoid_average_precision(ranks: np.ndarray | Sequence[int], positives: int) -> float:
-    """Area under the precision-recall curve of one search by trapezoids, as Copydays is scored.
+    """Return the area under the precision-recall curve of one search by trapezoids, as Copydays is scored.
 
     For the k-th hit (from 0) at rank r: ((k / r, or 1 where r = 0) + (k + 1) / (r + 1)) / 2 / positives, summed.
 

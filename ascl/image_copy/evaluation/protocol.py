@@ -57,21 +57,21 @@ class Protocol:
     Attributes:
         candidates: the rule: "global", the `limit` best pairs over all queries, or "per query", the `limit` best each.
         limit: of the rule.
-        normalisation: with the background, or None.
+        normalization: with the background, or None.
         whiten: dimensions to which the background's principal components whiten, or None.
         device: where blocks are scored, "cpu" or "cuda".
     """
 
     candidates: Literal["global", "per query"] = "global"
     limit: int = DISC_CANDIDATES
-    normalisation: BackgroundScore | NegativeSubtraction | None = None
+    normalization: BackgroundScore | NegativeSubtraction | None = None
     whiten: int | None = None
     device: str = "cpu"
 
     @property
     def metric(self) -> Metric:
-        """Normalised scores are inner products; else the challenge's rule, Euclidean distance."""
-        return "ip" if isinstance(self.normalisation, BackgroundScore) else "l2"
+        """Normalized scores are inner products; else the challenge's rule, Euclidean distance."""
+        return "ip" if isinstance(self.normalization, BackgroundScore) else "l2"
 
     def rule(self) -> str:
         """Return the rule of candidates in words."""

@@ -1,7 +1,7 @@
 """Making scores of different queries comparable with the help of a background set that holds no copy.
 
 Three ways, all of them choices of the evaluation and no part of a model: subtract what a query scores on the background
-(SSCD's and the challenge's normalisation), subtract the nearest background vectors from the vectors themselves
+(SSCD's and the challenge's normalization), subtract the nearest background vectors from the vectors themselves
 (negative embedding subtraction), and whiten with the background's principal components.
 """
 
@@ -23,7 +23,7 @@ ROWS = 2**14  # whose neighbours are held at a time
 def background_score(
     query: np.ndarray, background: np.ndarray, *, start: int, end: int, device: str = "cpu"
 ) -> np.ndarray:
-    """b(q): mean of the `start`-th to `end`-th largest inner products of each query with the background.
+    """Return b(q), the mean of the `start`-th to `end`-th largest inner products of each query with the background.
 
     Args:
         query: (Nq, d) float.
@@ -39,7 +39,7 @@ def background_score(
     """
     start, end = index(start), index(end)
     if not 0 <= start <= end:
-        raise DataError(f"score normalisation from place {start} to {end}: give 0 <= start <= end")
+        raise DataError(f"score normalization from place {start} to {end}: give 0 <= start <= end")
     if len(background) <= end:
         raise DataError(f"the background has {len(background)} vectors; place {end} (from 0) needs {end + 1}")
     _, scores = nearest_references(query, background, end + 1, metric="ip", device=device)
@@ -49,7 +49,7 @@ def background_score(
 def score_normalise(
     query: np.ndarray, reference: np.ndarray, background: np.ndarray, *, weight: float, start: int, end: int
 ) -> np.ndarray:
-    """Normalised score of every pair: q.r - weight * b(q).
+    """Return the normalized score of every pair: q.r - weight * b(q).
 
     The whole matrix is returned: for sets too large for it, search among `augmented` vectors.
 
@@ -72,7 +72,7 @@ def augmented(
     query: np.ndarray, reference: np.ndarray, background: np.ndarray, *, weight: float, start: int, end: int,
     device: str = "cpu",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of one more dimension whose inner products are the normalised scores, for any inner-product index.
+    """Return vectors of one more dimension whose inner products are the normalized scores, for any index of those.
 
     Args: as `score_normalise`.
 
@@ -90,14 +90,14 @@ def subtract_negatives(
     embeddings: np.ndarray, negatives: np.ndarray, *, beta: float, neighbours: int, iterations: int,
     device: str = "cpu",
 ) -> np.ndarray:
-    """Negative embedding subtraction: away from the nearest vectors that are known to be no copies.
+    """Move vectors away from the nearest that are known to be no copies: negative embedding subtraction.
 
     Each iteration: e <- nz(e - beta * mean of the `neighbours` negatives of the largest inner product with e). The
     winner of the challenge's descriptor track did it to queries and references alike, with beta 0.35, 10 neighbours
     and 1 iteration, the negatives being the training set (themselves averaged with their own neighbours beforehand).
 
     Args:
-        embeddings: (N, d) float, L2-normalised; taken as they are.
+        embeddings: (N, d) float, L2-normalized; taken as they are.
         negatives: (M, d) float, M >= neighbours.
         beta: share of the mean that is subtracted, unitless.
         neighbours, iterations: at least 1.
@@ -140,7 +140,7 @@ class Whitening:
     components: Any
 
     def apply(self, vectors: np.ndarray) -> np.ndarray:
-        """(N, D) float -> (N, d) of the same type, unit rows; computed in float32."""
+        """Return (N, D) float as (N, d) of the same type, unit rows; computed in float32."""
         _check_dimension(vectors, self.mean[None], "the background of the whitening")
         return _unit(self.components.apply(np.subtract(vectors, self.mean, dtype=np.float32)).astype(vectors.dtype))
 

@@ -182,7 +182,7 @@ def test_identities_that_make_no_sense_are_refused():
 
 
 def test_views_of_real_photos_show_what_they_say(shared):
-    """A view without sticker or turn, scaled back, is found in its photo: its colours are near the crop's."""
+    """A view without sticker or turn, scaled back, is found in its photo: its colors are near the crop's."""
     augmentation = replace(NOTHING, crop_area=(0.3, 0.9), crop_ratio=(0.75, 4 / 3))
     for index, path in enumerate(find_images(shared / "data" / "flickr8k" / "full1000")[:8]):
         image = load_image(path).image

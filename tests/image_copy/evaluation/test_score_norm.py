@@ -1,4 +1,4 @@
-"""Score normalisation, negative subtraction and whitening against plain loops and the numeric checks."""
+"""Score normalization, negative subtraction and whitening against plain loops and the numeric checks."""
 
 import importlib.util
 import sys
@@ -17,7 +17,7 @@ def unit(rng, *shape):
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def normalised_oracle(query, reference, background, weight, start, end):
+def normalized_oracle(query, reference, background, weight, start, end):
     scores = []
     for q in query.tolist():
         of_background = sorted(sum(a * b for a, b in zip(q, x, strict=True)) for x in background.tolist())[::-1]
@@ -27,10 +27,10 @@ def normalised_oracle(query, reference, background, weight, start, end):
 
 
 @pytest.mark.parametrize(("weight", "start", "end"), [(1.0, 0, 2), (2.0, 9, 9), (0.5, 3, 7)])
-def test_normalised_scores_match_the_loops_and_an_inner_product_index(weight, start, end):
+def test_normalized_scores_match_the_loops_and_an_inner_product_index(weight, start, end):
     rng = np.random.default_rng(0)
     query, reference, background = unit(rng, 7, 5), unit(rng, 11, 5), unit(rng, 30, 5)
-    expected = normalised_oracle(query, reference, background, weight, start, end)
+    expected = normalized_oracle(query, reference, background, weight, start, end)
     found = score_normalise(query, reference, background, weight=weight, start=start, end=end)
     np.testing.assert_allclose(found, expected, atol=1e-12)
     left, right = augmented(query, reference, background, weight=weight, start=start, end=end)
@@ -40,7 +40,7 @@ def test_normalised_scores_match_the_loops_and_an_inner_product_index(weight, st
     np.testing.assert_allclose(score, np.array(expected)[at_query, at_reference], atol=1e-12)
 
 
-def test_numeric_check_of_score_normalisation(shared):
+def test_numeric_check_of_score_normalization(shared):
     given = np.load(shared / "oracles" / "score_norm_sscd_default.npz")
     vectors = [given[name] for name in ("query", "ref", "background")]
     options = {"weight": float(given["weight"]), "start": int(given["start"]), "end": int(given["end"])}
@@ -129,6 +129,6 @@ def test_whitening_refuses_components_without_variance():
     (lambda v: subtract_negatives(v, v, beta=1, neighbours=4, iterations=1), "4 neighbours of 3"),
     (lambda v: subtract_negatives(v, v, beta=1, neighbours=1, iterations=0), "at least 1"),
 ])
-def test_what_cannot_be_normalised_is_refused(call, message):
+def test_what_cannot_be_normalized_is_refused(call, message):
     with pytest.raises(DataError, match=message):
         call(np.eye(3, 2, dtype=np.float32))
