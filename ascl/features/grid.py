@@ -5,7 +5,8 @@ Source: H. Jiang et al., In Defense of Grid Features for Visual Question Answeri
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch.nn.functional as F
@@ -77,7 +78,8 @@ class GridBackend:
         """
         maps = F.adaptive_avg_pool2d(self.backbone(pixels), self.grid)  # (B, C, grid, grid)
         regions = maps.flatten(2).transpose(1, 2).float().cpu().numpy()
-        return {"regions": regions, "boxes": boxes_in_view(grid_boxes(self.grid, *self.map_size), self.prepare, sizes)}
+        cells = grid_boxes(self.grid, *self.map_size)
+        return {"regions": regions, "boxes": boxes_in_view(cells, self.prepare.view, sizes)}
 
 
 def grid_boxes(grid: int, height: int, width: int) -> np.ndarray:
@@ -90,21 +92,17 @@ def grid_boxes(grid: int, height: int, width: int) -> np.ndarray:
     return np.stack([x1, y1, x2, y2], axis=-1).reshape(-1, 4)
 
 
-class Views(Protocol):
-    """What prepares images and knows which part of a (width, height) image it shows: x1, y1, x2, y2 in its pixels."""
-
-    def view(self, width: int, height: int) -> tuple[float, float, float, float]: ...
-
-
-def boxes_in_view(cells: np.ndarray, prepare: Views, sizes: np.ndarray) -> np.ndarray:
+def boxes_in_view(
+    cells: np.ndarray, view: Callable[[int, int], tuple[float, float, float, float]], sizes: np.ndarray
+) -> np.ndarray:
     """Return (B, K, 4) float32 boxes in pixels of the originals.
 
     Args:
         cells: (K, 4) x1 y1 x2 y2, in [0, 1] of the part that is shown.
-        prepare: what knows that part.
+        view: width and height of an original -> that part of it, x1 y1 x2 y2 in its pixels.
         sizes: (B, 2) width and height of the originals.
     """
-    views = np.array([prepare.view(int(width), int(height)) for width, height in sizes])  # (B, 4)
+    views = np.array([view(int(width), int(height)) for width, height in sizes])  # (B, 4)
     corners, extents = views[:, :2], views[:, 2:] - views[:, :2]
     boxes = np.tile(corners, 2)[:, None] + cells[None] * np.tile(extents, 2)[:, None]
     return np.clip(boxes, 0, np.tile(sizes, 2)[:, None]).astype(np.float32)  # a sum may be over by the last digit

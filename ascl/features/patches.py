@@ -228,7 +228,7 @@ class PatchBackend:
         patches = tokens[:, encoder.prefix :].float().transpose(1, 2).unflatten(2, encoder.map_size)  # (B, D, h, w)
         regions = F.adaptive_avg_pool2d(patches, self.grid).flatten(2).transpose(1, 2).cpu().numpy()
         cells = grid_boxes(self.grid, *encoder.map_size) * np.tile(encoder.seen[::-1], 2)
-        return {"regions": regions, "boxes": boxes_in_view(cells, self.prepare, sizes)}
+        return {"regions": regions, "boxes": boxes_in_view(cells, self.prepare.view, sizes)}
 
 
 class PatchGlobalBackend:

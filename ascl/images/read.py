@@ -202,7 +202,7 @@ def decoded(file: Image.Image, whole_pixels: int) -> LoadedImage:
     except Exception:  # damaged EXIF is no reason to lose a photograph
         orientation = None
     image = to_rgb(file)
-    if orientation is not None:
+    if orientation not in (None, 1):
         image.info = {}  # Pillow rewrites the tags of what it turns, and fails on damaged ones
         image.getexif()[ExifTags.Base.Orientation] = orientation
         image = ImageOps.exif_transpose(image)

@@ -9,6 +9,7 @@ Faster R-CNN, NeurIPS 2015; K. He et al., Deep Residual Learning, CVPR 2016.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -184,19 +185,15 @@ class Stem(nn.Module):
         return F.max_pool2d(F.relu_(self.conv1(x)), kernel_size=3, stride=2, padding=0, ceil_mode=True)
 
 
-class C4(nn.Module):
-    """Image -> map of stride 16: the stem and res2 to res4."""
-
-    def __init__(self, shape: DetectorShape) -> None:
-        super().__init__()
-        width = shape.width
-        self.stem = Stem(width)
-        self.res2 = stage(shape.blocks[0], width, 4 * width, 1)
-        self.res3 = stage(shape.blocks[1], 4 * width, 8 * width, 2)
-        self.res4 = stage(shape.blocks[2], 8 * width, 16 * width, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.res4(self.res3(self.res2(self.stem(x))))
+def c4(shape: DetectorShape) -> nn.Sequential:
+    """Return image -> map of stride 16: the stem and res2 to res4."""
+    width = shape.width
+    return nn.Sequential(OrderedDict(
+        stem=Stem(width),
+        res2=stage(shape.blocks[0], width, 4 * width, 1),
+        res3=stage(shape.blocks[1], 4 * width, 8 * width, 2),
+        res4=stage(shape.blocks[2], 8 * width, 16 * width, 2),
+    ))
 
 
 class ProposalHead(nn.Module):
@@ -269,7 +266,7 @@ class BottomUpDetector(nn.Module):
     def __init__(self, shape: DetectorShape, convention: Convention) -> None:
         super().__init__()
         self.shape, self.convention = shape, convention
-        self.backbone = C4(shape)
+        self.backbone = c4(shape)
         self.proposal_generator = ProposalGenerator(shape, convention)
         self.roi_heads = RoiHeads(shape)
 
@@ -377,7 +374,8 @@ def initialize(detector: BottomUpDetector, seed: int) -> None:
                 parameter.normal_(0, 0.001 if "bbox_pred" in name else 0.01, generator=generator)
             else:
                 parameter.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
-    detector.backbone.stem.conv1.norm.weight.fill_(1 / 70)
     for module in detector.modules():
-        if isinstance(module, Bottleneck):
+        if isinstance(module, Stem):
+            module.conv1.norm.weight.fill_(1 / 70)
+        elif isinstance(module, Bottleneck):
             module.conv3.norm.weight.fill_(0.2)

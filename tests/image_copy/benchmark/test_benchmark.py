@@ -17,7 +17,7 @@ from filelock import FileLock
 from PIL import Image
 
 from ascl.core.errors import DataError
-from ascl.image_copy.benchmark.make import QueryMaker, make_benchmark
+from ascl.image_copy.benchmark.make import make_benchmark
 from ascl.image_copy.benchmark.near_duplicates import NearDuplicates, perceptual_hash
 from ascl.image_copy.benchmark.plan import (
     KINDS,
@@ -27,6 +27,7 @@ from ascl.image_copy.benchmark.plan import (
     QueryPlan,
     usable_photos,
 )
+from ascl.image_copy.benchmark.queries import QueryMaker
 from ascl.image_copy.edits.stickers import drawn_picture
 
 REPOSITORY = Path(__file__).resolve().parents[3]
