@@ -182,11 +182,6 @@ def overlap(first: Descriptors, second: Descriptors) -> tuple[int, int]:
     return by_id, sum(key in keys for key in _row_keys(first.vectors))
 
 
-def with_vectors(descriptors: Descriptors, vectors: np.ndarray) -> Descriptors:
-    """The same images with other vectors (whitened, say)."""
-    return replace(descriptors, vectors=vectors)
-
-
 def _read(path: Path, role: Role) -> Descriptors:
     if not path.is_file():
         raise DataError(f"{path}: no such file of descriptors")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from ascl.core.errors import DataError
-from ascl.image_copy.descriptors.files import Descriptors, check_comparable, overlap, with_vectors
+from ascl.image_copy.descriptors.files import Descriptors, check_comparable, overlap
 from ascl.image_copy.evaluation.protocol import BackgroundScore, NegativeSubtraction, Protocol
 from ascl.image_copy.evaluation.score_norm import augmented, fit_whitening, subtract_negatives
 from ascl.index.exact import capped_search, nearest_references
@@ -74,7 +74,7 @@ def find_candidates(
     if protocol.whiten is not None and background is not None:
         whitening = fit_whitening(background.vectors, protocol.whiten)
         queries, references, background = (
-            with_vectors(one, whitening.apply(one.vectors)) for one in (queries, references, background)
+            replace(one, vectors=whitening.apply(one.vectors)) for one in (queries, references, background)
         )
         codec = f"PCAW{protocol.whiten},L2norm,Flat"
     left, right = queries.vectors, references.vectors
@@ -119,7 +119,7 @@ def find_candidates(
         counts=counts,
         warnings=warnings,
         compared=None if isinstance(normalization, BackgroundScore) else (
-            with_vectors(queries, left), with_vectors(references, right)
+            replace(queries, vectors=left), replace(references, vectors=right)
         ),
     )
 
