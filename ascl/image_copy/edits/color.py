@@ -6,10 +6,11 @@ import io
 import math
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageEnhance, ImageFilter
 
 from ascl.image_copy.edits.canvas import Canvas, between, pixels
-from ascl.image_copy.edits.geometry import Others, Parameters
+from ascl.image_copy.edits.geometry import Change, Others, Parameters
 
 JPEG_TILE = 65_488  # pixels: libjpeg ends at 65,500, and its blocks are at most 16 wide
 REC_601 = np.array([0.299, 0.587, 0.114])  # luma, as Pillow's own conversion to grey
@@ -19,7 +20,7 @@ HUE_SINE = np.array([[-0.213, -0.715, 0.928], [0.143, 0.140, -0.283], [-0.787, 0
 JITTERS = ("brightness", "contrast", "saturation", "hue")
 
 
-def blur(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
+def blur(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
     """Blur by a Gaussian of a radius (standard deviation) of 0.3 to 3 % of the short side."""
     radius = between(0.003, 0.03, strength) * canvas.short_side
     return canvas.recolored(canvas.image.filter(ImageFilter.GaussianBlur(radius))), {"radius": radius}
@@ -36,7 +37,7 @@ def quickly_blurred(image: Image.Image, radius: float) -> Image.Image:
     return half.resize(image.size, Image.Resampling.BILINEAR)
 
 
-def jpeg(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
+def jpeg(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
     """Compress by JPEG at quality 50 to 3."""
     quality = round(between(50, 3, strength))
     return canvas.recolored(jpeg_compressed(canvas.image, quality)), {"quality": quality}
@@ -58,9 +59,7 @@ def jpeg_compressed(image: Image.Image, quality: int) -> Image.Image:
     return result
 
 
-def pixelisation(
-    canvas: Canvas, strength: float, rng: np.random.Generator, others: Others
-) -> tuple[Canvas, Parameters]:
+def pixelisation(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
     """Make square blocks of one color, 1 to 5 % of the short side each."""
     width, height = canvas.image.size
     block = between(0.01, 0.05, strength) * canvas.short_side
@@ -70,9 +69,7 @@ def pixelisation(
     return canvas.recolored(blocks), {"columns": columns, "rows": rows}
 
 
-def colour_jitter(
-    canvas: Canvas, strength: float, rng: np.random.Generator, others: Others
-) -> tuple[Canvas, Parameters]:
+def colour_jitter(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
     """Change brightness, contrast, saturation by up to 20 (mild) or 80 %, hue by up to 2 or 20 % of its circle."""
     most, hue_most = between(0.2, 0.8, strength), between(0.02, 0.2, strength)
     away = rng.choice([-1.0, 1.0], 4) * rng.uniform(0.5, 1.0, 4)  # at least half way, or a hard one might be none
@@ -111,7 +108,7 @@ def hue_shifted(image: Image.Image, shift: float) -> Image.Image:
     return image.convert("RGB", tuple(np.hstack([matrix, np.zeros((3, 1))]).ravel().tolist()))
 
 
-def grey(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
+def grey(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
     """Make it black and white, from the eye's weights of red, green and blue (strength 0) to any (strength 1)."""
     weights = (1 - strength) * REC_601 + strength * rng.dirichlet([1, 1, 1])
     row = (*weights.tolist(), 0.0)

@@ -18,10 +18,19 @@ from PIL import Image
 
 from ascl.image_copy.edits.canvas import Canvas
 from ascl.image_copy.edits.color import blur, colour_jitter, grey, jpeg, pixelisation
-from ascl.image_copy.edits.geometry import aspect, crop, flip, padding, perspective, quarter_turn, rotation
+from ascl.image_copy.edits.geometry import (
+    Change,
+    Others,
+    aspect,
+    crop,
+    flip,
+    padding,
+    perspective,
+    quarter_turn,
+    rotation,
+)
 from ascl.image_copy.edits.overlay import collage, overlay_of_photo, overlay_onto_photo, screenshot, sticker, text
 
-Change = Callable[[Canvas, float, np.random.Generator, Sequence[Image.Image]], tuple[Canvas, dict[str, Any]]]
 LEAST_CONTENT, CHAIN_DRAWS = 0.05, 10
 SEED_END = 2**32  # numpy cuts larger ones in words, and two different samples could then share their chances
 
@@ -62,7 +71,7 @@ class Edit:
     """An edit under its public name."""
 
     name: str
-    change: Change
+    change: Callable[[Canvas, float, np.random.Generator, Others], Change]
 
     def __call__(
         self, image: Image.Image, strength: float, rng: np.random.Generator, others: Sequence[Image.Image] = ()
@@ -82,27 +91,11 @@ class Edit:
 
 
 EDITS: dict[str, Edit] = {
-    name: Edit(name, change)
-    for name, change in {
-        "crop": crop,
-        "flip": flip,
-        "quarter_turn": quarter_turn,
-        "rotation": rotation,
-        "padding": padding,
-        "aspect": aspect,
-        "perspective": perspective,
-        "text": text,
-        "sticker": sticker,
-        "overlay_onto_photo": overlay_onto_photo,
-        "overlay_of_photo": overlay_of_photo,
-        "collage": collage,
-        "screenshot": screenshot,
-        "blur": blur,
-        "jpeg": jpeg,
-        "pixelisation": pixelisation,
-        "colour_jitter": colour_jitter,
-        "grey": grey,
-    }.items()
+    change.__name__: Edit(change.__name__, change)
+    for change in (
+        crop, flip, quarter_turn, rotation, padding, aspect, perspective, text, sticker, overlay_onto_photo,
+        overlay_of_photo, collage, screenshot, blur, jpeg, pixelisation, colour_jitter, grey,
+    )
 }
 
 

@@ -11,25 +11,25 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image
 
 from ascl.image_copy.edits.canvas import Canvas, Color, between, pixels, random_fill
 
 Parameters = dict[str, Any]
 Others = Sequence[Image.Image]
+Change = tuple[Canvas, Parameters]  # the picture after it, and what was drawn for it
 Frame = Literal["expand", "same", "inscribed"]
 
 
-def crop(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
+def crop(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
     """Cut out a rectangle of 90 to 10 % of the area, up to 1.2 (mild) or 1.8 times wider or taller in shape."""
     share = between(0.9, 0.1, strength)
     stretch = math.exp(rng.uniform(-1, 1) * math.log(between(1.2, 1.8, strength)))
     return crop_share(canvas, share, stretch, rng)
 
 
-def crop_share(
-    canvas: Canvas, share: float, stretch: float, rng: np.random.Generator
-) -> tuple[Canvas, Parameters]:
+def crop_share(canvas: Canvas, share: float, stretch: float, rng: Generator) -> Change:
     """Cut out a rectangle of a share of the area anywhere in the picture.
 
     Args:
@@ -46,21 +46,19 @@ def crop_share(
     return canvas.cropped(**box), box
 
 
-def flip(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
+def flip(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
     """Mirror left to right; from strength 1/2 on, top to bottom."""
     horizontal = strength < 0.5
     return canvas.flipped(horizontal=horizontal), {"axis": "horizontal" if horizontal else "vertical"}
 
 
-def quarter_turn(
-    canvas: Canvas, strength: float, rng: np.random.Generator, others: Others
-) -> tuple[Canvas, Parameters]:
+def quarter_turn(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
     """Turn by 90, 180 or 270 degrees, as likely at any strength."""
     turns = int(rng.integers(1, 4))
     return canvas.turned(turns), {"degrees": 90 * turns}
 
 
-def rotation(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
+def rotation(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
     """Turn by 5 to 60 degrees to either side, in one of the three frames of `rotated`."""
     degrees = between(5, 60, strength) * (1 if rng.random() < 0.5 else -1)
     frames: tuple[Frame, ...] = ("expand", "same", "inscribed")
@@ -113,7 +111,7 @@ def shift(x: float, y: float) -> np.ndarray:
     return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
 
 
-def padding(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
+def padding(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
     """Add a border of one color, together 10 to 80 % of the width and of the height, shared out at random."""
     width, height = canvas.image.size
     left, right, top, bottom = rng.dirichlet([3, 3, 3, 3]) * 2 * between(0.1, 0.8, strength)
@@ -124,7 +122,7 @@ def padding(canvas: Canvas, strength: float, rng: np.random.Generator, others: O
     return canvas.pasted_on(background, left, top), parameters
 
 
-def aspect(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
+def aspect(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
     """Stretch to a width over height 1.1 to 2.5 times larger or smaller, at the same area."""
     stretch = between(1.1, 2.5, strength)
     if rng.random() < 0.5:
@@ -133,9 +131,7 @@ def aspect(canvas: Canvas, strength: float, rng: np.random.Generator, others: Ot
     return canvas.resized(pixels(width * math.sqrt(stretch)), pixels(height / math.sqrt(stretch))), {"stretch": stretch}
 
 
-def perspective(
-    canvas: Canvas, strength: float, rng: np.random.Generator, others: Others
-) -> tuple[Canvas, Parameters]:
+def perspective(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
     """Show it at an angle: every corner moved by up to 5 to 35 % of the sides.
 
     Half of the time the corners move inwards and leave an empty margin, so that nothing is lost; otherwise the picture
