@@ -32,8 +32,8 @@ import torchvision
 from measuring import MIB, number
 from PIL import Image
 
-from ascl.cli.extract import BATCH_SIZE, make_backend
 from ascl.core.errors import DataError
+from ascl.features import BATCH_SIZE, make_backend
 from ascl.features.writer import Backend, extract
 from ascl.image_copy.descriptors.descriptor import Describer, Descriptor, DescriptorSettings
 from ascl.images.loader import Decoder, batches_of_one_shape

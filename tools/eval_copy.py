@@ -90,7 +90,9 @@ def evaluate(options: argparse.Namespace):
     from ascl.image_copy.descriptors.files import read_descriptors, write_submission
     from ascl.image_copy.evaluation import files as copy_files
     from ascl.image_copy.evaluation import protocol
+    from ascl.image_copy.evaluation.candidates import find_candidates, given_candidates
     from ascl.image_copy.evaluation.copydays import NEIGHBOURS, copydays_ground_truth
+    from ascl.image_copy.evaluation.evaluate import evaluate_candidates
 
     check(options)
     copydays = options.ground_truth == "copydays"
@@ -102,24 +104,24 @@ def evaluate(options: argparse.Namespace):
                  read_descriptors(options.references, "reference"))
     if options.predictions:
         query, reference, score = copy_files.read_predictions(options.predictions)
-        candidates = protocol.given_candidates(query, reference, score, options.predictions)
+        candidates = given_candidates(query, reference, score, options.predictions)
     else:
         assert sides is not None  # check
         if options.device == "cuda" and not torch.cuda.is_available():
             raise DataError("--device cuda: torch sees no GPU here; use --device cpu")
         device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-        chosen = protocol.Protocol(normalisation=normalisation(options, protocol), whiten=options.whiten, device=device)
+        chosen = protocol.Protocol(normalization=normalisation(options, protocol), whiten=options.whiten, device=device)
         if options.k or (copydays and not options.candidates):
             chosen = replace(chosen, candidates="per query", limit=options.k or NEIGHBOURS)
         elif options.candidates:
             chosen = replace(chosen, limit=options.candidates)
         background = read_descriptors(options.background, "reference") if options.background else None
-        candidates = protocol.find_candidates(*sides, background, chosen)
+        candidates = find_candidates(*sides, background, chosen)
     if truth is None:
         if sides is None:
             raise DataError("--ground-truth copydays needs --queries and --references, whose ids it reads")
         truth = copydays_ground_truth(sides[0].names, sides[1].names)
-    report = protocol.evaluate_candidates(
+    report = evaluate_candidates(
         candidates, truth, norms=sides if options.norm_filter else None, edits=edits, copydays=copydays,
         bootstrap_samples=options.bootstrap, seed=options.seed,
     )

@@ -51,8 +51,11 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     try:
         check(options)
-        from ascl.cli.extract import images_of  # torch is slow to import: options are checked before
-        from ascl.image_copy.descriptors.extract import extract_descriptors, extract_submission
+        from ascl.image_copy.descriptors.extract import (  # torch is slow to import: options are checked before
+            extract_descriptors,
+            extract_submission,
+        )
+        from ascl.images.read import images_of
 
         images, queries = images_of(options.images), images_of(options.queries) if options.queries else None
         how = {"batch_size": options.batch_size, "workers": options.workers,
@@ -70,7 +73,8 @@ def main(arguments: list[str]) -> int:
     for one in done:
         print(one.summary())
     if options.queries:
-        print(f"{options.out}: {done[0].count} queries and {done[1].count} references")
+        queries, references = (one.shapes["vectors"][0] for one in done)
+        print(f"{options.out}: {queries} queries and {references} references")
     return 0
 
 

@@ -7,8 +7,9 @@ python tools/extract_globals.py --dataset coco --out data/coco/globals.h5 --back
 import sys
 from pathlib import Path
 
-from ascl.cli.extract import GLOBAL_BACKENDS, extraction_parser, run_extraction
+from ascl.cli.extract import extraction_parser, run_extraction
 from ascl.datasets.locate import data_set_images
+from ascl.features import GLOBAL_BACKENDS
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

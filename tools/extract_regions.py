@@ -8,8 +8,9 @@ python tools/extract_regions.py --dataset coco --out data/coco/regions.h5 --back
 import sys
 from pathlib import Path
 
-from ascl.cli.extract import REGION_BACKENDS, extraction_parser, run_extraction
+from ascl.cli.extract import extraction_parser, run_extraction
 from ascl.datasets.locate import data_set_images
+from ascl.features import REGION_BACKENDS
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

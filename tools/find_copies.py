@@ -23,6 +23,7 @@ import sys
 from typing import Any
 
 from ascl.core.errors import DataError
+from ascl.images.read import images_of
 
 
 def parser() -> argparse.ArgumentParser:
@@ -115,11 +116,10 @@ def main(arguments: list[str]) -> int:
 
 def run_index(options: argparse.Namespace) -> None:
     from ascl.image_copy.descriptors.choice import DescriberChoice, make_describer
-    from ascl.image_copy.matching.describe import image_paths
     from ascl.image_copy.matching.model import create_index, recorded_choice
     from ascl.index.store import EXACT_UP_TO, CopyIndex, is_index
 
-    images = image_paths(options.images)
+    images = images_of(*options.images)
     index = CopyIndex(options.index) if is_index(options.index) else None
     if index is not None and index.state.added:
         if options.exact_up_to not in (None, index.state.exact_up_to):
@@ -140,11 +140,10 @@ def run_index(options: argparse.Namespace) -> None:
 
 
 def run_add(options: argparse.Namespace) -> None:
-    from ascl.image_copy.matching.describe import image_paths
     from ascl.index.store import CopyIndex
 
     index = CopyIndex(options.index)
-    images = image_paths(options.images)
+    images = images_of(*options.images)
     add_to(index, open_model(index, options), images, options)
 
 
@@ -172,12 +171,11 @@ def run_remove(options: argparse.Namespace) -> None:
 
 def run_query(options: argparse.Namespace) -> None:
     from ascl.image_copy.matching import query as find
-    from ascl.image_copy.matching.describe import image_paths
     from ascl.image_copy.matching.report import answers_table, index_report
     from ascl.index.store import CopyIndex
 
     index = CopyIndex(options.index)
-    images = image_paths(options.images)
+    images = images_of(*options.images)
     margin = find.MARGIN if options.margin is None else options.margin
     with reading(options, len(images)) as how:
         answers, skipped = find.query_images(
@@ -198,13 +196,12 @@ def run_query(options: argparse.Namespace) -> None:
 
 def run_calibrate(options: argparse.Namespace) -> None:
     from ascl.image_copy.matching.calibrate import SAVED_AGAIN, calibrate_index
-    from ascl.image_copy.matching.describe import image_paths
     from ascl.image_copy.matching.report import calibration_lines
     from ascl.index.calibration import ScoreNorm
     from ascl.index.store import CopyIndex
 
     index = CopyIndex(options.index)
-    images = image_paths(options.images)
+    images = images_of(*options.images)
     with reading(options, len(images)) as how:
         made, skipped = calibrate_index(
             index, open_model(index, options), images, how, rate=options.false_positive_rate,

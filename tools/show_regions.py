@@ -10,16 +10,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from ascl.cli.extract import (
-    REGION_BACKENDS,
-    add_backend_options,
-    backend_arguments,
-    given_backend_options,
-    make_backend,
-    positive,
-)
+from ascl.cli.extract import add_backend_options, backend_arguments, given_backend_options, positive
 from ascl.core.errors import DataError
 from ascl.core.files import atomic_path
+from ascl.features import REGION_BACKENDS, make_backend
 from ascl.features.drawing import draw_regions, table
 from ascl.features.showing import find_image, regions_by_backend, regions_from_store
 from ascl.images.read import load_image

@@ -16,57 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from ascl.core.errors import DataError
+from ascl.features.backends import BATCH_SIZE, backend_class, make_backend
 from ascl.features.cluster import on_ray
-from ascl.features.writer import Backend, Shard, extract
-from ascl.images.backbones import pick_device
-from ascl.images.read import find_images, listed_images
+from ascl.features.writer import Shard, extract
+from ascl.images.read import images_of
 
-REGION_BACKENDS = ("grid", "patches", "bottom-up", "torchvision", "detectron2")
-GLOBAL_BACKENDS = ("classifier", "encoder")
-BATCH_SIZE = {"bottom-up": 4, "torchvision": 4, "detectron2": 4}  # others 32: a detector's images are large
 BACKEND_OPTIONS = (
     "backbone", "weights", "layer", "input_size", "resize", "normalize", "same_padding", "grid", "model", "config",
     "options", "selection", "min_regions", "max_regions", "score_threshold", "nms_threshold", "short_side", "long_side",
     "min_size", "max_size", "class_names", "attribute_names", "precision",
 )
-
-
-def backend_class(kind: str) -> type:
-    """The class of a backend by the name that `--backend` gives it; only its own libraries are imported."""
-    if kind == "grid":
-        from ascl.features.grid import GridBackend
-
-        return GridBackend
-    if kind == "classifier":
-        from ascl.features.globals import GlobalBackend
-
-        return GlobalBackend
-    if kind == "patches":
-        from ascl.features.patches import PatchBackend
-
-        return PatchBackend
-    if kind == "encoder":
-        from ascl.features.patches import PatchGlobalBackend
-
-        return PatchGlobalBackend
-    if kind == "bottom-up":
-        from ascl.features.detectors.bottom_up import BottomUpBackend
-
-        return BottomUpBackend
-    if kind == "torchvision":
-        from ascl.features.detectors.torchvision_detector import TorchvisionDetectorBackend
-
-        return TorchvisionDetectorBackend
-    if kind == "detectron2":
-        from ascl.features.detectors.detectron2_backend import Detectron2Backend
-
-        return Detectron2Backend
-    raise DataError(f"no backend {kind!r}; there are {', '.join((*REGION_BACKENDS, *GLOBAL_BACKENDS))}")
-
-
-def make_backend(kind: str, arguments: dict[str, Any], device: str) -> Backend:
-    """The backend, on a device of the machine that calls this."""
-    return backend_class(kind)(**arguments, device=pick_device(device))
 
 
 def given_backend_options(options: argparse.Namespace) -> list[str]:
@@ -239,8 +198,3 @@ def run_extraction(options: argparse.Namespace, dataset_images: Callable[[str], 
         return 130
     print(done.summary())
     return 0
-
-
-def images_of(source: str) -> list[Path]:
-    """A folder's images, or those that a list names."""
-    return listed_images(source) if source.endswith(".txt") and not Path(source).is_dir() else find_images(source)

@@ -19,7 +19,7 @@ from ascl.features.writer import Backend, Plan, Worked, compute_parts
 def on_ray(
     make_backend: Callable[[], Backend], *, actors: int | None = None, gpus: float | None = None
 ) -> Callable[[Plan, Sequence[range], tqdm], Worked]:
-    """What `extract` takes as `compute` to run on the Ray cluster at hand, or on this machine where there is none.
+    """Return the `compute` of `extract` that runs on the Ray cluster at hand, or on this machine where there is none.
 
     Args:
         make_backend: called once in each actor, on its machine; has to give the backend that `extract` was given.
@@ -80,5 +80,5 @@ def import_ray() -> Any:
         import ray
         import ray.data
     except ImportError as error:
-        raise DataError(f"--engine ray needs Ray Data ({error}): pip install 'ascl[scale]'") from error
+        raise DataError(f"an extraction by Ray needs Ray Data ({error}): pip install 'ascl[scale]'") from error
     return ray

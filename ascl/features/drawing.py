@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# Paul Tol's "bright" scheme and black: told apart in print and by people who see few colours.
-COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#000000")
+# Paul Tol's "bright" scheme and black: told apart in print and by people who see few colors.
+COLORS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#000000")
 LONG_SIDE = 1600  # pixels of a drawing: larger photographs are shown reduced
 SHORT_SIDE = 480  # and small ones enlarged, or no label would fit
 
@@ -35,7 +35,7 @@ class Region:
 def regions_of(
     boxes: np.ndarray, details: dict[str, np.ndarray], names: dict[str, list[str]], count: int | None = None
 ) -> list[Region]:
-    """Regions of one image, by falling score where there are scores.
+    """Return the regions of one image, by falling score where there are scores.
 
     Args:
         boxes: (K, 4).
@@ -67,7 +67,7 @@ def named(kind: str, row: int, details: dict[str, np.ndarray], names: dict[str, 
 
 
 def draw_regions(image: Image.Image, size: tuple[int, int], regions: Sequence[Region]) -> Image.Image:
-    """The image with these regions; the last drawn, on top, are the smallest.
+    """Draw these regions on the image; the last drawn, on top, are the smallest.
 
     Args:
         image: upright RGB, perhaps reduced.
@@ -81,16 +81,16 @@ def draw_regions(image: Image.Image, size: tuple[int, int], regions: Sequence[Re
     font = ImageFont.load_default(text_height)
     line = max(2, height // 250)
     for region in sorted(regions, key=area, reverse=True):
-        colour = colour_of(region)
+        color = color_of(region)
         x1, y1, x2, y2 = (side * scale for side in region.box)
-        canvas.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=line)
+        canvas.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=color, width=line)
     for region in sorted(regions, key=area, reverse=True):  # after all boxes: a label is never crossed by a line
         x1, y1 = (side * scale for side in region.box[:2])
         left, top, right, bottom = canvas.textbbox((0, 0), region.label, font=font)
         x = min(max(0.0, x1), max(0.0, width - (right - left) - 4))  # inside the drawing, whatever the box
         y = min(max(0.0, y1), max(0.0, height - (bottom - top) - 4))
-        canvas.rectangle((x, y, x + right - left + 4, y + bottom - top + 4), fill=colour_of(region))
-        canvas.text((x + 2 - left, y + 2 - top), region.label, font=font, fill=text_colour(colour_of(region)))
+        canvas.rectangle((x, y, x + right - left + 4, y + bottom - top + 4), fill=color_of(region))
+        canvas.text((x + 2 - left, y + 2 - top), region.label, font=font, fill=text_color(color_of(region)))
     return drawing
 
 
@@ -99,20 +99,20 @@ def area(region: Region) -> float:
     return (x2 - x1) * (y2 - y1)
 
 
-def colour_of(region: Region) -> str:
-    """One colour a class in a drawing and from drawing to drawing; without classes one a region."""
+def color_of(region: Region) -> str:
+    """Return one color a class in a drawing and from drawing to drawing; without classes one a region."""
     key = region.number if region.class_name is None else sum(map(ord, region.class_name))
-    return COLOURS[key % len(COLOURS)]
+    return COLORS[key % len(COLORS)]
 
 
-def text_colour(background: str) -> str:
-    """Black or white, whichever stands out."""
+def text_color(background: str) -> str:
+    """Return black or white, whichever stands out."""
     red, green, blue = (int(background[i : i + 2], 16) for i in (1, 3, 5))
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
 
 
 def table(regions: Sequence[Region]) -> str:
-    """The regions as text, a line each."""
+    """Return the regions as text, a line each."""
     lines = [f"{'region':>6}  {'score':>5}  {'x1 y1 x2 y2':<27}  class"]
     for region in regions:
         score = "" if region.score is None else f"{region.score:.3f}"

@@ -10,7 +10,7 @@ import re
 import sys
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import cache
 from importlib import metadata
@@ -26,8 +26,8 @@ from ascl.core.provenance import commit
 from ascl.data.stores.base import NAMES
 from ascl.data.stores.writing import create_rows, provenance_of, shapes_of, write_frame
 
-# Of a part: written in another form, or not at all.
-NOT_STORED = {"image_ids", "skipped_images", "skipped_reasons", "digest", "versions"}
+# Of a part or a shard: written in another form, or not at all.
+NOT_STORED = {"image_ids", "skipped_images", "skipped_reasons", "digest", "versions", *NAMES.values()}
 COPIED_BYTES = 1 << 26  # of a shard at a time
 Skipped = dict[str, str]  # {"image": its file's name, "reason": why it could not be read}
 
@@ -45,48 +45,36 @@ def join_parts(
     ids = [str(name) for head in heads for name in head["image_ids"]]
     if skipped and not skip_unreadable:
         unread = ", ".join(skip["image"] for skip in skipped)
-        raise DataError(f"an earlier call passed over unreadable images ({unread}); give --skip-unreadable again")
+        raise DataError(f"an earlier call passed over unreadable images ({unread}); skip them (skip_unreadable) again")
     if not ids and "shard" not in settings:  # of a shard, the others may be readable
         raise DataError(f"{out} is not written: none of the {len(skipped)} images can be read")
     made_with = unique([json.loads(str(head["versions"])) for head in heads])
     joined = parts[0].with_name("joined.h5")  # where a kill leaves nothing that the next call does not clear
-    with atomic_path(joined) as temporary, h5py.File(temporary, "w") as file:
-        write_frame(file, ids, names, provenance(settings, skipped, made_with))
-        start = 0
-        for part in parts:
-            rows = read_part(part)
-            stop = start + len(rows["image_ids"])
-            for name in sorted(set(rows) - NOT_STORED):
-                if stop > start:
-                    dataset = file[name] if name in file else create_rows(file, name, rows[name], len(ids))
-                    dataset[start:stop] = rows[name]
-            start = stop
-        if "region_count" in file and (file["region_count"][:] == file["regions"].shape[1]).all():
-            del file["region_count"]  # all full: readers then need no mask
+    write_joined(joined, map(read_part, parts), ids, names, provenance(settings, skipped, made_with))
     os.replace(joined, out)
     return skipped
 
 
 def read_part(path: Path, *names: str) -> dict[str, np.ndarray]:
-    """The named arrays of a part, or all."""
+    """Read the named arrays of a part, or all."""
     try:
         with np.load(path, allow_pickle=False) as part:
             return {name: part[name] for name in names or part.files}
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError) as error:
-        raise DataError(f"{path} is damaged ({error}); delete this one file and go on with --resume") from error
+        raise DataError(f"{path} is damaged ({error}); delete this one file and go on with resume") from error
 
 
 def provenance(
     settings: dict[str, Any], skipped: list[Skipped], made_with: list[dict[str, str]]
 ) -> dict[str, Any]:
-    """What the file says of its making; `made_with` has more than one entry where parts were made by other versions."""
+    """Return what the file says of its making; several entries of `made_with` where versions made parts."""
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return {"settings": settings, "skipped": skipped, "versions": made_with, "date": date}
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Of this program (with its commit), Python, and every library that may have touched the numbers, where loaded."""
+    """Return the versions of this program (with its commit), Python, and the libraries behind the numbers."""
     found = {"ascl": f"{metadata.version('ascl')}, {commit()}", "python": platform.python_version()}
     for name in ("torch", "torchvision", "transformers", "detectron2", "numpy", "PIL", "h5py"):
         if name in sys.modules:
@@ -99,7 +87,7 @@ def unique(entries: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def shards_beside(out: str | os.PathLike) -> list[Path]:
-    """The shards of `out` in its folder: `regions.shard-1-of-8.h5` ... for `regions.h5`."""
+    """Return the shards of `out` in its folder: `regions.shard-1-of-8.h5` ... for `regions.h5`."""
     out = Path(out)
     pattern = re.compile(re.escape(out.stem) + r"\.shard-\d+-of-\d+" + re.escape(out.suffix))
     return sorted(path for path in out.parent.glob("*") if pattern.fullmatch(path.name))
@@ -133,28 +121,51 @@ def merge_shards(shards: Sequence[Path], out: str | os.PathLike) -> dict[str, tu
     ids = [name for shard in ordered for name in strings(shard, "image_ids")]
     if not ids:
         raise DataError(f"{out} is not written: none of the {len(skipped)} images can be read")
-    padded = any("region_count" in shapes_of(shard) for shard in ordered)
     for dropping in out.parent.glob(f".{out.name}.*.tmp"):  # of a merge that was killed
         dropping.unlink()
-    with atomic_path(out) as temporary, h5py.File(temporary, "w") as merged:
-        write_frame(merged, ids, names, provenance(settings, skipped, made_with))
-        start = 0
-        for shard in ordered:
-            with h5py.File(shard, "r") as file:
-                stop = start + len(file["image_ids"])
-                for name in sorted(set(file) - {"image_ids", *NAMES.values()}):
-                    dataset = merged[name] if name in merged else create_rows(merged, name, file[name], len(ids))
-                    copy_rows(file[name], dataset, start)
-                if padded and "region_count" not in file and stop > start:
-                    full = np.full(stop - start, file["regions"].shape[1], dtype=np.int32)
-                    dataset = merged.get("region_count") or create_rows(merged, "region_count", full, len(ids))
-                    dataset[start:stop] = full
-                start = stop
+    write_joined(out, opened(ordered), ids, names, provenance(settings, skipped, made_with))
     return shapes_of(out)
 
 
+def opened(files: Sequence[Path]) -> Iterator[h5py.File]:
+    """Yield each file, open while its turn lasts."""
+    for path in files:
+        with h5py.File(path, "r") as file:
+            yield file
+
+
+def write_joined(
+    path: Path, blocks: Iterable[Mapping[str, Any]], ids: list[str], names: dict[str, list[str]], about: dict[str, Any]
+) -> None:
+    """Write a feature file with the rows of all blocks, one block under the other.
+
+    Args:
+        path: the file.
+        blocks: name -> rows, arrays or data sets, `image_ids` among them; where a block has no `region_count`, all of
+            its regions are real.
+        ids: of all images.
+        names: see `Backend`.
+        about: the provenance.
+    """
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        write_frame(file, ids, names, about)
+        start = 0
+        for block in blocks:
+            count = len(block["image_ids"])
+            for name in sorted(set(block) - NOT_STORED) if count else ():
+                dataset = file[name] if name in file else create_rows(file, name, block[name], len(ids))
+                copy_rows(block[name], dataset, start)
+            start += count
+        if "region_count" in file:
+            counts, most = file["region_count"][:], file["regions"].shape[1]
+            counts[counts == 0] = most  # of a block without counts
+            file["region_count"][:] = counts
+            if (counts == most).all():
+                del file["region_count"]  # all full: readers then need no mask
+
+
 def names_of(path: Path) -> dict[str, list[str]]:
-    """What the ids of a finished file stand for."""
+    """Return what the ids of a finished file stand for."""
     with h5py.File(path, "r") as file:
         there = [name for name in NAMES.values() if name in file]
     return {name: strings(path, name) for name in there}
@@ -166,9 +177,9 @@ def strings(path: Path, name: str) -> list[str]:
 
 
 def checked_shards(shards: Sequence[Path]) -> tuple[list[Path], dict[str, Any]]:
-    """The shards in order, and the settings that they share."""
+    """Return the shards in order, and the settings that they share."""
     if not shards:
-        raise DataError("no shard to merge; extract them with --shard 1/4, --shard 2/4 ...")
+        raise DataError("no shard to merge; extract the shards 1/4, 2/4 ... first")
     found: dict[int, Path] = {}
     first: tuple[Path, int, dict[str, Any]] | None = None
     for shard in shards:
@@ -191,8 +202,8 @@ def checked_shards(shards: Sequence[Path]) -> tuple[list[Path], dict[str, Any]]:
     return [found[number] for number in sorted(found)], first[2]
 
 
-def copy_rows(source: h5py.Dataset, target: h5py.Dataset, start: int) -> None:
-    """Rows of `source` to `target` from row `start` on, some megabytes at a time."""
+def copy_rows(source: np.ndarray | h5py.Dataset, target: h5py.Dataset, start: int) -> None:
+    """Copy the rows of `source` to `target` from row `start` on, some megabytes at a time."""
     row_bytes = max(1, source.dtype.itemsize * math.prod(source.shape[1:]))
     step = max(1, COPIED_BYTES // row_bytes)
     for row in range(0, len(source), step):

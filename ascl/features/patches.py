@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ascl.core.errors import DataError
-from ascl.features.grid import grid_boxes
+from ascl.features.grid import boxes_in_view, grid_boxes
 from ascl.images.backbones import Precision, autocast, digest_of_parameters, listed
 
 Resize = Literal["processor", "squash"]
@@ -39,7 +39,7 @@ class ProcessorPixels:
 
     Attributes:
         height, width: of the output, in pixels.
-        scaled: (height, width) to which the whole image is scaled before its centre is cut out, or one number: the
+        scaled: (height, width) to which the whole image is scaled before its center is cut out, or one number: the
             short side's length, the aspect ratio kept.
         resample: Pillow's number of the filter.
     """
@@ -50,7 +50,7 @@ class ProcessorPixels:
     resample: int
 
     def view(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """The part of a (width, height) image that is shown: x1, y1, x2, y2 in pixels of that image."""
+        """Return the part of a (width, height) image that is shown: x1, y1, x2, y2 in pixels of that image."""
         if isinstance(self.scaled, int):
             short = min(width, height)
             # The processors round the long side down.
@@ -104,7 +104,7 @@ class VisionEncoder:
 
         Raises:
             DataError: no such folder or hub name; an architecture without patch tokens; weights that are missing; a
-                processor that does something else than scale, crop and normalise.
+                processor that does something else than scale, crop and normalize.
         """
         self.model, config, untrained_pooler = load_vision_tower(model)
         processor = load_processor(model)
@@ -171,7 +171,7 @@ class VisionEncoder:
 
 
 class PatchBackend:
-    """Images -> grid * grid regions each, the mean patch tokens of its cells, row by row from the top left."""
+    """A `Backend`: grid * grid regions an image, the mean patch tokens of its cells, row by row from the top left."""
 
     names: dict[str, list[str]] = {}
 
@@ -194,7 +194,7 @@ class PatchBackend:
                 the model's `last_hidden_state`: after the final layer norm where the model applies one to its tokens
                 (ViT, DeiT, DINOv2, DINOv3, SigLIP), before it where that norm is the pooled vector's alone (CLIP; BEiT
                 with mean pooling). Negative numbers count from the end: -1 the last, -2 the last block but one.
-            resize: `processor` does what the checkpoint's processor does, a crop of the centre included: what is
+            resize: `processor` does what the checkpoint's processor does, a crop of the center included: what is
                 outside is in no region, and the boxes say so. `squash` scales the whole image to the same input size:
                 nothing is lost but the aspect ratio.
             device: a torch device.
@@ -216,16 +216,10 @@ class PatchBackend:
         self.settings = {"backend": "patches", **self.encoder.settings, "grid": grid, "layer": layer}
 
     def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
-        """Features of a batch.
+        """Return `regions`, each the mean over its cell's patch tokens, and `boxes`; see `Backend.extract`.
 
-        Args:
-            pixels: B arrays from `prepare`.
-            sizes: (B, 2) width and height of the upright originals.
-
-        Returns:
-            `regions` (B, grid * grid, D) float32, each the mean over its cell's patch tokens; `boxes`
-            (B, grid * grid, 4) float32, x1 y1 x2 y2 in pixels of the original: exactly the patches that were averaged.
-            Where the grid does not divide the patches (16x16 to 6x6) cells and boxes overlap.
+        A box covers exactly the patches that were averaged. Where the grid does not divide the patches (16x16 to 6x6)
+        cells and boxes overlap.
         """
         encoder = self.encoder
         output = encoder(pixels, hidden_states=not self.last)
@@ -234,15 +228,11 @@ class PatchBackend:
         patches = tokens[:, encoder.prefix :].float().transpose(1, 2).unflatten(2, encoder.map_size)  # (B, D, h, w)
         regions = F.adaptive_avg_pool2d(patches, self.grid).flatten(2).transpose(1, 2).cpu().numpy()
         cells = grid_boxes(self.grid, *encoder.map_size) * np.tile(encoder.seen[::-1], 2)
-        views = np.array([self.prepare.view(int(width), int(height)) for width, height in sizes])  # (B, 4)
-        corners, extents = views[:, :2], views[:, 2:] - views[:, :2]
-        boxes = np.tile(corners, 2)[:, None] + cells[None] * np.tile(extents, 2)[:, None]
-        boxes = np.clip(boxes, 0, np.tile(sizes, 2)[:, None])  # a sum may be over by the last digit
-        return {"regions": regions, "boxes": boxes.astype(np.float32)}
+        return {"regions": regions, "boxes": boxes_in_view(cells, self.prepare.view, sizes)}
 
 
 class PatchGlobalBackend:
-    """Images -> one vector each, of the same encoders as `PatchBackend`.
+    """A `Backend`: one vector an image, of the same encoders as `PatchBackend`.
 
     It is the checkpoint's `pooler_output` where it has a trained one: of CLIP the class token after `post_layernorm`,
     before the projection to the space that it shares with texts; of SigLIP the attention pooling; of DINOv2 and DINOv3
@@ -260,7 +250,17 @@ class PatchGlobalBackend:
         device: str = "cpu",
         precision: Precision = "float32",
     ) -> None:
-        """See `PatchBackend`."""
+        """Load the vision tower and the image processor.
+
+        Args:
+            model: a folder with `config.json`, weights and `preprocessor_config.json`, or a name on the hub.
+            resize: `processor` does what the checkpoint's processor does; `squash` scales the whole image to its size.
+            device: a torch device.
+            precision: of the network (autocast); the features are float32.
+
+        Raises:
+            DataError: see `VisionEncoder`.
+        """
         self.encoder = VisionEncoder(model, resize=resize, device=device, precision=precision)
         self.prepare = self.encoder.prepare
         self.pooling: Literal["pooler_output", "class_token", "mean_patch"] = "mean_patch"
@@ -272,7 +272,7 @@ class PatchGlobalBackend:
         self.settings = {"backend": "patch_global", **self.encoder.settings, "pooling": self.pooling}
 
     def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
-        """B arrays from `prepare` -> `globals` (B, G) float32; `sizes` does not matter here."""
+        """Return `globals` (B, G) float32 of B arrays from `prepare`; `sizes` does not matter here."""
         output = self.encoder(pixels)
         if self.pooling == "pooler_output":
             vectors = output.pooler_output.float()
@@ -284,7 +284,7 @@ class PatchGlobalBackend:
 
 
 def load_vision_tower(model: str) -> tuple[nn.Module, Any, bool]:
-    """The vision tower in float32, its configuration, and whether its pooler is not in the file (and so untrained).
+    """Load the vision tower in float32, its configuration, and whether the file lacks its pooler (untrained then).
 
     Raises:
         DataError: nothing of that name, no vision transformer, or a file without all of its weights.
@@ -317,7 +317,7 @@ def load_vision_tower(model: str) -> tuple[nn.Module, Any, bool]:
 
 
 def load_processor(model: str) -> Any:
-    """The checkpoint's image processor; a DataError where it has none."""
+    """Load the checkpoint's image processor; a DataError where it has none."""
     from transformers import AutoImageProcessor
 
     try:
@@ -339,7 +339,7 @@ def first_line(error: Exception) -> str:
 
 
 def preprocessing_of(processor: Any, model: str, resize: Resize) -> tuple[ProcessorPixels, Normalization]:
-    """An image processor's geometry, for the workers, and its normalisation, for the device."""
+    """Return an image processor's geometry, for the workers, and its normalization, for the device."""
     settings = processor.to_dict()
     size = dict(settings.get("size") or {})
     crop = dict(settings.get("crop_size") or {}) if settings.get("do_center_crop") else {}
@@ -380,7 +380,7 @@ def refuse_other_preprocessing(
     Flipped channels, an offset or another rule for the crop would ruin features without an error. Pillow and torch
     round differently, by a grey level or two; a crop that is off by one pixel changes this probe by more than ten.
     """
-    if resize == "squash":  # the geometry differs on purpose; one colour has none
+    if resize == "squash":  # the geometry differs on purpose; one color has none
         probe = Image.new("RGB", (prepare.width, prepare.height), (30, 128, 220))
     else:
         y, x = np.mgrid[0 : 2 * prepare.height + 5, 0 : 3 * prepare.width + 4]
@@ -402,5 +402,5 @@ def refuse_other_preprocessing(
     else:
         found = f"it gives {tuple(theirs.shape)} where {tuple(ours.shape)} is wanted"
     raise DataError(
-        f"{model}: {type(processor).__name__} does more than scale, crop and normalise ({found}); {SUPPORTED}"
+        f"{model}: {type(processor).__name__} does more than scale, crop and normalize ({found}); {SUPPORTED}"
     )

@@ -16,9 +16,9 @@ from ascl.images.read import LoadedImage, find_images
 
 
 def find_image(folder: str | None, image_id: str | None) -> Path:
-    """The image of this id in a folder, at any depth."""
+    """Return the image of this id in a folder, at any depth."""
     if folder is None or image_id is None:
-        raise DataError("name a photograph, or give --images FOLDER and --image-id ID")
+        raise DataError("name a photograph, or a folder and the id of an image in it")
     for path in find_images(folder):
         if path.stem == image_id:
             return path
@@ -26,7 +26,7 @@ def find_image(folder: str | None, image_id: str | None) -> Path:
 
 
 def regions_by_backend(backend: Backend, loaded: LoadedImage) -> list[Region]:
-    """What the backend finds in an image, best first."""
+    """Return what the backend finds in an image, best first."""
     rows = backend.extract([backend.prepare(loaded.image)], np.array([loaded.size], dtype=np.int32))
     count = int(rows["region_count"][0]) if "region_count" in rows else None
     return regions_of(rows["boxes"][0], {name: array[0] for name, array in rows.items()}, backend.names, count)
@@ -35,7 +35,7 @@ def regions_by_backend(backend: Backend, loaded: LoadedImage) -> list[Region]:
 def regions_from_store(
     paths: Sequence[str | os.PathLike], image_id: str, size: tuple[int, int] | None = None
 ) -> list[Region]:
-    """What files of features hold of an image, best first.
+    """Return what files of features hold of an image, best first.
 
     Args:
         size: width and height of the photograph, checked against the one the features were made of where they tell.

@@ -6,7 +6,6 @@ the folder goes. Everything is written under another name and renamed, so `OUT` 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from ascl.core.errors import DataError
 from ascl.core.files import atomic_path, write_text
+from ascl.core.hashing import sha256_of_text
 from ascl.data.stores.writing import provenance_of, shapes_of
 from ascl.features.feature_file import Skipped, join_parts, read_part, versions
 from ascl.images.loader import Decoded, Decoder, batches_of_one_shape
@@ -49,11 +49,17 @@ class Backend(Protocol):
         """What the workers do with an upright RGB image, to (h, w, 3) uint8; picklable."""
 
     def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
-        """B prepared images of one shape and the (B, 2) width and height of their originals -> arrays of B rows.
+        """Return the features of a batch.
 
-        `regions` (B, K, R) or `globals` (B, G) float32; with regions also `boxes` (B, K, 4) float32, x1 y1 x2 y2 in
-        pixels of the original, and where the backend has them `region_count` (B,), `scores`, `class_ids`,
-        `attribute_ids`, `attribute_scores` (B, K); rows beyond an image's count are 0, ids there -1.
+        Args:
+            pixels: B arrays from `prepare`, all of one shape.
+            sizes: (B, 2) width and height in pixels of the upright originals.
+
+        Returns:
+            Arrays of B rows: `regions` (B, K, R) or `globals` (B, G) float32; with regions also `boxes` (B, K, 4)
+            float32, x1 y1 x2 y2 in pixels of the original, and where the backend has them, best region first,
+            `scores` (B, K) float32 in [0, 1], `class_ids` (B, K) int32, `attribute_ids` and `attribute_scores` alike,
+            and `region_count` (B,) int32, at least 1. Rows beyond an image's count are 0, ids there -1.
         """
 
 
@@ -76,7 +82,7 @@ class Extraction:
     waiting: float = 0.0
 
     def summary(self) -> str:
-        """The lines that a tool prints."""
+        """Return the lines that a program prints."""
         shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in self.shapes.items())
         rate = (
             f"{self.extracted / self.seconds:.3g} images/s, {self.waiting:.0%} of the time waiting for "
@@ -93,7 +99,7 @@ class Extraction:
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `number` of `count`, from 1: neighbouring images, so that shards one after the other are the whole."""
+    """Part `number` of `count`, from 1: neighboring images, so that shards one after the other are the whole."""
 
     number: int
     count: int
@@ -106,12 +112,12 @@ class Shard:
         return f"{self.number}/{self.count}"
 
     def of(self, images: Sequence[Path]) -> Sequence[Path]:
-        """Its images; sizes differ by one at most."""
+        """Return its images; sizes differ by one at most."""
         start, stop = (len(images) * n // self.count for n in (self.number - 1, self.number))
         return images[start:stop]
 
     def path(self, out: Path) -> Path:
-        """`regions.h5` -> `regions.shard-2-of-8.h5`."""
+        """Return `regions.shard-2-of-8.h5` for `regions.h5`."""
         return out.with_name(f"{out.stem}.shard-{self.number}-of-{self.count}{out.suffix}")
 
 
@@ -142,7 +148,7 @@ class Plan:
         return self.parts / f"{span.start:08d}.npz"
 
     def todo(self) -> list[range]:
-        """Spans without a part, or with one of other files: an image that was repaired costs its part alone."""
+        """Return the spans without a part, or with one of other files: a repaired image costs its part alone."""
         return [span for span in self.spans if not self.finished(span)]
 
     def finished(self, span: range) -> bool:
@@ -197,9 +203,10 @@ def extract(
     out, images = Path(out), [Path(path).absolute() for path in images]  # whoever computes may stand elsewhere
     settings = {
         **backend.settings, "dtype": dtype, "part_size": part_size, "images": len(images),
-        "image_ids_sha256": sha256("\n".join(image_ids(images))), "images_sha256": digest(images),
-        **names_digest(backend),
+        "image_ids_sha256": sha256_of_text("\n".join(image_ids(images))), "images_sha256": digest(images),
     }
+    if backend.names:  # ids are only good with the names they stand for
+        settings["names_sha256"] = sha256_of_text(json.dumps(backend.names, sort_keys=True))
     if shard is not None:
         settings, images, out = settings | {"shard": str(shard)}, shard.of(images), shard.path(out)
         if not images:
@@ -227,17 +234,8 @@ def extract(
 
 
 def digest(images: Sequence[Path]) -> str:
-    """Of the images' ids and sizes in bytes: a part is only good for the same files."""
-    return sha256("\n".join(f"{path.stem} {path.stat().st_size}" for path in images))
-
-
-def sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def names_digest(backend: Backend) -> dict[str, str]:
-    """Ids are only good with the names they stand for; nothing for a backend without names."""
-    return {"names_sha256": sha256(json.dumps(backend.names, sort_keys=True))} if backend.names else {}
+    """Return the digest of the images' ids and sizes in bytes: a part is only good for the same files."""
+    return sha256_of_text("\n".join(f"{path.stem} {path.stat().st_size}" for path in images))
 
 
 def refuse_other_settings(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -275,7 +273,7 @@ def claimed(plan: Plan, resume: bool) -> Iterator[None]:
         if done and not resume:
             raise DataError(
                 f"{plan.parts} holds {done} of {len(plan.spans)} finished parts of an earlier run: go on with "
-                "--resume, or delete that folder to start anew"
+                "resume, or delete that folder to start anew"
             )
         yield
     finally:
@@ -295,7 +293,7 @@ def compute_parts(backend: Backend, plan: Plan, spans: Sequence[range], bar: tqd
 
 
 def rows_of(backend: Backend, plan: Plan, span: range, decoder: Decoder, bar: tqdm) -> dict[str, np.ndarray]:
-    """Everything that is stored of one part; without the backend's arrays where none of its images can be read."""
+    """Return all that is stored of one part; without the backend's arrays where none of its images can be read."""
     bad: list[Decoded] = []
 
     def readable() -> Iterator[Decoded]:
@@ -307,7 +305,7 @@ def rows_of(backend: Backend, plan: Plan, span: range, decoder: Decoder, bar: tq
             if not plan.skip_unreadable:
                 raise DataError(
                     f"{UnreadableImage(plan.images[image.index], image.reason)}; repair it, or leave such images out "
-                    "with --skip-unreadable, and go on with --resume (the work so far is kept)"
+                    "with skip_unreadable, and go on with resume (the work so far is kept)"
                 )
             bad.append(image)
             bar.update(1)
@@ -347,6 +345,6 @@ def in_precision(features: np.ndarray, dtype: str, ids: np.ndarray) -> np.ndarra
         cast = features.astype(dtype)
     wrong = np.flatnonzero(~np.isfinite(cast).reshape(len(cast), -1).all(axis=1))
     if len(wrong):
-        remedy = "try --dtype float32" if np.isfinite(features).all() else "look at the weights and --normalize"
+        remedy = "try dtype float32" if np.isfinite(features).all() else "look at the weights and their normalization"
         raise DataError(f"image {ids[wrong[0]]}: its features are not finite in {dtype}; {remedy}")
     return cast

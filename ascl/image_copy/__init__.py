@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from ascl.image_copy.descriptors.files import Descriptors, read_descriptors, write_descriptors, write_submission
     from ascl.image_copy.evaluation.bootstrap import Bootstrap, Interval, bootstrap_intervals
     from ascl.image_copy.evaluation.copydays import copydays_ground_truth, copydays_report
+    from ascl.image_copy.evaluation.judged import judge
     from ascl.image_copy.evaluation.metrics import (
         CopyMetrics,
-        TopPairs,
-        judge,
+        RankedPairs,
         micro_average_precision,
         norm_ratio_keeps,
         top_pairs,
@@ -35,8 +35,9 @@ MODULES = {
     "ascl.image_copy.descriptors.files": ("Descriptors", "read_descriptors", "write_descriptors", "write_submission"),
     "ascl.image_copy.evaluation.bootstrap": ("Bootstrap", "Interval", "bootstrap_intervals"),
     "ascl.image_copy.evaluation.copydays": ("copydays_ground_truth", "copydays_report"),
+    "ascl.image_copy.evaluation.judged": ("judge",),
     "ascl.image_copy.evaluation.metrics": (
-        "CopyMetrics", "TopPairs", "judge", "micro_average_precision", "norm_ratio_keeps", "top_pairs",
+        "CopyMetrics", "RankedPairs", "micro_average_precision", "norm_ratio_keeps", "top_pairs",
         "trapezoid_average_precision",
     ),
     "ascl.image_copy.evaluation.score_norm": (

@@ -1,1 +1,4 @@
-"""Pixels: reading and decoding files, the loader, pretrained backbones, pooling. What both halves need of images."""
+"""Pixels, for both halves: finding, reading and decoding files, the loader, pretrained backbones, pooling.
+
+Features and their files lie in `features`, edits of images in `image_copy.edits`.
+"""

@@ -6,9 +6,10 @@ import difflib
 import hashlib
 import math
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from ascl.core.errors import DataError
+from ascl.core.hashing import sha256_of
 from ascl.images.read import SquarePixels
 
 Normalize = Literal["imagenet", "half", "none"]
@@ -26,13 +28,18 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def normalize_pixels(pixels: Tensor, normalize: Normalize) -> Tensor:
-    """(B, S, S, 3) uint8 -> (B, 3, S, S) float32: `imagenet` mean and std, `half` = [-1, 1], `none` = [0, 1]."""
-    pixels = pixels.permute(0, 3, 1, 2).float()
+    """Bring pixels to the range that a network was trained with.
+
+    Args:
+        pixels: (B, 3, H, W) of 0..255; integers become float32.
+        normalize: `imagenet` = ImageNet's mean and std, `half` = [-1, 1], `none` = [0, 1].
+    """
+    pixels = pixels if pixels.is_floating_point() else pixels.float()
     if normalize == "half":
         return (pixels - 127.5) / 127.5
     if normalize == "none":
         return pixels / 255
-    mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (pixels / 255 - mean) / std
 
 
@@ -55,7 +62,7 @@ class SamePadConv2d(nn.Conv2d):
 
 
 def same_padding(side: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
-    """Pixels that TensorFlow's "SAME" adds before and after one side, so that ceil(side / stride) outputs come out."""
+    """Return the pixels that TensorFlow's "SAME" adds before and after a side, for ceil(side / stride) outputs."""
     needed = (math.ceil(side / stride) - 1) * stride + (kernel - 1) * dilation + 1 - side
     total = max(needed, 0)
     return total // 2, total - total // 2
@@ -73,61 +80,79 @@ TRACING = {"tracer_kwargs": {"leaf_modules": [SamePadConv2d]}, "suppress_diff_wa
 
 
 def load_classifier(backbone: str, weights: str) -> tuple[nn.Module, dict[str, str]]:
-    """A torchvision classifier by name, and where its weights come from.
+    """Return a torchvision classifier by name, and where its weights come from.
 
     Args:
         backbone: a name of `torchvision.models.list_models(module=torchvision.models)`, such as `resnet152`.
+        weights: see `load_torchvision`.
+
+    Raises:
+        DataError: no such backbone (the nearest name is given), or as `load_torchvision`.
+    """
+    known = torchvision.models.list_models(module=torchvision.models)
+    if backbone not in known:
+        near = difflib.get_close_matches(backbone, known, n=3, cutoff=0.4)
+        raise DataError(f"torchvision has no backbone {backbone!r}; the nearest are {', '.join(near) or 'none'}")
+    # The two Inceptions take most of a minute to draw weights that a file overwrites, and warn without this argument.
+    slow = backbone in ("googlenet", "inception_v3") and weights != "default"
+    return load_torchvision(backbone, weights, **({"init_weights": weights.startswith("random:")} if slow else {}))
+
+
+def load_torchvision(name: str, weights: str, **untrained: Any) -> tuple[Any, dict[str, str]]:
+    """Return any of torchvision's models with its weights, and where they come from.
+
+    Args:
+        name: of `torchvision.models.get_model`.
         weights: `default` (torchvision's own, downloaded to its cache at the first use), `random:SEED`, or a path to a
             state dict of exactly this model.
+        untrained: further arguments of the model where its weights are not the published ones.
 
     Returns:
         The model in evaluation mode, and `{"weights": a name, "weights_sha256": digest}`; the digest is the file's for
         a path and the parameters' otherwise.
 
     Raises:
-        DataError: no such backbone (the nearest name is given), no such file, or a file that does not fit (every
-            missing and left-over key is listed).
+        DataError: no network for the published weights, no such file, or a file that does not fit (every missing and
+            left-over key is listed).
     """
-    known = torchvision.models.list_models(module=torchvision.models)
-    if backbone not in known:
-        near = difflib.get_close_matches(backbone, known, n=3, cutoff=0.4)
-        raise DataError(f"torchvision has no backbone {backbone!r}; the nearest are {', '.join(near) or 'none'}")
+    seed = random_seed(weights)
     if weights == "default":
-        model, name = published_classifier(backbone)
-        digest = digest_of_parameters(model)
-    elif weights.startswith("random:"):
-        model, name = random_classifier(backbone, weights), weights
-        digest = digest_of_parameters(model)
+        published = torchvision.models.get_model_weights(name).DEFAULT
+        try:
+            model = torchvision.models.get_model(name, weights=published)
+        except OSError as error:  # urllib's errors are OSErrors
+            raise DataError(
+                f"the weights {published} could not be downloaded from {published.url} ({error}); "
+                "fetch that file elsewhere and give its path as the weights"
+            ) from error
+        origin = {"weights": str(published), "weights_sha256": digest_of_parameters(model)}
+    elif seed is not None:
+        with seeded(seed):
+            model = torchvision.models.get_model(name, weights=None, **untrained)
+        origin = {"weights": weights, "weights_sha256": digest_of_parameters(model)}
     else:
-        model, name = torchvision.models.get_model(backbone, weights=None, **quick_init(backbone)), Path(weights).name
-        fill_from_file(model, backbone, Path(weights))
-        digest = digest_of_file(Path(weights))
-    return model.eval(), {"weights": name, "weights_sha256": digest}
+        model = torchvision.models.get_model(name, weights=None, **untrained)
+        fill_from_file(model, name, Path(weights))
+        origin = {"weights": Path(weights).name, "weights_sha256": sha256_of(weights)}
+    return model.eval(), origin
 
 
-def published_classifier(backbone: str) -> tuple[nn.Module, str]:
-    weights = torchvision.models.get_model_weights(backbone).DEFAULT
-    try:
-        return torchvision.models.get_model(backbone, weights=weights), str(weights)
-    except OSError as error:  # urllib's errors are OSErrors
-        raise DataError(
-            f"the weights {weights} could not be downloaded from {weights.url} ({error}); "
-            "fetch that file elsewhere and give its path as the weights"
-        ) from error
-
-
-def random_classifier(backbone: str, weights: str) -> nn.Module:
+def random_seed(weights: str) -> int | None:
+    """Return SEED of weights `random:SEED`, None of others; a DataError where it is no whole number."""
+    if not weights.startswith("random:"):
+        return None
     seed = weights.removeprefix("random:")
     if not seed.isdecimal():
         raise DataError(f"weights {weights!r}: write random:SEED with a whole number, such as random:0")
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-        torch.manual_seed(int(seed))
-        return torchvision.models.get_model(backbone, weights=None, **quick_init(backbone, wanted=True))
+    return int(seed)
 
 
-def quick_init(backbone: str, wanted: bool = False) -> dict[str, bool]:
-    """The two Inceptions take most of a minute to draw weights that a file overwrites, and warn unless told."""
-    return {"init_weights": wanted} if backbone in ("googlenet", "inception_v3") else {}
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw torch's random numbers on the CPU from this seed; the caller's own stay as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` seeds GPUs too, and takes milliseconds for it
+        yield
 
 
 def fill_from_file(model: nn.Module, backbone: str, path: Path) -> None:
@@ -141,36 +166,41 @@ def fill_from_file(model: nn.Module, backbone: str, path: Path) -> None:
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         found = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
         raise DataError(f"{path}: wanted a state dict of {backbone} (names to tensors), found: {found[:500]}")
-    wanted = model.state_dict()
-    # Files from before torch 0.4.1 lack these counters, which evaluation never reads.
-    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
-    left_over = [key for key in state if key not in wanted]
+    # Files from before torch 0.4.1 lack the counters of batches, which evaluation never reads.
+    optional = [key for key in model.state_dict() if key.endswith("num_batches_tracked")]
+    refuse_misfit(
+        f"{path} does not fit {backbone}", state, {key: value.shape for key, value in model.state_dict().items()},
+        optional,
+    )
+    model.load_state_dict(state, strict=False)
+
+
+def refuse_misfit(
+    problem: str, found: Mapping[str, Tensor], wanted: Mapping[str, Sequence[int]], optional: Sequence[str] = ()
+) -> None:
+    """Raise a DataError that begins with `problem` unless the tensors have the wanted names and shapes.
+
+    It lists all that are missing (but for the `optional` ones), left over, or of another shape.
+    """
+    missing = [name for name in wanted if name not in found and name not in optional]
+    left_over = [name for name in found if name not in wanted]
     misshapen = [
-        f"{key} {tuple(state[key].shape)} where {tuple(wanted[key].shape)} is wanted"
-        for key in wanted
-        if key in state and state[key].shape != wanted[key].shape
+        f"{name} {tuple(found[name].shape)} where {tuple(shape)} is wanted"
+        for name, shape in wanted.items()
+        if name in found and tuple(found[name].shape) != tuple(shape)
     ]
     if missing or left_over or misshapen:
         raise DataError(
-            f"{path} does not fit {backbone}: missing {listed(missing)}; left over {listed(left_over)}; "
-            f"of another shape {listed(misshapen)}"
+            f"{problem}: missing {listed(missing)}; left over {listed(left_over)}; of another shape {listed(misshapen)}"
         )
-    model.load_state_dict(state, strict=False)
 
 
 def listed(names: list[str]) -> str:
     return f"{len(names)} ({', '.join(names)})" if names else "none"
 
 
-def digest_of_file(path: Path) -> str:
-    digest = hashlib.sha256()  # hashlib.file_digest came with Python 3.11
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def digest_of_parameters(model: nn.Module) -> str:
+    """Return the SHA-256 of a state dict's names and values."""
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode())
@@ -217,14 +247,8 @@ class Backbone:
         blank = np.zeros((input_size, input_size, 3), dtype=np.uint8)
         self.shape = tuple(self([blank]).shape[1:])
         self.settings = {
-            "backbone": backbone,
-            **origin,
-            "layer": self.layer,
-            "input_size": input_size,
-            "resize": resize,
-            "normalize": normalize,
-            "same_padding": same_padding,
-            "precision": precision,
+            "backbone": backbone, **origin, "layer": self.layer, "input_size": input_size, "resize": resize,
+            "normalize": normalize, "same_padding": same_padding, "precision": precision,
         }
 
     def __call__(self, pixels: list[np.ndarray]) -> Tensor:
@@ -234,7 +258,7 @@ class Backbone:
         """
         self.model.eval()  # here and not once: batch norm left training would drift with every batch, unseen
         with torch.inference_mode():
-            batch = torch.from_numpy(np.stack(pixels)).to(self.device, non_blocking=True)
+            batch = torch.from_numpy(np.stack(pixels)).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
             with autocast(self.device, self.precision):
                 output = self.model(normalize_pixels(batch, self.normalize))["out"].float()
             if is_token_shape(output.shape):
@@ -246,23 +270,23 @@ class Backbone:
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Mixed precision of a forward pass; none for float32."""
+    """Return the context of mixed precision for a forward pass; of float32 it does nothing."""
     wanted = torch.float16 if precision == "float16" else torch.bfloat16
     return torch.autocast(device.type, dtype=wanted, enabled=precision != "float32")
 
 
 def is_map(shape: tuple[int, ...]) -> bool:
-    """(B, C, H, W) with something to pool."""
+    """Return whether it is (B, C, H, W) with something to pool."""
     return len(shape) == 4 and min(shape[2:]) > 1
 
 
 def is_token_shape(shape: tuple[int, ...]) -> bool:
-    """(B, 1 + n * n, C): a class token and a square of patches, as vision transformers hand them on."""
+    """Return whether it is (B, 1 + n * n, C): a class token and a square of patches, as of vision transformers."""
     return len(shape) == 3 and shape[1] > 2 and math.isqrt(shape[1] - 1) ** 2 == shape[1] - 1
 
 
 def cut_at(classifier: nn.Module, backbone: str, layer: str) -> nn.Module:
-    """The classifier up to a layer, as a module that returns `{"out": output}`."""
+    """Return the classifier up to a layer, as a module that returns `{"out": output}`."""
     try:
         return create_feature_extractor(classifier, {layer: "out"}, **TRACING)
     except ValueError as error:
@@ -272,7 +296,7 @@ def cut_at(classifier: nn.Module, backbone: str, layer: str) -> nn.Module:
 
 
 def last_map(classifier: nn.Module, backbone: str, input_size: int) -> str:
-    """Name of the last layer whose output still has more than one place, pooling to a fixed size apart."""
+    """Return the name of the last layer whose output still has more than one place, pooling to a fixed size apart."""
     names = get_graph_node_names(classifier, **TRACING)[1]
     every_layer = create_feature_extractor(classifier, names, **TRACING).eval()
     with torch.inference_mode():
@@ -289,9 +313,9 @@ def last_map(classifier: nn.Module, backbone: str, input_size: int) -> str:
 
 
 def pick_device(name: str) -> str:
-    """`auto` -> `cuda` where there is one, else `cpu`; any other name as it is."""
+    """Return `cuda` for `auto` where there is a GPU, else `cpu`; any other name as it is."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise DataError(f"device {name}: torch sees no such device here; use --device cpu")
+        raise DataError(f"device {name}: torch sees no such device here; use the device cpu")
     return name

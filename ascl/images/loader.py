@@ -8,6 +8,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class Decoded:
     failure: str = ""  # what the disk did instead of giving the file
 
 
-class ImageFiles(Dataset):
+class DecodedImages(Dataset):
     """Decodes and prepares one image; an unreadable one comes back as such, for the main process to judge."""
 
     def __init__(self, images: Sequence[Path], prepare: Callable[[Image.Image], np.ndarray]) -> None:
@@ -67,35 +68,28 @@ class Decoder:
         workers: int,
     ) -> None:
         loader = DataLoader(
-            ImageFiles(images, prepare),
+            DecodedImages(images, prepare),
             sampler=indices,
             batch_size=None,
             num_workers=workers,
             prefetch_factor=DECODED_AHEAD if workers else None,
             # Arrays through the pipe: /dev/shm is small in many containers.
             collate_fn=_as_it_is,  # type: ignore[arg-type]
-            worker_init_fn=_depend_on_the_parent,
+            worker_init_fn=depend_on_parent,
         )
         self._images = iter(loader)
         self.waited = 0.0
 
     def take(self) -> Decoded:
-        """The next image.
+        """Return the next image.
 
         Raises:
             DataError: the disk did not give a file, which is no fault of the image and never passed over; or a worker
                 process was killed, as the system does where memory is short.
         """
         started = time.perf_counter()
-        try:
+        with killed_workers_named("decodes images"):
             image = next(self._images)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise DataError(
-                f"a process that decodes images was killed ({error}); that is mostly too little memory: "
-                "go on with --resume and fewer --workers"
-            ) from error
         self.waited += time.perf_counter() - started
         if image.failure:
             raise DataError(image.failure)
@@ -106,7 +100,20 @@ def _as_it_is(image: Decoded) -> Decoded:
     return image
 
 
-def _depend_on_the_parent(worker: int) -> None:
+@contextmanager
+def killed_workers_named(work: str) -> Iterator[None]:
+    """Turn torch's error about a killed worker of a `DataLoader` into a DataError; `work` is what the worker does."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"a process that {work} was killed ({error}); that is mostly too little memory: use fewer workers"
+        ) from error
+
+
+def depend_on_parent(worker: int) -> None:
     """Leave interrupts to the parent, and end with it: a worker that waits at a full pipe would outlive its kill."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = os.getppid()
@@ -119,10 +126,12 @@ def _depend_on_the_parent(worker: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def batches_of_one_shape(images: Iterator[Decoded], batch_size: int) -> Iterator[list[Decoded]]:
-    """Readable images in batches whose arrays have one shape, for a network that takes images of any size unpadded.
+def batches_of_one_shape(
+    images: Iterator[Decoded], batch_size: int, *, waiting_bytes: int = WAITING_BYTES
+) -> Iterator[list[Decoded]]:
+    """Yield readable images in batches whose arrays have one shape, for a network that takes any size unpadded.
 
-    A shape's batch goes out when it is full; when more than `WAITING_BYTES` wait, the largest goes out as it is; the
+    A shape's batch goes out when it is full; when more than `waiting_bytes` wait, the largest goes out as it is; the
     rest at the end. That depends on the images alone, so the same images always come in the same batches.
     """
     waiting: dict[tuple[int, ...], list[Decoded]] = defaultdict(list)
@@ -132,7 +141,7 @@ def batches_of_one_shape(images: Iterator[Decoded], batch_size: int) -> Iterator
         shape = image.pixels.shape
         waiting[shape].append(image)
         held += image.pixels.nbytes
-        if held > WAITING_BYTES:
+        if held > waiting_bytes:
             shape = max(waiting, key=lambda kind: sum(_bytes(item) for item in waiting[kind]))
         elif len(waiting[shape]) < batch_size:
             continue

@@ -10,16 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from ascl.core.errors import DataError
+from ascl.core.hashing import sha256_of
+from ascl.core.tensors import at_least_float32
 from ascl.images.backbones import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Normalize,
     cut_at,
-    digest_of_file,
     digest_of_parameters,
     fill_from_file,
     last_map,
     load_classifier,
+    normalize_pixels,
+    random_seed,
+    seeded,
     use_same_padding,
 )
 
@@ -30,7 +32,7 @@ _LAST_MAPS: dict[str, str] = {}  # layer by backbone: tracing takes longer than 
 
 
 def gem_pool(maps: Tensor, *, p: float = 3.0, floor: float = 1e-6) -> Tensor:
-    """Generalised mean over places: mean(max(x, floor)^p)^(1/p).
+    """Return the generalized mean over places: mean(max(x, floor)^p)^(1/p).
 
     Source: Radenovic et al. 2018; p 3 and the floor are RDCD's and ASL's.
 
@@ -50,19 +52,7 @@ def gem_pool(maps: Tensor, *, p: float = 3.0, floor: float = 1e-6) -> Tensor:
     if not (p > 0 and floor > 0):
         raise ValueError(f"p and floor have to be positive, got {p} and {floor}")
     with torch.autocast(maps.device.type, enabled=False):
-        maps = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
-        return maps.clamp_min(floor).pow(p).mean(dim=(2, 3)).pow(1 / p)
-
-
-def normalised_pixels(pixels: Tensor, normalize: Normalize) -> Tensor:
-    """(B, 3, H, W) of 0..255, integers or not, to the network's range, floating; see `features.normalize_pixels`."""
-    pixels = pixels if pixels.is_floating_point() else pixels.float()
-    if normalize == "half":
-        return (pixels - 127.5) / 127.5
-    if normalize == "none":
-        return pixels / 255
-    mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return (pixels / 255 - mean) / std
+        return at_least_float32(maps).clamp_min(floor).pow(p).mean(dim=(2, 3)).pow(1 / p)
 
 
 class PooledBackbone(nn.Module):
@@ -122,11 +112,11 @@ class PooledBackbone(nn.Module):
         self.train(was_training)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) of 0..255 -> (B, dim), at least float32, not L2-normalised.
+        """(B, 3, H, W) of 0..255 -> (B, dim), at least float32, not L2-normalized.
 
         A backbone whose last layer is a vector or a single place pools to just that.
         """
-        images = normalised_pixels(pixels, self.normalize)
+        images = normalize_pixels(pixels, self.normalize)
         if self.is_timm:
             return self._pooled(self.network.forward_features(images))
         return self._pooled(self.network(images)["out"])
@@ -166,23 +156,17 @@ def _timm_network(name: str, weights: str) -> tuple[Any, dict[str, str]]:
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
         raise DataError(f"timm has no backbone {name!r}; the nearest are {', '.join(near) or 'none'}")
     network: Any
+    seed, published = random_seed(weights), weights == "default"
     try:
-        if weights == "default":
-            network, origin = timm.create_model(name, pretrained=True), f"{TIMM}{name} (pretrained)"
-        else:
-            seed = weights.removeprefix("random:")
-            if weights.startswith("random:") and not seed.isdecimal():
-                raise DataError(f"weights {weights!r}: write random:SEED with a whole number, such as random:0")
-            with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-                torch.manual_seed(int(seed) if seed.isdecimal() else 0)
-                network, origin = timm.create_model(name, pretrained=False), weights
-    except DataError:
-        raise
+        with seeded(seed or 0):
+            network = timm.create_model(name, pretrained=published)
     except Exception as error:  # the hub's client raises a dozen unrelated types
         raise DataError(f"{TIMM}{name} could not be made with weights {weights!r}: {error}") from error
-    if weights != "default" and not weights.startswith("random:"):
+    if published or seed is not None:
+        network.reset_classifier(0, "")
+        made_with, digest = f"{TIMM}{name} (pretrained)" if published else weights, digest_of_parameters(network)
+    else:
         fill_from_file(network, name, Path(weights))
         network.reset_classifier(0, "")
-        return network, {"weights": Path(weights).name, "weights_sha256": digest_of_file(Path(weights))}
-    network.reset_classifier(0, "")
-    return network, {"weights": origin, "weights_sha256": digest_of_parameters(network)}
+        made_with, digest = Path(weights).name, sha256_of(weights)
+    return network, {"weights": made_with, "weights_sha256": digest}

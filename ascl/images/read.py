@@ -11,24 +11,14 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from ascl.core.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 IMAGENET_SHORT_SIDE = 256 / 224  # ImageNet's evaluation scales the short side to 256 and keeps the central 224
 WHOLE_PIXELS = 24_000_000  # an image of more is reduced while it is decoded: no backbone looks at so many
-ORIENTATION = 0x0112  # of EXIF; what turns an image of that orientation upright:
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-QUARTER_TURNS = (5, 6, 7, 8)
+QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations of a picture that lies on its side
 MOST_PIXELS = 1_000_000_000  # beyond this a file is taken for a decompression bomb
 
 
@@ -41,7 +31,7 @@ class UnreadableImage(DataError):
 
 
 def find_images(folder: str | os.PathLike) -> list[Path]:
-    """Every image below `folder`, at any depth and through linked folders, sorted by path.
+    """Return every image below `folder`, at any depth and through linked folders, sorted by path.
 
     An image's id is its file name without the suffix (`Path.stem`), as in every public split file. Names that begin
     with a dot are passed over: they are the droppings of operating systems.
@@ -69,12 +59,41 @@ def find_images(folder: str | os.PathLike) -> list[Path]:
     return paths
 
 
+def images_of(*sources: str | os.PathLike) -> list[Path]:
+    """Return the images of folders (`find_images`), of lists in .txt files (`listed_images`) and of single files.
+
+    They come in the order of the sources; what several sources name comes once.
+
+    Raises:
+        DataError: no source, one that is not there, or as the two functions.
+    """
+    if not sources or "" in sources:
+        raise DataError("no images: name a folder, a list of images (.txt) or an image")
+    found: list[Path] = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            found += find_images(source)
+        elif source.suffix == ".txt":
+            found += listed_images(source)
+        elif source.is_file():
+            check_utf8(source)
+            found.append(source)
+        else:
+            raise DataError(f"{source}: no such image or folder of images")
+    if len(sources) == 1:
+        return found
+    first: dict[str, Path] = {}
+    for path in found:
+        first.setdefault(os.path.realpath(path), path)
+    return list(first.values())
+
+
 def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def image_ids(paths: Sequence[Path]) -> list[str]:
-    """The id of each image: its file's stem. Two files of one stem, or a name that is not UTF-8, are a DataError."""
+    """Return each image's id, its file's stem; two files of one stem, or a name that is not UTF-8, are a DataError."""
     first_of: dict[str, Path] = {}
     for path in paths:
         if path.stem in first_of:
@@ -83,15 +102,20 @@ def image_ids(paths: Sequence[Path]) -> list[str]:
                 "rename one, or extract the two folders into two files"
             )
         first_of[path.stem] = path
-        try:
-            path.stem.encode("utf-8")
-        except UnicodeEncodeError:
-            raise DataError(f"{os.fsencode(path)!r}: the file's name is not UTF-8; rename it") from None
+        check_utf8(path)
     return list(first_of)
 
 
+def check_utf8(path: Path) -> None:
+    """Raise a DataError for a file name that is not UTF-8: no file of ours could hold the image's id."""
+    try:
+        path.stem.encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"{os.fsencode(path)!r}: the file's name is not UTF-8; rename it") from None
+
+
 def listed_images(path: str | os.PathLike) -> list[Path]:
-    """The images that a text file names, one a line, in its order; relative names start from the file's own folder.
+    """Return the images that a text file names, one a line, in its order; relative to the file's own folder.
 
     Empty lines and lines that begin with `#` are passed over.
 
@@ -122,7 +146,7 @@ def listed_images(path: str | os.PathLike) -> list[Path]:
 
 @contextmanager
 def own_pixel_limit() -> Iterator[None]:
-    """Pillow's guard against decompression bombs refuses photographs of 200 megapixels; ours stands in its place."""
+    """Suspend Pillow's guard against decompression bombs, which refuses photographs of 200 megapixels, for ours."""
     theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         yield
@@ -137,11 +161,11 @@ class LoadedImage(NamedTuple):
     size: tuple[int, int]
 
 
-def load_image(path: str | os.PathLike) -> LoadedImage:
-    """The image upright (its EXIF orientation applied) and in RGB, whatever its mode on disk.
+def load_image(path: str | os.PathLike, *, whole_pixels: int = WHOLE_PIXELS) -> LoadedImage:
+    """Return the image upright (its EXIF orientation applied) and in RGB, whatever its mode on disk.
 
     Transparent pixels are laid over white, as a page shows them; 16-bit grey is brought to 8 bits; of an animation the
-    first frame counts. Above `WHOLE_PIXELS` the image is reduced by a whole factor (a JPEG while it is decoded, which
+    first frame counts. Above `whole_pixels` the image is reduced by a whole factor (a JPEG while it is decoded, which
     saves the memory too).
 
     Raises:
@@ -152,7 +176,7 @@ def load_image(path: str | os.PathLike) -> LoadedImage:
     stream = None
     try:
         with own_pixel_limit(), open(path, "rb") as stream, Image.open(stream) as file:
-            return decoded(file)
+            return decoded(file, whole_pixels)
     except MemoryError:
         raise
     except Exception as error:  # broken files make Pillow's decoders raise a dozen unrelated types
@@ -163,32 +187,34 @@ def load_image(path: str | os.PathLike) -> LoadedImage:
         raise UnreadableImage(path, f"{type(error).__name__}: {reason}") from error
 
 
-def decoded(file: Image.Image) -> LoadedImage:
-    """An opened file, whose pixels are still to be read, as `load_image` gives it."""
+def decoded(file: Image.Image, whole_pixels: int) -> LoadedImage:
+    """Return an opened file, whose pixels are still to be read, as `load_image` gives it."""
     width, height = file.size
     if width * height > MOST_PIXELS:
         raise ValueError(f"{width} x {height} pixels, more than {MOST_PIXELS:,}: too large to decode")
-    factor = math.ceil(math.sqrt(width * height / WHOLE_PIXELS))
+    factor = math.ceil(math.sqrt(width * height / whole_pixels))
     if factor > 1:
         file.draft(None, (width // factor, height // factor))  # only a JPEG can; others ignore it
     drafted = file.size != (width, height)
     file.load()  # before the tag is read: Pillow turns a TIFF itself, and then takes the tag away
     try:
-        orientation = file.getexif().get(ORIENTATION)
+        orientation = file.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # damaged EXIF is no reason to lose a photograph
         orientation = None
     image = to_rgb(file)
-    if orientation in UPRIGHT:
-        image = image.transpose(UPRIGHT[orientation])
+    if orientation not in (None, 1):
+        image.info = {}  # Pillow rewrites the tags of what it turns, and fails on damaged ones
+        image.getexif()[ExifTags.Base.Orientation] = orientation
+        image = ImageOps.exif_transpose(image)
     size = image.size
     if drafted:
         size = (height, width) if orientation in QUARTER_TURNS else (width, height)
-    factor = math.ceil(math.sqrt(image.width * image.height / WHOLE_PIXELS))
+    factor = math.ceil(math.sqrt(image.width * image.height / whole_pixels))
     return LoadedImage(image.reduce(factor) if factor > 1 else image, size)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: see `load_image`."""
+    """Turn any mode into RGB: see `load_image`."""
     if image.mode.startswith("I"):
         return Image.fromarray(eight_bits(np.asarray(image), image.format)).convert("RGB")
     if image.mode == "F":
@@ -200,7 +226,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def eight_bits(pixels: np.ndarray, format: str | None) -> np.ndarray:
-    """16-bit grey, also in 32-bit numbers, to uint8; Pillow's own conversion would clip at 255: all white."""
+    """Turn 16-bit grey, also in 32-bit numbers, into uint8; Pillow's own conversion clips at 255: all white."""
     lowest, highest = int(pixels.min()), int(pixels.max())
     if lowest < 0 or highest > 65535:
         raise ValueError(f"grey values from {lowest} to {highest}, where 0 to 65535 is wanted")
@@ -214,14 +240,14 @@ class SquarePixels:
     """Cuts and scales an image to a square of `size` pixels; cheap to send to a worker process.
 
     `squash` scales the whole image to the square: nothing is lost, the aspect ratio is. `crop` is ImageNet's
-    evaluation: the short side scaled to 256/224 of the size, then the centre (7/8 of the short side is kept).
+    evaluation: the short side scaled to 256/224 of the size, then the center (7/8 of the short side is kept).
     """
 
     size: int
     resize: Literal["squash", "crop"]
 
     def view(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """The part of a (width, height) image that the square shows: x1, y1, x2, y2 in pixels of that image."""
+        """Return the part of a (width, height) image that the square shows: x1, y1, x2, y2 in its pixels."""
         if self.resize == "squash":
             return (0.0, 0.0, float(width), float(height))
         side = min(width, height) / IMAGENET_SHORT_SIDE

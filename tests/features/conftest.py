@@ -1,4 +1,4 @@
-"""Fixtures of the detectron2 tests: the package where it is installed, and small networks for it."""
+"""Fixtures of extraction: Ray; detectron2 where it is installed, and small networks for it."""
 
 import pytest
 import torch
@@ -10,6 +10,17 @@ NARROW = (
     "MODEL.FPN.OUT_CHANNELS 16 MODEL.ROI_BOX_HEAD.FC_DIM 24 MODEL.ROI_HEADS.NUM_CLASSES 5 "
     "MODEL.RPN.POST_NMS_TOPK_TEST 60 INPUT.MIN_SIZE_TEST 96 INPUT.MAX_SIZE_TEST 160"
 ).split()
+
+
+@pytest.fixture(scope="session")
+def ray():
+    """One Ray instance on this machine for all tests."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed (extra `scale`)")
+    ray.init(
+        num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False
+    )
+    yield ray
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

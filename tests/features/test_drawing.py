@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ascl.core.errors import DataError
-from ascl.features.drawing import COLOURS, Region, draw_regions, regions_of, table
+from ascl.features.drawing import COLORS, Region, draw_regions, regions_of, table
 from ascl.features.showing import regions_from_store
 
 NAMES = {"class_names": ["background", "dog", "ball"], "attribute_names": ["red", "wet"]}
@@ -38,11 +38,11 @@ def test_a_box_is_drawn_where_it_lies_also_on_a_reduced_image():
     region = Region(0, (1000, 400, 3000, 1200))
     drawing = np.asarray(draw_regions(image, (4000, 3200), [region]).convert("RGB")).astype(int)
     assert drawing.shape == (1280, 1600, 3)
-    wanted = [int(COLOURS[0][i : i + 2], 16) for i in (1, 3, 5)]
-    coloured = (drawing == wanted).all(axis=-1)
-    rows, columns = np.flatnonzero(coloured.any(axis=1)), np.flatnonzero(coloured.any(axis=0))
+    wanted = [int(COLORS[0][i : i + 2], 16) for i in (1, 3, 5)]
+    colored = (drawing == wanted).all(axis=-1)
+    rows, columns = np.flatnonzero(colored.any(axis=1)), np.flatnonzero(colored.any(axis=0))
     assert (columns[0], columns[-1] + 1) == (400, 1200) and (rows[0], rows[-1] + 1) == (160, 480)
-    assert coloured[460, 402] and not coloured[460, 800]  # a frame, not filled
+    assert colored[460, 402] and not colored[460, 800]  # a frame, not filled
 
 
 @pytest.mark.parametrize("box", [(0, 0, 3, 3), (90, 90, 100, 100), (0, 0, 100, 100), (50, 50, 50, 50), (99, 0, 100, 1)])
@@ -103,7 +103,7 @@ def test_what_cannot_be_shown_is_told(tool, capsys, tmp_path):
     features = whole_file(tmp_path / "regions.h5")
     for arguments, problem in [
         ([str(tmp_path / "photo.png"), "--features", str(features)], "120x101 pixels, but .*made of one of 120x100"),
-        (["--features", str(features), "--image-id", "photo"], "give --images FOLDER and --image-id ID"),
+        (["--features", str(features), "--image-id", "photo"], "name a photograph, or a folder and the id"),
         (["--features", str(features), "--image-id", "b", "--images", str(tmp_path)], "no image of the id 'b'"),
         ([str(tmp_path / "photo.png"), "--features", str(features), "--image-id", "c"], "no features of 1 image"),
         ([str(tmp_path / "none.png")], "none.png"),

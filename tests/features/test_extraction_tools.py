@@ -52,7 +52,7 @@ def test_regions_and_globals_of_the_same_images(monkeypatch, capsys, tmp_path):
 
 def test_mistakes_are_told_in_one_line(monkeypatch, capsys, tmp_path):
     assert run(monkeypatch, "extract_globals.py", "--images", tmp_path / "no", "--out", tmp_path / "g.h5") == 1
-    assert capsys.readouterr().err.strip().endswith("no: no such folder of images")
+    assert capsys.readouterr().err.strip().endswith("no: no such image or folder of images")
     folder = photographs(tmp_path / "images", 3)
     (folder / "0001.png").write_bytes(b"")
     arguments = ["--images", folder, "--out", tmp_path / "g.h5", *SMALL, "--workers", 0]
@@ -109,7 +109,7 @@ def test_shards_of_a_list_merge_to_the_file_of_one_call(monkeypatch, capsys, tmp
 
 
 def test_a_killed_extraction_goes_on_and_ends_in_the_same_file(monkeypatch, capsys, tmp_path):
-    folder = photographs(tmp_path / "images", 900)
+    folder = photographs(tmp_path / "images", 600)
     arguments = ["--images", folder, *SMALL, "--grid", 2, "--workers", 1, "--batch-size", 8]
     command = [sys.executable, TOOLS / "extract_regions.py", *arguments, "--out", tmp_path / "killed.h5"]
     environment = {**os.environ, "PYTHONPATH": str(TOOLS.parent), "OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -125,9 +125,9 @@ def test_a_killed_extraction_goes_on_and_ends_in_the_same_file(monkeypatch, caps
     assert workers and psutil.wait_procs(workers, timeout=20)[1] == []  # they end with their parent
     assert not (tmp_path / "killed.h5").exists()
     assert run(monkeypatch, "extract_regions.py", *arguments, "--out", tmp_path / "killed.h5") == 1
-    assert "go on with --resume" in capsys.readouterr().err
+    assert "go on with resume" in capsys.readouterr().err
     assert run(monkeypatch, "extract_regions.py", *arguments, "--out", tmp_path / "killed.h5", "--resume") == 0
-    assert "900 images" not in capsys.readouterr().out  # the finished parts were not computed again
+    assert "600 images" not in capsys.readouterr().out  # the finished parts were not computed again
     assert run(monkeypatch, "extract_regions.py", *arguments, "--out", tmp_path / "whole.h5") == 0
     with h5py.File(tmp_path / "killed.h5") as killed, h5py.File(tmp_path / "whole.h5") as whole:
         assert set(killed) == set(whole)

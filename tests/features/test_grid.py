@@ -103,16 +103,16 @@ def test_a_global_vector_is_the_classifiers_average_pool():
 
 @pytest.mark.parametrize("make", [GridBackend, GlobalBackend])
 def test_settings_hold_all_that_decides_the_numbers(make):
-    plain = {**SETTINGS, "layer": "layer2", "input_size": 64}
+    plain = {**SETTINGS, "backbone": "squeezenet1_1", "layer": "features.3", "input_size": 64}
     base = make(**plain).settings
     assert json.loads(json.dumps(base)) == base
     changes = {
         "weights": "random:1",
-        "layer": "layer1",
+        "layer": "features.4",
         "input_size": 96,
         "normalize": "none",
         "same_padding": True,
-        "backbone": "resnet34",
+        "backbone": "squeezenet1_0",
         "resize": "crop" if make is GridBackend else "squash",
     }
     for name, value in changes.items():

@@ -133,7 +133,7 @@ def pictures(backend, count: int = 2) -> list[np.ndarray]:
 
 
 def pixel_values(folder: str, arrays: list[np.ndarray]) -> torch.Tensor:
-    """Normalised by the definition, from the numbers in the file."""
+    """Normalized by the definition, from the numbers in the file."""
     settings = json.loads((Path(folder) / "preprocessor_config.json").read_text())
     values = np.stack(arrays).astype(np.float64) * settings["rescale_factor"]
     values = (values - settings["image_mean"]) / settings["image_std"]
@@ -261,7 +261,7 @@ def test_layers_count_the_blocks_and_only_the_last_has_passed_the_norm(checkpoin
 # --- what of the image is seen ---------------------------------------------------------------------------------------
 
 
-def test_boxes_of_a_centre_crop_cover_what_the_crop_shows(checkpoint):
+def test_boxes_of_a_center_crop_cover_what_the_crop_shows(checkpoint):
     backend = PatchBackend(checkpoint("clip"), grid=2)
     blank = pictures(backend, 1)
     # 640x480: short side to 48 makes 64x48, of which the columns 8 to 56 stay: 80 to 560 of the original.
@@ -527,21 +527,27 @@ def test_a_processor_that_does_more_than_it_says_is_found_out(copy, resize):
     transformers.MobileViTImageProcessor(  # flips red and blue
         size=SQUARE, do_center_crop=False, do_flip_channel_order=True
     ).save_pretrained(folder)
-    with pytest.raises(DataError, match="MobileViT.* does more than scale, crop and normalise.*grey levels"):
+    with pytest.raises(DataError, match="MobileViT.* does more than scale, crop and normalize.*grey levels"):
         PatchBackend(str(folder), resize=resize)
 
 
-def test_a_crop_that_is_off_by_one_pixel_would_be_found_out(checkpoint, monkeypatch):
-    right = ProcessorPixels.view
+class Shifted(ProcessorPixels):
+    """Off by one pixel to the right."""
 
-    def shifted(self, width, height):
-        x1, y1, x2, y2 = right(self, width, height)
+    def view(self, width, height):
+        x1, y1, x2, y2 = super().view(width, height)
         step = (x2 - x1) / self.width
         return (x1 + step, y1, x2 + step, y2)
 
-    monkeypatch.setattr(ProcessorPixels, "view", shifted)
-    with pytest.raises(DataError, match="does more than scale, crop and normalise"):
-        PatchBackend(checkpoint("dinov2"))
+
+def test_a_crop_that_is_off_by_one_pixel_would_be_found_out(checkpoint):
+    folder = checkpoint("dinov2")
+    processor = patches.load_processor(folder)
+    right, normalize = patches.preprocessing_of(processor, folder, "processor")
+    patches.refuse_other_preprocessing(processor, folder, right, normalize, "processor")
+    shifted = Shifted(right.height, right.width, right.scaled, right.resample)
+    with pytest.raises(DataError, match="does more than scale, crop and normalize"):
+        patches.refuse_other_preprocessing(processor, folder, shifted, normalize, "processor")
 
 
 def test_the_library_is_as_talkative_afterwards_as_before(checkpoint):

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ascl.core.errors import DataError
-from ascl.images import loader as decoding
 from ascl.images.loader import Decoded, Decoder, batches_of_one_shape
 
 
@@ -42,12 +41,10 @@ def test_what_waits_is_bounded(sides, limit):
             held[index] = 3 * side * side
             yield image(index, side)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding, "WAITING_BYTES", limit)
-        for batch in batches_of_one_shape(counted(), 1000):
-            for item in batch:
-                out.append(item.index)
-                del held[item.index]
+    for batch in batches_of_one_shape(counted(), 1000, waiting_bytes=limit):
+        for item in batch:
+            out.append(item.index)
+            del held[item.index]
     assert sorted(out) == list(range(len(sides)))
     assert highest <= limit
 
@@ -85,5 +82,5 @@ def test_images_come_in_the_order_asked_for_whoever_is_first(tmp_path, workers):
 @pytest.mark.filterwarnings("ignore")
 def test_a_killed_worker_is_told_as_what_it_mostly_is(tmp_path):
     decoder = Decoder(folder_of_images(tmp_path, 3), range(3), die, workers=1)
-    with pytest.raises(DataError, match="too little memory: go on with --resume and fewer --workers"):
+    with pytest.raises(DataError, match="decodes images was killed .* too little memory: use fewer workers"):
         decoder.take()

@@ -2,6 +2,7 @@
 
 import os
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from ascl.core.errors import DataError
-from ascl.images.read import SquarePixels, UnreadableImage, find_images, listed_images, load_image
+from ascl.images.read import SquarePixels, UnreadableImage, find_images, images_of, listed_images, load_image
 
 
 def smooth_image(width: int, height: int) -> Image.Image:
@@ -117,7 +118,7 @@ def test_transparent_pixels_are_white(tmp_path, mode):
 
 
 def test_the_first_frame_of_an_animation_counts(tmp_path):
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     assert load_image(tmp_path / "moving.gif").image.getpixel((3, 3)) == (255, 0, 0)
 
@@ -168,34 +169,35 @@ def test_an_image_of_one_pixel_is_an_image(tmp_path, mode, size):
     assert SquarePixels(8, "crop")(loaded.image).shape == (8, 8, 3)
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_two_hundred_megapixels_are_reduced_and_keep_their_size_and_orientation(tmp_path, suffix):
-    stored = Image.new("L", (20_000, 10_000), 40)
-    stored.paste(200, (0, 0, 10_000, 5_000))  # top left as stored is top right when turned upright
+@pytest.mark.parametrize(("suffix", "width", "most"), [("jpg", 20_000, 24_000_000), ("png", 2_000, 240_000)])
+def test_two_hundred_megapixels_are_reduced_and_keep_their_size_and_orientation(tmp_path, suffix, width, most):
+    stored = Image.new("L", (width, width // 2), 40)
+    stored.paste(200, (0, 0, width // 2, width // 4))  # top left as stored is top right when turned upright
     exif = Image.Exif()
     exif[0x0112] = 6
-    stored.save(tmp_path / f"large.{suffix}", exif=exif, **({"compress_level": 1} if suffix == "png" else {}))
-    loaded = load_image(tmp_path / f"large.{suffix}")
-    assert loaded.size == (10_000, 20_000)
-    width, height = loaded.image.size
-    assert width * height <= 24_000_000 and abs(height - 2 * width) <= 2  # each side is rounded up
+    stored.save(tmp_path / f"large.{suffix}", exif=exif)
+    loaded = load_image(tmp_path / f"large.{suffix}", whole_pixels=most)
+    assert loaded.size == (width // 2, width)
+    size = loaded.image.size
+    assert size[0] * size[1] <= most and abs(size[1] - 2 * size[0]) <= 2  # each side is rounded up
     assert np.asarray(loaded.image.resize((2, 2), Image.Resampling.BOX))[..., 0].tolist() == [[40, 200], [40, 40]]
     assert Image.MAX_IMAGE_PIXELS is not None  # Pillow's own guard stands for everybody else
 
 
-def test_a_reduced_palette_is_not_averaged_by_its_indices(tmp_path, monkeypatch):
-    monkeypatch.setattr("ascl.images.read.WHOLE_PIXELS", 100)
+def test_a_reduced_palette_is_not_averaged_by_its_indices(tmp_path):
     image = Image.new("P", (40, 40))
     image.putpalette([255, 0, 0] + [0, 255, 0] + [0, 0, 255])
     image.paste(2, (0, 0, 40, 20))
     image.save(tmp_path / "palette.png")
-    pixels = np.asarray(load_image(tmp_path / "palette.png").image)
+    pixels = np.asarray(load_image(tmp_path / "palette.png", whole_pixels=100).image)
     assert pixels.shape == (10, 10, 3)
     assert pixels[0, 0].tolist() == [0, 0, 255] and pixels[-1, 0].tolist() == [255, 0, 0]
 
 
 def test_a_decompression_bomb_is_refused_by_its_size(tmp_path):
-    Image.new("1", (40_000, 30_000)).save(tmp_path / "bomb.png")
+    header = b"IHDR" + struct.pack(">IIBBBBB", 40_000, 30_000, 1, 0, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT")
     with pytest.raises(UnreadableImage, match="40000 x 30000 pixels, more than 1,000,000,000: too large"):
         load_image(tmp_path / "bomb.png")
 
@@ -224,6 +226,21 @@ def test_a_wrong_list_is_told_with_its_row(tmp_path, content, problem):
         listed_images(tmp_path / "list.txt")
     with pytest.raises(DataError, match="no such list"):
         listed_images(tmp_path / "no.txt")
+
+
+def test_folders_lists_and_files_are_sources_of_images_each_file_once(tmp_path):
+    for name in ("sub/a.png", "sub/b.png", "c.bmp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_text("c.bmp\nsub/b.png\n", encoding="utf-8")
+    sources = [tmp_path / "list.txt", tmp_path / "sub", tmp_path / "c.bmp"]
+    assert [path.name for path in images_of(*sources)] == ["c.bmp", "b.png", "a.png"]
+    assert images_of(tmp_path / "c.bmp") == [tmp_path / "c.bmp"]
+    for wrong, problem in (("nowhere", "no such image or folder"), ("none.txt", "no such list")):
+        with pytest.raises(DataError, match=problem):
+            images_of(tmp_path / wrong)
+    with pytest.raises(DataError, match="no images"):
+        images_of("")
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder"])

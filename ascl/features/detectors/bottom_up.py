@@ -13,14 +13,16 @@ from torch import Tensor
 
 from ascl.core.errors import DataError
 from ascl.features.detectors.input import AllPixels, ResizedSize, network_input, resized_size
-from ascl.features.detectors.network import BottomUpDetector, DetectorShape, Precision, Proposals
+from ascl.features.detectors.network import BottomUpDetector, DetectorShape, Proposals
 from ascl.features.detectors.selection import (
+    padded,
     raised_thresholds,
     select_by_confidence,
     select_by_raising_nms,
     surviving_confidence,
 )
 from ascl.features.detectors.weights import Kind, load_detector
+from ascl.images.backbones import Precision
 
 Selection = Literal["fixed", "adaptive", "raise-nms", "single-nms"]
 DEFAULT_SELECTION: dict[Kind, Selection] = {"caffe": "fixed", "detectron2": "raise-nms", "huggingface": "single-nms"}
@@ -35,11 +37,9 @@ BACKGROUND, NO_ATTRIBUTE = "__background__", "__no_attribute__"  # as the origin
 
 
 class BottomUpBackend:
-    """Images -> the regions that a Faster R-CNN trained on Visual Genome proposes (36 of 2048-d, or 10 to 100).
+    """A `Backend`: the regions that a Faster R-CNN trained on Visual Genome proposes (36 of 2048-d, or 10 to 100).
 
-    Has what every backend has: `prepare`, `extract`, `settings` and `names`.
-
-    The rules of selection, all in `region_selection`:
+    The rules of selection, all in `selection`:
 
     * `fixed`, `adaptive`: per-class suppression of the proposals as they are; a proposal's confidence is the largest
       class probability that survives; the boxes stored are the proposals. Published 36-region and 10-to-100 features.
@@ -69,15 +69,18 @@ class BottomUpBackend:
         """Load the weights and settle what was left open.
 
         Args:
-            weights: path of a published checkpoint (`detector_weights` says which) or `random:SEED`.
+            weights: path of a published checkpoint (`weights` says which) or `random:SEED`.
             selection: None = that of the checkpoint's publisher: `fixed`, `raise-nms` or `single-nms`.
-            min_regions, max_regions: None = 36 and 36, but 10 and 100 of `adaptive`.
+            min_regions: fewest regions of an image; None = 36, but 10 of `adaptive`.
+            max_regions: most regions of an image; None = 36, but 100 of `adaptive`.
             score_threshold: confidence from which `adaptive` keeps a proposal, in [0, 1].
             nms_threshold: overlap from which a box is suppressed, in (0, 1); None = 0.3, but 0.6 of `single-nms`.
-            short_side, long_side: pixels of the resized image: the first, unless the other would then be exceeded.
-                The published features were made with 600 and 1000; notebooks of the second port run at 800 and 1333.
-            class_names, attribute_names: paths of the publisher's vocabularies, one name a line, synonyms behind
-                commas; without them the ids have no names.
+            short_side: pixels to which the image is scaled, unless its long side would pass `long_side`. The published
+                features were made with 600 and 1000; notebooks of the second port run at 800 and 1333.
+            long_side: most pixels of the long side.
+            class_names: path of the publisher's objects_vocab.txt, one name a line, synonyms behind commas; without it
+                the ids have no names.
+            attribute_names: path of the publisher's attributes_vocab.txt.
             precision: of the convolutions; outputs are float32.
             device: a torch device.
             shape: sizes of the network; None = the published ones.
@@ -107,20 +110,11 @@ class BottomUpBackend:
             if not self.detector.shape.attributes:
                 raise DataError(f"{weights} predicts no attributes; leave out the attribute names {attribute_names}")
             self.names["attribute_names"] = read_names(attribute_names, self.detector.shape.attributes, NO_ATTRIBUTE)
-        self.settings: dict[str, Any] = {
-            "backend": "bottom-up",
-            **origin,
-            "kind": self.kind,
-            "shape": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.detector.shape).items()},
-            "selection": self.selection,
-            "min_regions": self.min_regions,
-            "max_regions": self.max_regions,
-            "score_threshold": score_threshold,
-            "nms_threshold": self.nms_threshold,
-            "short_side": short_side,
-            "long_side": long_side,
-            "precision": precision,
-        }
+        shape_values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.detector.shape).items()}
+        self.settings: dict[str, Any] = {"backend": "bottom-up", **origin, "kind": self.kind, "shape": shape_values}
+        for name in ("selection", "min_regions", "max_regions", "score_threshold", "nms_threshold", "short_side",
+                     "long_side", "precision"):
+            self.settings[name] = getattr(self, name)
 
     def refuse_bad_settings(self) -> None:
         if not 1 <= self.min_regions <= self.max_regions <= self.detector.shape.proposals:
@@ -141,17 +135,10 @@ class BottomUpBackend:
             raise DataError(f"short_side {self.short_side}, long_side {self.long_side}: want 16 <= short <= long")
 
     def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
-        """Regions of a batch.
+        """Return the regions of a batch, K = max_regions; see `Backend.extract`.
 
-        Args:
-            pixels: B arrays (h, w, 3) uint8 from `prepare`, all of one shape; 1 x 1 will do.
-            sizes: (B, 2) width and height of the upright originals.
-
-        Returns:
-            With K = max_regions, best region first, padding 0 (ids -1): `regions` (B, K, D) float32; `boxes`
-            (B, K, 4) float32 x1 y1 x2 y2 in pixels of the original; `region_count` (B,) int32, at least 1; `scores`
-            (B, K) float32, the probability of the likeliest class that is not the background; `class_ids` (B, K)
-            int32 from 1; `attribute_ids` and `attribute_scores` alike, where the network predicts attributes.
+        A score is the probability of the likeliest class that is not the background; ids are from 1. Attributes are
+        there where the network predicts them.
         """
         self.detector.eval()
         with torch.inference_mode():
@@ -172,7 +159,7 @@ class BottomUpBackend:
         return arrays | {"boxes": np.clip(enlarged, 0, originals)}  # rounding may pass the edge by a last digit
 
     def select(self, proposals: Sequence[Proposals], size: ResizedSize) -> tuple[list[Tensor], list[Tensor]]:
-        """Of every image the indices of the chosen proposals, and all boxes, in pixels of the prepared image."""
+        """Return of every image the indices of the chosen proposals, and all boxes in pixels of the prepared image."""
         factors = torch.tensor([size.scale_x, size.scale_y] * 2, device=self.device)
         legacy = self.detector.convention.legacy
         if self.selection in ("fixed", "adaptive"):
@@ -195,29 +182,23 @@ class BottomUpBackend:
         return indices, boxes
 
     def row(self, image: Proposals, index: Tensor, boxes: Tensor) -> dict[str, np.ndarray]:
-        """Everything of one image, padded to `max_regions`."""
+        """Return everything of one image, padded to `max_regions`."""
         scores, classes = image.class_probabilities[index, 1:].max(dim=1)
         row = {
-            "regions": self.padded(image.features[index]),
-            "boxes": self.padded(boxes[index]),
+            "regions": padded(image.features[index], self.max_regions),
+            "boxes": padded(boxes[index], self.max_regions),
             "region_count": np.array(len(index), dtype=np.int32),
-            "scores": self.padded(scores),
-            "class_ids": self.padded((classes + 1).int(), -1),
+            "scores": padded(scores, self.max_regions),
+            "class_ids": padded((classes + 1).int(), self.max_regions, -1),
         }
         if image.attribute_ids is not None and image.attribute_scores is not None:
-            row["attribute_ids"] = self.padded(image.attribute_ids[index].int(), -1)
-            row["attribute_scores"] = self.padded(image.attribute_scores[index])
+            row["attribute_ids"] = padded(image.attribute_ids[index].int(), self.max_regions, -1)
+            row["attribute_scores"] = padded(image.attribute_scores[index], self.max_regions)
         return row
-
-    def padded(self, values: Tensor, padding: int = 0) -> np.ndarray:
-        """(n, ...) -> (max_regions, ...)."""
-        array = values.cpu().numpy()
-        rest = np.full((self.max_regions - len(array), *array.shape[1:]), padding, dtype=array.dtype)
-        return np.concatenate([array, rest])
 
 
 def read_names(path: str, count: int, first: str) -> list[str]:
-    """A publisher's vocabulary, one name a line and its synonyms behind commas, after a name for the id 0.
+    """Read a publisher's vocabulary, one name a line and its synonyms behind commas, after a name for the id 0.
 
     Raises:
         DataError: no such file, no UTF-8, another number of lines than `count`, or an empty one.

@@ -20,24 +20,24 @@ LOG_SCALE_LIMIT = math.log(1000 / 16)  # of a decoded side: both ports keep exp(
 
 
 def caffe_anchors(scales: Sequence[float], stride: int = 16) -> Tensor:
-    """(3 * len(scales), 4) float32 anchors of the cell at (0, 0), a legacy box each; aspect ratio outer, scale inner.
+    """Return (3 * len(scales), 4) float32 anchors of the cell at (0, 0), legacy boxes; ratio outer, scale inner.
 
     The cell is the box (0, 0, stride - 1, stride - 1). Its sides at each ratio are rounded to whole pixels before they
     are scaled, halves to the even number, so areas differ a little between ratios: weights were trained with that.
     """
-    centre = (stride - 1) / 2
+    center = (stride - 1) / 2
     anchors = []
     for ratio in ASPECT_RATIOS:
         width = round(math.sqrt(stride * stride / ratio))
         height = round(width * ratio)
         for scale in scales:
             x, y = (width * scale - 1) / 2, (height * scale - 1) / 2
-            anchors.append((centre - x, centre - y, centre + x, centre + y))
+            anchors.append((center - x, center - y, center + x, center + y))
     return torch.tensor(anchors)
 
 
-def centred_anchors(scales: Sequence[float], stride: int = 16) -> Tensor:
-    """(3 * len(scales), 4) float32 continuous anchors around (0, 0), of equal areas; scale outer, ratio inner."""
+def centered_anchors(scales: Sequence[float], stride: int = 16) -> Tensor:
+    """Return (3 * len(scales), 4) float32 continuous anchors around (0, 0), equal areas; scale outer, ratio inner."""
     anchors = []
     for scale in scales:
         for ratio in ASPECT_RATIOS:
@@ -63,10 +63,10 @@ def decode_boxes(boxes: Tensor, deltas: Tensor, weights: tuple[float, float, flo
 
     Args:
         boxes: (..., 4).
-        deltas: (..., 4), of a shape that broadcasts with `boxes`: shift of the centre in widths and heights, logarithm
+        deltas: (..., 4), of a shape that broadcasts with `boxes`: shift of the center in widths and heights, logarithm
             of the factors of width and height, each times its weight.
         weights: what the deltas were multiplied by in training.
-        legacy: see the module. The legacy width counts both end pixels, yet the decoded corner is centre + width / 2
+        legacy: see the module. The legacy width counts both end pixels, yet the decoded corner is center + width / 2
             without taking one off again: Caffe's code does so, and the weights expect it.
 
     Returns:
@@ -83,25 +83,23 @@ def decode_boxes(boxes: Tensor, deltas: Tensor, weights: tuple[float, float, flo
 
 
 def clip_boxes(boxes: Tensor, height: int, width: int, legacy: bool) -> Tensor:
-    """(..., 4) boxes cut at the edges of a (height, width) image: its last pixel where legacy, else its border."""
-    x = boxes[..., 0::2].clamp(0, width - legacy)
-    y = boxes[..., 1::2].clamp(0, height - legacy)
-    return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], dim=-1)
+    """Cut (..., 4) boxes at the edges of a (height, width) image: its last pixel where legacy, else its border."""
+    return torchvision.ops.clip_boxes_to_image(boxes, (height - legacy, width - legacy))
 
 
 def continuous(boxes: Tensor, legacy: bool) -> Tensor:
-    """Boxes whose continuous overlaps are the overlaps of `boxes`: one pixel more to the right and below if legacy."""
+    """Return boxes whose continuous overlaps are those of `boxes`: one pixel more to the right and below if legacy."""
     return boxes + boxes.new_tensor([0, 0, 1, 1]) if legacy else boxes
 
 
 def overlaps(boxes: Tensor, legacy: bool) -> Tensor:
-    """(N, 4) -> (N, N) intersection over union, in [0, 1]."""
+    """Return the (N, N) intersection over union of (N, 4) boxes, in [0, 1]."""
     boxes = continuous(boxes, legacy)
     return torchvision.ops.box_iou(boxes, boxes)
 
 
 def nms(boxes: Tensor, scores: Tensor, threshold: float, legacy: bool) -> Tensor:
-    """Greedy non-maximum suppression: a box goes if it overlaps a better one that stays by more than `threshold`.
+    """Suppress greedily: a box goes if it overlaps a better one that stays by more than `threshold`.
 
     Caffe's GPU code, which made the published features, compares with > as here; its CPU code and one port with >=.
 

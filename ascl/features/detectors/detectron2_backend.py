@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from ascl.core.errors import DataError
 from ascl.features.detectors.detectron2_network import (
@@ -30,6 +29,7 @@ from ascl.features.detectors.detectron2_network import (
     read_config,
     refuse_other_detectors,
 )
+from ascl.features.detectors.selection import first_survivors, padded
 from ascl.images.backbones import Precision, autocast
 
 FIRST_CANDIDATES = 32  # boxes that NMS looks at first, for each region wanted
@@ -64,9 +64,9 @@ class ShortestEdgePixels:
 
 
 class Detectron2Backend:
-    """Images -> the best boxes of a detectron2 Faster R-CNN, each with its feature, score and class.
+    """A `Backend`: the best boxes of a detectron2 Faster R-CNN, each with its feature, score and class.
 
-    Has what every backend has: `prepare`, `extract`, `settings`, `names`. A region's feature is what the box head made
+    A region's feature is what the box head made
     of the proposal, from which its class and its box were then predicted: the mean over the last stage's map of a C4
     network (2048-d of a ResNet-50), the output of the last fully connected layer of an FPN or DC5 network (1024-d).
     A proposal that scores well as two classes gives two regions with one feature.
@@ -146,16 +146,7 @@ class Detectron2Backend:
         }
 
     def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
-        """Regions of a batch.
-
-        Args:
-            pixels: B arrays (h, w, 3) from `prepare`, all of one shape.
-            sizes: (B, 2) width and height in pixels of the upright originals.
-
-        Returns:
-            `regions` (B, K, R), `boxes` (B, K, 4) x1 y1 x2 y2 in pixels of the original and `scores` (B, K) in [0, 1],
-            float32 and 0 beyond an image's last region; `class_ids` (B, K) int32, -1 there; `region_count` (B,) int32.
-            Regions are in falling order of their scores.
+        """Return the regions of a batch, K = max_regions; see `Backend.extract`.
 
         Raises:
             DataError: the network finds no box of finite numbers in an image.
@@ -177,7 +168,7 @@ class Detectron2Backend:
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def regions_of(self, maps: dict[str, Tensor], proposals: Any, size: np.ndarray) -> dict[str, np.ndarray]:
-        """One image's row of each array: its maps (1, C, h, w) by level, its proposals, its original (2,) size."""
+        """Return one image's row of each array from its maps (1, C, h, w) by level, proposals, original (2,) size."""
         found = None
         if len(proposals):
             features = self.box_features(maps, proposals)  # (N, R)
@@ -200,21 +191,16 @@ class Detectron2Backend:
                 f"detectron2 finds no box of finite numbers in an image of {size[0]}x{size[1]} pixels, scaled to "
                 f"{width}x{height}; look at the weights, enlarge min_size, or take precision float32"
             )
-        count = len(found.scores)
-        row = {
-            "regions": np.zeros((self.max_regions, self.dim), np.float32),
-            "boxes": np.zeros((self.max_regions, 4), np.float32),
-            "scores": np.zeros(self.max_regions, np.float32),
-            "class_ids": np.full(self.max_regions, -1, np.int32),
+        return {
+            "regions": padded(features[found.proposals].float(), self.max_regions),
+            "boxes": padded(found.boxes.float(), self.max_regions),
+            "scores": padded(found.scores.float(), self.max_regions),
+            "class_ids": padded(found.classes.int(), self.max_regions, -1),
+            "region_count": np.array(len(found.scores), np.int32),
         }
-        row["regions"][:count] = features[found.proposals].cpu().numpy()
-        row["boxes"][:count] = found.boxes.cpu().numpy()
-        row["scores"][:count] = found.scores.cpu().numpy()
-        row["class_ids"][:count] = found.classes.cpu().numpy()
-        return {**row, "region_count": np.array(count, np.int32)}
 
     def box_features(self, maps: dict[str, Tensor], proposals: Any) -> Tensor:
-        """(N, R) float32: what the box head makes of the N proposals of one image."""
+        """Return (N, R) float32: what the box head makes of the N proposals of one image."""
         heads = self.model.roi_heads
         c4 = hasattr(heads, "res5")
         # As float32: detectron2 rounds boxes to the maps' precision, which in bfloat16 is up to 8 pixels.
@@ -245,7 +231,7 @@ def best_boxes(
     nms_threshold: float,
     score_threshold: float,
 ) -> FoundBoxes:
-    """The best boxes of one image after non-maximum suppression within each class.
+    """Return the best boxes of one image after non-maximum suppression within each class.
 
     Args:
         boxes: (N, C, 4) x1 y1 x2 y2 in pixels of the scaled image: N proposals as each of C classes.
@@ -272,16 +258,12 @@ def best_boxes(
     order = flat.masked_fill(~usable, -1.0).argsort(descending=True, stable=True)
     above = int((usable & (flat >= score_threshold)).sum())
     order = order[: max(above, min(1, int(usable.sum())))]  # (M,) indices of usable boxes, best first
-    # A worse box never suppresses a better one, so the first survivors among the best candidates are those among all.
-    # Looking at all first would cost a GPU more than the network where there are a thousand classes.
-    # In float64: torchvision tells classes apart by moving boxes by many image widths, which costs float32 its digits.
-    for candidates in (order[: FIRST_CANDIDATES * max_regions], order):
-        survivors = batched_nms(
-            boxes[candidates].double(), flat[candidates].double(), candidates % scores.shape[1], nms_threshold
+    kept = order[
+        first_survivors(
+            boxes[order].double(), flat[order].double(), order % scores.shape[1], nms_threshold, max_regions,
+            first=FIRST_CANDIDATES * max_regions,
         )
-        kept = candidates[survivors.sort().values[:max_regions]]  # of equal scores the earlier proposal's comes first
-        if len(kept) == max_regions or len(candidates) == len(order):
-            break
+    ]
     return FoundBoxes(scaled[kept], flat[kept], kept % scores.shape[1], kept // scores.shape[1])
 
 

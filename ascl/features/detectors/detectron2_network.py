@@ -6,7 +6,6 @@ detectron2 is imported inside the functions: it is on no package registry, and o
 from __future__ import annotations
 
 import difflib
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ascl.core.errors import DataError
-from ascl.images.backbones import digest_of_file, digest_of_parameters, listed
+from ascl.core.hashing import sha256_of, sha256_of_text
+from ascl.images.backbones import digest_of_parameters, listed, random_seed, seeded
 
 INSTALL = "python -m pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'"
 C4_HEADS, POOLED_HEADS = "Res5ROIHeads", "StandardROIHeads"  # the second serves FPN and DC5
@@ -40,7 +40,7 @@ def import_detectron2() -> None:
 
 
 def read_config(config: str, options: Sequence[str]) -> Any:
-    """detectron2's CfgNode of a zoo name or a yaml's path, with the options laid over it, frozen."""
+    """Read detectron2's CfgNode of a zoo name or a yaml's path, with the options laid over it, frozen."""
     import yaml
     from detectron2 import model_zoo
     from detectron2.config import get_cfg
@@ -71,7 +71,7 @@ def read_config(config: str, options: Sequence[str]) -> Any:
 
 
 def zoo_names() -> list[str]:
-    """Every yaml of the model zoo, in the order of their names."""
+    """Return every yaml of the model zoo, in the order of their names."""
     from detectron2 import model_zoo
 
     folder = Path(model_zoo.__file__).parent / "configs"
@@ -79,7 +79,7 @@ def zoo_names() -> list[str]:
 
 
 def refuse_other_detectors(cfg: Any, config: str) -> None:
-    """A DataError that names what makes the config no Faster R-CNN."""
+    """Raise a DataError that names what makes the config no Faster R-CNN."""
     wanted = {
         "meta architecture": (cfg.MODEL.META_ARCHITECTURE, ("GeneralizedRCNN",)),
         "proposal generator": (cfg.MODEL.PROPOSAL_GENERATOR.NAME, ("RPN",)),
@@ -95,19 +95,19 @@ def refuse_other_detectors(cfg: Any, config: str) -> None:
 
 
 def digest_of_config(cfg: Any) -> str:
-    """Of all that the config says, but for weights and device, which do not belong to it."""
+    """Return the digest of all that the config says, but for weights and device, which do not belong to it."""
     plain = cfg.clone()
     plain.defrost()
     plain.MODEL.WEIGHTS = plain.MODEL.DEVICE = ""
-    return hashlib.sha256(plain.dump().encode()).hexdigest()
+    return sha256_of_text(plain.dump())
 
 
 def class_names(cfg: Any) -> dict[str, list[str]]:
-    """`class_names` where detectron2 knows the data set of the config and the network has one output for each."""
+    """Return `class_names` where detectron2 knows the config's data set and the network has one output for each."""
     from detectron2.data import MetadataCatalog
 
     for data_set in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
-        # get() would enter an unknown name into the catalogue, for the whole process.
+        # get() would enter an unknown name into the catalog, for the whole process.
         names = list(MetadataCatalog.get(data_set).get("thing_classes", [])) if data_set in MetadataCatalog else []
         if len(names) == cfg.MODEL.ROI_HEADS.NUM_CLASSES:
             return {"class_names": names}
@@ -115,17 +115,14 @@ def class_names(cfg: Any) -> dict[str, list[str]]:
 
 
 def load_network(cfg: Any, config: str, weights: str) -> tuple[Any, dict[str, str]]:
-    """The network on the CPU with its weights, and where they come from."""
-    if not weights.startswith("random:"):
+    """Return the network on the CPU with its weights, and where they come from."""
+    seed = random_seed(weights)
+    if seed is None:
         path = weights_file(config, weights)
         network = build_network(cfg, config)
         fill_from_checkpoint(network, config, path)
-        return network, {"weights": path.name, "weights_sha256": digest_of_file(path)}
-    seed = weights.removeprefix("random:")
-    if not seed.isdecimal():
-        raise DataError(f"weights {weights!r}: write random:SEED with a whole number, such as random:0")
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-        torch.manual_seed(int(seed))
+        return network, {"weights": path.name, "weights_sha256": sha256_of(path)}
+    with seeded(seed):
         network = build_network(cfg, config)
         # Before the statistics: their last bits depend on the number of threads.
         digest = digest_of_parameters(network)
@@ -134,7 +131,7 @@ def load_network(cfg: Any, config: str, weights: str) -> tuple[Any, dict[str, st
 
 
 def weights_file(config: str, weights: str) -> Path:
-    """The file that `weights` stands for: the zoo's checkpoint, fetched where it is not in the cache, or a path."""
+    """Return the file that `weights` names: the zoo's checkpoint, fetched where it is not in the cache, or a path."""
     from detectron2 import model_zoo
     from detectron2.utils.file_io import PathManager
 
@@ -158,7 +155,7 @@ def weights_file(config: str, weights: str) -> Path:
 
 
 def build_network(cfg: Any, config: str) -> Any:
-    """The untrained network; it draws from torch's random numbers."""
+    """Return the untrained network; it draws from torch's random numbers."""
     from detectron2.modeling import build_model
 
     try:
@@ -170,7 +167,7 @@ def build_network(cfg: Any, config: str) -> Any:
 
 
 def settle_batch_norm(network: Any) -> None:
-    """Give an untrained network the batch norm statistics of one image of coloured blobs, in place.
+    """Give an untrained network the batch norm statistics of one image of colored blobs, in place.
 
     detectron2 starts them at mean 0 and variance 1. A frozen network then doubles its activations in every block, all
     proposals become the whole image, and both its regions and its speed say nothing.

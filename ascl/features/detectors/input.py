@@ -45,7 +45,7 @@ class ResizedSize:
 def resized_size(
     height: int, width: int, short_side: int, long_side: int, resize: Literal["opencv", "pillow", "torch"]
 ) -> ResizedSize:
-    """Size of a (height, width) image with its short side at `short_side` or its long side at `long_side`.
+    """Return the size of a (height, width) image with its short side at `short_side` or its long one at `long_side`.
 
     A side that would come out below `SMALLEST_SIDE` (a strip of 1 x 10,000 pixels) is stretched to it, which the ports
     do not do: they fail there.

@@ -1,7 +1,7 @@
 """The bottom-up-attention Faster R-CNN (ResNet-101 C4, Visual Genome) on torch's and torchvision's operators.
 
 Parameters have the names of the PyTorch port that keeps Caffe's arithmetic, so its checkpoint is the network's own
-state dict; `detector_weights` reads that one and the others. The ports differ in more than names: see `Convention`.
+state dict; `weights` reads that one and the others. The ports differ in more than names: see `Convention`.
 
 Source: P. Anderson et al., Bottom-Up and Top-Down Attention for Image Captioning and VQA, CVPR 2018; S. Ren et al.,
 Faster R-CNN, NeurIPS 2015; K. He et al., Deep Residual Learning, CVPR 2016.
@@ -9,8 +9,8 @@ Faster R-CNN, NeurIPS 2015; K. He et al., Deep Residual Learning, CVPR 2016.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,25 +22,16 @@ from torch import Tensor, nn
 from ascl.features.detectors.boxes import (
     anchors_of_map,
     caffe_anchors,
-    centred_anchors,
+    centered_anchors,
     clip_boxes,
     decode_boxes,
     nms,
 )
+from ascl.images.backbones import Precision, autocast
 
 STRIDE = 16  # pixels of the image for one cell of the map
 BATCH_NORM_EPSILON = 1e-5
 PROPOSALS_AT_ONCE = 128  # through res5, whatever the batch: a few activations of 0.2 GB each in float32
-
-Precision = Literal["float32", "bfloat16", "float16"]
-
-
-def autocast(like: Tensor, precision: Precision) -> AbstractContextManager:
-    """Convolutions in `precision` on the device of `like`."""
-    if precision == "float32":
-        return nullcontext()
-    return torch.autocast(like.device.type, dtype=getattr(torch, precision))
-
 
 @dataclass(frozen=True)
 class DetectorShape:
@@ -79,13 +70,13 @@ class Convention:
     """What a port does besides its weights. The network's layers are the same in all.
 
     Attributes:
-        legacy: boxes hold both end pixels (see `detector_boxes`).
+        legacy: boxes hold both end pixels (see `boxes`).
         minimum_side: of a proposal, in pixels of the image before it was resized.
         filter_first: small proposals go before the best `proposals_before_nms` are taken, not after.
         box_weights: what the box regression was multiplied by in training.
         background_attribute: the attributes' softmax counts the background, which is then passed over; otherwise the
             background is left out of the softmax.
-        resize: how the image is brought to size: see `detector_input`.
+        resize: how the image is brought to size: see `input`.
     """
 
     legacy: bool
@@ -97,7 +88,7 @@ class Convention:
 
     def anchors(self, shape: DetectorShape) -> Tensor:
         """(A, 4) float32, for checkpoints that bring none."""
-        make = caffe_anchors if self.legacy else centred_anchors
+        make = caffe_anchors if self.legacy else centered_anchors
         return make(shape.anchor_scales, STRIDE)
 
 
@@ -194,19 +185,15 @@ class Stem(nn.Module):
         return F.max_pool2d(F.relu_(self.conv1(x)), kernel_size=3, stride=2, padding=0, ceil_mode=True)
 
 
-class C4(nn.Module):
-    """Image -> map of stride 16: the stem and res2 to res4."""
-
-    def __init__(self, shape: DetectorShape) -> None:
-        super().__init__()
-        width = shape.width
-        self.stem = Stem(width)
-        self.res2 = stage(shape.blocks[0], width, 4 * width, 1)
-        self.res3 = stage(shape.blocks[1], 4 * width, 8 * width, 2)
-        self.res4 = stage(shape.blocks[2], 8 * width, 16 * width, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.res4(self.res3(self.res2(self.stem(x))))
+def c4(shape: DetectorShape) -> nn.Sequential:
+    """Return image -> map of stride 16: the stem and res2 to res4."""
+    width = shape.width
+    return nn.Sequential(OrderedDict(
+        stem=Stem(width),
+        res2=stage(shape.blocks[0], width, 4 * width, 1),
+        res3=stage(shape.blocks[1], 4 * width, 8 * width, 2),
+        res4=stage(shape.blocks[2], 8 * width, 16 * width, 2),
+    ))
 
 
 class ProposalHead(nn.Module):
@@ -222,7 +209,7 @@ class ProposalHead(nn.Module):
 
     def forward(self, feature_map: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) -> (B, H * W * A) objectness and (B, H * W * A, 4) deltas, anchors innermost."""
-        with autocast(feature_map, precision):
+        with autocast(feature_map.device, precision):
             hidden = F.relu_(self.conv(feature_map))
         hidden = hidden.float()  # half precision has too few digits to rank thousands of anchors
         background, foreground = self.objectness_logits(hidden).split(self.anchors, dim=1)
@@ -279,15 +266,15 @@ class BottomUpDetector(nn.Module):
     def __init__(self, shape: DetectorShape, convention: Convention) -> None:
         super().__init__()
         self.shape, self.convention = shape, convention
-        self.backbone = C4(shape)
+        self.backbone = c4(shape)
         self.proposal_generator = ProposalGenerator(shape, convention)
         self.roi_heads = RoiHeads(shape)
 
     def forward(self, images: Tensor, scales: Sequence[float], precision: Precision = "float32") -> list[Proposals]:
-        """What the network sees in each image.
+        """Return what the network sees in each image.
 
         Args:
-            images: (B, 3, H, W) float32 from `detector_input.network_input`: B G R, the mean subtracted; H, W >= 3.
+            images: (B, 3, H, W) float32 from `input.network_input`: B G R, the mean subtracted; H, W >= 3.
             scales: B factors, side of these images over side of the originals; for the smallest side of a proposal.
             precision: of the convolutions; everything else is float32.
 
@@ -301,7 +288,7 @@ class BottomUpDetector(nn.Module):
         return [self.describe(corners, rows) for corners, rows in zip(boxes, features, strict=True)]
 
     def feature_map(self, images: Tensor, precision: Precision) -> Tensor:
-        with autocast(images, precision):
+        with autocast(images.device, precision):
             return self.backbone(images)
 
     def propose(
@@ -338,7 +325,7 @@ class BottomUpDetector(nn.Module):
         features = []
         for part in rows.split(PROPOSALS_AT_ONCE):
             pooled = torchvision.ops.roi_pool(feature_map, part, self.shape.pool_size, 1 / STRIDE)
-            with autocast(pooled, precision):
+            with autocast(pooled.device, precision):
                 features.append(self.roi_heads.res5(pooled).mean(dim=(2, 3), dtype=torch.float32))
         return list(torch.cat(features).split([len(corners) for corners in boxes]))
 
@@ -358,7 +345,7 @@ class BottomUpDetector(nn.Module):
         return Proposals(boxes, features, class_logits.softmax(dim=1), deltas, attribute_ids, attribute_scores)
 
     def regressed(self, proposals: Proposals, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Each proposal moved to where its own best class wants it.
+        """Move each proposal to where its own best class wants it.
 
         Returns:
             (N, 4) boxes clipped to the (height, width) image, and (N,) the probability of that class.
@@ -371,7 +358,7 @@ class BottomUpDetector(nn.Module):
 
 
 def initialize(detector: BottomUpDetector, seed: int) -> None:
-    """Random weights in place, of a size that keeps every activation near 1 through all blocks; for tests and timing.
+    """Draw weights of a size that keeps every activation near 1 through all blocks, in place; for tests and timing.
 
     Convolutions keep the variance (He), the stem's norm takes pixels (about 70) to 1, and each block adds little to
     its shortcut: 33 blocks that doubled the variance would overflow half precision.
@@ -387,7 +374,8 @@ def initialize(detector: BottomUpDetector, seed: int) -> None:
                 parameter.normal_(0, 0.001 if "bbox_pred" in name else 0.01, generator=generator)
             else:
                 parameter.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
-    detector.backbone.stem.conv1.norm.weight.fill_(1 / 70)
     for module in detector.modules():
-        if isinstance(module, Bottleneck):
+        if isinstance(module, Stem):
+            module.conv1.norm.weight.fill_(1 / 70)
+        elif isinstance(module, Bottleneck):
             module.conv3.norm.weight.fill_(0.2)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+import torchvision
 from torch import Tensor
 
 from ascl.features.detectors.boxes import nms, overlaps
@@ -16,7 +18,7 @@ from ascl.features.detectors.boxes import nms, overlaps
 def surviving_confidence(
     boxes: Sequence[Tensor], probabilities: Sequence[Tensor], threshold: float, legacy: bool
 ) -> list[Tensor]:
-    """Of each proposal the largest probability among the classes in whose own suppression it stays.
+    """Return of each proposal the largest probability among the classes in whose own suppression it stays.
 
     For each class, greedy suppression goes through an image's proposals by that class's probability. All classes of
     all images take their steps together, over one matrix of overlaps an image: the same boxes serve every class,
@@ -26,7 +28,7 @@ def surviving_confidence(
         boxes: B tensors (N_i, 4), the proposals of an image, in pixels of the original.
         probabilities: B tensors (N_i, C) in [0, 1], without the background.
         threshold: of the overlap, in [0, 1]; a box that overlaps a better one that stays by more is suppressed.
-        legacy: the convention of overlaps, see `detector_boxes`.
+        legacy: the convention of overlaps, see `boxes`.
 
     Returns:
         B tensors (N_i,) in [0, 1]; 0 for a proposal that stays for no class.
@@ -54,7 +56,7 @@ def surviving_confidence(
 
 
 def select_by_confidence(confidence: Tensor, minimum: int, maximum: int, threshold: float) -> Tensor:
-    """Proposals whose confidence is at least `threshold`, but not fewer than `minimum` nor more than `maximum`.
+    """Choose proposals of a confidence of at least `threshold`, no fewer than `minimum`, no more than `maximum`.
 
     Where minimum = maximum the threshold does not matter (36 fixed); 10 to 100 is the adaptive variant.
 
@@ -72,21 +74,21 @@ def select_by_confidence(confidence: Tensor, minimum: int, maximum: int, thresho
 
 
 def raised_thresholds(first: float) -> tuple[float, ...]:
-    """`first`, then a tenth more each time, below 1: (0.3, 0.4, ... 0.9)."""
+    """Return `first`, then a tenth more each time, below 1: (0.3, 0.4, ... 0.9)."""
     return tuple(round(first + step / 10, 6) for step in range(10) if first + step / 10 < 1 - 1e-6)
 
 
 def select_by_raising_nms(
     boxes: Tensor, scores: Tensor, minimum: int, maximum: int, thresholds: Sequence[float], legacy: bool
 ) -> Tensor:
-    """Suppression over all classes at once, ever milder, until at least `minimum` boxes stay.
+    """Suppress over all classes at once, ever milder, until at least `minimum` boxes stay.
 
     Args:
         boxes: (N, 4), each regressed for its own best class.
         scores: (N,) probability of that class.
         thresholds: of the overlap, tried in this order; the last one's result counts however few it leaves. With one
             threshold this is plain class-agnostic suppression.
-        legacy: the convention of overlaps, see `detector_boxes`.
+        legacy: the convention of overlaps, see `boxes`.
 
     Returns:
         (K,) int64 indices, best first, K <= maximum.
@@ -99,3 +101,35 @@ def select_by_raising_nms(
         if len(keep) >= minimum:
             break
     return keep[:maximum]
+
+
+def first_survivors(
+    boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float, wanted: int, *, first: int
+) -> Tensor:
+    """Return the best boxes that non-maximum suppression within each class leaves.
+
+    A worse box never suppresses a better one, so the first survivors among the best candidates are those among all.
+    Looking at all at once would cost a GPU more than the network where there are a thousand classes.
+
+    Args:
+        boxes: (N, 4) x1 y1 x2 y2, best first. torchvision tells classes apart by moving boxes by many image widths,
+            which costs float32 its digits; float64 keeps them.
+        scores: (N,) falling. classes: (N,).
+        threshold: of the overlap, in [0, 1].
+        wanted: boxes to return at most.
+        first: candidates to look at first; four times as many each time that they leave too few.
+
+    Returns:
+        (K,) int64 indices in rising order, K <= wanted.
+    """
+    while True:
+        kept = torchvision.ops.batched_nms(boxes[:first], scores[:first], classes[:first], threshold)
+        if len(kept) >= wanted or first >= len(scores):
+            return kept.sort().values[:wanted]  # of equal scores the first in `boxes` comes first
+        first *= 4
+
+
+def padded(values: Tensor, count: int, padding: int = 0) -> np.ndarray:
+    """Return (n, ...) as (count, ...) on the CPU, filled up with `padding`."""
+    rest = values.new_full((count - len(values), *values.shape[1:]), padding)
+    return torch.cat([values, rest]).cpu().numpy()

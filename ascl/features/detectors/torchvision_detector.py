@@ -10,18 +10,18 @@ Transformers, 2021 (the recipe of version 2); torchvision's `models/detection`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_V2_Weights, fasterrcnn_resnet50_fpn_v2
+from torchvision.models import get_model_weights
 from torchvision.models.detection.faster_rcnn import FasterRCNN
-from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
+from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
 from ascl.core.errors import DataError
-from ascl.images.backbones import Precision, autocast, digest_of_file, digest_of_parameters, fill_from_file
+from ascl.features.detectors.selection import first_survivors, padded
+from ascl.images.backbones import Precision, autocast, load_torchvision
 
 MODEL = "fasterrcnn_resnet50_fpn_v2"
 SMALLEST_BOX = 1e-2  # pixels on a side, as in torchvision's selection
@@ -61,7 +61,7 @@ class Detections:
 
 
 class TorchvisionDetectorBackend:
-    """Images -> up to `max_regions` detections each, best first, with the features of their boxes.
+    """A `Backend`: up to `max_regions` detections an image, best first, with the features of their boxes.
 
     The features are pooled at the detected boxes (those of class-wise regression, which are stored), not taken from
     the proposals behind them: a feature and its box then speak of the same pixels, and two classes found from one
@@ -89,7 +89,8 @@ class TorchvisionDetectorBackend:
             score_threshold: detections of this probability or less are left out, the best one excepted. 0 keeps the
                 best `max_regions` however sure; torchvision itself leaves out 0.05 and less.
             nms_threshold: of two boxes of one class with a larger intersection over union the weaker goes.
-            short_side, long_side: of the network's input, in pixels; see `DetectorPixels`.
+            short_side: pixels to which the image is scaled, unless its long side would pass `long_side`.
+            long_side: most pixels of the long side.
             precision: of the backbone and the box head (autocast). Everything that computes coordinates is float32:
                 above 256 a bfloat16 pixel coordinate is off by a pixel and more.
             device: a torch device.
@@ -113,51 +114,32 @@ class TorchvisionDetectorBackend:
         self.precision: Precision = precision
         self.max_regions, self.score_threshold, self.nms_threshold = max_regions, score_threshold, nms_threshold
         self.dim: int = self.model.roi_heads.box_predictor.cls_score.in_features
-        self.names = {"class_names": list(FasterRCNN_ResNet50_FPN_V2_Weights.DEFAULT.meta["categories"])}
+        self.names = {"class_names": list(get_model_weights(MODEL).DEFAULT.meta["categories"])}
         self.settings = {
             "backend": "torchvision_detector",
             "model": MODEL,
             **origin,
-            "max_regions": max_regions,
-            "score_threshold": score_threshold,
-            "nms_threshold": nms_threshold,
-            "short_side": short_side,
-            "long_side": long_side,
-            "precision": precision,
+            "max_regions": max_regions, "score_threshold": score_threshold, "nms_threshold": nms_threshold,
+            "short_side": short_side, "long_side": long_side, "precision": precision,
         }
 
     def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
-        """Detections of a batch and their features.
-
-        Args:
-            pixels: B arrays from `prepare`, of one shape.
-            sizes: (B, 2) width and height of the upright originals.
-
-        Returns:
-            With K = `max_regions`, best first: `regions` (B, K, 1024) float32, `boxes` (B, K, 4) float32, x1 y1 x2 y2
-            in pixels of the original, `scores` (B, K) float32 probabilities, `class_ids` (B, K) int32 into
-            `names["class_names"]`, `region_count` (B,) int32, at least 1. Rows from the count on are 0, ids -1.
-        """
+        """Return the detections of a batch and their features (1024), K = max_regions; see `Backend.extract`."""
         self.model.eval()  # here and not once: batch norm left training would drift with every batch, unseen
         with torch.inference_mode():
             found, features, network_size = self._detect(pixels)
-        count, most = len(pixels), self.max_regions
+        most = self.max_regions
         rows = {
-            "regions": np.zeros((count, most, self.dim), dtype=np.float32),
-            "boxes": np.zeros((count, most, 4), dtype=np.float32),
-            "scores": np.zeros((count, most), dtype=np.float32),
-            "class_ids": np.full((count, most), -1, dtype=np.int32),
+            "regions": np.stack([padded(vectors, most) for vectors in features]),
+            "boxes": np.stack([padded(image.boxes, most) for image in found]),
+            "scores": np.stack([padded(image.scores, most) for image in found]),
+            "class_ids": np.stack([padded(image.labels.int(), most, -1) for image in found]),
             "region_count": np.array([len(image.scores) for image in found], dtype=np.int32),
         }
         height, width = network_size
-        for row, (image, vectors, size) in enumerate(zip(found, features, sizes, strict=True)):
-            kept, limits = len(image.scores), np.tile(size, 2).astype(np.float32)
-            boxes = image.boxes.cpu().numpy() * (limits / np.array([width, height] * 2, dtype=np.float32))
-            rows["regions"][row, :kept] = vectors.cpu().numpy()
-            rows["boxes"][row, :kept] = np.clip(boxes, 0, limits)  # a product may be over by the last digit
-            rows["scores"][row, :kept] = image.scores.cpu().numpy()
-            rows["class_ids"][row, :kept] = image.labels.cpu().numpy()
-        return rows
+        limits = np.tile(sizes, 2)[:, None].astype(np.float32)
+        scaled = rows["boxes"] * (limits / np.array([width, height] * 2, dtype=np.float32))
+        return rows | {"boxes": np.clip(scaled, 0, limits)}  # a product may be over by the last digit
 
     def _detect(self, pixels: list[np.ndarray]) -> tuple[list[Detections], list[Tensor], tuple[int, int]]:
         """Detections of each image, their features (N, 1024), and the (height, width) of the network's input."""
@@ -193,10 +175,8 @@ def select_detections(
     score_threshold: float,
     nms_threshold: float,
 ) -> Detections:
-    """The best detections of one image after non-maximum suppression within each class, as torchvision selects them.
+    """Select the best detections of one image after suppression within each class, as torchvision does.
 
-    Suppression goes from the best score down, so the first `max_regions` survivors of any prefix of the sorted
-    candidates are those of all: most images need a small part of the 90 boxes a proposal, whose pairs take long.
     There is always one detection, for nothing can attend to no region: where no score passes the threshold the best
     one, where there is no box at all the whole image, as background of score 0.
 
@@ -216,49 +196,13 @@ def select_detections(
         return Detections(boxes.new_tensor([[0, 0, width, height]]), scores.new_zeros(1), labels.new_zeros(1))
     order = order[: max(1, int((scores[order] > score_threshold).sum()))]
     boxes, scores, labels = boxes[order], scores[order], labels[order]
-    candidates = FIRST_CANDIDATES
-    kept = batched_nms(boxes[:candidates], scores[:candidates], labels[:candidates], nms_threshold)
-    while len(kept) < max_regions and candidates < len(scores):
-        candidates *= 4
-        kept = batched_nms(boxes[:candidates], scores[:candidates], labels[:candidates], nms_threshold)
-    kept = kept[:max_regions]
+    kept = first_survivors(boxes, scores, labels, nms_threshold, max_regions, first=FIRST_CANDIDATES)
     return Detections(boxes[kept], scores[kept], labels[kept])
 
 
 def load_detector(weights: str) -> tuple[FasterRCNN, dict[str, str]]:
-    """The detector in evaluation mode, and `{"weights": a name, "weights_sha256": digest}`.
-
-    Raises:
-        DataError: no network for the published weights, no such file, or a file that does not fit (every missing and
-            left-over key is listed).
-    """
-    if weights == "default":
-        published = FasterRCNN_ResNet50_FPN_V2_Weights.DEFAULT
-        try:
-            model, name = fasterrcnn_resnet50_fpn_v2(weights=published), str(published)
-        except OSError as error:  # urllib's errors are OSErrors
-            raise DataError(
-                f"the weights {published} could not be downloaded from {published.url} ({error}); "
-                "fetch that file elsewhere and give its path as the weights"
-            ) from error
-        digest = digest_of_parameters(model)
-    elif weights.startswith("random:"):
-        seed = weights.removeprefix("random:")
-        if not seed.isdecimal():
-            raise DataError(f"weights {weights!r}: write random:SEED with a whole number, such as random:0")
-        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-            torch.manual_seed(int(seed))
-            model, name = untrained_detector(), weights
-        digest = digest_of_parameters(model)
-    else:
-        model, name = untrained_detector(), Path(weights).name
-        fill_from_file(model, MODEL, Path(weights))
-        digest = digest_of_file(Path(weights))
-    return model.eval(), {"weights": name, "weights_sha256": digest}
-
-
-def untrained_detector() -> FasterRCNN:
-    return fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)  # else it would download the backbone's
+    """Return the detector in evaluation mode, and where its weights come from; see `load_torchvision`."""
+    return load_torchvision(MODEL, weights, weights_backbone=None)  # else the backbone's would be downloaded first
 
 
 def fix_pooling_scales(model: FasterRCNN) -> None:

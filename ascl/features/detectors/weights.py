@@ -1,4 +1,4 @@
-"""The published checkpoints of the bottom-up-attention detector, recognised and read by their key names.
+"""The published checkpoints of the bottom-up-attention detector, recognized and read by their key names.
 
 Three are in circulation, all ported from the one Caffe model:
 
@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from ascl.core.errors import DataError
+from ascl.core.hashing import sha256_of
 from ascl.features.detectors.network import (
     CAFFE,
     DETECTRON2,
@@ -39,7 +40,7 @@ from ascl.features.detectors.network import (
     DetectorShape,
     initialize,
 )
-from ascl.images.backbones import digest_of_file, digest_of_parameters, listed
+from ascl.images.backbones import digest_of_parameters, listed, random_seed, refuse_misfit
 
 Kind = Literal["caffe", "detectron2", "huggingface"]
 CONVENTIONS: dict[Kind, Convention] = {"caffe": CAFFE, "detectron2": DETECTRON2, "huggingface": HUGGING_FACE}
@@ -63,7 +64,7 @@ class Checkpoint:
 
 
 def load_detector(weights: str, shape: DetectorShape) -> tuple[BottomUpDetector, Kind, dict[str, str]]:
-    """The detector with published or random weights.
+    """Return the detector with published or random weights.
 
     Args:
         weights: path of a published checkpoint, or `random:SEED` (untrained, of the kind `caffe`).
@@ -77,12 +78,10 @@ def load_detector(weights: str, shape: DetectorShape) -> tuple[BottomUpDetector,
         DataError: no such file, a file that cannot be read without running code, or one whose tensors are not exactly
             the network's: all that are missing, left over or of another shape are listed.
     """
-    if weights.startswith("random:"):
-        seed = weights.removeprefix("random:")
-        if not seed.isdecimal():
-            raise DataError(f"weights {weights!r}: write random:SEED with a whole number, such as random:0")
+    seed = random_seed(weights)
+    if seed is not None:
         detector = BottomUpDetector(shape, CAFFE).eval()
-        initialize(detector, int(seed))
+        initialize(detector, seed)
         return detector, "caffe", {"weights": weights, "weights_sha256": digest_of_parameters(detector)}
     path = Path(weights)
     checkpoint = read_checkpoint(path)
@@ -94,11 +93,11 @@ def load_detector(weights: str, shape: DetectorShape) -> tuple[BottomUpDetector,
     state = to_network(fitting_tensors(checkpoint, kind, detector, path), kind)
     state.setdefault(ANCHORS, CONVENTIONS[kind].anchors(shape))
     detector.load_state_dict(state, assign=True)
-    return detector.requires_grad_(False).eval(), kind, {"weights": path.name, "weights_sha256": digest_of_file(path)}
+    return detector.requires_grad_(False).eval(), kind, {"weights": path.name, "weights_sha256": sha256_of(path)}
 
 
 def kind_of(checkpoint: Checkpoint, shape: DetectorShape, path: Path) -> Kind:
-    """The port that a file's names belong to; without an attribute head the outputs of objectness tell.
+    """Return the port that a file's names belong to; without an attribute head the outputs of objectness tell.
 
     The second and the third have the same names: the one is wrapped under "model", the other flat.
     """
@@ -118,7 +117,7 @@ def kind_of(checkpoint: Checkpoint, shape: DetectorShape, path: Path) -> Kind:
 
 
 def fitting_tensors(checkpoint: Checkpoint, kind: Kind, detector: BottomUpDetector, path: Path) -> dict[str, Tensor]:
-    """The tensors of the file that the network reads, by the port's full names, all of the port's shapes.
+    """Return the file's tensors that the network reads, by the port's full names, all of the port's shapes.
 
     Raises:
         DataError: see `load_detector`; names and shapes in it are the file's.
@@ -127,18 +126,9 @@ def fitting_tensors(checkpoint: Checkpoint, kind: Kind, detector: BottomUpDetect
     found = with_prefixes(checkpoint.tensors, wanted) if checkpoint.suffixes else dict(checkpoint.tensors)
     for name in [name for name in found if is_batch_counter(name, found[name], wanted)]:
         del found[name]  # how many batches a norm saw in training: no norm reads it in evaluation
-    missing = [name for name in wanted if name not in found and name != ANCHORS]
-    left_over = [name for name in found if name not in wanted]
-    misshapen = [
-        f"{name} {tuple(found[name].shape)} where {shape} is wanted"
-        for name, shape in wanted.items()
-        if name in found and tuple(found[name].shape) != shape
-    ]
-    if missing or left_over or misshapen:
-        raise DataError(
-            f"{path} does not fit the bottom-up-attention detector (kind {kind}): missing {listed(missing)}; "
-            f"left over {listed(left_over)}; of another shape {listed(misshapen)}"
-        )
+    refuse_misfit(
+        f"{path} does not fit the bottom-up-attention detector (kind {kind})", found, wanted, optional=[ANCHORS]
+    )
     return {name: tensor.float() for name, tensor in found.items()}
 
 
@@ -148,7 +138,7 @@ def is_batch_counter(name: str, tensor: Tensor, wanted: Mapping[str, Any]) -> bo
 
 
 def with_prefixes(tensors: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
-    """Names that lack their prefixes (`res5.0.conv1.weight`) completed, by detectron2's rule for files that ask for it.
+    """Complete names that lack their prefixes (`res5.0.conv1.weight`), by detectron2's rule for files that ask for it.
 
     Each wanted name takes the longest name of the file that it ends with. A name that several would take is left as it
     is, to be reported as left over.
@@ -167,7 +157,7 @@ def with_prefixes(tensors: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[
 
 
 def wanted_shapes(detector: BottomUpDetector, kind: Kind) -> dict[str, tuple[int, ...]]:
-    """The port's name and shape of everything in the network's state dict."""
+    """Return the port's name and shape of everything in the network's state dict."""
     shapes = {}
     for name, tensor in detector.state_dict().items():
         rows, *rest = tensor.shape
@@ -182,14 +172,14 @@ def wanted_shapes(detector: BottomUpDetector, kind: Kind) -> dict[str, tuple[int
 
 
 def ported(name: str) -> str:
-    """The name of one of the network's tensors in the two ports that follow detectron2."""
+    """Return the name of one of the network's tensors in the two ports that follow detectron2."""
     for own, other in PORTED.items():
         name = name.replace(PREDICTOR + own, PREDICTOR + other)
     return name
 
 
 def to_network(tensors: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor]:
-    """A port's tensors under the network's names, in its order of rows; what a port lacks is filled with zeros.
+    """Bring a port's tensors to the network's names and order of rows; what a port lacks is filled with zeros.
 
     Zero logits of the background leave a softmax with one logit an anchor, which is what those ports rank by; zero
     deltas leave the background's box where it is, and no rule looks at it.
@@ -212,7 +202,7 @@ def to_network(tensors: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The tensors of a .pkl (plain pickle), a .safetensors, or any other file as `torch.save` writes it.
+    """Read the tensors of a .pkl (plain pickle), a .safetensors, or any other file as `torch.save` writes it.
 
     Raises:
         DataError: no such file; not whole; it holds anything that only code could rebuild, which is not run; entries
@@ -246,7 +236,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def as_tensor(value: Any) -> Tensor | None:
-    """A tensor as it is, an array of numbers as a tensor of its own, None of anything else."""
+    """Return a tensor as it is, an array of numbers as a tensor of its own, None of anything else."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
         return torch.tensor(value.astype(value.dtype.newbyteorder("=")))
     return value if isinstance(value, Tensor) else None

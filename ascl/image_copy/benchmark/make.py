@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import shutil
-import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,43 +15,28 @@ from typing import Any
 import numpy as np
 import PIL
 from filelock import FileLock, Timeout
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from ascl.core.errors import DataError
 from ascl.core.files import write_text
 from ascl.image_copy.benchmark.plan import (
-    COMBINATION,
     KINDS,
     LEVELS,
     REVERSE_CROP,
     BenchmarkSettings,
-    QueryPlan,
     UsablePhotos,
     assign_roles,
     count_reasons,
     plan_queries,
     usable_photos,
 )
+from ascl.image_copy.benchmark.queries import QueryMaker, make_queries
 from ascl.image_copy.descriptors.perceptual_hash import HASH_DISTANCE
-from ascl.image_copy.edits.edits import EDITS, Edited, Step, edit_chain, random_chain, sample_rng
-from ascl.images.read import find_images, load_image
+from ascl.image_copy.edits.edits import sample_rng
+from ascl.image_copy.evaluation.files import GroundTruth, write_csv, write_ground_truth
+from ascl.images.read import find_images
 
 FORMAT = 1
-PHOTOS_MIXED = {"overlay_onto_photo": 1, "overlay_of_photo": 1, "collage": 8, COMBINATION: 8}
-HARMLESS = ("flip", "jpeg", "blur", "colour_jitter", "grey")  # done to every second reverse-crop query
 MARK = ".copy-benchmark-in-progress"
-
-
-@dataclass(frozen=True)
-class Made:
-    """What a worker reports of a query that it has written."""
-
-    strength_value: float
-    content_scale: float
-    reference_content_scale: float | None  # of a reverse crop
-    steps: tuple[Step, ...]
 
 
 @dataclass(frozen=True)
@@ -142,57 +124,6 @@ def _make_empty(temporary: Path) -> None:
     (temporary / MARK).touch()
 
 
-class QueryMaker(Dataset):
-    """Makes and writes query i; what it draws depends on the seed and i alone. A photo that fails comes as a text."""
-
-    def __init__(
-        self, folder: Path, plans: Sequence[QueryPlan], mix_ins: Sequence[Path], settings: BenchmarkSettings
-    ) -> None:
-        self.folder, self.plans, self.mix_ins, self.settings = folder, plans, mix_ins, settings
-
-    def __len__(self) -> int:
-        return len(self.plans)
-
-    def __getitem__(self, number: int) -> Made | str:
-        try:
-            return self._make(number)
-        except DataError as error:  # gone since it was looked at; torch cannot carry this class between processes
-            return str(error)
-
-    def _make(self, number: int) -> Made:
-        plan = self.plans[number]
-        rng = sample_rng(self.settings.seed, number, 2)
-        strength = float(rng.uniform(*LEVELS[plan.level]))
-        photo = self._photo(plan.source)
-        reference_scale = None
-        if plan.role == REVERSE_CROP:
-            reference = EDITS["crop"](photo, strength, rng)
-            self._save(reference.image, self.folder / "references" / f"{plan.reference_id}.jpg")
-            reference_scale = reference.content_scale
-            names = [HARMLESS[int(rng.integers(len(HARMLESS)))]] if rng.random() < 0.5 else []
-            edited = edit_chain(photo, names, 0.2, rng)
-        else:
-            edited = self._edited(photo, plan, strength, rng)
-        self._save(edited.image, self.folder / "queries" / f"{plan.query_id}.jpg")
-        return Made(strength, edited.content_scale, reference_scale, edited.steps)
-
-    def _edited(self, photo: Image.Image, plan: QueryPlan, strength: float, rng: np.random.Generator) -> Edited:
-        pool = [path for path in self.mix_ins if path != plan.source]
-        wanted = min(PHOTOS_MIXED.get(plan.kind, 0), len(pool))
-        others = [self._photo(pool[i]) for i in rng.choice(len(pool), wanted, replace=False)] if wanted else []
-        if plan.kind == COMBINATION:
-            return random_chain(photo, strength, rng, others)
-        return EDITS[plan.kind](photo, strength, rng, others)
-
-    def _photo(self, path: Path) -> Image.Image:
-        image = load_image(path).image
-        image.thumbnail((self.settings.max_side, self.settings.max_side), Image.Resampling.BILINEAR, reducing_gap=2.0)
-        return image
-
-    def _save(self, image: Image.Image, path: Path) -> None:
-        image.save(path, "JPEG", quality=self.settings.jpeg_quality)
-
-
 def _write(
     images: Path,
     out: Path,
@@ -215,34 +146,35 @@ def _write(
         shutil.copyfile(path, temporary / "background" / f"{background_ids[path]}{path.suffix.lower()}")
 
     plans = plan_queries(roles, reference_ids, settings)
-    maker = QueryMaker(temporary, plans, roles["mix_ins"] or roles["distractors"], settings)
-    made = _all_made(maker, workers)
+    made = make_queries(QueryMaker(temporary, plans, roles["mix_ins"] or roles["distractors"], settings), workers)
 
     def source(path: Path) -> str:
         return path.relative_to(images).as_posix()
 
-    write_text(temporary / "ground_truth.csv", table(
-        ["query_id", "reference_id"],
-        [[plan.query_id, plan.reference_id if plan.role == "copy" else ""] for plan in plans],
+    copies = [plan for plan in plans if plan.role == "copy"]
+    write_ground_truth(temporary / "ground_truth.csv", GroundTruth(
+        [plan.query_id for plan in plans], [plan.query_id for plan in copies], [plan.reference_id for plan in copies]
     ))
-    write_text(temporary / "edits.csv", table(
+    write_csv(
+        temporary / "edits.csv",
         ["query_id", "kind", "strength", "content_scale", "source_image", "role", "strength_value", "steps"],
-        [[plan.query_id, plan.kind, plan.level, f"{done.content_scale:.4f}", source(plan.source), plan.role,
+        ([plan.query_id, plan.kind, plan.level, f"{done.content_scale:.4f}", source(plan.source), plan.role,
           f"{done.strength_value:.4f}", json.dumps([asdict(step) for step in done.steps])]
-         for plan, done in zip(plans, made, strict=True)],
-    ))
-    write_text(temporary / "hard_negatives.csv", table(
-        ["query_id", "reference_id", "reference_content_scale"],
-        [[plan.query_id, plan.reference_id, f"{done.reference_content_scale:.4f}"]
-         for plan, done in zip(plans, made, strict=True) if plan.role == REVERSE_CROP],
-    ))
+         for plan, done in zip(plans, made, strict=True)),
+    )
+    write_csv(
+        temporary / "hard_negatives.csv", ["query_id", "reference_id", "reference_content_scale"],
+        ([plan.query_id, plan.reference_id, f"{done.reference_content_scale:.4f}"]
+         for plan, done in zip(plans, made, strict=True) if plan.role == REVERSE_CROP),
+    )
     sources = [[reference_ids[path], "reference", source(path)] for path in roles["references"]]
     sources += [[reference_ids[path], REVERSE_CROP, source(path)] for path in roles["reverse_crops"]]
     sources += [[image_id, "background", source(path)] for path, image_id in background_ids.items()]
-    write_text(temporary / "sources.csv", table(["image_id", "role", "source_image"], sorted(sources)))
-    write_text(temporary / "skipped.csv", table(
-        ["source_image", "reason"], [[source(path), reason] for path, reason in photos.skipped]
-    ))
+    write_csv(temporary / "sources.csv", ["image_id", "role", "source_image"], sorted(sources))
+    write_csv(
+        temporary / "skipped.csv", ["source_image", "reason"],
+        ([source(path), reason] for path, reason in photos.skipped),
+    )
     roles_of_queries = Counter(plan.role for plan in plans)
     counts = {
         "references": len(with_reference), "queries": len(plans), "copies": roles_of_queries["copy"],
@@ -263,43 +195,14 @@ def _write(
     return Benchmark(out, counts, photos.skipped)
 
 
-def _all_made(maker: QueryMaker, workers: int) -> list[Made]:
-    loader = DataLoader(maker, batch_size=None, num_workers=workers, worker_init_fn=_leave_interrupts_to_the_parent)
-    made = []
-    try:
-        for done in tqdm(loader, desc="making queries", unit="query", disable=None):
-            if isinstance(done, str):
-                raise DataError(done)
-            made.append(done)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise DataError(f"a process that makes queries was killed ({error}); that is mostly too little memory: "
-                        "use fewer workers or a smaller max_side") from error
-    return made
-
-
-def _leave_interrupts_to_the_parent(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """CSV with a header."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def readme(description: dict[str, Any]) -> str:
-    """What a user of the folder wants to know, in Markdown."""
+    """Return what a user of the folder wants to know, in Markdown."""
     counts, settings = description["counts"], description["settings"]
     levels = ", ".join(f"{name} {low} to {high}" for name, (low, high) in LEVELS.items())
     return f"""# A generated benchmark of image copy detection
 
 Made from `{description['images']}` with seed {settings['seed']}; all settings and counts are in `benchmark.json`.
-The photos keep the licence they had: look at it before you pass this folder on.
+The photos keep the license they had: look at it before you pass this folder on.
 
 - `references/`: {counts['references']} images. {counts['reverse_crops']} of them are crops (see hard negatives),
   the others are originals, copied as they were.
@@ -307,7 +210,7 @@ The photos keep the licence they had: look at it before you pass this folder on.
   {settings['max_side']} pixels a side: {counts['copies']} edited copies of references,
   {counts['distractors']} distractors (edited copies of photos that are no reference),
   {counts['reverse_crops']} hard negatives.
-- `background/`: {counts['background']} photos that are nowhere else, for score normalisation, whitening, calibration.
+- `background/`: {counts['background']} photos that are nowhere else, for score normalization, whitening, calibration.
 - `ground_truth.csv`: `query_id,reference_id` as in DISC2021; blank for distractors and hard negatives.
 - `edits.csv`: kind and strength of the edit, the share of the source photo that the query still shows
   (`content_scale`), the source, the role, the strength as a number, every step with its parameters.

@@ -5,7 +5,7 @@ Roles are disjoint: no photo, and no near-duplicate of one, serves in two of the
 references: photos as they are, in the reference set.
 distractors: edited copies of them are queries without a reference.
 reverse_crops: hard negatives. The REFERENCE is a crop of such a photo, the query shows all of it: no copy.
-background: photos for score normalisation, whitening and calibration.
+background: photos for score normalization, whitening and calibration.
 mix_ins: what is left over; overlays and collages take the other photos from there.
 """
 
@@ -73,7 +73,7 @@ class BenchmarkSettings:
         return None if None in sizes else sum(sizes)
 
     def for_photos(self, usable: int) -> BenchmarkSettings:
-        """With every size filled in for a folder of so many usable photos: those not given share what is left."""
+        """Fill in every size for a folder of `usable` photos: sizes that were not given share what is left."""
         open_shares = {name: share for name, share in SHARES.items() if getattr(self, name) is None}
         left = max(0, usable - sum(getattr(self, name) or 0 for name in SHARES))
         whole = sum(open_shares.values()) + 1 - sum(SHARES.values())
@@ -105,13 +105,15 @@ class QueryPlan:
     level: str
 
 
-def usable_photos(found: Sequence[Path], settings: BenchmarkSettings, workers: int) -> UsablePhotos:
-    """Photos that can be read, are large enough, and are no near-duplicate of one before them, in a seeded order.
+def usable_photos(
+    found: Sequence[Path], settings: BenchmarkSettings, workers: int, *, mix_ins: int = MIX_INS
+) -> UsablePhotos:
+    """Return, in a seeded order, the photos that can be read, are large enough, and repeat none before them.
 
-    Where all sizes are given it stops when there are enough.
+    Where all sizes are given it stops when there are enough, `mix_ins` beyond the roles included.
     """
     order = sample_rng(settings.seed, 0, 0).permutation(len(found)).tolist()
-    enough = len(found) if settings.photos is None else settings.photos + MIX_INS
+    enough = len(found) if settings.photos is None else settings.photos + mix_ins
     decoder = Decoder(found, order, PerceptualHasher().prepare, workers)
     duplicates = NearDuplicates(HASH_DISTANCE)
     paths: list[Path] = []
@@ -136,12 +138,12 @@ def usable_photos(found: Sequence[Path], settings: BenchmarkSettings, workers: i
 
 
 def count_reasons(skipped: Sequence[tuple[Path, str]]) -> dict[str, int]:
-    """Short reason -> photos."""
+    """Return the number of photos by short reason."""
     return dict(sorted(Counter(reason.split(":")[0] for _, reason in skipped).items()))
 
 
 def assign_roles(photos: UsablePhotos, settings: BenchmarkSettings, found: int) -> dict[str, list[Path]]:
-    """Role -> its photos; "mix_ins" has what is left.
+    """Return the photos of each role; "mix_ins" has what is left.
 
     Raises:
         DataError: too few photos.
@@ -166,7 +168,7 @@ def assign_roles(photos: UsablePhotos, settings: BenchmarkSettings, found: int) 
 def plan_queries(
     roles: dict[str, list[Path]], reference_ids: dict[Path, str], settings: BenchmarkSettings
 ) -> list[QueryPlan]:
-    """All queries in a shuffled order, so that an id tells nothing; no reference is used twice before all are once."""
+    """Plan all queries in a shuffled order, so that an id tells nothing; no reference comes twice before all once."""
     rng = sample_rng(settings.seed, 0, 1)
     plans: list[tuple[str, Path, str, str, str]] = []
     assert settings.queries is not None

@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ascl.core.errors import DataError
-from ascl.images.backbones import Normalize, Precision, autocast, digest_of_file
+from ascl.core.hashing import sha256_of
+from ascl.images.backbones import Normalize, Precision, autocast
 from ascl.images.loader import Decoder
 from ascl.images.pooling import Pool, PooledBackbone
 from ascl.images.read import SquarePixels, UnreadableImage, image_ids
@@ -350,7 +351,7 @@ def load_descriptor(
     """
     saved = read_descriptor(run)
     settings = saved.descriptor.settings
-    digest = digest_of_file(saved.path)
+    digest = sha256_of(saved.path)
     return Describer(
         saved.descriptor, {"descriptor": asdict(settings), "sha256": digest},
         model=f"{settings.backbone}-{saved.descriptor.dim}d sha256:{digest}",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +22,6 @@ from ascl.core.errors import DataError
 from ascl.core.files import atomic_path
 
 SUBMISSION_DIMENSIONS = 256
-ROWS = 2**15  # looked at together
-_HASH_SEED = 20210611
 
 Role = Literal["query", "reference"]
 
@@ -73,17 +72,19 @@ def read_descriptors(
             replace(part, names=[name if "/" in name else f"{Path(part.source).stem}/{name}" for name in part.names])
             for part in parts
         ]
-    seen: dict[str, str] = {}
+    source_of: dict[str, str] = {}
     for part in parts:
         for name in part.names:
-            if name in seen:
-                raise DataError(f"{part.source}: image {name!r} is described twice (also in {seen[name]}); keep one")
-            seen[name] = part.source
+            if name in source_of:
+                raise DataError(
+                    f"{part.source}: image {name!r} is described twice (also in {source_of[name]}); keep one"
+                )
+            source_of[name] = part.source
     if len(parts) == 1:
         return parts[0]
     norms = [part.norms for part in parts if part.norms is not None]
     return Descriptors(
-        names=list(seen),
+        names=list(source_of),
         vectors=np.concatenate([part.vectors for part in parts]),
         norms=np.concatenate(norms) if len(norms) == len(parts) else None,
         model=next((part.model for part in parts if part.model is not None), None),
@@ -119,7 +120,9 @@ def write_descriptors(
         None if norms is None else np.asarray(norms, dtype=np.float32), model, provenance, str(path),
     )
     _check(made)
-    _check_unique(made)
+    if len(set(made.names)) < len(made.names):
+        twice = next(name for name, count in Counter(made.names).items() if count > 1)
+        raise DataError(f"{path}: image {twice!r} is described twice; keep one")
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         file.create_dataset("vectors", data=made.vectors)
         file.create_dataset("image_names", data=_as_bytes(made.names))
@@ -175,12 +178,8 @@ def overlap(first: Descriptors, second: Descriptors) -> tuple[int, int]:
     by_id = len(set(first.names) & set(second.names))
     if first.vectors.shape[1] != second.vectors.shape[1]:
         return by_id, 0
-    return by_id, int(np.isin(_row_keys(first.vectors), _row_keys(second.vectors)).sum())
-
-
-def with_vectors(descriptors: Descriptors, vectors: np.ndarray) -> Descriptors:
-    """The same images with other vectors (whitened, say)."""
-    return replace(descriptors, vectors=vectors)
+    keys = set(_row_keys(second.vectors))
+    return by_id, sum(key in keys for key in _row_keys(first.vectors))
 
 
 def _read(path: Path, role: Role) -> Descriptors:
@@ -237,14 +236,12 @@ def _check(made: Descriptors) -> None:
         raise DataError(f"{made.source}: {len(made.names)} image names and vectors of shape {made.vectors.shape}")
     if not made.names:
         raise DataError(f"{made.source} holds no descriptor")
-    for first in range(0, len(made.names), ROWS):
-        wrong = np.flatnonzero(~np.isfinite(made.vectors[first : first + ROWS]).all(axis=1))
-        if len(wrong):
-            row = first + int(wrong[0])
-            raise DataError(
-                f"{made.source}, row {row} (from 0): the descriptor of image {made.names[row]!r} is not finite; "
-                "describe the images again"
-            )
+    wrong = np.flatnonzero(~np.isfinite(made.vectors.sum(axis=1, dtype=np.float64)))  # no mask as large as the vectors
+    if len(wrong):
+        raise DataError(
+            f"{made.source}, row {wrong[0]} (from 0): the descriptor of image {made.names[wrong[0]]!r} is not finite; "
+            "describe the images again"
+        )
     if made.norms is None:
         return
     if made.norms.shape != (len(made.names),):
@@ -254,20 +251,6 @@ def _check(made: Descriptors) -> None:
         raise DataError(f"{made.source}: the norm of image {made.names[wrong[0]]!r} is {made.norms[wrong[0]]}")
 
 
-def _check_unique(made: Descriptors) -> None:
-    seen: set[str] = set()
-    for name in made.names:
-        if name in seen:
-            raise DataError(f"{made.source}: image {name!r} is described twice; keep one")
-        seen.add(name)
-
-
-def _row_keys(vectors: np.ndarray) -> np.ndarray:
+def _row_keys(vectors: np.ndarray) -> list[int]:
     """64 bits for each row, the same for equal rows; two different rows share them by a chance of 2^-64."""
-    odd = np.random.default_rng(_HASH_SEED).integers(0, 2**63, vectors.shape[1], dtype=np.uint64) * 2 + 1
-    keys = np.empty(len(vectors), dtype=np.uint64)
-    for first in range(0, len(vectors), ROWS):
-        block = vectors[first : first + ROWS] + np.float32(0)  # -0.0 and 0.0 are one number of two patterns
-        mixed = block.view(np.uint32).astype(np.uint64) * odd
-        keys[first : first + ROWS] = (mixed ^ (mixed >> np.uint64(29))).sum(axis=1)
-    return keys
+    return [hash((row + np.float32(0)).tobytes()) for row in vectors]  # -0.0 and 0.0 are one number of two patterns

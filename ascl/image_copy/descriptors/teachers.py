@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ascl.core.errors import DataError
+from ascl.core.hashing import sha256_of
 from ascl.image_copy.descriptors.descriptor import Describer, Resize, read_descriptor
 from ascl.image_copy.descriptors.files import read_descriptors
-from ascl.images.backbones import Normalize, Precision, digest_of_file
-from ascl.images.pooling import Pool, PooledBackbone, normalised_pixels
+from ascl.images.backbones import Normalize, Precision, normalize_pixels
+from ascl.images.pooling import Pool, PooledBackbone
 
 CACHED = (".h5", ".hdf5")
 PROBE = 224  # pixels of the image by which a TorchScript file's dimension is found
@@ -110,7 +111,7 @@ class CachedTeacher(Teacher):
         self.register_buffer("vectors", torch.from_numpy(rows), persistent=False)
         self.dim = cached.vectors.shape[1]
         self.model = f"{cached.model or path.name} (cached, of the unedited images)"
-        self.about = {"kind": "cached", "file": path.name, "sha256": digest_of_file(path)}
+        self.about = {"kind": "cached", "file": path.name, "sha256": sha256_of(path)}
 
     @torch.no_grad()
     def embed(self, pixels: Tensor, items: Sequence[str]) -> Tensor:
@@ -128,7 +129,7 @@ class _Vectors(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         if self.normalize is None:
             return getattr(self.network(pixels), self.output)
-        return self.network(normalised_pixels(pixels, self.normalize))
+        return self.network(normalize_pixels(pixels, self.normalize))
 
 
 def load_teacher(
@@ -165,7 +166,7 @@ def load_teacher(
         return load_torchscript(path, normalize=normalize, image_size=image_size)
     if path.exists():
         saved = read_descriptor(path)
-        descriptor, digest = saved.descriptor, digest_of_file(saved.path)
+        descriptor, digest = saved.descriptor, sha256_of(saved.path)
         dim = descriptor.dim if output == "embeddings" else descriptor.feature_dim
         about = {"kind": "run", "descriptor": asdict(descriptor.settings), "output": output, "sha256": digest}
         return NetworkTeacher(
@@ -203,7 +204,7 @@ def load_torchscript(path: Path, *, normalize: Normalize, image_size: int | None
         raise DataError(f"{path}: not a TorchScript network of images: {first_line}") from error
     if not isinstance(output, Tensor) or output.dim() != 2:
         raise DataError(f"{path}: gives {getattr(output, 'shape', type(output).__name__)} instead of vectors (B, d)")
-    digest = digest_of_file(path)
+    digest = sha256_of(path)
     unit = bool(((output.norm(dim=1) - 1).abs() < 1e-3).all())
     about = {"kind": "torchscript", "file": path.name, "sha256": digest, "normalize": normalize}
     return NetworkTeacher(

@@ -1,1 +1,4 @@
-"""Edits of images with content scales, and the augmentations made of them."""
+"""Edits of images with content scales (`edits` has them by name), and the augmentations made of them (`augment`).
+
+`canvas` follows what an edited picture still shows; `geometry`, `color` and `overlay` hold the edits by kind.
+"""

@@ -1,7 +1,7 @@
 """Training views of an image: the augmentation of RDCD and SSCD, and ASL's identities of several content scales.
 
 Both are small objects of settings that pickle, so worker processes can hold them; all chances come from the numbers of
-the sample. Pixels are uint8; the model's own normalisation comes later, on the device.
+the sample. Pixels are uint8; the model's own normalization comes later, on the device.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import v2
 
 from ascl.image_copy.edits.canvas import Canvas
 from ascl.image_copy.edits.color import JITTERS, jittered, jpeg_compressed, quickly_blurred
@@ -22,6 +23,7 @@ from ascl.image_copy.edits.edits import edit_chain, random_chain, sample_rng
 from ascl.image_copy.edits.geometry import crop_share, rotated
 from ascl.image_copy.edits.overlay import with_sticker, with_text
 from ascl.image_copy.training.sampler import ImageKind
+from ascl.images.backbones import seeded
 
 BLUR_SIZE = 224  # pixels of the square for which the published blur radii are meant
 WORKING_SIDES = 4  # a crop of 8 % of the area still has 1.1 times the pixels of the square
@@ -39,7 +41,7 @@ class View(NamedTuple):
 class CopyAugmentation:
     """RDCD's list of random changes, in its order, each with its own probability (the defaults are the paper's).
 
-    Flip, quarter turn, text, sticker, rotation, resized crop, colour jitter, grey, blur, JPEG. `augmentation_of` gives
+    Flip, quarter turn, text, sticker, rotation, resized crop, color jitter, grey, blur, JPEG. `augmentation_of` gives
     the weaker lists of SSCD.
 
     What the paper leaves open is read so: a rotated picture keeps the largest upright rectangle without empty corners;
@@ -108,28 +110,25 @@ class CopyAugmentation:
             canvas, _ = with_sticker(canvas, rng.uniform(*self.sticker_size), rng.uniform(*self.sticker_opacity), rng)
         if rng.random() < self.rotation:
             canvas = rotated(canvas, rng.uniform(0, 360), "inscribed", (0, 0, 0))
-        canvas = canvas.resized(self.size, self.size, box=self._crop_box(*canvas.image.size, rng))
-        return View(to_tensor(self._recoloured(canvas.image, rng)), canvas.content_scale)
+        canvas = canvas.resized(self.size, self.size, box=self.crop_box(canvas.image, rng))
+        return View(to_tensor(self._recolored(canvas.image, rng)), canvas.content_scale)
 
     def views(self, image: Image.Image, *, seed: int, index: int, epoch: int = 0, count: int = 2) -> list[View]:
-        """The views of sample `index` in an epoch: the same in every process, in any order; see `sample_rng`."""
+        """Return the views of sample `index` in an epoch: the same in every process, in any order; see `sample_rng`."""
         return [self(image, sample_rng(seed, index, epoch * count + view)) for view in range(count)]
 
-    def _crop_box(self, width: int, height: int, rng: np.random.Generator) -> tuple[float, float, float, float]:
-        """Ten tries for a box of a random area and shape that fits, as torchvision; then the central best."""
-        low, high = (math.log(ratio) for ratio in self.crop_ratio)
-        for _ in range(10):
-            area, ratio = rng.uniform(*self.crop_area) * width * height, math.exp(rng.uniform(low, high))
-            box_width, box_height = math.sqrt(area * ratio), math.sqrt(area / ratio)
-            if box_width <= width and box_height <= height:
-                left, top = rng.uniform(0, width - box_width), rng.uniform(0, height - box_height)
-                return left, top, min(left + box_width, width), min(top + box_height, height)
-        ratio = min(max(width / height, self.crop_ratio[0]), self.crop_ratio[1])
-        box_width, box_height = min(width, height * ratio), min(height, width / ratio)
-        left, top = (width - box_width) / 2, (height - box_height) / 2
-        return left, top, left + box_width, top + box_height
+    def crop_box(self, image: Image.Image, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """Draw torchvision's random resized crop: left, top, right, bottom in whole pixels.
 
-    def _recoloured(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        torchvision draws from torch's own generator: it is seeded from `rng` and left as it was.
+        """
+        with seeded(int(rng.integers(2**63))):
+            top, left, height, width = v2.RandomResizedCrop.get_params(
+                image, scale=list(self.crop_area), ratio=list(self.crop_ratio)
+            )
+        return left, top, left + width, top + height
+
+    def _recolored(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         if rng.random() < self.colour_jitter:
             most = np.array(self.jitter)
             drawn = rng.uniform(-most, most) + (1, 1, 1, 0)
@@ -149,7 +148,7 @@ Strength = Literal["simclr", "strong_blur", "advanced"]
 
 
 def augmentation_of(strength: Strength, size: int = 224) -> CopyAugmentation:
-    """SSCD's three strengths: SimCLR's list, the same with stronger blur, and that with RDCD's edits as well.
+    """Return one of SSCD's strengths: SimCLR's list, the same with stronger blur, and that with RDCD's edits too.
 
     Raises:
         ValueError: another name.
@@ -245,7 +244,7 @@ class IdentityAugmentation:
     def views(
         self, image: Image.Image, *, seed: int, index: int, epoch: int = 0, others: Sequence[Image.Image] = ()
     ) -> list[IdentityView]:
-        """All images of the identity, in the order of `kinds`."""
+        """Return all images of the identity, in the order of `kinds`."""
         return [
             self(image, view, seed=seed, index=index, epoch=epoch, others=others) for view in range(len(self.kinds))
         ]
@@ -260,11 +259,11 @@ def _random_crop(canvas: Canvas, area: tuple[float, float], rng: np.random.Gener
 
 
 def reduced(image: Image.Image, short_side: int) -> Image.Image:
-    """The image by a whole factor smaller, its short side still at least this; an image that is not larger as it is."""
+    """Return the image smaller by a whole factor, its short side still at least this, or as it is."""
     factor = min(image.size) // short_side
     return image.reduce(factor) if factor > 1 else image
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """RGB image -> (3, height, width) uint8, its own memory."""
+    """Return an RGB image as (3, height, width) uint8 with its own memory."""
     return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 POINTS = 4096  # their share of any rectangle is right to about 0.001
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
 @functools.cache
@@ -49,7 +49,7 @@ class Canvas:
 
     @classmethod
     def of(cls, image: Image.Image) -> Canvas:
-        """All of an upright RGB image.
+        """Return a canvas of all of an upright RGB image.
 
         Raises:
             ValueError: another mode, or no pixels.
@@ -69,32 +69,32 @@ class Canvas:
     def short_side(self) -> int:
         return min(self.image.size)
 
-    def recoloured(self, image: Image.Image) -> Canvas:
-        """The same content at the same places in other colours; `image` has the size of this one."""
+    def recolored(self, image: Image.Image) -> Canvas:
+        """Return the same content at the same places in other colors; `image` has the size of this one."""
         assert image.size == self.image.size and image.mode == "RGB"
         return Canvas(image, self.points, self.seen)
 
     def cropped(self, left: int, top: int, width: int, height: int) -> Canvas:
-        """The rectangle, which lies inside the picture."""
+        """Cut out a rectangle, which lies inside the picture."""
         box = (left, top, left + width, top + height)
         return self._moved(self.image.crop(box), self.points - _column(left, top))
 
     def resized(self, width: int, height: int, *, box: tuple[float, float, float, float] | None = None) -> Canvas:
-        """(A box of) the picture scaled to a size of at least one pixel a side, bilinear with antialiasing."""
+        """Scale (a box of) the picture to a size of at least one pixel a side, bilinear with antialiasing."""
         x1, y1, x2, y2 = box or (0.0, 0.0, *self.image.size)
         image = self.image.resize((width, height), Image.Resampling.BILINEAR, box=(x1, y1, x2, y2))
         scale = _column(width / (x2 - x1), height / (y2 - y1))
         return self._moved(image, (self.points - _column(x1, y1)) * scale)
 
     def flipped(self, *, horizontal: bool) -> Canvas:
-        """Mirrored left to right, or top to bottom."""
+        """Mirror left to right, or top to bottom."""
         x, y = self.points
         if horizontal:
             return self._kept(Image.Transpose.FLIP_LEFT_RIGHT, self.image.width - x, y)
         return self._kept(Image.Transpose.FLIP_TOP_BOTTOM, x, self.image.height - y)
 
     def turned(self, quarter_turns: int) -> Canvas:
-        """Turned by 90 degrees, one to three times, counter-clockwise."""
+        """Turn by 90 degrees, one to three times, counter-clockwise."""
         x, y = self.points
         width, height = self.image.size
         if quarter_turns == 1:
@@ -103,12 +103,12 @@ class Canvas:
             return self._kept(Image.Transpose.ROTATE_180, width - x, height - y)
         return self._kept(Image.Transpose.ROTATE_270, height - y, x)
 
-    def warped(self, matrix: np.ndarray, width: int, height: int, fill: Colour) -> Canvas:
-        """Every point moved by a homography into a picture of the given size.
+    def warped(self, matrix: np.ndarray, width: int, height: int, fill: Color) -> Canvas:
+        """Move every point by a homography into a picture of the given size.
 
         Args:
             matrix: (3, 3) from homogeneous pixels of this picture to those of the new one; invertible.
-            fill: colour where the new picture shows nothing of this one.
+            fill: color where the new picture shows nothing of this one.
         """
         inverse = np.linalg.inv(matrix)
         inverse = inverse / inverse[2, 2]
@@ -122,16 +122,16 @@ class Canvas:
         return self._moved(image, (moved[:2] / moved[2:]).astype(np.float32))
 
     def pasted_on(self, background: Image.Image, left: int, top: int) -> Canvas:
-        """Laid onto another picture, which is not changed; what sticks out over its edge is lost."""
+        """Paste onto another picture, which is not changed; what sticks out over its edge is lost."""
         image = background.copy()
         image.paste(self.image, (left, top))
         return self._moved(image, self.points + _column(left, top))
 
-    def covered(self, overlay: Image.Image | Colour, mask: Image.Image, left: int, top: int) -> Canvas:
-        """With something laid over it.
+    def covered(self, overlay: Image.Image | Color, mask: Image.Image, left: int, top: int) -> Canvas:
+        """Lay something over the picture.
 
         Args:
-            overlay: RGB of the mask's size, or one colour.
+            overlay: RGB of the mask's size, or one color.
             mask: mode L, opacity of the overlay from 0 to 255; it may stick out over the edges.
             left, top: where the mask's corner lies.
         """
@@ -154,41 +154,32 @@ class Canvas:
 
 
 def between(mild: float, hard: float, strength: float) -> float:
-    """The value at a strength in [0, 1], linear."""
+    """Return the value at a strength in [0, 1], linear."""
     return mild + (hard - mild) * strength
 
 
 def pixels(length: float) -> int:
-    """A length as whole pixels, at least one."""
+    """Return a length as whole pixels, at least one."""
     return max(1, round(length))
 
 
 def size_of_area(width: float, height: float, area: float) -> tuple[int, int]:
-    """Width and height of the same shape with (about) an area, at least one pixel each."""
+    """Return width and height of the same shape with (about) an area, at least one pixel each."""
     scale = math.sqrt(area / (width * height))
     return pixels(width * scale), pixels(height * scale)
 
 
-def random_colour(rng: np.random.Generator) -> Colour:
+def random_color(rng: np.random.Generator) -> Color:
     red, green, blue = rng.integers(0, 256, 3).tolist()
     return red, green, blue
 
 
-def random_fill(rng: np.random.Generator) -> Colour:
-    """What programs put where a picture ends: black, white, or now and then another colour."""
+def random_fill(rng: np.random.Generator) -> Color:
+    """Draw what programs put where a picture ends: black, white, or now and then another color."""
     kind = rng.integers(3)
-    return ((0, 0, 0), (255, 255, 255), random_colour(rng))[kind]
-
-
-def cover_fit(image: Image.Image, width: int, height: int) -> Image.Image:
-    """The largest central part of an image that has the shape asked for, at that size."""
-    scale = min(image.width / width, image.height / height)
-    part_width, part_height = min(width * scale, image.width), min(height * scale, image.height)
-    left, top = (image.width - part_width) / 2, (image.height - part_height) / 2
-    box = (left, top, left + part_width, top + part_height)
-    return image.resize((width, height), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
+    return ((0, 0, 0), (255, 255, 255), random_color(rng))[kind]
 
 
 def pick(others: Sequence[Image.Image], rng: np.random.Generator) -> Image.Image | None:
-    """One of the other photos, or None where there is none."""
+    """Draw one of the other photos, or None where there is none."""
     return others[int(rng.integers(len(others)))] if others else None

@@ -1,4 +1,4 @@
-"""Edits that leave every pixel where it is: blur, JPEG, pixelisation, colour, grey."""
+"""Edits that leave every pixel where it is: blur, JPEG, pixelisation, color, grey."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import io
 import math
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageEnhance, ImageFilter
 
 from ascl.image_copy.edits.canvas import Canvas, between, pixels
-from ascl.image_copy.edits.geometry import Others, Parameters
+from ascl.image_copy.edits.geometry import Change, Others, Parameters
 
 JPEG_TILE = 65_488  # pixels: libjpeg ends at 65,500, and its blocks are at most 16 wide
 REC_601 = np.array([0.299, 0.587, 0.114])  # luma, as Pillow's own conversion to grey
@@ -19,14 +20,14 @@ HUE_SINE = np.array([[-0.213, -0.715, 0.928], [0.143, 0.140, -0.283], [-0.787, 0
 JITTERS = ("brightness", "contrast", "saturation", "hue")
 
 
-def blur(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
-    """Gaussian blur of a radius (standard deviation) of 0.3 to 3 % of the short side."""
+def blur(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
+    """Blur by a Gaussian of a radius (standard deviation) of 0.3 to 3 % of the short side."""
     radius = between(0.003, 0.03, strength) * canvas.short_side
-    return canvas.recoloured(canvas.image.filter(ImageFilter.GaussianBlur(radius))), {"radius": radius}
+    return canvas.recolored(canvas.image.filter(ImageFilter.GaussianBlur(radius))), {"radius": radius}
 
 
 def quickly_blurred(image: Image.Image, radius: float) -> Image.Image:
-    """Gaussian blur, from radius 2 on at half the size: half the time, and about half a level away on average.
+    """Blur by a Gaussian, from radius 2 on at half the size: half the time, about half a level away on average.
 
     The halving itself and the enlarging blur as well, by a variance of about 0.7 pixels that is taken off.
     """
@@ -36,14 +37,14 @@ def quickly_blurred(image: Image.Image, radius: float) -> Image.Image:
     return half.resize(image.size, Image.Resampling.BILINEAR)
 
 
-def jpeg(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
-    """Compressed by JPEG at quality 50 to 3."""
+def jpeg(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
+    """Compress by JPEG at quality 50 to 3."""
     quality = round(between(50, 3, strength))
-    return canvas.recoloured(jpeg_compressed(canvas.image, quality)), {"quality": quality}
+    return canvas.recolored(jpeg_compressed(canvas.image, quality)), {"quality": quality}
 
 
 def jpeg_compressed(image: Image.Image, quality: int) -> Image.Image:
-    """Through JPEG and back at a quality in [0, 100]; images too large for the format go in tiles."""
+    """Go through JPEG and back at a quality in [0, 100]; images too large for the format go in tiles."""
     result = Image.new("RGB", image.size) if max(image.size) > JPEG_TILE else None
     for top in range(0, image.height, JPEG_TILE):
         for left in range(0, image.width, JPEG_TILE):
@@ -58,36 +59,32 @@ def jpeg_compressed(image: Image.Image, quality: int) -> Image.Image:
     return result
 
 
-def pixelisation(
-    canvas: Canvas, strength: float, rng: np.random.Generator, others: Others
-) -> tuple[Canvas, Parameters]:
-    """Square blocks of one colour, 1 to 5 % of the short side each."""
+def pixelisation(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
+    """Make square blocks of one color, 1 to 5 % of the short side each."""
     width, height = canvas.image.size
     block = between(0.01, 0.05, strength) * canvas.short_side
     columns, rows = pixels(width / max(block, 1)), pixels(height / max(block, 1))
     coarse = canvas.image.resize((columns, rows), Image.Resampling.BOX)
     blocks = coarse.resize((width, height), Image.Resampling.NEAREST)
-    return canvas.recoloured(blocks), {"columns": columns, "rows": rows}
+    return canvas.recolored(blocks), {"columns": columns, "rows": rows}
 
 
-def colour_jitter(
-    canvas: Canvas, strength: float, rng: np.random.Generator, others: Others
-) -> tuple[Canvas, Parameters]:
-    """Brightness, contrast, saturation by up to 20 (mild) or 80 % up or down, hue by up to 2 or 20 % of its circle."""
+def colour_jitter(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
+    """Change brightness, contrast, saturation by up to 20 (mild) or 80 %, hue by up to 2 or 20 % of its circle."""
     most, hue_most = between(0.2, 0.8, strength), between(0.02, 0.2, strength)
     away = rng.choice([-1.0, 1.0], 4) * rng.uniform(0.5, 1.0, 4)  # at least half way, or a hard one might be none
     factors = dict(zip(JITTERS, [*(1 + most * away[:3]), hue_most * away[3]], strict=True))
     order = [JITTERS[i] for i in rng.permutation(4)]
     parameters = {name: float(factors[name]) for name in order}
-    return canvas.recoloured(jittered(canvas.image, parameters)), parameters
+    return canvas.recolored(jittered(canvas.image, parameters)), parameters
 
 
 def jittered(image: Image.Image, factors: Parameters) -> Image.Image:
-    """The changes in the order given.
+    """Make the changes in the order given.
 
     Args:
         factors: name -> size: brightness, contrast, saturation by a factor in [0, inf), 1 = none; hue by a shift in
-            [-0.5, 0.5] of the colour circle.
+            [-0.5, 0.5] of the color circle.
     """
     for name, factor in factors.items():
         if name == "brightness":
@@ -102,7 +99,7 @@ def jittered(image: Image.Image, factors: Parameters) -> Image.Image:
 
 
 def hue_shifted(image: Image.Image, shift: float) -> Image.Image:
-    """Colours turned about the axis of the greys by a share of the circle: `hueRotate` of the W3C's filter effects.
+    """Turn colors about the axis of the greys by a share of the circle: `hueRotate` of the W3C's filter effects.
 
     One matrix, which keeps the Rec. 709 luma up to clipping; through HSV and back it would take nine times as long.
     """
@@ -111,8 +108,8 @@ def hue_shifted(image: Image.Image, shift: float) -> Image.Image:
     return image.convert("RGB", tuple(np.hstack([matrix, np.zeros((3, 1))]).ravel().tolist()))
 
 
-def grey(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
-    """Black and white: from the eye's weights of red, green and blue (strength 0) to any weights (strength 1)."""
+def grey(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
+    """Make it black and white, from the eye's weights of red, green and blue (strength 0) to any (strength 1)."""
     weights = (1 - strength) * REC_601 + strength * rng.dirichlet([1, 1, 1])
     row = (*weights.tolist(), 0.0)
-    return canvas.recoloured(canvas.image.convert("L", row).convert("RGB")), {"weights": weights.round(4).tolist()}
+    return canvas.recolored(canvas.image.convert("L", row).convert("RGB")), {"weights": weights.round(4).tolist()}

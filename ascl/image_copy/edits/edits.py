@@ -18,10 +18,19 @@ from PIL import Image
 
 from ascl.image_copy.edits.canvas import Canvas
 from ascl.image_copy.edits.color import blur, colour_jitter, grey, jpeg, pixelisation
-from ascl.image_copy.edits.geometry import aspect, crop, flip, padding, perspective, quarter_turn, rotation
+from ascl.image_copy.edits.geometry import (
+    Change,
+    Others,
+    aspect,
+    crop,
+    flip,
+    padding,
+    perspective,
+    quarter_turn,
+    rotation,
+)
 from ascl.image_copy.edits.overlay import collage, overlay_of_photo, overlay_onto_photo, screenshot, sticker, text
 
-Change = Callable[[Canvas, float, np.random.Generator, Sequence[Image.Image]], tuple[Canvas, dict[str, Any]]]
 LEAST_CONTENT, CHAIN_DRAWS = 0.05, 10
 SEED_END = 2**32  # numpy cuts larger ones in words, and two different samples could then share their chances
 
@@ -48,7 +57,7 @@ class Edited:
         steps: the edits, in the order in which they were made.
         content_scale: share of the ORIGINAL's area that the copy still shows, in [0, 1], as ASL reads it: a crop has
             the share it keeps, a sticker 1 minus the share it covers (times its opacity), pixels that fall outside are
-            lost, and whatever only moves or changes colours has 1, a small copy on another photo too. Followed
+            lost, and whatever only moves or changes colors has 1, a small copy on another photo too. Followed
             through a chain of edits by sample points; right to about 0.001 for each step.
     """
 
@@ -62,7 +71,7 @@ class Edit:
     """An edit under its public name."""
 
     name: str
-    change: Change
+    change: Callable[[Canvas, float, np.random.Generator, Others], Change]
 
     def __call__(
         self, image: Image.Image, strength: float, rng: np.random.Generator, others: Sequence[Image.Image] = ()
@@ -82,27 +91,11 @@ class Edit:
 
 
 EDITS: dict[str, Edit] = {
-    name: Edit(name, change)
-    for name, change in {
-        "crop": crop,
-        "flip": flip,
-        "quarter_turn": quarter_turn,
-        "rotation": rotation,
-        "padding": padding,
-        "aspect": aspect,
-        "perspective": perspective,
-        "text": text,
-        "sticker": sticker,
-        "overlay_onto_photo": overlay_onto_photo,
-        "overlay_of_photo": overlay_of_photo,
-        "collage": collage,
-        "screenshot": screenshot,
-        "blur": blur,
-        "jpeg": jpeg,
-        "pixelisation": pixelisation,
-        "colour_jitter": colour_jitter,
-        "grey": grey,
-    }.items()
+    change.__name__: Edit(change.__name__, change)
+    for change in (
+        crop, flip, quarter_turn, rotation, padding, aspect, perspective, text, sticker, overlay_onto_photo,
+        overlay_of_photo, collage, screenshot, blur, jpeg, pixelisation, colour_jitter, grey,
+    )
 }
 
 
@@ -113,7 +106,7 @@ def edit_chain(
     rng: np.random.Generator,
     others: Sequence[Image.Image] = (),
 ) -> Edited:
-    """Several edits, one on the result of the other, all at one strength; see `Edit` for arguments and errors.
+    """Make several edits, one on the result of the other, all at one strength; see `Edit` for arguments and errors.
 
     Raises:
         ValueError: a name that is not in EDITS, too.
@@ -137,7 +130,7 @@ def random_chain(
     *,
     count: int | None = None,
 ) -> Edited:
-    """Different edits at random, in a random order: two (mild) to four (hard) if `count` is not said.
+    """Make different edits at random, in a random order: two (mild) to four (hard) where `count` is None.
 
     A crop of a collage can miss the original: a chain that leaves less than `LEAST_CONTENT` of it is drawn again, up to
     `CHAIN_DRAWS` times, and then the one that shows most is taken.
@@ -157,7 +150,7 @@ def random_chain(
 
 
 def sample_rng(seed: int, index: int, draw: int = 0) -> np.random.Generator:
-    """The generator of one sample.
+    """Return the generator of one sample.
 
     Args:
         seed: of the run.

@@ -11,26 +11,26 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image
 
-from ascl.image_copy.edits.canvas import Canvas, Colour, between, pixels, random_fill
+from ascl.image_copy.edits.canvas import Canvas, Color, between, pixels, random_fill
 
 Parameters = dict[str, Any]
 Others = Sequence[Image.Image]
+Change = tuple[Canvas, Parameters]  # the picture after it, and what was drawn for it
 Frame = Literal["expand", "same", "inscribed"]
 
 
-def crop(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
-    """A rectangle of 90 to 10 % of the area, of a shape up to 1.2 (mild) or 1.8 times wider or taller."""
+def crop(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
+    """Cut out a rectangle of 90 to 10 % of the area, up to 1.2 (mild) or 1.8 times wider or taller in shape."""
     share = between(0.9, 0.1, strength)
     stretch = math.exp(rng.uniform(-1, 1) * math.log(between(1.2, 1.8, strength)))
     return crop_share(canvas, share, stretch, rng)
 
 
-def crop_share(
-    canvas: Canvas, share: float, stretch: float, rng: np.random.Generator
-) -> tuple[Canvas, Parameters]:
-    """A rectangle of a share of the area anywhere in the picture.
+def crop_share(canvas: Canvas, share: float, stretch: float, rng: Generator) -> Change:
+    """Cut out a rectangle of a share of the area anywhere in the picture.
 
     Args:
         share: of the area, in (0, 1].
@@ -46,22 +46,20 @@ def crop_share(
     return canvas.cropped(**box), box
 
 
-def flip(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
-    """Mirrored left to right; from strength 1/2 on, top to bottom."""
+def flip(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
+    """Mirror left to right; from strength 1/2 on, top to bottom."""
     horizontal = strength < 0.5
     return canvas.flipped(horizontal=horizontal), {"axis": "horizontal" if horizontal else "vertical"}
 
 
-def quarter_turn(
-    canvas: Canvas, strength: float, rng: np.random.Generator, others: Others
-) -> tuple[Canvas, Parameters]:
-    """Turned by 90, 180 or 270 degrees, as likely at any strength."""
+def quarter_turn(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
+    """Turn by 90, 180 or 270 degrees, as likely at any strength."""
     turns = int(rng.integers(1, 4))
     return canvas.turned(turns), {"degrees": 90 * turns}
 
 
-def rotation(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
-    """Turned by 5 to 60 degrees to either side, in one of the three frames of `rotated`."""
+def rotation(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
+    """Turn by 5 to 60 degrees to either side, in one of the three frames of `rotated`."""
     degrees = between(5, 60, strength) * (1 if rng.random() < 0.5 else -1)
     frames: tuple[Frame, ...] = ("expand", "same", "inscribed")
     frame, fill = frames[int(rng.integers(3))], random_fill(rng)
@@ -69,8 +67,8 @@ def rotation(canvas: Canvas, strength: float, rng: np.random.Generator, others: 
     return rotated(canvas, degrees, frame, fill), parameters
 
 
-def rotated(canvas: Canvas, degrees: float, frame: Frame, fill: Colour) -> Canvas:
-    """Turned counter-clockwise about the centre.
+def rotated(canvas: Canvas, degrees: float, frame: Frame, fill: Color) -> Canvas:
+    """Turn counter-clockwise about the center.
 
     Args:
         frame: "expand" grows the picture so that nothing is lost, "same" keeps its size, "inscribed" keeps the largest
@@ -99,7 +97,7 @@ def rotated(canvas: Canvas, degrees: float, frame: Frame, fill: Colour) -> Canva
 
 
 def inscribed(width: float, height: float, angle: float) -> tuple[float, float]:
-    """Width and height of the largest upright rectangle inside a width x height one turned by an angle in radians."""
+    """Return the size of the largest upright rectangle inside a width x height one turned by an angle in radians."""
     sine, cosine = abs(math.sin(angle)), abs(math.cos(angle))
     long, short = max(width, height), min(width, height)
     if short <= 2 * sine * cosine * long or abs(sine - cosine) < 1e-10:  # two corners touch one long side each
@@ -113,8 +111,8 @@ def shift(x: float, y: float) -> np.ndarray:
     return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
 
 
-def padding(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
-    """A border of one colour, together 10 to 80 % of the width and of the height, shared out at random."""
+def padding(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
+    """Add a border of one color, together 10 to 80 % of the width and of the height, shared out at random."""
     width, height = canvas.image.size
     left, right, top, bottom = rng.dirichlet([3, 3, 3, 3]) * 2 * between(0.1, 0.8, strength)
     left, right, top, bottom = round(left * width), round(right * width), round(top * height), round(bottom * height)
@@ -124,8 +122,8 @@ def padding(canvas: Canvas, strength: float, rng: np.random.Generator, others: O
     return canvas.pasted_on(background, left, top), parameters
 
 
-def aspect(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
-    """Stretched to a width over height 1.1 to 2.5 times larger or smaller, at the same area."""
+def aspect(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
+    """Stretch to a width over height 1.1 to 2.5 times larger or smaller, at the same area."""
     stretch = between(1.1, 2.5, strength)
     if rng.random() < 0.5:
         stretch = 1 / stretch
@@ -133,10 +131,8 @@ def aspect(canvas: Canvas, strength: float, rng: np.random.Generator, others: Ot
     return canvas.resized(pixels(width * math.sqrt(stretch)), pixels(height / math.sqrt(stretch))), {"stretch": stretch}
 
 
-def perspective(
-    canvas: Canvas, strength: float, rng: np.random.Generator, others: Others
-) -> tuple[Canvas, Parameters]:
-    """Seen at an angle: every corner moved by up to 5 to 35 % of the sides.
+def perspective(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
+    """Show it at an angle: every corner moved by up to 5 to 35 % of the sides.
 
     Half of the time the corners move inwards and leave an empty margin, so that nothing is lost; otherwise the picture
     is cut as by a photographer who comes close: the four-sided part is stretched to the whole frame.
@@ -154,7 +150,7 @@ def perspective(
 
 
 def homography(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """(3, 3) that takes four points (4, 2) to four others; no three of either on one line."""
+    """Return the (3, 3) that takes four points (4, 2) to four others; no three of either on one line."""
     rows, values = [], []
     for (x, y), (u, v) in zip(source, target, strict=True):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]

@@ -12,7 +12,7 @@ from torch import Tensor
 def mixed_images(
     pixels: Tensor, generator: torch.Generator, *, probability: float, alpha: float = 2.0, cut_share: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    """Some images blended with another of the batch (mixup) or with a rectangle of it (cutmix).
+    """Blend some images with another of the batch (mixup) or with a rectangle of it (cutmix).
 
     Source: Pizzi et al. 2022, section 4.3; Zhang et al. 2018; Yun et al. 2019.
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
-from PIL import Image, ImageDraw
+from numpy.random import Generator
+from PIL import Image, ImageDraw, ImageOps
 
-from ascl.image_copy.edits.canvas import Canvas, between, cover_fit, pick, pixels, random_colour, size_of_area
-from ascl.image_copy.edits.geometry import Others, Parameters
+from ascl.image_copy.edits.canvas import Canvas, between, pick, pixels, random_color, size_of_area
+from ascl.image_copy.edits.geometry import Change, Others
 from ascl.image_copy.edits.stickers import drawn_picture, drawn_sticker, random_words, text_mask
 
 
-def text(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
-    """One (mild) to five lines of random text, 10 to 30 % of the short side high."""
+def text(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
+    """Write one (mild) to five lines of random text, 10 to 30 % of the short side high."""
     lines = []
     for _ in range(round(between(1, 5, strength))):
         canvas, line = with_text(canvas, between(0.1, 0.3, strength), between(0.7, 1.0, rng.random()), rng)
@@ -19,19 +19,21 @@ def text(canvas: Canvas, strength: float, rng: np.random.Generator, others: Othe
     return canvas, {"lines": lines}
 
 
-def with_text(canvas: Canvas, size: float, opacity: float, rng: np.random.Generator) -> tuple[Canvas, Parameters]:
-    """A line of random text in a random colour, anywhere; `size` is its height over the short side, less where it would
-    be wider than the picture."""
+def with_text(canvas: Canvas, size: float, opacity: float, rng: Generator) -> Change:
+    """Write a line of random text in a random color, anywhere.
+
+    `size` is its height over the short side, less where it would be wider than the picture.
+    """
     words = random_words(int(rng.integers(1, 4)), rng)
     mask = text_mask(words, pixels(size * canvas.short_side), canvas.image.width)
     left, top = _corner(canvas, mask.size, rng)
-    colour = random_colour(rng)
+    color = random_color(rng)
     parameters = {"text": words, "opacity": opacity, "left": left, "top": top, "height": mask.height}
-    return canvas.covered(colour, _dimmed(mask, opacity), left, top), parameters
+    return canvas.covered(color, _dimmed(mask, opacity), left, top), parameters
 
 
-def sticker(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
-    """One (mild) to four stickers, 20 to 50 % of the short side wide, at least 70 % opaque."""
+def sticker(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
+    """Lay on one (mild) to four stickers, 20 to 50 % of the short side wide, at least 70 % opaque."""
     placed = []
     for _ in range(round(between(1, 4, strength))):
         canvas, one = with_sticker(canvas, between(0.2, 0.5, strength), between(0.7, 1.0, rng.random()), rng)
@@ -39,18 +41,16 @@ def sticker(canvas: Canvas, strength: float, rng: np.random.Generator, others: O
     return canvas, {"stickers": placed}
 
 
-def with_sticker(canvas: Canvas, size: float, opacity: float, rng: np.random.Generator) -> tuple[Canvas, Parameters]:
-    """A drawn sticker anywhere inside; `size` is its side over the short side of the picture."""
-    colours, mask = drawn_sticker(pixels(size * canvas.short_side), rng)
+def with_sticker(canvas: Canvas, size: float, opacity: float, rng: Generator) -> Change:
+    """Lay on a drawn sticker anywhere inside; `size` is its side over the short side of the picture."""
+    colors, mask = drawn_sticker(pixels(size * canvas.short_side), rng)
     left, top = _corner(canvas, mask.size, rng)
     parameters = {"size": mask.width, "opacity": opacity, "left": left, "top": top}
-    return canvas.covered(colours, _dimmed(mask, opacity), left, top), parameters
+    return canvas.covered(colors, _dimmed(mask, opacity), left, top), parameters
 
 
-def overlay_onto_photo(
-    canvas: Canvas, strength: float, rng: np.random.Generator, others: Others
-) -> tuple[Canvas, Parameters]:
-    """Pasted at 70 to 10 % of the area onto another photo, which is cut to the shape of this one.
+def overlay_onto_photo(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
+    """Paste it at 70 to 10 % of the area onto another photo, which is cut to the shape of this one.
 
     All of the original is still shown, so its content scale stays; that the picture now shows more than the
     original is not what the scale is about.
@@ -64,10 +64,8 @@ def overlay_onto_photo(
     return small.pasted_on(background, left, top), {"share": share, "left": left, "top": top}
 
 
-def overlay_of_photo(
-    canvas: Canvas, strength: float, rng: np.random.Generator, others: Others
-) -> tuple[Canvas, Parameters]:
-    """Another photo laid over 5 to 50 % of the area, opaque or (as often) 60 to 90 % so."""
+def overlay_of_photo(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
+    """Lay another photo over 5 to 50 % of the area, opaque or (as often) 60 to 90 % so."""
     width, height = canvas.image.size
     share = between(0.05, 0.5, strength)
     over_width, over_height = size_of_area(width, height, share * width * height)
@@ -78,8 +76,8 @@ def overlay_of_photo(
     return canvas.covered(photo, mask, left, top), {"share": share, "opacity": opacity, "left": left, "top": top}
 
 
-def collage(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
-    """One of 2 (mild) to 9 cells of the picture's own shape, other photos in the others; the area stays."""
+def collage(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
+    """Make it one of 2 (mild) to 9 cells of its own shape, other photos in the others; the area stays."""
     grids = [(2, 1), (2, 2), (3, 2), (3, 3)]
     columns, rows = grids[min(3, int(4 * strength))]
     if rng.random() < 0.5:
@@ -98,8 +96,8 @@ def collage(canvas: Canvas, strength: float, rng: np.random.Generator, others: O
     return result, {"columns": columns, "rows": rows, "cell": mine}
 
 
-def screenshot(canvas: Canvas, strength: float, rng: np.random.Generator, others: Others) -> tuple[Canvas, Parameters]:
-    """On the screen of a phone or a computer, 75 to 20 % of its area, between bars, lines of text and buttons."""
+def screenshot(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
+    """Show it on the screen of a phone or a computer, 75 to 20 % of its area, between bars, text and buttons."""
     width, height = canvas.image.size
     share = between(0.75, 0.2, strength)
     shape = float(rng.choice([9 / 19.5, 3 / 4, 16 / 9]))  # phone, tablet, computer: width over height of the screen
@@ -115,13 +113,13 @@ def screenshot(canvas: Canvas, strength: float, rng: np.random.Generator, others
     return small.pasted_on(screen, left, top), {"share": share, "screen": [screen_width, screen_height], "dark": dark}
 
 
-def drawn_screen(width: int, height: int, dark: bool, rng: np.random.Generator) -> Image.Image:
-    """An empty page of a program: bars above and below, a round portrait, lines of text, buttons."""
+def drawn_screen(width: int, height: int, dark: bool, rng: Generator) -> Image.Image:
+    """Draw an empty page of a program: bars above and below, a round portrait, lines of text, buttons."""
     page, ink, bar = [(level,) * 3 for level in ((18, 225, 40) if dark else (255, 40, 236))]
     screen = Image.new("RGB", (width, height), page)
     draw = ImageDraw.Draw(screen)
     unit = max(min(width, height) / 24, max(width, height) / 200)  # height of a line of text
-    accent = random_colour(rng)
+    accent = random_color(rng)
 
     def line(x: float, y: float, size: float) -> None:
         mask = text_mask(random_words(int(rng.integers(2, 6)), rng), pixels(size), max(1.0, width - x - unit))
@@ -140,12 +138,14 @@ def drawn_screen(width: int, height: int, dark: bool, rng: np.random.Generator) 
     return screen
 
 
-def _photo(width: int, height: int, others: Others, rng: np.random.Generator) -> Image.Image:
+def _photo(width: int, height: int, others: Others, rng: Generator) -> Image.Image:
     other = pick(others, rng)
-    return drawn_picture(width, height, rng) if other is None else cover_fit(other, width, height)
+    if other is None:
+        return drawn_picture(width, height, rng)
+    return ImageOps.fit(other, (width, height), Image.Resampling.BILINEAR)
 
 
-def _corner(canvas: Canvas, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+def _corner(canvas: Canvas, size: tuple[int, int], rng: Generator) -> tuple[int, int]:
     """A place for something of a size: inside the picture where it fits, else sticking out on both sides alike."""
     free_x, free_y = canvas.image.width - size[0], canvas.image.height - size[1]
     left = int(rng.integers(free_x + 1)) if free_x >= 0 else free_x // 2

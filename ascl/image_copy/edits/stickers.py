@@ -9,12 +9,12 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ascl.image_copy.edits.canvas import Colour, pixels, random_colour
+from ascl.image_copy.edits.canvas import Color, pixels, random_color
 
-BRIGHT: tuple[Colour, ...] = (
+BRIGHT: tuple[Color, ...] = (
     (255, 204, 51), (238, 68, 68), (68, 170, 238), (102, 204, 102), (255, 136, 34), (204, 102, 221), (255, 255, 255),
 )
-INK: Colour = (45, 35, 30)
+INK: Color = (45, 35, 30)
 OVERSAMPLING = 2  # drawn larger, then reduced: Pillow's drawing has hard edges
 LARGEST_DRAWING = 1024  # pixels; beyond it a drawing is enlarged
 LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!?#@&%+-=*"))
@@ -22,7 +22,7 @@ FONT_MEASURE = 32  # pixels at which a line is measured, since the width of a te
 
 
 def drawn_sticker(size: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
-    """One of the stickers, at most `size` pixels a side: its colours (RGB) and its opacity (L, 255 = opaque)."""
+    """Draw one of the stickers, at most `size` pixels a side: its colors (RGB) and opacity (L, 255 = opaque)."""
     side = min(size, LARGEST_DRAWING) * OVERSAMPLING
     image = Image.new("RGBA", (side, side), (0, 0, 0, 0))
     DRAWINGS[int(rng.integers(len(DRAWINGS)))](ImageDraw.Draw(image), side, rng)
@@ -31,7 +31,7 @@ def drawn_sticker(size: int, rng: np.random.Generator) -> tuple[Image.Image, Ima
 
 
 def face(draw: ImageDraw.ImageDraw, side: int, rng: np.random.Generator) -> None:
-    """A round face that smiles, laughs, frowns, wonders or winks."""
+    """Draw a round face that smiles, laughs, frowns, wonders or winks."""
     mood = int(rng.integers(5))
     _ellipse(draw, side, 0.5, 0.5, 0.48, 0.48, _bright(rng), outline=0.03)
     for x in (0.33, 0.67):
@@ -51,7 +51,7 @@ def face(draw: ImageDraw.ImageDraw, side: int, rng: np.random.Generator) -> None
 
 
 def star(draw: ImageDraw.ImageDraw, side: int, rng: np.random.Generator) -> None:
-    """A star of five to eight rays."""
+    """Draw a star of five to eight rays."""
     rays = int(rng.integers(5, 9))
     radii = [0.48 if i % 2 == 0 else 0.22 for i in range(2 * rays)]
     angles = [math.pi * i / rays for i in range(2 * rays)]
@@ -60,7 +60,7 @@ def star(draw: ImageDraw.ImageDraw, side: int, rng: np.random.Generator) -> None
 
 
 def heart(draw: ImageDraw.ImageDraw, side: int, rng: np.random.Generator) -> None:
-    """A heart."""
+    """Draw a heart."""
     angles = np.linspace(0, 2 * math.pi, 60, endpoint=False)
     x = 16 * np.sin(angles) ** 3
     y = 13 * np.cos(angles) - 5 * np.cos(2 * angles) - 2 * np.cos(3 * angles) - np.cos(4 * angles)
@@ -68,7 +68,7 @@ def heart(draw: ImageDraw.ImageDraw, side: int, rng: np.random.Generator) -> Non
 
 
 def arrow(draw: ImageDraw.ImageDraw, side: int, rng: np.random.Generator) -> None:
-    """A thick arrow in any direction."""
+    """Draw a thick arrow in any direction."""
     angle = rng.uniform(0, 2 * math.pi)
     outline = [(0.46, 0), (0.05, 0.36), (0.05, 0.14), (-0.46, 0.14), (-0.46, -0.14), (0.05, -0.14), (0.05, -0.36)]
     sine, cosine = math.sin(angle), math.cos(angle)
@@ -76,7 +76,7 @@ def arrow(draw: ImageDraw.ImageDraw, side: int, rng: np.random.Generator) -> Non
 
 
 def bubble(draw: ImageDraw.ImageDraw, side: int, rng: np.random.Generator) -> None:
-    """A speech bubble with a word."""
+    """Draw a speech bubble with a word."""
     _polygon(draw, side, [(0.25, 0.6), (0.5, 0.6), (0.2, 0.97)], (255, 255, 255))
     draw.rounded_rectangle(
         _scaled(side, (0.03, 0.12, 0.97, 0.7)), radius=0.2 * side, fill=(255, 255, 255), outline=INK,
@@ -87,20 +87,20 @@ def bubble(draw: ImageDraw.ImageDraw, side: int, rng: np.random.Generator) -> No
 
 
 def flower(draw: ImageDraw.ImageDraw, side: int, rng: np.random.Generator) -> None:
-    """Petals around a disc."""
-    petals, colour = int(rng.integers(5, 9)), _bright(rng)
+    """Draw petals around a disc."""
+    petals, color = int(rng.integers(5, 9)), _bright(rng)
     for i in range(petals):
         angle = 2 * math.pi * i / petals
         x, y = 0.5 + 0.29 * math.sin(angle), 0.5 - 0.29 * math.cos(angle)
-        _ellipse(draw, side, x, y, 0.17, 0.17, colour, outline=0.01)
+        _ellipse(draw, side, x, y, 0.17, 0.17, color, outline=0.01)
     _ellipse(draw, side, 0.5, 0.5, 0.2, 0.2, _bright(rng), outline=0.02)
 
 
 def ring(draw: ImageDraw.ImageDraw, side: int, rng: np.random.Generator) -> None:
-    """A road sign: a ring with a bar, the photo seen between them."""
-    colour = _bright(rng)
-    draw.ellipse(_scaled(side, (0.03, 0.03, 0.97, 0.97)), outline=colour, width=_stroke(side, 0.13))
-    draw.line(_scaled(side, (0.2, 0.2, 0.8, 0.8)), fill=colour, width=_stroke(side, 0.13))
+    """Draw a road sign: a ring with a bar, the photo seen between them."""
+    color = _bright(rng)
+    draw.ellipse(_scaled(side, (0.03, 0.03, 0.97, 0.97)), outline=color, width=_stroke(side, 0.13))
+    draw.line(_scaled(side, (0.2, 0.2, 0.8, 0.8)), fill=color, width=_stroke(side, 0.13))
 
 
 DRAWINGS: tuple[Callable[[ImageDraw.ImageDraw, int, np.random.Generator], None], ...] = (
@@ -108,7 +108,7 @@ DRAWINGS: tuple[Callable[[ImageDraw.ImageDraw, int, np.random.Generator], None],
 )
 
 
-def _bright(rng: np.random.Generator) -> Colour:
+def _bright(rng: np.random.Generator) -> Color:
     return BRIGHT[int(rng.integers(len(BRIGHT)))]
 
 
@@ -121,29 +121,29 @@ def _stroke(side: int, width: float) -> int:
 
 
 def _ellipse(
-    draw: ImageDraw.ImageDraw, side: int, x: float, y: float, rx: float, ry: float, fill: Colour, outline: float = 0.0
+    draw: ImageDraw.ImageDraw, side: int, x: float, y: float, rx: float, ry: float, fill: Color, outline: float = 0.0
 ) -> None:
     box = _scaled(side, (x - rx, y - ry, x + rx, y + ry))
     draw.ellipse(box, fill=fill, outline=INK if outline else None, width=_stroke(side, outline) if outline else 1)
 
 
-def _polygon(draw: ImageDraw.ImageDraw, side: int, points: list[tuple[float, float]], fill: Colour) -> None:
+def _polygon(draw: ImageDraw.ImageDraw, side: int, points: list[tuple[float, float]], fill: Color) -> None:
     draw.polygon([(x * side, y * side) for x, y in points], fill=fill, outline=INK, width=_stroke(side, 0.02))
 
 
 def random_words(count: int, rng: np.random.Generator) -> str:
-    """Words of two to nine random letters, digits and signs."""
+    """Return words of two to nine random letters, digits and signs."""
     return " ".join("".join(rng.choice(LETTERS, int(rng.integers(2, 10)))) for _ in range(count))
 
 
 @functools.lru_cache(maxsize=64)
 def default_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font at a size in pixels; no file of this machine is looked for."""
+    """Return Pillow's own font at a size in pixels; no file of this machine is looked for."""
     return ImageFont.load_default(size)
 
 
 def text_mask(text: str, height: int, most_width: float) -> Image.Image:
-    """One line of text as a mask (L): letters of a height in pixels, smaller where the line would be too wide."""
+    """Draw a line of text as a mask (L): letters of a height in pixels, smaller where the line would be too wide."""
     measured = default_font(FONT_MEASURE).getlength(text)
     size = max(1, min(height, int(FONT_MEASURE * most_width / measured)))
     font = default_font(size)
@@ -154,12 +154,12 @@ def text_mask(text: str, height: int, most_width: float) -> Image.Image:
 
 
 def drawn_picture(width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """Soft colours with a few shapes: stands where another photo is wanted and none was given."""
+    """Draw soft colors with a few shapes, for where another photo is wanted and none was given."""
     soft = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
     image = soft.resize((width, height), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(image)
     for _ in range(int(rng.integers(4, 10))):
         (x1, x2), (y1, y2) = np.sort(rng.uniform(0, 1, 2)) * width, np.sort(rng.uniform(0, 1, 2)) * height
         shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
-        shape([float(x1), float(y1), float(x2), float(y2)], fill=random_colour(rng))
+        shape([float(x1), float(y1), float(x2), float(y2)], fill=random_color(rng))
     return image

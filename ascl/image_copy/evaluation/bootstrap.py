@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ascl.core.errors import DataError
-from ascl.image_copy.evaluation.metrics import PRECISION, JudgedPairs, ranks_of_pairs
+from ascl.image_copy.evaluation.judged import JudgedPairs
+from ascl.image_copy.evaluation.metrics import PRECISION, ranks_of_pairs
 
 
 @dataclass(frozen=True)

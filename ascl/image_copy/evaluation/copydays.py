@@ -15,19 +15,20 @@ import numpy as np
 
 from ascl.core.errors import DataError
 from ascl.image_copy.evaluation.files import GroundTruth
-from ascl.image_copy.evaluation.metrics import JudgedPairs, trapezoid_average_precision
+from ascl.image_copy.evaluation.judged import JudgedPairs
+from ascl.image_copy.evaluation.metrics import trapezoid_average_precision
 
 NEIGHBOURS = 100  # results that are kept for each query in the published evaluation
 _NUMBER = re.compile(r"(2\d{3})\d\d(\.\w+)?")
 
 
 def block_of(name: str) -> str:
-    """The block of an id `strong/200001`, `jpegqual/3/200000` ...; empty for an id without a folder."""
+    """Return the block of an id `strong/200001`, `jpegqual/3/200000` ...; empty for an id without a folder."""
     return name.rpartition("/")[0]
 
 
 def copydays_ground_truth(queries: Sequence[str], references: Sequence[str]) -> GroundTruth:
-    """Every query with the original of its number.
+    """Pair every query with the original of its number.
 
     Args:
         queries: ids of the pictures of all blocks, `BLOCK/NUMBER`; the originals are queries too.
@@ -58,7 +59,7 @@ def copydays_ground_truth(queries: Sequence[str], references: Sequence[str]) -> 
 
 
 def copydays_report(judged: JudgedPairs) -> dict[str, Any]:
-    """mAP of every block, of `strong` above all, and the micro average precision of all queries pooled; trapezoids.
+    """Return mAP of every block and the micro average precision of all queries pooled, by trapezoids.
 
     Returns:
         `map_by_block` (block -> mean over its queries), `map` (over all queries), `pooled_uap`, `queries`.
@@ -76,7 +77,7 @@ def copydays_report(judged: JudgedPairs) -> dict[str, Any]:
 
 
 def average_precisions(judged: JudgedPairs) -> dict[int, float]:
-    """Trapezoid average precision of every query with a true pair, by query code; the false come first among equals."""
+    """Return the trapezoid average precision of every query with a true pair, by query code."""
     by_query = np.argsort(judged.query, kind="stable")
     start = np.searchsorted(judged.query[by_query], np.arange(len(judged.query_ids)))
     rank = np.empty(len(by_query), dtype=np.int64)
@@ -92,5 +93,5 @@ def average_precisions(judged: JudgedPairs) -> dict[int, float]:
 
 
 def pooled_average_precision(judged: JudgedPairs) -> float:
-    """Trapezoid average precision of all queries' results in one list, over all true pairs."""
+    """Return the trapezoid average precision of all queries' results in one list, over all true pairs."""
     return trapezoid_average_precision(np.flatnonzero(judged.correct), len(judged.gt_query))

@@ -1,6 +1,6 @@
 """The files of copy detection: ground truth, predictions and edits in CSV, as DISC2021 and NDEC publish them.
 
-Descriptors are in `descriptor_files.py`. Every reader takes a gzip as well, told by its content, and every writer makes
+Descriptors are in `descriptors.files`. Every reader takes a gzip as well, told by its content, and every writer makes
 one where the name ends in `.gz`.
 """
 
@@ -39,7 +39,7 @@ class GroundTruth:
 
 
 @dataclass(frozen=True)
-class Edit:
+class QueryEdit:
     """How a query was made: `kind` of edit, `strength` as the maker named it, share of the original still seen.
 
     `role` is what it is there for (a copy, a distractor, a hard negative); empty where the file does not say.
@@ -52,7 +52,7 @@ class Edit:
 
 
 def read_ground_truth(path: str | os.PathLike) -> GroundTruth:
-    """Rows `query_id,reference_id`; a blank reference is a distractor, several rows of a query several references.
+    """Read rows `query_id,reference_id`; a blank reference is a distractor, several rows are several references.
 
     Raises:
         DataError: no such file, a row of other than two columns or without a query, a pair or a distractor listed
@@ -85,11 +85,11 @@ def write_ground_truth(path: str | os.PathLike, truth: GroundTruth) -> None:
     for query, reference in zip(truth.pair_query, truth.pair_reference, strict=True):
         references.setdefault(query, []).append(reference)
     rows = ((query, reference) for query, found in references.items() for reference in found or [""])
-    _write(path, ["query_id", "reference_id"], rows)
+    write_csv(path, ["query_id", "reference_id"], rows)
 
 
 def read_predictions(path: str | os.PathLike) -> tuple[list[str], list[str], np.ndarray]:
-    """Rows `query_id,reference_id,score` -> query ids, reference ids, scores (N,) float64.
+    """Read rows `query_id,reference_id,score` as query ids, reference ids, scores (N,) float64.
 
     Raises:
         DataError: no such file, a row of other than three columns, an empty id, a score that is no number (row named).
@@ -118,11 +118,11 @@ def write_predictions(
     Fewer digits would make equal scores of unequal ones, and ties cost: the published tools' six decimals do so.
     """
     digits = np.asarray(score).astype(str).tolist()  # numpy's shortest decimal that reads back the same, in its type
-    _write(path, ["query_id", "reference_id", "score"], zip(query, reference, digits, strict=True))
+    write_csv(path, ["query_id", "reference_id", "score"], zip(query, reference, digits, strict=True))
 
 
-def read_edits(path: str | os.PathLike) -> dict[str, Edit]:
-    """Columns `query_id,kind[,strength,content_scale,role]` with a header, others passed over -> edit by query.
+def read_edits(path: str | os.PathLike) -> dict[str, QueryEdit]:
+    """Read columns `query_id,kind[,strength,content_scale,role]` with a header, others passed over, by query.
 
     Raises:
         DataError: no such file, no such column, a query twice, a content scale that is no number in [0, 1] (row named).
@@ -131,7 +131,7 @@ def read_edits(path: str | os.PathLike) -> dict[str, Edit]:
     missing = {"query_id", "kind"} - set(reader.fieldnames or [])
     if missing:
         raise DataError(f"{path}: no column {', '.join(sorted(missing))} in its header {reader.fieldnames}")
-    edits: dict[str, Edit] = {}
+    edits: dict[str, QueryEdit] = {}
     for row in _parsed(path, reader):
         query = row["query_id"]
         if query in edits:
@@ -139,7 +139,7 @@ def read_edits(path: str | os.PathLike) -> dict[str, Edit]:
         if row["kind"] is None:
             raise DataError(f"{path}, row {reader.line_num}: fewer cells than the header has")
         scale = _scale(path, reader.line_num, row)
-        edits[query] = Edit(row["kind"], row.get("strength") or "", scale, row.get("role") or "")
+        edits[query] = QueryEdit(row["kind"], row.get("strength") or "", scale, row.get("role") or "")
     return edits
 
 
@@ -191,13 +191,11 @@ def _parsed(path: str | os.PathLike, reader: Iterable[Any]) -> Iterator[Any]:
         raise DataError(f"{path} is no CSV file: {error}") from error
 
 
-def _write(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    zipped = str(path).endswith(".gz")
+def write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write rows below a header; a gzip where the name ends in `.gz`."""
+    opened = gzip.open if str(path).endswith(".gz") else open
     with atomic_path(path) as temporary:
-        opened = gzip.open(temporary, "wt", encoding="utf-8", newline="") if zipped else open(
-            temporary, "w", encoding="utf-8", newline=""
-        )
-        with opened as file:
+        with opened(temporary, "wt", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(header)
             writer.writerows(rows)

@@ -33,11 +33,11 @@ class Report:
     warnings: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {"protocol": self.protocol, "counts": self.counts, **self.sections, "warnings": self.warnings}
 
     def to_markdown(self) -> str:
-        """Tables of the figures, fractions in percent, and the protocol under them."""
+        """Return tables of the metrics, fractions in percent, and the protocol under them."""
         parts = [self._metrics(), self._top_pairs()]
         if "norm_ratio_curve" in self.sections:
             parts.append(_curve(self.sections["norm_ratio_curve"]))

@@ -1,7 +1,7 @@
 """Making scores of different queries comparable with the help of a background set that holds no copy.
 
 Three ways, all of them choices of the evaluation and no part of a model: subtract what a query scores on the background
-(SSCD's and the challenge's normalisation), subtract the nearest background vectors from the vectors themselves
+(SSCD's and the challenge's normalization), subtract the nearest background vectors from the vectors themselves
 (negative embedding subtraction), and whiten with the background's principal components.
 """
 
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from operator import index
+from typing import Any
 
 import numpy as np
 
 from ascl.core.errors import DataError
 from ascl.index.exact import nearest_references
+from ascl.index.search import import_faiss
 
 ROWS = 2**14  # whose neighbours are held at a time
 
@@ -21,7 +23,7 @@ ROWS = 2**14  # whose neighbours are held at a time
 def background_score(
     query: np.ndarray, background: np.ndarray, *, start: int, end: int, device: str = "cpu"
 ) -> np.ndarray:
-    """b(q): mean of the `start`-th to `end`-th largest inner products of each query with the background.
+    """Return b(q), the mean of the `start`-th to `end`-th largest inner products of each query with the background.
 
     Args:
         query: (Nq, d) float.
@@ -37,7 +39,7 @@ def background_score(
     """
     start, end = index(start), index(end)
     if not 0 <= start <= end:
-        raise DataError(f"score normalisation from place {start} to {end}: give 0 <= start <= end")
+        raise DataError(f"score normalization from place {start} to {end}: give 0 <= start <= end")
     if len(background) <= end:
         raise DataError(f"the background has {len(background)} vectors; place {end} (from 0) needs {end + 1}")
     _, scores = nearest_references(query, background, end + 1, metric="ip", device=device)
@@ -47,7 +49,7 @@ def background_score(
 def score_normalise(
     query: np.ndarray, reference: np.ndarray, background: np.ndarray, *, weight: float, start: int, end: int
 ) -> np.ndarray:
-    """Normalised score of every pair: q.r - weight * b(q).
+    """Return the normalized score of every pair: q.r - weight * b(q).
 
     The whole matrix is returned: for sets too large for it, search among `augmented` vectors.
 
@@ -70,7 +72,7 @@ def augmented(
     query: np.ndarray, reference: np.ndarray, background: np.ndarray, *, weight: float, start: int, end: int,
     device: str = "cpu",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of one more dimension whose inner products are the normalised scores, for any inner-product index.
+    """Return vectors of one more dimension whose inner products are the normalized scores, for any index of those.
 
     Args: as `score_normalise`.
 
@@ -88,14 +90,14 @@ def subtract_negatives(
     embeddings: np.ndarray, negatives: np.ndarray, *, beta: float, neighbours: int, iterations: int,
     device: str = "cpu",
 ) -> np.ndarray:
-    """Negative embedding subtraction: away from the nearest vectors that are known to be no copies.
+    """Move vectors away from the nearest that are known to be no copies: negative embedding subtraction.
 
     Each iteration: e <- nz(e - beta * mean of the `neighbours` negatives of the largest inner product with e). The
     winner of the challenge's descriptor track did it to queries and references alike, with beta 0.35, 10 neighbours
     and 1 iteration, the negatives being the training set (themselves averaged with their own neighbours beforehand).
 
     Args:
-        embeddings: (N, d) float, L2-normalised; taken as they are.
+        embeddings: (N, d) float, L2-normalized; taken as they are.
         negatives: (M, d) float, M >= neighbours.
         beta: share of the mean that is subtracted, unitless.
         neighbours, iterations: at least 1.
@@ -127,55 +129,53 @@ def subtract_negatives(
 
 @dataclass(frozen=True, eq=False)
 class Whitening:
-    """Centring, principal components, each divided by its standard deviation: `PCAW{d},L2norm` in FAISS' words.
+    """Centering, principal components, each divided by its standard deviation: `PCAW{d},L2norm` in FAISS' words.
 
     Attributes:
         mean: (D,) float64 of the background.
-        projection: (D, d) float64, the components' columns divided by the root of their variance.
+        components: FAISS' `PCAMatrix` of the centered background.
     """
 
     mean: np.ndarray
-    projection: np.ndarray
+    components: Any
 
     def apply(self, vectors: np.ndarray) -> np.ndarray:
-        """(N, D) float -> (N, d) of the same type, unit rows."""
+        """Return (N, D) float as (N, d) of the same type, unit rows; computed in float32."""
         _check_dimension(vectors, self.mean[None], "the background of the whitening")
-        result = np.empty((len(vectors), self.projection.shape[1]), dtype=vectors.dtype)
-        for first in range(0, len(vectors), ROWS):
-            rows = slice(first, first + ROWS)
-            result[rows] = _unit((vectors[rows].astype(np.float64) - self.mean) @ self.projection)
-        return result
+        return _unit(self.components.apply(np.subtract(vectors, self.mean, dtype=np.float32)).astype(vectors.dtype))
 
 
 def fit_whitening(background: np.ndarray, dimension: int) -> Whitening:
-    """Whitening to `dimension` components, fitted on a background set.
+    """Fit a whitening to `dimension` components on a background set.
 
     Args:
         background: (M, D) float.
         dimension: 1 to D, and no more than the background spans: a component without variance cannot be divided by it.
 
     Raises:
-        DataError: dimension out of that range (the message says how many components there are).
+        DataError: FAISS is not installed, or dimension out of that range (the message says how many components there
+            are).
     """
+    faiss = import_faiss()
+    if faiss is None:
+        raise DataError("whitening needs FAISS: pip install 'ascl[search]', or pip install faiss-cpu")
     total = background.shape[1]
     if not 1 <= dimension <= total:
         raise DataError(f"whitening to {dimension} dimensions: the vectors have {total}; choose 1 to {total}")
     mean = background.mean(axis=0, dtype=np.float64)
-    covariance = np.zeros((total, total))
-    for first in range(0, len(background), ROWS):
-        centred = background[first : first + ROWS].astype(np.float64) - mean
-        covariance += centred.T @ centred
-    variance, components = np.linalg.eigh(covariance / max(1, len(background)))
-    variance, components = variance[::-1], components[:, ::-1]
-    # below float32's resolution of the largest variance a component holds rounding errors, which whitening would raise
-    spanned = int((variance > variance[0] * total * np.finfo(np.float32).eps ** 2).sum()) if variance[0] > 0 else 0
-    spanned = min(spanned, len(background) - 1)
+    components = faiss.PCAMatrix(total, min(dimension, len(background)), -0.5)
+    components.max_points_per_d = len(background)  # no subset of the background
+    # Centered here: FAISS subtracts the mean from the sums of squares in float32, which costs small components.
+    components.train(np.subtract(background, mean, dtype=np.float32))
+    variance = faiss.vector_to_array(components.eigenvalues)
+    # Below float32's resolution of the largest variance a component holds rounding errors, which whitening would raise.
+    spanned = min(int((variance > variance[0] * 8 * np.finfo(np.float32).eps).sum()), len(background) - 1)
     if dimension > spanned:
         raise DataError(
             f"whitening to {dimension} dimensions: the {len(background)} background vectors span only {spanned}; "
             "choose fewer, or give a larger background"
         )
-    return Whitening(mean, components[:, :dimension] / np.sqrt(variance[:dimension]))
+    return Whitening(mean, components)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from ascl.core.errors import DataError
+from ascl.core.hashing import sha256_of
 from ascl.image_copy.descriptors.choice import ImageDescriber
 from ascl.images.loader import Decoder
-from ascl.images.read import find_images, listed_images
 from ascl.index.store import Images
 
 CONFIRMED_TOGETHER = 1024   # images: what a kill can cost
@@ -46,32 +44,6 @@ class ReadOptions:
     skip_unreadable: bool = False
     progress: Callable[[int], Any] = lambda count: None
     together: int = CONFIRMED_TOGETHER
-
-
-def image_paths(sources: Sequence[str | os.PathLike]) -> list[Path]:
-    """Return the images of files, folders and lists (.txt), in that order, each file once.
-
-    Raises:
-        DataError: a source that is not there, a folder without an image, two images of one id in one folder.
-    """
-    paths: dict[str, Path] = {}
-    for source in map(Path, sources):
-        if source.is_dir():
-            found = find_images(source)
-        elif not source.is_file():
-            raise DataError(f"{source}: no such image or folder")
-        else:
-            found = listed_images(source) if source.suffix == ".txt" else [source]
-        for path in found:
-            paths.setdefault(os.path.realpath(path), path)
-    if not paths:
-        raise DataError("no image was named")
-    for path in paths.values():
-        try:
-            path.stem.encode("utf-8")
-        except UnicodeEncodeError:
-            raise DataError(f"{os.fsencode(path)!r}: the file's name is not UTF-8; rename it") from None
-    return list(paths.values())
 
 
 def described_images(
@@ -137,8 +109,4 @@ def check_finite(images: Images) -> None:
 
 def digest_of(path: Path) -> np.ndarray:
     """Return (32,) uint8, SHA-256 of a file."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return np.frombuffer(digest.digest(), np.uint8)
+    return np.frombuffer(bytes.fromhex(sha256_of(path)), np.uint8)

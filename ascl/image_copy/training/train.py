@@ -29,7 +29,7 @@ from ascl.image_copy.training.objective import (
     SscdObjective,
 )
 from ascl.image_copy.training.validation import make_validation_set, validate
-from ascl.images.read import SquarePixels, find_images, listed_images
+from ascl.images.read import SquarePixels, images_of
 from ascl.settings.image_copy import CopyConfig, copy_config_to_dict
 from ascl.training.distributed import make_accelerator
 from ascl.training.loop import LoopSettings, Progress, StepLoss, check_start, fit
@@ -47,13 +47,6 @@ class CopyData:
     train: ImageFiles
     validation: ImageFiles
     skipped: list[tuple[Path, str]]
-
-
-def images_of(source: str) -> list[Path]:
-    """A folder's images, or those that a .txt names, one a line."""
-    if not source:
-        raise DataError("no images: give --images FOLDER")
-    return listed_images(source) if source.endswith(".txt") and not Path(source).is_dir() else find_images(source)
 
 
 def build_data(config: CopyConfig) -> CopyData:

@@ -114,15 +114,15 @@ def naive_best(boxes, scores, image_size, original, max_regions, nms_threshold, 
 
 
 def random_boxes(seed: int, proposals: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Boxes around few centres, so that many overlap; some leave the image of 60 x 80, some have no area.
+    """Boxes around few centers, so that many overlap; some leave the image of 60 x 80, some have no area.
 
     Every score is there twice, for the order of equal ones.
     """
     random = np.random.default_rng(seed)
-    centres = random.uniform(-10, 90, (proposals, 1, 2)).round(-1) + random.normal(0, 3, (proposals, classes, 2))
+    centers = random.uniform(-10, 90, (proposals, 1, 2)).round(-1) + random.normal(0, 3, (proposals, classes, 2))
     halves = random.uniform(-1, 25, (proposals, 1, 2)) + random.normal(0, 1, (proposals, classes, 2))
     ranks = random.permutation(proposals * classes).reshape(proposals, classes) // 2
-    boxes = np.concatenate([centres - halves, centres + halves], axis=2)
+    boxes = np.concatenate([centers - halves, centers + halves], axis=2)
     return torch.from_numpy(boxes).float(), torch.from_numpy(ranks / (proposals * classes)).float()
 
 

@@ -42,7 +42,7 @@ def test_a_resized_image_keeps_its_limits_and_its_aspect(height, width, resize):
 
 
 def interpolated(image: np.ndarray, size, scale_y: float, scale_x: float) -> np.ndarray:
-    """(H, W, C) float -> (h, w, C): bilinear between pixel centres, the edge repeated."""
+    """(H, W, C) float -> (h, w, C): bilinear between pixel centers, the edge repeated."""
     height, width = image.shape[:2]
     out = np.zeros((size.height, size.width, image.shape[2]))
     for row in range(size.height):

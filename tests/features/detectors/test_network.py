@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ascl.features.detectors.boxes import (
     anchors_of_map,
     caffe_anchors,
-    centred_anchors,
+    centered_anchors,
     clip_boxes,
     decode_boxes,
     nms,
@@ -70,8 +70,8 @@ def test_caffes_anchors_are_the_known_ones():
     assert found[1] == [-84, -40, 99, 55] and found[5] == [-56, -56, 71, 71] and found[9] == [-36, -80, 51, 95]
 
 
-def test_centred_anchors_have_the_areas_of_their_scales():
-    found = centred_anchors((4, 8, 16, 32)).tolist()
+def test_centered_anchors_have_the_areas_of_their_scales():
+    found = centered_anchors((4, 8, 16, 32)).tolist()
     for index, (x1, y1, x2, y2) in enumerate(found):
         side, ratio = 64 * 2 ** (index // 3), (0.5, 1, 2)[index % 3]
         assert x1 == -x2 and y1 == -y2

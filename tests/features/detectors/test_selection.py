@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torchvision.ops import nms
 
 from ascl.features.detectors.selection import (
+    first_survivors,
+    padded,
     raised_thresholds,
     select_by_confidence,
     select_by_raising_nms,
@@ -148,3 +150,25 @@ def test_exactly_enough_boxes_end_the_raising():
     mild, strict = (greedy(boxes.tolist(), scores.tolist(), threshold, False) for threshold in (0.4, 0.3))
     assert len(mild) > len(strict)
     assert select_by_raising_nms(boxes, scores, len(strict), 30, (0.3, 0.4), False).tolist() == strict
+
+
+@pytest.mark.parametrize("first", [1, 3, 7, 64])  # how many are looked at first changes nothing
+@pytest.mark.parametrize("wanted", [1, 5, 40])
+def test_the_first_survivors_are_those_of_each_class_alone(first, wanted):
+    rng = np.random.default_rng(wanted)
+    corners = rng.uniform(0, 40, (40, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(5, 30, (40, 2))], axis=1)
+    scores, classes = np.sort(rng.integers(0, 9, 40) / 8)[::-1].copy(), rng.integers(0, 3, 40)  # with ties
+    expected = []
+    for name in range(3):
+        rows = np.flatnonzero(classes == name)
+        expected += [int(rows[i]) for i in greedy(boxes[rows].tolist(), scores[rows].tolist(), 0.3, False)]
+    found = first_survivors(
+        torch.from_numpy(boxes), torch.from_numpy(scores), torch.from_numpy(classes), 0.3, wanted, first=first
+    )
+    assert found.tolist() == sorted(expected)[:wanted]
+
+
+def test_rows_are_filled_up():
+    assert padded(torch.tensor([[1, 2]], dtype=torch.int32), 3, -1).tolist() == [[1, 2], [-1, -1], [-1, -1]]
+    assert padded(torch.ones(2), 2).tolist() == [1, 1] and padded(torch.ones(2), 2).dtype == np.float32

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from ascl.core.errors import DataError
-from ascl.features.detectors.boxes import caffe_anchors, centred_anchors
+from ascl.features.detectors.boxes import caffe_anchors, centered_anchors
 from ascl.features.detectors.network import CAFFE, DETECTRON2, HUGGING_FACE, BottomUpDetector, DetectorShape
 from ascl.features.detectors.weights import load_detector, wanted_shapes
 
@@ -81,7 +81,7 @@ def published_state(kind: str, attributes: bool = True) -> dict[str, torch.Tenso
             value.abs_().add_(0.5)
     for name in [name for name in state if name.endswith("num_batches_tracked")]:
         state[name] = torch.tensor(7)
-    make = caffe_anchors if kind == "caffe" else centred_anchors
+    make = caffe_anchors if kind == "caffe" else centered_anchors
     state[ANCHORS] = make(SMALL.anchor_scales) + 0.25  # not what the network would make by itself
     return state
 
@@ -194,7 +194,7 @@ def test_order_of_the_keys_and_absent_anchors_do_not_matter(kind, tmp_path):
     turned = dict(reversed(list(state.items())))
     del turned[ANCHORS]
     found = load_detector(str(write(turned, kind, tmp_path)), SMALL)[0].state_dict()
-    make = caffe_anchors if kind == "caffe" else centred_anchors
+    make = caffe_anchors if kind == "caffe" else centered_anchors
     assert torch.equal(found.pop(ANCHORS), make(SMALL.anchor_scales))
     assert all(torch.equal(value, wanted[name]) for name, value in found.items())
 

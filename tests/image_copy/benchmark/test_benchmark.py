@@ -17,8 +17,6 @@ from filelock import FileLock
 from PIL import Image
 
 from ascl.core.errors import DataError
-from ascl.image_copy.benchmark import make as benchmark
-from ascl.image_copy.benchmark import plan as benchmark_plan
 from ascl.image_copy.benchmark.make import make_benchmark
 from ascl.image_copy.benchmark.near_duplicates import NearDuplicates
 from ascl.image_copy.benchmark.plan import (
@@ -29,6 +27,7 @@ from ascl.image_copy.benchmark.plan import (
     QueryPlan,
     usable_photos,
 )
+from ascl.image_copy.benchmark.queries import QueryMaker
 from ascl.image_copy.edits.stickers import drawn_picture
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -166,24 +165,25 @@ def test_without_left_over_photos_others_are_mixed_in(photos, tmp_path):
     assert rows(tmp_path / "b" / "hard_negatives.csv") == []
 
 
-def test_no_photo_is_mixed_into_its_own_copy(photos, tmp_path, monkeypatch):
-    loaded = []
-    load = benchmark.load_image
-    monkeypatch.setattr(benchmark, "load_image", lambda path: loaded.append(path) or load(path))
-    own, other = photos / "photo02.jpg", photos / "photo04.jpg"
+def test_no_photo_is_mixed_into_its_own_copy(tmp_path):
+    """A collage of nine cells of a red photo: one cell is red, and the others are blue where there is a blue photo."""
+    own, other = tmp_path / "red.png", tmp_path / "blue.png"
+    Image.new("RGB", (60, 60), (255, 0, 0)).save(own)
+    Image.new("RGB", (60, 60), (0, 0, 255)).save(other)
     (tmp_path / "queries").mkdir()
     plan = QueryPlan("Q0", "distractor", own, "", "collage", "hard")
-    for pool, expected in (([own], [own]), ([own, other], [own, other])):
-        loaded.clear()
-        benchmark.QueryMaker(tmp_path, [plan], pool, SMALL)[0]
-        assert loaded == expected
+    for pool, blue in (([own], 0), ([own, other], 8)):
+        QueryMaker(tmp_path, [plan], pool, SMALL)[0]
+        pixels = np.asarray(Image.open(tmp_path / "queries" / "Q0.jpg")).astype(int)
+        for channel, cells in ((0, 1), (2, blue)):
+            near = (abs(pixels - 255 * (np.arange(3) == channel)) < 30).all(axis=2)
+            assert near.mean() == pytest.approx(cells / 9, abs=0.03)
 
 
-def test_it_stops_looking_when_there_are_enough(photos, monkeypatch):
-    monkeypatch.setattr(benchmark_plan, "MIX_INS", 20)
+def test_it_stops_looking_when_there_are_enough(photos):
     settings = BenchmarkSettings(references=3, queries=3, distractors=1, reverse_crops=1, background=1)
     found = sorted(path for path in photos.rglob("*") if path.is_file())
-    assert usable_photos(found, settings, 0).looked_at == 6 + 20
+    assert usable_photos(found, settings, 0, mix_ins=20).looked_at == 6 + 20
 
 
 def test_unreadable_tiny_and_duplicate_photos_are_left_out_with_their_reason(photos, tmp_path):
@@ -240,10 +240,10 @@ def test_impossible_settings_are_refused(wrong):
 
 
 def test_a_failure_in_the_middle_leaves_nothing(photos, tmp_path, monkeypatch):
-    def fails(image, names, strength, rng, others=()):
+    def full(image, path, *_, **__):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(benchmark, "edit_chain", fails)
+    monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(OSError, match="No space left"):
         make_benchmark(photos, tmp_path / "out", SMALL)
     assert list(tmp_path.iterdir()) == []
@@ -251,16 +251,17 @@ def test_a_failure_in_the_middle_leaves_nothing(photos, tmp_path, monkeypatch):
 
 def test_a_photo_that_goes_away_meanwhile_is_named(photos, tmp_path, monkeypatch):
     shutil.copytree(photos, tmp_path / "photos")
-    plan = benchmark.plan_queries
+    copy, copied = shutil.copyfile, []
 
-    def plan_and_lose(roles, reference_ids, settings):
-        roles["distractors"][0].unlink()
-        return plan(roles, reference_ids, settings)
+    def copy_and_lose(source, target):
+        copied.append(copy(source, target))
+        if len(copied) == 12 + 5:  # all that are copied as they are; the queries are still to be made
+            shutil.rmtree(tmp_path / "photos")
 
-    monkeypatch.setattr(benchmark, "plan_queries", plan_and_lose)
+    monkeypatch.setattr(shutil, "copyfile", copy_and_lose)
     with pytest.raises(DataError, match="the disk does not give this file"):
         make_benchmark(tmp_path / "photos", tmp_path / "out", SMALL, workers=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    assert len(copied) == 17 and list(tmp_path.iterdir()) == []
 
 
 def test_a_killed_run_leaves_no_benchmark_and_the_next_one_makes_it(photos, tmp_path):

@@ -19,7 +19,8 @@ from ascl.image_copy.descriptors.descriptor import (
     load_descriptor,
     read_descriptor,
 )
-from ascl.images.pooling import PooledBackbone, gem_pool, normalised_pixels
+from ascl.images.backbones import normalize_pixels
+from ascl.images.pooling import PooledBackbone, gem_pool
 from ascl.images.read import SquarePixels, find_images, load_image
 
 from ..training_cases import BACKBONE, SIDE, save_photos, tiny
@@ -102,12 +103,12 @@ def test_the_projector_is_that_of_asl():
 
 def test_pixels_are_brought_to_the_range_of_the_weights():
     levels = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
-    half = normalised_pixels(levels, "half").flatten().tolist()
+    half = normalize_pixels(levels, "half").flatten().tolist()
     assert half == pytest.approx([-1, -0.6, 1])
-    assert normalised_pixels(levels, "none").flatten().tolist() == pytest.approx([0, 0.2, 1])
+    assert normalize_pixels(levels, "none").flatten().tolist() == pytest.approx([0, 0.2, 1])
     imagenet = [(0 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, (1 - 0.406) / 0.225]
-    assert normalised_pixels(levels, "imagenet").flatten().tolist() == pytest.approx(imagenet)
-    assert torch.equal(normalised_pixels(levels, "imagenet"), normalised_pixels(levels.float(), "imagenet"))
+    assert normalize_pixels(levels, "imagenet").flatten().tolist() == pytest.approx(imagenet)
+    assert torch.equal(normalize_pixels(levels, "imagenet"), normalize_pixels(levels.float(), "imagenet"))
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -136,7 +137,7 @@ def test_timm_backbones(name):
     network = PooledBackbone(name, "random:0").eval()
     again = PooledBackbone(name, "random:0").eval()
     images = pixels(2, 64)
-    maps = network.network.forward_features(normalised_pixels(images, "imagenet"))
+    maps = network.network.forward_features(normalize_pixels(images, "imagenet"))
     assert network(images).shape == (2, network.dim) == tuple(maps.shape[:2])
     assert torch.equal(network(images), gem_pool(maps)) and torch.equal(network(images), again(images))
     assert not hasattr(network.network, "classifier") or isinstance(network.network.classifier, nn.Identity)
@@ -147,7 +148,7 @@ def test_class_token_and_patches_of_a_vision_transformer():
     name = "vit_tiny_patch16_224"
     network = PooledBackbone(f"timm:{name}", "random:0", pool="class+gem").eval()
     images = pixels(1, 224)
-    tokens = network.network.forward_features(normalised_pixels(images, "imagenet"))
+    tokens = network.network.forward_features(normalize_pixels(images, "imagenet"))
     assert tokens.shape == (1, 197, 192) and network.dim == 384
     patches = gem_by_hand(tokens[:, 1:].transpose(1, 2).unsqueeze(3).detach(), 3)
     assert torch.equal(network(images)[:, :192], tokens[:, 0])
@@ -163,7 +164,7 @@ def test_a_timm_state_dict_fills_the_whole_network(tmp_path):
     whole = timm.create_model("mobilenetv3_small_050")
     torch.save(whole.state_dict(), tmp_path / "weights.pth")
     network = PooledBackbone("timm:mobilenetv3_small_050", str(tmp_path / "weights.pth")).eval()
-    images = normalised_pixels(pixels(2, 64), "imagenet")
+    images = normalize_pixels(pixels(2, 64), "imagenet")
     assert torch.equal(network.network.forward_features(images), whole.eval().forward_features(images))
     assert network.origin["weights"] == "weights.pth"
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ascl.core import checkpoint
-from ascl.features import writer
+from ascl.features.writer import extract
 from ascl.image_copy import read_descriptors
 from ascl.image_copy.descriptors.descriptor import Descriptor, describe_images, load_descriptor
 from ascl.image_copy.descriptors.extract import extract_descriptors
@@ -76,71 +76,55 @@ class Killed(BaseException):
     """As a kill: no `except Exception` sees it."""
 
 
-def test_a_killed_extraction_goes_on_where_it_stopped(tmp_path, photos, run, monkeypatch):
-    describer, paths, out = load_descriptor(run), find_images(photos), tmp_path / "d.h5"
-    usual, parts = writer.save_part, []
+class Killing:
+    """A describer that is killed at its third batch."""
 
-    def killing(path, rows, dtype):
-        if len(parts) == 2:
+    def __init__(self, describer):
+        self.settings, self.names, self.prepare = describer.settings, describer.names, describer.prepare
+        self.model, self.dim, self.describer, self.batches = describer.model, describer.dim, describer, 0
+
+    def extract(self, pixels, sizes):
+        self.batches += 1
+        if self.batches > 2:
             raise Killed
-        parts.append(path)
-        usual(path, rows, dtype)
+        return self.describer.extract(pixels, sizes)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(writer, "save_part", killing)
-        with pytest.raises(Killed):
-            extract_descriptors(describer, paths, out, part_size=3, workers=0, progress=False)
+
+def test_a_killed_extraction_goes_on_where_it_stopped(tmp_path, photos, run):
+    describer, paths, out = load_descriptor(run), find_images(photos), tmp_path / "d.h5"
+    how = {"part_size": 3, "workers": 0, "progress": False}
+    with pytest.raises(Killed):
+        extract_descriptors(Killing(describer), paths, out, **how)
     assert not out.exists()
-    with pytest.raises(ValueError, match="--resume"):
-        extract_descriptors(describer, paths, out, part_size=3, workers=0, progress=False)
-    done = extract_descriptors(describer, paths, out, part_size=3, workers=0, progress=False, resume=True)
-    assert done.extracted == 5 and done.count == 11
-    whole = extract_descriptors(describer, paths, tmp_path / "w.h5", part_size=3, workers=0, progress=False)
+    with pytest.raises(ValueError, match="go on with resume"):
+        extract_descriptors(describer, paths, out, **how)
+    done = extract_descriptors(describer, paths, out, resume=True, **how)
+    assert done.extracted == 5 and done.shapes["vectors"] == (11, 8)
+    whole = extract_descriptors(describer, paths, tmp_path / "w.h5", **how)
     a, b = (read_descriptors(path, "query") for path in (done.path, whole.path))
     assert a.names == b.names and np.array_equal(a.vectors, b.vectors) and np.array_equal(a.norms, b.norms)
 
 
-def test_a_kill_between_joining_and_writing_costs_nothing(tmp_path, photos, run, monkeypatch):
-    from ascl.image_copy.descriptors import extract as extraction
-
+def test_a_kill_between_joining_and_writing_costs_nothing(tmp_path, photos, run):
     describer, paths, out = load_descriptor(run), find_images(photos), tmp_path / "d.h5"
-
-    def killing(*_, **__):
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(extraction, "write_descriptors", killing)
-        with pytest.raises(Killed):
-            extract_descriptors(describer, paths, out, workers=0, progress=False)
+    extract(describer, paths, tmp_path / "d.h5.features.h5", dtype="float32", workers=0, progress=False)
     done = extract_descriptors(describer, paths, out, workers=0, progress=False, resume=True)
     assert done.extracted == 0 and "nothing was left to do" in done.summary()
     assert [path.name for path in tmp_path.iterdir()] == ["d.h5"]
 
 
-def test_queries_and_references_become_one_submission(tmp_path, photos, run, tool, capsys, monkeypatch):
+def test_queries_and_references_become_one_submission(tmp_path, photos, run, tool, capsys):
     """Both sides sorted; after a kill between the sides, --resume describes only what is missing."""
-    from ascl.image_copy.descriptors import extract as extraction
-
     others = save_photos(tmp_path / "queries", 4)
     out = tmp_path / "s.h5"
+    describer = load_descriptor(run)
+    work = tmp_path / "s.h5.queries.features.h5"
+    extract(describer, find_images(others), work, dtype="float32", workers=0, progress=False)
     arguments = ["--checkpoint", str(run), "--images", str(photos), "--queries", str(others), "--workers", "0",
                  "--out", str(out)]
-    usual = extraction.extract
-
-    def killing(describer, images, work, **how):
-        if "references" in work.name:
-            raise Killed
-        return usual(describer, images, work, **how)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(extraction, "extract", killing)
-        with pytest.raises(Killed):
-            tool("extract_descriptors")(arguments)
-    assert not out.exists()
     assert tool("extract_descriptors")([*arguments, "--resume"]) == 0
     printed = capsys.readouterr().out
     assert "nothing was left to do" in printed and "4 queries and 11 references" in printed
-    describer = load_descriptor(run)
     for role, folder in (("query", others), ("reference", photos)):
         names, vectors, _ = describe_images(describer, find_images(folder))
         made = read_descriptors(out, role)
@@ -177,7 +161,7 @@ def test_unreadable_images_stop_or_are_listed(tmp_path, run, tool, capsys):
     (["--weights", "default"], "weights says nothing of a checkpoint"),
     (["--normalize", "half"], "normalize says nothing of a checkpoint"),
     (["--input-size", "0"], "--input-size 0"),
-    (["--images", "no/such/folder"], "no such folder"),
+    (["--images", "no/such/folder"], "no such image or folder"),
     (["--device", "cuda:77"], "no such device"),
 ])
 def test_refusals(tmp_path, photos, run, tool, capsys, more, message):

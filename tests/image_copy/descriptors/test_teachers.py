@@ -13,7 +13,8 @@ from ascl.core.errors import DataError
 from ascl.image_copy.descriptors.descriptor import Descriptor
 from ascl.image_copy.descriptors.files import write_descriptors
 from ascl.image_copy.descriptors.teachers import is_torchscript, load_teacher, teacher_describer
-from ascl.images.pooling import PooledBackbone, normalised_pixels
+from ascl.images.backbones import normalize_pixels
+from ascl.images.pooling import PooledBackbone
 
 from ..training_cases import BACKBONE, SIDE, tiny
 
@@ -46,20 +47,20 @@ def pixels(count=4, side=SIDE):
     return torch.randint(0, 256, (count, 3, side, side), generator=torch.Generator().manual_seed(7), dtype=torch.uint8)
 
 
-def test_a_torchscript_file_sees_normalised_pixels(scripts):
+def test_a_torchscript_file_sees_normalize_pixels(scripts):
     folder, networks = scripts
     path = folder / "False.torchscript.pt"
     assert is_torchscript(path)
     teacher = load_teacher(str(path), normalize="half")
     with torch.no_grad():
-        expected = networks[False](normalised_pixels(pixels(), "half"))
+        expected = networks[False](normalize_pixels(pixels(), "half"))
     assert torch.allclose(teacher.embed(pixels(), ()), expected, atol=1e-6) and teacher.dim == 6
     assert teacher.model.startswith("False.torchscript.pt sha256:") and len(teacher.model.split(":")[1]) == 64
     larger = load_teacher(str(path), normalize="half", image_size=48)
     resized = F.interpolate(pixels().float(), (48, 48), mode="bilinear", antialias=True)
     with torch.no_grad():
         assert torch.allclose(
-            larger.embed(pixels(), ()), networks[False](normalised_pixels(resized, "half")), atol=1e-6
+            larger.embed(pixels(), ()), networks[False](normalize_pixels(resized, "half")), atol=1e-6
         )
 
 

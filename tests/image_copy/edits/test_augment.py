@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ascl.image_copy.edits import augment
 from ascl.image_copy.edits.augment import CopyAugmentation, IdentityAugmentation, augmentation_of, reduced, to_tensor
 from ascl.image_copy.edits.edits import sample_rng
 from ascl.image_copy.edits.stickers import drawn_picture
@@ -50,51 +49,43 @@ def test_the_content_scale_is_the_share_of_the_crop():
     assert strip.content_scale == pytest.approx(0.1, abs=0.005)
 
 
-def test_crops_are_as_random_as_torchvisions():
-    """The box's area and shape over many draws against torchvision's own sampler, by their quantiles."""
-    from torchvision.transforms import RandomResizedCrop
-
+def test_crops_are_drawn_from_the_ranges_of_the_paper():
+    """Area and shape over many draws against their definition: uniform, and log-uniform, where the box fits."""
     augmentation = CopyAugmentation()
-    rng = np.random.default_rng(0)
-    boxes = np.array([augmentation._crop_box(300, 200, rng) for _ in range(3000)])
-    ours = [(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / 60_000,
-            (boxes[:, 2] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 1])]
-    image = torch.zeros(3, 200, 300)
-    drawn = np.array([RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(3000)])
-    theirs = [drawn[:, 2] * drawn[:, 3] / 60_000, drawn[:, 3] / drawn[:, 2]]
-    for one, other in zip(ours, theirs, strict=True):
-        quantiles = [0.1, 0.25, 0.5, 0.75, 0.9]
-        assert np.quantile(one, quantiles) == pytest.approx(np.quantile(other, quantiles), abs=0.04)
-    assert boxes.min() >= 0 and boxes[:, 2].max() <= 300 and boxes[:, 3].max() <= 200
+    image, rng = photo(300, 300), np.random.default_rng(0)
+    boxes = np.array([augmentation.crop_box(image, rng) for _ in range(3000)])
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    small = width * height < 0.5 * 90_000  # of these every shape fits
+    quantiles = [0.1, 0.25, 0.5, 0.75, 0.9]
+    expected = 0.08 + 0.42 * np.array(quantiles)
+    assert np.quantile((width * height / 90_000)[small], quantiles) == pytest.approx(expected, abs=0.03)
+    expected = (2 * np.array(quantiles) - 1) * np.log(4 / 3)
+    assert np.quantile(np.log(width / height)[small], quantiles) == pytest.approx(expected, abs=0.04)
+    assert boxes.min() >= 0 and boxes[:, 2:].max() <= 300
 
 
-@pytest.mark.parametrize(("change", "stand_in", "probability"), [
-    ("quarter_turn", "turned", 0.05), ("flip", "flipped", 0.5), ("text", "with_text", 0.1),
-    ("sticker", "with_sticker", 0.2), ("rotation", "rotated", 0.05), ("colour_jitter", "jittered", 0.8),
-    ("blur", "quickly_blurred", 0.5), ("jpeg", "jpeg_compressed", 0.2),
+def test_crops_depend_on_the_given_generator_alone_and_leave_torchs_as_it_was():
+    augmentation = CopyAugmentation()
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    drawn = []
+    for seed in (7, 8):
+        torch.manual_seed(seed)
+        drawn.append(augmentation.crop_box(photo(), np.random.default_rng(5)))
+        assert seed != 7 or torch.equal(torch.rand(3), expected)
+    assert drawn[0] == drawn[1] != augmentation.crop_box(photo(), np.random.default_rng(6))
+
+
+@pytest.mark.parametrize(("change", "probability"), [
+    ("quarter_turn", 0.05), ("flip", 0.5), ("text", 0.1), ("sticker", 0.2), ("rotation", 0.05), ("colour_jitter", 0.8),
+    ("grey", 0.2), ("blur", 0.5), ("jpeg", 0.2),
 ])
-def test_every_change_comes_with_its_probability(monkeypatch, change, stand_in, probability):
-    """Calls counted over 400 views; within four standard deviations."""
-    calls = []
-    place = augment.Canvas if stand_in in ("turned", "flipped") else augment
-    original = getattr(place, stand_in)
-
-    def counted(*arguments, **keywords):
-        calls.append(stand_in)
-        return original(*arguments, **keywords)
-
-    monkeypatch.setattr(place, stand_in, counted)
-    augmentation = CopyAugmentation(16)
-    assert getattr(augmentation, change) == probability
-    for index in range(400):
-        augmentation(photo(24, 20), sample_rng(1, index))
-    assert abs(len(calls) - 400 * probability) < 4 * (400 * probability * (1 - probability)) ** 0.5 + 1
-
-
-def test_greys_come_in_a_fifth_of_the_views():
-    views = [CopyAugmentation(16)(photo(24, 20), sample_rng(2, i)).pixels.int() for i in range(400)]
-    grey = sum(bool((view[0] - view[1]).abs().max() <= 2 and (view[0] - view[2]).abs().max() <= 2) for view in views)
-    assert 50 <= grey <= 125
+def test_every_change_comes_with_its_probability(change, probability):
+    """Changed views counted over 400 with this change alone; within four standard deviations."""
+    assert getattr(CopyAugmentation(), change) == probability
+    augmentation, image = replace(NOTHING, **{change: probability}), photo(64, 64)
+    changed = sum(not torch.equal(augmentation(image, sample_rng(1, i)).pixels, to_tensor(image)) for i in range(400))
+    assert abs(changed - 400 * probability) < 4 * (400 * probability * (1 - probability)) ** 0.5 + 1
 
 
 def test_strengths_of_sscd():
@@ -191,15 +182,15 @@ def test_identities_that_make_no_sense_are_refused():
 
 
 def test_views_of_real_photos_show_what_they_say(shared):
-    """A view without sticker or turn, scaled back, is found in its photo: its colours are near the crop's."""
+    """A view without sticker or turn, scaled back, is found in its photo: its colors are near the crop's."""
     augmentation = replace(NOTHING, crop_area=(0.3, 0.9), crop_ratio=(0.75, 4 / 3))
     for index, path in enumerate(find_images(shared / "data" / "flickr8k" / "full1000")[:8]):
         image = load_image(path).image
         view = augmentation(image, sample_rng(0, index))
         rng = sample_rng(0, index)
         rng.random(5)  # flip, quarter turn, text, sticker, rotation
-        box = augmentation._crop_box(*image.size, rng)
-        cut = image.crop(tuple(round(side) for side in box)).resize((64, 64), Image.Resampling.BILINEAR)
+        box = augmentation.crop_box(image, rng)
+        cut = image.crop(box).resize((64, 64), Image.Resampling.BILINEAR)
         assert (to_tensor(cut).float() - view.pixels.float()).abs().mean() < 6
         area = (box[2] - box[0]) * (box[3] - box[1]) / (image.width * image.height)
         assert view.content_scale == pytest.approx(area, abs=0.005)

@@ -133,7 +133,7 @@ def test_three_candidates_of_each_query(run, data):
     assert report["metrics_norm_filter"]["muap"] == pytest.approx(expected.muap, abs=1e-12)
 
 
-def test_score_normalisation_is_the_function(run, data):
+def test_score_normalization_is_the_function(run, data):
     _, report, _, _ = run("--background", data / "b.h5", "--score-norm", "sscd", "--weight", 0.7, "--end", 4)
     query, reference, background = (read_descriptors(data / f"{side}.h5", "query") for side in "qrb")
     scores = score_normalise(query.vectors, reference.vectors, background.vectors, weight=0.7, start=0, end=4)
@@ -142,7 +142,7 @@ def test_score_normalisation_is_the_function(run, data):
         query.names[:PAIRS], reference.names[:PAIRS],
     )
     assert report["metrics"]["muap"] == pytest.approx(expected.muap, abs=1e-9)
-    assert "beta 0.7" in report["protocol"]["normalisation"] and report["counts"]["background"] == 50
+    assert "beta 0.7" in report["protocol"]["normalization"] and report["counts"]["background"] == 50
 
 
 @pytest.mark.parametrize(("options", "expected"), [
@@ -151,9 +151,9 @@ def test_score_normalisation_is_the_function(run, data):
     (["--whiten", 6], "none PCAW6,L2norm,Flat"),
     (["--whiten", 6, "--score-norm", "sscd"], "places 0 to 2 (from 0), beta 1 PCAW6"),
 ])
-def test_every_normalisation_runs_and_is_named(run, data, options, expected):
+def test_every_normalization_runs_and_is_named(run, data, options, expected):
     code, report, _, _ = run("--background", data / "b.h5", *options)
-    named = f"{report['protocol']['normalisation']} {report['protocol']['codec']}"
+    named = f"{report['protocol']['normalization']} {report['protocol']['codec']}"
     assert code == 0 and report["metrics"]["muap"] > 0.1
     assert expected in named
 

@@ -17,8 +17,8 @@ from ascl.image_copy import (
 )
 from ascl.image_copy.descriptors.files import overlap
 from ascl.image_copy.evaluation.files import (
-    Edit,
     GroundTruth,
+    QueryEdit,
     read_edits,
     read_ground_truth,
     read_predictions,
@@ -104,7 +104,8 @@ def test_predictions_that_are_refused(tmp_path, content, message):
 
 def test_edits(tmp_path):
     (tmp_path / "e.csv").write_text("query_id,kind,strength,content_scale,role\nQ0,crop,hard,0.25,copy\nQ1,blur,,,\n")
-    assert read_edits(tmp_path / "e.csv") == {"Q0": Edit("crop", "hard", 0.25, "copy"), "Q1": Edit("blur", "", None)}
+    expected = {"Q0": QueryEdit("crop", "hard", 0.25, "copy"), "Q1": QueryEdit("blur", "", None)}
+    assert read_edits(tmp_path / "e.csv") == expected
     for content, message in (("id,kind\n", "no column query_id"), ("query_id,kind\nQ0,a\nQ0,b\n", "row 3: .*before"),
                              ("query_id,kind,content_scale\nQ0,a,1.5\n", "row 2: content_scale '1.5'")):
         (tmp_path / "e.csv").write_text(content)

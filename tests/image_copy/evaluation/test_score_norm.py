@@ -1,4 +1,7 @@
-"""Score normalisation, negative subtraction and whitening against plain loops and the numeric checks."""
+"""Score normalization, negative subtraction and whitening against plain loops and the numeric checks."""
+
+import importlib.util
+import sys
 
 import numpy as np
 import pytest
@@ -6,13 +9,15 @@ import pytest
 from ascl.core.errors import DataError
 from ascl.image_copy import augmented, capped_search, fit_whitening, score_normalise, subtract_negatives
 
+needs_faiss = pytest.mark.skipif(importlib.util.find_spec("faiss") is None, reason="FAISS is not installed")
+
 
 def unit(rng, *shape):
     vectors = rng.normal(size=shape)
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def normalised_oracle(query, reference, background, weight, start, end):
+def normalized_oracle(query, reference, background, weight, start, end):
     scores = []
     for q in query.tolist():
         of_background = sorted(sum(a * b for a, b in zip(q, x, strict=True)) for x in background.tolist())[::-1]
@@ -22,10 +27,10 @@ def normalised_oracle(query, reference, background, weight, start, end):
 
 
 @pytest.mark.parametrize(("weight", "start", "end"), [(1.0, 0, 2), (2.0, 9, 9), (0.5, 3, 7)])
-def test_normalised_scores_match_the_loops_and_an_inner_product_index(weight, start, end):
+def test_normalized_scores_match_the_loops_and_an_inner_product_index(weight, start, end):
     rng = np.random.default_rng(0)
     query, reference, background = unit(rng, 7, 5), unit(rng, 11, 5), unit(rng, 30, 5)
-    expected = normalised_oracle(query, reference, background, weight, start, end)
+    expected = normalized_oracle(query, reference, background, weight, start, end)
     found = score_normalise(query, reference, background, weight=weight, start=start, end=end)
     np.testing.assert_allclose(found, expected, atol=1e-12)
     left, right = augmented(query, reference, background, weight=weight, start=start, end=end)
@@ -35,7 +40,7 @@ def test_normalised_scores_match_the_loops_and_an_inner_product_index(weight, st
     np.testing.assert_allclose(score, np.array(expected)[at_query, at_reference], atol=1e-12)
 
 
-def test_numeric_check_of_score_normalisation(shared):
+def test_numeric_check_of_score_normalization(shared):
     given = np.load(shared / "oracles" / "score_norm_sscd_default.npz")
     vectors = [given[name] for name in ("query", "ref", "background")]
     options = {"weight": float(given["weight"]), "start": int(given["start"]), "end": int(given["end"])}
@@ -72,6 +77,7 @@ def test_negative_subtraction_leaves_its_input_alone_and_survives_zero():
     assert embeddings.tolist() == [[1.0, 0.0]]
 
 
+@needs_faiss
 @pytest.mark.parametrize(("dimension", "name"), [(8, "exp_sim_full"), (4, "exp_sim_d4")])
 def test_numeric_check_of_whitening(shared, dimension, name):
     given = np.load(shared / "oracles" / "pcaw_l2norm.npz")
@@ -80,15 +86,29 @@ def test_numeric_check_of_whitening(shared, dimension, name):
     np.testing.assert_allclose(left @ right.T, given[name], atol=2e-4)
 
 
-def test_whitened_background_has_no_preferred_direction():
+@needs_faiss
+@pytest.mark.parametrize("dimension", [6, 2])
+def test_whitening_is_that_of_the_covariance_in_float64(dimension):
+    """Similarities, which no choice of the components' signs changes; the mean is far from the origin."""
     rng = np.random.default_rng(2)
     background = rng.normal(size=(4000, 6)) * [5, 4, 3, 2, 1, 0.5] + 3
-    whitening = fit_whitening(background, 6)
-    projected = (background - whitening.mean) @ whitening.projection
-    np.testing.assert_allclose(projected.T @ projected / len(background), np.eye(6), atol=1e-8)
-    np.testing.assert_allclose(np.linalg.norm(whitening.apply(background), axis=1), 1, atol=1e-12)
+    centered = background - background.mean(axis=0)
+    variance, components = np.linalg.eigh(centered.T @ centered / len(background))
+    expected = (centered @ components / variance**0.5)[:200, ::-1][:, :dimension]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    found = fit_whitening(background, dimension).apply(background[:200])
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-12)
 
 
+def test_without_faiss_whitening_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(DataError, match=r"whitening needs FAISS: pip install 'ascl\[search\]'"):
+        fit_whitening(np.eye(4), 2)
+
+
+@needs_faiss
 def test_whitening_refuses_components_without_variance():
     rng = np.random.default_rng(3)
     flat = (rng.normal(size=(50, 3)) @ rng.normal(size=(3, 8))).astype(np.float32)
@@ -109,6 +129,6 @@ def test_whitening_refuses_components_without_variance():
     (lambda v: subtract_negatives(v, v, beta=1, neighbours=4, iterations=1), "4 neighbours of 3"),
     (lambda v: subtract_negatives(v, v, beta=1, neighbours=1, iterations=0), "at least 1"),
 ])
-def test_what_cannot_be_normalised_is_refused(call, message):
+def test_what_cannot_be_normalized_is_refused(call, message):
     with pytest.raises(DataError, match=message):
         call(np.eye(3, 2, dtype=np.float32))

@@ -15,10 +15,10 @@ from ascl.image_copy.descriptors.choice import DescriberChoice
 from ascl.image_copy.evaluation.files import read_predictions
 from ascl.image_copy.matching.add import add_images
 from ascl.image_copy.matching.calibrate import SAVED_AGAIN, calibrate_index
-from ascl.image_copy.matching.describe import ReadOptions, image_paths
+from ascl.image_copy.matching.describe import ReadOptions
 from ascl.image_copy.matching.model import create_index, describer_of
 from ascl.image_copy.matching.query import DIRECTIONS, query_images
-from ascl.images.read import SquarePixels
+from ascl.images.read import SquarePixels, images_of
 from ascl.index.calibration import ScoreNorm
 from ascl.index.store import CopyIndex
 
@@ -57,7 +57,7 @@ class Brightness:
 def bright_index(folder: Path, photos: Path, describer=None) -> tuple[CopyIndex, Brightness]:
     describer = describer or Brightness()
     index = create_index(folder, DescriberChoice("phash"), describer)
-    add_images(index, describer, image_paths([photos]), QUICK)
+    add_images(index, describer, images_of(photos), QUICK)
     return index, describer
 
 
@@ -211,17 +211,17 @@ def test_ids_and_files_that_come_twice(tmp_path):
     index, describer = bright_index(tmp_path / "index", photos)
     copied = tmp_path / "copied"
     shutil.copytree(photos, copied)
-    done, _ = add_images(index, describer, image_paths([photos, copied, photos / "photo_001.png"]), QUICK)
+    done, _ = add_images(index, describer, images_of(photos, copied, photos / "photo_001.png"), QUICK)
     assert (done.added, done.same) == (0, 8)
     picture(77).save(copied / "photo_002.png")
     with pytest.raises(DataError, match=r"'photo_002': .*photos/photo_002\.png, which is in the index, and .*copied"):
-        add_images(index, describer, image_paths([copied]), QUICK)
-    done, _ = add_images(index, describer, image_paths([copied]), QUICK, overwrite=True)
+        add_images(index, describer, images_of(copied), QUICK)
+    done, _ = add_images(index, describer, images_of(copied), QUICK, overwrite=True)
     assert (done.added, done.same, done.replaced, len(index)) == (1, 3, 1, 4)
     one, two = folder_of(tmp_path / "one", [50], "x"), folder_of(tmp_path / "two", [51], "x")
     (two / "x_051.png").rename(two / "x_050.png")
     with pytest.raises(DataError, match=r"'x_050' and different content: .*one.* and .*two"):
-        add_images(index, describer, image_paths([one, two]), QUICK)
+        add_images(index, describer, images_of(one, two), QUICK)
 
 
 def test_what_was_confirmed_before_a_broken_image_stays(tmp_path):
@@ -229,9 +229,9 @@ def test_what_was_confirmed_before_a_broken_image_stays(tmp_path):
     (photos / "photo_007.png").write_bytes(b"")
     index = create_index(tmp_path / "index", DescriberChoice("phash"), Brightness())
     with pytest.raises(DataError, match=r"photo_007\.png: cannot be used"):
-        add_images(index, Brightness(), image_paths([photos]), ReadOptions(batch_size=4, together=3))
+        add_images(index, Brightness(), images_of(photos), ReadOptions(batch_size=4, together=3))
     assert len(CopyIndex(index.folder)) == 6
-    done, skipped = add_images(index, Brightness(), image_paths([photos]), ReadOptions(skip_unreadable=True))
+    done, skipped = add_images(index, Brightness(), images_of(photos), ReadOptions(skip_unreadable=True))
     assert (done.added, done.same, len(skipped), len(index)) == (1, 6, 1, 7)
 
 
@@ -242,12 +242,12 @@ def test_descriptors_that_are_not_finite_name_the_image(tmp_path, workers):
     describer = Brightness()
     index = create_index(tmp_path / "index", DescriberChoice("phash"), describer)
     with np.errstate(invalid="ignore"), pytest.raises(DataError, match=r"photo_001\.png: its descriptor is not finite"):
-        add_images(index, describer, image_paths([photos]), ReadOptions(workers=workers))
+        add_images(index, describer, images_of(photos), ReadOptions(workers=workers))
     assert len(index) == 0
 
 
 def add_folder(index: Path, photos: Path) -> None:
-    add_images(CopyIndex(index), Brightness(), image_paths([photos]), ReadOptions(batch_size=4, together=2))
+    add_images(CopyIndex(index), Brightness(), images_of(photos), ReadOptions(batch_size=4, together=2))
 
 
 def test_two_processes_add_folders_at_the_same_time(tmp_path):
@@ -275,24 +275,24 @@ def test_the_direction_is_that_of_the_stored_norms(tmp_path):
     queries.mkdir()
     for name, factor in (("less", 0.7), ("same", 1.0), ("more", 1.2)):
         picture(2).point(lambda value, by=factor: min(255, value * by)).save(queries / f"{name}.png")
-    answers, _ = query_images(index, describer, image_paths([queries]), QUICK, k=1)
+    answers, _ = query_images(index, describer, images_of(queries), QUICK, k=1)
     found = {answer.id: answer.matches[0] for answer in answers}
     assert {match.id for match in found.values()} == {"photo_002"}
     assert {name: match.direction for name, match in found.items()} == {
         "less": "query copies reference", "same": "unclear", "more": "reference copies query"
     }
     assert found["less"].norm_ratio == pytest.approx(0.7, abs=0.02) and found["same"].norm_ratio == 1
-    answers, _ = query_images(index, describer, image_paths([queries]), QUICK, k=1, margin=5.0)
+    answers, _ = query_images(index, describer, images_of(queries), QUICK, k=1, margin=5.0)
     assert {answer.matches[0].direction for answer in answers} == {"unclear"}
     with pytest.raises(DataError, match="margin of -1"):
-        query_images(index, describer, image_paths([queries]), QUICK, k=1, margin=-1)
+        query_images(index, describer, images_of(queries), QUICK, k=1, margin=-1)
 
 
 def test_a_background_that_overlaps_is_left_out_with_a_count(tmp_path):
     photos = folder_of(tmp_path / "photos", range(12))
     index, describer = bright_index(tmp_path / "index", photos)
     background = folder_of(tmp_path / "background", range(100, 130), "other")
-    alone, _ = calibrate_index(index, describer, image_paths([background]), QUICK, rate=0.1)
+    alone, _ = calibrate_index(index, describer, images_of(background), QUICK, rate=0.1)
     assert alone.left_out["in the index"] == 0 and alone.achieved.total == 30
     shutil.copy(photos / "photo_003.png", background / "renamed.png")           # the same file
     picture(4).save(background / "saved_again.bmp")                             # the same descriptor
@@ -300,14 +300,14 @@ def test_a_background_that_overlaps_is_left_out_with_a_count(tmp_path):
     shutil.copy(background / "other_100.png", background / "twice.png")
     (background / "broken.png").write_bytes(b"")
     made, skipped = calibrate_index(
-        index, describer, image_paths([background]), ReadOptions(skip_unreadable=True), rate=0.1
+        index, describer, images_of(background), ReadOptions(skip_unreadable=True), rate=0.1
     )
     assert made.left_out == {
         "in the index": 2, SAVED_AGAIN: 1, "repeated": 1, "unreadable or too small": 1
     } and len(skipped) == 1
     assert (made.threshold, made.achieved) == (alone.threshold, alone.achieved)
     with pytest.raises(DataError, match="no background image is left.*12 in the index"):
-        calibrate_index(index, describer, image_paths([photos]), QUICK, rate=0.1)
+        calibrate_index(index, describer, images_of(photos), QUICK, rate=0.1)
 
 
 def test_without_imagehash_the_calibration_says_what_was_not_looked_for(tmp_path, monkeypatch):
@@ -316,7 +316,7 @@ def test_without_imagehash_the_calibration_says_what_was_not_looked_for(tmp_path
     background = folder_of(tmp_path / "background", range(100, 130), "other")
     picture(5).resize((90, 60)).save(background / "saved.jpg", quality=80)
     monkeypatch.setitem(sys.modules, "imagehash", None)
-    made, _ = calibrate_index(index, describer, image_paths([background]), QUICK, rate=0.1)
+    made, _ = calibrate_index(index, describer, images_of(background), QUICK, rate=0.1)
     assert made.left_out[SAVED_AGAIN] == 0 and made.achieved.total == 31
     assert made.warnings[-1].startswith("background images that are in the index, saved again, were not looked for: ")
     assert "pip install imagehash" in made.warnings[-1]
@@ -330,10 +330,10 @@ def test_a_background_photo_of_an_indexed_name_counts_and_the_nearest_are_named(
     picture(55).save(background / "photo_005.png")
     crop = picture(7, 480, 320).crop((0, 0, 440, 300))
     crop.save(background / "crop.png")
-    made, _ = calibrate_index(index, describer, image_paths([background]), QUICK, rate=0.1)
+    made, _ = calibrate_index(index, describer, images_of(background), QUICK, rate=0.1)
     assert made.achieved.total == 32 and sum(made.left_out.values()) == 0
-    scores = {path: describer([describer.prepare(Image.open(path))])[0][0] for path in image_paths([background])}
-    rows = {path.stem: describer([describer.prepare(Image.open(path))])[0][0] for path in image_paths([photos])}
+    scores = {path: describer([describer.prepare(Image.open(path))])[0][0] for path in images_of(background)}
+    rows = {path.stem: describer([describer.prepare(Image.open(path))])[0][0] for path in images_of(photos)}
     best = {str(path): max(rows, key=lambda image: rows[image] @ vector) for path, vector in scores.items()}
     assert [one.score for one in made.nearest] == sorted((one.score for one in made.nearest), reverse=True)
     assert made.nearest[0].path == str(background / "crop.png") and made.nearest[0].match == "photo_007"
@@ -373,14 +373,14 @@ def test_an_index_made_anew_meanwhile_is_not_written_to(tmp_path):
     create_index(tmp_path / "index", DescriberChoice("phash"), Brightness("another sha256:1"))
     photos = folder_of(tmp_path / "photos", range(2))
     with pytest.raises(DataError, match="made anew meanwhile, by another"):
-        add_images(index, Brightness(), image_paths([photos]), QUICK)
+        add_images(index, Brightness(), images_of(photos), QUICK)
     assert len(CopyIndex(tmp_path / "index")) == 0
 
 
 def test_the_yes_and_no_of_a_calibration_and_of_an_index_that_grew(tmp_path):
     photos = folder_of(tmp_path / "photos", range(10))
     index, describer = bright_index(tmp_path / "index", photos)
-    background = image_paths([folder_of(tmp_path / "background", range(100, 150), "other")])
+    background = images_of(folder_of(tmp_path / "background", range(100, 150), "other"))
     made, _ = calibrate_index(index, describer, background, QUICK, rate=0.2)
     answers, _ = query_images(index, describer, background, QUICK, k=3)
     said_yes = [any(match.copy for match in answer.matches) for answer in answers]
@@ -389,7 +389,7 @@ def test_the_yes_and_no_of_a_calibration_and_of_an_index_that_grew(tmp_path):
         for match in answer.matches:
             assert match.copy == (match.score >= made.threshold)
             assert match.false_positives.count == sum(other.matches[0].score >= match.score for other in answers)
-    add_images(index, describer, image_paths([folder_of(tmp_path / "more", range(200, 215))]), QUICK)
+    add_images(index, describer, images_of(folder_of(tmp_path / "more", range(200, 215))), QUICK)
     answers, _ = query_images(index, describer, background[:2], QUICK, k=3)
     assert {match.copy for answer in answers for match in answer.matches} == {None}
 
@@ -397,10 +397,10 @@ def test_the_yes_and_no_of_a_calibration_and_of_an_index_that_grew(tmp_path):
 def test_score_normalisation_by_the_background(tmp_path):
     photos = folder_of(tmp_path / "photos", range(10))
     index, describer = bright_index(tmp_path / "index", photos)
-    background = image_paths([folder_of(tmp_path / "background", range(100, 120), "other")])
+    background = images_of(folder_of(tmp_path / "background", range(100, 120), "other"))
     made, _ = calibrate_index(index, describer, background, QUICK, rate=0.25, score_norm=ScoreNorm(1.0, 0, 2))
     vectors = {path.stem: describer([describer.prepare(Image.open(path))])[0][0] for path in [
-        *background, *image_paths([photos])
+        *background, *images_of(photos)
     ]}
     best = []
     for path in background:

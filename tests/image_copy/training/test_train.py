@@ -245,7 +245,7 @@ def refused(tool, capsys, arguments):
     (["--teacher", "null"], "give --teacher"),
     (["--model.feature_dim", "16"], "1024 dimensions and the student's feature 16"),
     (["--method", "moco"], "known: asl"),
-    (["--images", "no/such/folder"], "no such folder"),
+    (["--images", "no/such/folder"], "no such image or folder"),
 ])
 def test_a_setting_that_cannot_be_is_refused_before_the_first_step(tmp_path, photos, tool, capsys, more, message):
     out = tmp_path / "run"
