@@ -1,4 +1,4 @@
-"""Numbers behind the figures: geometry of the vectors, recall by the length of the query, recall by local weight.
+"""Metrics beside recall: geometry of the vectors, recall by the length of the query, recall by local weight.
 
 Nothing here reads files or draws; models, encoded items and ranks are handed over.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ascl.core.errors import DataError
+from ascl.core.statistics import wilson_interval
+from ascl.losses.spread import pair_distances, uniformity
 from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
 from ascl.models.ascl import masked_mean
 from ascl.retrieval import rank_report, score_all_pairs
@@ -23,7 +25,6 @@ from ascl.retrieval.ranking import RetrievalReport, as_owner, check_owner
 from ascl.retrieval.scoring.tiles import Progress
 
 ITEMS = 1024                            # encoded items that go to the device together
-ROWS = 256                              # vectors whose distances to all others are looked at together
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
 
 
@@ -129,21 +130,14 @@ def geometry(image_vectors: Tensor, text_vectors: Tensor, owner: np.ndarray | Se
         raise DataError("distances between items that do not belong together need texts of at least two images")
     images, texts = _unit(image_vectors, "image"), _unit(text_vectors, "text")
     belongs = torch.from_numpy(owner_vector)
-    image_text = _Sums()
-    image_text.add((images[belongs] - texts).square().sum(dim=1))
-    text_text, apart_images, apart_texts = _Sums(), _Sums(), _Sums()
-    for squared, alone in _pairs(images, torch.arange(len(images))):
-        apart_images.add(squared[alone])
-    for squared, different in _pairs(texts, belongs):
-        apart_texts.add(squared[different])
-    for texts_of_image in _groups(owner_vector):
-        text_text.add(torch.pdist(texts[texts_of_image]).square())
-    some = text_text.pairs > 0
+    image_text, align_image_text = _distances([(images[belongs] - texts).square().sum(dim=1)])
+    text_text = [torch.pdist(texts[of_image]).square() for of_image in _groups(owner_vector) if len(of_image) > 1]
+    positive_text_text, align_text_text = _distances(text_text) if text_text else (None, None)
     return Geometry(
-        positive_image_text=image_text.distances(), positive_text_text=text_text.distances() if some else None,
-        apart_images=apart_images.distances(), apart_texts=apart_texts.distances(),
-        align_image_text=image_text.mean_square(), align_text_text=text_text.mean_square() if some else None,
-        uniform_images=apart_images.uniformity(), uniform_texts=apart_texts.uniformity(),
+        positive_image_text=image_text, positive_text_text=positive_text_text,
+        apart_images=_distances(pair_distances(images))[0], apart_texts=_distances(pair_distances(texts, belongs))[0],
+        align_image_text=align_image_text, align_text_text=align_text_text,
+        uniform_images=uniformity(images), uniform_texts=uniformity(texts, belongs),
         image_dimensions=effective_dimensions(images), text_dimensions=effective_dimensions(texts),
     )
 
@@ -176,43 +170,22 @@ def _unit(vectors: Tensor, kind: str) -> Tensor:
     return vectors / norms[:, None]
 
 
-def _pairs(vectors: Tensor, group: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Squared distances (n, m) by blocks of rows, and (n, m) bool: the pair is of two groups and was not seen yet."""
-    for start in range(0, len(vectors), ROWS):
-        rows = slice(start, start + ROWS)
-        squared = (2 - 2 * vectors[rows] @ vectors[start:].T).clamp_(min=0)
-        first, second = torch.arange(len(vectors))[rows, None], torch.arange(start, len(vectors))
-        yield squared, (group[rows, None] != group[start:]) & (first < second)
-
-
 def _groups(owner: np.ndarray) -> Iterator[np.ndarray]:
     """Indices of the texts of each image."""
     order = np.argsort(owner, kind="stable")
     yield from np.split(order, np.flatnonzero(np.diff(owner[order])) + 1)
 
 
-class _Sums:
-    """Running sums over squared distances, in float64."""
-
-    def __init__(self) -> None:
-        self.pairs = 0
-        self._distance = self._square = self._gauss = 0.0
-
-    def add(self, squared: Tensor) -> None:
-        self.pairs += len(squared)
-        self._distance += float(squared.sqrt().sum())
-        self._square += float(squared.sum())
-        self._gauss += float(torch.exp(-2 * squared).sum())
-
-    def distances(self) -> Distances:
-        mean = self._distance / self.pairs
-        return Distances(mean, max(self._square / self.pairs - mean**2, 0.0) ** 0.5, self.pairs)
-
-    def mean_square(self) -> float:
-        return self._square / self.pairs
-
-    def uniformity(self) -> float:
-        return float(np.log(self._gauss / self.pairs))
+def _distances(blocks: Iterable[Tensor]) -> tuple[Distances, float]:
+    """Distances, and the mean of their squares, from blocks of squared distances."""
+    total = squares = 0.0
+    pairs = 0
+    for squared in blocks:
+        pairs += len(squared)
+        total += float(squared.sqrt().sum())
+        squares += float(squared.sum())
+    mean, mean_square = total / pairs, squares / pairs
+    return Distances(mean, max(mean_square - mean**2, 0.0) ** 0.5, pairs), mean_square
 
 
 # Recall by the length of the query
@@ -278,19 +251,11 @@ def recall_by_length(
             longest=int(lengths[chosen].max()) if number == len(last_lengths) else last_lengths[number],
             queries=queries, seeds=len(ranks),
             recall={k: 100 * float(share.mean()) for k, share in shares.items()},
-            low={k: 100 * interval[0] for k, interval in intervals.items()},
-            high={k: 100 * interval[1] for k, interval in intervals.items()},
+            low={k: 100 * interval.low for k, interval in intervals.items()},
+            high={k: 100 * interval.high for k, interval in intervals.items()},
             seed_std={k: 100 * float(share.std(ddof=1)) for k, share in shares.items()} if len(ranks) > 1 else None,
         ))
     return bins
-
-
-def wilson_interval(share: float, trials: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927); 95 % for the default z. Never outside [0, 1], never empty."""
-    centre = share + z**2 / (2 * trials)
-    half = z * (share * (1 - share) / trials + z**2 / (4 * trials**2)) ** 0.5
-    scale = 1 + z**2 / trials
-    return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
 
 
 # Recall by the local weight u1

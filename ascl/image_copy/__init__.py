@@ -1,7 +1,7 @@
 """Image copy detection: descriptors, edits, evaluation, search (SSCD, RDCD, ASL)."""
 
 from ascl.image_copy.descriptors.files import Descriptors, read_descriptors, write_descriptors, write_submission
-from ascl.image_copy.evaluation.bootstrap import Bootstrap, Interval, bootstrap_intervals
+from ascl.image_copy.evaluation.bootstrap import Bootstrap, bootstrap_intervals
 from ascl.image_copy.evaluation.copydays import copydays_ground_truth, copydays_report
 from ascl.image_copy.evaluation.metrics import (
     CopyMetrics,
@@ -25,7 +25,6 @@ __all__ = [
     "Bootstrap",
     "CopyMetrics",
     "Descriptors",
-    "Interval",
     "TopPairs",
     "Whitening",
     "augmented",
