@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import stats
 
 from ascl.analysis.query_ranks import Direction, QueryRanks
 from ascl.core.errors import DataError
@@ -136,6 +137,11 @@ class Hubs:
     candidates: int
     skewness: float
 
+    @property
+    def share_of_first(self) -> float:
+        """How much of `wrong` the candidates in `first` account for, 0 to 1."""
+        return sum(times for _, times in self.first) / self.wrong if self.wrong else 0.0
+
 
 def hubs(saved: QueryRanks, top: TopPairs, direction: Direction, count: int) -> Hubs:
     """The `count` candidates that are most often retrieved first by queries to which they do not belong."""
@@ -147,12 +153,10 @@ def hubs(saved: QueryRanks, top: TopPairs, direction: Direction, count: int) -> 
     times = np.bincount(lists[wrong, 0], minlength=candidates)
     order = np.argsort(-times, kind="stable")[:count]
     occurrences = np.bincount(lists.ravel(), minlength=candidates).astype(np.float64)
-    deviation = occurrences - occurrences.mean()
-    spread = float(np.sqrt((deviation**2).mean()))
     return Hubs(
         first=[(int(candidate), int(times[candidate])) for candidate in order if times[candidate]],
         wrong=int(wrong.sum()), queries=len(lists), k=lists.shape[1], never=int((occurrences == 0).sum()),
-        candidates=candidates, skewness=float((deviation**3).mean()) / spread**3 if spread else 0.0,
+        candidates=candidates, skewness=float(stats.skew(occurrences)) if np.ptp(occurrences) else 0.0,
     )
 
 
