@@ -38,9 +38,10 @@ def line_chart(across: str, series: Sequence[Series]) -> Figure | None:
         figure = Figure(figsize=SIZE)
         axes = figure.add_subplot()
         for number, one in enumerate(map(thinned, series)):
-            known = np.isfinite(one.values)
+            values = np.array(one.values, dtype=np.float64)
+            known = np.isfinite(values)
             alone = known & ~np.r_[False, known[:-1]] & ~np.r_[known[1:], False]
-            axes.plot(one.steps, one.values, color=COLOURS[number % len(COLOURS)], label=one.name, marker="o",
+            axes.plot(one.steps, values, color=COLOURS[number % len(COLOURS)], label=one.name, marker="o",
                       markersize=4, markevery=np.flatnonzero(known if one.dots else alone).tolist())
         if not any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
             return None
@@ -54,7 +55,7 @@ def line_chart(across: str, series: Sequence[Series]) -> Figure | None:
 
 def thinned(series: Series, most: int = MOST_POINTS) -> Series:
     """Return the series with at most `most` points, each the mean of its neighbors; a gap is NaN."""
-    values = np.array([np.nan if value is None else value for value in series.values], dtype=np.float64)
+    values = np.array(series.values, dtype=np.float64)          # None becomes NaN
     values[~np.isfinite(values)] = np.nan
     group = max(1, math.ceil(len(values) / most))
     starts = range(0, len(values), group)
