@@ -6,6 +6,7 @@ import csv
 import io
 import textwrap
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from ascl.analysis.ablation.studies import TESTS, Comparison, Result, Row, Study
 from ascl.analysis.figures.style import COLOURS, use_style
 from ascl.analysis.run_files import RECALLS
+from ascl.core.errors import DataError
 from ascl.core.statistics import Interval
 from ascl.core.tables import markdown_table
 
@@ -61,6 +63,29 @@ def _csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows([head, *rows])
     return stream.getvalue()
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Return the lines of what `to_csv` wrote, without those of outside models, which have no seed and no run.
+
+    Raises:
+        FileNotFoundError: no such file, with the command that makes it.
+        DataError: another table, or a line that was cut.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; to make it: python tools/ablate.py --dataset NAME "
+                                f"--study {path.stem}")
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in ("study", "variant", "label", "seed", "run", *RECALLS)
+                   if name not in (reader.fieldnames or ())]
+        if missing:
+            raise DataError(f"{path} has no column {missing[0]!r}: it is no table of tools/ablate.py")
+        rows = list(reader)
+    for number, row in enumerate(rows, start=2):
+        if None in row.values():
+            raise DataError(f"{path}, line {number} has too few columns; write the table again with tools/ablate.py")
+    return [row for row in rows if row["seed"]]
 
 
 # Markdown

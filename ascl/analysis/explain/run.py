@@ -128,12 +128,12 @@ def _photo(
     if path is None and folder is not None:
         path = find_image(folder, image_id)
     if path is None and of_settings is None:
-        notes.append("no photograph: the run's settings name no folder of images (data.images); give --images FOLDER")
+        notes.append("no photograph: the run's settings name no folder of images (data.images); name their folder")
     elif path is None:
         try:
             path = find_image(of_settings, image_id)
         except DataError as error:
-            notes.append(f"no photograph: {error}; give --images FOLDER")
+            notes.append(f"no photograph: {error}; name another folder")
     return (None, None) if path is None else (load_image(path), path)
 
 
@@ -163,7 +163,7 @@ def _boxes(
     """(K, 4) boxes of every region of the file, or None where nothing is known of them."""
     if features.boxes is not None:
         if grid:
-            raise DataError(f"{source} has boxes: leave --grid out")
+            raise DataError(f"{source} has boxes: they cannot be taken for a grid")
         return features.boxes[0]
     assert features.regions is not None             # `build_split` refuses others
     count = features.regions.shape[1]
@@ -172,9 +172,9 @@ def _boxes(
     if grid:
         if side * side != count or not whole:
             real = count if features.mask is None else int(features.mask[0].sum())
-            raise DataError(f"{source}: {real} regions of at most {count} are no square grid: leave --grid out")
+            raise DataError(f"{source}: {real} regions of at most {count} are no square grid")
         return grid_boxes(side, side, side) * np.tile(size, 2)
-    square = f"; if they are the cells of a {side}x{side} grid, row by row, say --grid" if side * side == count else ""
+    square = f"; if they are a {side}x{side} grid, row by row, ask for the grid" if side * side == count else ""
     notes.append(f"{source} has no boxes of its {count} regions, so none is drawn{square}")
     return None
 

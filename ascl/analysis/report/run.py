@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ascl.analysis.evaluation import on_best_device
+from ascl.analysis.evaluation import load_split
 from ascl.analysis.query_ranks import QueryRanks, read_ranks
 from ascl.analysis.report.page import Photos, RunRecord, render
 from ascl.analysis.report.retrieved import top_of_matrix
@@ -19,9 +19,9 @@ from ascl.analysis.run_files import flat, read_evaluation, run_settings
 from ascl.core.errors import DataError
 from ascl.core.files import write_text
 from ascl.data.captions import captions_exist, load_captions
-from ascl.data.split import build_split, data_paths
+from ascl.data.split import data_paths
 from ascl.images.read import find_images, load_image
-from ascl.retrieval import build, load_scores, top_pairs
+from ascl.retrieval import load_scores, top_pairs
 from ascl.retrieval.scoring.all_pairs import TopPairs
 from ascl.settings.retrieval import Config, ConfigError, from_dict, to_dict
 from ascl.training.log import METRICS, read_metrics
@@ -42,14 +42,14 @@ def report(
     run: str, *, split: str | None = None, images: str | None = None, overrides: dict[str, Any] | None = None,
     scores: str | None = None, out: Path | None = None,
 ) -> Reported:
-    """Write everything that is known of a run as one HTML page; what is missing is said there.
+    """Write everything that is known of a run as one HTML page, which says what is missing.
 
     Args:
         run: run folder.
         split: whose queries are shown; None = the test split of the settings.
         images: folder of photographs; None = the settings'.
         overrides: data settings that replace the run's, by field name.
-        scores: a matrix kept by `tools/eval.py --save-scores`, in the place of scoring all pairs anew.
+        scores: a matrix that the evaluation kept, in the place of scoring all pairs anew.
         out: None = `report.html` in the run's folder.
 
     Raises:
@@ -100,7 +100,7 @@ def _retrieved(
         if split != config.data.test:
             _check_split(config, split, overrides)
         if scores is not None:
-            raise DataError(f"--scores says what was retrieved, but not its ranks: {path} is missing; run {evaluate}")
+            raise DataError(f"scores say what was retrieved, but not its ranks: {path} is missing; run {evaluate}")
         missing["ranks"] = f"{path.name} is not in the run's folder. To make it: {evaluate}"
         return None, None, None
     ranks = read_ranks(path)
@@ -112,16 +112,14 @@ def _retrieved(
                             f"with {evaluate} --save-scores {scores}")
         return ranks, top_of_matrix(matrix, k), None
     try:
-        model = build.load_run(folder)[0]
-        data = replace(config, data=replace(config.data, **overrides))
-        captions, store = build_split(data, split, captions_per_image=config.data.captions_per_image)
-        if captions.captions != ranks.captions or captions.image_ids != ranks.image_ids:
+        loaded = load_split(folder, split, overrides)
+        if loaded.captions.captions != ranks.captions or loaded.captions.image_ids != ranks.image_ids:
             raise DataError(f"{path.name} is of other images or captions than split {split} has now; run {evaluate}")
         started = time.perf_counter()
-        encoded = build.encode_split(on_best_device(model), captions, store)
+        encoded = loaded.encode()
         with tqdm(total=len(encoded[0]) * len(encoded[1]), desc="scoring", unit=" pairs", unit_scale=True,
                   disable=None) as bar:
-            top = top_pairs(model, *encoded, k, progress=bar.update)
+            top = top_pairs(loaded.model, *encoded, k, progress=bar.update)
         return ranks, top, time.perf_counter() - started
     except (DataError, ConfigError, OSError) as error:
         missing["top"] = f"What was retrieved is not shown, only ranks: {error}"
@@ -142,7 +140,7 @@ def _check_split(config: Config, split: str, overrides: dict[str, Any]) -> None:
     try:
         load_captions(path, split)
     except DataError as error:
-        raise DataError(f"--split {split} is not evaluated and cannot be: {error}") from error
+        raise DataError(f"split {split} is not evaluated and cannot be: {error}") from error
 
 
 def _photos(folder: str | None, of_settings: str | None, missing: dict[str, str]) -> Photos:
@@ -150,14 +148,14 @@ def _photos(folder: str | None, of_settings: str | None, missing: dict[str, str]
     source = folder or of_settings
     if source is None:
         missing["photos"] = ("No photographs: the run's settings name no folder of images (data.images). To show them, "
-                             "make the page with --images FOLDER.")
+                             "make the page with their folder.")
         return _no_photo
     try:
         paths = {path.stem: path for path in find_images(source)}
     except DataError as error:
         if folder is not None:
             raise
-        missing["photos"] = f"No photographs: {error}. To show them, make the page with --images FOLDER."
+        missing["photos"] = f"No photographs: {error}. To show them, make the page with their folder."
         return _no_photo
     made: dict[str, bytes | None] = {}
 

@@ -474,7 +474,7 @@ def test_a_run_that_two_tables_name_is_drawn_once(runs, tool, tmp_path, capsys):
     assert {row["seeds"] for row in drawn(tmp_path, "figure3_samples") if row["panel"].startswith("(a)")} == {"2"}
     table(tmp_path / "two" / "positives.csv", "positives", {"none": ("", [390, 396])}, folder=runs, runs=("a1", "a0"))
     assert tool("figures")(["samples", *both, "--out", str(tmp_path)]) == 2
-    assert "tables of different ablations do not make one figure" in capsys.readouterr().err
+    assert "tables of different ablations do not make one plot" in capsys.readouterr().err
     first = table(tmp_path / "table2.csv", "table2", {"AsCL": ("", [300, 310])}, folder=runs)
     second = table(tmp_path / "baselines.csv", "baselines", {"AsCL": ("", [300, 310])}, folder=runs)
     assert tool("figures")(["curves", str(first), str(second), "--out", str(tmp_path)]) == 0
@@ -499,7 +499,7 @@ def test_runs_that_are_not_there(runs, tool, tmp_path, capsys):
     refused(tool, capsys, ["curves", "AsCL=", *out], "'AsCL' names no run")
     twice = ["curves", str(runs / "a0"), f"a0={runs / 'a1'}", *out]
     refused(tool, capsys, twice, "two sources are called 'a0'")
-    refused(tool, capsys, ["curves", str(runs / "a0"), "--only", "b", *out], "--only 'b'", "'a0'")
+    refused(tool, capsys, ["curves", str(runs / "a0"), "--only", "b", *out], "'b': no such label", "'a0'")
     again = Path(shutil.copytree(runs / "a0", tmp_path / "again"))
     refused(tool, capsys, ["curves", f"AsCL={runs / 'a0'},{again}", *out], "'AsCL', have the seed 0")
     missing = ["curves", str(tmp_path / "table2.csv"), *out]
@@ -547,7 +547,7 @@ def test_tables_that_are_not_there(tool, tmp_path, capsys):
     (run / "eval-test.json").write_text("{}")
     two = {"a": ("loss.temperature=0.1", [290]), "b": ("loss.temperature=0.2", [290])}
     table(tmp_path / "loss.csv", "loss", two, runs=("run",), folder=tmp_path)
-    refused(tool, capsys, ["temperature", str(tmp_path), *out], "eval-test.json is no evaluation", "tools/eval.py")
+    refused(tool, capsys, ["temperature", str(tmp_path), *out], "eval-test.json is no evaluation", "evaluate again")
     assert not (tmp_path / "out").exists()
 
 

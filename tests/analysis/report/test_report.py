@@ -469,7 +469,7 @@ def test_the_program_says_what_is_missing(run, tool, capsys):
     capsys.readouterr()
     assert tool("report")([str(run), "--split", "tset"]) == 2
     said = capsys.readouterr().err
-    assert "error: --split tset is not evaluated and cannot be: " in said and "no split 'tset'; splits there: " in said
+    assert "error: split tset is not evaluated and cannot be: " in said and "no split 'tset'; splits there: " in said
     assert tool("report")([str(run), "--split", "val", "--captions", str(run / "gone.json")]) == 0   # cannot be asked
     assert "--split val" in Page((run / "report.html").read_text()).said
 
