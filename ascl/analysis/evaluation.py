@@ -99,15 +99,18 @@ def evaluate_runs(
         scores += more[0]
         probe_scores += more[1]
     scores /= len(runs)
+    notes: list[str] = []
+    ids = known_coco_ids(captions, notes) if may_be_coco_test(captions) else None
     if save_scores is not None:
-        save_given(save_scores, scores, captions)
+        save_given(save_scores, scores, captions.owner, ids)
     about = {"runs": runs, "dataset": config.dataset, "split": loaded.split, "protocol": "all pairs",
              "scoring": {name: str(value) for name, value in scoring.items()},
              "captions": config.data.captions, "features": config.data.features, **environment()}
     truth = None if scenes is None else truth_matrix(captions.captions, scenes)
     evaluation = evaluate_scores(scores, captions.owner, about, folds=folds, truth=truth, captions=captions)
-    if may_be_coco_test(captions):
-        _add_corrected_labels(evaluation, scores, captions)
+    evaluation.notes.extend(notes)
+    if ids is not None:
+        add_corrected_labels(evaluation, scores, ids)
     if texts is not None:
         exact = None if scenes is None else group_truth(texts, scenes)
         evaluation.sections["probes"] = probe_report(texts, probe_scores / len(runs), exact)
@@ -205,22 +208,30 @@ def evaluate_given(path: str, *, folds: int | None) -> Evaluation:
     return evaluation
 
 
-def save_given(path: Path, scores: torch.Tensor, captions: CaptionSet) -> None:
-    """Write scores as `evaluate_given` reads them."""
-    arrays: dict[str, Any] = {"scores": scores.numpy(), "owner": captions.owner}
-    if may_be_coco_test(captions):
-        try:
-            arrays |= dict(zip(("image_ids", "caption_ids"), map(np.array, coco_ids(captions)), strict=True))
-        except DataError:
-            pass                # the evaluation says why; scores without ids are whole
+def save_given(
+    path: Path, scores: torch.Tensor, owner: np.ndarray, ids: tuple[list[int], list[int]] | None = None
+) -> None:
+    """Write scores as `evaluate_given` reads them. ids: COCO's numbers of images and captions, where they are known."""
+    arrays: dict[str, Any] = {"scores": scores.numpy(), "owner": owner}
+    if ids is not None:
+        arrays |= {"image_ids": np.array(ids[0]), "caption_ids": np.array(ids[1])}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
 
 
-def _add_corrected_labels(evaluation: Evaluation, scores: torch.Tensor, captions: CaptionSet) -> None:
-    """ECCV Caption and CxC; where they cannot be computed the recalls stand, and a note says why."""
+def known_coco_ids(captions: CaptionSet, notes: list[str]) -> tuple[list[int], list[int]] | None:
+    """Return COCO's numbers of images and captions; None where they are not known, and `notes` say why."""
     try:
-        evaluation.sections.update(corrected_labels(scores, *coco_ids(captions)))
+        return coco_ids(captions)
+    except DataError as error:
+        notes.append(f"ECCV Caption and CxC were not computed: {error}")
+        return None
+
+
+def add_corrected_labels(evaluation: Evaluation, scores: torch.Tensor, ids: tuple[list[int], list[int]]) -> None:
+    """Add ECCV Caption and CxC to an evaluation, or a note that says why they cannot be computed."""
+    try:
+        evaluation.sections.update(corrected_labels(scores, *ids))
     except DataError as error:
         evaluation.notes.append(f"ECCV Caption and CxC were not computed: {error}")
 

@@ -15,19 +15,19 @@ from ascl.retrieval.scoring.all_pairs import TopPairs
 BLOCK = 512             # rows or columns of a given matrix that are sorted at a time
 
 
-def top_of_matrix(scores: np.ndarray, k: int) -> TopPairs:
-    """As `retrieval.top_pairs`, of a (N_images, N_texts) matrix that is given; some rows or columns at a time.
+def top_of_matrix(scores: np.ndarray, k: int, *, block: int = BLOCK) -> TopPairs:
+    """Return what `retrieval.top_pairs` does, of a given (N_images, N_texts) matrix, `block` rows or columns at a time.
 
     Raises:
         DataError: a score that is not finite.
     """
     def best(matrix: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         parts = []
-        for start in range(0, len(matrix), BLOCK):
-            block = torch.from_numpy(np.array(matrix[start : start + BLOCK], dtype=np.float32))
-            if not block.isfinite().all():
+        for start in range(0, len(matrix), block):
+            part = torch.from_numpy(np.array(matrix[start : start + block], dtype=np.float32))
+            if not part.isfinite().all():
                 raise DataError("a score is not finite: such scores have no order")
-            parts.append(block.topk(k, dim=1))
+            parts.append(part.topk(k, dim=1))
         return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
     image_scores, texts_of_image = best(scores)

@@ -261,15 +261,14 @@ def test_best_worst_and_hubs_match_loops(seed):
         assert first_is_right(saved, top, direction) == pytest.approx(sum(not rank[q] for q in queries) / len(queries))
 
 
-def test_a_given_matrix_is_sorted_block_by_block(monkeypatch):
-    monkeypatch.setattr("ascl.analysis.report.retrieved.BLOCK", 2)
+def test_a_given_matrix_is_sorted_block_by_block():
     scores, _, _ = scored()
-    top = top_of_matrix(scores, 3)
+    top = top_of_matrix(scores, 3, block=2)
     np.testing.assert_array_equal(top.texts_of_image, np.argsort(-scores, axis=1)[:, :3])
     np.testing.assert_array_equal(top.images_of_text, np.argsort(-scores.T, axis=1)[:, :3])
     scores[1, 1] = np.nan
     with pytest.raises(DataError, match="not finite"):
-        top_of_matrix(scores, 3)
+        top_of_matrix(scores, 3, block=2)
 
 
 def save_ranks(path, saved, **changes):
