@@ -46,7 +46,7 @@ class ItemVectors:
 
 @torch.no_grad()
 def item_vectors(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts) -> ItemVectors:
-    """The vectors whose distances alignment and uniformity are about.
+    """Return the vectors whose distances alignment and uniformity are about.
 
     A model that compares one vector of each item has them: `images.globals` and `model.text_vectors`. AsCL's V_g and
     W_g belong to a pair. Its vectors here are what the same weights make of an item without a partner, with a plain
@@ -114,10 +114,10 @@ class Geometry:
 
 
 def geometry(image_vectors: Tensor, text_vectors: Tensor, owner: np.ndarray | Sequence[int]) -> Geometry:
-    """Alignment and uniformity of a split.
+    """Return alignment and uniformity of a split.
 
     Args:
-        image_vectors: (N_images, D), text_vectors: (N_texts, D); normalised here.
+        image_vectors: (N_images, D), text_vectors: (N_texts, D); normalized here.
         owner: (N_texts,) image of each text.
 
     Raises:
@@ -143,7 +143,7 @@ def geometry(image_vectors: Tensor, text_vectors: Tensor, owner: np.ndarray | Se
 
 
 def effective_dimensions(vectors: Tensor) -> float:
-    """Dimensions over which vectors spread: exp of the entropy of their covariance's spectrum (Roy, Vetterli 2007).
+    """Return the dimensions that vectors use: exp of the entropy of their covariance's spectrum (Roy, Vetterli 2007).
 
     Args:
         vectors: (N, D), N >= 2.
@@ -211,14 +211,14 @@ class LengthBin:
 
 
 def count_words(caption: str) -> int:
-    """Words of a caption; punctuation is none, a hyphen or an apostrophe inside joins."""
+    """Return the number of words of a caption, without punctuation; a hyphen or an apostrophe inside joins."""
     return len(_WORD.findall(caption))
 
 
 def recall_by_length(
     ranks: np.ndarray, lengths: np.ndarray, last_lengths: Sequence[int], *, at: Sequence[int] = (1, 5, 10)
 ) -> list[LengthBin]:
-    """Recall of text queries by their number of words.
+    """Return the recall of text queries by their number of words.
 
     Args:
         ranks: (S, Q) or (Q,) rank of each query under each of S runs, 0 = best.
@@ -264,7 +264,7 @@ def recall_by_length(
 def local_and_global_scores(
     model: AsCL, images: EncodedImages, texts: EncodedTexts, *, progress: Progress | None = None
 ) -> tuple[Tensor, Tensor]:
-    """S_local and S_global of every pair, each (N_images, N_texts): the score at u1 = 1 and at u1 = 0."""
+    """Return S_local and S_global of every pair, each (N_images, N_texts): the score at u1 = 1 and at u1 = 0."""
     parts = []
     for weight in (1.0, 0.0):
         other = copy.copy(model)
@@ -276,7 +276,7 @@ def local_and_global_scores(
 def recall_by_local_weight(
     local: Tensor, global_: Tensor, owner: np.ndarray, weights: Sequence[float]
 ) -> list[RetrievalReport]:
-    """Recalls of u1 * local + (1 - u1) * global for each u1: exact, because the score is linear in u1 (equation 2).
+    """Return the recalls of u1 * local + (1 - u1) * global at each u1, exactly: the score is linear in it (equation 2).
 
     It says how a model that was trained at one u1 ranks at another, not how one trained at the other would.
     """

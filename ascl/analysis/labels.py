@@ -53,7 +53,7 @@ class LabelReport:
 
 
 def may_be_coco_test(captions: CaptionSet) -> bool:
-    """Whether these can be the captions of COCO's 5K test split: their number, and that their ids can be known."""
+    """Return whether these can be the captions of COCO's 5K test split, by their number and their ids."""
     if len(captions.image_ids) != 5000 or len(captions.captions) < 25000:
         return False
     by_file = captions.caption_ids is not None and all(re.search(r"\d{6,}$", name) for name in captions.image_ids[:9])

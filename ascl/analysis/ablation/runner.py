@@ -126,7 +126,7 @@ def run_all(
     end.
 
     Args:
-        say: is told of each run that starts or ends.
+        say: gets a line about each run that starts or ends.
 
     Raises:
         Stopped: on Ctrl-C or SIGTERM, after the runs under way have saved and ended.
@@ -136,7 +136,7 @@ def run_all(
     waiting, free = list(runs), list(slots)
     active: list[_Work] = []
     failures: list[Failure] = []
-    done, told, look_again = 0, False, 0.0
+    done, said, look_again = 0, False, 0.0
     with _stop_on_signals() as signals, _ended(active, signals):
         while waiting or active:
             if signals:
@@ -150,9 +150,9 @@ def run_all(
                         active.append(_Work(run, slot, lock, programs, time.monotonic()))
                 if free and waiting:                            # what is left is another call's
                     look_again = time.monotonic() + PATIENCE
-                    if not active and not told:
+                    if not active and not said:
                         say(f"waiting for {len(waiting)} runs that another process works on")
-                        told = True
+                        said = True
             for work in list(active):
                 try:
                     if work.advance():

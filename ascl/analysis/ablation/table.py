@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ascl.analysis.ablation.studies import TESTS, Comparison, Result, Row, Study
-from ascl.analysis.figures.style import COLOURS, use_style
+from ascl.analysis.figures.style import COLORS, use_style
 from ascl.analysis.run_files import RECALLS
 from ascl.core.errors import DataError
 from ascl.core.statistics import Interval
@@ -259,7 +259,7 @@ def draw_study(study: Study, comparisons: Sequence[Comparison]) -> Figure:
         found, sums = row.mean(_rsum), [_rsum(result) for result in row.results]
         assert found is not None                        # a row without results was left out
         mean, deviation = found
-        bars.barh(place, mean, height=0.62, color=COLOURS[1 if row.outside else 0], alpha=0.75)
+        bars.barh(place, mean, height=0.62, color=COLORS[1 if row.outside else 0], alpha=0.75)
         if deviation is not None:
             bars.errorbar(mean, place - 0.1, xerr=deviation, color="black", capsize=4)
             bars.plot(sums, [place + 0.18] * len(sums), linestyle="none", marker="o", markersize=4, color="black",
@@ -267,10 +267,10 @@ def draw_study(study: Study, comparisons: Sequence[Comparison]) -> Figure:
         end = max(*sums, mean + (deviation or 0.0), 0.0)
         bars.annotate(_spread(row, "rsum"), (end, place), (6, 0), textcoords="offset points", va="center", fontsize=9)
         each = by_label.get(row.label)
-        for interval, shift, colour, marker in _intervals(each):
+        for interval, shift, color, marker in _intervals(each):
             if each is not None and interval is not None:
-                gaps.plot([interval.low, interval.high], [place + shift] * 2, color=colour)
-                gaps.plot(each.difference, place + shift, color=colour, marker=marker)
+                gaps.plot([interval.low, interval.high], [place + shift] * 2, color=color)
+                gaps.plot(each.difference, place + shift, color=color, marker=marker)
     bars.set_xlim(0, 1.3 * largest)
     bars.set_yticks(places, [row.label for row in rows])
     bars.set_ylim(len(rows) - 0.4, -0.6)                # shared by both; the first variant on top
@@ -279,8 +279,8 @@ def draw_study(study: Study, comparisons: Sequence[Comparison]) -> Figure:
     gaps.tick_params(left=False)
     gaps.axvline(0, color="black", linewidth=0.8)
     gaps.set_xlabel(f"difference in Rsum from {study.rows[0].label!r}, points")
-    for (_, _, colour, marker), text in zip(_intervals(None), ("over seeds", "over test images"), strict=True):
-        gaps.plot([], [], color=colour, marker=marker, label=f"95 % {text}")
+    for (_, _, color, marker), text in zip(_intervals(None), ("over seeds", "over test images"), strict=True):
+        gaps.plot([], [], color=color, marker=marker, label=f"95 % {text}")
     if by_label:
         gaps.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     seeds = ", ".join(map(str, study.seeds))
@@ -290,9 +290,9 @@ def draw_study(study: Study, comparisons: Sequence[Comparison]) -> Figure:
 
 
 def _intervals(each: Comparison | None) -> list[tuple[Interval | None, float, str, str]]:
-    """The two intervals of a comparison, with their place above or below the line, colour and marker."""
-    return [(each.over_seeds if each else None, -0.13, COLOURS[0], "o"),
-            (each.over_images if each else None, 0.13, COLOURS[4], "s")]
+    """The two intervals of a comparison, with their place above or below the line, color and marker."""
+    return [(each.over_seeds if each else None, -0.13, COLORS[0], "o"),
+            (each.over_images if each else None, 0.13, COLORS[4], "s")]
 
 
 def _rsum(result: Result) -> float:

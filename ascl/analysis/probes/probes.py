@@ -98,7 +98,7 @@ class ProbeReport:
 
     @property
     def how(self) -> str:
-        """The definition, in words that can stand below a table."""
+        """The definition, in words for the lines below a table."""
         cases = (" Only pairs whose detail decides are counted: it excludes at least one image of the group, by the "
                  "truth of the generated scenes." if self.exact else
                  " Whether a variant is true or false follows from the image's captions, not from its pixels.")
@@ -130,7 +130,7 @@ class ProbeReport:
 
 
 def probe_texts(captions: CaptionSet, variants: Sequence[CaptionVariant], *, limit: int | None = None) -> ProbeTexts:
-    """What has to be scored for these variants, or for those of `limit` captions, evenly spread over the set."""
+    """Return what has to be scored for these variants, or for those of `limit` captions, evenly spread over the set."""
     if limit is not None and limit < 1:
         raise DataError(f"variants of {limit} captions: has to be at least 1")
     with_variants = sorted({variant.caption for variant in variants})
@@ -155,14 +155,14 @@ def group_scores(
     model: RetrievalModel, images: EncodedImages, probes: ProbeTexts, *, group: int = GROUP,
     progress: Callable[[int], object] | None = None,
 ) -> np.ndarray:
-    """Scores of each text with its own image and with the other images of its group, at the model's own precision.
+    """Return the scores of each text with its own image and the others of its group, at the model's own precision.
 
     The texts of `group` neighbouring images meet these images and no others: G / N of the work of all pairs, through
     the same code. Each group's texts are encoded for themselves, so that memory does not grow with their number.
 
     Args:
         images: N images, at least two, on any device.
-        progress: called with a number of texts, each time that so many more are done.
+        progress: called with a number of texts, each time that this many more are done.
 
     Returns:
         (M, G) float32, G = min(group, N); column 0 is the own image, the others follow in their order.
@@ -218,7 +218,7 @@ def _groups(images: int, group: int) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def probe_report(probes: ProbeTexts, scores: np.ndarray, truth: np.ndarray | None = None) -> ProbeReport:
-    """Count how many variants are in the right order.
+    """Return how many variants are in the right order.
 
     Args:
         scores: (M, G) of `group_scores`, or their mean over several models.

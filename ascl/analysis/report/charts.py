@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ascl.analysis.figures.style import COLOURS, use_style
+from ascl.analysis.figures.style import COLORS, use_style
 
 SIZE = (5.0, 2.9)       # inches: 360 by 210 points, as wide as a phone, so that text keeps its size there
 MOST_POINTS = 400
@@ -41,7 +41,7 @@ def line_chart(across: str, series: Sequence[Series]) -> Figure | None:
             values = np.array(one.values, dtype=np.float64)
             known = np.isfinite(values)
             alone = known & ~np.r_[False, known[:-1]] & ~np.r_[known[1:], False]
-            axes.plot(one.steps, values, color=COLOURS[number % len(COLOURS)], label=one.name, marker="o",
+            axes.plot(one.steps, values, color=COLORS[number % len(COLORS)], label=one.name, marker="o",
                       markersize=4, markevery=np.flatnonzero(known if one.dots else alone).tolist())
         if not any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
             return None

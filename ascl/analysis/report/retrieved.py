@@ -61,7 +61,7 @@ class Query:
 def best_and_worst(
     saved: QueryRanks, top: TopPairs | None, direction: Direction, count: int
 ) -> tuple[list[Query], list[Query]]:
-    """`count` queries whose right candidate comes first, by falling margin; and the `count` of the worst rank.
+    """Return `count` queries whose right candidate comes first, by falling margin; and the `count` of the worst rank.
 
     Of the captions of one image only the first in this order is taken: they are often all found, or none. Without `top`
     the best are the first in the order of the data, since ranks alone make no difference among them.
@@ -144,7 +144,7 @@ class Hubs:
 
 
 def hubs(saved: QueryRanks, top: TopPairs, direction: Direction, count: int) -> Hubs:
-    """The `count` candidates that are most often retrieved first by queries to which they do not belong."""
+    """Return the `count` candidates that are most often retrieved first by queries to which they do not belong."""
     lists, _ = _lists(top, direction)
     candidates = len(saved.owner) if direction == "i2t" else saved.images
     asked = saved.of(direction)[0]              # an image without captions has no right answer and is no query
@@ -161,6 +161,6 @@ def hubs(saved: QueryRanks, top: TopPairs, direction: Direction, count: int) -> 
 
 
 def first_is_right(saved: QueryRanks, top: TopPairs, direction: Direction) -> float:
-    """Share of the ranked queries whose first retrieved candidate is their own: what R@1 of the same scores is."""
+    """Return the share of the ranked queries whose first retrieved candidate is their own: R@1 of the same scores."""
     lists, _ = _lists(top, direction)
     return float(_is_right(saved, lists, direction)[saved.of(direction)[0], 0].mean())

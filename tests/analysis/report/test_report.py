@@ -87,9 +87,9 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", "".join(self.text))
 
 
-def small_jpeg(colour):
+def small_jpeg(color):
     stream = io.BytesIO()
-    Image.new("RGB", (8, 6), colour).save(stream, format="jpeg")
+    Image.new("RGB", (8, 6), color).save(stream, format="jpeg")
     return stream.getvalue()
 
 
