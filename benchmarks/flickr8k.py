@@ -12,7 +12,6 @@ do.
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
 import sys
@@ -23,9 +22,11 @@ from statistics import mean, stdev
 from typing import Any
 
 import results
-import yaml
 
+from ascl.analysis.ablation.table import read_table
+from ascl.analysis.run_files import flat, read_evaluation, recalls_of, run_settings
 from ascl.core.errors import DataError
+from ascl.core.tables import markdown_table
 
 GROUPS = {
     "I2T": ("i2t_r1", "i2t_r5", "i2t_r10"), "T2I": ("t2i_r1", "t2i_r5", "t2i_r10"), "Rsum": ("rsum",),
@@ -38,23 +39,23 @@ NAMES = {"I2T": "I2T R@1 / R@5 / R@10", "T2I": "T2I R@1 / R@5 / R@10", "Rsum": "
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run. settings: all but seed and output folder, by dotted name. figures: those of GROUPS, percent."""
+    """One finished run. settings: all but seed and output folder, by dotted name. metrics: those of GROUPS, percent."""
 
     folder: Path
     seed: int
     settings: dict[str, Any]
     environment: dict[str, str]
-    figures: dict[str, float]
+    metrics: dict[str, float]
     tested_on: str
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Runs of one label: every figure's mean and sample standard deviation (None of a single run)."""
+    """Runs of one label: every metric's mean and sample standard deviation (None of a single run)."""
 
     label: str
     runs: tuple[Run, ...]
-    figures: dict[str, tuple[float, float | None]]
+    metrics: dict[str, tuple[float, float | None]]
 
     @property
     def seeds(self) -> str:
@@ -75,11 +76,17 @@ def read_run(folder: Path, split: str) -> Run:
     """Read what a run folder says of itself.
 
     Raises:
-        DataError: a file that is missing or damaged, or an evaluation of something else than this run alone.
+        DataError, FileNotFoundError: a file that is missing or damaged, or an evaluation of something else than this
+            run alone.
     """
-    settings = _flat(_load(folder / "settings.yaml", "python tools/train.py"))
+    saved = run_settings(folder)
+    if saved is None:
+        raise DataError(f"no file {folder / 'settings.yaml'}; it is made by: python tools/train.py")
+    settings = flat(saved)
     path = folder / f"eval-{split}.json"
-    evaluation = _load(path, f"python tools/eval.py --checkpoint {folder}")
+    if not path.exists():
+        raise DataError(f"no file {path}; it is made by: python tools/eval.py --checkpoint {folder}")
+    evaluation = read_evaluation(path)
     for key, wanted in (("protocol", "all pairs"), ("split", split)):
         if evaluation.get(key) != wanted:
             raise DataError(f"{path}: {key} is {evaluation.get(key)!r}, expected {wanted!r}; evaluate the run again")
@@ -87,43 +94,19 @@ def read_run(folder: Path, split: str) -> Run:
         raise DataError(f"{path}: evaluates {evaluation.get('runs')} together, expected one run")
     try:
         full = evaluation["reports"]["full"]
-        figures = {f"{way}_{recall}": full[way][recall] for way in ("i2t", "t2i") for recall in ("r1", "r5", "r10")}
-        figures["rsum"] = full["rsum"]
         probes = evaluation.get("probes", {"by_asymmetry": {}})["by_asymmetry"]
-        figures |= {name: 100 * found["right"] for name, found in probes.items() if found["right"] is not None}
+        metrics = recalls_of(full) | {
+            name: 100 * found["right"] for name, found in probes.items() if found["right"] is not None
+        }
         tested_on = f"{settings['dataset']} {split}, {full['images']:,} images x {full['texts']:,} captions"
         seed = settings.pop("train.seed")
-    except KeyError as error:
-        raise DataError(f"{folder}: {error} is missing from settings.yaml or {path.name}; train or evaluate the run "
-                        "again") from None
-    settings.pop("out")
-    environment = _load(folder / "environment.json", "python tools/train.py")
-    missing = {"commit", "device", "python", "torch"} - environment.keys()
-    if missing:
-        raise DataError(f"{folder / 'environment.json'} does not say {', '.join(sorted(missing))}; train the run again")
-    return Run(folder, seed, settings, environment, figures, tested_on)
-
-
-def _load(path: Path, made_by: str) -> dict[str, Any]:
-    """The object that a JSON or YAML file holds."""
-    if not path.exists():
-        raise DataError(f"no file {path}; it is made by: {made_by}")
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise DataError(f"{path} is damaged ({error}); it is made by: {made_by}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} is damaged (no settings by name); it is made by: {made_by}")
-    return content
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
+        settings.pop("out")
+        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        environment = {name: environment[name] for name in ("commit", "device", "python", "torch")}
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{folder}: {error} is missing from settings.yaml, environment.json or {path.name}, or one is "
+                        "damaged; train or evaluate the run again") from None
+    return Run(folder, seed, settings, environment, metrics, tested_on)
 
 
 def summarize(label: str, runs: Sequence[Run]) -> Summary:
@@ -141,13 +124,13 @@ def summarize(label: str, runs: Sequence[Run]) -> Summary:
                             "runs of one label may differ in train.seed alone")
     if len({run.seed for run in runs}) < len(runs):
         raise DataError(f"{label}: seeds {[run.seed for run in runs]}, expected a different one for each run")
-    figures = {}
+    metrics = {}
     for name in (name for names in GROUPS.values() for name in names):
-        values = [run.figures[name] for run in runs if name in run.figures]
+        values = [run.metrics[name] for run in runs if name in run.metrics]
         if len(values) < len(runs):
             continue                    # of some seeds alone it would be another mean
-        figures[name] = (mean(values), stdev(values) if len(values) > 1 else None)
-    return Summary(label, tuple(runs), figures)
+        metrics[name] = (mean(values), stdev(values) if len(values) > 1 else None)
+    return Summary(label, tuple(runs), metrics)
 
 
 def settings_hash(settings: dict[str, Any]) -> str:
@@ -156,21 +139,24 @@ def settings_hash(settings: dict[str, Any]) -> str:
 
 
 def table(summaries: Sequence[Summary]) -> str:
-    """Markdown: a row for each label."""
+    """Return Markdown with a row for each label."""
     heads = {"i2t_r1": "I2T R@1", "i2t_r5": "R@5", "i2t_r10": "R@10", "t2i_r1": "T2I R@1", "t2i_r5": "R@5",
              "t2i_r10": "R@10", "rsum": "Rsum", "I": "I", "II": "II", "III": "III"}
-    shown = {name: head for name, head in heads.items() if any(name in summary.figures for summary in summaries)}
-    lines = [f"| | seeds | {' | '.join(shown.values())} |", "|---|--:|" + "--:|" * len(shown)]
-    for summary in summaries:
-        found = [summary.figures.get(name) for name in shown]
-        cells = ("" if each is None else f"{each[0]:.1f}" + ("" if each[1] is None else f" ± {each[1]:.1f}")
-                 for each in found)
-        lines.append(f"| {summary.label} | {len(summary.runs)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    shown = {name: head for name, head in heads.items() if any(name in summary.metrics for summary in summaries)}
+
+    def cell(found: tuple[float, float | None] | None) -> str:
+        if found is None:
+            return ""
+        return f"{found[0]:.1f}" + ("" if found[1] is None else f" ± {found[1]:.1f}")
+
+    return markdown_table(["", "seeds", *shown.values()], [
+        [summary.label, len(summary.runs), *(cell(summary.metrics.get(name)) for name in shown)]
+        for summary in summaries
+    ])
 
 
 def rows(summary: Summary, command: str) -> list[results.Row]:
-    """One row for each group of figures; hardware, commit and versions are those of the training runs."""
+    """One row for each group of metrics; hardware, commit and versions are those of the training runs."""
     def common(describe: Callable[[dict[str, str]], str]) -> str:
         return " and ".join(dict.fromkeys(describe(run.environment) for run in summary.runs))
 
@@ -179,7 +165,7 @@ def rows(summary: Summary, command: str) -> list[results.Row]:
     return [
         results.Row(
             figure=f"{first.tested_on}, {summary.label}, {NAMES[group]}",
-            value=" / ".join(f"{summary.figures[name][0]:.1f}" for name in names),
+            value=" / ".join(f"{summary.metrics[name][0]:.1f}" for name in names),
             unit=UNITS[group],
             command=command,
             hardware=common(lambda environment: environment["device"]),
@@ -188,12 +174,12 @@ def rows(summary: Summary, command: str) -> list[results.Row]:
             date=results.today(),
             note=f"{_spread(summary, names)}; {about}",
         )
-        for group, names in GROUPS.items() if summary.figures.keys() >= set(names)
+        for group, names in GROUPS.items() if summary.metrics.keys() >= set(names)
     ]
 
 
 def _spread(summary: Summary, names: Sequence[str]) -> str:
-    deviations = [summary.figures[name][1] for name in names]
+    deviations = [summary.metrics[name][1] for name in names]
     if len(summary.runs) == 1:
         return f"seed {summary.seeds} alone: no spread"
     given = " / ".join(f"{deviation:.1f}" for deviation in deviations)
@@ -203,14 +189,9 @@ def _spread(summary: Summary, names: Sequence[str]) -> str:
 def read_labels(argument: str, split: str) -> list[Summary]:
     """`LABEL=RUN,RUN` of the command line, or the variants of a study that were trained here."""
     if argument.endswith(".csv"):
-        with open(argument, encoding="utf-8", newline="") as file:
-            lines = list(csv.DictReader(file))
-        if not lines or not {"label", "seed", "run"} <= lines[0].keys():
-            raise DataError(f"{argument} is no table of tools/ablate.py: expected columns label, seed and run")
         of_label: dict[str, list[str]] = {}
-        for line in lines:
-            if line["seed"]:            # an outside model has none
-                of_label.setdefault(line["label"], []).append(line["run"])
+        for line in read_table(Path(argument)):
+            of_label.setdefault(line["label"], []).append(line["run"])
         return [summarize(label, [read_run(Path(run), split) for run in runs]) for label, runs in of_label.items()]
     label, _, folders = argument.partition("=")
     if not label or not all(folders.split(",")):

@@ -17,9 +17,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from ascl.analysis.ablation.plan import Request, choose, describe, plan
-from ascl.analysis.ablation.report import add_outside, shown, write_reports
+from ascl.analysis.ablation.commands import shown
+from ascl.analysis.ablation.plan import Request, choose, plan
+from ascl.analysis.ablation.report import add_outside, write_reports
 from ascl.analysis.ablation.runner import Stopped, make_slots, run_all, visible_gpus
+from ascl.analysis.ablation.state import describe
 from ascl.analysis.ablation.studies import STUDIES
 from ascl.core.errors import DataError
 from ascl.settings.retrieval import ConfigError
@@ -95,7 +97,8 @@ def main(arguments: list[str]) -> int:
             dataset=options.dataset, studies=tuple(STUDIES) if options.study == "all" else (options.study,),
             seeds=options.seeds, settings=words_of(options.settings),
             out=options.out or Path("runs") / f"ablation-{options.dataset}", configs=REPOSITORY / "configs",
-            tools=REPOSITORY / "tools", processes=options.processes, probe_captions=options.probe_captions,
+            train=(str(REPOSITORY / "tools" / "train.py"),), evaluate=(str(REPOSITORY / "tools" / "eval.py"),),
+            processes=options.processes, probe_captions=options.probe_captions,
         )
         runs = plan(request)
         chosen = choose(runs, options.only)

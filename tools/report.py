@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     try:
-        from ascl.analysis.explain.run import report  # torch and matplotlib are slow to import
+        from ascl.analysis.report.run import report  # torch and matplotlib are slow to import
 
         made = report(
             options.run, split=options.split, images=options.images, scores=options.scores, out=options.out,

@@ -1,4 +1,4 @@
-"""Numbers behind the figures: geometry of the vectors, recall by the length of the query, recall by local weight.
+"""Metrics beside recall: geometry of the vectors, recall by the length of the query, recall by local weight.
 
 Nothing here reads files or draws; models, encoded items and ranks are handed over.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ascl.core.errors import DataError
+from ascl.core.statistics import wilson_interval
+from ascl.losses.spread import pair_distances, uniformity
 from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
 from ascl.models.ascl import masked_mean
 from ascl.retrieval import rank_report, score_all_pairs
@@ -24,7 +26,6 @@ from ascl.retrieval.report import RetrievalReport
 from ascl.retrieval.scoring.tiles import Progress
 
 ITEMS = 1024                            # encoded items that go to the device together
-ROWS = 256                              # vectors whose distances to all others are looked at together
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
 
 
@@ -46,7 +47,7 @@ class ItemVectors:
 
 @torch.no_grad()
 def item_vectors(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts) -> ItemVectors:
-    """The vectors whose distances alignment and uniformity are about.
+    """Return the vectors whose distances alignment and uniformity are about.
 
     A model that compares one vector of each item has them: `images.globals` and `model.text_vectors`. AsCL's V_g and
     W_g belong to a pair. Its vectors here are what the same weights make of an item without a partner, with a plain
@@ -114,10 +115,10 @@ class Geometry:
 
 
 def geometry(image_vectors: Tensor, text_vectors: Tensor, owner: np.ndarray | Sequence[int]) -> Geometry:
-    """Alignment and uniformity of a split.
+    """Return alignment and uniformity of a split.
 
     Args:
-        image_vectors: (N_images, D), text_vectors: (N_texts, D); normalised here.
+        image_vectors: (N_images, D), text_vectors: (N_texts, D); normalized here.
         owner: (N_texts,) image of each text.
 
     Raises:
@@ -130,27 +131,20 @@ def geometry(image_vectors: Tensor, text_vectors: Tensor, owner: np.ndarray | Se
         raise DataError("distances between items that do not belong together need texts of at least two images")
     images, texts = _unit(image_vectors, "image"), _unit(text_vectors, "text")
     belongs = torch.from_numpy(owner_vector)
-    image_text = _Sums()
-    image_text.add((images[belongs] - texts).square().sum(dim=1))
-    text_text, apart_images, apart_texts = _Sums(), _Sums(), _Sums()
-    for squared, alone in _pairs(images, torch.arange(len(images))):
-        apart_images.add(squared[alone])
-    for squared, different in _pairs(texts, belongs):
-        apart_texts.add(squared[different])
-    for texts_of_image in _groups(owner_vector):
-        text_text.add(torch.pdist(texts[texts_of_image]).square())
-    some = text_text.pairs > 0
+    image_text, align_image_text = _distances([(images[belongs] - texts).square().sum(dim=1)])
+    text_text = [torch.pdist(texts[of_image]).square() for of_image in _groups(owner_vector) if len(of_image) > 1]
+    positive_text_text, align_text_text = _distances(text_text) if text_text else (None, None)
     return Geometry(
-        positive_image_text=image_text.distances(), positive_text_text=text_text.distances() if some else None,
-        apart_images=apart_images.distances(), apart_texts=apart_texts.distances(),
-        align_image_text=image_text.mean_square(), align_text_text=text_text.mean_square() if some else None,
-        uniform_images=apart_images.uniformity(), uniform_texts=apart_texts.uniformity(),
+        positive_image_text=image_text, positive_text_text=positive_text_text,
+        apart_images=_distances(pair_distances(images))[0], apart_texts=_distances(pair_distances(texts, belongs))[0],
+        align_image_text=align_image_text, align_text_text=align_text_text,
+        uniform_images=uniformity(images), uniform_texts=uniformity(texts, belongs),
         image_dimensions=effective_dimensions(images), text_dimensions=effective_dimensions(texts),
     )
 
 
 def effective_dimensions(vectors: Tensor) -> float:
-    """Dimensions over which vectors spread: exp of the entropy of their covariance's spectrum (Roy, Vetterli 2007).
+    """Return the dimensions that vectors use: exp of the entropy of their covariance's spectrum (Roy, Vetterli 2007).
 
     Args:
         vectors: (N, D), N >= 2.
@@ -177,43 +171,22 @@ def _unit(vectors: Tensor, kind: str) -> Tensor:
     return vectors / norms[:, None]
 
 
-def _pairs(vectors: Tensor, group: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Squared distances (n, m) by blocks of rows, and (n, m) bool: the pair is of two groups and was not seen yet."""
-    for start in range(0, len(vectors), ROWS):
-        rows = slice(start, start + ROWS)
-        squared = (2 - 2 * vectors[rows] @ vectors[start:].T).clamp_(min=0)
-        first, second = torch.arange(len(vectors))[rows, None], torch.arange(start, len(vectors))
-        yield squared, (group[rows, None] != group[start:]) & (first < second)
-
-
 def _groups(owner: np.ndarray) -> Iterator[np.ndarray]:
     """Indices of the texts of each image."""
     order = np.argsort(owner, kind="stable")
     yield from np.split(order, np.flatnonzero(np.diff(owner[order])) + 1)
 
 
-class _Sums:
-    """Running sums over squared distances, in float64."""
-
-    def __init__(self) -> None:
-        self.pairs = 0
-        self._distance = self._square = self._gauss = 0.0
-
-    def add(self, squared: Tensor) -> None:
-        self.pairs += len(squared)
-        self._distance += float(squared.sqrt().sum())
-        self._square += float(squared.sum())
-        self._gauss += float(torch.exp(-2 * squared).sum())
-
-    def distances(self) -> Distances:
-        mean = self._distance / self.pairs
-        return Distances(mean, max(self._square / self.pairs - mean**2, 0.0) ** 0.5, self.pairs)
-
-    def mean_square(self) -> float:
-        return self._square / self.pairs
-
-    def uniformity(self) -> float:
-        return float(np.log(self._gauss / self.pairs))
+def _distances(blocks: Iterable[Tensor]) -> tuple[Distances, float]:
+    """Distances, and the mean of their squares, from blocks of squared distances."""
+    total = squares = 0.0
+    pairs = 0
+    for squared in blocks:
+        pairs += len(squared)
+        total += float(squared.sqrt().sum())
+        squares += float(squared.sum())
+    mean, mean_square = total / pairs, squares / pairs
+    return Distances(mean, max(mean_square - mean**2, 0.0) ** 0.5, pairs), mean_square
 
 
 # Recall by the length of the query
@@ -239,14 +212,14 @@ class LengthBin:
 
 
 def count_words(caption: str) -> int:
-    """Words of a caption; punctuation is none, a hyphen or an apostrophe inside joins."""
+    """Return the number of words of a caption, without punctuation; a hyphen or an apostrophe inside joins."""
     return len(_WORD.findall(caption))
 
 
 def recall_by_length(
     ranks: np.ndarray, lengths: np.ndarray, last_lengths: Sequence[int], *, at: Sequence[int] = (1, 5, 10)
 ) -> list[LengthBin]:
-    """Recall of text queries by their number of words.
+    """Return the recall of text queries by their number of words.
 
     Args:
         ranks: (S, Q) or (Q,) rank of each query under each of S runs, 0 = best.
@@ -279,19 +252,11 @@ def recall_by_length(
             longest=int(lengths[chosen].max()) if number == len(last_lengths) else last_lengths[number],
             queries=queries, seeds=len(ranks),
             recall={k: 100 * float(share.mean()) for k, share in shares.items()},
-            low={k: 100 * interval[0] for k, interval in intervals.items()},
-            high={k: 100 * interval[1] for k, interval in intervals.items()},
+            low={k: 100 * interval.low for k, interval in intervals.items()},
+            high={k: 100 * interval.high for k, interval in intervals.items()},
             seed_std={k: 100 * float(share.std(ddof=1)) for k, share in shares.items()} if len(ranks) > 1 else None,
         ))
     return bins
-
-
-def wilson_interval(share: float, trials: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927); 95 % for the default z. Never outside [0, 1], never empty."""
-    centre = share + z**2 / (2 * trials)
-    half = z * (share * (1 - share) / trials + z**2 / (4 * trials**2)) ** 0.5
-    scale = 1 + z**2 / trials
-    return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
 
 
 # Recall by the local weight u1
@@ -300,7 +265,7 @@ def wilson_interval(share: float, trials: int, z: float = 1.959963984540054) -> 
 def local_and_global_scores(
     model: AsCL, images: EncodedImages, texts: EncodedTexts, *, progress: Progress | None = None
 ) -> tuple[Tensor, Tensor]:
-    """S_local and S_global of every pair, each (N_images, N_texts): the score at u1 = 1 and at u1 = 0."""
+    """Return S_local and S_global of every pair, each (N_images, N_texts): the score at u1 = 1 and at u1 = 0."""
     parts = []
     for weight in (1.0, 0.0):
         other = copy.copy(model)
@@ -312,7 +277,7 @@ def local_and_global_scores(
 def recall_by_local_weight(
     local: Tensor, global_: Tensor, owner: np.ndarray, weights: Sequence[float]
 ) -> list[RetrievalReport]:
-    """Recalls of u1 * local + (1 - u1) * global for each u1: exact, because the score is linear in u1 (equation 2).
+    """Return the recalls of u1 * local + (1 - u1) * global at each u1, exactly: the score is linear in it (equation 2).
 
     It says how a model that was trained at one u1 ranks at another, not how one trained at the other would.
     """

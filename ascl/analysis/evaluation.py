@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ from ascl.core.provenance import environment
 from ascl.data.captions import CaptionSet
 from ascl.data.split import build_split
 from ascl.data.stores.open import FeatureStore
-from ascl.models import AsCL, RetrievalModel
+from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
 from ascl.retrieval import build, fold_report, load_scores, rank_report, ranks, score_all_pairs
 from ascl.retrieval.multi_positive import multi_positive_report
 from ascl.retrieval.ranking import Ranks
@@ -52,10 +53,10 @@ class Section(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What tools/eval.py prints and saves.
+    """What an evaluation prints and saves.
 
-    ranks: of the full set. owner: (N_texts,) image of each text. about: what the figures were made of. captions: None
-    for given scores, whose images and texts have no names. sections: by a key of TITLES. notes: what could not be
+    ranks: of the full set. owner: (N_texts,) image of each text. about: what the recalls were computed from. captions:
+    None for given scores, whose images and texts have no names. sections: by a key of TITLES. notes: what could not be
     computed, and why.
     """
 
@@ -73,64 +74,95 @@ def evaluate_runs(
     scoring: dict[str, Any] | None = None, save_scores: Path | None = None, probes: bool = False,
     probe_captions: int | None = None,
 ) -> Evaluation:
-    """Recalls of one run, or of several by their averaged scores, and what the data set allows to say beside them.
+    """Return the recalls of one run, or of several by their averaged scores, with what else the data set can tell.
 
     Args:
         runs: run folders or checkpoints. Data and split are the first one's.
         split: None = the test split of the settings.
-        folds: also the mean over so many consecutive folds (COCO 1K: 5 of the 5K images).
+        folds: also the mean over this many consecutive folds (COCO 1K: 5 of the 5K images).
         overrides: data settings that replace the run's, by field name (features moved to another place).
         scoring: `backend`, `dtype`, `block` of `score_all_pairs`. Probes are scored as by default whatever it says.
         save_scores: also write the matrix, the owners and COCO's ids there, as `evaluate_given` reads them.
         probes: also make variants of every caption and count which are in the right order; see `analysis.probes`.
-        probe_captions: of so many captions only, evenly spread over the split.
+        probe_captions: of this many captions only, evenly spread over the split.
     """
-    model, config = build.load_run(runs[0])
-    config = replace(config, data=replace(config.data, **overrides))
-    split = split or config.data.test
-    captions, store = build_split(config, split, captions_per_image=config.data.captions_per_image)
-    scenes = known_scenes(config, split, captions)
+    loaded = load_split(runs[0], split, overrides)
+    config, captions = loaded.config, loaded.captions
+    scenes = known_scenes(config, loaded.split, captions)
     texts = None
     if probes:
         variants = caption_variants(captions) if scenes is None else scene_variants(captions, scenes)
         texts = probe_texts(captions, variants, limit=probe_captions)
     scoring = scoring or {}
-    scores, probe_scores = score_split(model, captions, store, scoring, texts)
+    scores, probe_scores = score_split(loaded, scoring, texts)
     for run in runs[1:]:
-        more = score_split(build.load_run(run)[0], captions, store, scoring, texts)
+        more = score_split(replace(loaded, model=build.load_run(run)[0]), scoring, texts)
         scores += more[0]
         probe_scores += more[1]
     scores /= len(runs)
+    notes: list[str] = []
+    ids = known_coco_ids(captions, notes) if may_be_coco_test(captions) else None
     if save_scores is not None:
-        save_given(save_scores, scores, captions)
-    about = {"runs": runs, "dataset": config.dataset, "split": split, "protocol": "all pairs",
+        save_given(save_scores, scores, captions.owner, ids)
+    about = {"runs": runs, "dataset": config.dataset, "split": loaded.split, "protocol": "all pairs",
              "scoring": {name: str(value) for name, value in scoring.items()},
              "captions": config.data.captions, "features": config.data.features, **environment()}
     truth = None if scenes is None else truth_matrix(captions.captions, scenes)
     evaluation = evaluate_scores(scores, captions.owner, about, folds=folds, truth=truth, captions=captions)
-    if may_be_coco_test(captions):
-        _add_corrected_labels(evaluation, scores, captions)
+    evaluation.notes.extend(notes)
+    if ids is not None:
+        add_corrected_labels(evaluation, scores, ids)
     if texts is not None:
         exact = None if scenes is None else group_truth(texts, scenes)
         evaluation.sections["probes"] = probe_report(texts, probe_scores / len(runs), exact)
     return evaluation
 
 
-def on_best_device(model: RetrievalModel) -> RetrievalModel:
-    """On the GPU where there is one."""
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+@dataclass(frozen=True, eq=False)
+class RunSplit:
+    """The model of a run, and the captions and features of one split of its data."""
+
+    model: RetrievalModel
+    config: Config
+    split: str
+    captions: CaptionSet
+    store: FeatureStore
+
+    def encode(self) -> tuple[EncodedImages, EncodedTexts]:
+        """Return every image and every text encoded, on the GPU where there is one."""
+        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        return build.encode_split(self.model, self.captions, self.store)
+
+
+def load_split(
+    run: str | Path, split: str | None, overrides: dict[str, Any], *, validation: bool = False
+) -> RunSplit:
+    """Return a run's model with a split of its data.
+
+    Args:
+        run: run folder or checkpoint.
+        split: None = the test split of the settings, or the validation split.
+        overrides: data settings that replace the run's, by field name (features moved to another place).
+        validation: the default is the validation split, and it has only the images that training validated on.
+    """
+    model, config = build.load_run(run)
+    data = replace(config.data, **overrides)
+    config = replace(config, data=data)
+    split = split or (data.val if validation else data.test)
+    images = data.val_images if validation and split == data.val else None
+    captions, store = build_split(config, split, captions_per_image=data.captions_per_image, images=images)
+    return RunSplit(model, config, split, captions, store)
 
 
 def score_split(
-    model: RetrievalModel, captions: CaptionSet, store: FeatureStore, scoring: dict[str, Any],
-    probes: ProbeTexts | None = None,
+    loaded: RunSplit, scoring: dict[str, Any], probes: ProbeTexts | None = None
 ) -> tuple[torch.Tensor, np.ndarray]:
-    """Scores of one model on a split, with bars of progress on a terminal.
+    """Return the scores of one model on a split, with bars of progress on a terminal.
 
     Returns:
         (N_images, N_texts) of every pair, and `group_scores` of the probes, (0, 0) where there are none.
     """
-    images, texts = build.encode_split(on_best_device(model), captions, store)
+    model, (images, texts) = loaded.model, loaded.encode()
     with tqdm(total=len(images) * len(texts), desc="scoring", unit=" pairs", unit_scale=True, disable=None) as bar:
         scores = score_all_pairs(model, images, texts, progress=bar.update, **scoring)
     probe_scores = np.zeros((0, 0), dtype=np.float32)
@@ -145,7 +177,7 @@ def evaluate_scores(
     scores: Any, owner: np.ndarray, about: dict[str, Any], *, folds: int | None, truth: np.ndarray | None = None,
     captions: CaptionSet | None = None,
 ) -> Evaluation:
-    """The full set, its folds where asked for, and figures by the whole truth where it is known."""
+    """Return the recalls of the full set, of its folds where asked for, and by the whole truth where it is known."""
     counted = ranks(scores, owner)
     reports: Reports = {"full": recall_report(counted)}
     if folds is not None:
@@ -158,7 +190,7 @@ def evaluate_scores(
 
 
 def evaluate_given(path: str, *, folds: int | None) -> Evaluation:
-    """Recalls of scores from elsewhere, in `path`: see `load_scores`.
+    """Return the recalls of scores from elsewhere, in `path`: see `load_scores`.
 
     The file may also hold COCO's own numbers, `image_ids` (N_images,) and `caption_ids` (N_texts,): then ECCV Caption
     and CxC are computed.
@@ -177,28 +209,36 @@ def evaluate_given(path: str, *, folds: int | None) -> Evaluation:
     return evaluation
 
 
-def save_given(path: Path, scores: torch.Tensor, captions: CaptionSet) -> None:
-    """Write scores as `evaluate_given` reads them."""
-    arrays: dict[str, Any] = {"scores": scores.numpy(), "owner": captions.owner}
-    if may_be_coco_test(captions):
-        try:
-            arrays |= dict(zip(("image_ids", "caption_ids"), map(np.array, coco_ids(captions)), strict=True))
-        except DataError:
-            pass                # the evaluation says why; scores without ids are whole
+def save_given(
+    path: Path, scores: torch.Tensor, owner: np.ndarray, ids: tuple[list[int], list[int]] | None = None
+) -> None:
+    """Write scores as `evaluate_given` reads them. ids: COCO's numbers of images and captions, where they are known."""
+    arrays: dict[str, Any] = {"scores": scores.numpy(), "owner": owner}
+    if ids is not None:
+        arrays |= {"image_ids": np.array(ids[0]), "caption_ids": np.array(ids[1])}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
 
 
-def _add_corrected_labels(evaluation: Evaluation, scores: torch.Tensor, captions: CaptionSet) -> None:
-    """ECCV Caption and CxC; where they cannot be computed the recalls stand, and a note says why."""
+def known_coco_ids(captions: CaptionSet, notes: list[str]) -> tuple[list[int], list[int]] | None:
+    """Return COCO's numbers of images and captions; None where they are not known, and `notes` say why."""
     try:
-        evaluation.sections.update(corrected_labels(scores, *coco_ids(captions)))
+        return coco_ids(captions)
+    except DataError as error:
+        notes.append(f"ECCV Caption and CxC were not computed: {error}")
+        return None
+
+
+def add_corrected_labels(evaluation: Evaluation, scores: torch.Tensor, ids: tuple[list[int], list[int]]) -> None:
+    """Add ECCV Caption and CxC to an evaluation, or a note that says why they cannot be computed."""
+    try:
+        evaluation.sections.update(corrected_labels(scores, *ids))
     except DataError as error:
         evaluation.notes.append(f"ECCV Caption and CxC were not computed: {error}")
 
 
 def known_scenes(config: Config, split: str, captions: CaptionSet) -> list[Scene] | None:
-    """The scene of each image where the data set can say of any text whether it is true: `scenes`."""
+    """Return the scene of each image where the data set can say of any text whether it is true: `scenes`."""
     if config.dataset != "scenes":
         return None
     records = {record.image_id: record for record in load_scene_records(config.data.captions, split)}
@@ -206,33 +246,29 @@ def known_scenes(config: Config, split: str, captions: CaptionSet) -> list[Scene
 
 
 @torch.no_grad()
-def evaluate_paired(run: str, split: str | None, *, overrides: dict[str, Any]) -> Reports:
-    """The leak diagnostic beside the honest numbers of the same model; see `analysis.leakage`."""
-    model, config = build.load_run(run)
+def evaluate_paired(run: str, split: str | None, *, overrides: dict[str, Any]) -> dict[str, RetrievalReport]:
+    """Return the leak diagnostic beside the honest numbers of the same model; see `analysis.leakage`."""
+    loaded = load_split(run, split, overrides)
+    model, owner = loaded.model, loaded.captions.owner
     if not isinstance(model, AsCL) or not model.fusion:
         raise DataError(f"{run}: its items never meet before the score, so the paired protocol does not apply")
-    config = replace(config, data=replace(config.data, **overrides))
-    captions, store = build_split(
-        config, split or config.data.test, captions_per_image=config.data.captions_per_image
-    )
-    images, texts = build.encode_split(on_best_device(model), captions, store)
-    scores = leakage.protocols(model, images, texts, captions.owner)
-    return {name: rank_report(matrix, captions.owner) for name, matrix in scores.items()}
+    scores = leakage.protocols(model, *loaded.encode(), owner)
+    return {name: rank_report(matrix, owner) for name, matrix in scores.items()}
 
 
-def markdown(reports: Reports) -> str:
-    """All tables, each under its name."""
+def markdown(reports: Mapping[str, RetrievalReport | FoldReport]) -> str:
+    """Return all tables, each under its name."""
     return "\n\n".join(f"### {name}\n\n{report.to_markdown()}" for name, report in reports.items()) + "\n"
 
 
 def evaluation_markdown(evaluation: Evaluation) -> str:
-    """The tables of recalls, what stands beside them, and the notes."""
+    """Return the tables of recalls, the other sections, and the notes."""
     sections = [f"\n### {TITLES[name]}\n\n{section.to_markdown()}" for name, section in evaluation.sections.items()]
     return "\n".join([markdown(evaluation.reports), *sections, *(f"{note}\n" for note in evaluation.notes)])
 
 
 def save_evaluation(evaluation: Evaluation, folder: Path, name: str) -> list[Path]:
-    """eval-`name`.json, eval-`name`.md and ranks-`name`.npz in `folder`.
+    """Write eval-`name`.json, eval-`name`.md and ranks-`name`.npz into `folder`, and return their paths.
 
     The ranks are those of the full set, 0 = best: `i2t` (Q_images,) and `t2i` (Q_texts,), `image_queries` and
     `text_queries` (which image or text each entry is), `owner` (N_texts,); `image_ids` (N_images,) and `captions`

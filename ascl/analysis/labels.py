@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from ascl.core.errors import DataError
+from ascl.core.tables import markdown_table
 from ascl.data.captions import CaptionSet
 from ascl.retrieval.ranking import BLOCK_ELEMENTS, Matrix
 
@@ -35,42 +36,44 @@ _TITLES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "map_at_r": "mAP@R", "r_prec
 
 @dataclass(frozen=True)
 class LabelReport:
-    """Figures by one set of labels, in percent: {"r1": {"i2t": 61.2, "t2i": 44.0}, "map_at_r": ...}."""
+    """Metrics by one set of labels, in percent: {"r1": {"i2t": 61.2, "t2i": 44.0}, "map_at_r": ...}."""
 
-    figures: dict[str, dict[str, float]]
+    metrics: dict[str, dict[str, float]]
 
     def to_dict(self) -> dict[str, Any]:
         """{"i2t": {"r1": ...}, "t2i": ...}: as the recalls of COCO's own labels."""
-        return {direction: {name: of[direction] for name, of in self.figures.items()} for direction in ("i2t", "t2i")}
+        return {direction: {name: of[direction] for name, of in self.metrics.items()} for direction in ("i2t", "t2i")}
 
     def to_markdown(self) -> str:
         """A table with one row for each direction."""
-        names = [name for name in _TITLES if name in self.figures]
-        head = ["| direction | " + " | ".join(_TITLES[name] for name in names) + " |", "|---" * (len(names) + 1) + "|"]
-        rows = [f"| {words} | " + " | ".join(f"{self.figures[name][direction]:.1f}" for name in names) + " |"
+        names = [name for name in _TITLES if name in self.metrics]
+        rows = [[words, *(f"{self.metrics[name][direction]:.1f}" for name in names)]
                 for words, direction in (("image to text", "i2t"), ("text to image", "t2i"))]
-        return "\n".join([*head, *rows, ""])
+        return markdown_table(["direction", *(_TITLES[name] for name in names)], rows) + "\n"
 
 
 def may_be_coco_test(captions: CaptionSet) -> bool:
-    """Whether these can be the captions of COCO's 5K test split: their number, and that their ids can be known."""
+    """Return whether these can be the captions of COCO's 5K test split, by their number and their ids."""
     if len(captions.image_ids) != 5000 or len(captions.captions) < 25000:
         return False
     by_file = captions.caption_ids is not None and all(re.search(r"\d{6,}$", name) for name in captions.image_ids[:9])
     return by_file or _SCAN_TEST.search(captions.source) is not None
 
 
-def coco_ids(captions: CaptionSet) -> tuple[list[int], list[int]]:
-    """COCO's numbers of the images (N,) and of the captions (M,).
+def coco_ids(captions: CaptionSet, *, labels: Any = None) -> tuple[list[int], list[int]]:
+    """Return COCO's numbers of the images (N,) and of the captions (M,).
 
     From the file where it has them (Karpathy's JSON, COCO's own). SCAN's text files have none; the captions of their
-    `testall` split stand in the order of the package's list of ids (all 2,965 whose number is known from COCO's files
-    of 2017 do), which is taken for them.
+    `testall` split are in the order of the package's list of ids (all 2,965 whose number is known from COCO's files
+    of 2017 are), which is taken for them.
+
+    Args:
+        labels: the authors' package; None = `published_labels()`.
 
     Raises:
         DataError: neither, a caption of another image than the labels say, or the package is missing.
     """
-    package = _package()
+    package = labels or published_labels()
     if captions.caption_ids is not None:
         numbers = [re.search(r"(\d+)$", name) for name in captions.image_ids]
         if None in numbers:
@@ -92,12 +95,15 @@ def coco_ids(captions: CaptionSet) -> tuple[list[int], list[int]]:
     return [package.coco_gts["t2i"][number][0] for number in ids[::5]], ids
 
 
-def corrected_labels(scores: Matrix, image_ids: list[int], caption_ids: list[int]) -> dict[str, LabelReport]:
-    """Figures by ECCV Caption ("eccv") and by CxC ("cxc").
+def corrected_labels(
+    scores: Matrix, image_ids: list[int], caption_ids: list[int], *, labels: Any = None
+) -> dict[str, LabelReport]:
+    """Return the metrics by ECCV Caption ("eccv") and by CxC ("cxc").
 
     Args:
         scores: (N, M) of every image with every caption of COCO's 5K test split, higher = more alike; read in blocks.
         image_ids, caption_ids: COCO's numbers of rows and columns.
+        labels: the authors' package, whose `eccv_gts` are replaced; None = `published_labels()`.
 
     Raises:
         DataError: the package is missing, images or captions of its labels are, or a score is not finite.
@@ -105,10 +111,10 @@ def corrected_labels(scores: Matrix, image_ids: list[int], caption_ids: list[int
     if tuple(scores.shape) != (len(image_ids), len(caption_ids)):
         raise DataError(f"scores have shape {tuple(scores.shape)} for {len(image_ids)} image ids and "
                         f"{len(caption_ids)} caption ids")
-    package = _package()
-    labels = (package.coco_gts, package.cxc_gts, package.eccv_gts)
+    package = labels or published_labels()
+    every = (package.coco_gts, package.cxc_gts, package.eccv_gts)
     for what, ids, way in (("images", image_ids, "i2t"), ("captions", caption_ids, "t2i")):
-        missing = sorted({number for known in labels for number in known[way]} - set(ids))
+        missing = sorted({number for known in every for number in known[way]} - set(ids))
         if missing:
             raise DataError(f"{len(ids)} {what} were scored; {len(missing)} {what} of the labels are not among them "
                             f"(first: {missing[0]}). {_WHOLE}")
@@ -129,21 +135,21 @@ def _ranked(
 ) -> dict[str, dict[int, list[int]]]:
     """What was found for each image ("i2t") and each caption ("t2i"), as the package takes it."""
     return {
-        "i2t": dict(_retrieved(scores, image_ids, caption_ids, labels["i2t"])),
-        "t2i": dict(_retrieved(scores.T, caption_ids, image_ids, labels["t2i"])),
+        "i2t": dict(best_candidates(scores, image_ids, caption_ids, labels["i2t"])),
+        "t2i": dict(best_candidates(scores.T, caption_ids, image_ids, labels["t2i"])),
     }
 
 
-def _report(figures: dict[str, dict[str, float]]) -> LabelReport:
+def _report(shares: dict[str, dict[str, float]]) -> LabelReport:
     return LabelReport({
-        _NAMES[name]: {way: 100 * float(share) for way, share in of.items()} for name, of in figures.items()
+        _NAMES[name]: {way: 100 * float(share) for way, share in of.items()} for name, of in shares.items()
     })
 
 
-def _retrieved(
+def best_candidates(
     scores: Matrix, queries: list[int], candidates: list[int], labels: dict[int, list[int]]
 ) -> Iterator[tuple[int, list[int]]]:
-    """(query, its best candidates, best first) for each row, as many as the labels can ask for; ties are lost."""
+    """Yield (query, its best candidates, best first) for each row, as many as the labels can ask for; ties are lost."""
     depth = min(len(candidates), max(10, *map(len, labels.values())))
     column = {number: place for place, number in enumerate(candidates)}
     step = max(1, BLOCK_ELEMENTS // len(candidates))
@@ -163,7 +169,12 @@ def _retrieved(
             yield query, [candidates[place] for place in best]
 
 
-def _package() -> Any:
+def published_labels() -> Any:
+    """Return the labels and metrics of the authors' package `eccv_caption`.
+
+    Raises:
+        DataError: it is not installed.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")             # that a faster reader of JSON is not installed

@@ -24,7 +24,7 @@ WARNING = (
 
 
 def paired_global_scores(model: AsCL, images: EncodedImages, texts: EncodedTexts, owner: np.ndarray) -> Tensor:
-    """Global scores with W_g and V_g made on true pairs only: the leaking part.
+    """Return the global scores with W_g and V_g made on true pairs only: the leaking part.
 
     Args:
         owner: (N_texts,) image of each caption. An image without captions cannot be treated so and is an error.
@@ -48,7 +48,7 @@ def paired_global_scores(model: AsCL, images: EncodedImages, texts: EncodedTexts
 
 
 def protocols(model: AsCL, images: EncodedImages, texts: EncodedTexts, owner: np.ndarray) -> dict[str, Tensor]:
-    """Scores of one model by the honest evaluation and by the one that sees the answer, each whole and with u1 = 0.
+    """Return a model's scores by the honest evaluation and by the one that sees the answer, whole and with u1 = 0.
 
     The local score is exact for every pair in both: all that the procedure changes is the global one. So the two rows
     of global scores alone are what the leak is worth to the part that leaks.

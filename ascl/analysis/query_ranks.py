@@ -1,4 +1,4 @@
-"""Where each query of an evaluation found its own: what tools/eval.py leaves in `ranks-SPLIT.npz`."""
+"""Where each query of an evaluation found its own: what an evaluation leaves in `ranks-SPLIT.npz`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class QueryRanks:
 
 
 def read_ranks(path: str | os.PathLike) -> QueryRanks:
-    """Ranks of one evaluation.
+    """Return the ranks of one evaluation.
 
     Raises:
         FileNotFoundError: no such file.

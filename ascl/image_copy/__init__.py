@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ascl.image_copy.descriptors.files import Descriptors, read_descriptors, write_descriptors, write_submission
-    from ascl.image_copy.evaluation.bootstrap import Bootstrap, Interval, bootstrap_intervals
+    from ascl.image_copy.evaluation.bootstrap import Bootstrap, bootstrap_intervals
     from ascl.image_copy.evaluation.copydays import copydays_ground_truth, copydays_report
     from ascl.image_copy.evaluation.judged import judge
     from ascl.image_copy.evaluation.metrics import (
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 MODULES = {
     "ascl.image_copy.descriptors.files": ("Descriptors", "read_descriptors", "write_descriptors", "write_submission"),
-    "ascl.image_copy.evaluation.bootstrap": ("Bootstrap", "Interval", "bootstrap_intervals"),
+    "ascl.image_copy.evaluation.bootstrap": ("Bootstrap", "bootstrap_intervals"),
     "ascl.image_copy.evaluation.copydays": ("copydays_ground_truth", "copydays_report"),
     "ascl.image_copy.evaluation.judged": ("judge",),
     "ascl.image_copy.evaluation.metrics": (

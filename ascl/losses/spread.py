@@ -1,7 +1,12 @@
-"""Losses that spread descriptors over the sphere, away from their nearest negatives: against dimensional collapse."""
+"""Spread over the sphere: losses that push descriptors off their nearest negatives, and the measure of uniformity."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ascl.core.tensors import check_queue, check_vectors, products, unit
@@ -48,3 +53,39 @@ def entropy_of_nearest(similarity: Tensor, negatives: Tensor) -> Tensor:
     nearest = similarity.masked_fill(~negatives, -1).max(dim=1).values
     squared = (2 - 2 * nearest).clamp_min(SQUARED_DISTANCE_FLOOR)
     return -0.5 * squared.log().masked_fill(~has_any, 0).mean()
+
+
+def pair_distances(vectors: Tensor, groups: Tensor | None = None, *, rows: int = 256) -> Iterator[Tensor]:
+    """Yield the squared Euclidean distances of all pairs of vectors of different groups, each pair once.
+
+    Args:
+        vectors: (N, d), normalised inside.
+        groups: (N,) integers on the CPU; None = each vector is a group of its own.
+        rows: vectors that are compared with all later ones at a time.
+
+    Yields:
+        (P,) float64 in [0, 4], in blocks.
+    """
+    vectors = F.normalize(vectors.double(), dim=1)
+    groups = torch.arange(len(vectors)) if groups is None else groups
+    for start in range(0, len(vectors), rows):
+        block = slice(start, start + rows)
+        squared = (2 - 2 * vectors[block] @ vectors[start:].T).clamp_(min=0)
+        later = torch.ones(squared.shape, dtype=torch.bool).triu(diagonal=1)
+        yield squared[(later & (groups[block, None] != groups[start:])).to(squared.device)]
+
+
+def uniformity(vectors: Tensor, groups: Tensor | None = None, *, rows: int = 256) -> float:
+    """Return log of the mean of exp(-2 distance^2) over pairs of unit vectors (Wang and Isola 2020).
+
+    Args:
+        vectors, groups, rows: as for `pair_distances`; at least two groups.
+
+    Returns:
+        In [-8, 0]; the lower, the more evenly they are spread. About -4 for random directions in high dimension.
+    """
+    total, pairs = 0.0, 0
+    for squared in pair_distances(vectors, groups, rows=rows):
+        total += float(torch.exp(-2 * squared).sum())
+        pairs += len(squared)
+    return math.log(total / pairs)

@@ -1,4 +1,4 @@
-"""The numbers behind the figures, against scalar loops."""
+"""The metrics beside recall, against scalar loops."""
 
 import math
 
@@ -16,7 +16,6 @@ from ascl.analysis.diagnostics import (
     local_and_global_scores,
     recall_by_length,
     recall_by_local_weight,
-    wilson_interval,
 )
 from ascl.core.errors import DataError
 from ascl.models import AsCL, EncodedImages, EncodedTexts
@@ -35,7 +34,7 @@ def distance(a, b):
 
 
 def geometry_by_loops(images, texts, owner):
-    """Every figure of `geometry` but the dimensions, pair by pair."""
+    """Every metric of `geometry` but the dimensions, pair by pair."""
     images, texts = unit_rows(images.tolist()), unit_rows(texts.tolist())
     image_text = [distance(images[owner[t]], texts[t]) for t in range(len(texts))]
     text_text, apart_texts = [], []
@@ -62,9 +61,7 @@ def geometry_by_loops(images, texts, owner):
     }
 
 
-@pytest.mark.parametrize("rows", [1, 3, 256])               # 3 leaves a ragged last block
-def test_geometry_is_that_of_the_loops(monkeypatch, rows):
-    monkeypatch.setattr("ascl.analysis.diagnostics.ROWS", rows)
+def test_geometry_is_that_of_the_loops():
     images, texts = torch.randn(7, 5), 3 * torch.randn(13, 5)
     owner = np.array([0, 3, 1, 1, 2, 3, 4, 5, 0, 3, 5, 5, 0])   # image 6 has no text; texts of an image lie apart
     found = geometry(images, texts, owner)
@@ -250,16 +247,6 @@ def test_seeds_do_not_narrow_the_interval():
 def test_recall_by_length_refuses(ranks, lengths, last, words):
     with pytest.raises(DataError, match=words):
         recall_by_length(ranks, lengths, last)
-
-
-def test_wilson_interval():
-    # 81 of 263, the worked example of Newcombe (1998): 0.2553 to 0.3662
-    assert wilson_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    # and by the definition: the shares p from which the observed one lies z standard errors away
-    for share, trials in ((0.0, 7), (0.25, 8), (1.0, 3)):
-        for p in wilson_interval(share, trials):
-            assert abs(share - p) == pytest.approx(1.959964 * math.sqrt(p * (1 - p) / trials), abs=1e-6)
-    assert wilson_interval(0.0, 5)[0] == 0 and wilson_interval(1.0, 5)[1] == 1
 
 
 @pytest.mark.parametrize(("caption", "words"), [

@@ -8,7 +8,22 @@ import numpy as np
 import pytest
 import torch
 
+from ascl.analysis.evaluation import (
+    RunSplit,
+    add_corrected_labels,
+    evaluate_scores,
+    evaluation_markdown,
+    known_coco_ids,
+    save_evaluation,
+    save_given,
+    score_split,
+)
+from ascl.analysis.probes.probes import group_truth, probe_report, probe_texts
+from ascl.analysis.probes.scene_variants import scene_variants
 from ascl.data.captions import load_captions
+from ascl.data.stores.open import open_features
+from ascl.models.base import TextEncoder
+from ascl.models.baselines.one_vector import OneVector
 from ascl.retrieval import build, ranks
 from ascl.retrieval.multi_positive import multi_positive_report
 from ascl.scenes.render import load_scene_records, truth_matrix, write_scenes
@@ -109,31 +124,45 @@ def test_scenes_know_every_true_pair(scenes_run, tool, tmp_path):
     assert {"relation swapped", "roles swapped", "background swapped"} <= set(saved["probes"]["kinds"])
 
 
-def test_probes_follow_the_model_that_knows_the_truth(scenes_run, tool, tmp_path, monkeypatch):
-    """The whole way, with a score that is the truth: nothing may get lost between variants, groups and counting."""
+class Truth(TextEncoder):
+    """A text is one word: of which of the scenes it is true."""
+
+    def __init__(self, scenes):
+        super().__init__()
+        self.scenes, self.dim = scenes, len(scenes)
+        self.one = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, texts):
+        of_scenes = torch.from_numpy(truth_matrix(list(texts), self.scenes).T.astype("f4"))
+        return of_scenes[:, None] * self.one, torch.ones(len(texts), 1, dtype=torch.bool)
+
+
+class Knower(OneVector):
+    """A model whose score is above 0 exactly where the text is true, and the higher, the fewer scenes it is true of."""
+
+    def image_vector(self, regions, globals_, mask):
+        return globals_
+
+    def text_vector(self, hidden, mask):
+        return hidden[:, 0]
+
+
+def test_probes_follow_the_model_that_knows_the_truth(scenes_run, tmp_path):
+    """The whole way, with a score that follows the truth: nothing gets lost between variants, groups and counting."""
     run, folder = scenes_run
-    records = load_scene_records(folder, "test")
-
-    def by_truth(model, images, texts):
-        return torch.from_numpy(truth_matrix(texts.of, [records[int(i)] for i in images.globals[:, 0]]).astype("f4"))
-
-    class Text:
-        def __init__(self, of):
-            self.of = of
-
-    monkeypatch.setattr("ascl.analysis.probes.probes.encode_texts", lambda model, texts: Text(texts))
-    monkeypatch.setattr("ascl.analysis.probes.probes.score_all_pairs", by_truth)
-
-    encode = build.encode_split
-
-    def numbered(model, *arguments):
-        images, texts = encode(model, *arguments)
-        numbers = torch.arange(len(images))[:, None].expand_as(images.globals)
-        return type(images)(images.regions, numbers.float(), images.mask), texts
-
-    monkeypatch.setattr("ascl.retrieval.build.encode_split", numbered)
-    saved, _, _ = evaluated(tool, tmp_path, "test", "--checkpoint", run, "--probes")
-    assert all(figures["right"] == 1 for figures in saved["probes"]["kinds"].values())
+    captions, scenes = load_captions(folder / "dataset_scenes.json", "test"), load_scene_records(folder, "test")
+    assert [scene.image_id for scene in scenes] == captions.image_ids
+    with h5py.File(tmp_path / "numbered.h5", "w") as file:
+        file.attrs["format"], file.attrs["version"], file.attrs["provenance"] = "ascl-features", 1, "{}"
+        file.create_dataset("image_ids", data=captions.image_ids, dtype=h5py.string_dtype())
+        file["regions"], file["globals"] = np.zeros((20, 1, 1), "f4"), np.eye(20, dtype="f4")
+    model = Knower(1, 20, Truth(scenes), standardize=False)
+    loaded = RunSplit(model, build.load_run(run)[1], "test", captions, open_features([tmp_path / "numbered.h5"]))
+    probes = probe_texts(captions, scene_variants(captions, scenes))
+    _, scores = score_split(loaded, {}, probes)
+    report = probe_report(probes, scores, group_truth(probes, scenes))
+    assert set(report.by_asymmetry) == {"I", "II", "III"}
+    assert all(metrics.right == 1 for metrics in report.kinds.values())
 
 
 @pytest.mark.parametrize("arguments, match", [
@@ -148,22 +177,26 @@ def test_what_cannot_be_probed(runs, tool, tmp_path, capsys, arguments, match):
     assert match in capsys.readouterr().err
 
 
-def test_a_label_that_cannot_be_computed_is_a_note_and_no_failure(runs, tool, tmp_path, monkeypatch, capsys):
+def test_a_label_that_cannot_be_computed_is_a_note_and_no_failure(tiny_data, tool, tmp_path, capsys):
     pytest.importorskip("eccv_caption", reason="needs the package eccv_caption (the extra `labels`)")
-    monkeypatch.setattr("ascl.analysis.evaluation.may_be_coco_test", lambda captions: True)
-    scores = tmp_path / "s.npz"
-    arguments = ["--checkpoint", runs[0], "--save-scores", scores]
-    saved, table, _ = evaluated(tool, tmp_path, "test", *arguments)
-    assert "not computed" in saved["notes"][0] and "its sentids are not COCO's" in saved["notes"][0]
-    assert saved["notes"][0] in table and "eccv" not in saved and saved["reports"]["full"]["images"] == 6
-    assert "image_ids" not in np.load(scores).files
+    captions = load_captions(tiny_data / "captions.json", "test")
+    scores = torch.randn(6, 13)
+    evaluation = evaluate_scores(scores, captions.owner, {}, folds=None, captions=captions)
+    assert known_coco_ids(captions, evaluation.notes) is None
+    add_corrected_labels(evaluation, scores, (list(range(6)), list(range(13))))
+    note, other = evaluation.notes
+    assert "not computed" in note and "its sentids are not COCO's" in note and note in evaluation_markdown(evaluation)
+    assert "6 images were scored; 5000 images of the labels are not among them" in other
+    path = save_evaluation(evaluation, tmp_path, "test")[0]
+    saved = json.loads(path.read_text())
+    assert saved["notes"] == [note, other] and "eccv" not in saved and saved["reports"]["full"]["images"] == 6
     # ids that are known go along with the scores, and are looked at where these are ranked
-    monkeypatch.setattr("ascl.analysis.evaluation.coco_ids", lambda captions: (list(range(6)), list(range(13))))
-    saved, _, _ = evaluated(tool, tmp_path, "test", *arguments)
-    assert "6 images were scored; 5000 images of the labels are not among them" in saved["notes"][0]
-    assert np.load(scores)["caption_ids"].tolist() == list(range(13))
-    assert tool("eval")(["--scores", str(scores), "--out", str(tmp_path)]) == 2
+    save_given(tmp_path / "s.npz", scores, captions.owner, (list(range(6)), list(range(13))))
+    assert np.load(tmp_path / "s.npz")["caption_ids"].tolist() == list(range(13))
+    assert tool("eval")(["--scores", str(tmp_path / "s.npz"), "--out", str(tmp_path)]) == 2
     assert "error: 6 images were scored; 5000" in capsys.readouterr().err
+    save_given(tmp_path / "s.npz", scores, captions.owner)
+    assert "image_ids" not in np.load(tmp_path / "s.npz").files
 
 
 def test_given_scores_with_ids_that_are_none(tool, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""ECCV Caption and CxC: what is handed to their authors' package, and its figures against our own counting."""
+"""ECCV Caption and CxC: what is handed to their authors' package, and its metrics against our own counting."""
 
 import json
 
@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ascl.analysis import labels as module
-from ascl.analysis.labels import coco_ids, corrected_labels, may_be_coco_test
+from ascl.analysis.labels import best_candidates, coco_ids, corrected_labels, may_be_coco_test, published_labels
 from ascl.core.errors import DataError
 from ascl.data.captions import CaptionSet, load_captions
 from ascl.retrieval import ranks
@@ -18,12 +17,12 @@ KNOWN = ("coco_gts", "cxc_gts", "eccv_gts")
 
 def package():
     pytest.importorskip("eccv_caption", reason="needs the package eccv_caption (the extra `labels`)")
-    return module._package()
+    return published_labels()
 
 
-@pytest.fixture
-def small(monkeypatch):
-    """The package's own labels of 80 of its images and of their captions, and those ids."""
+@pytest.fixture(scope="module")
+def small():
+    """(function that makes the package with its own labels of 80 of its images and their captions, those ids)."""
     whole = package()
     images = list(whole.eccv_gts["i2t"])[:80]
     captions = [number for image in images for number in whole.coco_gts["i2t"][image]]
@@ -39,8 +38,7 @@ def small(monkeypatch):
             } for way, (queries, others) in keep.items()})
         return made
 
-    monkeypatch.setattr(module, "_package", reduced)
-    return reduced(), images, captions
+    return reduced, images, captions
 
 
 def truth_of(labels, way, images, captions):
@@ -55,58 +53,62 @@ def truth_of(labels, way, images, captions):
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_figures_are_those_of_our_own_counting(small, ties):
-    known, images, captions = small
+def test_metrics_are_those_of_our_own_counting(small, ties):
+    reduced, images, captions = small
+    known = reduced()
     generator = torch.Generator().manual_seed(3)
     noise = torch.randn(len(images), len(captions), generator=generator)
     scores = noise + 1.5 * torch.from_numpy(truth_of(known.eccv_gts, "i2t", images, captions))
     if ties:
         scores = (2 * scores).round()
     order = torch.randperm(len(captions), generator=generator)                  # columns in any order
-    found = corrected_labels(scores[:, order], images, [captions[i] for i in order])
+    found = corrected_labels(scores[:, order], images, [captions[i] for i in order], labels=reduced())
     for name, labels in (("eccv", known.eccv_gts), ("cxc", known.cxc_gts)):
-        figures = found[name].to_dict()
+        metrics = found[name].to_dict()
         for way in ("i2t", "t2i"):
             matrix = (scores if way == "i2t" else scores.T).numpy()
             truth = truth_of(labels, way, images, captions)
             ours = multi_positive_report(matrix, truth).i2t
-            assert figures[way]["map_at_r"] == pytest.approx(ours.map_at_r)
-            assert figures[way]["r_precision"] == pytest.approx(ours.r_precision)
+            assert metrics[way]["map_at_r"] == pytest.approx(ours.map_at_r)
+            assert metrics[way]["r_precision"] == pytest.approx(ours.r_precision)
             best = np.where(truth, matrix, -np.inf).max(axis=1)
             rank = ((matrix >= best[:, None]) & ~truth).sum(axis=1)[truth.any(axis=1)]
             for k in (1, 5, 10) if name == "cxc" else (1,):
-                assert figures[way][f"r{k}"] == pytest.approx(100 * np.mean(rank < k))
+                assert metrics[way][f"r{k}"] == pytest.approx(100 * np.mean(rank < k))
     assert "mAP@R" in found["cxc"].to_markdown() and "R@5" not in found["eccv"].to_markdown()
 
 
 def test_a_constant_score_finds_nothing(small):
-    _, images, captions = small
-    for report in corrected_labels(np.zeros((len(images), len(captions)), np.float32), images, captions).values():
+    reduced, images, captions = small
+    zeros = np.zeros((len(images), len(captions)), np.float32)
+    for report in corrected_labels(zeros, images, captions, labels=reduced()).values():
         assert max(value for way in report.to_dict().values() for value in way.values()) == 0
 
 
 def test_recall_by_the_original_labels_agrees_with_the_ranking(small):
     """The lists that the package gets are the ranking: by COCO's own labels its recall is ours."""
-    known, images, captions = small
+    reduced, images, captions = small
+    known = reduced()
     scores = torch.randn(len(images), len(captions), generator=torch.Generator().manual_seed(5))
     owner = [images.index(known.coco_gts["t2i"][number][0]) for number in captions]
-    found = dict(module._retrieved(scores.T, captions, images, known.coco_gts["t2i"]))
+    found = dict(best_candidates(scores.T, captions, images, known.coco_gts["t2i"]))
     recall = np.mean([known.coco_gts["t2i"][number][0] in found[number][:5] for number in captions])
     assert recall == np.mean(ranks(scores, np.array(owner)).t2i < 5)
 
 
 def test_ids_of_karpathys_file(small):
-    known, images, captions = small
+    reduced, images, captions = small
+    known = reduced()
     names = [f"COCO_val2014_{number:012d}" for number in images]
     owner = np.array([images.index(known.coco_gts["t2i"][number][0]) for number in captions])
     given = CaptionSet(names, ["a cat"] * len(captions), owner, "dataset_coco.json", captions)
-    assert coco_ids(given) == (images, captions)
-    assert coco_ids(given.subset([3, 1]).limit_captions(2))[0] == [images[3], images[1]]
+    assert coco_ids(given, labels=known) == (images, captions)
+    assert coco_ids(given.subset([3, 1]).limit_captions(2), labels=known)[0] == [images[3], images[1]]
     wrong = CaptionSet(names, given.captions, np.roll(owner, 1), "other.json", captions)
     with pytest.raises(DataError, match="other.json: caption .* its sentids are not COCO's"):
-        coco_ids(wrong)
+        coco_ids(wrong, labels=known)
     with pytest.raises(DataError, match="'img_a' has no COCO number"):
-        coco_ids(CaptionSet(["img_a"], ["a cat"], np.array([0]), "x.json", [5]))
+        coco_ids(CaptionSet(["img_a"], ["a cat"], np.array([0]), "x.json", [5]), labels=known)
 
 
 def test_what_has_no_ids_is_told_where_they_are():
@@ -137,18 +139,18 @@ def test_order_of_scans_text_files(shared):
         assert int(image[caption_ids[i]]) == image_ids[captions.owner[i]]
 
 
-def test_what_cannot_be_computed_is_refused(small, monkeypatch):
-    _, images, captions = small
+def test_what_cannot_be_computed_is_refused(small):
+    reduced, images, captions = small
     scores = np.zeros((len(images), len(captions)), np.float32)
     with pytest.raises(DataError, match="79 images were scored; 1 images of the labels are not among them"):
-        corrected_labels(scores[1:], images[1:], captions)
+        corrected_labels(scores[1:], images[1:], captions, labels=reduced())
     with pytest.raises(DataError, match=r"\(80, 400\) for 80 image ids and 399"):
-        corrected_labels(scores, images, captions[1:])
+        corrected_labels(scores, images, captions[1:], labels=reduced())
     with pytest.raises(DataError, match="there twice"):
-        corrected_labels(np.zeros((81, 400)), [*images, images[0]], captions)
+        corrected_labels(np.zeros((81, 400)), [*images, images[0]], captions, labels=reduced())
     scores[2, 3] = np.nan
     with pytest.raises(DataError, match="not finite"):
-        corrected_labels(scores, images, captions)
+        corrected_labels(scores, images, captions, labels=reduced())
 
 
 def test_without_the_package_the_message_says_how_to_get_it(monkeypatch):

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ascl.analysis import significance
 from ascl.analysis.query_ranks import QueryRanks
 from ascl.analysis.significance import (
     bootstrap_rsum,
@@ -41,7 +40,7 @@ def test_sign_flips_are_counted_one_by_one(differences):
     assert sign_flip_test(differences) == pytest.approx(sign_flip_oracle(differences))
 
 
-def test_sign_flips_of_figures_with_rounding_count_equal_patterns_as_equal():
+def test_sign_flips_of_recalls_with_rounding_count_equal_patterns_as_equal():
     # -0.4 - 0.6 - 0.3 + 0.9 is -0.4 as -0.4 + 0.6 + 0.3 - 0.9 is, but not to the last bit; in whole numbers it is
     assert sign_flip_test([-0.4, 0.6, 0.3, -0.9]) == sign_flip_oracle([-4, 6, 3, -9]) == 0.875
 
@@ -156,12 +155,11 @@ def bootstrap_oracle(reference, other, draws, seed):
 
 @pytest.mark.parametrize("block", [2**22, 20])        # 20 numbers: two draws at a time
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_the_bootstrap_equals_draws_one_by_one(seeds, block, monkeypatch):
-    monkeypatch.setattr(significance, "BLOCK", block)
+def test_the_bootstrap_equals_draws_one_by_one(seeds, block):
     reference = [made_ranks(seed, quality=0.5)[0] for seed in range(seeds)]
     other = [made_ranks(10 + seed, quality=1.5)[0] for seed in range(seeds)]
     drawn = bootstrap_oracle(reference, other, draws=61, seed=7)
-    found = bootstrap_rsum(reference, other, draws=61, seed=7)
+    found = bootstrap_rsum(reference, other, draws=61, seed=7, block=block)
     whole = range(9)
     assert found.difference == pytest.approx(
         np.mean([rsum_of(whole, r) for r in other]) - np.mean([rsum_of(whole, r) for r in reference]))

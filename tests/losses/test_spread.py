@@ -1,4 +1,4 @@
-"""The hard-negative loss: published numbers, scalar loops, the floor, and an empty queue."""
+"""The hard-negative loss: published numbers, scalar loops, the floor, and an empty queue; uniformity by its loops."""
 
 import math
 
@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ascl.losses import hard_negative_loss
+from ascl.losses.spread import pair_distances, uniformity
 
 from .copy_cases import cosine, unit_rows, vectors
 
@@ -72,3 +73,22 @@ def test_bad_input_is_refused_by_name():
         hard_negative_loss(torch.ones(2, 4), torch.ones(3, 5))
     with pytest.raises(ValueError, match="query"):
         hard_negative_loss(torch.ones(4), torch.ones(3, 4))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 256])               # 3 leaves a ragged last block
+@pytest.mark.parametrize("groups", [None, [0, 1, 0, 2, 2, 2, 5]])
+def test_uniformity_is_the_mean_over_all_pairs_of_different_groups(rows, groups):
+    points = vectors(7, 3)
+    unit = points / points.norm(dim=1, keepdim=True)
+    squared = [((unit[i] - unit[j]) ** 2).sum().item() for i in range(7) for j in range(i + 1, 7)
+               if groups is None or groups[i] != groups[j]]
+    groups = None if groups is None else torch.tensor(groups)
+    found = torch.cat(list(pair_distances(points, groups, rows=rows)))
+    assert sorted(found.tolist()) == pytest.approx(sorted(squared), abs=1e-12)
+    expected = math.log(sum(math.exp(-2 * s) for s in squared) / len(squared))
+    assert uniformity(points, groups, rows=rows) == pytest.approx(expected, rel=1e-9)
+
+
+def test_uniformity_of_equal_and_of_opposite_vectors():
+    assert uniformity(torch.ones(5, 3)) == pytest.approx(0, abs=1e-9)
+    assert uniformity(torch.tensor([[1.0, 0], [-1.0, 0]])) == pytest.approx(-8)

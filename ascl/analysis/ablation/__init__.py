@@ -1,1 +1,1 @@
-"""Ablations: which runs a study needs, the processes that make them, the tables. See `tools/ablate.py`."""
+"""Ablations: which runs a study needs, how far each has come, the processes that make them, the tables."""

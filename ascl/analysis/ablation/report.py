@@ -1,4 +1,4 @@
-"""From finished runs to the files of a study, and outside models that are to stand beside them."""
+"""From finished runs to the files of a study, and outside models beside them."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ascl.analysis.ablation.plan import Request, Run, describe, fingerprint_of, steps_of, train_command
-from ascl.analysis.ablation.runner import Failure, launcher
+from ascl.analysis.ablation.commands import shown
+from ascl.analysis.ablation.plan import Request, Run
+from ascl.analysis.ablation.runner import Failure
+from ascl.analysis.ablation.state import describe, fingerprint_of, steps_of
 from ascl.analysis.ablation.studies import STUDIES, Result, Row, Study, compare, read_result
-from ascl.analysis.ablation.table import draw, summary_csv, to_csv, to_markdown
+from ascl.analysis.ablation.table import draw_study, summary_csv, to_csv, to_markdown
 from ascl.core.errors import DataError
-from ascl.core.files import write_text
+from ascl.core.files import atomic_path, write_text
 
 SOURCE = "source.json"
 
 
 def write_reports(request: Request, runs: Sequence[Run], failures: Sequence[Failure] = ()) -> list[Path]:
-    """STUDY.md, .csv, _summary.csv and .png of each study, from whatever is finished.
+    """Write STUDY.md, .csv, _summary.csv and .png of each study, from whatever is finished.
 
     A finished run whose files cannot be read is listed with the reason, and keeps no other from its table.
     """
     reasons = {failure.run.digest: failure.reason for failure in failures}
     results: dict[str, Result] = {}
     for run in runs:
-        state = describe(replace(run, probe_captions=0))        # a table takes figures without probes as well
+        state = describe(replace(run, probe_captions=0))        # a table takes recalls without probes as well
         if state == "finished":
             try:
                 results[run.digest] = read_result(run.folder, run.evaluation, run.config.train.seed,
@@ -50,7 +52,8 @@ def write_reports(request: Request, runs: Sequence[Run], failures: Sequence[Fail
         write_text(paths[0], to_markdown(study, comparisons))
         write_text(paths[1], to_csv(study))
         write_text(paths[2], summary_csv(study, comparisons))
-        draw(study, comparisons, paths[3])
+        with atomic_path(paths[3]) as unfinished:
+            draw_study(study, comparisons).savefig(unfinished, format="png")
         written += paths
     return written
 
@@ -83,28 +86,20 @@ def _comparable(outside: Sequence[Row], results: Mapping[str, Result]) -> tuple[
     return rows, lines
 
 
-def shown(run: Run, request: Request) -> str:
-    """The command that trains a run, as one would type it in the repository."""
-    words = train_command(run, request, launcher(run.processes), resume=False)
-    words = ["python", *words[1:]] if run.processes == 1 else ["accelerate", "launch", *words[3:]]
-    root = f"{request.tools.parent}/"
-    return shlex.join([word.removeprefix(root) for word in words])
-
-
 # Outside models
 
 
 def add_outside(request: Request, name: str, scores: Path) -> str | None:
-    """Evaluate a score matrix through tools/eval.py, where that has not been done; None or why it failed.
+    """Evaluate a score matrix where that has not been done; return None or why it failed.
 
-    From then on the model stands in every report of this folder, until its folder in OUT/scores is removed. Scores
+    From then on the model is in every report of this folder, until its folder in OUT/scores is removed. Scores
     that cannot be evaluated leave what is there as it was.
 
     Raises:
         DataError: the name is taken, by a variant or by another outside model.
     """
     if name in {variant.label for variants in STUDIES.values() for variant in variants}:
-        raise DataError(f"--scores {name!r}: a variant has this name; choose another")
+        raise DataError(f"outside model {name!r}: a variant has this name; choose another")
     folder = request.out / "scores" / (re.sub(r"[^\w+-]+", "_", name) or "_")
     fingerprint = fingerprint_of(scores)
     source = {"name": name, "file": str(scores), "fingerprint": fingerprint}
@@ -112,12 +107,12 @@ def add_outside(request: Request, name: str, scores: Path) -> str | None:
     if note.exists():
         known = json.loads(note.read_text(encoding="utf-8"))
         if known["name"] != name:
-            raise DataError(f"--scores {name!r}: {folder} is that of {known['name']!r} already; choose another name")
+            raise DataError(f"outside model {name!r}: {folder} is that of {known['name']!r}; choose another name")
         if fingerprint is not None and known["fingerprint"] == fingerprint:
             return None
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-", ignore_cleanup_errors=True) as new:
-        command = [sys.executable, str(request.tools / "eval.py"), "--scores", str(scores), "--out", new]
+        command = [sys.executable, *request.evaluate, "--scores", str(scores), "--out", new]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             lines = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
@@ -129,13 +124,13 @@ def add_outside(request: Request, name: str, scores: Path) -> str | None:
 
 
 def outside_rows(request: Request) -> list[Row]:
-    """A row for each outside model that was evaluated in this folder, by name."""
+    """Return a row for each outside model that was evaluated in this folder, by name."""
     rows = []
     for note in sorted((request.out / "scores").glob(f"[!.]*/{SOURCE}")):
         name = json.loads(note.read_text(encoding="utf-8"))["name"]
         evaluations = list(note.parent.glob("eval-*.json"))
         if len(evaluations) != 1:
-            raise DataError(f"{note.parent} holds {len(evaluations)} evaluations instead of one; remove it, and give "
-                            f"--scores {name}=FILE.npz again")
+            raise DataError(f"{note.parent} holds {len(evaluations)} evaluations instead of one; remove it, and add "
+                            f"the scores of {name} again")
         rows.append(Row(name, "outside model", (read_result(note.parent, evaluations[0], None),), outside=True))
     return rows

@@ -1,30 +1,30 @@
-"""The processes that make the runs: each is a tools/train.py and then a tools/eval.py, several at a time if asked for.
+"""The processes that make the runs: each is a training and then an evaluation, several runs at a time if asked for.
 
-One loop looks after all of them. A run is locked while it is worked on, so that several of these programs, on one
-machine or on several that share the folder, divide the runs among themselves.
+One loop looks after all of them. A run is locked while it is worked on, so that several calls, on one machine or on
+several that share the folder, divide the runs among themselves. The lock belongs to the open file, which the training
+and the evaluation inherit: where a call is killed and its training lives on, the run stays locked until that has ended.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-from filelock import FileLock, Timeout
-
-from ascl.analysis.ablation.plan import Request, Run, eval_command, stamp, state_of, train_command
+from ascl.analysis.ablation.commands import eval_command, train_command
+from ascl.analysis.ablation.plan import Request, Run
+from ascl.analysis.ablation.state import stamp, state_of
 from ascl.core.errors import DataError
 
 POLL = 0.1      # seconds between two looks at the processes
-PATIENCE = 2.0  # seconds between two looks at runs that another process has
+PATIENCE = 2.0  # seconds between two looks at runs that another call has
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,8 @@ class Stopped(KeyboardInterrupt):
     """Ctrl-C or SIGTERM came; the runs under way have saved what they had and ended."""
 
 
-def launcher(processes: int) -> list[str]:
-    """What starts a training: python, or accelerate for several processes.
-
-    `--multi_gpu` on a CPU too: without it accelerate starts one process there, whatever number it is given.
-    """
-    if processes == 1:
-        return [sys.executable]
-    return [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
-            "--main_process_port", "0"]
-
-
 def visible_gpus() -> list[str]:
-    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them."""
+    """Return the names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them."""
     import torch  # here: takes seconds, and most calls do not need it
 
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y"):
@@ -71,25 +60,29 @@ def visible_gpus() -> list[str]:
     return named[:count] if named else [str(number) for number in range(count)]
 
 
-def make_slots(parallel: int | None, processes: int, threads: int | None, gpus: Sequence[str]) -> list[Slot]:
-    """Where runs are worked on, at most so many at a time.
+def make_slots(
+    parallel: int | None, processes: int, threads: int | None, gpus: Sequence[str], *, cores: int | None = None
+) -> list[Slot]:
+    """Return the places where runs are worked on.
 
     Args:
         parallel: how many; None = as many as the GPUs are enough for, 1 on a CPU.
         processes: of each run, with a GPU of their own each. Runs share GPUs where there are fewer.
         threads: OMP_NUM_THREADS of each process; None = left as it is for one run at a time, else an equal share.
+        gpus: their names, as `visible_gpus` gives them.
+        cores: of this machine; None = all.
 
     Raises:
         DataError: a run's processes are more than the GPUs.
     """
     for name, value in (("parallel", parallel), ("threads", threads)):
         if value is not None and value < 1:
-            raise DataError(f"--{name} is {value}: has to be at least 1")
+            raise DataError(f"{name} is {value}: has to be at least 1")
     if gpus and processes > len(gpus):
-        raise DataError(f"--processes {processes} needs as many GPUs, and there are {len(gpus)}")
+        raise DataError(f"{processes} processes need as many GPUs, and there are {len(gpus)}")
     parallel = parallel or max(1, len(gpus) // processes)
     if threads is None and parallel > 1:
-        threads = max(1, (os.cpu_count() or 1) // (parallel * processes))
+        threads = max(1, (cores or os.cpu_count() or 1) // (parallel * processes))
     slots = []
     for number in range(parallel):
         environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
@@ -102,54 +95,26 @@ def make_slots(parallel: int | None, processes: int, threads: int | None, gpus: 
     return slots
 
 
+@dataclass
 class _Work:
-    """One run under way in a slot, with its lock held."""
+    """A run under way in a slot, whose file is locked. process: None before the first program and after the last."""
 
-    def __init__(self, run: Run, request: Request, slot: Slot, lock: FileLock) -> None:
-        self.run, self.request, self.slot, self.lock = run, request, slot, lock
-        self.log = log_of(run)
-        self.started = time.monotonic()
-        self.process: subprocess.Popen[bytes] | None = None
-        self.training = False
+    run: Run
+    slot: Slot
+    lock: int
+    programs: Iterator[subprocess.Popen[bytes]]
+    started: float
+    process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> bool:
-        """Start the next program of this run; False where nothing is left to do.
+    def advance(self) -> bool:
+        """Return whether a program is at work: start the next one where the last has ended.
 
         Raises:
-            DataError: the folder holds another run.
+            DataError: a program failed, or the folder holds another run.
         """
-        state = state_of(self.run)
-        if state == "finished":
-            return False
-        self.training = state != "trained"
-        if self.training:
-            resume = state == "interrupted"
-            command = train_command(self.run, self.request, launcher(self.run.processes), resume=resume)
-        else:
-            command = eval_command(self.run, self.request, sys.executable)
-        with open(self.log, "ab") as log:
-            log.write(f"$ {shlex.join(command)}\n".encode())
-            log.flush()
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                env={**os.environ, **self.slot.environment, "PYTHONUNBUFFERED": "1"},
-            )
-        return True
-
-    def ended(self) -> str | None:
-        """None where the program is still at work, "" where it did what it should, else why it failed."""
-        assert self.process is not None                     # it was started
-        code = self.process.poll()
-        if code is None:
-            return None
-        if code != 0:
-            how = f"exit status {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
-            return f"{last_line(self.log)} ({how}; {self.log})"
-        try:
-            stamp(self.run, evaluated=not self.training)
-        except DataError as error:
-            return str(error)
-        return ""
+        if self.process is None or self.process.poll() is not None:
+            self.process = next(self.programs, None)
+        return self.process is not None
 
 
 def run_all(
@@ -157,85 +122,94 @@ def run_all(
 ) -> list[Failure]:
     """Train and evaluate what is not finished.
 
-    A run that failed does not keep the others. One that another process works on is left to it and looked at again at
-    the end.
+    A run that failed does not keep the others. One that another call works on is left to it and looked at again at the
+    end.
 
     Args:
-        say: is told of each run that starts or ends.
+        say: gets a line about each run that starts or ends.
 
     Raises:
         Stopped: on Ctrl-C or SIGTERM, after the runs under way have saved and ended.
     """
     (request.out / "runs").mkdir(parents=True, exist_ok=True)
     (request.out / "logs").mkdir(exist_ok=True)
-    waiting = list(runs)
+    waiting, free = list(runs), list(slots)
     active: list[_Work] = []
     failures: list[Failure] = []
-    done, told, look_again = 0, False, 0.0
-
-    def close(work: _Work, failure: str) -> None:
-        nonlocal done
-        work.lock.release()
-        active.remove(work)
-        done += 1
-        minutes = (time.monotonic() - work.started) / 60
-        say(f"{'FAILED' if failure else 'done'}    {work.run.name} after {minutes:.1f} min [{done} of {len(runs)}]"
-            + (f": {failure}" if failure else ""))
-        if failure:
-            failures.append(Failure(work.run, failure))
-
-    def proceed(work: _Work) -> None:
-        """Start what comes next of a run, or close it."""
-        try:
-            if not work.start():
-                close(work, "")
-        except (DataError, OSError) as error:
-            close(work, str(error))
-
-    with _stop_on_signals() as stop, _ended(active, stop):
+    done, said, look_again = 0, False, 0.0
+    with _stop_on_signals() as signals, _ended(active, signals):
         while waiting or active:
-            if stop.count:
+            if signals:
                 raise Stopped("stopped; the same command goes on from here")
-            for work in list(active):
-                failure = work.ended()
-                if failure:
-                    close(work, failure)
-                elif failure == "":
-                    proceed(work)
-            if time.monotonic() >= look_again:
-                orphans = _orphans(waiting)
+            if free and waiting and time.monotonic() >= look_again:
                 for run in list(waiting):
-                    if len(active) + len(orphans) >= len(slots):
-                        break
-                    if run in orphans or (lock := _lock(run)) is None:
-                        continue
-                    waiting.remove(run)
-                    taken = {id(work.slot) for work in active}
-                    work = _Work(run, request, next(slot for slot in slots if id(slot) not in taken), lock)
-                    active.append(work)
-                    proceed(work)
-                    if work in active:
-                        say(f"{'train' if work.training else 'evaluate'}   {run.name}; log: {work.log}")
-                if waiting and len(active) < len(slots):        # what is left is another process's
+                    if free and (lock := _lock(run)) is not None:
+                        waiting.remove(run)
+                        slot = free.pop(0)
+                        programs = _programs(run, request, slot, lock, say)
+                        active.append(_Work(run, slot, lock, programs, time.monotonic()))
+                if free and waiting:                            # what is left is another call's
                     look_again = time.monotonic() + PATIENCE
-                    if orphans and not told:
-                        say(f"waiting for {len(orphans)} runs whose ablate.py was killed; their programs still work: "
-                            + ", ".join(run.folder.name for run in orphans))
-                        told = True
-                    elif not active and not told:
+                    if not active and not said:
                         say(f"waiting for {len(waiting)} runs that another process works on")
-                        told = True
+                        said = True
+            for work in list(active):
+                try:
+                    if work.advance():
+                        continue
+                    reason = ""
+                except (DataError, OSError) as error:
+                    reason = str(error)
+                    failures.append(Failure(work.run, reason))
+                os.close(work.lock)
+                active.remove(work)
+                free.append(work.slot)
+                done += 1
+                say(f"{'FAILED' if reason else 'done'}    {work.run.name} after "
+                    f"{(time.monotonic() - work.started) / 60:.1f} min [{done} of {len(runs)}]"
+                    + (f": {reason}" if reason else ""))
             time.sleep(POLL)
     return failures
 
 
+def _programs(
+    run: Run, request: Request, slot: Slot, lock: int, say: Callable[[str], None]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start each program that a run still needs, once the one before has ended.
+
+    Raises:
+        DataError: one failed, or the folder holds another run.
+    """
+    said = False
+    while (state := state_of(run)) != "finished":
+        training = state != "trained"
+        command = (train_command(run, request, resume=state == "interrupted") if training
+                   else eval_command(run, request))
+        with open(log_of(run), "ab") as log:
+            log.write(f"$ {shlex.join(command)}\n".encode())
+            log.flush()
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock],
+                env={**os.environ, **slot.environment, "PYTHONUNBUFFERED": "1"},
+            )
+        if not said:
+            say(f"{'train' if training else 'evaluate'}   {run.name}; log: {log_of(run)}")
+            said = True
+        yield process
+        if process.returncode:
+            code = process.returncode
+            how = f"exit status {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
+            raise DataError(f"{last_line(log_of(run))} ({how}; {log_of(run)})")
+        stamp(run, evaluated=not training)
+
+
 def log_of(run: Run) -> Path:
-    """What training and evaluation of a run print, one attempt after the other."""
+    """Return the file for what training and evaluation of a run print, one attempt after the other."""
     return run.folder.parents[1] / "logs" / f"{run.folder.name}.log"
 
 
 def last_line(log: Path) -> str:
-    """What the last program in a log ended with: its own error where it names one, else the last line of words."""
+    """Return what the last program in a log ended with: its own error where it names one, else its last words."""
     try:
         text = log.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -247,61 +221,38 @@ def last_line(log: Path) -> str:
     return (named or program or ["it printed nothing"])[-1]
 
 
-def _lock(run: Run) -> FileLock | None:
-    """The run's lock; None where another process has it."""
-    lock = FileLock(log_of(run).with_suffix(".lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        return None
-    return lock
+def _lock(run: Run) -> int | None:
+    """The run's lock as an open file, which closing releases; None where another process has it.
 
-
-def _orphans(runs: Sequence[Run]) -> list[Run]:
-    """Those that a tools/train.py or eval.py works on whose ablate.py was killed: its lock died with it, they did not.
-
-    Each takes a slot, because it takes a processor or a GPU.
+    `filelock` does the same and hides the file, which the programs have to inherit.
     """
-    at_work: set[Path] = set()
-    names = {run.folder.name for run in runs}
-    for process in psutil.process_iter(["cmdline", "cwd"]):
-        words, cwd = process.info["cmdline"] or [], process.info["cwd"]
-        if any(Path(word).name in ("train.py", "eval.py") for word in words):
-            paths = [Path(word.partition("=")[2] if word.startswith("--") else word) for word in words]
-            at_work |= {Path(cwd or ".", path).resolve() for path in paths if path.name in names}
-    found = []
-    for run in runs:
-        if run.folder.resolve() in at_work and (lock := _lock(run)) is not None:
-            lock.release()
-            found.append(run)
-    return found
+    file = os.open(log_of(run).with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        return None
+    return file
 
 
 # A stop
 
 
-class _Stop:
-    count = 0
-
-
 @contextmanager
-def _stop_on_signals() -> Iterator[_Stop]:
-    """SIGINT and SIGTERM are counted while this is open."""
-    stop = _Stop()
-
-    def on_signal(number: int, frame: object) -> None:
-        stop.count += 1
-
-    usual = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+def _stop_on_signals() -> Iterator[list[int]]:
+    """The SIGINT and SIGTERM that came while this is open."""
+    came: list[int] = []
+    usual = {number: signal.signal(number, lambda number, frame: came.append(number))
+             for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop
+        yield came
     finally:
         for number, handler in usual.items():
             signal.signal(number, handler)
 
 
 @contextmanager
-def _ended(active: Sequence[_Work], stop: _Stop) -> Iterator[None]:
+def _ended(active: Sequence[_Work], signals: Sequence[int]) -> Iterator[None]:
     """Whatever happens inside, no program is left behind: each is asked to save and end, and waited for.
 
     A Ctrl-C has reached them from the terminal already; they take a second request within a second for the same. On a
@@ -310,18 +261,13 @@ def _ended(active: Sequence[_Work], stop: _Stop) -> Iterator[None]:
     try:
         yield
     finally:
-        _end(active, stop)
-
-
-def _end(active: Sequence[_Work], stop: _Stop) -> None:
-    processes = [work.process for work in active if work.process is not None]
-    for process in processes:
-        if process.poll() is None:
+        processes = [work.process for work in active if work.process is not None]
+        for process in processes:
             process.terminate()
-    while any(process.poll() is None for process in processes):
-        if stop.count > 1:
-            for process in processes:
-                process.kill()
-        time.sleep(POLL)
-    for work in active:
-        work.lock.release()
+        while any(process.poll() is None for process in processes):
+            if len(signals) > 1:
+                for process in processes:
+                    process.kill()
+            time.sleep(POLL)
+        for work in active:
+            os.close(work.lock)

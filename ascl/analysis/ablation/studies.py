@@ -9,30 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from ascl.analysis.query_ranks import QueryRanks, read_ranks
-from ascl.analysis.significance import (
-    BootstrapResult,
-    Interval,
-    bootstrap_rsum,
-    holm,
-    paired_t_test,
-    sign_flip_test,
-    t_interval,
-)
+from ascl.analysis.run_files import read_evaluation, recalls_of, run_settings
+from ascl.analysis.significance import bootstrap_rsum, holm, paired_t_test, sign_flip_test, t_interval
 from ascl.core.errors import DataError
+from ascl.core.statistics import Interval
 from ascl.training.log import METRICS, read_metrics
 
-FIGURES = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
+TESTS = ("t_test", "sign_flip", "bootstrap")
 
 
 @dataclass(frozen=True)
-class Variant:
+class StudyVariant:
     """One line of a study: what it sets beyond the data set's own settings.
 
-    settings: by dotted name, values as the command line takes them. A `model.kind` brings its rival's own loss and
-        samples with it, as on the command line.
+    settings: by dotted name, values as the command line takes them. A `model.kind` brings its own loss and samples with
+        it, as on the command line.
     """
 
     label: str
@@ -42,44 +35,44 @@ class Variant:
         return " ".join(f"{name}={value}" for name, value in sorted(self.settings.items()))
 
 
-OURS = Variant("AsCL")
+OURS = StudyVariant("AsCL")
 
 # The first variant of each study is the one that the others are compared with.
-STUDIES: dict[str, tuple[Variant, ...]] = {
+STUDIES: dict[str, tuple[StudyVariant, ...]] = {
     # AsCL, table 2
     "table2": (
         OURS,
-        Variant("w/o Pos", {"samples.positives": "none"}),
-        Variant("w/o Neg", {"samples.negatives": "none"}),
-        Variant("w/o P&N", {"samples.positives": "none", "samples.negatives": "none"}),
-        Variant("w/o MF", {"model.fusion": "false"}),
-        Variant("w triplet loss", {"loss.kind": "triplet"}),
+        StudyVariant("w/o Pos", {"samples.positives": "none"}),
+        StudyVariant("w/o Neg", {"samples.negatives": "none"}),
+        StudyVariant("w/o P&N", {"samples.positives": "none", "samples.negatives": "none"}),
+        StudyVariant("w/o MF", {"model.fusion": "false"}),
+        StudyVariant("w triplet loss", {"loss.kind": "triplet"}),
     ),
     # AsCL, figure 3, left and right
     "positives": tuple(
-        Variant(label, {"samples.positives": positives, "samples.negatives": "mixture"})
+        StudyVariant(label, {"samples.positives": positives, "samples.negatives": "mixture"})
         for label, positives in (("none", "none"), ("long", "concatenate"), ("short", "keywords"), ("both", "both"))
     ),
     "negatives": tuple(
-        Variant(negatives, {"samples.positives": "both", "samples.negatives": negatives})
+        StudyVariant(negatives, {"samples.positives": "both", "samples.negatives": negatives})
         for negatives in ("none", "shuffle", "dropout", "gaussian", "cutoff", "mixture")
     ),
     "fusion": (
-        Variant("with fusion", {"model.fusion": "true"}),
-        Variant("without fusion", {"model.fusion": "false"}),
-        Variant("without projections", {"model.projections": "false"}),
-        *(Variant(f"u1 = {weight}", {"model.local_weight": weight})
+        StudyVariant("with fusion", {"model.fusion": "true"}),
+        StudyVariant("without fusion", {"model.fusion": "false"}),
+        StudyVariant("without projections", {"model.projections": "false"}),
+        *(StudyVariant(f"u1 = {weight}", {"model.local_weight": weight})
           for weight in ("0", "0.2", "0.4", "0.6", "0.8", "1")),
     ),
     "loss": (
         OURS,
-        *(Variant(f"temperature {temperature}", {"loss.kind": "contrastive", "loss.temperature": temperature})
+        *(StudyVariant(f"temperature {temperature}", {"loss.kind": "contrastive", "loss.temperature": temperature})
           for temperature in ("0.01", "0.02", "0.05", "0.1", "0.2")),
-        Variant("triplet", {"loss.kind": "triplet"}),
+        StudyVariant("triplet", {"loss.kind": "triplet"}),
     ),
     "baselines": (
         OURS,
-        *(Variant(label, {"model.kind": kind}) for label, kind in (
+        *(StudyVariant(label, {"model.kind": kind}) for label, kind in (
             ("two towers", "two_tower"), ("VSE++", "vse"), ("VSE-infinity", "vse_infinity"),
             ("SCAN text-to-image", "scan_t2i"), ("SCAN image-to-text", "scan_i2t"), ("CLIP-style", "clip"),
             ("IMRAM", "imram"),
@@ -95,7 +88,7 @@ class Result:
     Attributes:
         run: folder.
         seed: of the training; None for an outside model.
-        figures: `FIGURES` in percent, Rsum as their sum.
+        metrics: `run_files.RECALLS` in percent, Rsum as their sum.
         steps, pairs, seconds: trained for; a pair is a caption with its image, generated samples not counted. None
             where unknown.
         probes: share of the cases that are ordered right, 0 to 1, by asymmetry (I, II, III) and by kind.
@@ -105,7 +98,7 @@ class Result:
 
     run: str
     seed: int | None
-    figures: dict[str, float]
+    metrics: dict[str, float]
     steps: int | None = None
     pairs: int | None = None
     seconds: float | None = None
@@ -118,7 +111,7 @@ class Result:
 class Row:
     """One variant, or one outside model, with all that is finished of it, in order of the seeds.
 
-    commands: that made or would make its first run; empty for an outside model.
+    command: that made or would make its first run; empty for an outside model.
     """
 
     label: str
@@ -153,7 +146,7 @@ class Study:
 def read_result(
     folder: Path, evaluation: Path, seed: int | None, *, processes: int = 1, steps: int | None = None
 ) -> Result:
-    """What is known of one run.
+    """Return what is known of one run.
 
     Args:
         folder: of the run; of an outside model it holds nothing but the evaluation.
@@ -165,14 +158,11 @@ def read_result(
         DataError: a file is there and says something else than an evaluation or a log of training.
         FileNotFoundError: settings or environment of a trained run are gone.
     """
-    try:
-        content = json.loads(evaluation.read_text(encoding="utf-8"))
-        figures = figures_of(content["reports"]["full"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{evaluation} is no evaluation of tools/eval.py ({error!r}); remove it, run again") from error
+    content = read_evaluation(evaluation)
     ranks = evaluation.with_name(evaluation.stem.replace("eval-", "ranks-", 1) + ".npz")
     result = Result(
-        run=str(folder), seed=seed, figures=figures, probes=probes_of(content.get("probes")),
+        run=str(folder), seed=seed, metrics=recalls_of(content["reports"]["full"]),
+        probes=probes_of(content.get("probes")),
         ranks=read_ranks(ranks) if ranks.exists() else None,
     )
     if not (folder / METRICS).exists():
@@ -180,24 +170,18 @@ def read_result(
     logged, seconds = training_of(read_metrics(folder / METRICS))
     steps = logged if steps is None else steps
     try:
-        settings = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8"))
+        settings = run_settings(folder) or {}
         environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
         made_with = f"commit {environment['commit']}, torch {environment['torch']}, {environment['device']}"
         pairs = steps * settings["train"]["batch_size"] * processes
-    except (json.JSONDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: settings.yaml or environment.json is damaged ({error!r}); remove the folder to "
                         "train this run again") from error
     return replace(result, steps=steps, pairs=pairs, seconds=seconds if logged == steps else None, made_with=made_with)
 
 
-def figures_of(report: Mapping[str, Any]) -> dict[str, float]:
-    """The six recalls and their sum out of a report as JSON has it."""
-    recalls = {f"{way}_r{k}": float(report[way][f"r{k}"]) for way in ("i2t", "t2i") for k in (1, 5, 10)}
-    return recalls | {"rsum": float(report["rsum"])}
-
-
 def probes_of(probes: Mapping[str, Any] | None) -> dict[str, float]:
-    """Shares of right orders by asymmetry and by kind; empty where nothing was probed."""
+    """Return the shares of right orders by asymmetry and by kind; empty where nothing was probed."""
     if not probes:
         return {}
     groups = {**probes.get("by_asymmetry", {}), **probes.get("kinds", {})}
@@ -205,7 +189,7 @@ def probes_of(probes: Mapping[str, Any] | None) -> dict[str, float]:
 
 
 def training_of(records: Sequence[Mapping[str, Any]]) -> tuple[int, float | None]:
-    """Steps taken, and seconds of training alone: validations, and what lies between a kill and its resume, are not in.
+    """Return the steps taken and the seconds of training, without validations and without pauses before a resume.
 
     Steps that no line of the log covers count as the average of the others.
     """
@@ -252,51 +236,36 @@ class Comparison:
 
 
 def compare(rows: Sequence[Row], *, draws: int = 10_000) -> list[Comparison]:
-    """Every row that shares a seed with the first, against the first; empty where the first has no run."""
+    """Compare every row that shares a seed with the first against it; return nothing where the first has no run."""
     if not rows or not rows[0].results:
         return []
-    found = [_Found(row, pairs, draws) for row in rows[1:] if (pairs := _pairs(rows[0], row))]
-
-    def corrected(read: Callable[[_Found], float | None]) -> list[tuple[float | None, float | None]]:
-        raw = [None if each.same else read(each) for each in found]
-        return list(zip(raw, holm(raw), strict=True))
-
-    tests = (
-        corrected(lambda each: paired_t_test(each.differences)),
-        corrected(lambda each: sign_flip_test(each.differences)),
-        corrected(lambda each: each.images.p if each.images else None),
-    )
+    found = [_compared(row, pairs, draws) for row in rows[1:] if (pairs := _pairs(rows[0], row))]
+    corrected = [holm([getattr(each, test)[0] for each in found]) for test in TESTS]
     return [
-        Comparison(
-            each.row.label, each.difference, len(each.differences), None if each.same else t_interval(each.differences),
-            t_test, sign_flip, each.images.interval if each.images else None, bootstrap, each.same, each.remark,
-        )
-        for each, t_test, sign_flip, bootstrap in zip(found, *tests, strict=True)
+        replace(each, t_test=(each.t_test[0], t), sign_flip=(each.sign_flip[0], sign),
+                bootstrap=(each.bootstrap[0], images))
+        for each, t, sign, images in zip(found, *corrected, strict=True)
     ]
 
 
-class _Found:
-    """One row against the first, before the corrections that need all rows."""
-
-    def __init__(self, row: Row, pairs: list[tuple[Result, Result]], draws: int) -> None:
-        # recalls are sums of fractions: what is equal has to look equal
-        differences = [round(other.figures["rsum"] - first.figures["rsum"], 9) for first, other in pairs]
-        self.row = row
-        self.difference = float(np.mean(differences))
-        self.differences = [] if row.outside else differences       # of which an outside model has but one
-        self.same = all(first.run == other.run for first, other in pairs)
-        self.images: BootstrapResult | None = None
-        self.remark = ""
-        ranked = [(first.ranks, other.ranks) for first, other in pairs if first.ranks and other.ranks]
-        if self.same:
-            return
-        if len(ranked) < len(pairs):
-            self.remark = "no bootstrap: an evaluation left no ranks"
-            return
-        try:
-            self.images = bootstrap_rsum([first for first, _ in ranked], [other for _, other in ranked], draws=draws)
-        except DataError as error:
-            self.remark = f"no bootstrap: {error}"
+def _compared(row: Row, pairs: Sequence[tuple[Result, Result]], draws: int) -> Comparison:
+    """One row against the first, before the correction that needs all rows."""
+    # recalls are sums of fractions: what is equal has to look equal
+    differences = [round(other.metrics["rsum"] - first.metrics["rsum"], 9) for first, other in pairs]
+    of_seeds = [] if row.outside else differences               # of which an outside model has but one
+    result = Comparison(row.label, float(np.mean(differences)), len(of_seeds))
+    if all(first.run == other.run for first, other in pairs):
+        return replace(result, same_runs=True)
+    result = replace(result, over_seeds=t_interval(of_seeds), t_test=(paired_t_test(of_seeds), None),
+                     sign_flip=(sign_flip_test(of_seeds), None))
+    ranked = [(first.ranks, other.ranks) for first, other in pairs if first.ranks and other.ranks]
+    if len(ranked) < len(pairs):
+        return replace(result, remark="no bootstrap: an evaluation left no ranks")
+    try:
+        images = bootstrap_rsum([first for first, _ in ranked], [other for _, other in ranked], draws=draws)
+    except DataError as error:
+        return replace(result, remark=f"no bootstrap: {error}")
+    return replace(result, over_images=images.interval, bootstrap=(images.p, None))
 
 
 def _pairs(first: Row, other: Row) -> list[tuple[Result, Result]]:

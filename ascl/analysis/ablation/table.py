@@ -1,18 +1,22 @@
-"""A study on paper: CSV with a line for each run, CSV and Markdown with means and tests, PNG."""
+"""A study on paper: CSV with a line for each run, CSV and Markdown with means and tests, a figure."""
 
 from __future__ import annotations
 
 import csv
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from ascl.analysis.ablation.studies import FIGURES, Comparison, Result, Row, Study
-from ascl.analysis.significance import Interval
-from ascl.core.files import atomic_path
+from ascl.analysis.ablation.studies import TESTS, Comparison, Result, Row, Study
+from ascl.analysis.figures.style import COLORS, use_style
+from ascl.analysis.run_files import RECALLS
+from ascl.core.errors import DataError
+from ascl.core.statistics import Interval
+from ascl.core.tables import markdown_table
 
 HEADINGS = ("I2T R@1", "I2T R@5", "I2T R@10", "T2I R@1", "T2I R@5", "T2I R@10", "Rsum")
 ASYMMETRIES = ("I", "II", "III")
@@ -20,83 +24,93 @@ UNKNOWN = "–"
 
 
 def to_csv(study: Study) -> str:
-    """One line for each evaluated run: figures in percent, probes as shares, empty where unknown."""
+    """Return one line for each evaluated run: recalls in percent, probes as shares, empty where unknown."""
     probes = list(dict.fromkeys(name for row in study.rows for result in row.results for name in result.probes))
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["study", "variant", "label", "seed", "run", *FIGURES, "steps", "pairs", "seconds",
-                     *(f"probe {name}" for name in probes)])
-    for row in study.rows:
-        for result in row.results:
-            seconds = None if result.seconds is None else round(result.seconds, 1)
-            writer.writerow([
-                study.name, row.variant, row.label, result.seed, result.run,
-                *(round(result.figures[name], 6) for name in FIGURES), result.steps, result.pairs, seconds,
-                *(result.probes.get(name) for name in probes),
-            ])
-    return stream.getvalue()
+    head = ["study", "variant", "label", "seed", "run", *RECALLS, "steps", "pairs", "seconds"]
+    return _csv([*head, *(f"probe {name}" for name in probes)], (
+        [study.name, row.variant, row.label, result.seed, result.run,
+         *(round(result.metrics[name], 6) for name in RECALLS), result.steps, result.pairs,
+         None if result.seconds is None else round(result.seconds, 1), *(result.probes.get(name) for name in probes)]
+        for row in study.rows for result in row.results
+    ))
 
 
 def summary_csv(study: Study, comparisons: Sequence[Comparison]) -> str:
-    """One line for each variant: mean and sample standard deviation, and how its Rsum differs from the first's."""
-    names = [*FIGURES, *ASYMMETRIES]
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    tests = ("t_test", "sign_flip", "bootstrap")
-    writer.writerow([
+    """Return one line for each variant: mean, sample standard deviation, and how its Rsum differs from the first's."""
+    names = [*RECALLS, *ASYMMETRIES]
+    of_row = {each.label: each for each in comparisons if not each.same_runs}
+    head = [
         "study", "variant", "label", "runs", *(f"{name} {what}" for name in names for what in ("mean", "deviation")),
         "difference in rsum", *(f"95 % over {over}, {end}" for over in ("seeds", "images") for end in ("low", "high")),
-        *(f"p {test}{corrected}" for test in tests for corrected in ("", ", Holm")),
-    ])
-    of_row = {each.label: each for each in comparisons}
-    for row in study.rows:
-        spreads = [_mean(row, name) for name in names]
+        *(f"p {test}{corrected}" for test in TESTS for corrected in ("", ", Holm")),
+    ]
+
+    def line(row: Row) -> list[object]:
         each = of_row.get(row.label)
-        compared = [None] * (1 + 4 + 2 * len(tests)) if each is None or each.same_runs else [
+        numbers = [number for name in names for number in (_mean(row, name) or (None, None))]
+        numbers += [None] * (1 + 4 + 2 * len(TESTS)) if each is None else [
             each.difference, *(getattr(interval, end, None) for interval in (each.over_seeds, each.over_images)
                                for end in ("low", "high")),
-            *(p for test in tests for p in getattr(each, test)),
+            *(p for test in TESTS for p in getattr(each, test)),
         ]
-        numbers = [*(number for spread in spreads for number in (spread or (None, None))), *compared]
-        writer.writerow([study.name, row.variant, row.label, len(row.results),
-                         *(None if number is None else round(number, 6) for number in numbers)])
+        return [study.name, row.variant, row.label, len(row.results),
+                *(None if number is None else round(number, 6) for number in numbers)]
+
+    return _csv(head, map(line, study.rows))
+
+
+def _csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([head, *rows])
     return stream.getvalue()
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Return the lines of what `to_csv` wrote, without those of outside models, which have no seed and no run.
+
+    Raises:
+        FileNotFoundError: no such file, with the command that makes it.
+        DataError: another table, or a line that was cut.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; to make it: python tools/ablate.py --dataset NAME "
+                                f"--study {path.stem}")
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in ("study", "variant", "label", "seed", "run", *RECALLS)
+                   if name not in (reader.fieldnames or ())]
+        if missing:
+            raise DataError(f"{path} has no column {missing[0]!r}: it is no table of tools/ablate.py")
+        rows = list(reader)
+    for number, row in enumerate(rows, start=2):
+        if None in row.values():
+            raise DataError(f"{path}, line {number} has too few columns; write the table again with tools/ablate.py")
+    return [row for row in rows if row["seed"]]
 
 
 # Markdown
 
 
 def to_markdown(study: Study, comparisons: Sequence[Comparison]) -> str:
-    """Means, differences from the first variant, what the tests can say, probes, commands, what is unfinished."""
+    """Return means, differences from the first variant, what the tests can say, probes, commands, unfinished runs."""
     seeds = ", ".join(map(str, study.seeds))
     parts = [
         f"# Ablation {study.name}: {study.dataset}, {study.split} split, seeds {seeds}",
         "Recalls in percent, Rsum is the sum of the six; mean ± sample standard deviation over the seeds that are "
         "finished. Every pair of the split is scored.",
-        _table([
-            ["Variant", "Settings", "Seeds", *HEADINGS, "Steps", "Pairs seen"],
-            *([row.label, _settings(row), str(len(row.results)) if not row.outside else "outside",
-               *(_spread(row, name) for name in FIGURES), _count(row, "steps"), _count(row, "pairs")]
-              for row in study.rows),
-        ], left=2),
+        markdown_table(["Variant", "Settings", "Seeds", *HEADINGS, "Steps", "Pairs seen"], [
+            [row.label, _settings(row), "outside" if row.outside else len(row.results),
+             *(_spread(row, name) for name in RECALLS), _count(row, "steps"), _count(row, "pairs")]
+            for row in study.rows
+        ], text_columns=2),
         _budget(study),
         *_differences(study, comparisons),
         *_probes(study),
         *_commands(study),
     ]
     if study.unfinished:
-        parts += ["## Not finished", "\n".join(f"- {_cell(line)}" for line in study.unfinished)]
+        parts += ["## Not finished", "\n".join(f"- {' '.join(line.split())}" for line in study.unfinished)]
     return "\n\n".join(parts) + "\n"
-
-
-def _table(rows: Sequence[Sequence[str]], *, left: int) -> str:
-    """Markdown; the first `left` columns are text, the others numbers."""
-    lines = [f"| {' | '.join(map(_cell, row))} |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * left + "--:|" * (len(rows[0]) - left), *lines[1:]])
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _settings(row: Row) -> str:
@@ -106,8 +120,8 @@ def _settings(row: Row) -> str:
 
 
 def _mean(row: Row, name: str) -> tuple[float, float | None] | None:
-    """Mean and deviation of a figure, or of a probe."""
-    return row.mean(lambda result: result.figures.get(name, result.probes.get(name)))
+    """Mean and deviation of a recall, or of a probe."""
+    return row.mean(lambda result: result.metrics.get(name, result.probes.get(name)))
 
 
 def _spread(row: Row, name: str, scale: float = 1.0) -> str:
@@ -149,11 +163,10 @@ def _differences(study: Study, comparisons: Sequence[Comparison]) -> list[str]:
     remarks = [f"- {each.label}: {each.remark}." for each in comparisons if each.remark]
     return [
         f"## Difference in Rsum from {study.rows[0].label!r}",
-        _table([
+        markdown_table(
             ["Variant", "Pairs of runs", "Difference", "95 % over seeds", "p, t-test (Holm)", "p, sign flips (Holm)",
-             "95 % over test images", "p, bootstrap (Holm)"],
-            *map(_comparison, comparisons),
-        ], left=1),
+             "95 % over test images", "p, bootstrap (Holm)"], map(_comparison, comparisons),
+        ),
         *(["\n".join(remarks)] if remarks else []),
         _what_the_tests_say(study, comparisons),
     ]
@@ -217,8 +230,8 @@ def _probes(study: Study) -> list[str]:
         "variant with a false detail. II and III: of the caption and its variant that says more or less, the text that "
         "says more sets its own image further apart from others. The CSV has each kind of variant; the definitions are "
         "in `eval-*.md` of each run.",
-        _table([["Variant", *ASYMMETRIES], *([row.label, *(_spread(row, name, 100) for name in ASYMMETRIES)]
-                                             for row in study.rows)], left=1),
+        markdown_table(["Variant", *ASYMMETRIES], ([row.label, *(_spread(row, name, 100) for name in ASYMMETRIES)]
+                                                   for row in study.rows)),
     ]
 
 
@@ -230,15 +243,11 @@ def _commands(study: Study) -> list[str]:
             "```\n" + "\n".join(commands) + "\n```"]
 
 
-# PNG
+# The figure
 
 
-def draw(study: Study, comparisons: Sequence[Comparison], path: Path) -> None:
-    """PNG: Rsum of each variant with its single runs, and the differences from the first with their intervals."""
-    from matplotlib.figure import Figure  # here: a process that trains does not load it
-
-    from ascl.analysis.figures.style import COLOURS, use_style
-
+def draw_study(study: Study, comparisons: Sequence[Comparison]) -> Figure:
+    """Draw Rsum of each variant with its single runs, and the differences from the first with their intervals."""
     use_style()
     rows = [row for row in study.rows if row.results]
     by_label = {each.label: each for each in comparisons if not each.same_runs}
@@ -250,7 +259,7 @@ def draw(study: Study, comparisons: Sequence[Comparison], path: Path) -> None:
         found, sums = row.mean(_rsum), [_rsum(result) for result in row.results]
         assert found is not None                        # a row without results was left out
         mean, deviation = found
-        bars.barh(place, mean, height=0.62, color=COLOURS[1 if row.outside else 0], alpha=0.75)
+        bars.barh(place, mean, height=0.62, color=COLORS[1 if row.outside else 0], alpha=0.75)
         if deviation is not None:
             bars.errorbar(mean, place - 0.1, xerr=deviation, color="black", capsize=4)
             bars.plot(sums, [place + 0.18] * len(sums), linestyle="none", marker="o", markersize=4, color="black",
@@ -258,10 +267,10 @@ def draw(study: Study, comparisons: Sequence[Comparison], path: Path) -> None:
         end = max(*sums, mean + (deviation or 0.0), 0.0)
         bars.annotate(_spread(row, "rsum"), (end, place), (6, 0), textcoords="offset points", va="center", fontsize=9)
         each = by_label.get(row.label)
-        for interval, shift, colour, marker in _intervals(each):
+        for interval, shift, color, marker in _intervals(each):
             if each is not None and interval is not None:
-                gaps.plot([interval.low, interval.high], [place + shift] * 2, color=colour)
-                gaps.plot(each.difference, place + shift, color=colour, marker=marker)
+                gaps.plot([interval.low, interval.high], [place + shift] * 2, color=color)
+                gaps.plot(each.difference, place + shift, color=color, marker=marker)
     bars.set_xlim(0, 1.3 * largest)
     bars.set_yticks(places, [row.label for row in rows])
     bars.set_ylim(len(rows) - 0.4, -0.6)                # shared by both; the first variant on top
@@ -270,24 +279,21 @@ def draw(study: Study, comparisons: Sequence[Comparison], path: Path) -> None:
     gaps.tick_params(left=False)
     gaps.axvline(0, color="black", linewidth=0.8)
     gaps.set_xlabel(f"difference in Rsum from {study.rows[0].label!r}, points")
-    for (_, _, colour, marker), text in zip(_intervals(None), ("over seeds", "over test images"), strict=True):
-        gaps.plot([], [], color=colour, marker=marker, label=f"95 % {text}")
+    for (_, _, color, marker), text in zip(_intervals(None), ("over seeds", "over test images"), strict=True):
+        gaps.plot([], [], color=color, marker=marker, label=f"95 % {text}")
     if by_label:
         gaps.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     seeds = ", ".join(map(str, study.seeds))
     title = f"Ablation {study.name}: {study.dataset}, {study.split} split, seeds {seeds}"
     figure.suptitle("\n".join(textwrap.wrap(title, 100)))
-    with atomic_path(path) as unfinished:
-        figure.savefig(unfinished, format="png")
+    return figure
 
 
 def _intervals(each: Comparison | None) -> list[tuple[Interval | None, float, str, str]]:
-    """The two intervals of a comparison, with their place above or below the line, colour and marker."""
-    from ascl.analysis.figures.style import COLOURS
-
-    return [(each.over_seeds if each else None, -0.13, COLOURS[0], "o"),
-            (each.over_images if each else None, 0.13, COLOURS[4], "s")]
+    """The two intervals of a comparison, with their place above or below the line, color and marker."""
+    return [(each.over_seeds if each else None, -0.13, COLORS[0], "o"),
+            (each.over_images if each else None, 0.13, COLORS[4], "s")]
 
 
 def _rsum(result: Result) -> float:
-    return result.figures["rsum"]
+    return result.metrics["rsum"]

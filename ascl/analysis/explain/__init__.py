@@ -1,1 +1,1 @@
-"""Why a pair scores as it does: words and regions that contribute, drawn."""
+"""Why a pair scores as it does: the terms of words and regions, and their picture."""

@@ -18,7 +18,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from ascl.analysis.explain.explanation import PairExplanation
-from ascl.analysis.figures.style import COLOURS, DPI, QUIET, use_style
+from ascl.analysis.figures.style import COLORS, DPI, QUIET, use_style
 
 SIGNED = matplotlib.colormaps["RdBu_r"]     # red adds to the score, blue takes from it
 ATTENTION = matplotlib.colormaps["Greys"]
@@ -26,7 +26,7 @@ WIDTH = 12.0            # inches of one pair's column
 MAPS_A_ROW = 6
 MAPS = 36               # words with a small photograph: of more, those that bring most
 MOST_PIXELS = 30_000    # of a side: the renderer's limit is 65,535
-LABELLED = 49           # regions: up to so many all carry a label, of more the strongest dozen
+LABELLED = 49           # regions: up to this many all carry a label, of more the strongest dozen
 STRONGEST = 12
 LONG_SIDE = 700         # pixels of the photograph in the drawing
 
@@ -134,7 +134,7 @@ def _photographs(
 ) -> None:
     """Left: what each region brings. Right: the word that each region looks at most."""
     left, right = place.subplots(1, 2)
-    _show(left, picture, grey=True)
+    _show(left, picture, gray=True)
     left.set_title(f"What each region brings (sum {pair.region_totals.sum():+.4f} = local)")
     of_region, strongest = dict(enumerate(pair.region_totals)), _labelled(pair)
     for i in _by_area(boxes[pair.regions]):
@@ -145,11 +145,11 @@ def _photographs(
     scale = matplotlib.cm.ScalarMappable(Normalize(-scales.region, scales.region), SIGNED)
     place.colorbar(scale, ax=left, shrink=0.8, pad=0.02)
     attention = pair.region_to_word.mean(axis=0)                                    # (K, L)
-    _show(right, picture, grey=True)
+    _show(right, picture, gray=True)
     right.set_title(f"Region to word: strongest attention (uniform {1 / len(pair.words):.2f})")
     for i in _by_area(boxes[pair.regions]):
         j = int(attention[i].argmax())
-        _box(right, boxes[pair.regions[i]], COLOURS[j % len(COLOURS)], 0.55 * float(attention[i, j]))
+        _box(right, boxes[pair.regions[i]], COLORS[j % len(COLORS)], 0.55 * float(attention[i, j]))
         if i in strongest:
             _label(right, boxes[pair.regions[i]], f"{pair.words[j]}\n{attention[i, j]:.2f}")
 
@@ -158,10 +158,10 @@ def _bars_and_pairs(place: SubFigure, pair: PairExplanation, scales: _Scales) ->
     """Left: what each word brings, in its own term and in those of the regions. Right: word by region."""
     bars, heat = place.subplots(1, 2, width_ratios=[1, 1.6])
     rows = np.arange(len(pair.words))
-    for shift, values, colour, label in zip(
-        (-0.2, 0.2), _bars(pair), COLOURS[:2], ("own term", "in the regions' terms"), strict=True
+    for shift, values, color, label in zip(
+        (-0.2, 0.2), _bars(pair), COLORS[:2], ("own term", "in the regions' terms"), strict=True
     ):
-        bars.barh(rows + shift, values, 0.38, color=colour, label=label)
+        bars.barh(rows + shift, values, 0.38, color=color, label=label)
     bars.axvline(0, color=QUIET, linewidth=0.8)
     bars.set_yticks(rows, [f"{word}  {total:+.3f}" for word, total in zip(pair.words, pair.word_totals, strict=True)])
     bars.set_ylim(len(rows) - 0.5, -0.5)
@@ -220,18 +220,18 @@ def _shade(weights: np.ndarray, boxes: np.ndarray, size: tuple[int, int], cells:
     return shade
 
 
-def _show(axes: Axes, picture: Picture, *, grey: bool = False) -> None:
-    """The photograph, or a grey plane in its place, in pixels of the original. grey: because colours go on top."""
+def _show(axes: Axes, picture: Picture, *, gray: bool = False) -> None:
+    """The photograph, or a gray plane in its place, in pixels of the original. gray: because colors go on top."""
     width, height = picture.size
     photo = Image.new("RGB", (width, height), "#BBBBBB") if picture.photo is None else picture.photo.copy()
     photo.thumbnail((LONG_SIDE, LONG_SIDE))
-    axes.imshow(np.asarray(photo.convert("L").convert("RGB") if grey else photo), extent=(0, width, height, 0))
+    axes.imshow(np.asarray(photo.convert("L").convert("RGB") if gray else photo), extent=(0, width, height, 0))
     axes.axis("off")
 
 
-def _box(axes: Axes, box: np.ndarray, colour: object, alpha: float) -> None:
+def _box(axes: Axes, box: np.ndarray, color: object, alpha: float) -> None:
     x1, y1, x2, y2 = box
-    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, facecolor=colour, alpha=min(1.0, alpha), linewidth=0))
+    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, facecolor=color, alpha=min(1.0, alpha), linewidth=0))
     axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="white", linewidth=0.4))
 
 

@@ -1,50 +1,36 @@
-"""Seeing why: a pair's score explained, and a run as one page. What `tools/explain.py` and `tools/report.py` call."""
+"""Explain the score of a pair: from a run, an image and captions to a picture and its numbers."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from tqdm import tqdm
 
-from ascl.analysis.evaluation import on_best_device
 from ascl.analysis.explain.drawing import Picture, save_explanations
 from ascl.analysis.explain.explanation import PairExplanation, explain_pair, word_labels
-from ascl.analysis.query_ranks import QueryRanks, read_ranks
-from ascl.analysis.report.page import Photos, RunRecord, render
-from ascl.analysis.report.retrieved import top_of_matrix
+from ascl.analysis.run_files import run_settings
 from ascl.core.errors import DataError
 from ascl.core.files import atomic_path, write_text
 from ascl.core.provenance import environment
-from ascl.data.captions import CaptionSet, captions_exist, load_captions
+from ascl.data.captions import CaptionSet
 from ascl.data.split import build_split, data_paths
 from ascl.data.stores.open import Features, FeatureStore
 from ascl.features.drawing import named
 from ascl.features.grid import grid_boxes
 from ascl.features.showing import find_image
-from ascl.images.read import LoadedImage, find_images, load_image
-from ascl.retrieval import build, load_scores, top_pairs
+from ascl.images.read import LoadedImage, load_image
+from ascl.retrieval import build
 from ascl.retrieval.encode import encode_images
-from ascl.retrieval.scoring.all_pairs import TopPairs
-from ascl.settings.retrieval import Config, ConfigError, from_dict, to_dict
-from ascl.training.log import METRICS, read_metrics
+from ascl.settings.retrieval import Config
 
 UNKNOWN_SIZE = (600, 600)       # of an image whose photograph is not at hand and whose file does not tell
 MOST_CAPTIONS = 2
-TOP = 10                        # candidates of each query that a report looks at
-THUMBNAIL = (176, 70)           # longer side in pixels, JPEG quality: 5 to 10 kB each
-
-
-# One pair
 
 
 @dataclass(frozen=True)
@@ -115,29 +101,6 @@ def explain(
     return Explained(pairs, content, notes, [out, numbers])
 
 
-def run_settings(folder: Path) -> dict[str, Any] | None:
-    """What a run's settings.yaml says, None where there is none.
-
-    Raises:
-        DataError: no settings, or those of a run of copy detection, whose folder looks like one of retrieval.
-    """
-    path = folder / "settings.yaml"
-    if not path.is_file():
-        return None
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise DataError(f"{path} holds no settings by name: give the folder of a run of tools/train.py")
-    if "objective" in values:
-        raise DataError(
-            f"{folder} is a run of copy detection (tools/train_copy.py, objective {values['objective']}): it has no "
-            "words and no captions; tools/eval_copy.py reports on its descriptors"
-        )
-    return values
-
-
 def store_with(config: Config, image_id: str) -> FeatureStore:
     """The features of a run's data set that hold this image, of whichever split; any of them where none does."""
     opened: dict[tuple[Path, ...], FeatureStore] = {}
@@ -165,12 +128,12 @@ def _photo(
     if path is None and folder is not None:
         path = find_image(folder, image_id)
     if path is None and of_settings is None:
-        notes.append("no photograph: the run's settings name no folder of images (data.images); give --images FOLDER")
+        notes.append("no photograph: the run's settings name no folder of images (data.images); name their folder")
     elif path is None:
         try:
             path = find_image(of_settings, image_id)
         except DataError as error:
-            notes.append(f"no photograph: {error}; give --images FOLDER")
+            notes.append(f"no photograph: {error}; name another folder")
     return (None, None) if path is None else (load_image(path), path)
 
 
@@ -200,7 +163,7 @@ def _boxes(
     """(K, 4) boxes of every region of the file, or None where nothing is known of them."""
     if features.boxes is not None:
         if grid:
-            raise DataError(f"{source} has boxes: leave --grid out")
+            raise DataError(f"{source} has boxes: they cannot be taken for a grid")
         return features.boxes[0]
     assert features.regions is not None             # `build_split` refuses others
     count = features.regions.shape[1]
@@ -209,9 +172,9 @@ def _boxes(
     if grid:
         if side * side != count or not whole:
             real = count if features.mask is None else int(features.mask[0].sum())
-            raise DataError(f"{source}: {real} regions of at most {count} are no square grid: leave --grid out")
+            raise DataError(f"{source}: {real} regions of at most {count} are no square grid")
         return grid_boxes(side, side, side) * np.tile(size, 2)
-    square = f"; if they are the cells of a {side}x{side} grid, row by row, say --grid" if side * side == count else ""
+    square = f"; if they are a {side}x{side} grid, row by row, ask for the grid" if side * side == count else ""
     notes.append(f"{source} has no boxes of its {count} regions, so none is drawn{square}")
     return None
 
@@ -226,186 +189,3 @@ def _with_regions(
         region["label"] = " ".join(word for word in words if word) or None
         region["box"] = None if boxes is None else [float(side) for side in boxes[number]]
     return content
-
-
-# One run
-
-
-@dataclass(frozen=True)
-class Reported:
-    """The page of a run, and what it lacks."""
-
-    file: Path
-    missing: dict[str, str]
-
-
-def report(
-    run: str, *, split: str | None = None, images: str | None = None, overrides: dict[str, Any] | None = None,
-    scores: str | None = None, out: Path | None = None,
-) -> Reported:
-    """Write everything that is known of a run as one HTML page; what is missing is said there.
-
-    Args:
-        run: run folder.
-        split: whose queries are shown; None = the test split of the settings.
-        images: folder of photographs; None = the settings'.
-        overrides: data settings that replace the run's, by field name.
-        scores: a matrix kept by `tools/eval.py --save-scores`, in the place of scoring all pairs anew.
-        out: None = `report.html` in the run's folder.
-
-    Raises:
-        DataError: no folder of a run of retrieval, damaged files in it, no such split, or scores that are not of it.
-    """
-    folder = Path(run)
-    saved = run_settings(folder)
-    if saved is None:
-        raise DataError(f"{folder / 'settings.yaml'} does not exist: give the folder of a run of tools/train.py")
-    config = from_dict(saved, str(folder / "settings.yaml"))
-    split = split or config.data.test
-    evaluate = f"python tools/eval.py --checkpoint {run}" + ("" if split == config.data.test else f" --split {split}")
-    missing: dict[str, str] = {}
-    metrics: list[dict[str, Any]] = []
-    if (folder / METRICS).is_file():
-        metrics = read_metrics(folder / METRICS)
-    else:
-        missing["metrics"] = f"{METRICS} is not in the run's folder: there are no curves."
-    ranks, top, seconds = _retrieved(config, folder, split, overrides or {}, scores, evaluate, missing)
-    photos = _photos(images, config.data.images, missing) if ranks is not None else _no_photo
-    defaults = _flat(to_dict(Config()))
-    settings = _flat(to_dict(config))
-    record = RunRecord(
-        name=folder.resolve().name, dataset=config.dataset, model=config.model.kind,
-        changed=[(name, _shown(value), _shown(defaults[name])) for name, value in settings.items()
-                 if value != defaults[name]],
-        settings=[(name, _shown(value)) for name, value in settings.items()],
-        metrics=metrics, environment=_read_json(folder / "environment.json") or {},
-        evaluations={path.stem.removeprefix("eval-"): _read_json(path) or {}
-                     for path in sorted(folder.glob("eval-*.json"))},
-        split=split, evaluate=evaluate, ranks=ranks, top=top, seconds=seconds, photos=photos,
-        batch_size=config.train.batch_size, missing=missing,
-        validated_on=f"the first {config.data.val_images} images of split {config.data.val}"
-        if config.data.val_images else f"split {config.data.val}",
-    )
-    out = out or folder / "report.html"
-    write_text(out, render(record))
-    return Reported(out, missing)
-
-
-def _retrieved(
-    config: Config, folder: Path, split: str, overrides: dict[str, Any], scores: str | None, evaluate: str,
-    missing: dict[str, str],
-) -> tuple[QueryRanks | None, TopPairs | None, float | None]:
-    """Ranks of an evaluation, the best candidates of every query, and the seconds that it took to score them."""
-    path = folder / f"ranks-{split}.npz"
-    if not path.is_file():
-        if split != config.data.test:
-            _check_split(config, split, overrides)
-        if scores is not None:
-            raise DataError(f"--scores says what was retrieved, but not its ranks: {path} is missing; run {evaluate}")
-        missing["ranks"] = f"{path.name} is not in the run's folder. To make it: {evaluate}"
-        return None, None, None
-    ranks = read_ranks(path)
-    k = min(TOP, ranks.images, len(ranks.owner))
-    if scores is not None:
-        matrix, owner = load_scores(scores)
-        if matrix.shape != (ranks.images, len(ranks.owner)) or (owner != ranks.owner).any():
-            raise DataError(f"{scores} holds scores of other images or texts than {path}: keep those of this split "
-                            f"with {evaluate} --save-scores {scores}")
-        return ranks, top_of_matrix(matrix, k), None
-    try:
-        model = build.load_run(folder)[0]
-        data = replace(config, data=replace(config.data, **overrides))
-        captions, store = build_split(data, split, captions_per_image=config.data.captions_per_image)
-        if captions.captions != ranks.captions or captions.image_ids != ranks.image_ids:
-            raise DataError(f"{path.name} is of other images or captions than split {split} has now; run {evaluate}")
-        started = time.perf_counter()
-        encoded = build.encode_split(on_best_device(model), captions, store)
-        with tqdm(total=len(encoded[0]) * len(encoded[1]), desc="scoring", unit=" pairs", unit_scale=True,
-                  disable=None) as bar:
-            top = top_pairs(model, *encoded, k, progress=bar.update)
-        return ranks, top, time.perf_counter() - started
-    except (DataError, ConfigError, OSError) as error:
-        missing["top"] = f"What was retrieved is not shown, only ranks: {error}"
-        return ranks, None, None
-
-
-def _check_split(config: Config, split: str, overrides: dict[str, Any]) -> None:
-    """A split that was asked for by name and never evaluated has to exist, or a mistyped one makes an empty page.
-
-    Where the captions are no longer in place it cannot be asked, and the page says what is missing.
-
-    Raises:
-        DataError: no such split, with those present.
-    """
-    path = data_paths(replace(config.data, **overrides), split)[0]
-    if not captions_exist(path):
-        return
-    try:
-        load_captions(path, split)
-    except DataError as error:
-        raise DataError(f"--split {split} is not evaluated and cannot be: {error}") from error
-
-
-def _photos(folder: str | None, of_settings: str | None, missing: dict[str, str]) -> Photos:
-    """Image id -> thumbnail; a folder that was asked for has to be there, that of the settings need not."""
-    source = folder or of_settings
-    if source is None:
-        missing["photos"] = ("No photographs: the run's settings name no folder of images (data.images). To show them, "
-                             "make the page with --images FOLDER.")
-        return _no_photo
-    try:
-        paths = {path.stem: path for path in find_images(source)}
-    except DataError as error:
-        if folder is not None:
-            raise
-        missing["photos"] = f"No photographs: {error}. To show them, make the page with --images FOLDER."
-        return _no_photo
-    made: dict[str, bytes | None] = {}
-
-    def thumbnail(image_id: str) -> bytes | None:
-        if image_id not in made:
-            made[image_id] = _thumbnail(paths[image_id]) if image_id in paths else None
-        return made[image_id]
-
-    return thumbnail
-
-
-def _no_photo(image_id: str) -> None:
-    return None
-
-
-def _thumbnail(path: Path) -> bytes | None:
-    """A small JPEG, None of a file that cannot be read."""
-    side, quality = THUMBNAIL
-    try:
-        image = load_image(path).image
-    except DataError:
-        return None
-    image.thumbnail((side, side))
-    stream = io.BytesIO()
-    image.save(stream, format="jpeg", quality=quality, optimize=True)
-    return stream.getvalue()
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is no JSON ({error}): remove it, or make it again") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} holds a JSON {type(content).__name__}, expected an object: remove it")
-    return content
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
-
-
-def _shown(value: Any) -> str:
-    """A setting as a YAML file would say it."""
-    return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) or not value else value

@@ -1,1 +1,1 @@
-"""Plots of finished runs: their data, their drawing, one style."""
+"""Plots of finished runs and studies: their data, their drawing, one style. Metrics are computed elsewhere."""

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ascl.analysis.diagnostics import Distances, Geometry, LengthBin
-from ascl.analysis.figures.style import COLOURS, DPI, QUIET, series_style, use_style
+from ascl.analysis.figures.style import COLORS, DPI, QUIET, series_style, use_style
 from ascl.core.files import atomic_path, write_text
 
 Row = dict[str, Any]
@@ -37,7 +37,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Values:
-    """A figure of one variant: one value for each seed."""
+    """A metric of one variant: one value for each seed."""
 
     label: str
     values: tuple[float, ...]
@@ -50,6 +50,11 @@ class Values:
     def std(self) -> float | None:
         """Sample standard deviation (n - 1); None of a single value."""
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
+
+    def row(self, metric: str) -> Row:
+        """Return the line of a CSV."""
+        return {"label": self.label, "figure": metric, "mean": self.mean, "std": self.std, "seeds": len(self.values),
+                "values": " ".join(f"{value:.10g}" for value in self.values)}
 
 
 def save(drawing: Drawing, folder: str | os.PathLike, name: str) -> list[Path]:
@@ -80,10 +85,10 @@ def draw_samples(panels: Mapping[str, Sequence[Values]], about: str) -> Drawing:
     rows: list[Row] = []
     every = figure.subplots(1, len(panels), squeeze=False)[0]
     for number, (axes, (title, variants)) in enumerate(zip(every, panels.items(), strict=True)):
-        _points(axes, variants, COLOURS[number], "o", digits=1)
+        _points(axes, variants, COLORS[number], "o", digits=1)
         axes.set_title(title)
         axes.set_xlabel("Rsum (sum of six recalls in percent, at most 600)")
-        rows += [{"panel": title, **row} for row in _value_rows(variants, "rsum")]
+        rows += [{"panel": title, **variant.row("rsum")} for variant in variants]
     _widen(every, digits=1)
     counts = [len(variant.values) for variants in panels.values() for variant in variants]
     figure.supxlabel(_points_text(counts), fontsize=9, color=QUIET)
@@ -192,12 +197,11 @@ def draw_lengths(variants: Mapping[str, Sequence[LengthBin]], about: str) -> Dra
     figure.align_ylabels(list(every))
     for label, found in variants.items():
         for entry in found:
-            row: Row = {"label": label, "shortest": entry.shortest, "longest": entry.longest, "queries": entry.queries,
-                        "seeds": entry.seeds}
-            for k in at:
-                row |= {f"r{k}": entry.recall[k], f"r{k}_low": entry.low[k], f"r{k}_high": entry.high[k],
-                        f"r{k}_seed_std": None if entry.seed_std is None else entry.seed_std[k]}
-            rows.append(row)
+            rows.append({"label": label, "shortest": entry.shortest, "longest": entry.longest,
+                         "queries": entry.queries, "seeds": entry.seeds}
+                        | {f"r{k}{end}": values and values[k] for k in at for end, values in (
+                            ("", entry.recall), ("_low", entry.low), ("_high", entry.high),
+                            ("_seed_std", entry.seed_std))})
     return Drawing(figure, rows)
 
 
@@ -223,17 +227,17 @@ class RunCurve:
 
 
 def draw_curves(runs: Sequence[RunCurve], about: str) -> Drawing:
-    """Loss and validation Rsum over the steps: runs of one label share a colour, their mean is bold."""
+    """Loss and validation Rsum over the steps: runs of one label share a color, their mean is bold."""
     labels = list(dict.fromkeys(run.label for run in runs))
     figure = _figure(10, 4.2 + 0.2 * math.ceil(len(labels) / 3), f"Training\n{about}")
     rows: list[Row] = []
     every = figure.subplots(1, 2, sharex=True)
-    for axes, figure_name in zip(every, ("loss", "rsum"), strict=True):
+    for axes, metric in zip(every, ("loss", "rsum"), strict=True):
         for number, label in enumerate(labels):
             style = series_style(number)
-            if figure_name == "loss":
+            if metric == "loss":
                 style["marker"] = ""
-            curves = {run.run: dict(getattr(run, figure_name)) for run in runs if run.label == label}
+            curves = {run.run: dict(getattr(run, metric)) for run in runs if run.label == label}
             common = sorted(set.intersection(*map(set, curves.values())))
             if len(curves) > 1:
                 for curve in curves.values():
@@ -242,9 +246,9 @@ def draw_curves(runs: Sequence[RunCurve], about: str) -> Drawing:
             count = "1 seed" if len(curves) == 1 else f"mean of {len(curves)} seeds"
             axes.plot(common, mean, label=f"{label} ({count})", **style)
             rows += [
-                {"figure": figure_name, "label": label, "run": run, "step": step, "value": value}
-                for run, curve in [*curves.items(), *([("mean", dict(zip(common, mean, strict=True)))]
-                                                      if len(curves) > 1 else [])]
+                {"figure": metric, "label": label, "run": run, "step": step, "value": value}
+                for run, curve in (curves if len(curves) == 1 else
+                                   curves | {"mean": dict(zip(common, mean, strict=True))}).items()
                 for step, value in curve.items()
             ]
         axes.set_xlabel("step (batches)")
@@ -294,10 +298,11 @@ def draw_against(
                 at = values[places.index(curve.mark)].mean
                 axes.plot([curve.mark], [at], linestyle="", marker="o", markersize=13, markerfacecolor="none",
                           markeredgecolor=style["color"], label="_marked")
-        for place in places:
-            for name in ("rsum", "i2t_r1", "t2i_r1"):
-                values = [Values(curve.label, tuple(seed[name] for seed in curve.points[place]))]
-                rows += [{"at": place, "marked": place == curve.mark} | row for row in _value_rows(values, name)]
+        rows += [
+            {"at": place, "marked": place == curve.mark}
+            | Values(curve.label, tuple(seed[name] for seed in curve.points[place])).row(name)
+            for place in places for name in ("rsum", "i2t_r1", "t2i_r1")
+        ]
     left.set_ylabel("Rsum (at most 600)")
     right.set_ylabel("R@1 (%)")
     right.set_title("line: image to text, dashed: text to image")
@@ -331,7 +336,7 @@ class ProtocolRecalls:
 def draw_leak(variants: Mapping[str, Sequence[ProtocolRecalls]], about: str) -> Drawing:
     """The honest evaluation beside the one whose queries were made with their answers; a row of axes each variant."""
     figure = _figure(10, 1.6 + 3.0 * len(variants),
-                     "NOT A RESULT: what an evaluation says that sees the answer\n" + about, colour=COLOURS[4])
+                     "NOT A RESULT: what an evaluation says that sees the answer\n" + about, color=COLORS[4])
     rows: list[Row] = []
     grid = figure.subplots(len(variants), 2, squeeze=False, sharey=True)
     for pair, (label, protocols) in zip(grid, variants.items(), strict=True):
@@ -341,15 +346,13 @@ def draw_leak(variants: Mapping[str, Sequence[ProtocolRecalls]], about: str) -> 
                 values = [Values(label, tuple(seed[f"{way}_r{k}"] for seed in found.seeds)) for k in (1, 5, 10)]
                 places = np.arange(3) + width * (number - (len(protocols) - 1) / 2)
                 bars = axes.bar(
-                    places, [value.mean for value in values], width=0.92 * width, color=COLOURS[number],
+                    places, [value.mean for value in values], width=0.92 * width, color=COLORS[number],
                     hatch=("//" if number % 2 else "..") if found.sees_the_answer else None, edgecolor="white",
                     yerr=_spreads(values), capsize=2.5, label=f"{found.protocol}: {_seed_count([len(found.seeds)])}",
                 )
                 axes.bar_label(bars, fmt="%.1f", fontsize=9, padding=2)
-                rows += [{"label": label, "protocol": found.protocol, "is_a_result": not found.sees_the_answer, **row}
-                         for value, k in zip(values, (1, 5, 10), strict=True)
-                         for row in [{key: entry for key, entry in each.items() if key != "label"}
-                                     for each in _value_rows([value], f"{way}_r{k}")]]
+                rows += [{"label": label, "protocol": found.protocol, "is_a_result": not found.sees_the_answer,
+                          **value.row(f"{way}_r{k}")} for value, k in zip(values, (1, 5, 10), strict=True)]
             axes.set_xticks(range(3), ["R@1", "R@5", "R@10"])
             axes.set_xlabel("recall among the first K candidates")
             axes.grid(visible=False, axis="x")
@@ -365,11 +368,11 @@ def draw_leak(variants: Mapping[str, Sequence[ProtocolRecalls]], about: str) -> 
 # Parts
 
 
-def _figure(width: float, height: float, title: str, colour: str = "black") -> Figure:
+def _figure(width: float, height: float, title: str, color: str = "black") -> Figure:
     use_style()
     figure = Figure(figsize=(width, height))
     lines = [wrapped for line in title.splitlines() for wrapped in textwrap.wrap(line, 100)]
-    figure.suptitle("\n".join(lines), color=colour)
+    figure.suptitle("\n".join(lines), color=color)
     return figure
 
 
@@ -381,14 +384,14 @@ def _legend(figure: Figure, handles: Sequence[Any], columns: int, note: str = ""
 
 
 def _points(
-    axes: Axes, variants: Sequence[Values], colour: str, marker: str, *, digits: int, offset: float = 0.0,
+    axes: Axes, variants: Sequence[Values], color: str, marker: str, *, digits: int, offset: float = 0.0,
     label: str | None = None,
 ) -> None:
-    """One line for each variant: seeds as ticks, mean and standard deviation; these also in figures at the right."""
+    """One line for each variant: seeds as ticks, mean and standard deviation; these also as numbers at the right."""
     known = [(place, variant) for place, variant in enumerate(variants) if variant.values]
     for place, variant in known:
         y, std = place + offset, variant.std
-        axes.errorbar([variant.mean], [y], xerr=None if std is None else [std], color=colour, marker=marker,
+        axes.errorbar([variant.mean], [y], xerr=None if std is None else [std], color=color, marker=marker,
                       markersize=7, elinewidth=2.5, linestyle="", label=label if place == known[0][0] else None)
         if std is not None:
             axes.plot(variant.values, [y] * len(variant.values), linestyle="", marker="|", markersize=9, color=QUIET,
@@ -402,7 +405,7 @@ def _points(
 
 
 def _widen(every: Sequence[Axes], *, digits: int) -> None:
-    """One range for all, which does not zoom into what the figures round away."""
+    """One range for all, which does not zoom into what the numbers round away."""
     low, high = (end([axes.dataLim.intervalx[side] for axes in every]) for side, end in ((0, min), (1, max)))
     room = max(0.08 * (high - low), 10 * 10.0**-digits)
     for axes in every:
@@ -426,14 +429,6 @@ def _spreads(values: Sequence[Values]) -> list[float] | None:
     """Standard deviations as matplotlib takes them; None where no value has one."""
     spreads = [math.nan if value.std is None else value.std for value in values]
     return None if all(map(math.isnan, spreads)) else spreads
-
-
-def _value_rows(variants: Sequence[Values], name: str) -> list[Row]:
-    return [
-        {"label": variant.label, "figure": name, "mean": variant.mean, "std": variant.std, "seeds": len(variant.values),
-         "values": " ".join(f"{value:.10g}" for value in variant.values)}
-        for variant in variants
-    ]
 
 
 def _dodge(number: int, count: int) -> float:

@@ -1,17 +1,16 @@
-"""From finished runs and studies to the pictures of `analysis.figures`: what `tools/figures.py` calls."""
+"""From finished runs and studies to the data of each plot."""
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from ascl.analysis.ablation.table import read_table
 from ascl.analysis.diagnostics import (
     Geometry,
     count_words,
@@ -21,7 +20,7 @@ from ascl.analysis.diagnostics import (
     recall_by_length,
     recall_by_local_weight,
 )
-from ascl.analysis.evaluation import evaluate_paired, on_best_device
+from ascl.analysis.evaluation import RunSplit, evaluate_paired, load_split
 from ascl.analysis.figures.draw import (
     Drawing,
     ProtocolRecalls,
@@ -37,16 +36,12 @@ from ascl.analysis.figures.draw import (
     draw_samples,
 )
 from ascl.analysis.query_ranks import QueryRanks, read_ranks
+from ascl.analysis.run_files import RECALLS, read_evaluation, recalls_of
 from ascl.core.errors import DataError
-from ascl.data.split import build_split
 from ascl.models import AsCL
-from ascl.retrieval import build
-from ascl.retrieval.report import RetrievalReport
-from ascl.retrieval.train import flat_metrics
 from ascl.settings.retrieval import read_settings
 from ascl.training.log import METRICS, read_metrics
 
-RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
 LAST_LENGTHS = (6, 8, 10, 12, 15)           # bins of words: up to 6, 7-8, 9-10, 11-12, 13-15, 16 on
 WEIGHTS = tuple(round(0.1 * tenth, 1) for tenth in range(11))
 
@@ -63,7 +58,7 @@ class RunGroup:
 
 
 def run_groups(sources: Sequence[str], only: Sequence[str] = ()) -> list[RunGroup]:
-    """What the user named: `RUN`, `LABEL=RUN,RUN,...`, or a study's CSV, which names the runs of its variants.
+    """Return the runs that a user named: `RUN`, `LABEL=RUN,RUN,...`, or the CSV of a study for those of its variants.
 
     Args:
         only: labels to keep, in their order; empty = all.
@@ -76,7 +71,7 @@ def run_groups(sources: Sequence[str], only: Sequence[str] = ()) -> list[RunGrou
         label, equals, runs = source.partition("=")
         if source.endswith(".csv"):
             of_label: dict[str, list[str]] = {}
-            for row in _read_csv(Path(source)):
+            for row in read_table(Path(source)):
                 of_label.setdefault(row["label"], []).append(row["run"])
             groups += [RunGroup(label, tuple(map(Path, dict.fromkeys(of)))) for label, of in of_label.items()]
         elif equals and not Path(source).exists():
@@ -93,7 +88,7 @@ def run_groups(sources: Sequence[str], only: Sequence[str] = ()) -> list[RunGrou
         raise DataError(f"two sources are called {twice[0]!r}: give one another name, as in NAME=RUN")
     unknown = [label for label in only if label not in labels]
     if unknown:
-        raise DataError(f"--only {unknown[0]!r}: no such label; there are {', '.join(map(repr, labels))}")
+        raise DataError(f"{unknown[0]!r}: no such label; there are {', '.join(map(repr, labels))}")
     groups = [groups[labels.index(label)] for label in only] if only else groups
     for group in groups:
         if not group.runs:
@@ -131,11 +126,11 @@ def _seeds_of(groups: Sequence[RunGroup]) -> str:
     return seeds[0] if len(set(seeds)) == 1 else "; ".join(map(_seeded, groups))
 
 
-# Figures out of the table of a study
+# Plots of the table of a study
 
 
 def samples(sources: Sequence[str]) -> Drawing:
-    """Figure 3. sources: folder of the results of tools/ablate.py, or its positives.csv and negatives.csv."""
+    """Draw figure 3. sources: folder of the results of tools/ablate.py, or its positives.csv and negatives.csv."""
     panels, rows = {}, []
     titles = {"positives": "(a) Positives: Asymmetry-II and III", "negatives": "(b) Negatives: Asymmetry-I"}
     for study, title in titles.items():
@@ -149,7 +144,7 @@ def samples(sources: Sequence[str]) -> Drawing:
 
 
 def against_setting(sources: Sequence[str], setting: str) -> Drawing:
-    """Recall of models that were trained with other values of one setting.
+    """Draw recall of models that were trained with other values of one setting.
 
     Args:
         sources: as for `samples`.
@@ -184,13 +179,11 @@ def _study(sources: Sequence[str], study: str) -> list[dict[str, str]]:
     rows: list[dict[str, str]] = []
     looked = []
     for source in map(Path, sources):
-        path = source / f"{study}.csv" if source.is_dir() or not source.suffix else source
+        in_folder = source.is_dir() or not source.suffix
+        path = source / f"{study}.csv" if in_folder else source
         looked.append(str(path))
-        if path.is_file():
-            rows += [row for row in _read_csv(path) if row["study"] == study]
-        elif source.suffix:
-            raise FileNotFoundError(f"{path} does not exist; to make it: python tools/ablate.py --dataset NAME "
-                                    f"--study {source.stem}")
+        if path.is_file() or not in_folder:
+            rows += [row for row in read_table(path) if row["study"] == study]
     if not rows:
         raise DataError(f"no run of the study {study} in {', '.join(looked)}; to make it: python tools/ablate.py "
                         f"--dataset NAME --study {study}")
@@ -199,26 +192,8 @@ def _study(sources: Sequence[str], study: str) -> list[dict[str, str]]:
         known = of_seed.setdefault((row["label"], row["seed"]), row)
         if Path(known["run"]).resolve() != Path(row["run"]).resolve():
             raise DataError(f"{known['run']} and {row['run']}, both {row['label']!r}, have the seed {row['seed']}: "
-                            "tables of different ablations do not make one figure")
+                            "tables of different ablations do not make one plot")
     return list(of_seed.values())
-
-
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows of a table of tools/ablate.py, without those of outside models, which have no seed and no run."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; to make it: python tools/ablate.py --dataset NAME "
-                                f"--study {path.stem}")
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in ("study", "variant", "label", "seed", "run", *RECALLS)
-                   if name not in (reader.fieldnames or ())]
-        if missing:
-            raise DataError(f"{path} has no column {missing[0]!r}: it is no table of tools/ablate.py")
-        rows = list(reader)
-    for number, row in enumerate(rows, start=2):
-        if None in row.values():
-            raise DataError(f"{path}, line {number} has too few columns; write the table again with tools/ablate.py")
-    return [row for row in rows if row["seed"]]
 
 
 def _number(row: dict[str, str], name: str) -> float:
@@ -232,122 +207,100 @@ def _number(row: dict[str, str], name: str) -> float:
 def _about_study(rows: Sequence[dict[str, str]]) -> str:
     """Data set, split, sizes and seeds of the runs behind some rows, as far as the run folders are there to ask."""
     seeds = sorted({row["seed"] for row in rows}, key=lambda seed: (len(seed), seed))
-    about = ""
+    tested = _TestedOn()
     for run in dict.fromkeys(Path(row["run"]) for row in rows):
         if (run / "settings.yaml").is_file():
             split = _setting(run, "data.test")
             evaluation = run / f"eval-{split}.json"
             if evaluation.is_file():
-                try:
-                    full = json.loads(evaluation.read_text(encoding="utf-8"))["reports"]["full"]
-                    images, texts = int(full["images"]), int(full["texts"])
-                except (json.JSONDecodeError, KeyError, TypeError) as error:
-                    raise DataError(f"{evaluation} is no evaluation ({error!r}); make it again: python tools/eval.py "
-                                    f"--checkpoint {run} --split {split}") from error
-                about = _same_place(about, _place(_setting(run, "dataset"), split, images, texts), run)
-    return f"{about}; " * bool(about) + f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
+                full = read_evaluation(evaluation)["reports"]["full"]
+                tested.add(run, split, full["images"], full["texts"])
+    return f"{tested.place}; " * bool(tested.place) + f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
 
 
-def _place(dataset: str, split: str, images: int, texts: int) -> str:
-    return f"{dataset or 'data'}, {split} split, {images:,} images and {texts:,} texts"
+class _TestedOn:
+    """What the runs of one plot were tested on, which has to be the same."""
+
+    place = ""
+
+    def add(self, run: Path, split: str, images: int, texts: int) -> None:
+        place = f"{_setting(run, 'dataset') or 'data'}, {split} split, {images:,} images and {texts:,} texts"
+        if self.place and self.place != place:
+            raise DataError(f"{run} is about {place}, the runs before it about {self.place}: draw them in plots of "
+                            "their own")
+        self.place = place
+
+    def load(self, run: Path, *arguments: Any, **options: Any) -> RunSplit:
+        """`load_split`, whose split is added."""
+        loaded = load_split(run, *arguments, **options)
+        self.add(run, loaded.split, len(loaded.captions.image_ids), len(loaded.captions.captions))
+        return loaded
 
 
-# Figures out of trained models
+# Plots of trained models
 
 
 def alignment(groups: Sequence[RunGroup], split: str | None, *, overrides: dict[str, Any]) -> Drawing:
-    """Figure 4."""
-    variants, about = [], ""
+    """Draw figure 4: alignment and uniformity."""
+    variants, tested = [], _TestedOn()
     for group in groups:
         seeds: list[Geometry] = []
         stands_in = False
         for run in group.runs:
-            model, config = build.load_run(run)
-            config = replace(config, data=replace(config.data, **overrides))
-            captions, store = build_split(
-                config, split or config.data.test, captions_per_image=config.data.captions_per_image
-            )
-            vectors = item_vectors(*_encoded(model, captions, store))
-            seeds.append(geometry(vectors.images, vectors.texts, captions.owner))
+            loaded = tested.load(run, split, overrides)
+            vectors = item_vectors(loaded.model, *loaded.encode())
+            seeds.append(geometry(vectors.images, vectors.texts, loaded.captions.owner))
             stands_in |= not vectors.decide_score
-            place = _place(config.dataset, split or config.data.test, len(captions.image_ids), len(captions.captions))
-            about = _same_place(about, place, run)
         variants.append(VariantGeometry(group.label, tuple(map(str, group.runs)), tuple(seeds), stands_in))
-    return draw_geometry(variants, f"{about}; {_seeds_of(groups)}")
-
-
-def _encoded(model: Any, captions: Any, store: Any) -> tuple[Any, Any, Any]:
-    on_best_device(model)
-    return (model, *build.encode_split(model, captions, store))
-
-
-def _same_place(known: str, place: str, run: Path) -> str:
-    if known and known != place:
-        raise DataError(f"{run} is about {place}, the runs before it about {known}: draw them in figures of their own")
-    return place
+    return draw_geometry(variants, f"{tested.place}; {_seeds_of(groups)}")
 
 
 def local_weight(groups: Sequence[RunGroup], split: str | None, *, overrides: dict[str, Any]) -> Drawing:
-    """Recall against u1 of models that were trained at one u1 and are scored at others.
+    """Draw recall against u1 of models that were trained at one u1 and are scored at others.
 
     split: None = what the runs were validated on while they trained, because a setting is not chosen on the test split.
     """
-    curves, about = [], ""
+    curves, tested = [], _TestedOn()
     for group in groups:
         trained_at = {_setting(run, "model.local_weight") for run in group.runs}
         weights = sorted({*WEIGHTS, *trained_at})
         points: dict[float, list[dict[str, float]]] = {weight: [] for weight in weights}
         for run in group.runs:
-            model, config = build.load_run(run)
-            if not isinstance(model, AsCL):
-                raise DataError(f"{run} is of kind {config.model.kind}, which has no local weight: leave it out")
-            config = replace(config, data=replace(config.data, **overrides))
-            name = split or config.data.val
-            captions, store = build_split(
-                config, name, captions_per_image=config.data.captions_per_image,
-                images=config.data.val_images if name == config.data.val else None,
-            )
-            model, images, texts = _encoded(model, captions, store)
+            loaded = tested.load(run, split, overrides, validation=True)
+            if not isinstance(loaded.model, AsCL):
+                raise DataError(f"{run} is of kind {loaded.config.model.kind}, which has no local weight: leave it out")
+            images, texts = loaded.encode()
             with tqdm(total=2 * len(images) * len(texts), desc=f"scoring {run}", unit=" pairs", unit_scale=True,
                       disable=None) as bar:
-                scores = local_and_global_scores(model, images, texts, progress=bar.update)
-            for weight, report in zip(weights, recall_by_local_weight(*scores, captions.owner, weights), strict=True):
-                points[weight].append(_recalls(report))
-            about = _same_place(about, _place(config.dataset, name, len(images), len(texts)), run)
+                scores = local_and_global_scores(loaded.model, images, texts, progress=bar.update)
+            reports = recall_by_local_weight(*scores, loaded.captions.owner, weights)
+            for weight, report in zip(weights, reports, strict=True):
+                points[weight].append(recalls_of(report.to_dict()))
         curves.append(RecallCurve(group.label, points, mark=trained_at.pop() if len(trained_at) == 1 else None))
-    return draw_against(curves, title=f"Recall by the local weight scored with\n{about}; {_seeds_of(groups)}",
+    return draw_against(curves, title=f"Recall by the local weight scored with\n{tested.place}; {_seeds_of(groups)}",
                         x_label="u1, the weight of the local score (0 to 1); not trained anew",
                         mark_label="the u1 trained with")
 
 
 def leak(groups: Sequence[RunGroup], split: str | None, *, overrides: dict[str, Any]) -> Drawing:
-    """The honest evaluation beside the one that sees the answer."""
-    variants, about = {}, ""
+    """Draw the honest evaluation beside the one that sees the answer."""
+    variants, tested = {}, _TestedOn()
     for group in groups:
         by_protocol: dict[str, list[dict[str, float]]] = {}
         for run in group.runs:
-            reports = evaluate_paired(str(run), split, overrides=overrides)
-            for protocol, report in reports.items():
-                by_protocol.setdefault(protocol, []).append(_recalls(report))
-            one = next(iter(reports.values()))
-            assert isinstance(one, RetrievalReport)
-            place = _place(_setting(run, "dataset"), split or _setting(run, "data.test"), one.images, one.texts)
-            about = _same_place(about, place, run)
+            for protocol, report in evaluate_paired(str(run), split, overrides=overrides).items():
+                by_protocol.setdefault(protocol, []).append(recalls_of(report.to_dict()))
+            tested.add(run, split or _setting(run, "data.test"), report.images, report.texts)
         variants[group.label] = [ProtocolRecalls(name, "PAIRED" in name, tuple(seeds))
                                  for name, seeds in by_protocol.items()]
-    return draw_leak(variants, f"{about}; {_seeds_of(groups)}")
+    return draw_leak(variants, f"{tested.place}; {_seeds_of(groups)}")
 
 
-def _recalls(report: Any) -> dict[str, float]:
-    assert isinstance(report, RetrievalReport)
-    return {name: value for name, value in flat_metrics(report).items() if name in RECALLS}
-
-
-# Figures out of what evaluation and training left
+# Plots of what evaluation and training left
 
 
 def lengths(groups: Sequence[RunGroup], split: str | None, *, last_lengths: Sequence[int] = LAST_LENGTHS) -> Drawing:
-    """Figure 5, from the `ranks-SPLIT.npz` of the runs."""
+    """Draw figure 5, from the `ranks-SPLIT.npz` of the runs."""
     split = split or _setting(groups[0].runs[0], "data.test")
     variants = {}
     first: QueryRanks | None = None
@@ -363,8 +316,9 @@ def lengths(groups: Sequence[RunGroup], split: str | None, *, last_lengths: Sequ
         words = np.array([count_words(ranks.caption(query)) for query in ranks.text_queries])
         variants[group.label] = recall_by_length(np.stack(of_runs), words, last_lengths)
     assert first is not None
-    place = _place(_setting(groups[0].runs[0], "dataset"), split, first.images, len(first.owner))
-    return draw_lengths(variants, f"{place}; {_seeds_of(groups)}")
+    tested = _TestedOn()
+    tested.add(groups[0].runs[0], split, first.images, len(first.owner))
+    return draw_lengths(variants, f"{tested.place}; {_seeds_of(groups)}")
 
 
 def _ranks(run: Path, split: str) -> QueryRanks:
@@ -379,7 +333,7 @@ def _ranks(run: Path, split: str) -> QueryRanks:
 
 
 def curves(groups: Sequence[RunGroup]) -> Drawing:
-    """Training curves from the metrics.jsonl of the runs."""
+    """Draw training curves from the metrics.jsonl of the runs."""
     found = []
     for group in groups:
         for run in group.runs:

@@ -1,4 +1,4 @@
-"""One look for every plot: colours that survive colour-blindness and a grey printer, nothing smaller than 9 points."""
+"""One look for every plot: colors that survive color-blindness and a gray printer, nothing smaller than 9 points."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import matplotlib
 from cycler import cycler
 
-# Each lies at least 9 units of CIE lightness from every other, so that all seven differ in grey, and at least 25 units
-# of CIE Lab for normal sight and for each kind of colour-blindness; neighbours in the list differ by 11 of lightness.
-COLOURS: list[str] = ["#1547C2", "#F19700", "#241C0C", "#44987C", "#C92B2B", "#59D4FF", "#632459"]
+# Each lies at least 9 units of CIE lightness from every other, so that all seven differ in gray, and at least 25 units
+# of CIE Lab for normal sight and for each kind of color-blindness; neighbors in the list differ by 11 of lightness.
+COLORS: list[str] = ["#1547C2", "#F19700", "#241C0C", "#44987C", "#C92B2B", "#59D4FF", "#632459"]
 MARKERS: list[str] = ["o", "s", "^", "D", "v", "P", "X"]
 LINES: list[str] = ["-", "--", "-.", ":"]
 QUIET = "#5A5A5A"       # of what is read second: reference lines, counts, single seeds
@@ -34,7 +34,7 @@ def use_style() -> None:
         "figure.dpi": DPI,
         "savefig.dpi": DPI,
         "figure.constrained_layout.use": True,
-        "axes.prop_cycle": cycler(color=COLOURS),
+        "axes.prop_cycle": cycler(color=COLORS),
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
@@ -47,9 +47,9 @@ def use_style() -> None:
 
 
 def series_style(number: int) -> dict[str, Any]:
-    """Colour, marker and line of the `number`-th series, from 0: seven of each line before the next line begins."""
+    """Color, marker and line of the `number`-th series, from 0: seven of each line before the next line begins."""
     return {
-        "color": COLOURS[number % len(COLOURS)],
+        "color": COLORS[number % len(COLORS)],
         "marker": MARKERS[number % len(MARKERS)],
-        "linestyle": LINES[number // len(COLOURS) % len(LINES)],
+        "linestyle": LINES[number // len(COLORS) % len(LINES)],
     }

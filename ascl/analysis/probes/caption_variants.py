@@ -22,7 +22,7 @@ import numpy as np
 
 from ascl.analysis.probes import lexicon
 from ascl.analysis.probes.lexicon import Noun
-from ascl.analysis.probes.variants import Variant, generator_of, replaced, second_sentence, with_article
+from ascl.analysis.probes.variants import CaptionVariant, generator_of, replaced, second_sentence, with_article
 from ascl.data.captions import CaptionSet
 from ascl.samples.positives import concatenate, truncate_prefix
 
@@ -68,7 +68,7 @@ class _Image(NamedTuple):
     details: Sequence[_Named]
 
 
-def caption_variants(captions: CaptionSet, *, seed: int = 0) -> list[Variant]:
+def caption_variants(captions: CaptionSet, *, seed: int = 0) -> list[CaptionVariant]:
     """At most one variant of each kind for each caption, in the order of the captions.
 
     The false details are nouns that are true details of other images of the set, as often as they are; the rest of a
@@ -86,7 +86,7 @@ def caption_variants(captions: CaptionSet, *, seed: int = 0) -> list[Variant]:
         for kind, make in _MAKERS.items():
             text = make(caption, about, generator_of(seed, kind, captions.image_ids[image], caption))
             if text is not None:
-                variants.append(Variant(index, kind, text))
+                variants.append(CaptionVariant(index, kind, text))
     return variants
 
 

@@ -1,7 +1,7 @@
 """Probes of asymmetry: does a score put a caption and its variants in the order that their content has?
 
 AsCL (section 2.2) names three asymmetries between an image and a text, and argues that a model has to treat them apart;
-its tables measure recall alone. Here every caption meets variants of a known direction (`data/variants.py`):
+its tables measure recall alone. Here every caption meets variants of a known direction (`variants.py`):
 
 I. The text says something that is not in the image. The paper calls it a negative, which training pushes below the
    caption (equation 3): score(image, caption) > score(image, variant). This is an order of scores, and nothing else is
@@ -34,9 +34,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ascl.analysis.diagnostics import wilson_interval
-from ascl.analysis.probes.variants import KINDS, Variant
+from ascl.analysis.probes.variants import KINDS, CaptionVariant
 from ascl.core.errors import DataError
+from ascl.core.statistics import wilson_interval
+from ascl.core.tables import markdown_table
 from ascl.data.captions import CaptionSet
 from ascl.models import EncodedImages, RetrievalModel
 from ascl.retrieval import score_all_pairs
@@ -63,7 +64,7 @@ class ProbeTexts:
 
 
 @dataclass(frozen=True)
-class ProbeFigures:
+class ProbeMetrics:
     """One kind of variant, or all of one asymmetry: shares of `pairs`, in [0, 1].
 
     right, ties: see the module. low, high: 95 % interval of `right` (Wilson), as if the pairs were independent.
@@ -88,16 +89,16 @@ class ProbeFigures:
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """kinds: figures of each kind; by_asymmetry: of "I", "II", "III", all their kinds together. group: images."""
+    """kinds: metrics of each kind; by_asymmetry: of "I", "II", "III", all their kinds together. group: images."""
 
-    kinds: dict[str, ProbeFigures]
-    by_asymmetry: dict[str, ProbeFigures]
+    kinds: dict[str, ProbeMetrics]
+    by_asymmetry: dict[str, ProbeMetrics]
     group: int
     exact: bool
 
     @property
     def how(self) -> str:
-        """The definition, in words that can stand below a table."""
+        """The definition, in words for the lines below a table."""
         cases = (" Only pairs whose detail decides are counted: it excludes at least one image of the group, by the "
                  "truth of the generated scenes." if self.exact else
                  " Whether a variant is true or false follows from the image's captions, not from its pixels.")
@@ -114,23 +115,22 @@ class ProbeReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON."""
         return {
-            "kinds": {kind: asdict(figures) for kind, figures in self.kinds.items()},
-            "by_asymmetry": {name: asdict(figures) for name, figures in self.by_asymmetry.items()},
+            "kinds": {kind: asdict(metrics) for kind, metrics in self.kinds.items()},
+            "by_asymmetry": {name: asdict(metrics) for name, metrics in self.by_asymmetry.items()},
             "group": self.group,
             "how": self.how,
         }
 
     def to_markdown(self) -> str:
         """A table with a row for each kind and each asymmetry, in percent, and its definition under it."""
-        head = ["| variant | asymmetry | pairs | right | 95 % | ties | higher | above false | own first |",
-                "|---|---|---|---|---|---|---|---|---|"]
-        rows = [_row(kind, figures) for kind, figures in self.kinds.items()]
-        rows += [_row(f"**all of {name}**", figures) for name, figures in self.by_asymmetry.items()]
-        return "\n".join([*head, *rows, "", self.how, ""])
+        head = ["variant", "asymmetry", "pairs", "right", "95 %", "ties", "higher", "above false", "own first"]
+        rows = [_row(kind, metrics) for kind, metrics in self.kinds.items()]
+        rows += [_row(f"**all of {name}**", metrics) for name, metrics in self.by_asymmetry.items()]
+        return f"{markdown_table(head, rows, text_columns=2)}\n\n{self.how}\n"
 
 
-def probe_texts(captions: CaptionSet, variants: Sequence[Variant], *, limit: int | None = None) -> ProbeTexts:
-    """What has to be scored for these variants, or for those of `limit` captions, evenly spread over the set."""
+def probe_texts(captions: CaptionSet, variants: Sequence[CaptionVariant], *, limit: int | None = None) -> ProbeTexts:
+    """Return what has to be scored for these variants, or for those of `limit` captions, evenly spread over the set."""
     if limit is not None and limit < 1:
         raise DataError(f"variants of {limit} captions: has to be at least 1")
     with_variants = sorted({variant.caption for variant in variants})
@@ -155,14 +155,14 @@ def group_scores(
     model: RetrievalModel, images: EncodedImages, probes: ProbeTexts, *, group: int = GROUP,
     progress: Callable[[int], object] | None = None,
 ) -> np.ndarray:
-    """Scores of each text with its own image and with the other images of its group, at the model's own precision.
+    """Return the scores of each text with its own image and the others of its group, at the model's own precision.
 
     The texts of `group` neighbouring images meet these images and no others: G / N of the work of all pairs, through
     the same code. Each group's texts are encoded for themselves, so that memory does not grow with their number.
 
     Args:
         images: N images, at least two, on any device.
-        progress: called with a number of texts, each time that so many more are done.
+        progress: called with a number of texts, each time that this many more are done.
 
     Returns:
         (M, G) float32, G = min(group, N); column 0 is the own image, the others follow in their order.
@@ -218,7 +218,7 @@ def _groups(images: int, group: int) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def probe_report(probes: ProbeTexts, scores: np.ndarray, truth: np.ndarray | None = None) -> ProbeReport:
-    """Count how many variants are in the right order.
+    """Return how many variants are in the right order.
 
     Args:
         scores: (M, G) of `group_scores`, or their mean over several models.
@@ -231,8 +231,8 @@ def probe_report(probes: ProbeTexts, scores: np.ndarray, truth: np.ndarray | Non
     variant = np.arange(captions, len(probes.texts))
     scores = scores.astype(np.float64)
     own, evidence = scores[:, 0], scores[:, 0] - scores[:, 1:].mean(axis=1)
-    rivals = scores[:, 1:] if truth is None else np.where(truth[:, 1:], -np.inf, scores[:, 1:])
-    first = own > rivals.max(axis=1) + TIE
+    competitors = scores[:, 1:] if truth is None else np.where(truth[:, 1:], -np.inf, scores[:, 1:])
+    first = own > competitors.max(axis=1) + TIE
     asymmetry = np.array([KINDS[kind] for kind in probes.kinds])
     difference = np.where(asymmetry == "I", own[probes.original] - own[variant],
                           evidence[variant] - evidence[probes.original])
@@ -246,14 +246,14 @@ def probe_report(probes: ProbeTexts, scores: np.ndarray, truth: np.ndarray | Non
     has_false = (probes.false_detail >= 0) & (asymmetry != "I")
     above_false = own[variant] > own[probes.false_detail] + TIE
 
-    def figures(which: np.ndarray, name: str) -> ProbeFigures:
+    def metrics(which: np.ndarray, name: str) -> ProbeMetrics:
         chosen, compared = which & counted, which & counted & has_false
         pairs = int(chosen.sum())
         right = _share(difference[chosen] > TIE)
-        low, high = wilson_interval(right, pairs)
-        return ProbeFigures(
-            asymmetry=name, pairs=pairs, right=right, ties=_share(np.abs(difference[chosen]) <= TIE), low=low,
-            high=high, higher=_share((own[variant] > own[probes.original] + TIE)[chosen]),
+        interval = wilson_interval(right, pairs)
+        return ProbeMetrics(
+            asymmetry=name, pairs=pairs, right=right, ties=_share(np.abs(difference[chosen]) <= TIE),
+            low=interval.low, high=interval.high, higher=_share((own[variant] > own[probes.original] + TIE)[chosen]),
             above_false=_share(above_false[compared]) if compared.any() else None,
             above_false_pairs=int(compared.sum()), first_original=_share(first[probes.original[chosen]]),
             first_variant=_share(first[variant[chosen]]), left_out=int((which & ~counted).sum()),
@@ -261,8 +261,8 @@ def probe_report(probes: ProbeTexts, scores: np.ndarray, truth: np.ndarray | Non
 
     kinds = np.array(probes.kinds)
     return ProbeReport(
-        kinds={kind: figures(kinds == kind, name) for kind, name in KINDS.items() if (counted & (kinds == kind)).any()},
-        by_asymmetry={name: figures(asymmetry == name, name) for name in sorted(set(asymmetry[counted].tolist()))},
+        kinds={kind: metrics(kinds == kind, name) for kind, name in KINDS.items() if (counted & (kinds == kind)).any()},
+        by_asymmetry={name: metrics(asymmetry == name, name) for name in sorted(set(asymmetry[counted].tolist()))},
         group=scores.shape[1], exact=truth is not None,
     )
 
@@ -281,14 +281,14 @@ def _share(which: np.ndarray) -> float:
     return float(which.mean())
 
 
-def _row(name: str, figures: ProbeFigures) -> str:
+def _row(name: str, metrics: ProbeMetrics) -> list[str]:
     def percent(share: float | None) -> str:
         return "" if share is None else f"{100 * share:.1f}"
 
-    every = figures.pairs + figures.left_out
-    pairs = f"{figures.pairs} of {every}" if figures.left_out else str(figures.pairs)
-    interval = f"{percent(figures.low)} - {percent(figures.high)}"
-    ahead = f"{percent(figures.first_original)} -> {percent(figures.first_variant)}"
-    return (f"| {name} | {figures.asymmetry} | {pairs} | {percent(figures.right)} | {interval} | "
-            f"{percent(figures.ties)} | {percent(figures.higher)} | {percent(figures.above_false)} | "
-            f"{'' if figures.asymmetry == 'I' else ahead} |")
+    every = metrics.pairs + metrics.left_out
+    return [
+        name, metrics.asymmetry, f"{metrics.pairs} of {every}" if metrics.left_out else str(metrics.pairs),
+        percent(metrics.right), f"{percent(metrics.low)} - {percent(metrics.high)}", percent(metrics.ties),
+        percent(metrics.higher), percent(metrics.above_false),
+        "" if metrics.asymmetry == "I" else f"{percent(metrics.first_original)} -> {percent(metrics.first_variant)}",
+    ]

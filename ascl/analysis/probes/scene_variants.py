@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ascl.analysis.probes.variants import Variant, generator_of, replaced, second_sentence
+from ascl.analysis.probes.variants import CaptionVariant, generator_of, replaced, second_sentence
 from ascl.core.errors import DataError
 from ascl.data.captions import CaptionSet
 from ascl.samples.positives import concatenate
@@ -42,7 +42,7 @@ class _Token(NamedTuple):
     referring: bool
 
 
-def scene_variants(captions: CaptionSet, scenes: Sequence[Scene], *, seed: int = 0) -> list[Variant]:
+def scene_variants(captions: CaptionSet, scenes: Sequence[Scene], *, seed: int = 0) -> list[CaptionVariant]:
     """At most one variant of each kind for each caption, in the order of the captions.
 
     Args:
@@ -61,7 +61,7 @@ def scene_variants(captions: CaptionSet, scenes: Sequence[Scene], *, seed: int =
         for kind, make in _MAKERS.items():
             text = make(caption, scene, others, generator_of(seed, kind, scene.image_id, caption))
             if text is not None:
-                variants.append(Variant(index, kind, text))
+                variants.append(CaptionVariant(index, kind, text))
     return variants
 
 

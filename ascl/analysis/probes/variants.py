@@ -33,7 +33,7 @@ _ARTICLE = re.compile(r"\b(an?)(\s+)$", re.IGNORECASE)
 _SPOKEN_WITH_Y = ("uni", "use")  # "a unicycle"
 
 
-class Variant(NamedTuple):
+class CaptionVariant(NamedTuple):
     """caption: index of the caption it was made of. kind: a key of KINDS."""
 
     caption: int

@@ -1,1 +1,1 @@
-"""A run as one HTML page."""
+"""A run as one HTML page: what it retrieves, its charts, and the template page.html."""

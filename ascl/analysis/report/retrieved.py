@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import stats
 
 from ascl.analysis.query_ranks import Direction, QueryRanks
 from ascl.core.errors import DataError
@@ -14,19 +15,19 @@ from ascl.retrieval.scoring.all_pairs import TopPairs
 BLOCK = 512             # rows or columns of a given matrix that are sorted at a time
 
 
-def top_of_matrix(scores: np.ndarray, k: int) -> TopPairs:
-    """As `retrieval.top_pairs`, of a (N_images, N_texts) matrix that is given; some rows or columns at a time.
+def top_of_matrix(scores: np.ndarray, k: int, *, block: int = BLOCK) -> TopPairs:
+    """Return what `retrieval.top_pairs` does, of a given (N_images, N_texts) matrix, `block` rows or columns at a time.
 
     Raises:
         DataError: a score that is not finite.
     """
     def best(matrix: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         parts = []
-        for start in range(0, len(matrix), BLOCK):
-            block = torch.from_numpy(np.array(matrix[start : start + BLOCK], dtype=np.float32))
-            if not block.isfinite().all():
+        for start in range(0, len(matrix), block):
+            part = torch.from_numpy(np.array(matrix[start : start + block], dtype=np.float32))
+            if not part.isfinite().all():
                 raise DataError("a score is not finite: such scores have no order")
-            parts.append(block.topk(k, dim=1))
+            parts.append(part.topk(k, dim=1))
         return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
     image_scores, texts_of_image = best(scores)
@@ -60,7 +61,7 @@ class Query:
 def best_and_worst(
     saved: QueryRanks, top: TopPairs | None, direction: Direction, count: int
 ) -> tuple[list[Query], list[Query]]:
-    """`count` queries whose right candidate comes first, by falling margin; and the `count` of the worst rank.
+    """Return `count` queries whose right candidate comes first, by falling margin; and the `count` of the worst rank.
 
     Of the captions of one image only the first in this order is taken: they are often all found, or none. Without `top`
     the best are the first in the order of the data, since ranks alone make no difference among them.
@@ -136,9 +137,14 @@ class Hubs:
     candidates: int
     skewness: float
 
+    @property
+    def share_of_first(self) -> float:
+        """How much of `wrong` the candidates in `first` account for, 0 to 1."""
+        return sum(times for _, times in self.first) / self.wrong if self.wrong else 0.0
+
 
 def hubs(saved: QueryRanks, top: TopPairs, direction: Direction, count: int) -> Hubs:
-    """The `count` candidates that are most often retrieved first by queries to which they do not belong."""
+    """Return the `count` candidates that are most often retrieved first by queries to which they do not belong."""
     lists, _ = _lists(top, direction)
     candidates = len(saved.owner) if direction == "i2t" else saved.images
     asked = saved.of(direction)[0]              # an image without captions has no right answer and is no query
@@ -147,16 +153,14 @@ def hubs(saved: QueryRanks, top: TopPairs, direction: Direction, count: int) -> 
     times = np.bincount(lists[wrong, 0], minlength=candidates)
     order = np.argsort(-times, kind="stable")[:count]
     occurrences = np.bincount(lists.ravel(), minlength=candidates).astype(np.float64)
-    deviation = occurrences - occurrences.mean()
-    spread = float(np.sqrt((deviation**2).mean()))
     return Hubs(
         first=[(int(candidate), int(times[candidate])) for candidate in order if times[candidate]],
         wrong=int(wrong.sum()), queries=len(lists), k=lists.shape[1], never=int((occurrences == 0).sum()),
-        candidates=candidates, skewness=float((deviation**3).mean()) / spread**3 if spread else 0.0,
+        candidates=candidates, skewness=float(stats.skew(occurrences)) if np.ptp(occurrences) else 0.0,
     )
 
 
 def first_is_right(saved: QueryRanks, top: TopPairs, direction: Direction) -> float:
-    """Share of the ranked queries whose first retrieved candidate is their own: what R@1 of the same scores is."""
+    """Return the share of the ranked queries whose first retrieved candidate is their own: R@1 of the same scores."""
     lists, _ = _lists(top, direction)
     return float(_is_right(saved, lists, direction)[saved.of(direction)[0], 0].mean())

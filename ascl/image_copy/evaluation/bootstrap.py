@@ -7,16 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ascl.core.errors import DataError
+from ascl.core.statistics import Interval, percentile_interval, resamples
 from ascl.image_copy.evaluation.judged import JudgedPairs
 from ascl.image_copy.evaluation.metrics import PRECISION, ranks_of_pairs
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Percentile interval of one metric; None where no sample had a value (recall at P90 that is never reached)."""
-
-    low: float | None
-    high: float | None
 
 
 @dataclass(frozen=True)
@@ -24,15 +17,16 @@ class Bootstrap:
     """Intervals over `samples` draws of the queries.
 
     Attributes:
-        muap, recall_at_p90, recall_rank1: intervals; a sample that never reaches P90 counts as recall 0 there.
+        muap, recall_at_p90, recall_rank1: percentile intervals; a sample that never reaches P90 counts as recall 0
+            there. None where no draw had a true pair.
         samples: draws that had a true pair (a draw without any has no metric).
         confidence: of the intervals, 0.95 for example.
         seed: of the draws.
     """
 
-    muap: Interval
-    recall_at_p90: Interval
-    recall_rank1: Interval
+    muap: Interval | None
+    recall_at_p90: Interval | None
+    recall_rank1: Interval | None
     samples: int
     confidence: float
     seed: int
@@ -43,7 +37,7 @@ def bootstrap_intervals(
 ) -> Bootstrap:
     """Draw as many queries as there are, with replacement, and compute the metrics of each draw.
 
-    A query that is drawn k times stands in the list k times with all its predictions and its true pairs. The list is
+    A query that is drawn k times is in the list k times with all its predictions and its true pairs. The list is
     sorted once and each draw weighs its rows, so that a draw costs one pass; the values are those of the drawn list.
 
     Args:
@@ -60,13 +54,12 @@ def bootstrap_intervals(
         raise DataError(f"{queries} queries were given, predictions and ground truth name {len(judged.query_ids)}")
     if samples < 1:
         raise DataError(f"{samples} bootstrap samples were asked for; at least 1 is needed")
-    generator = np.random.default_rng(seed)
     first = ranks_of_pairs(judged) == 0
     true_rows = np.flatnonzero(judged.correct)
     true_query = judged.query[true_rows]
     values = np.full((samples, 3), np.nan)
-    for sample in range(samples):
-        times = np.bincount(generator.integers(0, queries, queries), minlength=queries)
+    draws = (times for block in resamples(queries, samples, seed) for times in block)
+    for sample, times in enumerate(draws):
         positives = times[judged.gt_query].sum()
         if positives == 0:
             continue
@@ -79,22 +72,16 @@ def bootstrap_intervals(
             times[judged.gt_query[first]].sum() / positives,
         )
     drawn = values[~np.isnan(values[:, 0])]
-    share = 100 * (1 - confidence) / 2
-    muap, recall_at_p90, recall_rank1 = (_interval(column, share) for column in drawn.T)
+    muap, recall_at_p90, recall_rank1 = (
+        percentile_interval(column, confidence) if len(drawn) else None for column in drawn.T
+    )
     return Bootstrap(muap, recall_at_p90, recall_rank1, samples=len(drawn), confidence=confidence, seed=seed)
 
 
-def _interval(values: np.ndarray, share: float) -> Interval:
-    if not len(values):
-        return Interval(None, None)
-    low, high = np.percentile(values, [share, 100 - share])
-    return Interval(float(low), float(high))
-
-
 def _precision_sum(true_after: np.ndarray, rows_after: np.ndarray, times: np.ndarray) -> float:
-    """Sum of the precision at each copy of each true row; the copies stand one after the other."""
+    """Sum of the precision at each copy of each true row; the copies follow one another."""
     true = np.arange(1, int(times.sum()) + 1)
-    to_come = np.repeat(true_after, times) - true  # copies of the same row that stand behind this one
+    to_come = np.repeat(true_after, times) - true  # copies of the same row that follow this one
     return float((true / (np.repeat(rows_after, times) - to_come)).sum())
 
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ascl.core.errors import DataError
+from ascl.losses.spread import uniformity
 
 TOLERANCE = 0.01  # singular values of the covariance above this share of the largest count for the rank
 LOWEST_RPR = 0.5  # share of the dimensions that could be used, below which the monitor warns
 LOWEST_NORM_SPREAD = 1e-3  # standard deviation of the content norms over their mean
-UNIFORMITY_PAIRS = 2048  # images of which all pairs are compared for the uniformity
+UNIFORMITY_PAIRS = 2048  # of the first images, for the uniformity: all of their pairs
 
 
 @dataclass(frozen=True)
@@ -59,21 +60,6 @@ def spectrum(vectors: Tensor, *, tolerance: float = TOLERANCE) -> Spectrum:
     return Spectrum(values, rank, tolerance, len(vectors))
 
 
-def uniformity(vectors: Tensor) -> float:
-    """log of the mean of exp(-2 |x - y|^2) over all pairs of unit vectors (Wang and Isola 2020), of the first 2,048.
-
-    Args:
-        vectors: (N, d), normalised inside; N >= 2.
-
-    Returns:
-        In [-8, 0]; the lower, the more evenly they are spread. About -4 for random directions in high dimension.
-    """
-    unit = torch.nn.functional.normalize(vectors[:UNIFORMITY_PAIRS].double(), dim=1)
-    squared = (2 - 2 * unit @ unit.T).clamp_min(0)
-    pairs = squared[~torch.eye(len(unit), dtype=torch.bool, device=unit.device)]
-    return float(torch.logsumexp(-2 * pairs, dim=0)) - math.log(len(pairs))
-
-
 @dataclass(frozen=True)
 class Health:
     """What the monitor says of a descriptor.
@@ -110,7 +96,7 @@ def health(
     figures = {
         "rpr": seen.rpr, "rpr_tolerance": tolerance, "singular_largest": float(seen.singular_values[0]),
         "singular_median": float(seen.singular_values[dim // 2]), "singular_smallest": float(seen.singular_values[-1]),
-        "uniformity": uniformity(references), "positive_cosine": float(positive.mean()),
+        "uniformity": uniformity(references[:UNIFORMITY_PAIRS]), "positive_cosine": float(positive.mean()),
         "hardest_negative_cosine": float(negative.mean()), "gap": gap,
     }
     warnings = []

@@ -7,6 +7,10 @@ stops a training after its second step, for as long as it is there.
 import shutil
 from pathlib import Path
 
+import yaml
+
+from ascl.settings.retrieval import Config, to_dict
+
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 SETTINGS = """
@@ -21,15 +25,14 @@ import json, os, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, yaml
-from ascl.settings.retrieval import Config, to_dict
 
-# the settings as ascl.settings.retrieval reads them, without its parser, which takes longer than all the rest
+# the settings as ascl.settings.retrieval reads them, without an import of ascl, which takes longer than all the rest
 here = Path(__file__).resolve().parents[1]
 words = [part for word in sys.argv[1:] for part in (word.split("=", 1) if word.startswith("--") else [word])]
 given = dict(zip(words[::2], words[1::2]))
 resumed = given.pop("--resume", None)
 if resumed is None:
-    settings = to_dict(Config())
+    settings = yaml.safe_load((here / "defaults.yaml").read_text())
     for group, values in yaml.safe_load((here / "configs" / "tiny.yaml").read_text()).items():
         settings[group] = settings[group] | values if isinstance(values, dict) else values
 else:
@@ -127,6 +130,7 @@ def make_place(folder: Path) -> Path:
     (folder / "tools" / "train.py").write_text(TRAIN)
     (folder / "tools" / "eval.py").write_text(EVAL)
     (folder / "configs" / "tiny.yaml").write_text(SETTINGS)
+    (folder / "defaults.yaml").write_text(yaml.safe_dump(to_dict(Config())))
     for name in ("captions.json", "regions.h5", "globals.h5"):
         (folder / "data" / name).write_text(name)
     return folder

@@ -14,18 +14,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from filelock import FileLock
 
-from ascl.analysis.ablation.plan import Request, choose, plan, stamp, state_of
-from ascl.analysis.ablation.runner import last_line, launcher, log_of, make_slots, visible_gpus
+from ascl.analysis.ablation.commands import launcher
+from ascl.analysis.ablation.plan import Request, choose, plan
+from ascl.analysis.ablation.runner import last_line, log_of, make_slots, visible_gpus
+from ascl.analysis.ablation.state import stamp, state_of
 from ascl.core.errors import DataError
 
 from .ablation_programs import REPOSITORY, make_place
 
 OUT = Path("runs") / "ablation-tiny"
 TWO = ["--only", "AsCL", "--only", "w/o P&N"]
+PROGRAMS = {"train": ("tools/train.py",), "evaluate": ("tools/eval.py",)}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def start(place, *more):
     """tools/ablate.py in a process of its own."""
     words = [sys.executable, place / "tools" / "ablate.py", "--dataset", "tiny", "--study", "table2", "--parallel", "1"]
     return subprocess.Popen([*words, *more], cwd=place, env={**os.environ, "ACCELERATE_USE_CPU": "true"},
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 
 def started(place):
@@ -167,7 +169,7 @@ def test_an_evaluation_of_another_checkpoint_is_made_anew(finished, ablate):
     run = run_of(finished)
     again = ("--seeds", "1", "--only", "AsCL")
     right = (run / "eval-test.json").read_text()
-    request = Request("tiny", ("table2",), (0,), (), OUT, Path("configs"), Path("tools"), probe_captions=5)
+    request = Request("tiny", ("table2",), (0,), (), OUT, Path("configs"), **PROGRAMS, probe_captions=5)
     (planned,) = choose(plan(request), ["AsCL"])
     assert planned.folder.samefile(run) and state_of(planned) == "finished"
     for wrong in ({"runs": [f"{run}/last.pt"]}, {"runs": [str(run), "other"]}, {"protocol": "paired"}, {"reports": {}}):
@@ -193,6 +195,12 @@ def held(place):
     return sum(len(log.read_text().splitlines()) == 2 for log in logs)
 
 
+def running(place):
+    """Process numbers of the trainings that are at work."""
+    found = [int(path.read_text()) for path in place.glob("running-*")]
+    return [number for number in found if Path("/proc", str(number)).exists()]
+
+
 @pytest.mark.parametrize("orphan", [False, True], ids=["all killed", "the program's child lives on"])
 def test_killed_in_the_middle_and_started_again_the_tables_are_the_same(
     place, ablate, finished_once, tmp_path, orphan, capsys, monkeypatch
@@ -200,31 +208,24 @@ def test_killed_in_the_middle_and_started_again_the_tables_are_the_same(
     (place / "hold").touch()
     first = start(place, "--seeds", "1", "--only", "AsCL")
     wait_for(lambda: held(place))
-    children = psutil.Process(first.pid).children(recursive=True)
-    first.send_signal(signal.SIGKILL)
     if orphan:
-        again = start(place, "--seeds", "1", "--only", "AsCL", "--only", "w/o P&N")
-        said = again.stdout.readline()
-        assert said.startswith("waiting for 1 runs whose ablate.py was killed") and len(started(place)) == 1
+        first.kill()
+        first.wait()
+        again = start(place, "--seeds", "1", "--only", "AsCL")
+        assert again.stdout.readline() == "waiting for 1 runs that another process works on\n"
+        assert len(started(place)) == 1 and running(place)
         (place / "hold").unlink()
         assert again.wait(timeout=120) == 0
         again.communicate()
     else:
-        for child in children:
-            child.send_signal(signal.SIGKILL)
-        psutil.wait_procs(children)
+        os.killpg(first.pid, signal.SIGKILL)
+        wait_for(lambda: not running(place))
         (place / "hold").unlink()
         assert ablate("--seeds", "1", "--only", "AsCL", "--dry-run") == 0
         assert capsys.readouterr().out.startswith("interrupted")
         assert ablate("--seeds", "1", "--only", "AsCL") == 0
     first.communicate(timeout=60)
-    begun = started(place)
-    if orphan:                                                  # the other one was begun when the orphan had ended
-        assert len(begun) == 3 and begun[1][0] != begun[0][0] or begun[2][0] != begun[0][0]
-        shutil.rmtree(run_of(place, "w/o P&N"))
-        assert ablate("--seeds", "1", "--report") == 0
-        begun = [each for each in begun if each[0] == begun[0][0]]
-    assert [resumed for _, resumed in begun] == ["False", "True"] and not (place / "TWICE").exists()
+    assert [resumed for _, resumed in started(place)] == ["False", "True"] and not (place / "TWICE").exists()
     text, rows = tables(place / OUT)
     # of a folder in which nobody was killed
     never = shutil.copytree(finished_once, tmp_path / "never")
@@ -238,19 +239,18 @@ def test_a_signal_ends_the_programs_and_the_next_call_goes_on(place, ablate):
     (place / "hold").touch()
     first = start(place, "--seeds", "1", "--only", "AsCL")
     wait_for(lambda: held(place))
-    children = psutil.Process(first.pid).children(recursive=True)
-    assert children
+    assert running(place)
     first.send_signal(signal.SIGINT)
     output, _ = first.communicate(timeout=60)
     assert first.returncode == 130 and "the same command goes on from here" in output
-    assert not any(child.is_running() for child in children)
+    assert not running(place)
     (place / "hold").unlink()
     assert ablate("--seeds", "1", "--only", "AsCL") == 0
     assert [resumed for _, resumed in started(place)] == ["False", "True"]
 
 
 def test_a_run_that_another_program_has_locked_is_waited_for(place):
-    request = Request("tiny", ("table2",), (0,), (), OUT, Path("configs"), Path("tools"))
+    request = Request("tiny", ("table2",), (0,), (), OUT, Path("configs"), **PROGRAMS)
     (run,) = choose(plan(request), ["AsCL"])
     log_of(run).parent.mkdir(parents=True)
     with FileLock(log_of(run).with_suffix(".lock")):
@@ -274,7 +274,7 @@ def test_two_programs_on_one_folder_divide_the_runs(place):
     assert len(tables(place / OUT)[1]) == 4
 
 
-def test_slots_share_out_gpus_and_threads(monkeypatch):
+def test_slots_share_out_gpus_and_threads():
     gpus = ["0", "1", "GPU-abc", "3"]
     def seen(slots):
         return [slot.environment.get("CUDA_VISIBLE_DEVICES") for slot in slots]
@@ -283,11 +283,11 @@ def test_slots_share_out_gpus_and_threads(monkeypatch):
     assert seen(make_slots(None, 2, None, gpus)) == ["0,1", "GPU-abc,3"]
     assert seen(make_slots(5, 1, None, gpus)) == [*gpus, "0"]              # more runs than GPUs share them
     assert len(make_slots(None, 1, None, [])) == 1 and make_slots(None, 1, None, [])[0].environment == {}
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert [slot.environment for slot in make_slots(2, 2, None, [])] == [
+    assert [slot.environment for slot in make_slots(2, 2, None, [], cores=8)] == [
         {"OMP_NUM_THREADS": "2", "ACCELERATE_USE_CPU": "true"}] * 2
-    for wrong in ((0, 1, None, []), (1, 1, 0, []), (1, 5, None, gpus)):
-        with pytest.raises(DataError, match="--"):
+    for wrong, name in (((0, 1, None, []), "parallel is 0"), ((1, 1, 0, []), "threads is 0"),
+                        ((1, 5, None, gpus), "5 processes")):
+        with pytest.raises(DataError, match=name):
             make_slots(*wrong)
 
 
@@ -420,8 +420,8 @@ def test_the_summary_holds_means_deviations_and_tests(finished):
 
 
 @pytest.mark.parametrize(("more", "message"), [
-    (["--only", "w/o Posi"], "no such variant"), (["--settings", "--train.seed 3"], "give --seeds"),
-    (["--settings", "--train.max_steps '6"], "No closing quotation"), (["--settings", "--out x"], "give --out"),
+    (["--only", "w/o Posi"], "no such variant"), (["--settings", "--train.seed 3"], "own seeds decide it"),
+    (["--settings", "--train.max_steps '6"], "No closing quotation"), (["--settings", "--out x"], "own out decide it"),
     (["--settings", "--model.embed_dimm 3"], "nearest right one"),
     (["--scores", "theirs.npz"], "expected NAME=FILE"), (["--dataset", "coco"], "no settings for data set"),
     (["--processes", "0"], "at least 1"), (["--parallel", "0"], "at least 1"),
@@ -501,14 +501,11 @@ def test_the_real_programs_killed_and_resumed_end_in_the_table_of_a_run_that_nev
     words = ["--dataset", "flickr8k", "--study", "table2", "--only", "w/o P&N", "--seeds", "1", "--parallel", "1",
              "--settings", shlex.join(settings)]
     out = tmp_path / "runs" / "ablation-flickr8k"
-    first = subprocess.Popen([sys.executable, REPOSITORY / "tools" / "ablate.py", *words])
+    first = subprocess.Popen([sys.executable, REPOSITORY / "tools" / "ablate.py", *words], start_new_session=True)
     log = f"{out}/runs/*/metrics.jsonl"
     wait_for(lambda: any(len(p.read_text().splitlines()) >= 2 for p in tmp_path.glob(os.path.relpath(log, tmp_path))))
-    children = psutil.Process(first.pid).children(recursive=True)
-    for process in [psutil.Process(first.pid), *children]:
-        process.send_signal(signal.SIGKILL)
+    os.killpg(first.pid, signal.SIGKILL)
     first.wait()
-    psutil.wait_procs(children)
     run = next((out / "runs").iterdir())
     assert not (run / "best.pt").exists()                                   # it was in the middle
     assert tool("ablate")(words) == 0
@@ -516,7 +513,7 @@ def test_the_real_programs_killed_and_resumed_end_in_the_table_of_a_run_that_nev
     killed = tables(out)
     # the same run in one go, in this process
     request = Request("flickr8k", ("table2",), (0,), tuple(settings), Path("never"), REPOSITORY / "configs",
-                      REPOSITORY / "tools")
+                      train=(str(REPOSITORY / "tools" / "train.py"),), evaluate=())
     (never,) = choose(plan(request), ["w/o P&N"])
     assert tool("train")(list(never.arguments)) == 0
     assert tool("eval")(["--checkpoint", str(never.folder), "--probes"]) == 0

@@ -16,20 +16,20 @@ from hypothesis import strategies as st
 
 from ascl.analysis.ablation.plan import NOT_IN_HASH, PATHS_IN_HASH, Request, digest_of, plan
 from ascl.analysis.ablation.studies import (
-    FIGURES,
     STUDIES,
     Comparison,
     Result,
     Row,
     Study,
-    Variant,
+    StudyVariant,
     compare,
     probes_of,
     read_result,
     training_of,
 )
-from ascl.analysis.ablation.table import draw, to_csv, to_markdown
+from ascl.analysis.ablation.table import draw_study, to_csv, to_markdown
 from ascl.analysis.query_ranks import QueryRanks
+from ascl.analysis.run_files import RECALLS
 from ascl.analysis.significance import bootstrap_rsum, holm, paired_t_test, sign_flip_test
 from ascl.core.errors import DataError
 from ascl.settings.retrieval import load_config, setting_names
@@ -39,7 +39,7 @@ CONFIGS = REPOSITORY / "configs"
 
 
 def request(*settings, studies=("table2",), seeds=(0,), **changes):
-    return Request("flickr8k", studies, seeds, settings, Path("out"), CONFIGS, REPOSITORY / "tools", **changes)
+    return Request("flickr8k", studies, seeds, settings, Path("out"), CONFIGS, ("train.py",), ("eval.py",), **changes)
 
 
 # Studies and hashes
@@ -70,11 +70,11 @@ def test_every_study_is_planned_and_its_variants_say_what_they_are_called(everyt
         assert fixed == {"mixture" if name == "negatives" else "both"}
     for weight in (0, 0.2, 0.4, 0.6, 0.8, 1):
         assert by_use["fusion", f"u1 = {weight:g}"].model.local_weight == weight
-    rivals = [by_use["baselines", variant.label] for variant in STUDIES["baselines"]]
+    others = [by_use["baselines", variant.label] for variant in STUDIES["baselines"]]
     kinds = ["ascl", "two_tower", "vse", "vse_infinity", "scan_t2i", "scan_i2t", "clip", "imram"]
-    assert [config.model.kind for config in rivals] == kinds
+    assert [config.model.kind for config in others] == kinds
     # their own loss and samples come with them: configs/baselines
-    assert {(config.samples.positives, config.samples.negatives) for config in rivals[1:]} == {("none", "none")}
+    assert {(config.samples.positives, config.samples.negatives) for config in others[1:]} == {("none", "none")}
     assert by_use["baselines", "VSE++"].loss.kind == "triplet" != by_use["baselines", "CLIP-style"].loss.kind
 
 
@@ -177,7 +177,7 @@ def test_a_finished_run_is_read(tmp_path):
               "by_asymmetry": {"I": {"right": 0.5, "pairs": 3}}, "how": "text"}
     folder = write_run(tmp_path / "run", probes=probes)
     result = read_result(folder, folder / "eval-test.json", 3, processes=2)
-    assert result.figures == dict(zip(FIGURES, (10, 20, 30, 1, 2, 3, 300), strict=True))
+    assert result.metrics == dict(zip(RECALLS, (10, 20, 30, 1, 2, 3, 300), strict=True))
     assert (result.seed, result.steps, result.pairs, result.seconds) == (3, 5, 80, 2.5)
     assert result.probes == {"I": 0.5, "noun swapped": 0.75} and result.ranks is None
     assert result.made_with == "commit abc, torch 2, CPU"
@@ -200,11 +200,11 @@ def made_result(seed, quality, *, run=None, probes=None, images=30, steps=10, pa
     generator = np.random.default_rng([seed or 0, int(1000 * quality)])
     owner = np.repeat(np.arange(images), 2)
     i2t, t2i = (np.floor(generator.exponential(8 / quality, n)).astype(int) for n in (images, 2 * images))
-    figures = {f"{way}_r{k}": 100 * float(np.mean(found < k)) for way, found in (("i2t", i2t), ("t2i", t2i))
+    metrics = {f"{way}_r{k}": 100 * float(np.mean(found < k)) for way, found in (("i2t", i2t), ("t2i", t2i))
                for k in (1, 5, 10)}
     ranks = QueryRanks(i2t, t2i, np.arange(images), np.arange(2 * images), owner)
-    run, figures = run or f"runs/{quality}-{seed}", figures | {"rsum": sum(figures.values())}
-    return Result(run, seed, figures, steps, pairs, 3.14159, probes or {}, ranks, "commit c, torch t, CPU")
+    run, metrics = run or f"runs/{quality}-{seed}", metrics | {"rsum": sum(metrics.values())}
+    return Result(run, seed, metrics, steps, pairs, 3.14159, probes or {}, ranks, "commit c, torch t, CPU")
 
 
 def made_row(label, quality, seeds=(0, 1, 2), **changes):
@@ -229,7 +229,7 @@ def test_rows_are_compared_by_common_seeds(rows):
     better, again, theirs = compare(rows, draws=200)
     first, other = ({result.seed: result for result in row.results} for row in rows[:2])
     # seeds 1 and 7 have no partner
-    differences = [other[seed].figures["rsum"] - first[seed].figures["rsum"] for seed in (2, 0)]
+    differences = [other[seed].metrics["rsum"] - first[seed].metrics["rsum"] for seed in (2, 0)]
     assert (better.label, better.seeds) == ("better", 2) and better.difference == pytest.approx(np.mean(differences))
     images = bootstrap_rsum([first[s].ranks for s in (2, 0)], [other[s].ranks for s in (2, 0)], draws=200)
     against_all = bootstrap_rsum([first[s].ranks for s in (0, 1, 2)], [rows[4].results[0].ranks] * 3, draws=200)
@@ -240,8 +240,8 @@ def test_rows_are_compared_by_common_seeds(rows):
     assert better.sign_flip == (sign_flip_test(differences),) * 2
     assert again == Comparison("again", 0.0, 3, same_runs=True)
     assert theirs.seeds == 0 and theirs.t_test == theirs.sign_flip == (None, None) and theirs.over_seeds is None
-    mean = np.mean([result.figures["rsum"] for result in rows[0].results])
-    assert theirs.difference == pytest.approx(rows[4].results[0].figures["rsum"] - mean)
+    mean = np.mean([result.metrics["rsum"] for result in rows[0].results])
+    assert theirs.difference == pytest.approx(rows[4].results[0].metrics["rsum"] - mean)
 
 
 def test_missing_or_foreign_ranks_leave_a_remark_and_the_other_tests(rows):
@@ -263,11 +263,11 @@ def test_without_a_run_of_the_first_there_is_no_comparison(rows):
 def test_the_csv_has_a_line_for_each_run(rows):
     lines = list(csv.DictReader(io.StringIO(to_csv(study_of(rows)))))
     assert len(lines) == 10 and list(lines[0]) == [
-        "study", "variant", "label", "seed", "run", *FIGURES, "steps", "pairs", "seconds", "probe I",
+        "study", "variant", "label", "seed", "run", *RECALLS, "steps", "pairs", "seconds", "probe I",
         "probe noun swapped"]
     assert lines[3] == {**lines[3], "label": "better", "seed": "2", "run": "runs/2.0-2", "variant": "model.x=2.0",
                         "steps": "10", "pairs": "80", "seconds": "3.1", "probe I": ""}
-    assert float(lines[3]["rsum"]) == pytest.approx(rows[1].results[0].figures["rsum"], abs=1e-6)
+    assert float(lines[3]["rsum"]) == pytest.approx(rows[1].results[0].metrics["rsum"], abs=1e-6)
     assert lines[0]["probe noun swapped"] == "0.25"
     assert lines[-1]["seed"] == lines[-1]["steps"] == lines[-1]["seconds"] == ""
 
@@ -280,7 +280,7 @@ def cells(text, label):
 
 def test_the_markdown_says_mean_spread_tests_and_their_limits(rows):
     text = to_markdown(study_of(rows, unfinished=("none yet, seed 0 (abc): missing",)), compare(rows, draws=200))
-    sums = [result.figures["rsum"] for result in rows[1].results]
+    sums = [result.metrics["rsum"] for result in rows[1].results]
     table, differences, probes = cells(text, "better")
     deviation = math.sqrt(sum((s - sum(sums) / 3) ** 2 for s in sums) / 2)
     assert table[2] == "3" and table[9] == f"{sum(sums) / 3:.1f} ± {deviation:.1f}" and table[10:] == ["10", "80"]
@@ -306,10 +306,10 @@ def test_unequal_budgets_and_versions_are_said(rows):
     assert "**Unequal budget**" not in to_markdown(study_of(rows[:2]), [])
 
 
-def test_a_study_without_any_run_is_still_a_page_and_a_picture(rows, tmp_path):
+def test_a_study_without_any_run_is_still_a_page_and_a_picture(rows):
     study = study_of([rows[3]], unfinished=("none yet, seed 0 (abc): missing | odd\nline",))
-    assert "No run is finished yet." in to_markdown(study, []) and "missing \\| odd line" in to_markdown(study, [])
-    draw(study, [], tmp_path / "empty.png")
+    assert "No run is finished yet." in to_markdown(study, []) and "missing | odd line" in to_markdown(study, [])
+    assert draw_study(study, []).axes
     assert to_csv(study).count("\n") == 1
 
 
@@ -321,28 +321,24 @@ def test_one_seed_is_no_test_over_seeds(rows):
     assert "±" not in "".join(cells(to_markdown(study_of(ones), compared), "other")[0])
 
 
-def test_the_picture_is_a_picture_of_these_numbers(rows, tmp_path, monkeypatch):
+def test_the_picture_is_a_picture_of_these_numbers(rows):
     """What is drawn is asked of the axes: bars at the means, error bars of the deviations, intervals of the tests."""
-    from matplotlib.figure import Figure
-
-    kept = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **how: (kept.append(self), Path(path).write_bytes(b"x")))
     compared = compare(rows, draws=100)
-    draw(study_of(rows), compared, tmp_path / "table2.png")
-    bars, gaps = kept[0].axes
+    figure = draw_study(study_of(rows), compared)
+    bars, gaps = figure.axes
     shown = [row for row in rows if row.results]
     assert [text.get_text() for text in bars.get_yticklabels()] == [row.label for row in shown]
-    means = [np.mean([result.figures["rsum"] for result in row.results]) for row in shown]
+    means = [np.mean([result.metrics["rsum"] for result in row.results]) for row in shown]
     assert [patch.get_width() for patch in bars.patches] == pytest.approx(means)
     ends = [tuple(line.get_xdata()) for line in gaps.lines]
     for each in compared:
         for interval in (each.over_seeds, each.over_images):
             assert interval is None or each.same_runs or (interval.low, interval.high) in ends
     assert "Rsum" in bars.get_xlabel() and "points" in gaps.get_xlabel()
-    assert "seeds 0, 1, 2" in kept[0].get_suptitle()
+    assert "seeds 0, 1, 2" in figure.get_suptitle()
 
 
 def test_a_variant_prints_its_settings_in_one_order():
-    assert str(Variant("x", {"b.c": "2", "a": "1"})) == "a=1 b.c=2" and str(Variant("x")) == ""
+    assert str(StudyVariant("x", {"b.c": "2", "a": "1"})) == "a=1 b.c=2" and str(StudyVariant("x")) == ""
 
 

@@ -63,9 +63,9 @@ def small_texts(figure):
 # Style
 
 
-def lab(colour, matrix=None):
-    """CIE Lab of a hex colour, seen through a matrix of linear light."""
-    rgb = np.array(matplotlib.colors.to_rgb(colour))
+def lab(color, matrix=None):
+    """CIE Lab of a hex color, seen through a matrix of linear light."""
+    rgb = np.array(matplotlib.colors.to_rgb(color))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     if matrix is not None:
         linear = np.clip(np.array(matrix) @ linear, 0, 1)
@@ -83,26 +83,26 @@ SIGHT = {
 }
 
 
-def nearest(colours, matrix):
-    points = [lab(colour, matrix) for colour in colours]
+def nearest(colors, matrix):
+    points = [lab(color, matrix) for color in colors]
     return min(np.linalg.norm(a - b) for i, a in enumerate(points) for b in points[:i])
 
 
 @pytest.mark.parametrize("sight", SIGHT)
 def test_colours_differ_for_every_sight(sight):
-    assert nearest(plot_style.COLOURS, SIGHT[sight]) > 25
+    assert nearest(plot_style.COLORS, SIGHT[sight]) > 25
 
 
 def test_colours_differ_in_grey():
-    lightness = [lab(colour)[0] for colour in plot_style.COLOURS]
+    lightness = [lab(color)[0] for color in plot_style.COLORS]
     assert min(np.diff(sorted(lightness))) > 9 and max(lightness) < 82         # white is 100
-    assert min(abs(np.diff(lightness))) > 11                                   # neighbours in the list
+    assert min(abs(np.diff(lightness))) > 11                                   # neighbors in the list
 
 
 def test_the_gate_of_colours_fails_on_matplotlibs_own():
     own = [f"C{number}" for number in range(7)]
     assert min(nearest(own, matrix) for matrix in SIGHT.values()) < 25
-    assert min(np.diff(sorted(lab(colour)[0] for colour in own))) < 9
+    assert min(np.diff(sorted(lab(color)[0] for color in own))) < 9
 
 
 def test_series_differ():
@@ -474,7 +474,7 @@ def test_a_run_that_two_tables_name_is_drawn_once(runs, tool, tmp_path, capsys):
     assert {row["seeds"] for row in drawn(tmp_path, "figure3_samples") if row["panel"].startswith("(a)")} == {"2"}
     table(tmp_path / "two" / "positives.csv", "positives", {"none": ("", [390, 396])}, folder=runs, runs=("a1", "a0"))
     assert tool("figures")(["samples", *both, "--out", str(tmp_path)]) == 2
-    assert "tables of different ablations do not make one figure" in capsys.readouterr().err
+    assert "tables of different ablations do not make one plot" in capsys.readouterr().err
     first = table(tmp_path / "table2.csv", "table2", {"AsCL": ("", [300, 310])}, folder=runs)
     second = table(tmp_path / "baselines.csv", "baselines", {"AsCL": ("", [300, 310])}, folder=runs)
     assert tool("figures")(["curves", str(first), str(second), "--out", str(tmp_path)]) == 0
@@ -499,7 +499,7 @@ def test_runs_that_are_not_there(runs, tool, tmp_path, capsys):
     refused(tool, capsys, ["curves", "AsCL=", *out], "'AsCL' names no run")
     twice = ["curves", str(runs / "a0"), f"a0={runs / 'a1'}", *out]
     refused(tool, capsys, twice, "two sources are called 'a0'")
-    refused(tool, capsys, ["curves", str(runs / "a0"), "--only", "b", *out], "--only 'b'", "'a0'")
+    refused(tool, capsys, ["curves", str(runs / "a0"), "--only", "b", *out], "'b': no such label", "'a0'")
     again = Path(shutil.copytree(runs / "a0", tmp_path / "again"))
     refused(tool, capsys, ["curves", f"AsCL={runs / 'a0'},{again}", *out], "'AsCL', have the seed 0")
     missing = ["curves", str(tmp_path / "table2.csv"), *out]
@@ -547,7 +547,7 @@ def test_tables_that_are_not_there(tool, tmp_path, capsys):
     (run / "eval-test.json").write_text("{}")
     two = {"a": ("loss.temperature=0.1", [290]), "b": ("loss.temperature=0.2", [290])}
     table(tmp_path / "loss.csv", "loss", two, runs=("run",), folder=tmp_path)
-    refused(tool, capsys, ["temperature", str(tmp_path), *out], "eval-test.json is no evaluation", "tools/eval.py")
+    refused(tool, capsys, ["temperature", str(tmp_path), *out], "eval-test.json is no evaluation", "evaluate again")
     assert not (tmp_path / "out").exists()
 
 
@@ -567,4 +567,4 @@ def test_models_that_cannot(runs, tool, tmp_path, capsys):
 
 
 def test_the_names_that_others_use():
-    assert plot_style.use_style() is None and all(isinstance(colour, str) for colour in plot_style.COLOURS)
+    assert plot_style.use_style() is None and all(isinstance(color, str) for color in plot_style.COLORS)

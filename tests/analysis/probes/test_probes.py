@@ -7,7 +7,7 @@ import torch
 
 from ascl.analysis.probes.probes import TIE, group_scores, group_truth, probe_report, probe_texts
 from ascl.analysis.probes.scene_variants import scene_variants
-from ascl.analysis.probes.variants import KINDS, Variant
+from ascl.analysis.probes.variants import KINDS, CaptionVariant
 from ascl.core.errors import DataError
 from ascl.data.captions import CaptionSet
 from ascl.models import AsCL
@@ -213,7 +213,7 @@ def test_variants_of_the_wrong_truth_are_found(probes, truth):
 
 def test_what_cannot_be_compared_is_refused():
     alone = CaptionSet(["a"], ["a red star"], np.array([0]), "x")
-    one = probe_texts(alone, [Variant(0, "noun swapped", "a red circle")])
+    one = probe_texts(alone, [CaptionVariant(0, "noun swapped", "a red circle")])
     model = model_of("two towers")
     with pytest.raises(DataError, match="1 of them in groups of 16 are too few"):
         group_scores(model, images_of(model, 1), one)
@@ -221,4 +221,4 @@ def test_what_cannot_be_compared_is_refused():
         next(model.parameters()).fill_(torch.nan)
     two = CaptionSet(["a", "b"], ["a red star", "a box"], np.array([0, 1]), "x")
     with pytest.raises((DataError, ValueError), match="not finite"):
-        group_scores(model, images_of(model, 2), probe_texts(two, [Variant(0, "noun swapped", "a red circle")]))
+        group_scores(model, images_of(model, 2), probe_texts(two, [CaptionVariant(0, "noun swapped", "a red circle")]))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ascl.core.errors import DataError
-from ascl.image_copy.training.monitor import health, spectrum, uniformity
+from ascl.image_copy.training.monitor import health, spectrum
 
 
 def randn(*shape, seed=0):
@@ -28,17 +28,6 @@ def test_rank_of_vectors_that_lie_in_a_plane():
     assert spectrum((randn(50, 2) @ randn(2, 8, seed=1)).float()).rank == 2
     assert spectrum(torch.ones(10, 4)).rank == 0
     assert spectrum(randn(4, 8)).rank == 3  # four points span three dimensions
-
-
-def test_uniformity_is_the_mean_over_all_pairs():
-    vectors = randn(7, 3)
-    unit = vectors / vectors.norm(dim=1, keepdim=True)
-    terms = [
-        math.exp(-2 * ((unit[i] - unit[j]) ** 2).sum().item()) for i in range(7) for j in range(7) if i != j
-    ]
-    assert uniformity(vectors) == pytest.approx(math.log(sum(terms) / len(terms)), rel=1e-9)
-    assert uniformity(torch.ones(5, 3)) == pytest.approx(0, abs=1e-9)
-    assert uniformity(torch.tensor([[1.0, 0], [-1.0, 0]])) == pytest.approx(-8)
 
 
 def test_a_sound_descriptor_gets_no_warning():

@@ -1,0 +1,66 @@
+"""The command lines that train and evaluate a run."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Any
+
+from ascl.analysis.ablation.plan import NOT_IN_HASH, PATHS_IN_HASH, Request, Run
+from ascl.analysis.ablation.state import saved_settings
+from ascl.analysis.run_files import flat
+from ascl.settings.retrieval import to_dict
+
+
+def train_command(run: Run, request: Request, *, resume: bool) -> list[str]:
+    """Return the command that trains this run, from the start or from where it stopped."""
+    launched = [*launcher(run.processes), *request.train]
+    if not resume:
+        return [*launched, *run.arguments]
+    moved = [word for name in _moved(run) for word in (f"--{name}", _as_word(flat(to_dict(run.config))[name]))]
+    return [*launched, "--resume", str(run.folder), *moved]
+
+
+def eval_command(run: Run, request: Request) -> list[str]:
+    """Return the command that evaluates this run's best checkpoint."""
+    words = [sys.executable, *request.evaluate, "--checkpoint", str(run.folder), "--split", run.config.data.test]
+    if run.probe_captions:
+        words += ["--probe-captions", str(run.probe_captions)]
+    moved = _moved(run)
+    if "data.captions" in moved:
+        words += ["--captions", run.config.data.captions]
+    if "data.features" in moved:
+        words += ["--features", *run.config.data.features]
+    return words
+
+
+def launcher(processes: int) -> list[str]:
+    """Return what starts a training: python, or accelerate for several processes.
+
+    `--multi_gpu` on a CPU too: without it accelerate starts one process there, whatever number it is given.
+    """
+    if processes == 1:
+        return [sys.executable]
+    return [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
+            "--main_process_port", "0"]
+
+
+def shown(run: Run, request: Request) -> str:
+    """Return the command that trains a run, as one would type it in the repository."""
+    words = train_command(run, request, resume=False)
+    words = ["python", *words[1:]] if run.processes == 1 else ["accelerate", "launch", *words[3:]]
+    return shlex.join([word.removeprefix(f"{request.configs.parent}/") for word in words])
+
+
+def _moved(run: Run) -> list[str]:
+    """Settings that are no part of the run and differ from those that it was started with."""
+    then, now = saved_settings(run), flat(to_dict(run.config))
+    if then is None:
+        return []
+    return [name for name in (*NOT_IN_HASH, *PATHS_IN_HASH) if name != "out" and then[name] != now[name]]
+
+
+def _as_word(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(map(str, value))}]"
+    return "null" if value is None else str(value)

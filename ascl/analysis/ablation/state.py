@@ -1,0 +1,157 @@
+"""How far a run has come, read from its folder, and the notes in it that an ablation goes by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+from typing import Any, Literal
+
+from ascl.analysis.ablation.plan import Run, digest_of_settings
+from ascl.analysis.run_files import flat, read_evaluation
+from ascl.core.errors import DataError
+from ascl.core.files import write_text
+from ascl.settings.retrieval import ConfigError, read_settings, to_dict
+from ascl.training.log import METRICS, read_metrics
+
+STAMP = "ablation.json"
+
+State = Literal["finished", "trained", "interrupted", "missing"]
+
+
+def saved_settings(run: Run) -> dict[str, Any] | None:
+    """Return the settings by dotted name that the run's folder was trained with; None where nothing was started there.
+
+    Raises:
+        DataError: they are of another run, or of other data of the same name.
+    """
+    path = run.folder / "settings.yaml"
+    if not path.exists():
+        return None
+    advice = "move this folder away, or choose another folder for the ablation"
+    try:
+        saved = read_settings(path)
+    except ConfigError as error:
+        raise DataError(f"{run.folder} was made by another version: {error}; {advice}") from error
+    if digest_of_settings(saved, run.processes) != run.digest:
+        raise DataError(f"{path} holds other settings than this run has; {advice}")
+    known = _read_stamp(run).get("data", {})
+    for name, content in _data_contents(run).items():
+        if known.get(name, content) != content:
+            raise DataError(f"{run.folder} was trained with other contents of {name} than there are now; {advice}")
+    for then, now in zip(_data_files(saved), _data_files(flat(to_dict(run.config))), strict=True):
+        if then.exists() and now.exists() and not then.samefile(now):
+            raise DataError(f"{run.folder} was trained with {then}, and this run would be with {now}, another file of "
+                            f"the same name; {advice}")
+    return saved
+
+
+def _data_files(settings: dict[str, Any], split: str = "train") -> list[Path]:
+    paths = [settings["data.captions"], *settings["data.features"]]
+    return [Path(path.replace("{split}", settings[f"data.{split}"])) for path in paths]
+
+
+def _data_contents(run: Run) -> dict[str, str]:
+    """What the captions and features of the run hold now, by the name of the file; without those that are not there."""
+    settings = flat(to_dict(run.config))
+    files = dict.fromkeys(path for split in ("train", "val", "test") for path in _data_files(settings, split))
+    return {path.name: _content_of(path) for path in files if path.exists()}
+
+
+def _content_of(path: Path) -> str:
+    """sha256 of names, sizes and 16 samples of each file: features of a data set are too large to be read whole."""
+    found = hashlib.sha256()
+    for file in sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]:
+        size = file.stat().st_size
+        found.update(f"{file.relative_to(path)} {size}\n".encode())
+        with open(file, "rb") as content:
+            for number in range(16):
+                content.seek(size * number // 16)
+                found.update(content.read(1 << 16))
+    return found.hexdigest()
+
+
+def state_of(run: Run) -> State:
+    """Return how far the run has come.
+
+    `finished`: evaluated, with the checkpoint that is there now. `trained`: only the evaluation is left. `interrupted`:
+    there is a checkpoint to resume from. `missing`: nothing to build on.
+
+    Raises:
+        DataError: the folder holds another run.
+    """
+    if saved_settings(run) is None:
+        return "missing"
+    stamp = _read_stamp(run)
+    fingerprint = fingerprint_of(run.folder / "best.pt")
+    if fingerprint is None or stamp.get("digest") != run.digest or stamp.get("trained") != fingerprint:
+        return "interrupted" if (run.folder / "last.pt").exists() else "missing"
+    return "finished" if stamp.get("evaluated") == fingerprint and _is_evaluation_of(run) else "trained"
+
+
+def _is_evaluation_of(run: Run) -> bool:
+    """Whether eval-SPLIT.json is whole and of this folder's best checkpoint, not of another evaluated by hand."""
+    try:
+        content = read_evaluation(run.evaluation)
+    except (DataError, OSError):
+        return False
+    evaluated = [Path(source).name for source in content.get("runs", [])]
+    ranks = run.evaluation.with_name(f"ranks-{run.config.data.test}.npz")
+    return (
+        evaluated == [run.folder.name] and content.get("protocol") == "all pairs"
+        and (run.probe_captions == 0 or "probes" in content)
+        and (not ranks.exists() or fingerprint_of(ranks) is not None)
+    )
+
+
+def describe(run: Run) -> str:
+    """Return `state_of` for a reader: of a folder that holds another run, what is wrong."""
+    try:
+        return state_of(run)
+    except DataError as error:
+        return f"refused: {error}"
+
+
+def stamp(run: Run, *, evaluated: bool) -> None:
+    """Write down that the run is trained, or also evaluated, with the checkpoint that is there now."""
+    fingerprint = fingerprint_of(run.folder / "best.pt")
+    if fingerprint is None:
+        raise DataError(f"{run.folder / 'best.pt'} is missing or damaged")
+    content: dict[str, Any] = {"digest": run.digest, "processes": run.processes, "trained": fingerprint}
+    before = _read_stamp(run)
+    if before.get("trained") == fingerprint:                # an evaluation has nothing to say about the training
+        content |= {name: before[name] for name in ("steps", "data") if name in before}
+    else:
+        records = read_metrics(run.folder / METRICS)
+        content |= {"steps": records[-1]["step"] if records else None, "data": _data_contents(run)}
+    if evaluated:
+        content["evaluated"] = fingerprint
+    write_text(run.folder / STAMP, json.dumps(content, indent=2) + "\n")
+
+
+def steps_of(run: Run) -> int | None:
+    """Return the steps that a finished run took; None where nobody noted them."""
+    return _read_stamp(run).get("steps")
+
+
+def _read_stamp(run: Run) -> dict[str, Any]:
+    try:
+        content = json.loads((run.folder / STAMP).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def fingerprint_of(path: Path) -> str | None:
+    """Return a digest of what a checkpoint or score file holds, None where it is no whole zip archive.
+
+    It is made of the checksums that the archive keeps of its parts: reading those takes no longer for a large file,
+    and a copy of the file has the same.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = [(part.filename, part.CRC, part.file_size) for part in archive.infolist()]
+    except (OSError, zipfile.BadZipFile):
+        return None
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

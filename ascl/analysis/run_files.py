@@ -1,0 +1,66 @@
+"""What a run leaves for others: its settings and its evaluations, each with one reader."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ascl.core.errors import DataError
+
+RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
+
+
+def run_settings(folder: Path) -> dict[str, Any] | None:
+    """Return what a run's settings.yaml says, None where there is none.
+
+    Raises:
+        DataError: no settings, or those of a run of copy detection, whose folder looks like one of retrieval.
+    """
+    path = folder / "settings.yaml"
+    if not path.is_file():
+        return None
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{path} holds no settings by name: give the folder of a run of tools/train.py")
+    if "objective" in values:
+        raise DataError(
+            f"{folder} is a run of copy detection (tools/train_copy.py, objective {values['objective']}): it has no "
+            "words and no captions; tools/eval_copy.py reports on its descriptors"
+        )
+    return values
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """Return the content of an eval-*.json, with the recalls of the full set under `reports`, `full`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: it is no JSON, or holds no such recalls.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        recalls_of(content["reports"]["full"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no evaluation ({error!r}): remove it and evaluate again") from error
+    return content
+
+
+def recalls_of(report: Mapping[str, Any]) -> dict[str, float]:
+    """Return the six recalls and their sum, by the names of `RECALLS`, in percent, of a report as JSON has it."""
+    recalls = {f"{way}_r{k}": float(report[way][f"r{k}"]) for way in ("i2t", "t2i") for k in (1, 5, 10)}
+    return recalls | {"rsum": float(report["rsum"])}
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values under dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
