@@ -15,11 +15,10 @@ from ascl.core.errors import DataError
 class EpochSampler(Protocol):
     """Batches of keys of a data set, the order a function of the epoch."""
 
-    def set_epoch(self, epoch: int, position: int | None = None) -> None:
+    def set_epoch(self, epoch: int, position: int, /) -> None:
         """Choose the epoch that the next iteration gives, and the batch it starts at."""
 
-    def __len__(self) -> int:
-        """Return the batches of a whole epoch."""
+    def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Sequence[Any]]: ...
 

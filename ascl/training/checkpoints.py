@@ -52,9 +52,7 @@ class RunFolder:
     ) -> None:
         """
         Args:
-            path: the run's folder.
-            accelerator: from `make_accelerator`.
-            model: moved to the device; a resume reads the saved weights into it.
+            model: moved to the accelerator's device; a resume reads the saved weights into it.
             optimizer: over all parameters that are trained; a resume reads its state.
             conditions: what has to be the same for a resume to be a continuation, `LoopSettings.conditions`.
             resume: continue from last.pt.
@@ -110,28 +108,24 @@ class RunFolder:
 
     def save_last(self) -> None:
         """Write last.pt. Called in every process: each of them has random generators of its own."""
-        processes = of_every_process(self._accelerator, checkpoint.rng_state())
-        if self._accelerator.is_main_process:
-            scaler = self._accelerator.scaler
-            epoch, batch = divmod(self.progress.step, int(self._conditions["steps_per_epoch"]))
-            self._write(LAST, {
-                "optimizer": self._optimizer.state_dict(),
-                "scaler": None if scaler is None else scaler.state_dict(),
-                "rng": processes, "epoch": epoch, "batch": batch, "conditions": self._conditions,
-            })
+        processes, scaler = of_every_process(self._accelerator, checkpoint.rng_state()), self._accelerator.scaler
+        epoch, batch = divmod(self.progress.step, int(self._conditions["steps_per_epoch"]))
+        self._save(
+            LAST, optimizer=self._optimizer.state_dict(), scaler=None if scaler is None else scaler.state_dict(),
+            rng=processes, epoch=epoch, batch=batch, conditions=self._conditions,
+        )
         # no process leaves before the file is there: a launcher that sees one of them end kills the others
         self._accelerator.wait_for_everyone()
 
     def save_best(self) -> None:
         """Write best.pt: the weights as they are now."""
-        if self._accelerator.is_main_process:
-            self._write(BEST, {})
+        self._save(BEST)
 
-    def _write(self, name: str, state: dict[str, Any]) -> None:
-        model = checkpoint.model_state(self._model, self._saved)
-        checkpoint.save(
-            self.path / name, {"model": model, "progress": asdict(self.progress), "extra": self._extra, **state}
-        )
+    def _save(self, name: str, **state: Any) -> None:
+        if self._accelerator.is_main_process:
+            model = checkpoint.model_state(self._model, self._saved)
+            state |= {"model": model, "progress": asdict(self.progress), "extra": self._extra}
+            checkpoint.save(self.path / name, state)
 
     def kept(self) -> str:
         """Return a sentence on what is left after an error."""

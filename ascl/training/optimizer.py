@@ -21,14 +21,13 @@ def build_optimizer(
         momentum: of SGD; None = Adam.
         own_rates: beginning of parameter names -> learning rate of these; the schedule moves all rates alike.
     """
-    rest: list[nn.Parameter] = []
-    groups: list[dict[str, Any]] = [{"params": rest}]
-    own = {prefix: {"params": [], "lr_factor": rate / lr} for prefix, rate in (own_rates or {}).items()}
+    rates = own_rates or {}
+    parts: dict[str, list[nn.Parameter]] = {prefix: [] for prefix in ("", *rates)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            group: Any = next((group for prefix, group in own.items() if name.startswith(prefix)), groups[0])
-            group["params"].append(parameter)
-    groups += [group for group in own.values() if group["params"]]
+            parts[next((prefix for prefix in rates if name.startswith(prefix)), "")].append(parameter)
+    groups: list[dict[str, Any]] = [{"params": parts[""]}]
+    groups += [{"params": parts[prefix], "lr_factor": rate / lr} for prefix, rate in rates.items() if parts[prefix]]
     if momentum is None:
         return torch.optim.Adam(groups, lr=lr, weight_decay=weight_decay)
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay)

@@ -29,7 +29,7 @@ def pictures(count: int, *, seed: int = 0) -> torch.Tensor:
 
 def calibrated(model: Descriptor) -> Descriptor:
     """In evaluation mode, batch norm set to what it sees: an untrained network else gives all images one vector."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [module for module in model.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
     for momentum in (1.0, 0.1):
         for module in norms:
             module.momentum = momentum

@@ -35,7 +35,7 @@ from ascl.training.log import read_metrics
 # exceeds the positive and is left out.
 NOISE = NoiseSettings()         # with shuffled captions, whose scores are those of their originals but for rounding
 VOCABULARY = [f"word{number}" for number in range(30)]
-RIVALS = {"two_tower": TwoTower, "vse": Vse, "vse_infinity": VseInfinity, "clip": Clip,
+BASELINES = {"two_tower": TwoTower, "vse": Vse, "vse_infinity": VseInfinity, "clip": Clip,
           "scan": partial(Scan, direction="t2i"), "imram": Imram}
 
 
@@ -62,8 +62,8 @@ class TableWords(TextEncoder):
 def make_model(kind: str, *, trained: bool = True, dropout: float = 0.0, dim: int = 16) -> RetrievalModel:
     torch.manual_seed(1)
     text = TableWords(trained=trained, dropout=dropout)
-    if kind in RIVALS:
-        model = RIVALS[kind](8, 6, text, dim).double()
+    if kind in BASELINES:
+        model = BASELINES[kind](8, 6, text, dim).double()
     else:
         model = AsCL(8, 6, text, dim, 4, 0.7, fusion=kind == "ascl").double()
     with torch.no_grad():

@@ -20,6 +20,7 @@ from ascl.core.errors import DataError
 from ascl.training.log import read_metrics
 from ascl.training.loop import LoopSettings, TrainingInterrupted
 
+from ..same_bits import same_bits
 from .conftest import make_tiny, tiny_batches, tiny_loss, tiny_validation
 
 
@@ -27,23 +28,6 @@ def lines_of(folder):
     """The lines of metrics.jsonl without the times."""
     times = ("time", "steps_per_second", "data_wait")
     return [{k: v for k, v in line.items() if k not in times} for line in read_metrics(folder / "metrics.jsonl")]
-
-
-def same_bits(a, b, where="state"):
-    """Whether two checkpoints hold the same numbers, whatever their nesting."""
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert list(a) == list(b), where
-        for key in a:
-            same_bits(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for index, (left, right) in enumerate(zip(a, b, strict=True)):
-            same_bits(left, right, f"{where}.{index}")
-    else:
-        assert a == b, where
 
 
 def stopping_loss(at, number=signal.SIGINT):

@@ -5,7 +5,7 @@ Everything random is drawn from a generator or from (seed, epoch): the same in e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
@@ -120,77 +120,42 @@ def _counts(draws: Tensor, kinds: Tensor | None, selection: PairSelection, shape
 
 
 class IdentityBatchSampler(Sampler[list[tuple[int, int, int]]]):
-    """Batches of P identities x K images, as keys (epoch, item, view); the K images of an identity are consecutive.
+    """Batches of P identities x K views, as keys (epoch, item, view); the K views of an identity are consecutive.
 
-    Each identity occurs at most once an epoch. An identity with K items or more gives K different ones; one with
-    fewer repeats them as evenly as it can. `view` counts from 0 to K - 1 within an identity, so that a data set which
-    edits originals as it goes draws another edit for each, from (seed, epoch, item, view). A folder of originals has
-    one item an identity: `owner = np.arange(N)`. The order depends on (seed, epoch) alone.
+    An identity is an original; a data set that edits originals as it goes draws another edit for each view, from
+    (seed, epoch, item, view). Each occurs at most once an epoch. The order depends on (seed, epoch) alone.
 
     Args:
-        owner: (N_items,) identity of each item.
-        identities, images: P and K of a batch, >= 1; the published training has 32 and 4.
-        seed: >= 0. epoch: the first one.
+        originals: how many there are.
+        identities, views: P and K of a batch, >= 1; the published training of ASL has 32 and 4.
+        seed: >= 0.
 
     Raises:
-        DataError: too few identities for one batch.
+        DataError: too few originals for one batch.
     """
 
-    def __init__(
-        self, owner: np.ndarray | Sequence[int], identities: int, images: int, *, seed: int = 0, epoch: int = 0
-    ) -> None:
-        if identities < 1 or images < 1:
-            raise ValueError(f"needs identities and images of at least 1, got {identities} and {images}")
-        _, owner = np.unique(np.asarray(owner, dtype=np.int64), return_inverse=True)
-        self._items = np.argsort(owner, kind="stable")
-        self._counts = np.bincount(owner) if len(owner) else np.zeros(0, dtype=np.int64)
-        self._starts = np.cumsum(self._counts) - self._counts
-        self.identities, self.images = identities, images
-        self._seed, self._epoch, self._position = seed, epoch, 0
-        self._batches = len(self._counts) // identities
-        if self._batches == 0:
-            raise DataError(f"{len(self._counts)} identities give no batch of {identities}: use more images, or fewer "
+    def __init__(self, originals: int, identities: int, views: int, *, seed: int = 0) -> None:
+        if identities < 1 or views < 1:
+            raise ValueError(f"needs identities and views of at least 1, got {identities} and {views}")
+        if originals < identities:
+            raise DataError(f"{originals} identities give no batch of {identities}: use more images, or fewer "
                             "identities a batch")
+        self._originals, self._identities, self._views, self._seed = originals, identities, views, seed
+        self.set_epoch(0)
 
     def __len__(self) -> int:
         """Return the batches of a whole epoch, wherever this one starts."""
-        return self._batches
+        return self._originals // self._identities
 
-    @property
-    def epoch(self) -> int:
-        return self._epoch
-
-    def set_epoch(self, epoch: int, position: int | None = None) -> None:
-        """Choose the epoch that the next iteration gives, and the batch it starts at (for a resume).
-
-        The loader prefetches, so the loop itself counts the batches that it has used.
-
-        Args:
-            epoch: >= 0.
-            position: batches to leave out at the start; None = 0 for another epoch, unchanged for the current one.
-        """
-        if position is None:
-            position = self._position if epoch == self._epoch else 0
-        if epoch < 0 or not 0 <= position <= self._batches:
-            raise ValueError(
-                f"no batch {position} in epoch {epoch}: an epoch has {self._batches} batches, epochs start at 0"
-            )
+    def set_epoch(self, epoch: int, position: int = 0) -> None:
+        """Choose the epoch that the next iteration gives, and the batch it starts at (for a resume)."""
+        if epoch < 0 or not 0 <= position <= len(self):
+            raise ValueError(f"no batch {position} in epoch {epoch}: an epoch has {len(self)} batches")
         self._epoch, self._position = epoch, position
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        epoch, position = self._epoch, self._position
-        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._counts))
-        for batch in range(position, self._batches):
-            start = batch * self.identities
-            yield [
-                (epoch, item, view)
-                for identity in order[start : start + self.identities].tolist()
-                for view, item in enumerate(self._items_of(identity, epoch))
-            ]
-
-    def _items_of(self, identity: int, epoch: int) -> list[int]:
-        """K items of an identity, whatever batch it is in: each one before any is repeated."""
-        count = int(self._counts[identity])
-        rng = np.random.default_rng([self._seed, epoch, identity])
-        drawn = np.concatenate([rng.permutation(count) for _ in range(-(-self.images // count))])[: self.images]
-        return self._items[self._starts[identity] + drawn].tolist()
+        epoch = self._epoch
+        order = np.random.default_rng([self._seed, epoch]).permutation(self._originals).tolist()
+        for batch in range(self._position, len(self)):
+            items = order[batch * self._identities : (batch + 1) * self._identities]
+            yield [(epoch, item, view) for item in items for view in range(self._views)]

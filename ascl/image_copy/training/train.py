@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -85,26 +84,18 @@ def build_teacher(config: CopyConfig, train: Photos) -> Teacher | None:
         return None
     if settings.source is None:
         raise DataError("rdcd follows a teacher: set teacher.source, or set rdcd.distillation to none")
-    return load_teacher(
-        settings.source, items=[path.stem for path in train.paths], weights=settings.weights,
-        same_padding=settings.same_padding, normalize=settings.normalize, pool=settings.pool,
-        image_size=settings.image_size, output=settings.output,
-    )
+    return load_teacher(items=[path.stem for path in train.paths], **asdict(settings))
 
 
 def descriptor_settings(config: CopyConfig, teacher: Teacher | None) -> DescriptorSettings:
     """Return the settings of a run's descriptor, with the sizes that depend on the teacher filled in."""
-    model = config.model
-    feature_dim = model.feature_dim
+    values = asdict(config.model)
+    del values["centred"]
+    feature_dim = config.model.feature_dim
     if feature_dim is None:
         relations = teacher is not None and config.rdcd.distillation in ("rsd", "seed")
         feature_dim = teacher.dim if teacher is not None and relations else DEFAULT_FEATURE_DIM
-    return DescriptorSettings(
-        backbone=model.backbone, weights=model.weights, same_padding=model.same_padding, normalize=model.normalize,
-        last_stride=model.last_stride, pool=model.pool, feature_dim=feature_dim or None, dim=model.dim or None,
-        projector_hidden=model.projector_hidden, projector_dim=model.projector_dim, norm_of=model.norm_of,
-        freeze_batch_norm=model.freeze_batch_norm, input_size=model.input_size, resize=model.resize,
-    )
+    return DescriptorSettings(**values | {"feature_dim": feature_dim or None, "dim": config.model.dim or None})
 
 
 def build_objective(
@@ -129,10 +120,10 @@ def build_batches(config: CopyConfig, train: Photos, process: int, processes: in
     dataset: Views | Identities
     if config.objective == "asl":
         augmentation = IdentityAugmentation(size)
-        dataset, images = Identities(train, augmentation, seed), len(augmentation.kinds)
+        dataset, views = Identities(train, augmentation, seed), len(augmentation.kinds)
     else:
-        dataset, images = Views(train, augmentation_of(config.views.augmentation, size), seed), 1
-    sampler = IdentityBatchSampler(np.arange(len(train)), config.train.batch_size, images, seed=seed)
+        dataset, views = Views(train, augmentation_of(config.views.augmentation, size), seed), 1
+    sampler = IdentityBatchSampler(len(train), config.train.batch_size, views, seed=seed)
     return TrainBatches(
         dataset, sampler, dataset.collate, workers=config.data.workers, process=process, processes=processes
     )

@@ -32,6 +32,7 @@ from ascl.training.log import read_metrics
 from ascl.training.run import loop_settings
 from ascl.training.schedule import cosine
 
+from ...same_bits import same_bits
 from ..training_cases import BACKBONE, SIDE, save_photos, train_arguments
 
 METHODS = ["sscd", "rdcd", "asl"]
@@ -55,22 +56,6 @@ def configs(request):
 
 def state_of(path):
     return torch.load(path, weights_only=True)
-
-
-def same_bits(a, b, where="state"):
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert list(a) == list(b), where
-        for key in a:
-            same_bits(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for index, (left, right) in enumerate(zip(a, b, strict=True)):
-            same_bits(left, right, f"{where}.{index}")
-    else:
-        assert a == b, where
 
 
 def lines_of(run, kind):
