@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ascl.retrieval.build import load_model
 
 __all__ = ["AsCL", "load_model"]
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str):

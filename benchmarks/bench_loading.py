@@ -115,7 +115,6 @@ class Step:
     def __call__(self, batch: Batch) -> None:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             loss = self.objective(self.model, batch, 0, torch.Generator(self.device).manual_seed(0))["loss"]
-        loss.item()                                         # the loop looks at it in each step, and so waits for it
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -184,9 +183,8 @@ def measure(
 ) -> list[Round]:
     """Loader and memory take turns, so that a slow minute of the machine meets both."""
     batch, steps, warm = options.batch, options.steps, WARM + workers
-    loader = build.TrainBatches(
-        Config(train=TrainConfig(batch_size=batch, workers=workers)), pairs, process=0, processes=1
-    )
+    config = Config(train=TrainConfig(batch_size=batch, workers=workers))
+    loader = build.build_batches(config, pairs, process=0, processes=1)
     if loader.steps_per_epoch < warm + steps:
         raise DataError(f"--images {len(pairs) // PER_IMAGE} give {loader.steps_per_epoch} batches of {batch}, "
                         f"{warm + steps} are needed: more --images or fewer --steps")

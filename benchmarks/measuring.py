@@ -20,7 +20,7 @@ import torch
 from scoring_job import Finished, Job, Repeat, Started
 
 from ascl.core.errors import DataError
-from ascl.core.provenance import commit
+from ascl.core.provenance import code_version
 from ascl.retrieval.scoring.tiles import free_memory
 
 CAPTIONS = results.REPOSITORY.parent / "shared" / "data" / "captions" / "coco_testall_caps.txt.gz"
@@ -153,7 +153,7 @@ def device_of(options: argparse.Namespace) -> str:
     elif device == "cuda" and not torch.cuda.is_available():
         raise DataError("--device cuda: torch finds no GPU here; give --device cpu")
     print(f"{results.hardware(torch.device(device))}; {torch.get_num_threads()} threads; {results.versions()}; "
-          f"commit {commit()}", file=sys.stderr)
+          f"commit {code_version()}", file=sys.stderr)
     return device
 
 
@@ -254,5 +254,5 @@ def number(value: float) -> str:
 
 def what_ran(program: str, arguments: list[str], device: str) -> tuple[str, str, str, str, str]:
     """Command, hardware, commit, versions and date of every row of a run."""
-    return (results.command(program, arguments), results.hardware(torch.device(device)), commit(), results.versions(),
-            results.today())
+    return (results.command(program, arguments), results.hardware(torch.device(device)), code_version(),
+            results.versions(), results.today())

@@ -402,7 +402,7 @@ def test_a_checkpoint_with_a_setting_that_this_version_does_not_know(run, assert
 
 
 def test_no_checkpoint(tmp_path, assert_refused):
-    assert_refused("eval", ["--checkpoint", str(tmp_path)], f"no checkpoint in {tmp_path}", "best.pt", "tools/train.py")
+    assert_refused("eval", ["--checkpoint", str(tmp_path)], f"no checkpoint in {tmp_path}", "best.pt", "training run")
 
 
 def test_a_text_encoder_that_has_gone(run, tmp_path, assert_refused):

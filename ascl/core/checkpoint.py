@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without running foreign code, enough to resume exactly."""
+"""Checkpoints: found, written whole or not at all, read without running foreign code, enough to resume exactly."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,26 @@ from ascl.core.files import atomic_path
 
 FORMAT = "ascl-checkpoint"
 VERSION = 1
+LAST = "last.pt"  # of a run: the newest weights and all that a resume needs
+BEST = "best.pt"  # of a run: the best weights by its validation
+
+
+def find(run: str | os.PathLike) -> Path:
+    """Return `run` itself where it is a file, else its best.pt, else its last.pt, with a warning.
+
+    Raises:
+        DataError: none of them.
+    """
+    run = Path(run)
+    if run.is_file():
+        return run
+    if (run / BEST).is_file():
+        return run / BEST
+    if (run / LAST).is_file():
+        warnings.warn(f"{run} has no {BEST}, so {LAST} is read: the newest weights, not the best on the validation "
+                      "split", stacklevel=3)
+        return run / LAST
+    raise DataError(f"no checkpoint in {run}: expected {BEST} or {LAST} of a training run")
 
 
 def save(path: str | os.PathLike, state: dict[str, Any]) -> None:
@@ -71,8 +92,8 @@ def load(path: str | os.PathLike) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise DataError(f"{path} is readable but no checkpoint of this project: it has no format {FORMAT!r}")
-    if state["version"] != VERSION:
-        raise DataError(f"{path} has checkpoint version {state['version']}; this program reads version {VERSION}")
+    if state.get("version") != VERSION:
+        raise DataError(f"{path} has checkpoint version {state.get('version')}; this program reads version {VERSION}")
     return state
 
 

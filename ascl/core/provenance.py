@@ -2,40 +2,68 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
-import torch
-
+from ascl import __version__
 from ascl.core.errors import DataError
 
 
-def commit() -> str:
-    """Commit of the code that runs, `-dirty` where it has changes, `unknown` outside a repository."""
+def code_version() -> str:
+    """Return which code runs: the commit with `-dirty` where it has changes, or the version of an installed package.
+
+    The commit is that of the repository which tracks this very file: a package installed into some repository's virtual
+    environment says nothing of that repository. An installed package adds the SHA-256 of its wheel, or where the
+    installer did not keep that, of its list of files: "0.2.0 (wheel sha256 0123456789ab)". The bare version stands
+    for files that are neither tracked nor installed.
+    """
+    folder, name = Path(__file__).parent, Path(__file__).name
     try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=Path(__file__).parent, capture_output=True,
-            text=True, check=True,
-        ).stdout.strip()
+        _git(folder, "ls-files", "--error-unmatch", name)
+        return _git(folder, "describe", "--always", "--dirty", "--abbrev=12")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return _installed_version()
 
 
 def environment() -> dict[str, str]:
-    """What a number depends on beside settings and data."""
+    """Return what a number depends on beside settings and data: `commit` (see `code_version`), versions, device."""
+    import torch  # here: slow to import, and a feature file needs the version alone
+
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    return {"commit": commit(), "python": platform.python_version(), "torch": torch.__version__, "device": device}
+    return {"commit": code_version(), "python": platform.python_version(), "torch": torch.__version__, "device": device}
 
 
 @contextmanager
 def refused_settings() -> Iterator[None]:
-    """What the parts refuse while they are built came from the settings: an error of the user's, not of the program."""
+    """Turn what the parts refuse while they are built into an error of the settings, which the user gave."""
     try:
         yield
     except DataError:
         raise
     except ValueError as error:
         raise DataError(f"settings: {error}") from error
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _installed_version() -> str:
+    try:
+        package = metadata.distribution("ascl")
+    except metadata.PackageNotFoundError:
+        return __version__
+    if Path(str(package.locate_file("ascl/core/provenance.py"))).resolve() != Path(__file__).resolve():
+        return __version__  # the installed package is another copy
+    archive = json.loads(package.read_text("direct_url.json") or "{}").get("archive_info", {})
+    wheel = archive.get("hashes", {}).get("sha256")
+    if wheel is not None:
+        return f"{__version__} (wheel sha256 {wheel[:12]})"
+    files = hashlib.sha256((package.read_text("RECORD") or "").encode()).hexdigest()
+    return f"{__version__} (RECORD sha256 {files[:12]})"

@@ -40,6 +40,13 @@ def check_positive(**values: float) -> None:
             raise ValueError(f"{name} must be positive, got {value}")
 
 
+def check_not_negative(**values: float) -> None:
+    """ValueError unless each is >= 0."""
+    for name, value in values.items():
+        if not value >= 0:
+            raise ValueError(f"{name} is {value}: has to be at least 0")
+
+
 def unit(vectors: Tensor) -> Tensor:
     """Rows of (B, d) brought to length 1, in at least float32; a zero row stays zero."""
     return F.normalize(at_least_float32(vectors), dim=-1)

@@ -13,16 +13,16 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from ascl import __version__
 from ascl.core.errors import DataError
 from ascl.core.files import atomic_path
-from ascl.core.provenance import commit
+from ascl.core.provenance import code_version
 from ascl.data.stores.base import NAMES
 from ascl.data.stores.writing import create_rows, provenance_of, shapes_of, write_frame
 
@@ -75,7 +75,7 @@ def provenance(
 @cache
 def versions() -> dict[str, str]:
     """Return the versions of this program (with its commit), Python, and the libraries behind the numbers."""
-    found = {"ascl": f"{metadata.version('ascl')}, {commit()}", "python": platform.python_version()}
+    found = {"ascl": f"{__version__}, {code_version()}", "python": platform.python_version()}
     for name in ("torch", "torchvision", "transformers", "detectron2", "numpy", "PIL", "h5py"):
         if name in sys.modules:
             found[name] = str(getattr(sys.modules[name], "__version__", "unknown"))

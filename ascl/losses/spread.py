@@ -15,27 +15,33 @@ DISTANCE_FLOOR = 1e-3           # of 1 - cosine in RDCD's loss
 SQUARED_DISTANCE_FLOOR = 1e-6   # in SSCD's
 
 
-def hard_negative_loss(query: Tensor, queue: Tensor) -> Tensor:
+def hard_negative_loss(query: Tensor, queue: Tensor, *, others: Tensor | None = None) -> Tensor:
     """Mean of -log max(1 - max_j cos(query_i, queue_j), 1e-3): pushes each query off its nearest negative (RDCD's HN).
 
     Args:
         query: (B, d) embeddings, normalized inside.
         queue: (Q, d) unit rows, keys of other images; no gradient. Q may be 0, and the loss is then 0.
+        others: (B, Q) bool, True = row j is of another image than query i and counts; None = all do.
 
     Returns:
         () float32 (float64 for float64 queries), in [-log 2, 6.91]; raw cosines, no temperature. A query within
-        1e-3 of its nearest negative is at the floor and has no gradient.
+        1e-3 of its nearest negative is at the floor and has no gradient; one without any negative counts 0.
 
     Raises:
         ValueError: shapes that do not fit.
     """
     check_vectors(query=query)
     check_queue(queue, query.shape[1])
+    if others is not None and others.shape != (len(query), len(queue)):
+        raise ValueError(f"others must be ({len(query)}, {len(queue)}), got {tuple(others.shape)}")
     query = unit(query)
     if len(queue) == 0:
         return 0 * query.sum()
-    nearest = products(query, queue.detach()).max(dim=1).values
-    return -(1 - nearest).clamp_min(DISTANCE_FLOOR).log().mean()
+    cosine = products(query, queue.detach())
+    if others is not None:
+        cosine = cosine.masked_fill(~others, -1)
+    cost = -(1 - cosine.max(dim=1).values).clamp_min(DISTANCE_FLOOR).log()
+    return cost.mean() if others is None else cost.masked_fill(~others.any(dim=1), 0).mean()
 
 
 def entropy_of_nearest(similarity: Tensor, negatives: Tensor) -> Tensor:

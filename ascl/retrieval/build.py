@@ -1,23 +1,19 @@
-"""Settings into objects. Beside it only `run.py`, `prepare.py` and the programs in `tools/` read `config.py`."""
+"""From settings to the parts of a retrieval run, and from a run to its model."""
 
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
-from torch.utils.data import DataLoader
 
 from ascl.core import checkpoint
 from ascl.core.distributed import rows_of_all_with_gradient, several_processes
 from ascl.core.errors import DataError
 from ascl.data.captions import CaptionSet
-from ascl.data.pairs import Batch, PairDataset, UniqueImageBatchSampler, collate
+from ascl.data.pairs import PairDataset, UniqueImageBatchSampler, collate
 from ascl.data.stores.open import FeatureStore
 from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
 from ascl.models.base import TextEncoder
@@ -33,17 +29,21 @@ from ascl.retrieval.objective import RetrievalObjective, TripletSettings
 from ascl.samples.negatives import NoiseSettings
 from ascl.samples.positives import generate_positive
 from ascl.settings.retrieval import Config, from_dict
+from ascl.training.batches import TrainBatches
 from ascl.training.schedule import Schedule, cosine, step_decay, warmed_up
+
+if TYPE_CHECKING:  # the loop needs accelerate, which is slow to import, and a model is read without it
+    from ascl.training.loop import LoopSettings
 
 
 def build_text_encoder(config: Config) -> TextEncoder:
-    """The BERT-like encoder, cached on disk where the settings say so."""
+    """Return the BERT-like encoder, cached on disk where the settings say so."""
     encoder = BertWords(config.text.encoder, finetune=config.text.finetune, max_words=config.text.max_words)
     return encoder if config.text.cache is None else CachedWords(encoder, config.text.cache)
 
 
 def build_model(config: Config, region_dim: int, global_dim: int) -> RetrievalModel:
-    """A model with fresh weights for features of these dimensions."""
+    """Return a model with fresh weights for features of these dimensions."""
     settings = config.model
     text = build_text_encoder(config)
     inputs = (region_dim, global_dim, text, settings.embed_dim)
@@ -76,7 +76,7 @@ def build_model(config: Config, region_dim: int, global_dim: int) -> RetrievalMo
 def fit_standardization(
     model: RetrievalModel, captions: CaptionSet, store: FeatureStore, *, images: int = 1000
 ) -> None:
-    """Statistics of the image features, from training images spread evenly over the split, where they are used."""
+    """Take statistics of the image features, where the model uses them, of training images spread over the split."""
     for_regions, for_globals = model.standardize_regions, model.standardize_globals
     if for_regions is None or for_globals is None:
         return
@@ -89,7 +89,7 @@ def fit_standardization(
 
 
 def build_objective(config: Config) -> RetrievalObjective:
-    """Loss of a training step."""
+    """Return the loss of a training step."""
     samples, loss = config.samples, config.loss
     noise = None
     if samples.negatives != "none":
@@ -110,7 +110,7 @@ def build_objective(config: Config) -> RetrievalObjective:
 
 
 def build_pairs(config: Config, captions: CaptionSet, store: FeatureStore) -> PairDataset:
-    """Training pairs with their generated positives."""
+    """Return training pairs with their generated positives."""
     samples = config.samples
     positive = None
     if samples.positives != "none":
@@ -120,83 +120,38 @@ def build_pairs(config: Config, captions: CaptionSet, store: FeatureStore) -> Pa
     return PairDataset(captions, store, positive, seed=config.train.seed)
 
 
-class TrainBatches:
-    """(epoch, first batch) -> this process's batches: what `training.fit` asks for.
+def build_batches(config: Config, pairs: PairDataset, process: int, processes: int) -> TrainBatches:
+    """Return the training batches of one process, in each of which every image occurs once.
 
-    With gathered negatives the batches of all processes in one step are one batch of the sampler, dealt out in equal
-    parts: no image is in two of them. Without, they are batches of their own, and may share images. Workers start once
-    and stay for all epochs; one epoch is read at a time.
+    With gathered negatives the batches of all processes in one step are one batch of the sampler: no image is in two of
+    them. Without, they are batches of their own, and may share images.
     """
-
-    def __init__(self, config: Config, pairs: PairDataset, process: int, processes: int) -> None:
-        if config.train.workers < 0:
-            raise DataError(f"train.workers is {config.train.workers}: has to be at least 0")
-        self.config, self.pairs, self.process, self.processes = config, pairs, process, processes
-        size = config.train.batch_size
-        self.together = config.train.gather_negatives and processes > 1
-        if self.together and size > 0:
-            images = len(np.unique(pairs.captions.owner))
-            if size * processes > images:
-                raise DataError(f"train.batch_size {size} in each of {processes} processes with gathered negatives "
-                                f"takes {size * processes} images, and {images} have captions: lower it, or set "
-                                "train.gather_negatives to false")
-            size *= processes
-        self.sampler = UniqueImageBatchSampler(pairs.captions.owner, size, seed=config.train.seed)
-        self._of_epoch: list[list[tuple[int, int]]] = []        # filled anew; the loader looks when it is iterated
-        self._loader = DataLoader(
-            pairs, batch_sampler=self._of_epoch, collate_fn=collate, num_workers=config.train.workers,
-            persistent_workers=config.train.workers > 0, pin_memory=torch.cuda.is_available(),
-        )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Full batches of each process."""
-        steps = len(self.sampler) // (1 if self.together else self.processes)
-        if steps == 0:
-            raise DataError(f"{len(self.pairs)} captions give no full batch of {self.config.train.batch_size} for each "
-                            f"of {self.processes} processes: lower train.batch_size")
-        return steps
-
-    def __call__(self, epoch: int, first: int) -> Iterator[Batch]:
-        self.sampler.set_epoch(epoch, 0)
-        if self.together:
-            own = slice(self.process * self.config.train.batch_size, (self.process + 1) * self.config.train.batch_size)
-            batches = [batch[own] for batch in self.sampler]
-        else:
-            batches = list(self.sampler)[self.process :: self.processes]
-        self._of_epoch[:] = batches[first : self.steps_per_epoch]
-        try:
-            yield from self._loader
-        except DataError as error:      # from a worker it comes wrapped in the worker's traceback
-            raise DataError(str(error).rpartition(f"{DataError.__module__}.{DataError.__name__}: ")[2]) from error
+    size, workers = config.train.batch_size, config.train.workers
+    if workers < 0:
+        raise DataError(f"train.workers is {workers}: has to be at least 0")
+    together = config.train.gather_negatives and processes > 1
+    if together and size > 0:
+        images = len(np.unique(pairs.captions.owner))
+        if size * processes > images:
+            raise DataError(f"train.batch_size {size} in each of {processes} processes with gathered negatives takes "
+                            f"{size * processes} images, and {images} have captions: lower it, or set "
+                            "train.gather_negatives to false")
+        size *= processes
+    sampler = UniqueImageBatchSampler(pairs.captions.owner, size, seed=config.train.seed)
+    return TrainBatches(
+        pairs, sampler, collate, workers=workers, process=process, processes=processes, shared=together
+    )
 
 
-def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """Adam over everything that is trained; a fine-tuned encoder gets its own rate."""
+def build_schedule(config: Config, loop: LoopSettings) -> Schedule:
+    """Return the learning rate by step."""
     settings = config.optimizer
-    encoder: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (encoder if name.startswith("text.") else rest).append(parameter)
-    groups = [{"params": rest, "lr_factor": 1.0}]
-    if encoder:
-        groups.append({"params": encoder, "lr_factor": settings.encoder_lr / settings.lr})
-    return torch.optim.Adam(groups, lr=settings.lr, weight_decay=settings.weight_decay)
-
-
-def build_schedule(config: Config, steps_per_epoch: int) -> Schedule:
-    """Learning rate by step."""
-    settings = config.optimizer
-    total = config.train.epochs * steps_per_epoch
-    if config.train.max_steps is not None:
-        total = min(total, config.train.max_steps)
     if settings.schedule == "cosine":
-        schedule = cosine(settings.lr, final=settings.final_lr, total_steps=total)
+        schedule = cosine(settings.lr, final=settings.final_lr, total_steps=loop.total_steps)
     else:
         schedule = step_decay(
             settings.lr, gamma=settings.decay_factor, every_epochs=settings.decay_epochs,
-            steps_per_epoch=steps_per_epoch,
+            steps_per_epoch=loop.steps_per_epoch,
         )
     return warmed_up(schedule, warmup_steps=settings.warmup_steps)
 
@@ -204,40 +159,27 @@ def build_schedule(config: Config, steps_per_epoch: int) -> Schedule:
 def encode_split(
     model: RetrievalModel, captions: CaptionSet, store: FeatureStore
 ) -> tuple[EncodedImages, EncodedTexts]:
-    """Every image and every caption of a split, encoded once."""
+    """Encode every image and every caption of a split once."""
     return encode_images(model, captions, store), encode_texts(model, captions.captions)
 
 
 def is_saved(config: Config, name: str) -> bool:
-    """Whether a checkpoint holds this parameter: a frozen encoder is loaded from where it came from."""
+    """Return whether a checkpoint holds this parameter: a frozen encoder is loaded from where it came from."""
     return config.text.finetune or not name.startswith("text.")
 
 
-def find_checkpoint(run: str | os.PathLike) -> Path:
-    """`run` itself where it is a file, else its best.pt, else its last.pt."""
-    run = Path(run)
-    candidates = [run] if run.is_file() else [run / "best.pt", run / "last.pt"]
-    for path in candidates:
-        if path.is_file():
-            if path.name == "last.pt" and path != run:
-                warnings.warn(f"{run} has no best.pt, so last.pt is read: the newest weights, not the best on the "
-                              "validation split", stacklevel=2)
-            return path
-    raise FileNotFoundError(f"no checkpoint in {run}: expected best.pt or last.pt of a training run "
-                            "(python tools/train.py --dataset NAME --out RUN)")
-
-
 def load_run(run: str | os.PathLike) -> tuple[RetrievalModel, Config]:
-    """Model (in evaluation mode, on the CPU) and settings of a finished or interrupted run, or of one checkpoint.
+    """Return model (in evaluation mode, on the CPU) and settings of a finished or interrupted run, or of a checkpoint.
 
     Raises:
-        FileNotFoundError: no checkpoint there, or its text encoder is gone.
-        DataError: truncated, foreign, or of another architecture than its settings say.
+        FileNotFoundError: its text encoder is gone.
+        DataError: no checkpoint there, or one that is truncated, foreign, or of another architecture than its settings
+            say.
     """
-    path = find_checkpoint(run)
+    path = checkpoint.find(run)
     state = checkpoint.load(path)
     if "settings" not in state.get("extra", {}):
-        raise DataError(f"{path} holds no settings: it was not written by tools/train.py")
+        raise DataError(f"{path} holds no settings: no run of image-text retrieval has written it")
     extra = state["extra"]
     config = from_dict(extra["settings"], str(path))
     model = build_model(config, extra["region_dim"], extra["global_dim"])
@@ -246,5 +188,5 @@ def load_run(run: str | os.PathLike) -> tuple[RetrievalModel, Config]:
 
 
 def load_model(run: str | os.PathLike) -> RetrievalModel:
-    """The model of a run, ready to encode and score: `load_model("runs/flickr30k")`."""
+    """Return the model of a run, ready to encode and score: `load_model("runs/flickr30k")`."""
     return load_run(run)[0]

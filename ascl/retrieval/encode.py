@@ -12,7 +12,7 @@ from ascl.models import EncodedImages, EncodedTexts, RetrievalModel
 
 
 def check_dimensions(model: RetrievalModel, store: FeatureStore) -> None:
-    """DataError for features of other dimensions than the model was trained on."""
+    """Raise DataError for features of other dimensions than the model was trained on."""
     wanted, found = (model.region_dim, model.global_dim), (store.region_dim, store.global_dim)
     if found != wanted:
         raise DataError(
@@ -25,7 +25,7 @@ def check_dimensions(model: RetrievalModel, store: FeatureStore) -> None:
 def encode_images(
     model: RetrievalModel, captions: CaptionSet, store: FeatureStore, *, batch: int = 128
 ) -> EncodedImages:
-    """Images of a caption set, in its order, on the CPU."""
+    """Encode the images of a caption set, in its order, to the CPU."""
     check_dimensions(model, store)
     device = next(model.parameters()).device
     rows = store.rows(captions.image_ids)
@@ -43,7 +43,7 @@ def encode_images(
 
 @torch.no_grad()
 def encode_texts(model: RetrievalModel, texts: list[str], *, batch: int = 256) -> EncodedTexts:
-    """Texts in their order, on the CPU; encoded in order of length, so that little padding is computed."""
+    """Encode texts, in their order, to the CPU; by order of length, so that little padding is computed."""
     order = torch.from_numpy(np.argsort([len(text) for text in texts], kind="stable"))
     blocks = order.split(batch)
     parts = [model.encode_texts([texts[i] for i in block]).to("cpu") for block in blocks]

@@ -35,7 +35,7 @@ class TripletSettings:
             raise ValueError(f"margin and warmup_steps must be >= 0, got {self.margin} and {self.warmup_steps}")
 
     def hardness(self, step: int) -> float:
-        """0 at the first step, 1 from `warmup_steps` on."""
+        """Return 0 at the first step, rising to 1 at `warmup_steps`."""
         return 1.0 if self.warmup_steps == 0 else min(1.0, step / self.warmup_steps)
 
 
@@ -72,7 +72,7 @@ class RetrievalObjective:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
 
     def __call__(self, model: RetrievalModel, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Loss and figures of one batch: `loss`, and the mean score of the true pairs and of all others.
+        """Return loss and metrics of one batch: `loss`, and the mean score of the true pairs and of all others.
 
         With a term for norms also `norm_ratio`, its value without weight, and `norm_order`, the share of its pairs that
         are ordered right.
@@ -90,7 +90,7 @@ class RetrievalObjective:
             scores.get("positives"), scores.get("noised positives"),
             temperature=self.temperature, contrast=self._contrast(step),
         )
-        figures = _gap(scores["captions"].detach())
+        metrics = _gap(scores["captions"].detach())
         if self.norm_ratio_weight > 0:
             if batch.positive_order is None:
                 raise ValueError("norm_ratio_weight orders generated positives, and this batch has none")
@@ -100,8 +100,8 @@ class RetrievalObjective:
                 pairs = [self.gather(at_least_float32(rows)) for rows in pairs]
             term, share = norm_order(*pairs)
             loss = loss + self.norm_ratio_weight * term
-            figures |= {"norm_ratio": term.detach(), "norm_order": share}
-        return {"loss": loss, **figures}
+            metrics |= {"norm_ratio": term.detach(), "norm_order": share}
+        return {"loss": loss, **metrics}
 
     def _scores(self, model: RetrievalModel, images: EncodedImages, text_sets: list[EncodedTexts]) -> Sequence[Tensor]:
         """One square matrix for each set of texts: of this process's batch, or of those of all processes as one.
@@ -127,7 +127,7 @@ class RetrievalObjective:
 
 
 def encode_images(model: RetrievalModel, batch: Batch, size: int | None) -> EncodedImages:
-    """The images of a batch, `size` at a time (None = all), whose graph is built again when the gradient comes back."""
+    """Encode the images of a batch, `size` at a time (None = all); their graph is built again for the gradient."""
     assert batch.globals is not None                                # `build_split` refuses data without
     if size is None or len(batch) <= size:
         return model.encode_images(batch.regions, batch.globals, batch.region_mask)
@@ -136,7 +136,7 @@ def encode_images(model: RetrievalModel, batch: Batch, size: int | None) -> Enco
 
 
 def encode_texts(model: RetrievalModel, texts: list[str], device_of: Tensor, size: int | None) -> EncodedTexts:
-    """Texts, `size` at a time (None = all), padded together at the end so that noise is drawn as for the whole batch.
+    """Encode texts, `size` at a time (None = all), padded together at the end: noise is drawn as for the whole batch.
 
     A text encoder that is trained is run again when the gradient comes back; a frozen one keeps no graph, and running
     it twice would be for nothing.
@@ -156,7 +156,7 @@ def encode_texts(model: RetrievalModel, texts: list[str], device_of: Tensor, siz
 def score_in_chunks(
     model: RetrievalModel, images: EncodedImages, text_sets: list[EncodedTexts], size: int | None
 ) -> list[Tensor]:
-    """As `score_batch`, `size` images with `size` texts of each set at a time (None = all).
+    """Score as `score_batch`, `size` images with `size` texts of each set at a time (None = all).
 
     Together with chunks of encoding this is gradient caching (GradCache, Gao et al. 2021) for a score that belongs to
     the pair: what is kept between the passes are encoded tokens and scores, and each block is computed once more when
@@ -180,7 +180,7 @@ def score_in_chunks(
 
 
 def texts_of_all(text_sets: list[EncodedTexts], gather: Gather) -> list[EncodedTexts]:
-    """Each set with the texts of all processes, in the order of their ranks, as long as the longest of any process."""
+    """Gather each set's texts of all processes, in the order of their ranks, as long as the longest of any process."""
     own = max(texts.words.shape[1] for texts in text_sets)
     longest = int(gather(torch.tensor([own], device=text_sets[0].words.device)).max())
     # raised, here and elsewhere, because gradients are summed over processes
@@ -214,7 +214,7 @@ def _computed_again(function: Callable, *arguments, device_of: Tensor):
 
 
 def norm_order(captions: Tensor, positives: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss of the order of captions and their generated positives by norm, and the share of pairs in that order.
+    """Return the loss of the order of captions and generated positives by norm, and the share of pairs in that order.
 
     Args:
         captions, positives: (B, D) text vectors, not normalised.
@@ -233,7 +233,7 @@ def norm_order(captions: Tensor, positives: Tensor, order: Tensor) -> tuple[Tens
 
 
 def noised(texts: EncodedTexts, noise: NoiseSettings, generator: torch.Generator) -> EncodedTexts:
-    """Generated negatives of N texts."""
+    """Return generated negatives of N texts."""
     return EncodedTexts(add_noise(texts.words, texts.mask, noise, generator), texts.mask)
 
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
-from pathlib import Path
 
 import torch
-import yaml
 
-from ascl.core.files import write_text
-from ascl.core.provenance import environment, refused_settings
+from ascl.core.distributed import make_accelerator
+from ascl.core.provenance import refused_settings
 from ascl.data.split import build_split
 from ascl.models import RetrievalModel
 from ascl.retrieval import build
 from ascl.retrieval.encode import check_dimensions
 from ascl.retrieval.report import RetrievalReport
 from ascl.retrieval.scoring.all_pairs import rank_all_pairs
-from ascl.settings.retrieval import Config, to_dict
-from ascl.training.distributed import make_accelerator
-from ascl.training.loop import LoopSettings, Progress, check_start, fit
+from ascl.settings.retrieval import Config
+from ascl.training.checkpoints import Progress
+from ascl.training.optimizer import build_optimizer
+from ascl.training.run import loop_settings, train_run
 
 
 def train(config: Config, *, resume: bool = False) -> Progress:
@@ -28,7 +26,6 @@ def train(config: Config, *, resume: bool = False) -> Progress:
     Raises:
         DataError, FileNotFoundError: data or settings that do not fit, before the first step.
     """
-    out = Path(config.out)
     accelerator = make_accelerator(mixed_precision=config.train.mixed_precision)
     captions, store = build_split(config, config.data.train)
     val_captions, val_store = build_split(
@@ -43,38 +40,29 @@ def train(config: Config, *, resume: bool = False) -> Progress:
         build.fit_standardization(model, captions, store)
         objective = build.build_objective(config)
         pairs = build.build_pairs(config, captions, store)
-        batches = build.TrainBatches(config, pairs, accelerator.process_index, accelerator.num_processes)
-        learning_rate = build.build_schedule(config, batches.steps_per_epoch)
-        optimizer = build.build_optimizer(config, model)
-    settings = LoopSettings(
-        epochs=config.train.epochs, steps_per_epoch=batches.steps_per_epoch, seed=config.train.seed,
-        max_steps=config.train.max_steps, clip_norm=config.optimizer.clip_norm,
-        validate_every=config.train.validate_every, checkpoint_every=config.train.checkpoint_every,
-        log_every=config.train.log_every, trained_on=captions.described,
-    )
-    saved = partial(build.is_saved, config)
-    check_start(accelerator, model, optimizer, settings=settings, folder=out, resume=resume, saved=saved)
-    if accelerator.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "settings.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
-        if not resume:                      # a resumed run keeps what it was started with; its log has the rest
-            write_text(out / "environment.json", json.dumps(environment(), indent=2) + "\n")
-        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        print(f"{len(captions.image_ids)} images, {len(captions.captions)} captions; {trained / 1e6:.1f} M trained "
-              f"parameters; {settings.total_steps} steps of "
-              f"{config.train.batch_size * accelerator.num_processes} pairs; run folder {out}")
-        if config.loss.kind == "triplet" and config.loss.triplet_warmup_steps >= settings.total_steps:
-            print(f"loss.triplet_warmup_steps is {config.loss.triplet_warmup_steps} and training ends after "
-                  f"{settings.total_steps}: the loss never becomes that of the hardest negative alone")
+        batches = build.build_batches(config, pairs, accelerator.process_index, accelerator.num_processes)
+        loop = loop_settings(config, batches.steps_per_epoch, trained_on=captions.described)
+        learning_rate = build.build_schedule(config, loop)
+        rates = config.optimizer
+        optimizer = build_optimizer(
+            model, lr=rates.lr, weight_decay=rates.weight_decay, own_rates={"text.": rates.encoder_lr}
+        )
+    described = [f"{len(captions.image_ids)} images, {len(captions.captions)} captions; "
+                 f"{config.train.batch_size * accelerator.num_processes} pairs a step"]
+    if config.loss.kind == "triplet" and config.loss.triplet_warmup_steps >= loop.total_steps:
+        described.append(
+            f"loss.triplet_warmup_steps is {config.loss.triplet_warmup_steps} and training ends after "
+            f"{loop.total_steps}: the loss never becomes that of the hardest negative alone"
+        )
 
     def validate(model: RetrievalModel) -> dict[str, float]:
         images, texts = build.encode_split(model, val_captions, val_store)
         return flat_metrics(rank_all_pairs(model, images, texts, val_captions.owner))
 
-    progress = fit(
-        accelerator, model, optimizer, train_batches=batches, step_loss=objective, validate=validate,
-        learning_rate=learning_rate, settings=settings, folder=out, resume=resume, saved=saved,
-        extra={"settings": to_dict(config), "region_dim": store.region_dim, "global_dim": store.global_dim},
+    progress = train_run(
+        config, accelerator, model, optimizer, batches=batches, step_loss=objective, validate=validate,
+        learning_rate=learning_rate, settings=loop, resume=resume, described=described,
+        extra={"region_dim": store.region_dim, "global_dim": store.global_dim}, saved=partial(build.is_saved, config),
     )
     if accelerator.is_main_process:
         report_truncated(model)
@@ -82,7 +70,7 @@ def train(config: Config, *, resume: bool = False) -> Progress:
 
 
 def flat_metrics(report: RetrievalReport) -> dict[str, float]:
-    """A report as flat names for the log."""
+    """Return a report as flat names for the log."""
     flat = {"rsum": report.rsum}
     for name, recalls in (("i2t", report.i2t), ("t2i", report.t2i)):
         flat |= {f"{name}_r1": recalls.r1, f"{name}_r5": recalls.r5, f"{name}_r10": recalls.r10,
@@ -91,7 +79,7 @@ def flat_metrics(report: RetrievalReport) -> dict[str, float]:
 
 
 def report_truncated(model: RetrievalModel) -> None:
-    """Say how many texts were longer than the encoder takes."""
+    """Print how many texts were longer than the encoder takes."""
     count = getattr(model.text, "truncated", 0)
     if count:
         print(f"{count} texts were longer than the text encoder's limit and were cut (counted once per encoding)")

@@ -1,1 +1,4 @@
-"""How any run trains: the loop, the log, schedules, processes. What is trained comes as callables."""
+"""How any run trains: it begins in `run`, `loop` takes its steps, `checkpoints` keeps its folder.
+
+Beside them batches, optimizer, schedule and log. What is trained comes as callables.
+"""

@@ -19,10 +19,10 @@ METRICS = "metrics.jsonl"
 
 
 class RunLog:
-    """Writes each figure of a run to `folder`/metrics.jsonl, to `folder`/tensorboard and to the progress bar.
+    """Writes each metric of a run to `folder`/metrics.jsonl, to `folder`/tensorboard and to the progress bar.
 
     A line of metrics.jsonl is one JSON object: `kind` ("train" or "validation"), `step` (steps taken so far), `epoch`,
-    the figures, and `time` (seconds since 1970). A figure that is not finite is written as null.
+    the metrics, and `time` (seconds since 1970). A metric that is not finite is written as null.
 
     Args:
         folder: the run's folder.
@@ -53,12 +53,12 @@ class RunLog:
         self._bar = tqdm(total=total_steps, initial=first_step, unit="step", disable=None, dynamic_ncols=True)
 
     def advance(self) -> None:
-        """One more step was taken."""
+        """Count one more step."""
         if self.enabled:
             self._bar.update()
 
     def write(self, kind: str, step: int, epoch: int, values: dict[str, float]) -> None:
-        """Record the figures of one step ("train") or one validation ("validation")."""
+        """Record the metrics of one step ("train") or one validation ("validation")."""
         if not self.enabled:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
@@ -74,7 +74,7 @@ class RunLog:
             self._bar.set_postfix_str(text)
 
     def message(self, text: str) -> None:
-        """A sentence for whoever watches the run."""
+        """Print a sentence for whoever watches the run."""
         if self.enabled:
             tqdm.write(text, file=sys.stderr)
 
@@ -93,11 +93,11 @@ class RunLog:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that a kill cut short is left out.
+    """Read the lines of a metrics.jsonl; a last line that a kill cut short is left out.
 
     Raises:
         FileNotFoundError: no such file.
-        DataError: another line is no JSON object.
+        DataError: another line is not a JSON object.
     """
     path = Path(path)
     if not path.is_file():
@@ -110,9 +110,9 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             if number == len(lines):
                 break
-            raise DataError(f"{path}, line {number} is no JSON: {error}; repair or remove the line") from error
+            raise DataError(f"{path}, line {number} is not JSON: {error}; repair or remove the line") from error
         if not isinstance(record, dict) or "step" not in record or "kind" not in record:
-            raise DataError(f"{path}, line {number} is no record with `kind` and `step`; repair or remove the line")
+            raise DataError(f"{path}, line {number} is not a record with `kind` and `step`; repair or remove the line")
         records.append(record)
     return records
 

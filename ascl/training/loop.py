@@ -7,16 +7,10 @@ a long run needs: exact resume, atomic checkpoints, a clean stop on a signal, mo
 from __future__ import annotations
 
 import math
-import os
 import random
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from types import FrameType
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,17 +18,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ascl.core import checkpoint
+from ascl.core.checkpoint import LAST, undisturbed_rng
+from ascl.core.distributed import any_process, mean_over_processes
 from ascl.core.errors import DataError
-from ascl.training.distributed import any_process, mean_over_processes, of_every_process
+from ascl.core.signals import stop_on_signals
+from ascl.training.checkpoints import Progress, RunFolder
 from ascl.training.log import RunLog
 
-TrainBatches = Callable[[int, int], Iterable[Any]]
+BatchesOf = Callable[[int, int], Iterable[Any]]
 StepLoss = Callable[[Any, Any, int, torch.Generator], dict[str, Tensor]]
 Validate = Callable[[Any], dict[str, float]]
-
-LAST = "last.pt"
-BEST = "best.pt"
 
 
 @dataclass(frozen=True)
@@ -47,10 +40,10 @@ class LoopSettings:
         seed: of everything that is drawn while training.
         max_steps: stop after this many steps in all, whatever `epochs` says. None: no limit.
         clip_norm: largest norm of the gradient; None: not clipped.
-        validate_every: validate after each so many steps; None: at the end of each epoch. Always after the last step.
-        checkpoint_every: write last.pt after each so many steps, beside once before and once after each validation.
-        log_every: record the figures of each so manieth step.
-        select: name of the validation's figure by which best.pt is chosen; larger is better.
+        validate_every: validate every N steps; None: at the end of each epoch. Always after the last step.
+        checkpoint_every: write last.pt every N steps, beside once before and once after each validation.
+        log_every: log metrics every N steps.
+        select: name of the validation's metric by which best.pt is chosen; larger is better.
         trained_on: what the training data are, in words; a resume on others is refused.
     """
 
@@ -82,26 +75,25 @@ class LoopSettings:
         return planned if self.max_steps is None else min(planned, self.max_steps)
 
     def validation_due(self, step: int) -> bool:
-        """Whether the model is validated after `step` steps."""
+        """Return whether the model is validated after `step` steps."""
         every = self.validate_every or self.steps_per_epoch
         return step > 0 and (step % every == 0 or step == self.total_steps)
 
-
-@dataclass
-class Progress:
-    """How far a run has come; saved with it."""
-
-    step: int = 0  # steps taken
-    validated_step: int = 0  # steps taken at the last validation
-    best: float | None = None
-    best_step: int | None = None
-    best_metrics: dict[str, float] | None = None
+    def conditions(self, accelerator: Accelerator) -> dict[str, int | str]:
+        """Return what has to be the same for a resume to be a continuation."""
+        return {
+            "seed": self.seed,
+            "steps_per_epoch": self.steps_per_epoch,
+            "processes": accelerator.num_processes,
+            "mixed_precision": accelerator.mixed_precision,
+            "training data": self.trained_on,
+        }
 
 
 class TrainingInterrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM came and the run was saved. No `except Exception` of a caller goes on as if it had ended.
 
-    A tool prints the message and exits with code 130.
+    A program prints the message and exits with code 130.
     """
 
 
@@ -109,22 +101,25 @@ def fit(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    run: RunFolder,
     *,
-    train_batches: TrainBatches,
+    train_batches: BatchesOf,
     step_loss: StepLoss,
     validate: Validate,
     learning_rate: Callable[[int], float],
     settings: LoopSettings,
-    folder: str | os.PathLike,
-    resume: bool = False,
-    saved: Callable[[str], bool] = lambda name: True,
-    extra: dict[str, Any] | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Progress:
-    """Train `model` and leave last.pt, best.pt, metrics.jsonl and tensorboard/ in `folder`.
+    """Train `model` and leave last.pt, best.pt, metrics.jsonl and tensorboard/ in the run's folder.
 
-    A line of training has beside the step's figures `learning_rate`, `gradient_norm` (before clipping),
-    `steps_per_second` and `data_wait`: the share of the time since the last line that went into waiting for the next
-    batch, averaged over processes.
+    A line of training has beside the step's metrics `learning_rate`, `gradient_norm` (before clipping),
+    `steps_per_second` and `data_wait`: the share of the time since the last line that this program spent waiting for
+    the next batch, averaged over processes. A GPU may meanwhile work off earlier steps, so on a GPU a share that is
+    not near 0 asks for more workers only where `steps_per_second` rises with them.
+
+    Nothing of a step is read from the device but where metrics are logged, a checkpoint is written or the model is
+    validated. A loss or gradient that is not finite is an error at the next such read: it names the first step where
+    that happened, and nothing that comes after it is ever saved.
 
     Resume is exact: 2N steps equal N steps, resume, N steps, bit for bit on a CPU. For this the random draws of a step
     come from a generator seeded by (seed, step, process), the global generators (dropout) are saved, and neither the
@@ -132,87 +127,66 @@ def fit(
 
     Args:
         accelerator: from `make_accelerator`, a new one for each run; device, precision, processes.
-        model: trained in place, moved to the device.
+        model: trained in place.
         optimizer: over the model's parameters. A group with a key `lr_factor` gets that multiple of the learning rate.
+        run: the folder, opened with the same accelerator, model and optimizer and `settings.conditions`.
         train_batches: (epoch, first batch) -> the batches of that epoch from there on, this process's share of them;
             a pure function of its arguments, with at least `steps_per_epoch` batches.
-        step_loss: (model, batch, step, generator) -> {"loss": () tensor, other figures to be logged: () tensors}. Moves
-            the batch to the device; every draw of its own uses `generator`, which lies on the device. In mixed
-            precision it runs under autocast.
-        validate: (model in eval mode) -> figures, among them `settings.select`. Runs in every process, without
-            gradients; the main process's figures count.
+        step_loss: (model, batch, step, generator) -> {"loss": () tensor, other metrics to be logged: () tensors}, the
+            same names at each step. Moves the batch to the device; every draw of its own uses `generator`, which lies
+            on the device. In mixed precision it runs under autocast.
+        validate: (model in eval mode) -> metrics, among them `settings.select`. Runs in every process, without
+            gradients; the main process's metrics count.
         learning_rate: step (0-based, about to be taken) -> rate.
         settings: see LoopSettings.
-        folder: the run's folder.
-        resume: continue from `folder`/last.pt.
-        saved: name of a parameter or buffer -> whether checkpoints hold it. May refuse frozen weights only.
-        extra: plain values that checkpoints carry along under "extra", such as the resolved settings.
+        clock: seconds, for the two metrics of time.
 
     Returns:
         Progress at the end.
 
     Raises:
-        DataError: nothing to resume, a folder that holds another run, a resume under other conditions, a loader that
-            ends early, a loss or gradient that is not finite, a checkpoint that cannot be written.
+        DataError: a loader that ends early, a loss or gradient that is not finite, a checkpoint that cannot be written.
         TrainingInterrupted: after SIGINT or SIGTERM, once the step under way is finished and saved. A second signal,
             more than a second after the first, ends the process at once.
     """
-    folder = Path(folder)
-    device, process = accelerator.device, accelerator.process_index
-    _check_run(model, optimizer, folder, resume)
-    checkpoint.check_plain(extra, "extra")
-    checkpoint.model_state(model, saved)  # an unusable `saved` is refused now and not at the first checkpoint
-    model.to(device)
-    progress, rng = Progress(), None
-    if resume:
-        progress, rng = _resume(folder / LAST, accelerator, model, optimizer, settings, saved)
+    device, process, progress = accelerator.device, accelerator.process_index, run.progress
     # DDP synchronises gradients in forward only, and a model of retrieval is called by other methods: so what is
     # wrapped is the whole step
     step_module, optimizer = accelerator.prepare(_Step(model, step_loss), optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if rng is None:
-        _seed_everything(settings.seed, process)
+    if run.resumed:
+        run.restore_generators()
     else:
-        if accelerator.scaler is not None and rng["scaler"]:
-            accelerator.scaler.load_state_dict(rng["scaler"])
-        checkpoint.restore_rng(rng["processes"][process])
+        _seed_everything(settings.seed, process)
+    # in fp16 the scaler skips a step of such a gradient by itself and lowers its scale
+    watch = _FiniteWatch(device, gradients=accelerator.scaler is None)
+
+    def check_finite() -> None:
+        """Wait for the device, and refuse to go on after a step that was not finite."""
+        if (found := watch.first()) is None:
+            return
+        step, values = found
+        epoch, batch_index = divmod(step, settings.steps_per_epoch)
+        what, but = ("gradient", ", though the loss is") if math.isfinite(values["loss"]) else ("loss", "")
+        listed = ", ".join(f"{name} = {value:g}" for name, value in values.items())
+        raise DataError(
+            f"the {what} of step {step} (epoch {epoch}, batch {batch_index}) is not finite{but}: {listed}; learning "
+            f"rate {learning_rate(step):g}. {run.kept()}. A smaller learning rate, gradient clipping or a longer "
+            "warm-up are the usual remedies."
+        )
 
     def save_last() -> None:
-        """Called in every process: each of them has random generators of its own."""
-        processes = of_every_process(accelerator, checkpoint.rng_state())
-        if accelerator.is_main_process:
-            state = {
-                "model": checkpoint.model_state(model, saved),
-                "optimizer": optimizer.state_dict(),
-                "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
-                "rng": processes,
-                "progress": asdict(progress),
-                "epoch": progress.step // settings.steps_per_epoch,
-                "batch": progress.step % settings.steps_per_epoch,
-                "conditions": _conditions(accelerator, settings),
-                "extra": extra or {},
-            }
-            checkpoint.save(folder / LAST, state)
-        # no process leaves before the file is there: a launcher that sees one of them end kills the others
-        accelerator.wait_for_everyone()
+        check_finite()
+        run.save_last()
 
-    def save_best() -> None:
-        if accelerator.is_main_process:
-            state = {
-                "model": checkpoint.model_state(model, saved),
-                "progress": asdict(progress),
-                "extra": extra or {},
-            }
-            checkpoint.save(folder / BEST, state)
-
-    resume_at = (progress.step, progress.validated_step) if resume else None
+    resume_at = (progress.step, progress.validated_step) if run.resumed else None
     batches: Iterator[Any] | None = None
-    logged_at, logged_step, waited = time.monotonic(), progress.step, 0.0
+    logged_at, logged_step, waited = clock(), progress.step, 0.0
     with (
         RunLog(
-            folder, total_steps=settings.total_steps, resume_at=resume_at, enabled=accelerator.is_main_process
+            run.path, total_steps=settings.total_steps, resume_at=resume_at, enabled=accelerator.is_main_process
         ) as log,
-        _stop_on_signals() as stop,
+        stop_on_signals() as stop,
     ):
         while True:
             epoch, batch_index = divmod(progress.step, settings.steps_per_epoch)
@@ -221,46 +195,46 @@ def fit(
                 save_last()
                 raise TrainingInterrupted(
                     f"stopped by {stop.signal or 'a signal to another process'} after step {progress.step} of "
-                    f"{settings.total_steps}; saved to {folder / LAST}, resume continues exactly there"
+                    f"{settings.total_steps}; saved to {run.path / LAST}, resume continues exactly there"
                 )
 
             # at the top of the loop and not after the step, so that a run stopped in between validates on resume
             if settings.validation_due(progress.step) and progress.validated_step < progress.step:
                 model.eval()
-                with torch.no_grad(), checkpoint.undisturbed_rng():
+                with torch.no_grad(), undisturbed_rng():
                     # plain floats: a checkpoint is read without numpy's types
                     metrics = {name: float(value) for name, value in validate(model).items()}
-                figure = _selection_figure(metrics, settings.select, progress.step)
+                selected = _selected(metrics, settings.select, progress.step)
                 # the epochs done, a part of one rounded up: a validation at the end of the first says 1
                 log.write("validation", progress.step, -(-progress.step // settings.steps_per_epoch), metrics)
                 progress.validated_step = progress.step
-                if progress.best is None or figure > progress.best:
-                    progress.best, progress.best_step, progress.best_metrics = figure, progress.step, dict(metrics)
-                    save_best()
+                if progress.best is None or selected > progress.best:
+                    progress.best, progress.best_step, progress.best_metrics = selected, progress.step, metrics
+                    run.save_best()
                 save_last()
-                logged_at, logged_step, waited = time.monotonic(), progress.step, 0.0
+                logged_at, logged_step, waited = clock(), progress.step, 0.0
                 continue
 
             if progress.step >= settings.total_steps:
                 return progress
 
-            asked_at = time.monotonic()
+            asked_at = clock()
             if batches is None or batch_index == 0:
-                with checkpoint.undisturbed_rng():
+                with undisturbed_rng():
                     batches = iter(train_batches(epoch, batch_index))
             try:
-                with checkpoint.undisturbed_rng():
+                with undisturbed_rng():
                     batch = next(batches)
             except StopIteration:
                 raise DataError(
                     f"the batches of epoch {epoch} ended before batch {batch_index}, but steps_per_epoch is "
-                    f"{settings.steps_per_epoch}; {_last_checkpoint(folder)}"
+                    f"{settings.steps_per_epoch}; {run.kept()}"
                 ) from None
             except RuntimeError:
                 if stop.signal is None:
                     raise
                 continue  # Ctrl-C also reaches the loader's workers, and they end first
-            waited += time.monotonic() - asked_at
+            waited += clock() - asked_at
 
             rate = learning_rate(progress.step)
             for group in optimizer.param_groups:
@@ -268,60 +242,32 @@ def fit(
             generator = torch.Generator(device).manual_seed(_seed_of(settings.seed, progress.step, process))
 
             model.train()
-            figures = step_module(batch, progress.step, generator)
-            loss = figures["loss"]
-            if not math.isfinite(loss.item()):
-                raise DataError(
-                    f"the loss of step {progress.step} (epoch {epoch}, batch {batch_index}) is not finite: "
-                    f"{_listed(figures)}; learning rate {rate:g}. {_last_checkpoint(folder)}. "
-                    "A smaller learning rate, gradient clipping or a longer warm-up are the usual remedies."
-                )
+            try:
+                step_metrics = step_module(batch, progress.step, generator)
+            except Exception:
+                check_finite()  # weights that are no longer finite fail in many ways: the first step is the cause
+                raise
             optimizer.zero_grad(set_to_none=True)
-            accelerator.backward(loss)
-            gradient_norm = float(accelerator.clip_grad_norm_(parameters, settings.clip_norm or math.inf))
-            # in fp16 the scaler skips such a step by itself and lowers its scale
-            if accelerator.scaler is None and not math.isfinite(gradient_norm):
-                raise DataError(
-                    f"the gradient of step {progress.step} (epoch {epoch}, batch {batch_index}) is not finite, though "
-                    f"the loss is: {_listed(figures)}; learning rate {rate:g}. {_last_checkpoint(folder)}."
-                )
+            accelerator.backward(step_metrics["loss"])
+            gradient_norm = accelerator.clip_grad_norm_(parameters, settings.clip_norm or math.inf)
+            watch.see(progress.step, step_metrics, gradient_norm)
             optimizer.step()
             progress.step += 1
             log.advance()
 
             if progress.step % settings.log_every == 0:
-                now = time.monotonic()
+                check_finite()
+                read = {name: value.item() for name, value in step_metrics.items()}
+                now = clock()
                 passed = max(now - logged_at, 1e-9)
-                values = mean_over_processes(accelerator, _numbers(figures) | {"data_wait": waited / passed})
-                values |= {"learning_rate": rate, "gradient_norm": gradient_norm}
+                values = mean_over_processes(accelerator, read | {"data_wait": waited / passed})
+                values |= {"learning_rate": rate, "gradient_norm": float(gradient_norm)}
                 values["steps_per_second"] = (progress.step - logged_step) / passed
                 log.write("train", progress.step, epoch, values)
                 logged_at, logged_step, waited = now, progress.step, 0.0
             # a validation takes long and may fail: what was learned is safe before it starts
             if progress.step % settings.checkpoint_every == 0 or settings.validation_due(progress.step):
                 save_last()
-
-
-def check_start(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    settings: LoopSettings,
-    folder: str | os.PathLike,
-    resume: bool = False,
-    saved: Callable[[str], bool] = lambda name: True,
-) -> None:
-    """Refuse what `fit` would refuse of its folder, so that a caller can write beside the run only afterwards.
-
-    Nothing is written. Where `resume` is given, the checkpoint is read into the model and the optimizer, as `fit` does.
-
-    Raises:
-        DataError: as `fit`: a folder that holds another run, nothing to resume, a resume under other conditions.
-    """
-    _check_run(model, optimizer, Path(folder), resume)
-    if resume:
-        _resume(Path(folder) / LAST, accelerator, model, optimizer, settings, saved)
 
 
 class _Step(nn.Module):
@@ -336,55 +282,34 @@ class _Step(nn.Module):
         return self.step_loss(self.model, batch, step, generator)
 
 
-def _check_run(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, resume: bool) -> None:
-    if resume and not (folder / LAST).exists():
-        raise DataError(f"nothing to resume: {folder / LAST} is missing; start without resume")
-    if not resume and any((folder / name).exists() for name in (LAST, BEST)):
-        raise DataError(f"{folder} already holds a run; resume it, or choose another folder")
-    optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    forgotten = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in optimized]
-    if forgotten:
-        raise ValueError(f"parameters that the optimizer does not have: {', '.join(forgotten)}; add or freeze them")
+class _FiniteWatch:
+    """Remembers on the device the first step that was not finite, so that no step has to wait for the device."""
+
+    def __init__(self, device: torch.device, *, gradients: bool) -> None:
+        self._gradients = gradients
+        self._step = torch.full((), -1, device=device)
+        self._values: Tensor | None = None
+        self._names: list[str] = []
+
+    @torch.no_grad()
+    def see(self, step: int, metrics: dict[str, Tensor], gradient_norm: Tensor) -> None:
+        values = torch.stack([value.to(self._step.device, torch.float32) for value in metrics.values()])
+        finite = metrics["loss"].isfinite()
+        if self._gradients:
+            finite = finite & gradient_norm.isfinite()
+        self._step = torch.where(finite | (self._step >= 0), self._step, step)
+        self._values = values if self._values is None else torch.where(self._step == step, values, self._values)
+        self._names = list(metrics)
+
+    def first(self) -> tuple[int, dict[str, float]] | None:
+        """Return the first such step and its metrics, None where there is none. Waits for the device."""
+        step = int(self._step)
+        if step < 0 or self._values is None:
+            return None
+        return step, dict(zip(self._names, self._values.tolist(), strict=True))
 
 
-def _conditions(accelerator: Accelerator, settings: LoopSettings) -> dict[str, int | str]:
-    """What has to be the same for a resume to be a continuation."""
-    return {
-        "seed": settings.seed,
-        "steps_per_epoch": settings.steps_per_epoch,
-        "processes": accelerator.num_processes,
-        "mixed_precision": accelerator.mixed_precision,
-        "training data": settings.trained_on,
-    }
-
-
-def _resume(
-    path: Path,
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    settings: LoopSettings,
-    saved: Callable[[str], bool],
-) -> tuple[Progress, dict[str, Any]]:
-    state = checkpoint.load(path)
-    if "optimizer" not in state:
-        raise DataError(f"{path} holds a model but no state of a training run; resume needs a run's {LAST}")
-    for name, value in _conditions(accelerator, settings).items():
-        before = state["conditions"].get(name, value)       # what an older checkpoint does not tell cannot be asked
-        if before != value:
-            raise DataError(
-                f"{path} was trained with {name} = {before}, now it is {value}: "
-                "a resume would not continue that run. Use the same value, or start a new run"
-            )
-    checkpoint.load_model_state(model, state["model"], keep=saved, path=path)
-    try:
-        optimizer.load_state_dict(state["optimizer"])
-    except ValueError as error:
-        raise DataError(f"{path} holds the state of another optimizer: {error}") from error
-    return Progress(**state["progress"]), {"processes": state["rng"], "scaler": state["scaler"]}
-
-
-def _selection_figure(metrics: dict[str, float], select: str, step: int) -> float:
+def _selected(metrics: dict[str, float], select: str, step: int) -> float:
     if select not in metrics:
         raise DataError(f"select is {select!r}, but the validation gives {', '.join(metrics) or 'nothing'}")
     if not math.isfinite(metrics[select]):
@@ -402,53 +327,3 @@ def _seed_everything(seed: int, process: int) -> None:
     random.seed(value)
     np.random.seed(value % 2**32)
     torch.manual_seed(value)
-
-
-def _numbers(figures: dict[str, Tensor]) -> dict[str, float]:
-    """Read where they are needed and not at each step, because it waits for the GPU."""
-    return {name: value.detach().item() for name, value in figures.items()}
-
-
-def _listed(figures: dict[str, Tensor]) -> str:
-    return ", ".join(f"{name} = {value:g}" for name, value in _numbers(figures).items())
-
-
-def _last_checkpoint(folder: Path) -> str:
-    return f"The last checkpoint {folder / LAST} is kept" if (folder / LAST).exists() else "There is no checkpoint yet"
-
-
-class _Stop:
-    signal: str | None = None
-    time: float = 0.0
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[_Stop]:
-    """The first SIGINT or SIGTERM only sets `.signal`; one that comes more than a second later has its usual effect.
-
-    Within that second it is the same request once more: on Ctrl-C a process started by torchrun is told by the
-    terminal and again by torchrun.
-    """
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
-        yield stop
-        return
-    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        if stop.signal is None:
-            stop.signal, stop.time = signal.Signals(number).name, time.monotonic()
-        elif time.monotonic() - stop.time > 1:
-            restore()
-            signal.raise_signal(number)
-
-    for number in usual:
-        signal.signal(number, on_signal)
-    try:
-        yield stop
-    finally:
-        restore()

@@ -9,7 +9,7 @@ Schedule = Callable[[int], float]
 
 
 def step_decay(base: float, *, gamma: float, every_epochs: int, steps_per_epoch: int) -> Schedule:
-    """`base`, multiplied by `gamma` after each `every_epochs` epochs: the paper's schedule.
+    """Return `base`, multiplied by `gamma` after each `every_epochs` epochs: the paper's schedule.
 
     Raises:
         ValueError: a number that makes no schedule.
@@ -21,7 +21,7 @@ def step_decay(base: float, *, gamma: float, every_epochs: int, steps_per_epoch:
 
 
 def cosine(base: float, *, final: float, total_steps: int) -> Schedule:
-    """Half a cosine from `base` at step 0 to `final` at the last step, and `final` from there on.
+    """Return half a cosine from `base` at step 0 to `final` at the last step, and `final` from there on.
 
     Source: SGDR (Loshchilov and Hutter, 2017), equation 5 without restarts.
 
@@ -39,7 +39,7 @@ def cosine(base: float, *, final: float, total_steps: int) -> Schedule:
 
 
 def warmed_up(schedule: Schedule, *, warmup_steps: int) -> Schedule:
-    """`schedule` with a linear warm-up over its first steps: step 0 takes 1 / warmup_steps of it.
+    """Return `schedule` with a linear warm-up over its first steps: step 0 takes 1 / warmup_steps of it.
 
     The clock of `schedule` is not shifted, so its decay stays at the same epochs. `warmup_steps` 0: no warm-up.
 

@@ -7,10 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
+from ascl import load_model
 from ascl.core import checkpoint
 from ascl.core.errors import DataError
+from ascl.image_copy.descriptors.descriptor import load_descriptor
+from ascl.image_copy.descriptors.teachers import load_teacher
+from ascl.training.checkpoints import RunFolder
 
 
 def everything(name):
@@ -149,3 +154,32 @@ def test_values_that_could_not_be_read_again_are_refused_before_training():
         checkpoint.check_plain({"folder": Path("runs")}, "extra")
     with pytest.raises(TypeError, match="extra has to be tensors"):
         checkpoint.check_plain({"function": lambda: 1}, "extra")
+
+
+def test_the_best_checkpoint_of_a_run_is_found_or_the_last_with_a_warning(tmp_path):
+    with pytest.raises(DataError, match=r"no checkpoint in .*expected best\.pt or last\.pt"):
+        checkpoint.find(tmp_path)
+    checkpoint.save(tmp_path / "last.pt", {})
+    with pytest.warns(UserWarning, match=r"has no best\.pt, so last\.pt is read"):
+        assert checkpoint.find(tmp_path) == tmp_path / "last.pt"
+    checkpoint.save(tmp_path / "best.pt", {})
+    assert checkpoint.find(str(tmp_path)) == tmp_path / "best.pt"
+    assert checkpoint.find(tmp_path / "last.pt") == tmp_path / "last.pt"    # by name, without a warning
+
+
+@pytest.mark.parametrize("reader", [
+    lambda run: load_model(run),
+    lambda run: load_descriptor(run),
+    lambda run: load_teacher(str(run)),
+    lambda run: RunFolder(run, Accelerator(cpu=True), *made(), conditions={"steps_per_epoch": 1}, resume=True),
+], ids=["load_model", "load_descriptor", "teacher", "resume"])
+def test_every_reader_refuses_a_checkpoint_of_another_version(tmp_path, reader):
+    for name in ("best.pt", "last.pt"):
+        torch.save({"format": checkpoint.FORMAT, "version": 2, "model": {}, "extra": {}}, tmp_path / name)
+    with pytest.raises(DataError, match=r"\.pt has checkpoint version 2; this program reads version 1"):
+        reader(tmp_path)
+
+
+def made():
+    model = nn.Linear(2, 2)
+    return model, torch.optim.SGD(model.parameters(), lr=0.1)

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import nn
 
 from ascl.image_copy.descriptors.descriptor import Descriptor, DescriptorSettings
+from ascl.images.read import load_image
 
 BACKBONE = "shufflenet_v2_x0_5"  # with batch norm, 1,024 channels, some milliseconds for a small image
 SIDE = 32
@@ -28,7 +29,7 @@ def pictures(count: int, *, seed: int = 0) -> torch.Tensor:
 
 def calibrated(model: Descriptor) -> Descriptor:
     """In evaluation mode, batch norm set to what it sees: an untrained network else gives all images one vector."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [module for module in model.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
     for momentum in (1.0, 0.1):
         for module in norms:
             module.momentum = momentum
@@ -36,6 +37,13 @@ def calibrated(model: Descriptor) -> Descriptor:
             with torch.no_grad():
                 model.train()(pictures(32, seed=77))
     return model.eval()
+
+
+def described_alone(describer, paths: list[Path]) -> tuple[list[str], np.ndarray, np.ndarray | None]:
+    """Names, vectors and norms of images that a describer sees one by one."""
+    made = [describer([describer.prepare(load_image(path).image)]) for path in paths]
+    norms = None if made[0][1] is None else np.concatenate([norm for _, norm in made])
+    return [path.stem for path in paths], np.concatenate([vector for vector, _ in made]), norms
 
 
 def save_photos(folder: Path, count: int, *, seed: int = 0) -> Path:

@@ -92,3 +92,25 @@ def test_uniformity_is_the_mean_over_all_pairs_of_different_groups(rows, groups)
 def test_uniformity_of_equal_and_of_opposite_vectors():
     assert uniformity(torch.ones(5, 3)) == pytest.approx(0, abs=1e-9)
     assert uniformity(torch.tensor([[1.0, 0], [-1.0, 0]])) == pytest.approx(-8)
+
+
+@pytest.mark.parametrize("others", ["some", "every", "one row has none"])
+def test_each_query_has_negatives_of_its_own(others):
+    """Values and gradients of one query at a time against the rows that are others to it."""
+    queue = unit_rows(7, 5, 1)
+    mask = torch.rand(6, 7, generator=torch.Generator().manual_seed(2)) > (0.5 if others == "some" else -1)
+    if others == "one row has none":
+        mask[3] = False
+    results = []
+    for masked in (True, False):
+        query = vectors(6, 5).requires_grad_()
+        if masked:
+            loss = hard_negative_loss(query, queue, others=mask)
+        else:
+            loss = sum(hard_negative_loss(query[i : i + 1], queue[mask[i]]) for i in range(6)) / 6
+        loss.backward()
+        results.append((loss.detach(), query.grad))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    with pytest.raises(ValueError, match=r"others must be \(6, 7\), got \(7, 6\)"):
+        hard_negative_loss(vectors(6, 5), queue, others=mask.T)

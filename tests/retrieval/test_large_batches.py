@@ -93,17 +93,17 @@ def gradients(model: RetrievalModel) -> dict[str, torch.Tensor]:
 
 
 def step(model: RetrievalModel, batch: Batch, **settings):
-    """Figures and gradients of one step, always with the same draws."""
+    """Metrics and gradients of one step, always with the same draws."""
     model.zero_grad(set_to_none=True)
     given = {"noise": NOISE, "norm_ratio_weight": 0.5} | settings
-    figures = RetrievalObjective(0.05, **given)(model, batch, 3, torch.Generator().manual_seed(5))
-    figures["loss"].backward()
-    return {name: value.item() for name, value in figures.items()}, gradients(model)
+    metrics = RetrievalObjective(0.05, **given)(model, batch, 3, torch.Generator().manual_seed(5))
+    metrics["loss"].backward()
+    return {name: value.item() for name, value in metrics.items()}, gradients(model)
 
 
 def check_same(found, wanted) -> None:
-    (figures, of_found), (expected, of_wanted) = found, wanted
-    assert figures == pytest.approx(expected, rel=1e-12, abs=1e-14)
+    (metrics, of_found), (expected, of_wanted) = found, wanted
+    assert metrics == pytest.approx(expected, rel=1e-12, abs=1e-14)
     assert of_found.keys() == of_wanted.keys()
     for name, gradient in of_wanted.items():
         torch.testing.assert_close(of_found[name], gradient, rtol=1e-9, atol=1e-11 * float(gradient.abs().max()))
@@ -163,7 +163,7 @@ def test_what_a_model_drops_is_drawn_the_same_again(kind):
     model = make_model(kind, dropout=0.5).train()
     table = model.text.table.weight
     torch.manual_seed(2)
-    figures, found = step(model, make_batch(6), chunk_size=2, noise=None)
+    metrics, found = step(model, make_batch(6), chunk_size=2, noise=None)
     after = torch.rand(3)
     with torch.no_grad():                                       # by a difference of losses along the gradient
         direction = found["text.table.weight"]
@@ -263,9 +263,9 @@ TWO = """
 import sys
 sys.path.insert(0, sys.argv[2])
 import torch
-from ascl.core.distributed import rows_of_all_with_gradient
+from ascl.core.distributed import make_accelerator, rows_of_all_with_gradient
 from ascl.retrieval.objective import RetrievalObjective
-from ascl.training.distributed import make_accelerator
+from ascl.training.checkpoints import RunFolder
 from ascl.training.loop import LoopSettings, fit
 from tests.retrieval.test_large_batches import CASES, NOISE, OWN, make_batch, make_model, part_of
 
@@ -281,9 +281,11 @@ for name, case in CASES.items():
         seeds[name] = generator.initial_seed()
         return objective(model, batch, 3, generator)
 
-    fit(accelerator, model, torch.optim.SGD(model.parameters(), lr=1.0), train_batches=lambda epoch, first: [batch],
-        step_loss=step_loss, validate=lambda model: {"rsum": 0.0}, learning_rate=lambda step: 1.0,
-        settings=LoopSettings(epochs=1, steps_per_epoch=1, log_every=1), folder=f"{sys.argv[1]}/{name}")
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    settings = LoopSettings(epochs=1, steps_per_epoch=1, log_every=1)
+    run = RunFolder(f"{sys.argv[1]}/{name}", accelerator, model, optimizer, conditions=settings.conditions(accelerator))
+    fit(accelerator, model, optimizer, run, train_batches=lambda epoch, first: [batch], step_loss=step_loss,
+        validate=lambda model: {"rsum": 0.0}, learning_rate=lambda step: 1.0, settings=settings)
     after[name] = model.state_dict()
 torch.save({"seeds": seeds, "after": after}, f"{sys.argv[1]}/{accelerator.process_index}.pt")
 torch.distributed.destroy_process_group()
@@ -384,7 +386,7 @@ def test_batches_are_dealt_to_processes(tiny_data, gather):
     captions, store = build_split(config, "train")
     pairs = build.build_pairs(config, captions, store)
     image_of = {text: int(owner) for text, owner in zip(captions.captions, captions.owner, strict=True)}
-    dealt = [build.TrainBatches(config, pairs, process, processes) for process in range(processes)]
+    dealt = [build.build_batches(config, pairs, process, processes) for process in range(processes)]
     steps = dealt[0].steps_per_epoch
     assert steps == 2 and {batches.steps_per_epoch for batches in dealt} == {steps}     # 25 captions, 9 a step
     together = []
@@ -408,7 +410,7 @@ def test_workers_stay_and_change_nothing(tiny_data):
                                         features=[str(tiny_data / "regions.h5"), str(tiny_data / "globals.h5")]),
                         train=TrainConfig(batch_size=4, workers=workers))
         pairs = build.build_pairs(config, *build_split(config, "train"))
-        batches = build.TrainBatches(config, pairs, 0, 1)
+        batches = build.build_batches(config, pairs, 0, 1)
         left = batches(1, 0)
         next(left)
         left.close()
@@ -421,9 +423,9 @@ def test_a_batch_of_all_processes_that_needs_more_images_than_there_are_is_refus
     config = Config(data=DataConfig(captions=str(tiny_data / "captions.json"), features=[str(tiny_data / "regions.h5")],
                                     global_source="mean-region"), train=TrainConfig(batch_size=5))
     pairs = build.build_pairs(config, *build_split(config, "train"))
-    assert build.TrainBatches(config, pairs, 1, 2).steps_per_epoch == 2
+    assert build.build_batches(config, pairs, 1, 2).steps_per_epoch == 2
     with pytest.raises(DataError, match="batch_size 5 in each of 3 processes.*takes 15 images, and 12 have captions"):
-        build.TrainBatches(config, pairs, 0, 3)
+        build.build_batches(config, pairs, 0, 3)
 
 
 def test_a_run_of_two_processes_is_that_of_one_with_twice_the_batch(tiny_data, tmp_path, tool, train_arguments):
@@ -438,5 +440,5 @@ def test_a_run_of_two_processes_is_that_of_one_with_twice_the_batch(tiny_data, t
     one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert [(line["kind"], line["step"]) for line in one] == [(line["kind"], line["step"]) for line in two]
     for ours, theirs in zip(one, two, strict=True):
-        for figure in {"loss", "score_true", "score_other", "gradient_norm", "rsum"} & ours.keys():
-            assert ours[figure] == pytest.approx(theirs[figure], rel=1e-4, abs=1e-6), figure
+        for name in {"loss", "score_true", "score_other", "gradient_norm", "rsum"} & ours.keys():
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6), name

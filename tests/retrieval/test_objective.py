@@ -48,12 +48,12 @@ def models(tiny_bert):
 
 
 def step(model, batch, weight, seed=0):
-    """Figures and gradients of one step."""
+    """Metrics and gradients of one step."""
     model.zero_grad(set_to_none=True)
     objective = RetrievalObjective(0.05, NoiseSettings(), None, weight)
-    figures = objective(model, batch, 0, torch.Generator().manual_seed(seed))
-    figures["loss"].backward()
-    return figures, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    metrics = objective(model, batch, 0, torch.Generator().manual_seed(seed))
+    metrics["loss"].backward()
+    return metrics, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("chunk_size", [None, 4])
@@ -78,9 +78,9 @@ def test_without_weight_nothing_changes_bit_for_bit(tiny_bert):
     for model in models(tiny_bert):
         known = batch()
         unknown = Batch(known.regions, known.globals, None, known.captions, known.positives)
-        (figures, gradients), (others, other_gradients) = step(model, known, 0.0), step(model, unknown, 0.0)
-        assert set(figures) == {"loss", "score_true", "score_other"}
-        assert all(torch.equal(figures[name], others[name]) for name in figures)
+        (metrics, gradients), (others, other_gradients) = step(model, known, 0.0), step(model, unknown, 0.0)
+        assert set(metrics) == {"loss", "score_true", "score_other"}
+        assert all(torch.equal(metrics[name], others[name]) for name in metrics)
         assert gradients.keys() == other_gradients.keys()
         assert all(torch.equal(gradients[name], other_gradients[name]) for name in gradients)
 
@@ -88,7 +88,7 @@ def test_without_weight_nothing_changes_bit_for_bit(tiny_bert):
 def test_the_term_is_added_with_its_weight(tiny_bert):
     for model in models(tiny_bert):
         data = batch()
-        (plain, _), (figures, gradients) = step(model, data, 0.0), step(model, data, 0.5)
+        (plain, _), (metrics, gradients) = step(model, data, 0.0), step(model, data, 0.5)
         captions, positives = (
             model.text_vectors(model.encode_texts(texts)).norm(dim=1).tolist()
             for texts in (data.captions, data.positives)
@@ -96,10 +96,10 @@ def test_the_term_is_added_with_its_weight(tiny_bert):
         pairs = [(p, c) if order > 0 else (c, p)
                  for c, p, order in zip(captions, positives, data.positive_order.tolist(), strict=True) if order]
         expected = sum(math.exp(1 - more / less) for more, less in pairs) / len(pairs)
-        assert figures["norm_ratio"].item() == pytest.approx(expected, rel=1e-5)
-        assert figures["loss"].item() == pytest.approx(plain["loss"].item() + 0.5 * expected, rel=1e-5)
-        assert figures["norm_order"].item() == pytest.approx(sum(more > less for more, less in pairs) / len(pairs))
-        assert not figures["norm_ratio"].requires_grad and all(g.isfinite().all() for g in gradients.values())
+        assert metrics["norm_ratio"].item() == pytest.approx(expected, rel=1e-5)
+        assert metrics["loss"].item() == pytest.approx(plain["loss"].item() + 0.5 * expected, rel=1e-5)
+        assert metrics["norm_order"].item() == pytest.approx(sum(more > less for more, less in pairs) / len(pairs))
+        assert not metrics["norm_ratio"].requires_grad and all(g.isfinite().all() for g in gradients.values())
 
 
 def test_text_vectors_do_not_depend_on_padding_or_on_the_other_texts(tiny_bert):

@@ -17,6 +17,8 @@ from ascl.retrieval import fold_report, rank_report, score_all_pairs
 from ascl.retrieval.objective import RetrievalObjective
 from ascl.training.log import read_metrics
 
+from ..same_bits import same_bits
+
 
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch):
@@ -69,23 +71,6 @@ def reference_scores(run, folder):
 def state_of(checkpoint):
     """What a checkpoint holds."""
     return torch.load(checkpoint, weights_only=True)
-
-
-def same_bits(a, b, where="state"):
-    """Whether two checkpoints hold the same numbers."""
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert list(a) == list(b), where
-        for key in a:
-            same_bits(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for index, (left, right) in enumerate(zip(a, b, strict=True)):
-            same_bits(left, right, f"{where}.{index}")
-    else:
-        assert a == b, where
 
 
 # Training

@@ -6,7 +6,8 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from ascl.training.distributed import make_accelerator
+from ascl.core.distributed import make_accelerator
+from ascl.training.checkpoints import RunFolder
 from ascl.training.loop import LoopSettings, fit
 from ascl.training.schedule import cosine, warmed_up
 
@@ -73,32 +74,37 @@ def make_tiny(seed=3):
     return model, optimizer
 
 
+def open_and_fit(accelerator, made, folder, *, settings, resume=False, saved=is_saved, extra=None, **callables):
+    """Open the folder and train what was made, as `train_run` does."""
+    model, optimizer = made
+    run = RunFolder(
+        folder, accelerator, model, optimizer, conditions=settings.conditions(accelerator), resume=resume, saved=saved,
+        extra=extra,
+    )
+    return fit(accelerator, model, optimizer, run, settings=settings, **callables)
+
+
 @pytest.fixture
 def run_tiny():
     """Run (folder, resume=..., **changes of the settings or of the callables) -> (model, progress)."""
 
-    def run(folder, *, resume=False, accelerator=None, extra=None, **changes):
-        model, optimizer = changes.pop("made", None) or make_tiny()
+    def run(folder, *, accelerator=None, **changes):
+        made = changes.pop("made", None) or make_tiny()
         handed = {
             "train_batches": tiny_batches,
             "step_loss": tiny_loss,
             "validate": tiny_validation,
             "learning_rate": warmed_up(cosine(1e-2, final=1e-4, total_steps=20), warmup_steps=3),
-            "saved": is_saved,
         }
-        handed |= {name: changes.pop(name) for name in list(changes) if name in handed}
+        for name in (*handed, "saved", "resume", "extra", "clock"):
+            if name in changes:
+                handed[name] = changes.pop(name)
         settings = {"epochs": 4, "steps_per_epoch": STEPS_PER_EPOCH, "seed": 7, "clip_norm": 0.5, "log_every": 1}
-        progress = fit(
-            accelerator or make_accelerator(cpu=True),
-            model,
-            optimizer,
-            settings=LoopSettings(**(settings | changes)),
-            folder=folder,
-            resume=resume,
-            extra=extra,
+        progress = open_and_fit(
+            accelerator or make_accelerator(cpu=True), made, folder, settings=LoopSettings(**(settings | changes)),
             **handed,
         )
-        return model, progress
+        return made[0], progress
 
     yield run
     AcceleratorState._reset_state(True)  # accelerate keeps one state for each process; tests differ in precision

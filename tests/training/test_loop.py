@@ -1,5 +1,6 @@
 """The loop: exact resume, clean stops, selection, and errors that lose nothing."""
 
+import io
 import json
 import os
 import signal
@@ -7,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,35 +15,19 @@ import torch
 from torch import nn
 
 from ascl.core import checkpoint
+from ascl.core.distributed import make_accelerator
 from ascl.core.errors import DataError
-from ascl.training.distributed import make_accelerator
 from ascl.training.log import read_metrics
 from ascl.training.loop import LoopSettings, TrainingInterrupted
 
+from ..same_bits import same_bits
 from .conftest import make_tiny, tiny_batches, tiny_loss, tiny_validation
 
 
-def figures(folder):
+def lines_of(folder):
     """The lines of metrics.jsonl without the times."""
     times = ("time", "steps_per_second", "data_wait")
     return [{k: v for k, v in line.items() if k not in times} for line in read_metrics(folder / "metrics.jsonl")]
-
-
-def same_bits(a, b, where="state"):
-    """Whether two checkpoints hold the same numbers, whatever their nesting."""
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert list(a) == list(b), where
-        for key in a:
-            same_bits(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for index, (left, right) in enumerate(zip(a, b, strict=True)):
-            same_bits(left, right, f"{where}.{index}")
-    else:
-        assert a == b, where
 
 
 def stopping_loss(at, number=signal.SIGINT):
@@ -76,7 +60,7 @@ def test_stop_and_resume_equal_a_run_that_was_never_stopped(tmp_path, run_tiny, 
     assert progress == resumed_progress
     for name in ("last.pt", "best.pt"):
         same_bits(checkpoint.load(tmp_path / "whole" / name), checkpoint.load(tmp_path / "parts" / name))
-    assert figures(tmp_path / "whole") == figures(tmp_path / "parts")
+    assert lines_of(tmp_path / "whole") == lines_of(tmp_path / "parts")
     assert signal.getsignal(signal.SIGINT) is handler
 
 
@@ -95,10 +79,10 @@ def test_two_halves_equal_a_whole_after_a_hard_kill(tmp_path, run_tiny):
     with pytest.raises(Killed):
         run_tiny(tmp_path / "parts", checkpoint_every=4, step_loss=killed_loss)
     assert checkpoint.load(tmp_path / "parts" / "last.pt")["progress"]["step"] == 12
-    assert figures(tmp_path / "parts")[-1]["step"] == 14
+    assert lines_of(tmp_path / "parts")[-1]["step"] == 14
     run_tiny(tmp_path / "parts", checkpoint_every=4, resume=True)
     same_bits(checkpoint.load(tmp_path / "whole" / "last.pt"), checkpoint.load(tmp_path / "parts" / "last.pt"))
-    assert figures(tmp_path / "whole") == figures(tmp_path / "parts")
+    assert lines_of(tmp_path / "whole") == lines_of(tmp_path / "parts")
 
 
 def test_a_validation_that_fails_is_done_again_on_resume(tmp_path, run_tiny):
@@ -110,18 +94,19 @@ def test_a_validation_that_fails_is_done_again_on_resume(tmp_path, run_tiny):
     with pytest.raises(RuntimeError, match="no memory"):
         run_tiny(tmp_path / "parts", validate=failing)
     run_tiny(tmp_path / "parts", resume=True)
-    assert figures(tmp_path / "whole") == figures(tmp_path / "parts")
+    assert lines_of(tmp_path / "whole") == lines_of(tmp_path / "parts")
     same_bits(checkpoint.load(tmp_path / "whole" / "last.pt"), checkpoint.load(tmp_path / "parts" / "last.pt"))
 
 
-def test_the_comparison_above_would_see_another_dropout(tmp_path, run_tiny, monkeypatch):
-    """The gate's own check: with the generators not restored, a resumed run differs."""
+def test_the_comparison_above_would_see_another_dropout(tmp_path, run_tiny):
+    """The gate's own check: with generators in another state, a resumed run differs."""
     run_tiny(tmp_path / "whole")
     with pytest.raises(TrainingInterrupted):
         run_tiny(tmp_path / "parts", step_loss=stopping_loss(7))
-    with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "restore_rng", lambda state: None)
-        run_tiny(tmp_path / "parts", resume=True)
+    state = checkpoint.load(tmp_path / "parts" / "last.pt")
+    state["rng"][0]["torch"] = torch.Generator().manual_seed(99).get_state()
+    checkpoint.save(tmp_path / "parts" / "last.pt", state)
+    run_tiny(tmp_path / "parts", resume=True)
     with pytest.raises(AssertionError):
         same_bits(
             checkpoint.load(tmp_path / "whole" / "last.pt")["model"],
@@ -146,7 +131,7 @@ def test_one_step_equals_one_step_by_hand(tmp_path, run_tiny):
     expected = before["layers.0.weight"] - 0.1 * 3 * 2.0 / norm
     assert torch.allclose(model.layers[0].weight, expected, atol=1e-6)
     assert progress.step == 1
-    record = figures(tmp_path)[0]
+    record = lines_of(tmp_path)[0]
     assert record["gradient_norm"] == pytest.approx(norm, rel=1e-5) and record["learning_rate"] == 0.1
     first = seen["draws"]
     run_tiny(tmp_path / "again", made=make_tiny(), step_loss=tiny_loss, max_steps=1)
@@ -156,10 +141,9 @@ def test_one_step_equals_one_step_by_hand(tmp_path, run_tiny):
     assert torch.rand(4, generator=seen["t"]).tolist() != first  # the second step draws other numbers
 
 
-def test_waiting_for_data_is_measured_from_line_to_line(tmp_path, run_tiny, monkeypatch):
+def test_waiting_for_data_is_measured_from_line_to_line(tmp_path, run_tiny):
     """By a clock that moves only where time is said to pass."""
     now = [100.0]
-    monkeypatch.setattr("ascl.training.loop.time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def batches(epoch, first):
         now[0] += 2  # as a loader's workers need to start
@@ -175,7 +159,8 @@ def test_waiting_for_data_is_measured_from_line_to_line(tmp_path, run_tiny, monk
         now[0] += 1000
         return tiny_validation(model)
 
-    run_tiny(tmp_path, train_batches=batches, step_loss=step_loss, validate=validate, epochs=2, log_every=2)
+    given = {"train_batches": batches, "step_loss": step_loss, "validate": validate, "clock": lambda: now[0]}
+    run_tiny(tmp_path, epochs=2, log_every=2, **given)
     lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if line["kind"] == "train"]
     assert [line["step"] for line in lines] == [2, 4, 6, 8, 10]
     # step 5 lies before the validation and counts for no line; step 6 starts the second epoch
@@ -198,7 +183,7 @@ def test_learning_rates_follow_the_schedule_and_the_groups_factor(tmp_path, run_
     assert rates == [pytest.approx([0.05 * n, 0.1 * n]) for n in (1, 2, 3)]
 
 
-def test_best_is_chosen_by_the_figure_and_last_goes_on(tmp_path, run_tiny):
+def test_best_is_chosen_by_the_metric_and_last_goes_on(tmp_path, run_tiny):
     given = iter([1.0, 5.0, 3.0, 5.0])
     weights = []
 
@@ -226,7 +211,7 @@ def test_best_is_chosen_by_the_figure_and_last_goes_on(tmp_path, run_tiny):
 )
 def test_validations_come_at_the_ends_of_epochs_or_as_asked_and_at_the_end(tmp_path, run_tiny, changes, expected):
     run_tiny(tmp_path, **changes)
-    assert [line["step"] for line in figures(tmp_path) if line["kind"] == "validation"] == expected
+    assert [line["step"] for line in lines_of(tmp_path) if line["kind"] == "validation"] == expected
 
 
 def test_validation_does_not_move_the_training(tmp_path, run_tiny):
@@ -244,20 +229,26 @@ def test_a_run_that_ended_can_be_given_more_epochs(tmp_path, run_tiny):
     same_bits(checkpoint.load(tmp_path / "long" / "last.pt"), checkpoint.load(tmp_path / "short" / "last.pt"))
 
 
+@pytest.mark.parametrize("log_every", [1, 4, 100])  # read at once, at the line of step 16, before the validation
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_with_its_parts_and_keeps_the_checkpoint(tmp_path, run_tiny, value):
+def test_a_loss_that_is_not_finite_is_named_and_nothing_after_it_is_saved(tmp_path, run_tiny, value, log_every):
+    taken = []
+
     def step_loss(model, batch, step, generator):
+        taken.append(step)
         parts = tiny_loss(model, batch, step, generator)
-        return parts if step < 12 else {**parts, "loss": parts["loss"] * value, "penalty": torch.tensor(value)}
+        return parts if step != 12 else {**parts, "loss": parts["loss"] * value, "penalty": torch.tensor(value)}
 
     with pytest.raises(DataError, match=r"loss of step 12 \(epoch 2, batch 2\).*error = [\d.]+, penalty = (nan|inf)"):
-        run_tiny(tmp_path, step_loss=step_loss)
+        run_tiny(tmp_path, step_loss=step_loss, log_every=log_every, validate_every=10)
+    assert taken[-1] == {1: 12, 4: 15, 100: 19}[log_every]  # the end of the run saves
     state = checkpoint.load(tmp_path / "last.pt")
     assert state["progress"]["step"] == 10
     assert all(torch.isfinite(tensor).all() for tensor in state["model"].values())
 
 
-def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(tmp_path, run_tiny):
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_a_gradient_that_is_not_finite_is_named_and_never_saved(tmp_path, run_tiny, log_every):
     def step_loss(model, batch, step, generator):
         parts = tiny_loss(model, batch, step, generator)
         if step == 6:  # the square root of zero: a finite loss with an infinite gradient
@@ -265,19 +256,38 @@ def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(tmp_p
         return parts
 
     with pytest.raises(DataError, match=r"gradient of step 6 .*loss is: loss = .*last\.pt is kept"):
-        run_tiny(tmp_path, step_loss=step_loss)
+        run_tiny(tmp_path, step_loss=step_loss, log_every=log_every)
     assert checkpoint.load(tmp_path / "last.pt")["progress"]["step"] == 5
+
+
+def test_a_step_that_fails_on_spoilt_weights_and_a_stop_after_them_name_the_step_that_spoilt_them(tmp_path, run_tiny):
+    def step_loss(model, batch, step, generator):
+        if step == 8 and tmp_path.joinpath("refuses").exists():
+            raise ValueError("rows of length 1, got nan")
+        if step == 8:
+            signal.raise_signal(signal.SIGINT)
+        parts = tiny_loss(model, batch, step, generator)
+        return parts if step < 7 else {**parts, "loss": parts["loss"] * float("nan")}
+
+    for how in ("stops", "refuses"):
+        (tmp_path / how).mkdir()
+        with pytest.raises(DataError, match="loss of step 7"):
+            run_tiny(tmp_path / "run" / how, step_loss=step_loss, log_every=100)
+        assert checkpoint.load(tmp_path / "run" / how / "last.pt")["progress"]["step"] == 5
 
 
 def test_a_disk_that_fills_up_while_training_keeps_the_last_checkpoint(tmp_path, run_tiny, monkeypatch):
     run_tiny(tmp_path, epochs=1)
     before = (tmp_path / "last.pt").read_bytes()
 
+    really_save = torch.save
+
     def full(state, file):
+        if isinstance(file, io.BytesIO):
+            return really_save(state, file)
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "check_plain", lambda values, what: None)  # it writes into memory, before the run
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(DataError, match=r"No space left on device; the previous last\.pt is whole and was kept"):
         run_tiny(tmp_path, resume=True)
@@ -342,7 +352,7 @@ def test_mistakes_are_refused_before_the_first_step(tmp_path, run_tiny):
         LoopSettings(epochs=1, steps_per_epoch=1, seed=-1)
 
 
-def test_a_loader_that_ends_early_and_a_validation_without_its_figure_are_named(tmp_path, run_tiny):
+def test_a_loader_that_ends_early_and_a_validation_without_its_metric_are_named(tmp_path, run_tiny):
     with pytest.raises(DataError, match="epoch 0 ended before batch 5, but steps_per_epoch is 9"):
         run_tiny(tmp_path / "a", steps_per_epoch=9)
     with pytest.raises(DataError, match="select is 'rsum', but the validation gives loss, r1"):
@@ -381,9 +391,9 @@ WITH_WORKERS = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
 import torch
-from tests.training.conftest import Rows, is_saved, make_tiny, tiny_loss, tiny_validation
-from ascl.training.distributed import make_accelerator
-from ascl.training.loop import LoopSettings, TrainingInterrupted, fit
+from tests.training.conftest import Rows, make_tiny, open_and_fit, tiny_loss, tiny_validation
+from ascl.core.distributed import make_accelerator
+from ascl.training.loop import LoopSettings, TrainingInterrupted
 
 class SlowRows(Rows):
     def __getitem__(self, index):
@@ -394,11 +404,10 @@ def batches(epoch, first):
     order = torch.arange(40).reshape(5, 8)[first:].tolist()
     return torch.utils.data.DataLoader(SlowRows(), batch_sampler=order, num_workers=2)
 
-model, optimizer = make_tiny()
 try:
-    fit(make_accelerator(cpu=True), model, optimizer, train_batches=batches, step_loss=tiny_loss,
-        validate=tiny_validation, learning_rate=lambda step: 1e-3, saved=is_saved, folder=sys.argv[1],
-        settings=LoopSettings(epochs=1000, steps_per_epoch=5, log_every=1))
+    open_and_fit(make_accelerator(cpu=True), make_tiny(), sys.argv[1], train_batches=batches, step_loss=tiny_loss,
+                 validate=tiny_validation, learning_rate=lambda step: 1e-3,
+                 settings=LoopSettings(epochs=1000, steps_per_epoch=5, log_every=1))
 except TrainingInterrupted as stop:
     print(stop)
     sys.exit(130)
@@ -428,16 +437,16 @@ def test_ctrl_c_in_a_terminal_with_loader_workers_saves_and_exits_with_130(tmp_p
     assert process.returncode == 130, err
     assert "stopped by SIGINT after step" in out and "Traceback" not in err
     saved = checkpoint.load(tmp_path / "run" / "last.pt")["progress"]["step"]
-    assert saved == [line["step"] for line in figures(tmp_path / "run") if line["kind"] == "train"][-1]
+    assert saved == [line["step"] for line in lines_of(tmp_path / "run") if line["kind"] == "train"][-1]
 
 
 TWO = """
 import json, signal, sys
 sys.path.insert(0, sys.argv[2])
 import torch
-from tests.training.conftest import is_saved, make_tiny, tiny_validation
-from ascl.training.distributed import make_accelerator
-from ascl.training.loop import LoopSettings, TrainingInterrupted, fit
+from tests.training.conftest import make_tiny, open_and_fit, tiny_validation
+from ascl.core.distributed import make_accelerator
+from ascl.training.loop import LoopSettings, TrainingInterrupted
 
 draws = []
 
@@ -458,9 +467,9 @@ def train(resume):
     model, _ = make_tiny(seed=3 if rank == 0 else 4)  # DDP hands the first process's weights to the second
     model.layers[3].requires_grad_(False)
     optimizer = torch.optim.SGD(model.layers[0].parameters(), lr=0.1)
-    fit(accelerator, model, optimizer, train_batches=batches, step_loss=step_loss, validate=tiny_validation,
-        learning_rate=lambda step: 0.1, saved=is_saved, folder=sys.argv[1], resume=resume,
-        settings=LoopSettings(epochs=1, steps_per_epoch=3, log_every=1))
+    open_and_fit(accelerator, (model, optimizer), sys.argv[1], train_batches=batches, step_loss=step_loss,
+                 validate=tiny_validation, learning_rate=lambda step: 0.1, resume=resume,
+                 settings=LoopSettings(epochs=1, steps_per_epoch=3, log_every=1))
     return rank, model
 
 try:
@@ -498,7 +507,7 @@ def test_two_processes_average_their_gradients_stop_together_and_one_of_them_wri
     assert first["weight"] == second["weight"]
     assert torch.allclose(torch.tensor(first["weight"]), expected, atol=1e-5)
     assert len(first["draws"]) == 3 and not set(first["draws"]) & set(second["draws"])  # each draws its own noise
-    lines = [line for line in figures(run) if line["kind"] == "train"]
+    lines = [line for line in lines_of(run) if line["kind"] == "train"]
     assert [line["step"] for line in lines] == [1, 2, 3]  # written once, not by each process
     assert all(line["rank"] == 0.5 for line in lines)
     assert len(checkpoint.load(run / "last.pt")["rng"]) == 2

@@ -6,7 +6,6 @@ place of the last layer or beside it. A `Describer` puts any trained network to 
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,15 +17,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from ascl.core import checkpoint
 from ascl.core.errors import DataError
 from ascl.core.hashing import sha256_of
 from ascl.images.backbones import Normalize, Precision, autocast
-from ascl.images.loader import Decoder
 from ascl.images.pooling import Pool, PooledBackbone
-from ascl.images.read import SquarePixels, UnreadableImage, image_ids
+from ascl.images.read import SquarePixels
 
-CHECKPOINT_FORMAT = "ascl-checkpoint"  # of `ascl.core.checkpoint`, which lies above this room
-CHECKPOINTS = ("best.pt", "last.pt")
 STUDENT = "student."  # where a training run keeps its descriptor
 LEAKY_SLOPE = 0.2  # of ASL's projector
 
@@ -232,64 +229,6 @@ class Describer:
         return {"globals": vectors} if norms is None else {"globals": vectors, "norms": norms}
 
 
-def describe_images(
-    describer: Describer,
-    images: Sequence[Path],
-    *,
-    batch_size: int = 64,
-    workers: int = 0,
-    skip_unreadable: bool = False,
-) -> tuple[list[str], np.ndarray, np.ndarray | None]:
-    """Descriptors of a list of images, in its order.
-
-    Args:
-        images: files of different stems, which become the names.
-        workers: processes that decode.
-        skip_unreadable: leave unreadable images out.
-
-    Returns:
-        names, vectors (N, dim) float32 of length 1, norms (N,) float32 or None.
-
-    Raises:
-        DataError: an unreadable image, or none that can be read.
-    """
-    ids = image_ids(images)
-    decoder = Decoder(images, range(len(images)), describer.prepare, workers)
-    names: list[str] = []
-    waiting: list[np.ndarray] = []
-    done: list[tuple[np.ndarray, np.ndarray | None]] = []
-    for _ in images:
-        decoded = decoder.take()
-        if decoded.pixels is None:
-            if not skip_unreadable:
-                raise UnreadableImage(images[decoded.index], decoded.reason)
-            continue
-        names.append(ids[decoded.index])
-        waiting.append(decoded.pixels)
-        if len(waiting) == batch_size:
-            done.append(describer(waiting))
-            waiting = []
-    if waiting:
-        done.append(describer(waiting))
-    if not done:
-        raise DataError(f"none of the {len(images)} images can be read")
-    norms = [one for _, one in done if one is not None]
-    return names, np.concatenate([vectors for vectors, _ in done]), np.concatenate(norms) if norms else None
-
-
-def find_run(run: str | Path) -> Path:
-    """`run` itself where it is a file, else its best.pt, else its last.pt.
-
-    Raises:
-        DataError: none of them.
-    """
-    run = Path(run)
-    for path in [run] if run.is_file() else [run / name for name in CHECKPOINTS]:
-        if path.is_file():
-            return path
-    raise DataError(f"{run}: no checkpoint there, expected best.pt or last.pt of a run of tools/train_copy.py")
-
-
 @dataclass(frozen=True)
 class SavedDescriptor:
     """A descriptor, in evaluation mode on the CPU, and the checkpoint it was read from.
@@ -303,22 +242,16 @@ class SavedDescriptor:
 
 
 def read_descriptor(run: str | Path) -> SavedDescriptor:
-    """The descriptor of a run of tools/train_copy.py.
+    """Read the descriptor of a training run of copy detection.
 
     Raises:
         DataError: no checkpoint, a damaged one, or one that holds no descriptor.
     """
-    path = find_run(run)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path} is truncated, damaged or no checkpoint of this project: {first_line}") from error
-    if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
-        raise DataError(f"{path} is readable but no checkpoint of this project")
+    path = checkpoint.find(run)
+    state = checkpoint.load(path)
     values = state.get("extra", {}).get("descriptor")
     if values is None:
-        raise DataError(f"{path} holds no descriptor: it was not written by tools/train_copy.py")
+        raise DataError(f"{path} holds no descriptor: no training of copy detection has written it")
     known = {entry.name for entry in fields(DescriptorSettings)}
     if set(values) - known:
         raise DataError(f"{path} was written by another version: it sets {', '.join(sorted(set(values) - known))}")
@@ -341,7 +274,7 @@ def load_descriptor(
     device: str = "cpu",
     precision: Precision = "float32",
 ) -> Describer:
-    """A run of tools/train_copy.py, or one of its checkpoints, ready to describe images.
+    """Return a training run of copy detection, or one of its checkpoints, ready to describe images.
 
     Args:
         input_size, resize: None = as the run's settings say.

@@ -41,7 +41,7 @@ class Teacher(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, pixels: Tensor, items: Sequence[str]) -> Tensor:
-        """Vectors of B images, not L2-normalised, without gradients.
+        """Return vectors of B images, not L2-normalised, without gradients.
 
         Args:
             pixels: (B, 3, H, W) of 0..255, as the student sees them.
@@ -80,7 +80,7 @@ class NetworkTeacher(Teacher):
         return self.network(pixels).float()
 
     def describe(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As `Network` of a `Describer`; the content norm is that of the vector."""
+        """Describe as `Network` of a `Describer` does; the content norm is that of the vector."""
         vectors = self.embed(pixels, ())
         return vectors, torch.linalg.vector_norm(vectors, dim=1) if self.norms else None
 
@@ -143,11 +143,11 @@ def load_teacher(
     image_size: int | None = None,
     output: Literal["embeddings", "features"] = "embeddings",
 ) -> Teacher:
-    """A teacher by what `source` is.
+    """Load a teacher by what `source` is.
 
     Args:
-        source: a TorchScript file; a run of tools/train_copy.py or its checkpoint; an HDF5 file of descriptors; or the
-            name of a backbone, torchvision's or `timm:NAME`.
+        source: a TorchScript file; a training run of copy detection or its checkpoint; an HDF5 file of descriptors; or
+            the name of a backbone, torchvision's or `timm:NAME`.
         items: ids of the training images, for cached descriptors.
         weights, same_padding, pool: of a backbone, see `PooledBackbone`.
         normalize: of a backbone or a TorchScript file (SSCD's take ImageNet's).
@@ -181,7 +181,7 @@ def load_teacher(
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive: a zip with code in it."""
+    """Return whether a file is a TorchScript archive: a zip with code in it."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any("/code/" in name for name in archive.namelist())
@@ -190,7 +190,7 @@ def is_torchscript(path: Path) -> bool:
 
 
 def load_torchscript(path: Path, *, normalize: Normalize, image_size: int | None = None) -> NetworkTeacher:
-    """A published TorchScript network: normalised pixels -> (B, dim)."""
+    """Load a published TorchScript network: normalised pixels -> (B, dim)."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
@@ -222,7 +222,7 @@ def load_backbone(
     pool: Pool = "gem",
     image_size: int | None = None,
 ) -> NetworkTeacher:
-    """A classifier's backbone with GeM and no head: what its weights give without any training here."""
+    """Load a classifier's backbone with GeM and no head: what its weights give without any training here."""
     network = PooledBackbone(backbone, weights, same_padding=same_padding, normalize=normalize, pool=pool)
     about = {"kind": "backbone", "backbone": backbone, **network.origin, "same_padding": same_padding,
              "normalize": normalize, "pool": pool}
@@ -235,7 +235,7 @@ def teacher_describer(
     teacher: Teacher, *, input_size: int, resize: Resize, device: str = "cpu", precision: Precision = "float32",
     orders_norms: bool = False,
 ) -> Describer:
-    """A frozen network at work on images.
+    """Put a frozen network to work on images.
 
     Args:
         orders_norms: of a network that was trained elsewhere with a norm-ratio loss, which its file does not say.

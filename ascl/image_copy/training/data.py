@@ -1,9 +1,9 @@
-"""Training images on their way to the network: found, split, cached small, edited in workers, batched."""
+"""Training images on their way to the network: found, split, cached small, edited in workers."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ascl.core.errors import DataError
 from ascl.image_copy.edits.augment import CopyAugmentation, IdentityAugmentation
 from ascl.image_copy.edits.edits import SEED_END, sample_rng
-from ascl.image_copy.training.objective import IdentityBatch, ViewBatch
-from ascl.image_copy.training.sampler import IdentityBatchSampler
+from ascl.image_copy.training.batch import IdentityBatch, ViewBatch
 from ascl.images.loader import Decoder
 from ascl.images.read import UnreadableImage, load_image
 
@@ -67,7 +66,7 @@ class ShortSide:
         return np.asarray(image)
 
 
-class ImageFiles:
+class Photos:
     """Images decoded anew at each use.
 
     Attributes:
@@ -84,7 +83,7 @@ class ImageFiles:
         return load_image(self.paths[index]).image
 
 
-class SmallImages(ImageFiles):
+class SmallImages(Photos):
     """Images decoded once, reduced, and kept in memory as one array of bytes, which forked workers share.
 
     Attributes:
@@ -142,7 +141,7 @@ def readable(paths: Sequence[Path], *, workers: int) -> tuple[list[Path], list[t
 class Others(Sequence[Image.Image]):
     """Some photos of a folder other than one of them, decoded when they are asked for: most edits mix in none."""
 
-    def __init__(self, images: ImageFiles, item: int, rng: np.random.Generator) -> None:
+    def __init__(self, images: Photos, item: int, rng: np.random.Generator) -> None:
         count = len(images)
         steps = rng.integers(1, count, MIXED_IN).tolist() if count > 1 else []
         self._images, self._items = images, [(item + step) % count for step in steps]
@@ -158,7 +157,7 @@ class Others(Sequence[Image.Image]):
 class Views(Dataset):
     """Two edited views of an image for each key (epoch, item, view) of the sampler, the same in any worker."""
 
-    def __init__(self, images: ImageFiles, augmentation: CopyAugmentation, seed: int) -> None:
+    def __init__(self, images: Photos, augmentation: CopyAugmentation, seed: int) -> None:
         self.images, self.augmentation, self.seed = images, augmentation, seed
         self.ids = [path.stem for path in images.paths]
 
@@ -177,7 +176,7 @@ class Views(Dataset):
 class Identities(Dataset):
     """One image of an identity for each key (epoch, item, view) of the sampler, the same in any worker."""
 
-    def __init__(self, images: ImageFiles, augmentation: IdentityAugmentation, seed: int) -> None:
+    def __init__(self, images: Photos, augmentation: IdentityAugmentation, seed: int) -> None:
         self.images, self.augmentation, self.seed = images, augmentation, seed
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[torch.Tensor, float, int, int]:
@@ -195,40 +194,3 @@ class Identities(Dataset):
             torch.stack(pixels), torch.tensor(items[::count], dtype=torch.int64),
             torch.tensor(scales, dtype=torch.float64).view(-1, count), torch.tensor(kinds).view(-1, count),
         )
-
-
-class TrainBatches:
-    """(epoch, first batch) -> this process's batches: what `training.fit` asks for.
-
-    Each image occurs once an epoch at most; an image is never in the batches of two processes.
-    """
-
-    def __init__(
-        self, dataset: Views | Identities, *, identities: int, images: int, seed: int, workers: int, process: int,
-        processes: int,
-    ) -> None:
-        """
-        Args:
-            identities: originals a batch, in each process.
-            images: keys for each of them: 1 for `Views`, the number of kinds for `Identities`.
-        """
-        if workers < 0:
-            raise DataError(f"data.workers is {workers}: has to be at least 0")
-        self.dataset, self.workers = dataset, workers
-        self.sampler = IdentityBatchSampler(
-            np.arange(len(dataset.images)), identities, images, seed=seed, process=process, processes=processes
-        )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return len(self.sampler)
-
-    def __call__(self, epoch: int, first: int) -> Iterator[Any]:
-        self.sampler.set_epoch(epoch, first)
-        loader = DataLoader(
-            self.dataset, batch_sampler=self.sampler, collate_fn=self.dataset.collate, num_workers=self.workers
-        )
-        try:
-            yield from loader
-        except DataError as error:  # from a worker it comes wrapped in the worker's traceback
-            raise DataError(str(error).rpartition(f"{DataError.__module__}.{DataError.__name__}: ")[2]) from error

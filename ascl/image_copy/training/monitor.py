@@ -65,12 +65,12 @@ class Health:
     """What the monitor says of a descriptor.
 
     Attributes:
-        figures: for the log: rpr, rpr_tolerance, singular_largest, singular_median, singular_smallest, uniformity,
+        metrics: for the log: rpr, rpr_tolerance, singular_largest, singular_median, singular_smallest, uniformity,
             positive_cosine, hardest_negative_cosine, gap, content_norm, content_norm_spread.
         warnings: sentences, empty where all is well.
     """
 
-    figures: dict[str, float]
+    metrics: dict[str, float]
     warnings: list[str]
 
 
@@ -93,7 +93,7 @@ def health(
     negative = cosine.masked_fill(torch.eye(len(cosine), dtype=torch.bool, device=cosine.device), -math.inf).amax(1)
     gap = float((positive - negative).mean())
     dim = len(seen.singular_values)
-    figures = {
+    metrics = {
         "rpr": seen.rpr, "rpr_tolerance": tolerance, "singular_largest": float(seen.singular_values[0]),
         "singular_median": float(seen.singular_values[dim // 2]), "singular_smallest": float(seen.singular_values[-1]),
         "uniformity": uniformity(references[:UNIFORMITY_PAIRS]), "positive_cosine": float(positive.mean()),
@@ -116,13 +116,13 @@ def health(
     if content_norms is not None:
         mean = float(content_norms.double().mean())
         spread = float(content_norms.double().std()) / max(mean, 1e-30)
-        figures |= {"content_norm": mean, "content_norm_spread": spread}
+        metrics |= {"content_norm": mean, "content_norm_spread": spread}
         if not spread > LOWEST_NORM_SPREAD:
             warnings.append(
                 f"the content norms have collapsed: {mean:.4g} with a relative spread of {spread:.1e}; no direction "
                 "can be told from them"
             )
-    return Health(figures, warnings)
+    return Health(metrics, warnings)
 
 
 def _unit(vectors: Tensor) -> Tensor:

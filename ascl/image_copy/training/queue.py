@@ -68,6 +68,3 @@ class EmbeddingQueue(nn.Module):
         places = torch.arange(start + count - kept, start + count, device=self.storage.device) % self.size
         self.storage[places] = unit_rows[count - kept :].to(self.storage)
         self.written += count
-
-    def extra_repr(self) -> str:
-        return f"size={self.size}, dim={self.dim}"

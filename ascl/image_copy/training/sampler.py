@@ -5,7 +5,7 @@ Everything random is drawn from a generator or from (seed, epoch): the same in e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
@@ -19,7 +19,7 @@ from ascl.core.errors import DataError
 
 PAIR_DRAWS = 5      # of the published training: then a tie is taken as it is
 
-Reading = Literal["all", "crop", "negative", "positive"]
+PairSelection = Literal["all", "crop", "negative", "positive"]
 
 
 class ImageKind(IntEnum):
@@ -50,35 +50,35 @@ class ContentPairs:
 
 
 def draw_pairs(
-    scales: Tensor, generator: torch.Generator, *, kinds: Tensor | None = None, reading: Reading = "all"
+    scales: Tensor, generator: torch.Generator, *, kinds: Tensor | None = None, selection: PairSelection = "all"
 ) -> ContentPairs:
     """For each identity two of its images, drawn with replacement, at most five times until one shows more.
 
     Use: `norm_ratio_loss(features[pairs.more], features[pairs.less])`, or `losses.norm_triplet_loss` on the same pairs
-    for the reading of "Triplet".
+    for the ablation "Triplet".
 
     Args:
         scales: (P, K) content scale of image k of identity p, the share of the original that it shows; its row in the
             batch is p * K + k.
         generator: of torch, for the draws.
-        kinds: (P, K) `ImageKind`; needed for every reading but "all".
-        reading: which pairs count, beside having two scales. "all" is ASL. The others are our readings of ablations
+        kinds: (P, K) `ImageKind`; needed for every selection but "all".
+        selection: which pairs count, beside having two scales. "all" is ASL. The others are our readings of ablations
             that the paper names without defining them: "crop" (ASL-Crop) pairs of originals and crops alone,
             "positive" (ASL-Positive) pairs without hard negatives, "negative" (ASL-Negative) pairs of a hard negative
             with an image that is none.
 
     Raises:
-        ValueError: shapes that do not fit, a scale that is not finite, an unknown reading, or one without kinds.
+        ValueError: shapes that do not fit, a scale that is not finite, an unknown selection, or one without kinds.
     """
     if scales.dim() != 2 or 0 in scales.shape:
         raise ValueError(f"scales must be (identities, images), got {tuple(scales.shape)}")
     identities, images = scales.shape
     draws = torch.randint(images, (identities, PAIR_DRAWS, 2), generator=generator, device=generator.device)
-    return pairs_of_draws(scales, draws.to(scales.device), kinds=kinds, reading=reading)
+    return pairs_of_draws(scales, draws.to(scales.device), kinds=kinds, selection=selection)
 
 
 def pairs_of_draws(
-    scales: Tensor, draws: Tensor, *, kinds: Tensor | None = None, reading: Reading = "all"
+    scales: Tensor, draws: Tensor, *, kinds: Tensor | None = None, selection: PairSelection = "all"
 ) -> ContentPairs:
     """The first draw of each identity that gives a pair; `draw_pairs` with the draws given.
 
@@ -93,7 +93,7 @@ def pairs_of_draws(
         raise ValueError("content scales must be finite")
     rows = torch.arange(identities, device=scales.device)
     first, second = (scales.gather(1, draws[..., i]) for i in (0, 1))                       # (P, n)
-    good = (first != second) & _counts(draws, kinds, reading, scales.shape)
+    good = (first != second) & _counts(draws, kinds, selection, scales.shape)
     chosen = torch.where(good.any(dim=1), good.int().argmax(dim=1), draws.shape[1] - 1)     # argmax: the first True
     tied = ~good[rows, chosen]
     left, right = draws[rows, chosen].unbind(dim=1)
@@ -102,103 +102,60 @@ def pairs_of_draws(
     return ContentPairs(rows * images + more, rows * images + less, tied)
 
 
-def _counts(draws: Tensor, kinds: Tensor | None, reading: Reading, shape: torch.Size) -> Tensor:
-    """(P, n) bool: whether a reading takes the pair."""
-    if reading == "all":
+def _counts(draws: Tensor, kinds: Tensor | None, selection: PairSelection, shape: torch.Size) -> Tensor:
+    """(P, n) bool: whether a selection takes the pair."""
+    if selection == "all":
         return torch.ones(draws.shape[:2], dtype=torch.bool, device=draws.device)
     if kinds is None or kinds.shape != shape:
         found = None if kinds is None else tuple(kinds.shape)
-        raise ValueError(f"the reading {reading!r} needs the kind of each image, {tuple(shape)}, got {found}")
+        raise ValueError(f"the selection {selection!r} needs the kind of each image, {tuple(shape)}, got {found}")
     first, second = (kinds.gather(1, draws[..., i]) for i in (0, 1))
-    if reading == "crop":
+    if selection == "crop":
         return (first <= ImageKind.CROP) & (second <= ImageKind.CROP)
-    if reading == "positive":
+    if selection == "positive":
         return (first != ImageKind.NEGATIVE) & (second != ImageKind.NEGATIVE)
-    if reading == "negative":
+    if selection == "negative":
         return (first == ImageKind.NEGATIVE) != (second == ImageKind.NEGATIVE)
-    raise ValueError(f"no reading {reading!r} of ASL: use all, crop, negative or positive")
+    raise ValueError(f"no selection {selection!r} of ASL: use all, crop, negative or positive")
 
 
 class IdentityBatchSampler(Sampler[list[tuple[int, int, int]]]):
-    """Batches of P identities x K images, as keys (epoch, item, view); the K images of an identity are consecutive.
+    """Batches of P identities x K views, as keys (epoch, item, view); the K views of an identity are consecutive.
 
-    Each identity occurs at most once an epoch. An identity with K items or more gives K different ones; one with
-    fewer repeats them as evenly as it can. `view` counts from 0 to K - 1 within an identity, so that a data set which
-    edits originals as it goes draws another edit for each, from (seed, epoch, item, view). A folder of originals has
-    one item an identity: `owner = np.arange(N)`. The order depends on (seed, epoch) alone.
-
-    In several processes each takes every `processes`-th batch, all equally many: identities are never in two of them
-    within an epoch.
+    An identity is an original; a data set that edits originals as it goes draws another edit for each view, from
+    (seed, epoch, item, view). Each occurs at most once an epoch. The order depends on (seed, epoch) alone.
 
     Args:
-        owner: (N_items,) identity of each item.
-        identities, images: P and K of each process's batch, >= 1; the published training has 32 and 4.
-        seed: >= 0. epoch: the first one.
-        process, processes: rank of this process, and their number.
+        originals: how many there are.
+        identities, views: P and K of a batch, >= 1; the published training of ASL has 32 and 4.
+        seed: >= 0.
 
     Raises:
-        DataError: too few identities for one batch in each process.
+        DataError: too few originals for one batch.
     """
 
-    def __init__(
-        self, owner: np.ndarray | Sequence[int], identities: int, images: int, *, seed: int = 0, epoch: int = 0,
-        process: int = 0, processes: int = 1,
-    ) -> None:
-        if identities < 1 or images < 1 or not 0 <= process < processes:
-            raise ValueError(f"needs identities and images of at least 1 and a process below the number of processes, "
-                             f"got {identities}, {images}, process {process} of {processes}")
-        _, owner = np.unique(np.asarray(owner, dtype=np.int64), return_inverse=True)
-        self._items = np.argsort(owner, kind="stable")
-        self._counts = np.bincount(owner) if len(owner) else np.zeros(0, dtype=np.int64)
-        self._starts = np.cumsum(self._counts) - self._counts
-        self.identities, self.images = identities, images
-        self._seed, self._epoch, self._position = seed, epoch, 0
-        self._process, self._processes = process, processes
-        self._batches = len(self._counts) // identities // processes
-        if self._batches == 0:
-            raise DataError(f"{len(self._counts)} identities give no batch of {identities} for each of {processes} "
-                            f"processes: use more images, or fewer identities a batch (at most "
-                            f"{len(self._counts) // processes})")
+    def __init__(self, originals: int, identities: int, views: int, *, seed: int = 0) -> None:
+        if identities < 1 or views < 1:
+            raise ValueError(f"needs identities and views of at least 1, got {identities} and {views}")
+        if originals < identities:
+            raise DataError(f"{originals} identities give no batch of {identities}: use more images, or fewer "
+                            "identities a batch")
+        self._originals, self._identities, self._views, self._seed = originals, identities, views, seed
+        self.set_epoch(0)
 
     def __len__(self) -> int:
-        """Batches of a whole epoch in this process, wherever this one starts."""
-        return self._batches
+        """Return the batches of a whole epoch, wherever this one starts."""
+        return self._originals // self._identities
 
-    @property
-    def epoch(self) -> int:
-        return self._epoch
-
-    def set_epoch(self, epoch: int, position: int | None = None) -> None:
-        """Choose the epoch that the next iteration gives, and the batch it starts at (for a resume).
-
-        The loader prefetches, so the loop itself counts the batches that it has used.
-
-        Args:
-            epoch: >= 0.
-            position: batches to leave out at the start; None = 0 for another epoch, unchanged for the current one.
-        """
-        if position is None:
-            position = self._position if epoch == self._epoch else 0
-        if epoch < 0 or not 0 <= position <= self._batches:
-            raise ValueError(
-                f"no batch {position} in epoch {epoch}: an epoch has {self._batches} batches, epochs start at 0"
-            )
+    def set_epoch(self, epoch: int, position: int = 0) -> None:
+        """Choose the epoch that the next iteration gives, and the batch it starts at (for a resume)."""
+        if epoch < 0 or not 0 <= position <= len(self):
+            raise ValueError(f"no batch {position} in epoch {epoch}: an epoch has {len(self)} batches")
         self._epoch, self._position = epoch, position
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        epoch, position = self._epoch, self._position
-        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._counts))
-        for batch in range(position, self._batches):
-            start = (batch * self._processes + self._process) * self.identities
-            yield [
-                (epoch, item, view)
-                for identity in order[start : start + self.identities].tolist()
-                for view, item in enumerate(self._items_of(identity, epoch))
-            ]
-
-    def _items_of(self, identity: int, epoch: int) -> list[int]:
-        """K items of an identity, whatever batch it is in: each one before any is repeated."""
-        count = int(self._counts[identity])
-        rng = np.random.default_rng([self._seed, epoch, identity])
-        drawn = np.concatenate([rng.permutation(count) for _ in range(-(-self.images // count))])[: self.images]
-        return self._items[self._starts[identity] + drawn].tolist()
+        epoch = self._epoch
+        order = np.random.default_rng([self._seed, epoch]).permutation(self._originals).tolist()
+        for batch in range(self._position, len(self)):
+            items = order[batch * self._identities : (batch + 1) * self._identities]
+            yield [(epoch, item, view) for item in items for view in range(self._views)]

@@ -1,38 +1,35 @@
-"""A training run of copy detection, from settings to files: what `tools/train_copy.py` calls."""
+"""A training run of copy detection, from settings to files."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
+from ascl.core.distributed import make_accelerator
 from ascl.core.errors import DataError
-from ascl.core.files import write_text
-from ascl.core.provenance import environment, refused_settings
+from ascl.core.provenance import refused_settings
 from ascl.image_copy.descriptors.descriptor import DescriptorSettings
 from ascl.image_copy.descriptors.teachers import Teacher, load_teacher
 from ascl.image_copy.edits.augment import IdentityAugmentation, augmentation_of
-from ascl.image_copy.training.data import Identities, ImageFiles, SmallImages, TrainBatches, Views, held_out, readable
-from ascl.image_copy.training.objective import (
-    AslModel,
-    AslObjective,
-    RdcdModel,
-    RdcdObjective,
-    SscdModel,
-    SscdObjective,
-)
+from ascl.image_copy.training.asl import AslModel, AslObjective
+from ascl.image_copy.training.data import Identities, Photos, SmallImages, Views, held_out, readable
+from ascl.image_copy.training.rdcd import RdcdModel, RdcdObjective
+from ascl.image_copy.training.sampler import IdentityBatchSampler
+from ascl.image_copy.training.sscd import SscdModel, SscdObjective
 from ascl.image_copy.training.validation import make_validation_set, validate
 from ascl.images.read import SquarePixels, images_of
-from ascl.settings.image_copy import CopyConfig, copy_config_to_dict
-from ascl.training.distributed import make_accelerator
-from ascl.training.loop import LoopSettings, Progress, StepLoss, check_start, fit
+from ascl.settings.image_copy import CopyConfig
+from ascl.training.batches import TrainBatches
+from ascl.training.checkpoints import Progress
+from ascl.training.loop import LoopSettings, StepLoss
+from ascl.training.optimizer import build_optimizer
+from ascl.training.run import loop_settings, train_run
 from ascl.training.schedule import Schedule, cosine, warmed_up
 
 DEFAULT_FEATURE_DIM = 512
@@ -44,13 +41,13 @@ IMAGES = "images.txt"  # of a run: what it was trained and validated with, in or
 class CopyData:
     """Images of a run. skipped: (path, reason) of those that could not be read."""
 
-    train: ImageFiles
-    validation: ImageFiles
+    train: Photos
+    validation: Photos
     skipped: list[tuple[Path, str]]
 
 
 def build_data(config: CopyConfig) -> CopyData:
-    """Training and held-out images, in memory where `data.cache_side` says so."""
+    """Return training and held-out images, in memory where `data.cache_side` says so."""
     settings = config.data
     for name, least in (("workers", 0), ("validation_images", 2), ("cache_side", 1)):
         value = getattr(settings, name)
@@ -62,7 +59,7 @@ def build_data(config: CopyConfig) -> CopyData:
         found, skipped = readable(found, workers=settings.workers)
     train, validation = held_out(found, settings.validation_share, settings.validation_images)
     if settings.cache_side is None:
-        return CopyData(ImageFiles(train), ImageFiles(validation), skipped)
+        return CopyData(Photos(train), Photos(validation), skipped)
     cached = [
         SmallImages(paths, settings.cache_side, workers=settings.workers, skip_unreadable=settings.skip_unreadable)
         for paths in (train, validation)
@@ -70,42 +67,34 @@ def build_data(config: CopyConfig) -> CopyData:
     return CopyData(cached[0], cached[1], [skip for one in cached for skip in one.skipped])
 
 
-def build_teacher(config: CopyConfig, train: ImageFiles) -> Teacher | None:
-    """The teacher of an RDCD run, None where nothing is distilled."""
+def build_teacher(config: CopyConfig, train: Photos) -> Teacher | None:
+    """Load the teacher of an RDCD run; None where nothing is distilled."""
     settings = config.teacher
     wanted = config.objective == "rdcd" and config.rdcd.distillation != "none"
     if not wanted:
         if settings.source is not None and config.objective != "rdcd":
-            raise DataError(f"--teacher says nothing to {config.objective}, which distils nothing; leave it out")
+            raise DataError(f"teacher.source says nothing to {config.objective}, which distils nothing; leave it out")
         return None
     if settings.source is None:
-        raise DataError("rdcd follows a teacher: give --teacher, or set rdcd.distillation to none")
-    return load_teacher(
-        settings.source, items=[path.stem for path in train.paths], weights=settings.weights,
-        same_padding=settings.same_padding, normalize=settings.normalize, pool=settings.pool,
-        image_size=settings.image_size, output=settings.output,
-    )
+        raise DataError("rdcd follows a teacher: set teacher.source, or set rdcd.distillation to none")
+    return load_teacher(items=[path.stem for path in train.paths], **asdict(settings))
 
 
 def descriptor_settings(config: CopyConfig, teacher: Teacher | None) -> DescriptorSettings:
-    """The descriptor of a run, with the sizes that depend on the teacher filled in."""
-    model = config.model
-    feature_dim = model.feature_dim
+    """Return the settings of a run's descriptor, with the sizes that depend on the teacher filled in."""
+    values = asdict(config.model)
+    del values["centred"]
+    feature_dim = config.model.feature_dim
     if feature_dim is None:
         relations = teacher is not None and config.rdcd.distillation in ("rsd", "seed")
         feature_dim = teacher.dim if teacher is not None and relations else DEFAULT_FEATURE_DIM
-    return DescriptorSettings(
-        backbone=model.backbone, weights=model.weights, same_padding=model.same_padding, normalize=model.normalize,
-        last_stride=model.last_stride, pool=model.pool, feature_dim=feature_dim or None, dim=model.dim or None,
-        projector_hidden=model.projector_hidden, projector_dim=model.projector_dim, norm_of=model.norm_of,
-        freeze_batch_norm=model.freeze_batch_norm, input_size=model.input_size, resize=model.resize,
-    )
+    return DescriptorSettings(**values | {"feature_dim": feature_dim or None, "dim": config.model.dim or None})
 
 
 def build_objective(
     config: CopyConfig, settings: DescriptorSettings, teacher: Teacher | None, classes: int
 ) -> tuple[nn.Module, StepLoss]:
-    """What is trained, and its step."""
+    """Return what is trained, and its step."""
     if config.objective == "sscd":
         return SscdModel(settings), SscdObjective(**asdict(config.sscd))
     if config.objective == "rdcd":
@@ -118,18 +107,18 @@ def build_objective(
     return AslModel(settings, classes), AslObjective(**asdict(config.asl))
 
 
-def build_batches(config: CopyConfig, train: ImageFiles, process: int, processes: int) -> TrainBatches:
-    """The training batches of one process."""
+def build_batches(config: CopyConfig, train: Photos, process: int, processes: int) -> TrainBatches:
+    """Return the training batches of one process; an image occurs once an epoch at most, in one process."""
     seed, size = config.train.seed, config.views.size
     dataset: Views | Identities
     if config.objective == "asl":
         augmentation = IdentityAugmentation(size)
-        dataset, images = Identities(train, augmentation, seed), len(augmentation.kinds)
+        dataset, views = Identities(train, augmentation, seed), len(augmentation.kinds)
     else:
-        dataset, images = Views(train, augmentation_of(config.views.augmentation, size), seed), 1
+        dataset, views = Views(train, augmentation_of(config.views.augmentation, size), seed), 1
+    sampler = IdentityBatchSampler(len(train), config.train.batch_size, views, seed=seed)
     return TrainBatches(
-        dataset, identities=config.train.batch_size, images=images, seed=seed, workers=config.data.workers,
-        process=process, processes=processes,
+        dataset, sampler, dataset.collate, workers=config.data.workers, process=process, processes=processes
     )
 
 
@@ -143,26 +132,12 @@ def centre(model: Any, batches: TrainBatches, batch_size: int) -> None:
         model.restart_key()
 
 
-def build_optimizer(config: CopyConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD with momentum or Adam over everything that is trained."""
+def build_schedule(config: CopyConfig, loop: LoopSettings, processes: int) -> Schedule:
+    """Return a cosine by step after a linear warm-up; see `CopyOptimizerConfig` for how the batch scales the rate."""
     settings = config.optimizer
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if settings.kind == "adam":
-        return torch.optim.Adam(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
-    return torch.optim.SGD(
-        parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
-
-
-def build_schedule(config: CopyConfig, steps_per_epoch: int, processes: int) -> Schedule:
-    """Cosine by step after a linear warm-up; see `CopyOptimizerConfig` for the rate's dependence on the batch."""
-    settings = config.optimizer
-    total = config.train.epochs * steps_per_epoch
-    if config.train.max_steps is not None:
-        total = min(total, config.train.max_steps)
     factor = config.train.batch_size * processes / 256 if settings.lr_per_256 else 1.0
-    schedule = cosine(settings.lr * factor, final=settings.final_lr * factor, total_steps=total)
-    return warmed_up(schedule, warmup_steps=round(settings.warmup_epochs * steps_per_epoch))
+    schedule = cosine(settings.lr * factor, final=settings.final_lr * factor, total_steps=loop.total_steps)
+    return warmed_up(schedule, warmup_steps=round(settings.warmup_epochs * loop.steps_per_epoch))
 
 
 def train(config: CopyConfig, *, resume: bool = False) -> Progress:
@@ -171,7 +146,6 @@ def train(config: CopyConfig, *, resume: bool = False) -> Progress:
     Raises:
         DataError, FileNotFoundError: images or settings that do not fit, before the first step.
     """
-    out = Path(config.out)
     accelerator = make_accelerator(mixed_precision=config.train.mixed_precision)
     data = build_data(config)
     torch.manual_seed(config.train.seed)  # of the fresh weights
@@ -188,34 +162,21 @@ def train(config: CopyConfig, *, resume: bool = False) -> Progress:
         batches = build_batches(config, data.train, accelerator.process_index, accelerator.num_processes)
         if config.model.centred and not resume:
             centre(model, batches, config.train.batch_size)
-        learning_rate = build_schedule(config, batches.steps_per_epoch, accelerator.num_processes)
-        optimizer = build_optimizer(config, model)
+        loop = loop_settings(config, batches.steps_per_epoch, select=config.train.select)
+        learning_rate = build_schedule(config, loop, accelerator.num_processes)
+        rates = config.optimizer
+        optimizer = build_optimizer(
+            model, lr=rates.lr, weight_decay=rates.weight_decay,
+            momentum=rates.momentum if rates.kind == "sgd" else None,
+        )
     held_back = make_validation_set(
         data.validation, data.train, SquarePixels(settings.input_size, settings.resize), seed=config.train.seed,
         workers=config.data.workers,
     )
-    loop = LoopSettings(
-        epochs=config.train.epochs, steps_per_epoch=batches.steps_per_epoch, seed=config.train.seed,
-        max_steps=config.train.max_steps, clip_norm=config.optimizer.clip_norm,
-        validate_every=config.train.validate_every, checkpoint_every=config.train.checkpoint_every,
-        log_every=config.train.log_every, select=config.train.select,
-    )
-    check_start(accelerator, model, optimizer, settings=loop, folder=out, resume=resume)
     images = [f"{side} {path.stem}" for side, one in (("train", data.train), ("validation", data.validation))
               for path in one.paths]
     if resume:
-        check_same_images(out / IMAGES, images)
-    if accelerator.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            write_text(out / IMAGES, "\n".join(images) + "\n")
-        write_text(out / "settings.yaml", yaml.safe_dump(copy_config_to_dict(config), sort_keys=False))
-        if not resume:  # a resumed run keeps what it was started with; its log has the rest
-            about = {**environment(), "teacher": None if teacher is None else {"model": teacher.model, **teacher.about},
-                     "unreadable": [[path.name, reason] for path, reason in data.skipped]}
-            write_text(out / "environment.json", json.dumps(about, indent=2) + "\n")
-        for line in described_run(config, data, model, teacher, loop):
-            print(line, flush=True)
+        check_same_images(Path(config.out) / IMAGES, images)
 
     def validate_student(model: Any) -> dict[str, float]:
         def describe(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -226,15 +187,17 @@ def train(config: CopyConfig, *, resume: bool = False) -> Progress:
         if accelerator.is_main_process:
             for warning in seen.warnings:
                 print(f"WARNING: {warning}", file=sys.stderr, flush=True)
-        return seen.figures | {"warnings": float(len(seen.warnings))}
+        return seen.metrics | {"warnings": float(len(seen.warnings))}
 
-    extra = {
-        "settings": copy_config_to_dict(config), "descriptor": asdict(settings),
-        "teacher": None if teacher is None else teacher.model,
-    }
-    return fit(
-        accelerator, model, optimizer, train_batches=batches, step_loss=objective, validate=validate_student,
-        learning_rate=learning_rate, settings=loop, folder=out, resume=resume, extra=extra,
+    return train_run(
+        config, accelerator, model, optimizer, batches=batches, step_loss=objective, validate=validate_student,
+        learning_rate=learning_rate, settings=loop, resume=resume, described=described(config, data, model, teacher),
+        extra={"descriptor": asdict(settings), "teacher": None if teacher is None else teacher.model},
+        environment_extra={
+            "teacher": None if teacher is None else {"model": teacher.model, **teacher.about},
+            "unreadable": [[path.name, reason] for path, reason in data.skipped],
+        },
+        files={IMAGES: "\n".join(images) + "\n"},
     )
 
 
@@ -260,11 +223,8 @@ def check_same_images(path: Path, images: list[str]) -> None:
         )
 
 
-def described_run(
-    config: CopyConfig, data: CopyData, model: nn.Module, teacher: Teacher | None, loop: LoopSettings
-) -> list[str]:
-    """What is about to be trained, in the lines that a run begins with."""
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+def described(config: CopyConfig, data: CopyData, model: nn.Module, teacher: Teacher | None) -> list[str]:
+    """Return what is about to be trained, in the lines that a run begins with."""
     student = model.get_submodule("student")
     cache = ""
     if isinstance(data.train, SmallImages) and isinstance(data.validation, SmallImages):
@@ -273,8 +233,7 @@ def described_run(
     lines = [
         f"{len(data.train)} images to train with, {len(data.validation)} held out{cache}",
         f"{config.objective}: {config.model.backbone}, feature {student.feature_dim}, descriptor {student.dim}; "
-        f"{trained / 1e6:.1f} M trained parameters; {loop.total_steps} steps of {config.train.batch_size} originals, "
-        f"{loop.steps_per_epoch} an epoch; run folder {config.out}",
+        f"{config.train.batch_size} originals a step",
     ]
     if data.skipped:
         lines.append(f"{len(data.skipped)} unreadable images were left out, such as {data.skipped[0][0]}")
@@ -283,4 +242,3 @@ def described_run(
         if teacher.about.get("kind") == "cached":
             lines.append("the teacher's vectors are cached: it sees the images unedited, the student edited views")
     return lines
-

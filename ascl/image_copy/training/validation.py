@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from ascl.image_copy.edits.augment import reduced
 from ascl.image_copy.edits.edits import EDITS, random_chain, sample_rng
 from ascl.image_copy.evaluation.metrics import micro_average_precision
-from ascl.image_copy.training.data import ImageFiles, Others
+from ascl.image_copy.training.data import Others, Photos
 from ascl.image_copy.training.monitor import Health, health
 from ascl.images.read import SquarePixels
 from ascl.index.exact import nearest_references
@@ -40,7 +40,7 @@ class ValidationSet:
 
 
 class _Copies(Dataset):
-    def __init__(self, images: ImageFiles, mixed_in: ImageFiles, prepare: SquarePixels, seed: int) -> None:
+    def __init__(self, images: Photos, mixed_in: Photos, prepare: SquarePixels, seed: int) -> None:
         self.images, self.mixed_in, self.prepare, self.seed = images, mixed_in, prepare, seed
 
     def __len__(self) -> int:
@@ -59,7 +59,7 @@ class _Copies(Dataset):
 
 
 def make_validation_set(
-    images: ImageFiles, mixed_in: ImageFiles, prepare: SquarePixels, *, seed: int, workers: int
+    images: Photos, mixed_in: Photos, prepare: SquarePixels, *, seed: int, workers: int
 ) -> ValidationSet:
     """The same for the same images and seed, whatever the number of workers.
 
@@ -82,14 +82,14 @@ def validate(
     tolerance: float,
     batch_size: int = 128,
 ) -> Health:
-    """Figures of a descriptor on a validation set, those of the collapse monitor among them.
+    """Measure a descriptor on a validation set, with the collapse monitor.
 
     Args:
         describe: (B, 3, S, S) pixels on the device -> vectors (B, d) and content norms (B,).
         tolerance: of the rank, see `monitor.spectrum`.
 
     Returns:
-        Health; beside the monitor's, its figures are `muap` and `recall_at_1` in [0, 1] (the 10 nearest references of
+        Health; beside the monitor's, its metrics are `muap` and `recall_at_1` in [0, 1] (the 10 nearest references of
         each query are the candidates), `ordered_crops` and `ordered_copies`: share of the crops, and of the copies that
         show less than 0.9 of their original, whose norm is smaller than the original's.
     """
@@ -104,14 +104,14 @@ def validate(
         vectors["queries"].numpy(), vectors["references"].numpy(), NEIGHBOURS, metric="ip"
     )
     own = np.arange(count)
-    metrics = micro_average_precision(
+    precision = micro_average_precision(
         np.repeat(own, found.shape[1]), found.ravel(), score.ravel(), own, own
     )
     less = norms["queries"] < norms["references"]
     shows_less = data.scales < SHOWS_LESS
-    figures = {
-        "muap": metrics.muap, "recall_at_1": metrics.recall_rank1,
+    metrics = {
+        "muap": precision.muap, "recall_at_1": precision.recall_rank1,
         "ordered_crops": float((norms["crops"] < norms["references"]).float().mean()),
         "ordered_copies": float(less[shows_less].float().mean()) if bool(shows_less.any()) else 0.0,
     }
-    return Health(figures | seen.figures, seen.warnings)
+    return Health(metrics | seen.metrics, seen.warnings)

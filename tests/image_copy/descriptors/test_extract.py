@@ -12,12 +12,12 @@ from torch import nn
 from ascl.core import checkpoint
 from ascl.features.writer import extract
 from ascl.image_copy import read_descriptors
-from ascl.image_copy.descriptors.descriptor import Descriptor, describe_images, load_descriptor
+from ascl.image_copy.descriptors.descriptor import Descriptor, load_descriptor
 from ascl.image_copy.descriptors.extract import extract_descriptors
 from ascl.images.pooling import PooledBackbone
 from ascl.images.read import find_images
 
-from ..training_cases import BACKBONE, SIDE, calibrated, save_photos, tiny
+from ..training_cases import BACKBONE, SIDE, calibrated, described_alone, save_photos, tiny
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_the_file_holds_what_the_checkpoint_describes(tmp_path, photos, run, too
     assert tool("extract_descriptors")(arguments) == 0
     assert "vectors 11x8, norms" in capsys.readouterr().out
     describer = load_descriptor(run)
-    names, vectors, norms = describe_images(describer, find_images(photos))
+    names, vectors, norms = described_alone(describer, find_images(photos))
     made = read_descriptors(out, "query")
     assert made.names == names and made.model == describer.model
     assert np.allclose(made.vectors, vectors, atol=1e-6) and np.allclose(made.norms, norms, rtol=1e-5)
@@ -126,7 +126,7 @@ def test_queries_and_references_become_one_submission(tmp_path, photos, run, too
     printed = capsys.readouterr().out
     assert "nothing was left to do" in printed and "4 queries and 11 references" in printed
     for role, folder in (("query", others), ("reference", photos)):
-        names, vectors, _ = describe_images(describer, find_images(folder))
+        names, vectors, _ = described_alone(describer, find_images(folder))
         made = read_descriptors(out, role)
         assert made.names == sorted(names) and made.model == describer.model
         rows = [names.index(name) for name in made.names]
@@ -179,4 +179,4 @@ def test_what_exists_is_not_overwritten(tmp_path, photos, run, tool, capsys):
     assert "exists" in capsys.readouterr().err and (tmp_path / "d.h5").read_bytes() == b"mine"
     arguments[1] = str(tmp_path)
     assert tool("extract_descriptors")([*arguments[:-1], str(tmp_path / "e.h5")]) == 1
-    assert "no checkpoint there" in capsys.readouterr().err
+    assert "no checkpoint in" in capsys.readouterr().err

@@ -33,9 +33,9 @@ def test_rank_of_vectors_that_lie_in_a_plane():
 def test_a_sound_descriptor_gets_no_warning():
     references = randn(200, 8)
     seen = health(references + 0.1 * randn(200, 8, seed=1), references, 5 + randn(200, seed=2))
-    assert seen.warnings == [] and seen.figures["rpr"] == 1 and seen.figures["rpr_tolerance"] == 0.01
-    assert seen.figures["gap"] == pytest.approx(
-        seen.figures["positive_cosine"] - seen.figures["hardest_negative_cosine"]
+    assert seen.warnings == [] and seen.metrics["rpr"] == 1 and seen.metrics["rpr_tolerance"] == 0.01
+    assert seen.metrics["gap"] == pytest.approx(
+        seen.metrics["positive_cosine"] - seen.metrics["hardest_negative_cosine"]
     )
 
 
@@ -43,7 +43,7 @@ def test_the_gap_is_that_of_the_nearest_stranger():
     references, queries = randn(9, 3), randn(9, 3, seed=1)
     cosine = [[float(torch.cosine_similarity(q, r, dim=0)) for r in references] for q in queries]
     gaps = [row[i] - max(value for j, value in enumerate(row) if j != i) for i, row in enumerate(cosine)]
-    assert health(queries, references).figures["gap"] == pytest.approx(sum(gaps) / 9)
+    assert health(queries, references).metrics["gap"] == pytest.approx(sum(gaps) / 9)
 
 
 def test_each_collapse_has_its_warning():
@@ -52,12 +52,12 @@ def test_each_collapse_has_its_warning():
     assert len(seen.warnings) == 1 and "3 of 8 dimensions" in seen.warnings[0] and "0.01" in seen.warnings[0]
     references = randn(100, 8)
     seen = health(randn(100, 8, seed=1), references)
-    assert len(seen.warnings) == 1 and "no nearer than strangers" in seen.warnings[0] and seen.figures["gap"] < 0
+    assert len(seen.warnings) == 1 and "no nearer than strangers" in seen.warnings[0] and seen.metrics["gap"] < 0
     seen = health(references, references, torch.full((100,), 3.0))
     assert len(seen.warnings) == 1 and "norms have collapsed" in seen.warnings[0]
     assert len(health(torch.ones(20, 4), torch.ones(20, 4), torch.zeros(20)).warnings) == 3
     few = health(references[:6], references[:6])
-    assert few.figures["rpr"] == 5 / 8 and few.warnings == []
+    assert few.metrics["rpr"] == 5 / 8 and few.warnings == []
     assert health(references[:4], references[:4]).warnings == []  # four images show three dimensions, no collapse
     two = randn(4, 1) @ randn(1, 8, seed=1)
     assert "1 of 3 dimensions that 4 images can show" in health(two, two + randn(4, 8, seed=2) * 1e-3).warnings[0]

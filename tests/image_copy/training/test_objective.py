@@ -13,19 +13,11 @@ import torch.nn.functional as F
 from ascl.core.errors import DataError
 from ascl.image_copy.descriptors.teachers import load_teacher
 from ascl.image_copy.edits.mixup import mixed_images
-from ascl.image_copy.training.momentum import momentum_update
-from ascl.image_copy.training.objective import (
-    AslModel,
-    AslObjective,
-    IdentityBatch,
-    RdcdModel,
-    RdcdObjective,
-    SscdModel,
-    SscdObjective,
-    ViewBatch,
-    unit_rows,
-)
+from ascl.image_copy.training.asl import AslModel, AslObjective
+from ascl.image_copy.training.batch import IdentityBatch, ViewBatch
+from ascl.image_copy.training.rdcd import RdcdModel, RdcdObjective, momentum_update, unit_rows
 from ascl.image_copy.training.sampler import draw_pairs
+from ascl.image_copy.training.sscd import SscdModel, SscdObjective
 from ascl.losses import hard_negative_loss, soft_triplet_loss, sscd_loss
 
 from ..training_cases import BACKBONE, calibrated, pictures, tiny
@@ -98,7 +90,7 @@ def test_a_step_of_rdcd_by_hand_over_three_batches(teacher):
         with torch.no_grad():  # something for the key encoder to follow
             model.student.head.weight += 0.05
         batch = view_batch(step)
-        figures = objective(model, batch, step, rng())
+        metrics = objective(model, batch, step, rng())
         for name, value in model.student.named_parameters():
             key[name] = 0.9 * key[name] + 0.1 * value.detach()
             assert torch.allclose(dict(model.key.named_parameters())[name], key[name], atol=1e-6), name
@@ -114,11 +106,11 @@ def test_a_step_of_rdcd_by_hand_over_three_batches(teacher):
             of_teacher = (cosine(taught[i : i + 1], rows)[0] / 0.04).softmax(0)
             of_student = (cosine(student.features[i : i + 1], rows)[0] / 0.07).softmax(0)
             divergence += (of_teacher * (of_teacher / of_student).log()).sum() / B
-        assert figures["contrastive"].item() == pytest.approx(float(contrastive), rel=1e-4, abs=1e-5)
-        assert figures["hard_negative"].item() == pytest.approx(float(hard), rel=1e-3, abs=1e-5)
-        assert figures["distillation"].item() == pytest.approx(float(divergence), rel=1e-3, abs=1e-5)
-        total = figures["contrastive"] + 5 * figures["hard_negative"] + 10 * figures["distillation"]
-        assert figures["loss"].item() == pytest.approx(total.item(), rel=1e-5)
+        assert metrics["contrastive"].item() == pytest.approx(float(contrastive), rel=1e-4, abs=1e-5)
+        assert metrics["hard_negative"].item() == pytest.approx(float(hard), rel=1e-3, abs=1e-5)
+        assert metrics["distillation"].item() == pytest.approx(float(divergence), rel=1e-3, abs=1e-5)
+        total = metrics["contrastive"] + 5 * metrics["hard_negative"] + 10 * metrics["distillation"]
+        assert metrics["loss"].item() == pytest.approx(total.item(), rel=1e-5)
         keys, rows = torch.cat([keys, F.normalize(followed, dim=1)]), torch.cat([rows, F.normalize(taught, dim=1)])
         if len(keys) > 10:  # the third batch begins to overwrite the first
             keys, rows = torch.cat([keys[10:], keys[2:10]]), torch.cat([rows[10:], rows[2:10]])
@@ -129,8 +121,8 @@ def test_a_step_of_rdcd_by_hand_over_three_batches(teacher):
 def test_gradients_reach_the_student_alone(teacher):
     model, objective = rdcd(teacher)
     for step in range(2):
-        figures = objective(model.train(), view_batch(step), step, rng())
-    figures["loss"].backward()
+        metrics = objective(model.train(), view_batch(step), step, rng())
+    metrics["loss"].backward()
     assert all(parameter.grad is not None for parameter in model.student.parameters())
     assert all(parameter.grad is None for parameter in [*model.key.parameters(), *teacher.parameters()])
     assert any(name.startswith("key_queue.") for name in model.state_dict())
@@ -145,9 +137,9 @@ def test_gradients_reach_the_student_alone(teacher):
 def test_the_variants_of_rdcd(teacher, changes):
     model, objective = rdcd(teacher, **changes)
     for step in range(2):
-        figures = objective(model, view_batch(step), step, rng())
-    assert figures["loss"].isfinite() and ("distillation" in figures) is (changes.get("distillation") != "none")
-    figures["loss"].backward()
+        metrics = objective(model, view_batch(step), step, rng())
+    assert metrics["loss"].isfinite() and ("distillation" in metrics) is (changes.get("distillation") != "none")
+    metrics["loss"].backward()
     batch = view_batch(1)
     with torch.no_grad():
         out = [model.student(view) for view in batch.pixels]
@@ -155,15 +147,15 @@ def test_the_variants_of_rdcd(teacher, changes):
     if changes.get("distillation") == "fkd":
         features = out[0].features if model.bridge is None else model.bridge(out[0].features)
         expected = ((F.normalize(features, dim=1) - F.normalize(taught, dim=1)) ** 2).mean()
-        assert figures["distillation"].item() == pytest.approx(expected.item(), rel=1e-4)
+        assert metrics["distillation"].item() == pytest.approx(expected.item(), rel=1e-4)
         assert model.teacher_queue is None
     if changes.get("contrastive") == "simclr":
         both = torch.cat([view.embeddings for view in out])
         labels = torch.arange(B).repeat(2)
         expected = sscd_loss(both, labels, temperature=0.07, entropy_weight=changes.get("entropy_weight", 0.0))
-        assert figures["contrastive"].item() == pytest.approx(expected.item(), rel=1e-4)
+        assert metrics["contrastive"].item() == pytest.approx(expected.item(), rel=1e-4)
         hard = [hard_negative_loss(both[i : i + 1], unit_rows(both[labels != i])) for i in range(B)]
-        assert figures["hard_negative"].item() == pytest.approx(sum(hard).item() / B, rel=1e-3)
+        assert metrics["hard_negative"].item() == pytest.approx(sum(hard).item() / B, rel=1e-3)
         assert model.key is None and model.key_queue is None
 
 
@@ -195,11 +187,11 @@ def test_a_zero_vector_becomes_a_unit_row():
 
 def test_a_step_of_sscd_is_its_loss_on_both_views():
     model, batch = sscd_model(), view_batch()
-    figures = SscdObjective(temperature=0.05, entropy_weight=30.0)(model, batch, 0, rng())
+    metrics = SscdObjective(temperature=0.05, entropy_weight=30.0)(model, batch, 0, rng())
     with torch.no_grad():
         embeddings = torch.cat([model.student(view).embeddings for view in batch.pixels])
     expected = sscd_loss(embeddings, torch.arange(B).repeat(2), temperature=0.05, entropy_weight=30.0)
-    assert figures["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert metrics["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_mixing_draws_from_the_generator_alone():
@@ -246,25 +238,25 @@ def identity_batch():
 def test_a_step_of_asl_by_hand(reading, margin):
     model, batch = asl_model(), identity_batch()
     objective = AslObjective(10.0, 0.1, 2.0, 3.0, reading, margin)
-    figures = objective(model, batch, 0, rng(9))
+    metrics = objective(model, batch, 0, rng(9))
     with torch.no_grad():
         out = model.student(batch.pixels)
         logits = out.embeddings @ model.classifier.weight.T
     labels = torch.tensor([4] * 4 + [0] * 4 + [2] * 4)
     spread = -(0.9 * logits.log_softmax(1)[range(12), labels] + 0.1 * logits.log_softmax(1).mean(1)).mean()
     pairs = draw_pairs(
-        batch.scales, rng(9), kinds=batch.kinds, reading="all" if reading == "triplet" else reading
+        batch.scales, rng(9), kinds=batch.kinds, selection="all" if reading == "triplet" else reading
     )
     terms = []
     for more, less in zip(pairs.more.tolist(), pairs.less.tolist(), strict=True):
         big, small = out.content[more].norm(), out.content[less].norm()
         terms.append((margin + small - big).clamp_min(0) if reading == "triplet" else torch.exp(1 - big / small))
     order = sum(terms) / 3
-    assert figures["classification"].item() == pytest.approx(spread.item(), rel=1e-5)
-    assert figures["norm_ratio"].item() == pytest.approx(order.item(), rel=1e-4)
+    assert metrics["classification"].item() == pytest.approx(spread.item(), rel=1e-5)
+    assert metrics["norm_ratio"].item() == pytest.approx(order.item(), rel=1e-4)
     expected = 10 * spread + 2 * soft_triplet_loss(out.features, labels) + 3 * order
-    assert figures["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
-    assert figures["tied_pairs"].item() >= 1 / 3 - 1e-6  # the third identity at least
+    assert metrics["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert metrics["tied_pairs"].item() >= 1 / 3 - 1e-6  # the third identity at least
 
 
 def test_a_weight_of_zero_leaves_a_term_without_gradient():
@@ -280,8 +272,8 @@ TWO = """
 import json, sys
 sys.path.insert(0, sys.argv[2])
 import torch
-from ascl.image_copy.training.objective import SscdObjective
-from ascl.training.distributed import make_accelerator
+from ascl.core.distributed import make_accelerator
+from ascl.image_copy.training.sscd import SscdObjective
 from tests.image_copy.training.test_objective import calibrated_teacher, rdcd, rng, sscd_model, view_batch
 
 accelerator = make_accelerator(cpu=True)

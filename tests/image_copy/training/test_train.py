@@ -12,7 +12,10 @@ from PIL import Image
 from ascl.core.errors import DataError
 from ascl.image_copy.descriptors.descriptor import load_descriptor
 from ascl.image_copy.edits.augment import CopyAugmentation, IdentityAugmentation
-from ascl.image_copy.training.data import Identities, ImageFiles, SmallImages, Views, held_out
+from ascl.image_copy.training.asl import AslObjective
+from ascl.image_copy.training.data import Identities, Photos, SmallImages, Views, held_out
+from ascl.image_copy.training.rdcd import RdcdObjective
+from ascl.image_copy.training.sscd import SscdObjective
 from ascl.image_copy.training.train import (
     build_batches,
     build_data,
@@ -26,8 +29,10 @@ from ascl.image_copy.training.validation import make_validation_set
 from ascl.images.read import SquarePixels, find_images
 from ascl.settings.image_copy import SHORT_NAMES, CopyConfig, copy_setting_names, load_copy_config
 from ascl.training.log import read_metrics
+from ascl.training.run import loop_settings
 from ascl.training.schedule import cosine
 
+from ...same_bits import same_bits
 from ..training_cases import BACKBONE, SIDE, save_photos, train_arguments
 
 METHODS = ["sscd", "rdcd", "asl"]
@@ -51,22 +56,6 @@ def configs(request):
 
 def state_of(path):
     return torch.load(path, weights_only=True)
-
-
-def same_bits(a, b, where="state"):
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert list(a) == list(b), where
-        for key in a:
-            same_bits(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for index, (left, right) in enumerate(zip(a, b, strict=True)):
-            same_bits(left, right, f"{where}.{index}")
-    else:
-        assert a == b, where
 
 
 def lines_of(run, kind):
@@ -108,9 +97,7 @@ def test_a_run_leaves_what_it_needs_and_is_a_function_of_its_settings(tmp_path, 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(tmp_path, photos, tool, method, monkeypatch):
     import signal
 
-    from ascl.image_copy.training import objective
-
-    kind = {"sscd": objective.SscdObjective, "rdcd": objective.RdcdObjective, "asl": objective.AslObjective}[method]
+    kind = {"sscd": SscdObjective, "rdcd": RdcdObjective, "asl": AslObjective}[method]
     main, usual = tool("train_copy"), kind.__call__
     assert main(train_arguments(method, photos, tmp_path / "whole")) == 0
 
@@ -151,14 +138,14 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path, photos, tool, capsys):
 
 def test_validation_queries_mix_in_no_reference(photos):
     """Or a query would show two references, and one of the two true answers would count as false."""
-    class Asked(ImageFiles):
+    class Asked(Photos):
         asked = 0
 
         def __getitem__(self, index):
             type(self).asked += 1
             return super().__getitem__(index)
 
-    class AskedOnce(ImageFiles):
+    class AskedOnce(Photos):
         def __getitem__(self, index):
             assert index not in seen, "a reference was mixed into another query"
             seen.add(index)
@@ -242,7 +229,7 @@ def refused(tool, capsys, arguments):
     (["--rdcd.momentum", "1.5"], "momentum 1.5"),
     (["--rdcd.hard_negative_weight", "-1"], "hard_negative_weight is -1"),
     (["--teacher", "resnet_50"], "nearest are"),
-    (["--teacher", "null"], "give --teacher"),
+    (["--teacher", "null"], "set teacher.source"),
     (["--model.feature_dim", "16"], "1024 dimensions and the student's feature 16"),
     (["--method", "moco"], "known: asl"),
     (["--images", "no/such/folder"], "no such image or folder"),
@@ -282,7 +269,7 @@ def test_published_numbers(configs):
 
 def test_the_rate_scales_with_the_batch_of_all_processes(configs):
     config = load_copy_config(["--method", "rdcd", "--train.batch_size", "64", "--train.epochs", "10"], configs)
-    rate, plain = build_schedule(config, 8, 2), cosine(1.0, final=0.0, total_steps=80)
+    rate, plain = build_schedule(config, loop_settings(config, 8), 2), cosine(1.0, final=0.0, total_steps=80)
     assert rate(79) == 0 and rate(39) == pytest.approx(0.5 * 40 / 40 * plain(39))
     assert rate(0) == pytest.approx(0.5 * plain(0) / 40)
 
@@ -351,7 +338,7 @@ def test_batches_do_not_depend_on_the_workers_and_a_resume_finds_its_place(photo
 
 
 def test_views_are_those_of_the_augmentation(photos):
-    images = ImageFiles(find_images(photos))
+    images = Photos(find_images(photos))
     augmentation = CopyAugmentation(SIDE)
     views = Views(images, augmentation, seed=3)
     pixels, item = views[(2, 7, 0)]
@@ -363,7 +350,7 @@ def test_views_are_those_of_the_augmentation(photos):
 
 
 def test_identities_keep_their_images_together(photos):
-    images, augmentation = ImageFiles(find_images(photos)), IdentityAugmentation(SIDE)
+    images, augmentation = Photos(find_images(photos)), IdentityAugmentation(SIDE)
     identities = Identities(images, augmentation, seed=3)
     batch = identities.collate([identities[(0, item, view)] for item in (6, 2) for view in range(4)])
     assert batch.pixels.shape == (8, 3, SIDE, SIDE) and batch.items.tolist() == [6, 2]

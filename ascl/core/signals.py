@@ -1,0 +1,49 @@
+"""A clean stop: the first signal asks for it, a second one means it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Stop:
+    """Attributes: signal: name of the signal that asked for the stop, None as long as none did. time: when it came."""
+
+    signal: str | None = None
+    time: float = 0.0
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Let the first SIGINT or SIGTERM only set `.signal`; one more than a second later has its usual effect.
+
+    Within that second it is the same request once more: on Ctrl-C a process started by torchrun gets the signal from
+    the terminal and again from torchrun. Outside the main thread, which alone may handle signals, nothing is changed.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if stop.signal is None:
+            stop.signal, stop.time = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - stop.time > 1:
+            restore()
+            signal.raise_signal(number)
+
+    for number in usual:
+        signal.signal(number, on_signal)
+    try:
+        yield stop
+    finally:
+        restore()

@@ -1,0 +1,92 @@
+"""ASL on its baseline: what is trained, and its step.
+
+A step's signature is that of `ascl.training.loop.fit`: (model, batch, step, generator) -> metrics, among them "loss".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ascl.asymmetry import norm_ratio, norm_ratio_loss
+from ascl.core.tensors import check_not_negative
+from ascl.image_copy.descriptors.descriptor import Descriptor, DescriptorSettings
+from ascl.image_copy.training.batch import IdentityBatch
+from ascl.image_copy.training.sampler import PairSelection, draw_pairs
+from ascl.losses import norm_triplet_loss, smoothed_cross_entropy, soft_triplet_loss
+
+
+class AslModel(nn.Module):
+    """A student, and the classifier of the training images, which is saved for the resume alone."""
+
+    def __init__(self, settings: DescriptorSettings, classes: int) -> None:
+        super().__init__()
+        self.student = Descriptor(settings)
+        self.classifier = nn.Linear(self.student.dim, classes, bias=False)
+        nn.init.normal_(self.classifier.weight, std=0.001)
+
+
+@dataclass(frozen=True)
+class AslObjective:
+    """ASL on its baseline: smoothed cross-entropy of the descriptor, soft triplet of the feature, norm ratio.
+
+    Attributes:
+        classification_weight, smoothing, triplet_weight: of the baseline.
+        norm_ratio_weight: 0 = the baseline alone.
+        reading: which pairs are ordered, see `draw_pairs`; "triplet" orders all by a margin instead of the ratio.
+        margin: of the reading "triplet".
+    """
+
+    classification_weight: float
+    smoothing: float
+    triplet_weight: float
+    norm_ratio_weight: float
+    reading: PairSelection | Literal["triplet"]
+    margin: float
+
+    def __post_init__(self) -> None:
+        weights = {
+            "classification_weight": self.classification_weight, "triplet_weight": self.triplet_weight,
+            "norm_ratio_weight": self.norm_ratio_weight,
+        }
+        check_not_negative(**weights, margin=self.margin)
+        if not any(weights.values()):
+            raise ValueError("all weights of asl are 0: nothing would be trained")
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing {self.smoothing}: has to lie in [0, 1)")
+
+    def __call__(
+        self, model: AslModel, batch: IdentityBatch, step: int, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        device = generator.device
+        described = model.student(batch.pixels.to(device, non_blocking=True))
+        images = batch.scales.shape[1]
+        labels = batch.items.to(device).repeat_interleave(images)
+        pairs = draw_pairs(
+            batch.scales.to(device), generator, kinds=batch.kinds.to(device),
+            selection="all" if self.reading == "triplet" else self.reading,
+        )
+        more, less = described.content[pairs.more], described.content[pairs.less]
+        order = norm_triplet_loss(more, less, margin=self.margin) if self.reading == "triplet" else norm_ratio_loss(
+            more, less
+        )
+        metrics = {
+            "classification": smoothed_cross_entropy(
+                model.classifier(described.embeddings), labels, smoothing=self.smoothing
+            ),
+            "triplet": soft_triplet_loss(described.features, labels),
+            "norm_ratio": order,
+        }
+        weights = {
+            "classification": self.classification_weight, "triplet": self.triplet_weight,
+            "norm_ratio": self.norm_ratio_weight,
+        }
+        loss = torch.stack([weight * metrics[name] for name, weight in weights.items() if weight]).sum()
+        with torch.no_grad():
+            ordered = (norm_ratio(more, less) > 1) & ~pairs.tied
+            metrics["ordered_pairs"] = ordered.sum() / (~pairs.tied).sum().clamp_min(1)
+            metrics["tied_pairs"] = pairs.tied.float().mean()
+        return {"loss": loss, **metrics}

@@ -1,0 +1,215 @@
+"""RDCD: what is trained, and its step: a student, its momentum encoder, queues of earlier rows, a frozen teacher.
+
+A step's signature is that of `ascl.training.loop.fit`: (model, batch, step, generator) -> metrics, among them "loss".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ascl.core.distributed import rows_of_all, rows_of_all_with_gradient
+from ascl.core.errors import DataError
+from ascl.core.tensors import check_not_negative, check_positive
+from ascl.image_copy.descriptors.descriptor import Descriptor, DescriptorSettings
+from ascl.image_copy.descriptors.teachers import Teacher
+from ascl.image_copy.training.batch import ViewBatch
+from ascl.image_copy.training.queue import EmbeddingQueue
+from ascl.image_copy.training.sscd import mean_cosine
+from ascl.losses import (
+    feature_distillation_loss,
+    hard_negative_loss,
+    info_nce_queue,
+    relational_distillation_loss,
+    sscd_loss,
+)
+
+Contrastive = Literal["moco", "simclr"]
+Distillation = Literal["rsd", "seed", "fkd", "none"]
+
+
+class RdcdModel(nn.Module):
+    """Student, its momentum encoder where there is one, and the queues; all of it is saved.
+
+    Attributes:
+        key_queue: embeddings of the momentum encoder. teacher_queue: vectors of the teacher.
+        bridge: to the teacher's dimension, for FKD with a student of another.
+    """
+
+    def __init__(
+        self,
+        settings: DescriptorSettings,
+        *,
+        contrastive: Contrastive,
+        distillation: Distillation,
+        queue_size: int,
+        teacher_dim: int | None,
+    ) -> None:
+        """
+        Raises:
+            DataError: distillation without a teacher, or by relations with a student of another dimension.
+        """
+        super().__init__()
+        self.student = Descriptor(settings)
+        self.key: Descriptor | None = None
+        self.key_queue: EmbeddingQueue | None = None
+        self.teacher_queue: EmbeddingQueue | None = None
+        self.bridge: nn.Linear | None = None
+        if contrastive == "moco":
+            self.key = Descriptor(settings, initialise=False).requires_grad_(False)
+            self.restart_key()
+            self.key_queue = EmbeddingQueue(queue_size, self.student.dim)
+        if distillation == "none":
+            return
+        if teacher_dim is None:
+            raise DataError(f"distillation {distillation} needs a teacher: give one, or set distillation to none")
+        if distillation == "fkd":
+            if teacher_dim != self.student.feature_dim:
+                self.bridge = nn.Linear(self.student.feature_dim, teacher_dim)
+            return
+        if teacher_dim != self.student.feature_dim:
+            raise DataError(
+                f"the teacher's vectors have {teacher_dim} dimensions and the student's feature "
+                f"{self.student.feature_dim}: they have to be equal; leave model.feature_dim out to take the teacher's"
+            )
+        self.teacher_queue = EmbeddingQueue(queue_size, teacher_dim)
+
+    def restart_key(self) -> None:
+        """The key encoder as the student is now."""
+        if self.key is not None:
+            self.key.load_state_dict(self.student.state_dict())
+
+
+@dataclass(frozen=True)
+class RdcdObjective:
+    """RDCD: a contrastive loss on the descriptor, distillation on the feature, and the hard-negative loss.
+
+    Order of a step: the key encoder follows the student, keys are made, losses are taken against the old queues, the
+    batch's rows (of all processes) are enqueued. The hard-negative loss looks at the key queue; with SimCLR, which has
+    none, at the keys of the other images of the batch.
+
+    Attributes:
+        teacher: sees the first view, as the student; None with distillation "none".
+        contrastive_weight, distillation_weight, hard_negative_weight: of the sum.
+        temperature: of the contrastive loss. student_temperature, teacher_temperature: of RSD.
+        momentum: of the key encoder. entropy_weight: of SimCLR's loss, which is SSCD's.
+    """
+
+    teacher: Teacher | None
+    contrastive: Contrastive
+    distillation: Distillation
+    contrastive_weight: float
+    distillation_weight: float
+    hard_negative_weight: float
+    temperature: float
+    student_temperature: float
+    teacher_temperature: float
+    momentum: float
+    entropy_weight: float
+
+    def __post_init__(self) -> None:
+        check_positive(
+            temperature=self.temperature, student_temperature=self.student_temperature,
+            teacher_temperature=self.teacher_temperature,
+        )
+        check_not_negative(
+            contrastive_weight=self.contrastive_weight, distillation_weight=self.distillation_weight,
+            hard_negative_weight=self.hard_negative_weight, entropy_weight=self.entropy_weight,
+        )
+        if not 0 <= self.momentum <= 1:
+            raise ValueError(f"momentum {self.momentum}: has to lie between 0 and 1")
+
+    def __call__(
+        self, model: RdcdModel, batch: ViewBatch, step: int, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        first, second = batch.pixels.to(generator.device, non_blocking=True)
+        metrics: dict[str, Tensor] = {}
+        keys = None
+        if model.key is not None:
+            with torch.no_grad():
+                momentum_update(model.key, model.student, self.momentum)
+                keys = unit_rows(model.key(second).embeddings)
+            query = model.student(first)
+            metrics |= self._moco(model, query.embeddings, keys)
+        else:
+            both = model.student(torch.cat([first, second]))
+            query = type(both)(*(part[: len(first)] for part in both))
+            metrics |= self._simclr(both.embeddings, batch.items.to(generator.device))
+        loss = self.contrastive_weight * metrics["contrastive"]
+        loss = loss + self.hard_negative_weight * metrics["hard_negative"]
+        rows = None
+        if self.teacher is not None and self.distillation != "none":
+            vectors = self.teacher.embed(first, batch.ids)
+            metrics["distillation"] = self._distil(model, query.features, vectors)
+            loss = loss + self.distillation_weight * metrics["distillation"]
+            rows = unit_rows(vectors)
+        if model.key_queue is not None and keys is not None:
+            model.key_queue.enqueue(rows_of_all(keys))
+        if model.teacher_queue is not None and rows is not None:
+            model.teacher_queue.enqueue(rows_of_all(rows))
+        return {"loss": loss, **metrics}
+
+    def _moco(self, model: RdcdModel, embeddings: Tensor, keys: Tensor) -> dict[str, Tensor]:
+        assert model.key_queue is not None
+        queue = model.key_queue.rows
+        return {
+            "contrastive": info_nce_queue(embeddings, keys, queue, temperature=self.temperature),
+            "hard_negative": hard_negative_loss(embeddings, queue),
+            "positive_cosine": mean_cosine(embeddings, keys),
+        }
+
+    def _simclr(self, embeddings: Tensor, items: Tensor) -> dict[str, Tensor]:
+        everything = rows_of_all_with_gradient(embeddings)
+        labels = rows_of_all(items.repeat(2))
+        own, other = embeddings.chunk(2)
+        return {
+            "contrastive": sscd_loss(
+                everything, labels, temperature=self.temperature, entropy_weight=self.entropy_weight
+            ),
+            "hard_negative": hard_negative_loss(
+                own, unit_rows(everything), others=items.unsqueeze(1) != labels.unsqueeze(0)
+            ),
+            "positive_cosine": mean_cosine(own, other),
+        }
+
+    def _distil(self, model: RdcdModel, features: Tensor, vectors: Tensor) -> Tensor:
+        if self.distillation == "fkd":
+            return feature_distillation_loss(features if model.bridge is None else model.bridge(features), vectors)
+        assert model.teacher_queue is not None
+        return relational_distillation_loss(
+            features, vectors, model.teacher_queue.rows, student_temperature=self.student_temperature,
+            teacher_temperature=self.teacher_temperature, own_column=self.distillation == "seed",
+        )
+
+
+def unit_rows(vectors: Tensor) -> Tensor:
+    """Rows of length 1 in float32, without gradients, as a queue takes them.
+
+    A zero vector has no direction; it becomes the first axis, because a queue of unit rows cannot hold it.
+    """
+    vectors = F.normalize(vectors.detach().float(), dim=1)
+    axis = torch.zeros_like(vectors)
+    axis[:, 0] = 1
+    return torch.where((vectors == 0).all(dim=1, keepdim=True), axis, vectors)
+
+
+@torch.no_grad()
+def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
+    """key <- momentum * key + (1 - momentum) * query, parameter by parameter, in place (MoCo, equation 2).
+
+    Buffers are left alone: the key encoder's batch norm follows the keys that it sees itself.
+
+    Args:
+        key, query: modules of one architecture. momentum: in [0, 1].
+
+    Raises:
+        ValueError: a momentum outside [0, 1].
+    """
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum has to lie in [0, 1], got {momentum}")
+    for slow, fast in zip(key.parameters(), query.parameters(), strict=True):
+        slow.lerp_(fast.detach().to(slow), 1 - momentum)

@@ -1,0 +1,133 @@
+"""A run's folder: opened anew or for an exact resume, and the checkpoints in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ascl.core import checkpoint
+from ascl.core.checkpoint import BEST, LAST
+from ascl.core.distributed import of_every_process
+from ascl.core.errors import DataError
+
+
+@dataclass
+class Progress:
+    """How far a run has come; saved with it."""
+
+    step: int = 0  # steps taken
+    validated_step: int = 0  # steps taken at the last validation
+    best: float | None = None
+    best_step: int | None = None
+    best_metrics: dict[str, float] | None = None
+
+
+class RunFolder:
+    """Where a run lives. Opening it refuses what cannot be trained, reads the checkpoint of a resume, writes nothing.
+
+    Attributes:
+        path: of the folder.
+        progress: of the run; the loop moves it on.
+        resumed: whether the run continues from last.pt.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        conditions: Mapping[str, int | str],
+        resume: bool = False,
+        saved: Callable[[str], bool] = lambda name: True,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        """
+        Args:
+            model: moved to the accelerator's device; a resume reads the saved weights into it.
+            optimizer: over all parameters that are trained; a resume reads its state.
+            conditions: what has to be the same for a resume to be a continuation, `LoopSettings.conditions`.
+            resume: continue from last.pt.
+            saved: name of a parameter or buffer -> whether checkpoints hold it. May refuse frozen weights only.
+            extra: plain values that checkpoints carry along under "extra", such as the resolved settings.
+
+        Raises:
+            DataError: nothing to resume, a folder that holds another run, a resume under other conditions.
+            ValueError: a trained parameter that the optimizer or `saved` leaves out.
+            TypeError: `extra` holds what a checkpoint cannot.
+        """
+        self.path, self.progress, self.resumed = Path(path), Progress(), resume
+        self._accelerator, self._model, self._optimizer = accelerator, model, optimizer
+        self._conditions, self._saved, self._extra = dict(conditions), saved, extra or {}
+        if resume and not (self.path / LAST).exists():
+            raise DataError(f"nothing to resume: {self.path / LAST} is missing; start without resume")
+        if not resume and any((self.path / name).exists() for name in (LAST, BEST)):
+            raise DataError(f"{self.path} already holds a run; resume it, or choose another folder")
+        optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        forgotten = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in optimized]
+        if forgotten:
+            raise ValueError(f"parameters that the optimizer does not have: {', '.join(forgotten)}; add or freeze them")
+        checkpoint.check_plain(self._extra, "extra")
+        checkpoint.model_state(model, saved)  # an unusable `saved` is refused now and not at the first checkpoint
+        model.to(accelerator.device)
+        self._generators = self._resume() if resume else {}
+
+    def _resume(self) -> dict[str, Any]:
+        path = self.path / LAST
+        state = checkpoint.load(path)
+        if "optimizer" not in state:
+            raise DataError(f"{path} holds a model but no state of a training run; resume needs a run's {LAST}")
+        for name, value in self._conditions.items():
+            before = state["conditions"].get(name, value)  # what an older checkpoint does not tell cannot be asked
+            if before != value:
+                raise DataError(
+                    f"{path} was trained with {name} = {before}, now it is {value}: "
+                    "a resume would not continue that run. Use the same value, or start a new run"
+                )
+        checkpoint.load_model_state(self._model, state["model"], keep=self._saved, path=path)
+        try:
+            self._optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise DataError(f"{path} holds the state of another optimizer: {error}") from error
+        self.progress = Progress(**state["progress"])
+        return {"processes": state["rng"], "scaler": state["scaler"]}
+
+    def restore_generators(self) -> None:
+        """Put the scaler and this process's random generators where the resumed run left them."""
+        if self._accelerator.scaler is not None and self._generators["scaler"]:
+            self._accelerator.scaler.load_state_dict(self._generators["scaler"])
+        checkpoint.restore_rng(self._generators["processes"][self._accelerator.process_index])
+
+    def save_last(self) -> None:
+        """Write last.pt. Called in every process: each of them has random generators of its own."""
+        processes, scaler = of_every_process(self._accelerator, checkpoint.rng_state()), self._accelerator.scaler
+        epoch, batch = divmod(self.progress.step, int(self._conditions["steps_per_epoch"]))
+        self._save(
+            LAST, optimizer=self._optimizer.state_dict(), scaler=None if scaler is None else scaler.state_dict(),
+            rng=processes, epoch=epoch, batch=batch, conditions=self._conditions,
+        )
+        # no process leaves before the file is there: a launcher that sees one of them end kills the others
+        self._accelerator.wait_for_everyone()
+
+    def save_best(self) -> None:
+        """Write best.pt: the weights as they are now."""
+        self._save(BEST)
+
+    def _save(self, name: str, **state: Any) -> None:
+        if self._accelerator.is_main_process:
+            model = checkpoint.model_state(self._model, self._saved)
+            state |= {"model": model, "progress": asdict(self.progress), "extra": self._extra}
+            checkpoint.save(self.path / name, state)
+
+    def kept(self) -> str:
+        """Return a sentence on what is left after an error."""
+        last = self.path / LAST
+        return f"The last checkpoint {last} is kept" if last.exists() else "There is no checkpoint yet"
