@@ -17,7 +17,8 @@ from ascl.retrieval import build
 from ascl.retrieval.encode import check_dimensions
 from ascl.retrieval.ranking import RetrievalReport
 from ascl.retrieval.scoring.all_pairs import rank_all_pairs
-from ascl.settings.retrieval import Config, to_dict
+from ascl.settings.base import to_dict
+from ascl.settings.retrieval import Config
 from ascl.training.distributed import make_accelerator
 from ascl.training.loop import LoopSettings, Progress, check_start, fit
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ascl.analysis.ablation.studies import STUDIES, Variant
-from ascl.core.errors import DataError
+from ascl.core.errors import DataError, SettingsError
 from ascl.core.files import write_text
-from ascl.settings.retrieval import Config, ConfigError, load_config, read_settings, to_dict
+from ascl.settings.base import read_settings, to_dict
+from ascl.settings.retrieval import Config, load_config
 from ascl.training.log import METRICS, read_metrics
 
 # Where things lie and how they are fetched: the same run, whatever they say.
@@ -112,7 +113,7 @@ def plan(request: Request) -> list[Run]:
     already hold every variant.
 
     Raises:
-        ConfigError: an unknown setting or data set, a value of the wrong type.
+        SettingsError: an unknown setting or data set, a value of the wrong type.
     """
     found: dict[str, Run] = {}
     resolved = {
@@ -162,8 +163,8 @@ def saved_settings(run: Run) -> dict[str, Any] | None:
         return None
     advice = "move this folder away, or choose another --out"
     try:
-        saved = read_settings(path)
-    except ConfigError as error:
+        saved = read_settings(Config, path)
+    except SettingsError as error:
         raise DataError(f"{run.folder} was made by another version: {error}; {advice}") from error
     if _digest(saved, run.processes) != run.digest:
         raise DataError(f"{path} holds other settings than this run has; {advice}")

@@ -35,7 +35,8 @@ from ascl.images.read import LoadedImage, find_images, load_image
 from ascl.retrieval import build, load_scores, top_pairs
 from ascl.retrieval.encode import encode_images
 from ascl.retrieval.scoring.all_pairs import TopPairs
-from ascl.settings.retrieval import Config, ConfigError, from_dict, to_dict
+from ascl.settings.base import from_dict, to_dict
+from ascl.settings.retrieval import Config
 from ascl.training.log import METRICS, read_metrics
 
 UNKNOWN_SIZE = (600, 600)       # of an image whose photograph is not at hand and whose file does not tell
@@ -260,7 +261,7 @@ def report(
     saved = run_settings(folder)
     if saved is None:
         raise DataError(f"{folder / 'settings.yaml'} does not exist: give the folder of a run of tools/train.py")
-    config = from_dict(saved, str(folder / "settings.yaml"))
+    config = from_dict(Config, saved, str(folder / "settings.yaml"))
     split = split or config.data.test
     evaluate = f"python tools/eval.py --checkpoint {run}" + ("" if split == config.data.test else f" --split {split}")
     missing: dict[str, str] = {}
@@ -324,7 +325,7 @@ def _retrieved(
                   disable=None) as bar:
             top = top_pairs(model, *encoded, k, progress=bar.update)
         return ranks, top, time.perf_counter() - started
-    except (DataError, ConfigError, OSError) as error:
+    except (DataError, OSError) as error:
         missing["top"] = f"What was retrieved is not shown, only ranks: {error}"
         return ranks, None, None
 

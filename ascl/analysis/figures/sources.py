@@ -43,7 +43,8 @@ from ascl.models import AsCL
 from ascl.retrieval import build
 from ascl.retrieval.ranking import RetrievalReport
 from ascl.retrieval.train import flat_metrics
-from ascl.settings.retrieval import read_settings
+from ascl.settings.base import read_settings
+from ascl.settings.retrieval import Config
 from ascl.training.log import METRICS, read_metrics
 
 RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
@@ -113,7 +114,7 @@ def run_groups(sources: Sequence[str], only: Sequence[str] = ()) -> list[RunGrou
 
 def _setting(run: Path, name: str) -> Any:
     """One setting of a run, by dotted name."""
-    settings = read_settings(run / "settings.yaml")
+    settings = read_settings(Config, run / "settings.yaml")
     if name not in settings:
         raise DataError(f"{run / 'settings.yaml'} has no {name}: it was not written by tools/train.py")
     return settings[name]

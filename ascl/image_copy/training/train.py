@@ -30,7 +30,8 @@ from ascl.image_copy.training.objective import (
 )
 from ascl.image_copy.training.validation import make_validation_set, validate
 from ascl.images.read import SquarePixels, find_images, listed_images
-from ascl.settings.image_copy import CopyConfig, copy_config_to_dict
+from ascl.settings.base import to_dict
+from ascl.settings.image_copy import CopyConfig
 from ascl.training.distributed import make_accelerator
 from ascl.training.loop import LoopSettings, Progress, StepLoss, check_start, fit
 from ascl.training.schedule import Schedule, cosine, warmed_up
@@ -216,7 +217,7 @@ def train(config: CopyConfig, *, resume: bool = False) -> Progress:
         out.mkdir(parents=True, exist_ok=True)
         if not resume:
             write_text(out / IMAGES, "\n".join(images) + "\n")
-        write_text(out / "settings.yaml", yaml.safe_dump(copy_config_to_dict(config), sort_keys=False))
+        write_text(out / "settings.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
         if not resume:  # a resumed run keeps what it was started with; its log has the rest
             about = {**environment(), "teacher": None if teacher is None else {"model": teacher.model, **teacher.about},
                      "unreadable": [[path.name, reason] for path, reason in data.skipped]}
@@ -236,7 +237,7 @@ def train(config: CopyConfig, *, resume: bool = False) -> Progress:
         return seen.figures | {"warnings": float(len(seen.warnings))}
 
     extra = {
-        "settings": copy_config_to_dict(config), "descriptor": asdict(settings),
+        "settings": to_dict(config), "descriptor": asdict(settings),
         "teacher": None if teacher is None else teacher.model,
     }
     return fit(
