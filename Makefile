@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+ASCL := $(VENV)/bin/ascl
 DEMO := runs/demo
 
 .PHONY: demo test lint bench clean-demo
@@ -14,10 +15,10 @@ $(VENV)/installed: setup.py pyproject.toml
 	touch $@
 
 demo: $(VENV)/installed
-	$(RUN) tools/prepare_data.py --dataset scenes
-	if test -e $(DEMO)/last.pt; then $(RUN) tools/train.py --resume $(DEMO); \
-	else $(RUN) tools/train.py --dataset scenes --out $(DEMO); fi
-	$(RUN) tools/eval.py --checkpoint $(DEMO)
+	$(ASCL) prepare --dataset scenes
+	if test -e $(DEMO)/last.pt; then $(ASCL) train --resume $(DEMO); \
+	else $(ASCL) train --dataset scenes --out $(DEMO); fi
+	$(ASCL) eval --checkpoint $(DEMO)
 
 clean-demo:
 	rm -rf $(DEMO)

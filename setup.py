@@ -1,25 +1,38 @@
 """Package `ascl`: image-text retrieval (AsCL) and image copy detection (ASL, RDCD)."""
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "ascl/__init__.py").read_text(encoding="utf-8"), re.M)[1]
+# the presets lie at the top of the repository and are shipped as `ascl.configs`
+CONFIGS = {f"ascl.{folder.relative_to(HERE).as_posix().replace('/', '.')}": folder.relative_to(HERE).as_posix()
+           for folder in (HERE / "configs", HERE / "configs/baselines", HERE / "configs/image_copy")}
+
 SCALE = ["ray[data]>=2.9"]  # extraction on several machines
-SEARCH = ["faiss-cpu>=1.8"]  # an index of images
+SEARCH = ["faiss-cpu>=1.8"]  # a compressed index, PCA whitening
 COPY = ["timm>=1.0", "imagehash>=4.3"]  # further backbones for descriptors, perceptual hashes
 LABELS = ["eccv_caption>=0.1"]  # corrected labels of COCO
 
 setup(
     name="ascl",
-    version="0.1.0",
+    version=VERSION,
     description="Image-text retrieval and image copy detection where similarity has a direction, evaluated honestly",
     license="MIT",
     python_requires=">=3.10",
-    packages=find_packages(include=["ascl", "ascl.*"]),
+    packages=[*find_packages(include=["ascl", "ascl.*"]), *CONFIGS],
+    package_dir=CONFIGS,
+    package_data={"ascl": ["py.typed"], "ascl.analysis.report": ["*.html"], **{name: ["*.yaml"] for name in CONFIGS}},
+    entry_points={"console_scripts": ["ascl = ascl.cli:main"]},
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",
         "transformers>=4.56",
         "accelerate>=1.0",
         "numpy>=1.26",
+        "scipy>=1.11",
         "h5py>=3.10",
         "pillow>=10.1",
         "nltk>=3.8",
@@ -30,7 +43,8 @@ setup(
         "psutil>=5.9",
         "filelock>=3.12",
         "matplotlib>=3.8",
-        "jsonargparse[signatures]>=4.34",
+        "jinja2>=3.1",
+        "jsonargparse[signatures,shtab]>=4.49",
     ],
     extras_require={
         "scale": SCALE,

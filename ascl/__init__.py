@@ -1,29 +1,33 @@
-"""Image-text retrieval that can be trusted: AsCL, trained and evaluated honestly.
+"""Image-text retrieval and image copy detection that can be trusted: trained and evaluated honestly.
 
-`from ascl import AsCL, load_model`; everything else lies in the rooms `data`, `features`, `models`, `losses`,
-`retrieval`, `training`.
+`from ascl import AsCL, load_model, load_descriptor, CopyIndex`; everything else lies in the rooms, whose docstrings say
+what belongs there. Nothing heavy is imported before it is asked for.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ascl.image_copy.descriptors.descriptor import load_descriptor
+    from ascl.index.store import CopyIndex
     from ascl.models import AsCL
     from ascl.retrieval.build import load_model
 
-__all__ = ["AsCL", "load_model"]
 __version__ = "0.2.0"
+__all__ = ["AsCL", "CopyIndex", "__version__", "load_descriptor", "load_model"]
+
+_ROOMS = {
+    "AsCL": "ascl.models",
+    "CopyIndex": "ascl.index.store",
+    "load_descriptor": "ascl.image_copy.descriptors.descriptor",
+    "load_model": "ascl.retrieval.build",
+}
 
 
 def __getattr__(name: str):
-    """Import torch and the models only when they are asked for: `ascl.core.files` and the like stay light."""
-    if name == "AsCL":
-        from ascl.models import AsCL
-
-        return AsCL
-    if name == "load_model":
-        from ascl.retrieval.build import load_model
-
-        return load_model
+    """Import torch and the models only when they are asked for."""
+    if name in _ROOMS:
+        return getattr(importlib.import_module(_ROOMS[name]), name)
     raise AttributeError(f"module 'ascl' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The one exception that a user's data or settings can cause; tools print it without a traceback."""
+"""Errors that a user's data, settings or command can cause; the command line prints them without a traceback."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections.abc import Sequence
 
 class DataError(ValueError):
     """Something a user gave is wrong: the message says what, where (file, row, key) and what to do."""
+
+
+class SettingsError(DataError):
+    """A setting or an option is unknown, or has a value that it cannot have."""
 
 
 def first_of(names: Sequence[str], most: int = 5) -> str:

@@ -8,7 +8,7 @@ from ascl.core.errors import DataError
 from ascl.data.captions import captions_exist, load_captions
 from ascl.data.split import data_paths
 from ascl.images.read import find_images, is_image_name
-from ascl.settings.retrieval import ConfigError, DataConfig, load_config
+from ascl.settings.retrieval import DataConfig, load_config
 
 
 def present_images(folder: Path) -> dict[str, Path]:
@@ -46,20 +46,17 @@ def splits(data: DataConfig) -> list[str]:
     return list(dict.fromkeys((data.train, data.val, data.test)))
 
 
-def data_set_images(dataset: str, configs: Path) -> list[Path]:
+def data_set_images(dataset: str) -> list[Path]:
     """The image file of every image that a data set's captions name, split after split.
 
     Args:
-        dataset: name of a file in the folder `configs`.
+        dataset: name of a file in `configs/`.
 
     Raises:
         DataError: no such data set, no folder of images set, captions missing, or images of theirs that are not in the
             folder (named).
     """
-    try:
-        data = load_config(["--dataset", dataset], configs).data
-    except ConfigError as error:
-        raise DataError(str(error)) from error
+    data = load_config(["--dataset", dataset]).data
     if data.images is None:
         raise DataError(f"{dataset} names no folder of images: set data.images")
     path_of = present_images(Path(data.images))

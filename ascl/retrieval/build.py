@@ -28,7 +28,8 @@ from ascl.retrieval.encode import encode_images, encode_texts
 from ascl.retrieval.objective import RetrievalObjective, TripletSettings
 from ascl.samples.negatives import NoiseSettings
 from ascl.samples.positives import generate_positive
-from ascl.settings.retrieval import Config, from_dict
+from ascl.settings.base import from_dict
+from ascl.settings.retrieval import Config
 from ascl.training.batches import TrainBatches
 from ascl.training.schedule import Schedule, cosine, step_decay, warmed_up
 
@@ -181,7 +182,7 @@ def load_run(run: str | os.PathLike) -> tuple[RetrievalModel, Config]:
     if "settings" not in state.get("extra", {}):
         raise DataError(f"{path} holds no settings: no run of image-text retrieval has written it")
     extra = state["extra"]
-    config = from_dict(extra["settings"], str(path))
+    config = from_dict(Config, extra["settings"], str(path))
     model = build_model(config, extra["region_dim"], extra["global_dim"])
     checkpoint.load_model_state(model, state["model"], keep=partial(is_saved, config), path=path)
     return model.eval(), config

@@ -293,7 +293,7 @@ def test_nothing_is_asked_for_where_everything_can_be_fetched(site, home):
 def test_the_published_data_sets_fit_their_settings():
     """The sources of the facts are cited in the code; here they are held against each other and the settings."""
     for name, published in PUBLISHED.items():
-        config = load_config(["--dataset", name], REPOSITORY / "configs")
+        config = load_config(["--dataset", name])
         assert config.data.captions == f"data/{name}/{published.caption_file}"
         assert config.data.images == f"data/{name}/images"
         assert set(published.counts) == {config.data.train, config.data.val, config.data.test}

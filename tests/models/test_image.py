@@ -36,7 +36,7 @@ def test_statistics_are_saved_with_the_model_and_not_trained():
 def test_statistics_come_from_the_training_images(tiny_data, tmp_path):
     arguments = ["--data.captions", str(tiny_data / "captions.json"),
                  "--data.features", f"[{tiny_data / 'regions.h5'}, {tiny_data / 'globals.h5'}]"]
-    config = load_config(arguments, tmp_path)
+    config = load_config(arguments)
     captions, store = build_split(config, "train")
     model = AsCL(store.region_dim, store.global_dim, None, 8, 2, standardize=True)
     build.fit_standardization(model, captions, store)

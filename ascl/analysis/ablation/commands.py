@@ -6,26 +6,26 @@ import shlex
 import sys
 from typing import Any
 
-from ascl.analysis.ablation.plan import NOT_IN_HASH, PATHS_IN_HASH, Request, Run
+from ascl.analysis.ablation.plan import NOT_IN_HASH, PATHS_IN_HASH, Run
 from ascl.analysis.ablation.state import saved_settings
 from ascl.analysis.run_files import flat
-from ascl.settings.retrieval import to_dict
+from ascl.settings.base import to_dict
 
 
-def train_command(run: Run, request: Request, *, resume: bool) -> list[str]:
+def train_command(run: Run, *, resume: bool) -> list[str]:
     """Return the command that trains this run, from the start or from where it stopped."""
-    launched = [*launcher(run.processes), *request.train]
+    launched = [*launcher(run.processes), "-m", "ascl", "train"]
     if not resume:
         return [*launched, *run.arguments]
     moved = [word for name in _moved(run) for word in (f"--{name}", _as_word(flat(to_dict(run.config))[name]))]
     return [*launched, "--resume", str(run.folder), *moved]
 
 
-def eval_command(run: Run, request: Request) -> list[str]:
+def eval_command(run: Run) -> list[str]:
     """Return the command that evaluates this run's best checkpoint."""
-    words = [sys.executable, *request.evaluate, "--checkpoint", str(run.folder), "--split", run.config.data.test]
+    words = [sys.executable, "-m", "ascl", "eval", "--checkpoint", str(run.folder), "--split", run.config.data.test]
     if run.probe_captions:
-        words += ["--probe-captions", str(run.probe_captions)]
+        words += ["--probe_captions", str(run.probe_captions)]
     moved = _moved(run)
     if "data.captions" in moved:
         words += ["--captions", run.config.data.captions]
@@ -45,11 +45,10 @@ def launcher(processes: int) -> list[str]:
             "--main_process_port", "0"]
 
 
-def shown(run: Run, request: Request) -> str:
-    """Return the command that trains a run, as one would type it in the repository."""
-    words = train_command(run, request, resume=False)
-    words = ["python", *words[1:]] if run.processes == 1 else ["accelerate", "launch", *words[3:]]
-    return shlex.join([word.removeprefix(f"{request.configs.parent}/") for word in words])
+def shown(run: Run) -> str:
+    """Return the command that trains a run, as one would type it."""
+    words = train_command(run, resume=False)
+    return shlex.join(words[2:] if run.processes == 1 else ["accelerate", "launch", *words[3:]])
 
 
 def _moved(run: Run) -> list[str]:

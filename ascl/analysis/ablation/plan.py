@@ -12,7 +12,8 @@ from typing import Any
 from ascl.analysis.ablation.studies import STUDIES, StudyVariant
 from ascl.analysis.run_files import flat
 from ascl.core.errors import DataError
-from ascl.settings.retrieval import Config, load_config, to_dict
+from ascl.settings.base import to_dict
+from ascl.settings.retrieval import Config, load_config
 
 # Where things lie and how they are fetched: the same run, whatever they say.
 NOT_IN_HASH = ("out", "data.images", "data.prepare", "text.cache", "train.workers", "train.log_every",
@@ -30,8 +31,6 @@ class Request:
         settings: of every run, as words of a command line. A variant's own settings win over them, and they over what
             the YAML of a baseline says.
         out: folder of the ablation.
-        configs: folder of the data sets' YAML files.
-        train, evaluate: what Python is started with for each program, `("-m", "package", "train")` or a file's path.
         processes: that train one run together.
         probe_captions: of how many captions variants are probed in the evaluation; 0 = none.
     """
@@ -41,9 +40,6 @@ class Request:
     seeds: tuple[int, ...]
     settings: tuple[str, ...]
     out: Path
-    configs: Path
-    train: tuple[str, ...]
-    evaluate: tuple[str, ...]
     processes: int = 1
     probe_captions: int = 0
 
@@ -111,11 +107,11 @@ def plan(request: Request) -> list[Run]:
     All variants of the first seed come before those of the next, so that early tables already hold every variant.
 
     Raises:
-        ConfigError: an unknown setting or data set, a value of the wrong type.
+        SettingsError: an unknown setting or data set, a value of the wrong type.
     """
     found: dict[str, Run] = {}
     resolved = {
-        (study, variant.label): (variant, load_config(list(_words(request, variant)), request.configs))
+        (study, variant.label): (variant, load_config(_words(request, variant)))
         for study in request.studies for variant in STUDIES[study]
     }
     for seed in request.seeds:

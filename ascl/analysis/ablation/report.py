@@ -66,7 +66,7 @@ def _study(
     for variant in STUDIES[name]:
         own = [run for run in runs if (name, variant.label) in run.uses]
         finished = tuple(results[run.digest] for run in own if run.digest in results)
-        rows.append(Row(variant.label, str(variant), finished, shown(own[0], request)))
+        rows.append(Row(variant.label, str(variant), finished, shown(own[0])))
         unfinished += [f"{variant.label}, seed {run.config.train.seed} ({run.folder.name}): {reasons[run.digest]}"
                        for run in own if run.digest not in results]
     return Study(name, request.dataset, runs[0].config.data.test, request.seeds, (*rows, *outside), tuple(unfinished))
@@ -112,7 +112,7 @@ def add_outside(request: Request, name: str, scores: Path) -> str | None:
             return None
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-", ignore_cleanup_errors=True) as new:
-        command = [sys.executable, *request.evaluate, "--scores", str(scores), "--out", new]
+        command = [sys.executable, "-m", "ascl", "eval", "--scores", str(scores), "--out", new]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             lines = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()

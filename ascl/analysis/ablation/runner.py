@@ -183,8 +183,8 @@ def _programs(
     said = False
     while (state := state_of(run)) != "finished":
         training = state != "trained"
-        command = (train_command(run, request, resume=state == "interrupted") if training
-                   else eval_command(run, request))
+        command = (train_command(run, resume=state == "interrupted") if training
+                   else eval_command(run))
         with open(log_of(run), "ab") as log:
             log.write(f"$ {shlex.join(command)}\n".encode())
             log.flush()

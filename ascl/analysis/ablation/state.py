@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from ascl.analysis.ablation.plan import Run, digest_of_settings
 from ascl.analysis.run_files import flat, read_evaluation
-from ascl.core.errors import DataError
+from ascl.core.errors import DataError, SettingsError
 from ascl.core.files import write_text
-from ascl.settings.retrieval import ConfigError, read_settings, to_dict
+from ascl.settings.base import read_settings, to_dict
+from ascl.settings.retrieval import Config
 from ascl.training.log import METRICS, read_metrics
 
 STAMP = "ablation.json"
@@ -31,8 +32,8 @@ def saved_settings(run: Run) -> dict[str, Any] | None:
         return None
     advice = "move this folder away, or choose another folder for the ablation"
     try:
-        saved = read_settings(path)
-    except ConfigError as error:
+        saved = read_settings(Config, path)
+    except SettingsError as error:
         raise DataError(f"{run.folder} was made by another version: {error}; {advice}") from error
     if digest_of_settings(saved, run.processes) != run.digest:
         raise DataError(f"{path} holds other settings than this run has; {advice}")

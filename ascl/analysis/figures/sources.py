@@ -39,7 +39,8 @@ from ascl.analysis.query_ranks import QueryRanks, read_ranks
 from ascl.analysis.run_files import RECALLS, read_evaluation, recalls_of
 from ascl.core.errors import DataError
 from ascl.models import AsCL
-from ascl.settings.retrieval import read_settings
+from ascl.settings.base import read_settings
+from ascl.settings.retrieval import Config
 from ascl.training.log import METRICS, read_metrics
 
 LAST_LENGTHS = (6, 8, 10, 12, 15)           # bins of words: up to 6, 7-8, 9-10, 11-12, 13-15, 16 on
@@ -108,7 +109,7 @@ def run_groups(sources: Sequence[str], only: Sequence[str] = ()) -> list[RunGrou
 
 def _setting(run: Path, name: str) -> Any:
     """One setting of a run, by dotted name."""
-    settings = read_settings(run / "settings.yaml")
+    settings = read_settings(Config, run / "settings.yaml")
     if name not in settings:
         raise DataError(f"{run / 'settings.yaml'} has no {name}: it was not written by tools/train.py")
     return settings[name]

@@ -23,7 +23,8 @@ from ascl.data.split import data_paths
 from ascl.images.read import find_images, load_image
 from ascl.retrieval import load_scores, top_pairs
 from ascl.retrieval.scoring.all_pairs import TopPairs
-from ascl.settings.retrieval import Config, ConfigError, from_dict, to_dict
+from ascl.settings.base import from_dict, to_dict
+from ascl.settings.retrieval import Config
 from ascl.training.log import METRICS, read_metrics
 
 TOP = 10                        # candidates of each query that a report looks at
@@ -59,7 +60,7 @@ def report(
     saved = run_settings(folder)
     if saved is None:
         raise DataError(f"{folder / 'settings.yaml'} does not exist: give the folder of a run of tools/train.py")
-    config = from_dict(saved, str(folder / "settings.yaml"))
+    config = from_dict(Config, saved, str(folder / "settings.yaml"))
     split = split or config.data.test
     evaluate = f"python tools/eval.py --checkpoint {run}" + ("" if split == config.data.test else f" --split {split}")
     missing: dict[str, str] = {}
@@ -121,7 +122,7 @@ def _retrieved(
                   disable=None) as bar:
             top = top_pairs(loaded.model, *encoded, k, progress=bar.update)
         return ranks, top, time.perf_counter() - started
-    except (DataError, ConfigError, OSError) as error:
+    except (DataError, OSError) as error:
         missing["top"] = f"What was retrieved is not shown, only ranks: {error}"
         return ranks, None, None
 

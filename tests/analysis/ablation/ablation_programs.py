@@ -1,15 +1,15 @@
-"""Small programs that keep the contract of tools/train.py and tools/eval.py without a network, in a tenth of a second.
+"""Small programs that keep the contract of `ascl train` and `ascl eval` without a network, in a tenth of a second.
 
 For the tests of what starts, resumes and divides runs; one test has the real programs. A file `hold` beside tools/
 stops a training after its second step, for as long as it is there.
 """
 
-import shutil
 from pathlib import Path
 
 import yaml
 
-from ascl.settings.retrieval import Config, to_dict
+from ascl.settings.base import to_dict
+from ascl.settings.retrieval import Config
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -91,7 +91,7 @@ import argparse, json, sys
 from pathlib import Path
 import numpy as np
 parser = argparse.ArgumentParser()
-for name in ("--checkpoint", "--scores", "--split", "--out", "--captions", "--probe-captions"):
+for name in ("--checkpoint", "--scores", "--split", "--out", "--captions", "--probe_captions"):
     parser.add_argument(name)
 parser.add_argument("--features", nargs="+")
 options = parser.parse_args()
@@ -121,14 +121,23 @@ with open(Path(__file__).resolve().parents[1] / "evaluated.txt", "a") as file:
 '''
 
 
+MAIN = """import runpy, sys
+from pathlib import Path
+
+name = sys.argv.pop(1)
+sys.argv[0] = f"tools/{name}.py"
+runpy.run_path(str(Path(__file__).with_name(f"{name}.py")), run_name="__main__")
+"""
+
+
 def make_place(folder: Path) -> Path:
-    """A folder with the layout of the repository: the real tools/ablate.py beside small train.py and eval.py."""
-    (folder / "tools").mkdir(parents=True)
+    """A working folder with settings of a data set, where `python -m ascl train|eval` finds small programs."""
+    (folder / "ascl").mkdir(parents=True)
     (folder / "configs").mkdir()
     (folder / "data").mkdir()
-    shutil.copy(REPOSITORY / "tools" / "ablate.py", folder / "tools" / "ablate.py")
-    (folder / "tools" / "train.py").write_text(TRAIN)
-    (folder / "tools" / "eval.py").write_text(EVAL)
+    (folder / "ascl" / "__main__.py").write_text(MAIN)
+    (folder / "ascl" / "train.py").write_text(TRAIN)
+    (folder / "ascl" / "eval.py").write_text(EVAL)
     (folder / "configs" / "tiny.yaml").write_text(SETTINGS)
     (folder / "defaults.yaml").write_text(yaml.safe_dump(to_dict(Config())))
     for name in ("captions.json", "regions.h5", "globals.h5"):

@@ -1,7 +1,6 @@
-"""What tools/ablate.py starts, skips, resumes and divides; and once with the real programs, killed in between."""
+"""What `ascl ablate` starts, skips, resumes and divides; and once with the real programs, killed in between."""
 
 import csv
-import importlib.util
 import json
 import os
 import shlex
@@ -21,13 +20,13 @@ from ascl.analysis.ablation.commands import launcher
 from ascl.analysis.ablation.plan import Request, choose, plan
 from ascl.analysis.ablation.runner import last_line, log_of, make_slots, visible_gpus
 from ascl.analysis.ablation.state import stamp, state_of
+from ascl.cli import main
 from ascl.core.errors import DataError
 
 from .ablation_programs import REPOSITORY, make_place
 
 OUT = Path("runs") / "ablation-tiny"
 TWO = ["--only", "AsCL", "--only", "w/o P&N"]
-PROGRAMS = {"train": ("tools/train.py",), "evaluate": ("tools/eval.py",)}
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +55,14 @@ def finished(finished_once, place):
 
 @pytest.fixture
 def ablate(place):
-    """(*more) -> exit status of tools/ablate.py on study table2 in the working directory, in this process."""
-    spec = importlib.util.spec_from_file_location("tool_ablate", place / "tools" / "ablate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return lambda *more: module.main(["--dataset", "tiny", "--study", "table2", "--parallel", "1", *more])
+    """(*more) -> exit status of `ascl ablate` on study table2 in the working directory, in this process."""
+    return lambda *more: main(["ablate", "--dataset", "tiny", "--study", "table2", "--parallel", "1", *more])
 
 
 def start(place, *more):
-    """tools/ablate.py in a process of its own."""
-    words = [sys.executable, place / "tools" / "ablate.py", "--dataset", "tiny", "--study", "table2", "--parallel", "1"]
+    """`ascl ablate` in a process of its own."""
+    program = REPOSITORY / "tools" / "ablate.py"
+    words = [sys.executable, program, "--dataset", "tiny", "--study", "table2", "--parallel", "1"]
     return subprocess.Popen([*words, *more], cwd=place, env={**os.environ, "ACCELERATE_USE_CPU": "true"},
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
@@ -123,7 +120,7 @@ def test_what_is_finished_is_not_started_again(finished, ablate, capsys):
     assert ablate("--seeds", "2", *TWO) == 0
     assert len(started(finished)) == 4 and tables(finished / OUT) == before
     # the hash does not see where things lie
-    assert ablate("--seeds", "2", *TWO, "--settings", "--train.workers 7 --data.prepare somehow") == 0
+    assert ablate("--seeds", "2", *TWO, "--train.workers", "7", "--data.prepare", "somehow") == 0
     assert len(started(finished)) == 4
     # one seed more is one run more, and another study knows the run that it shares with this one
     assert ablate("--seeds", "3", "--only", "AsCL") == 0 and len(started(finished)) == 5
@@ -138,14 +135,14 @@ def states(printed):
 
 
 def test_dry_run_prints_commands_that_train_what_it_says_and_starts_nothing(place, ablate, capsys):
-    assert ablate("--seeds", "0,3", "--only", "w/o Neg", "--settings=--train.max_steps=2", "--dry-run") == 0
+    assert ablate("--seeds", "0,3", "--only", "w/o Neg", "--train.max_steps=2", "--dry-run") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[::2]] == ["missing", "missing"] and "seed 3 (table2: w/o Neg)" in lines[2]
     assert started(place) == [] and not (place / "runs").exists()
     words = shlex.split(lines[3])
-    assert words[:2] == ["python", "tools/train.py"]
-    assert subprocess.run([sys.executable, *words[1:]]).returncode == 0          # by hand, and then it is known
-    assert ablate("--seeds", "0,3", "--only", "w/o Neg", "--settings=--train.max_steps=2", "--dry-run") == 0
+    assert words[:2] == ["ascl", "train"]
+    assert subprocess.run([sys.executable, "-m", *words]).returncode == 0          # by hand, and then it is known
+    assert ablate("--seeds", "0,3", "--only", "w/o Neg", "--train.max_steps=2", "--dry-run") == 0
     assert states(capsys.readouterr().out) == ["missing", "interrupted"]
 
 
@@ -169,7 +166,7 @@ def test_an_evaluation_of_another_checkpoint_is_made_anew(finished, ablate):
     run = run_of(finished)
     again = ("--seeds", "1", "--only", "AsCL")
     right = (run / "eval-test.json").read_text()
-    request = Request("tiny", ("table2",), (0,), (), OUT, Path("configs"), **PROGRAMS, probe_captions=5)
+    request = Request("tiny", ("table2",), (0,), (), OUT, probe_captions=5)
     (planned,) = choose(plan(request), ["AsCL"])
     assert planned.folder.samefile(run) and state_of(planned) == "finished"
     for wrong in ({"runs": [f"{run}/last.pt"]}, {"runs": [str(run), "other"]}, {"protocol": "paired"}, {"reports": {}}):
@@ -250,7 +247,7 @@ def test_a_signal_ends_the_programs_and_the_next_call_goes_on(place, ablate):
 
 
 def test_a_run_that_another_program_has_locked_is_waited_for(place):
-    request = Request("tiny", ("table2",), (0,), (), OUT, Path("configs"), **PROGRAMS)
+    request = Request("tiny", ("table2",), (0,), (), OUT)
     (run,) = choose(plan(request), ["AsCL"])
     log_of(run).parent.mkdir(parents=True)
     with FileLock(log_of(run).with_suffix(".lock")):
@@ -308,7 +305,7 @@ def test_several_processes_go_through_accelerate(place, ablate, capsys):
     assert ablate("--seeds", "1", "--only", "AsCL", "--processes", "2", "--dry-run") == 0
     two = capsys.readouterr().out.splitlines()
     assert two[1].strip().startswith("accelerate launch --multi_gpu --num_processes 2 ")
-    assert " --main_process_port 0 tools/train.py --dataset tiny" in two[1]
+    assert " --main_process_port 0 -m ascl train --dataset tiny" in two[1]
     assert ablate("--seeds", "1", "--only", "AsCL", "--dry-run") == 0
     assert two[0].split()[1] != capsys.readouterr().out.split()[1]         # their batches are others: another run
     assert launcher(1) == [sys.executable]
@@ -419,11 +416,15 @@ def test_the_summary_holds_means_deviations_and_tests(finished):
 # What is refused
 
 
+def test_an_unknown_label_is_refused(place, ablate, capsys):
+    assert ablate("--seeds", "1", "--only", "w/o Posi") == 1
+    assert "no such variant" in capsys.readouterr().err and started(place) == []
+
+
 @pytest.mark.parametrize(("more", "message"), [
-    (["--only", "w/o Posi"], "no such variant"), (["--settings", "--train.seed 3"], "own seeds decide it"),
-    (["--settings", "--train.max_steps '6"], "No closing quotation"), (["--settings", "--out x"], "own out decide it"),
-    (["--settings", "--model.embed_dimm 3"], "nearest right one"),
-    (["--scores", "theirs.npz"], "expected NAME=FILE"), (["--dataset", "coco"], "no settings for data set"),
+    (["--train.seed", "3"], "give --seeds"), (["--train.max_steps", "'6"], "train.max_steps"),
+    (["--model.embed_dimm", "3"], "did you mean 'model.embed_dim'"),
+    (["--scores", "theirs.npz"], "expected NAME=FILE"), (["--dataset", "cocoa"], "no settings for data set"),
     (["--processes", "0"], "at least 1"), (["--parallel", "0"], "at least 1"),
     (["--probe-captions", "-1"], "at least 0"),
 ])
@@ -434,8 +435,7 @@ def test_bad_options_are_refused_before_anything_starts(place, ablate, more, mes
 
 @pytest.mark.parametrize("seeds", ["0", "-1", "1,1", "a", "", "1,-2"])
 def test_bad_seeds_are_refused(ablate, seeds, capsys):
-    with pytest.raises(SystemExit):
-        ablate(f"--seeds={seeds}")
+    assert ablate(f"--seeds={seeds}") == 2
     assert "--seeds" in capsys.readouterr().err
 
 
@@ -460,7 +460,7 @@ def test_data_that_was_moved_is_the_same_data_and_a_namesake_is_not(place, ablat
     assert first.wait(timeout=60) == 130
     first.communicate()
     (place / "hold").unlink()
-    moved = ["--settings", "--data.captions moved/captions.json --data.features [moved/regions.h5,moved/globals.h5]"]
+    moved = ["--data.captions", "moved/captions.json", "--data.features", "moved/regions.h5,moved/globals.h5"]
     shutil.copytree("data", "moved")
     assert ablate("--seeds", "1", "--only", "AsCL", *moved, "--dry-run") == 0
     assert "another file of the same name" in capsys.readouterr().out
@@ -472,7 +472,7 @@ def test_data_that_was_moved_is_the_same_data_and_a_namesake_is_not(place, ablat
     shutil.copytree("moved", "again")
     shutil.rmtree("moved")
     (run / "eval-test.json").unlink()
-    assert ablate("--seeds", "1", "--only", "AsCL", "--settings", moved[1].replace("moved/", "again/")) == 0
+    assert ablate("--seeds", "1", "--only", "AsCL", *(word.replace("moved/", "again/") for word in moved)) == 0
     last = (place / "evaluated.txt").read_text().splitlines()[-1]
     assert last == f"{run.name} again/captions.json ['again/regions.h5', 'again/globals.h5']"
 
@@ -499,7 +499,7 @@ def test_the_real_programs_killed_and_resumed_end_in_the_table_of_a_run_that_nev
     settings = train_arguments(tiny_data, tmp_path, "--train.checkpoint_every", "1", "--train.max_steps", "12",
                                "--train.validate_every", "12")[2:]
     words = ["--dataset", "flickr8k", "--study", "table2", "--only", "w/o P&N", "--seeds", "1", "--parallel", "1",
-             "--settings", shlex.join(settings)]
+             *settings]
     out = tmp_path / "runs" / "ablation-flickr8k"
     first = subprocess.Popen([sys.executable, REPOSITORY / "tools" / "ablate.py", *words], start_new_session=True)
     log = f"{out}/runs/*/metrics.jsonl"
@@ -512,8 +512,7 @@ def test_the_real_programs_killed_and_resumed_end_in_the_table_of_a_run_that_nev
     assert "--resume" in (out / "logs" / f"{run.name}.log").read_text()
     killed = tables(out)
     # the same run in one go, in this process
-    request = Request("flickr8k", ("table2",), (0,), tuple(settings), Path("never"), REPOSITORY / "configs",
-                      train=(str(REPOSITORY / "tools" / "train.py"),), evaluate=())
+    request = Request("flickr8k", ("table2",), (0,), tuple(settings), Path("never"))
     (never,) = choose(plan(request), ["w/o P&N"])
     assert tool("train")(list(never.arguments)) == 0
     assert tool("eval")(["--checkpoint", str(never.folder), "--probes"]) == 0

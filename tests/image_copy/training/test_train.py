@@ -27,7 +27,8 @@ from ascl.image_copy.training.train import (
 )
 from ascl.image_copy.training.validation import make_validation_set
 from ascl.images.read import SquarePixels, find_images
-from ascl.settings.image_copy import SHORT_NAMES, CopyConfig, copy_setting_names, load_copy_config
+from ascl.settings.base import leaf_types
+from ascl.settings.image_copy import SHORT, CopyConfig, load_copy_config
 from ascl.training.log import read_metrics
 from ascl.training.run import loop_settings
 from ascl.training.schedule import cosine
@@ -159,10 +160,10 @@ def test_validation_queries_mix_in_no_reference(photos):
 
 
 @pytest.mark.parametrize("method", ["sscd", "rdcd"])
-def test_a_centred_student_begins_without_a_common_direction(photos, configs, method):
+def test_a_centred_student_begins_without_a_common_direction(photos, method):
     """The mean of its embeddings is 0 on the first views; the momentum encoder begins as the student."""
     arguments = train_arguments(method, photos, photos, "--model.centred", "true")
-    config = load_copy_config(arguments, configs)
+    config = load_copy_config(arguments)
     data = build_data(config)
     teacher = build_teacher(config, data.train)
     torch.manual_seed(0)
@@ -248,27 +249,27 @@ def test_no_method_no_run_and_a_teacher_for_nobody(tmp_path, photos, tool, capsy
 
 
 @pytest.mark.parametrize("name", ["sscd", "rdcd", "asl", "sscd_small", "rdcd_small", "asl_small"])
-def test_each_method_has_its_settings(configs, name):
-    config = load_copy_config(["--method", name, "--images", "photos", "--dim", "128"], configs)
+def test_each_method_has_its_settings(name):
+    config = load_copy_config(["--method", name, "--images", "photos", "--dim", "128"])
     assert config.method == name and config.objective == name.removesuffix("_small")
     assert config.model.dim == 128 and config.data.images == "photos"
-    assert set(SHORT_NAMES.values()) <= set(copy_setting_names())
+    assert set(SHORT.values()) <= set(leaf_types(CopyConfig))
 
 
-def test_published_numbers(configs):
-    rdcd = load_copy_config(["--method", "rdcd"], configs)
+def test_published_numbers():
+    rdcd = load_copy_config(["--method", "rdcd"])
     assert (rdcd.rdcd.contrastive_weight, rdcd.rdcd.distillation_weight, rdcd.rdcd.hard_negative_weight) == (1, 10, 5)
     assert (rdcd.rdcd.queue_size, rdcd.rdcd.momentum, rdcd.rdcd.temperature) == (65536, 0.99, 0.07)
     assert descriptor_settings(rdcd, None).feature_dim == 512 and rdcd.model.backbone == "efficientnet_b0"
-    asl = load_copy_config(["--method", "asl"], configs)
+    asl = load_copy_config(["--method", "asl"])
     settings = descriptor_settings(asl, None)
     assert (settings.projector_hidden, settings.projector_dim, settings.norm_of) == (4096, 8192, "projector")
     assert settings.feature_dim is None and settings.dim is None and settings.last_stride == 1
     assert (asl.optimizer.kind, asl.optimizer.lr, asl.asl.classification_weight) == ("adam", 3.5e-4, 10)
 
 
-def test_the_rate_scales_with_the_batch_of_all_processes(configs):
-    config = load_copy_config(["--method", "rdcd", "--train.batch_size", "64", "--train.epochs", "10"], configs)
+def test_the_rate_scales_with_the_batch_of_all_processes():
+    config = load_copy_config(["--method", "rdcd", "--train.batch_size", "64", "--train.epochs", "10"])
     rate, plain = build_schedule(config, loop_settings(config, 8), 2), cosine(1.0, final=0.0, total_steps=80)
     assert rate(79) == 0 and rate(39) == pytest.approx(0.5 * 40 / 40 * plain(39))
     assert rate(0) == pytest.approx(0.5 * plain(0) / 40)
@@ -320,12 +321,12 @@ def test_unreadable_images_stop_a_run_or_are_left_out_by_name(tmp_path, tool, ca
 
 
 @pytest.mark.parametrize("method", ["sscd", "asl"])
-def test_batches_do_not_depend_on_the_workers_and_a_resume_finds_its_place(photos, configs, method):
+def test_batches_do_not_depend_on_the_workers_and_a_resume_finds_its_place(photos, method):
     def batches(workers, epoch, first):
         config = load_copy_config([
             "--method", method, "--images", str(photos), "--views.size", str(SIDE), "--train.batch_size", "5",
             "--data.workers", str(workers), "--data.validation_share", "0.2",
-        ], configs)
+        ])
         return list(build_batches(config, build_data(config).train, 0, 1)(epoch, first))
 
     whole, parallel, rest = batches(0, 1, 0), batches(2, 1, 0), batches(1, 1, 2)

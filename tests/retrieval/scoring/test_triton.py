@@ -21,10 +21,12 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 
 from ascl.retrieval.scoring import triton as scoring_triton  # noqa: E402
 from ascl.retrieval.scoring.triton import attend, supported  # noqa: E402
-from ascl.settings.retrieval import from_dict, read_settings  # noqa: E402
+from ascl.settings.base import from_dict, read_settings  # noqa: E402
+from ascl.settings.retrieval import Config  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-MODELS = [from_dict(read_settings(path)).model for path in sorted((REPOSITORY / "configs").glob("*.yaml"))]
+CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
+MODELS = [from_dict(Config, read_settings(Config, path)).model for path in CONFIGS]
 INTERPRETED = not isinstance(scoring_triton.kernel, triton.JITFunction)
 PRECISIONS = ["float32", "tf32", "bfloat16", "float16"]
 NAMES = ("dot", "square", "mean")

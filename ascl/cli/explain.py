@@ -1,0 +1,106 @@
+"""`ascl explain` and `ascl report`: why a pair has its score, and a run as one HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from ascl.cli.options import Answer, add_run_data, on_interrupt, run_data
+from ascl.core.errors import SettingsError
+from ascl.settings.base import Parser
+
+
+def explain_parser(prog: str) -> Parser:
+    parser = Parser(
+        prog=prog, description="Why a pair has its score: what every word and every region brings to it, and where the "
+        "attention goes. Writes a picture, and the numbers as JSON beside it. The words' and regions' own terms add "
+        "up to "
+        "the local score; this and the global score, weighted, are the score of the pair. For AsCL only: other "
+        "models have "
+        "no such sum.",
+    )
+    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder or checkpoint file")
+    parser.add_argument("--image", required=True, metavar="X",
+                        help="an image id of the run's data set, or a photograph whose name without ending is one")
+    parser.add_argument("--caption", required=True, nargs="+", metavar="TEXT", help="one, or two side by side")
+    add_images(parser)
+    add_run_data(parser, captions=False)
+    parser.add_argument("--grid", action="store_true",
+                        help="the feature file has no boxes: its regions are the cells of a square grid, row by row")
+    parser.add_argument("--out", metavar="FILE.png", help="null = IMAGE-ID.explained.png")
+    return parser
+
+
+def explain(options: Namespace) -> Answer:
+    out = None if options.out is None else Path(options.out)
+    if out is not None and out.suffix.lower() != ".png":
+        raise SettingsError(f"--out {out}: the picture is a PNG; give a name that ends in .png")
+    from ascl.analysis.explain.run import explain as explain_pair
+
+    explained = explain_pair(
+        options.checkpoint, options.image, options.caption, images=options.images, grid=options.grid,
+        overrides=run_data(options), out=out,
+    )
+    print(table(explained.content))
+    for note in explained.notes:
+        print(f"note: {note}")
+    print("saved:", *explained.files)
+    return Answer({**explained.content, "notes": explained.notes, "files": explained.files})
+
+
+def report_parser(prog: str) -> Parser:
+    parser = Parser(
+        prog=prog, description="A run as one HTML page: settings, curves, recalls, probes, best and worst queries, "
+        "confusions. What is missing (an evaluation, the photographs, the features) is said on the page, with the "
+        "command "
+        "that makes it.",
+    )
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("--split", help="whose queries are shown; null = the test split of the settings")
+    add_images(parser)
+    add_run_data(parser)
+    parser.add_argument("--scores", metavar="FILE.npz", help="scores of this run and split, as ascl eval --save_scores "
+                        "keeps them; then nothing is scored")
+    parser.add_argument("--out", metavar="FILE.html", help="null = RUN/report.html")
+    return parser
+
+
+def report(options: Namespace) -> Answer:
+    from ascl.analysis.report.run import report as write_report
+
+    with on_interrupt("stopped; no unfinished file was left"):
+        made = write_report(
+            options.run, split=options.split, images=options.images, scores=options.scores,
+            out=None if options.out is None else Path(options.out), overrides=run_data(options),
+        )
+    for reason in made.missing.values():
+        print(f"missing: {reason}")
+    print(f"saved: {made.file} ({made.file.stat().st_size / 1e6:.1f} MB)")
+    return Answer({"file": made.file, "missing": made.missing})
+
+
+def add_images(parser: Parser) -> None:
+    parser.add_argument("--images", metavar="FOLDER", help="photographs, at any depth; null = the run's data.images")
+
+
+def table(content: dict) -> str:
+    """Words and regions as text, those that bring most first."""
+    lines = []
+    for pair in content["explanations"]:
+        local, rest = pair["local"], pair["global"]
+        lines += [
+            f'"{pair["caption"]}"',
+            f"score {pair['score']:+.4f} = local {local['score']:+.4f} x {pair['local_weight']:g} + global "
+            f"{rest['score']:+.4f} x {1 - pair['local_weight']:g}   (model.pair_scores: {pair['pair_scores']:+.4f})",
+            f"local = words' own terms {local['words_own_terms']:+.4f} + regions' {local['regions_own_terms']:+.4f}",
+            f"{'':>12}  own term  in the others'  total",
+        ]
+        for kind, others in (("word", "in_regions_terms"), ("region", "in_words_terms")):
+            for entry in sorted(pair[f"{kind}s"], key=lambda entry: -entry["total"]):
+                label = entry.get("label")
+                lines.append(f"{kind if kind == 'region' else ''} {entry[kind]}".rjust(12)
+                             + f"  {entry['own_term']:+8.4f}  {entry[others]:+13.4f}  {entry['total']:+.4f}"
+                             + (f"  {label}" if label else ""))
+        lines.append("")
+    return "\n".join(lines)

@@ -1,0 +1,85 @@
+"""`ascl figures`: plots as PNG and the drawn numbers as CSV, from finished runs and from the tables of a study."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
+
+from ascl.cli.options import Answer, add_run_data, on_interrupt, run_data
+from ascl.core.errors import SettingsError
+from ascl.settings.base import Parser
+
+FIGURES = {       # figure -> name of its files, what it shows
+    "samples": ("figure3_samples", "figure 3: kinds of positives and negatives by Rsum, from a folder of `ascl "
+    "ablate`"),
+    "alignment": ("figure4_alignment", "figure 4: alignment and uniformity"),
+    "length": ("figure5_length", "figure 5: text-to-image recall by the length of the query"),
+    "curves": ("curves", "training loss and validation Rsum"),
+    "local-weight": ("local_weight", "recall of a trained model scored at other u1"),
+    "trained-weight": ("trained_weight", "recall of models trained at other u1, from a folder of `ascl ablate`"),
+    "temperature": ("temperature", "recall of models trained at other temperatures, from a folder of `ascl ablate`"),
+    "leak": ("leak", "what an evaluation gains that sees the answer"),
+}
+OF_STUDIES = ("samples", "temperature", "trained-weight")
+OF_MODELS = ("alignment", "local-weight", "leak")       # a model is run
+
+
+def figures_parser(prog: str) -> Parser:
+    parser = Parser(prog=prog, description="Draw one figure: "
+                    + "; ".join(f"{name}: {shows}" for name, (_, shows) in FIGURES.items()) + ".")
+    parser.add_argument("figure", choices=list(FIGURES), help="which one")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE",
+                        help="RUN, a run folder; LABEL=RUN,RUN, several seeds under one label; TABLE.csv, every "
+                             "variant "
+                        "of a study; FOLDER, what `ascl ablate` left")
+    parser.add_argument("--only", nargs="+", default=[], metavar="LABEL", help="labels to draw, in this order")
+    parser.add_argument("--split", help="null = the test split of the settings, for local-weight the images validated "
+                        "on")
+    add_run_data(parser)
+    parser.add_argument("--bins", type=PositiveInt, nargs="+", metavar="WORDS",
+                        help="of length: longest query of every bin but the last; null = 6 8 10 12 15")
+    parser.add_argument("--out", default="docs/figures", metavar="FOLDER", help="folder of the files")
+    return parser
+
+
+def figures(options: Namespace) -> Answer:
+    check(options)
+    from ascl.analysis.figures.draw import save
+
+    with on_interrupt("stopped; no unfinished file was left"):
+        saved = save(draw(options), options.out, FIGURES[options.figure][0])
+    if options.figure == "leak":
+        from ascl.analysis.leakage import WARNING
+
+        print(WARNING)
+    print("saved:", *saved)
+    return Answer({"files": saved})
+
+
+def check(options: Namespace) -> None:
+    """Refuse options that would be passed over in silence."""
+    for name, takes in (("only", [one for one in FIGURES if one not in OF_STUDIES]), ("split", [*OF_MODELS, "length"]),
+                        ("captions", OF_MODELS), ("features", OF_MODELS), ("bins", ["length"])):
+        if options[name] and options.figure not in takes:
+            raise SettingsError(f"--{name} is for {', '.join(takes)}; leave it out")
+
+
+def draw(options: Namespace) -> Any:
+    """The figure that the options name."""
+    from ascl.analysis.figures import sources
+
+    if options.figure == "samples":
+        return sources.samples(options.sources)
+    if options.figure == "temperature":
+        return sources.against_setting(options.sources, "loss.temperature")
+    if options.figure == "trained-weight":
+        return sources.against_setting(options.sources, "model.local_weight")
+    groups = sources.run_groups(options.sources, options.only)
+    if options.figure == "curves":
+        return sources.curves(groups)
+    if options.figure == "length":
+        return sources.lengths(groups, options.split, last_lengths=options.bins or sources.LAST_LENGTHS)
+    by_name = {"alignment": sources.alignment, "local-weight": sources.local_weight, "leak": sources.leak}
+    return by_name[options.figure](groups, options.split, overrides=run_data(options))

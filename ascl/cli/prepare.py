@@ -1,0 +1,70 @@
+"""`ascl prepare`: get a data set ready, or say what is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import Namespace
+from jsonargparse.typing import NonNegativeInt
+
+from ascl.cli.options import Answer, add_seed, on_interrupt
+from ascl.core.errors import SettingsError
+from ascl.settings import retrieval
+from ascl.settings.base import Parser, build
+
+SHORT = {"images": "data.images", "train": "train_images", "val": "val_images", "test": "test_images"}
+
+
+def prepare_parser(prog: str) -> Parser:
+    parser = Parser(
+        prog=prog, short=SHORT, presets=retrieval.presets(), usage="%(prog)s --dataset NAME [OPTION ...] "
+        "[--SETTING VALUE ...]",
+        description="Get the data set of --dataset ready and check it: `scenes` is generated (images, captions, "
+                    "features, "
+        "a text encoder); captions and images of coco are fetched (20 GB) and unpacked, flickr30k's captions are "
+        "fetched. Where data lie is said by the settings, such as --data.captions. Exit status 1: something is missing "
+        "or wrong.",
+    )
+    parser.add_argument("--check", action="store_true", help="only check: no network, nothing is written")
+    parser.add_argument("--verify_images", action="store_true", help="decode every image in the check")
+    parser.add_argument("--only", choices=["captions", "images", "annotations"],
+                        help="fetch this alone; annotations (COCO's own caption files) are fetched only so")
+    parser.add_argument("--mirror", metavar="URL", help="where the publisher's files lie under the same names; their "
+                        "checksums stay the publisher's")
+    scenes = parser.add_argument_group("scenes")
+    for split, count in (("train", 2000), ("val", 200), ("test", 500)):
+        scenes.add_argument(f"--{split}_images", type=NonNegativeInt, default=count, metavar="N",
+                            help=f"images of the split {split}; also --{split}")
+    add_seed(parser, "of the generated scenes")
+    scenes.add_argument("--backbone", default="resnet18", help="torchvision classifier with random weights")
+    scenes.add_argument("--layer", default="layer1", help="its layer that gives the features")
+    parser.add_settings(retrieval.Config)
+    return parser
+
+
+def prepare(options: Namespace) -> Answer:
+    from ascl.datasets import check_dataset, fetch_dataset, how_to_get, table
+    from ascl.datasets.published import PUBLISHED
+
+    config = build(retrieval.Config, options)
+    if not config.dataset:
+        raise SettingsError("no data set: give --dataset NAME")
+    published = PUBLISHED.get(config.dataset)
+    if (options.only or options.mirror) and (published is None or options.check):
+        raise SettingsError("--only and --mirror are for fetching "
+                            f"{', '.join(PUBLISHED)}; {'--check' if options.check else config.dataset} fetches none")
+    with on_interrupt("stopped; the same command goes on from here"):
+        if config.dataset == "scenes" and not options.check:
+            from ascl.scenes.prepare import prepare_scenes
+
+            prepare_scenes(
+                Path(config.data.captions).parent, train=options.train_images, val=options.val_images,
+                test=options.test_images, seed=options.seed, backbone=options.backbone, layer=options.layer,
+            )
+        elif published is not None and not options.check:
+            fetch_dataset(config, published, only=options.only, mirror=options.mirror)
+        checks = check_dataset(config, verify_images=options.verify_images, progress=True)
+    print(table(checks))
+    if published is not None and any(check.what == "images" and check.state == "MISSING" for check in checks):
+        print("\n".join(["", *how_to_get(published, config.data)]))
+    return Answer([vars(check) for check in checks], 0 if all(check.ok for check in checks) else 1)

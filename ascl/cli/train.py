@@ -1,0 +1,100 @@
+"""`ascl train` and `ascl copy train`: settings in, a run folder out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from ascl.cli.options import Answer, on_interrupt
+from ascl.core.errors import DataError
+from ascl.settings import image_copy, retrieval
+from ascl.settings.base import Parser, Presets, build
+
+
+def train_parser(prog: str) -> Parser:
+    return settings_parser(
+        prog, retrieval.Config, retrieval.SHORT, retrieval.presets,
+        "Train a retrieval model. Defaults, then configs/DATASET.yaml, then --config files, then options. "
+        "Several GPUs: accelerate launch tools/train.py ...",
+    )
+
+
+def train(options: Namespace) -> Answer:
+    from ascl.retrieval.train import train as train_model
+
+    config = build(retrieval.Config, options)
+    progress = run(train_model, config, options)
+    metrics = {name: value for name, value in (progress.best_metrics or {}).items() if name != "rsum"}
+    return told(progress, [
+        f"best validation Rsum {progress.best:.1f} at step {progress.best_step}: "
+        + ", ".join(f"{name} {value:.1f}" for name, value in metrics.items()),
+        f"evaluate with: ascl eval --checkpoint {options.resume or config.out}",
+    ])
+
+
+def copy_train_parser(prog: str) -> Parser:
+    return settings_parser(
+        prog, image_copy.CopyConfig, image_copy.SHORT, image_copy.presets,
+        "Train an image descriptor for copy detection. Defaults, then configs/image_copy/METHOD.yaml, then --config "
+        "files, then options. Several GPUs: accelerate launch tools/train_copy.py ...",
+    )
+
+
+def copy_train(options: Namespace) -> Answer:
+    from ascl.image_copy.training.train import train as train_descriptor
+
+    config = build(image_copy.CopyConfig, options)
+    progress = run(train_descriptor, config, options)
+    best = progress.best_metrics or {}
+    shown = ("muap", "recall_at_1", "rpr", "uniformity", "gap", "ordered_crops")
+    return told(progress, [
+        f"best {config.train.select} {progress.best:.4f} at step {progress.best_step}: "
+        + ", ".join(f"{name} {best[name]:.3f}" for name in shown if name in best),
+        "describe with: ascl extract descriptors "
+        f"--checkpoint {options.resume or config.out} --images FOLDER --out FILE.h5",
+    ])
+
+
+def settings_parser(
+    prog: str, kind: type, short: Mapping[str, str], presets_of: Callable[..., Presets], description: str
+) -> Parser:
+    """The options of a training: every setting, `--resume` and `--json`."""
+    def presets(given: Namespace) -> list[Path]:
+        saved = None if given.resume is None else Path(given.resume) / "settings.yaml"
+        if saved is not None and not saved.exists():
+            raise DataError(f"{saved} does not exist: give the folder of a run to resume")
+        return list(presets_of(saved=saved)(given))
+
+    parser = Parser(prog=prog, description=description, short=short, presets=presets,
+                    usage="%(prog)s [--resume RUN] [--config FILE] [--SETTING VALUE ...]")
+    parser.add_argument("--resume", metavar="RUN", help="go on exactly where the run in this folder stopped, with its "
+                        "settings")
+    parser.add_settings(kind)
+    return parser
+
+
+def run(train: Callable[..., Any], config: Any, options: Namespace) -> Any:
+    """Train, and say how to go on where Ctrl-C comes after the first checkpoint."""
+    if options.resume is not None:
+        config = replace(config, out=options.resume)
+    command = "copy train" if isinstance(config, image_copy.CopyConfig) else "train"
+    try:
+        return train(config, resume=options.resume is not None)
+    except KeyboardInterrupt as stopped:
+        if not (Path(config.out) / "last.pt").exists():
+            raise
+        with on_interrupt(f"continue with: ascl {command} --resume {config.out}"):
+            raise stopped
+
+
+def told(progress: Any, lines: list[str]) -> Answer:
+    """The result of a training; one process of several prints it."""
+    if os.environ.get("RANK", "0") == "0":
+        print(*lines, sep="\n")
+    return Answer({"best": progress.best, "best_step": progress.best_step, "steps": progress.step,
+                   "metrics": progress.best_metrics or {}})

@@ -1,0 +1,337 @@
+"""How settings are read: defaults, presets of `configs/`, `--config` files, then the command line; by jsonargparse.
+
+A settings class is a frozen dataclass of frozen dataclasses. The docstring of a field is its help text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import glob
+import json
+import re
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jsonargparse
+import yaml
+from jsonargparse import ArgumentError, Namespace, set_loader, set_parsing_settings
+
+import ascl
+from ascl.core.errors import SettingsError
+
+Settings = TypeVar("Settings")
+Presets = Callable[[Namespace], Iterable[Path]]
+
+YAML_TAG = "tag:yaml.org,2002:"
+NEAR = 0.7  # likeness from which a name is offered in the place of an unknown one
+
+
+class Yaml(yaml.SafeLoader):
+    """YAML 1.2's scalars: `no` is text and not false, 5e-4 is a number and not text, a date is text."""
+
+    yaml_implicit_resolvers = {
+        letter: [(tag, pattern) for tag, pattern in resolvers
+                 if tag.removeprefix(YAML_TAG) not in ("bool", "float", "timestamp")]
+        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+Yaml.add_implicit_resolver(f"{YAML_TAG}bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+Yaml.add_implicit_resolver(
+    f"{YAML_TAG}float",
+    re.compile(r"^(?:[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
+    list("-+.0123456789"),
+)
+set_loader("ascl", lambda text: yaml.load(text, Loader=Yaml), (yaml.YAMLError,))
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """A parser that raises `SettingsError`, in one line and with the nearest right name, and never ends the process.
+
+    Options are spelled with underscores; hyphens mean the same.
+
+    Args:
+        short: short name -> option that it stands for, such as seed -> train.seed.
+        presets: options as given -> YAML files that stand in the place of the defaults, the last wins.
+        options: as jsonargparse's.
+    """
+
+    def __init__(
+        self, *, short: Mapping[str, str] | None = None, presets: Presets | None = None, **options: Any
+    ) -> None:
+        self.short, self.presets = dict(short or {}), presets
+        self.text_lists: set[str] = set()       # options whose value is a list of texts
+        self.file_options: set[str] = {"config"}      # options that take a file of settings
+        super().__init__(exit_on_error=False, parser_mode="ascl", **options)
+
+    def add_settings(self, kind: type) -> None:
+        """Add `--config` and every field of a settings class, by its dotted name."""
+        self.add_argument("--config", action="config", help="YAML file of settings; may be given several times, the "
+                          "last wins, and options win over files")
+        self.add_class_arguments(kind)
+        self.file_options |= {name.rpartition(".")[0] for name in leaf_types(kind)}
+        self.text_lists |= {name for name, leaf in leaf_types(kind).items() if leaf == list[str]}
+
+    def read(self, arguments: Sequence[str]) -> Namespace:
+        """Parse the words of a command line.
+
+        Returns:
+            The options, and `given`: names of those that the command line itself has.
+
+        Raises:
+            SettingsError: an unknown option, a value that an option cannot have, a file that is no settings.
+        """
+        words, configs = self._spelled_out(arguments)
+        for path in configs:
+            self._check_names(path)
+        given = self._checked(words, [], configs)
+        files = [] if self.presets is None else list(self.presets(given))
+        for path in files:
+            self._check_names(path)
+        found = self._checked(words, files, configs) if files else given
+        found.given = [word[2:].partition("=")[0] for word in words if word.startswith("--")]
+        return found
+
+    def _checked(self, words: list[str], files: list[Path], configs: list[Path]) -> Namespace:
+        """Parse, with the files in the place of the defaults; an error names the file that it comes from."""
+        self.default_config_files = [glob.escape(str(path)) for path in files]
+        try:
+            return self.parse_args(words)
+        except (ArgumentError, TypeError) as error:
+            for path in [*files, *configs]:
+                self._check_values(path)
+            raise SettingsError(self._one_line(str(error))) from None
+        finally:
+            self.default_config_files = []
+
+    def _check_names(self, path: Path) -> None:
+        names = {action.dest for action in self._actions} - self.file_options
+        for name in flatten(read_yaml(path)):
+            check_name(name, names, str(path))
+
+    def _check_values(self, path: Path) -> None:
+        self.default_config_files = []
+        try:
+            self.parse_path(str(path), defaults=False)
+        except (ArgumentError, TypeError) as error:
+            raise SettingsError(f"{path}: {self._one_line(str(error))}") from None
+
+    def _spelled_out(self, arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
+        """Words with whole names, `--config` first, since options win over files; and those files.
+
+        A list of texts becomes JSON, because `a.h5,b.h5` and `[a/{split}.h5]` are no YAML lists.
+        """
+        words: list[str] = []
+        configs: list[str] = []
+        rest = list(arguments)
+        while rest:
+            word = rest.pop(0)
+            if not word.startswith("--") or word == "--":
+                words.append(word)
+                continue
+            name, equals, value = word[2:].partition("=")
+            name = self.short.get(name.replace("-", "_"), name.replace("-", "_"))
+            if name in self.text_lists or name == "config":
+                if not equals and rest and not rest[0].startswith("--"):
+                    equals, value = "=", rest.pop(0)
+                if equals and name == "config":
+                    configs.append(value)
+                    continue
+                value = text_list(name, value) if equals else value
+            words.append(f"--{name}{equals}{value}")
+        return [*(f"--config={file}" for file in configs), *words], [Path(file) for file in configs]
+
+    def _one_line(self, message: str) -> str:
+        """jsonargparse's message in one line, with the nearest option where one is unknown."""
+        unknown = re.search(r"unrecognized arguments: (--[^ =]+)", message)
+        if unknown:
+            names = [action.dest for action in self._actions if action.option_strings] + list(self.short)
+            return f"unknown option {unknown[1]}{nearest(unknown[1][2:], names)}"
+        key = re.match(r'Parser key "([^"]+)":\s*', message)
+        message = message[key.end():] if key else message
+        if number := re.search(r"Not of type (Positive|NonNegative)Int: .*?(\S+)( does not conform|$)", message):
+            least = 1 if number[1] == "Positive" else 0
+            message = f"expected a whole number of at least {least}, got {number[2]}"
+        elif (kinds := re.search(r"Subtypes: \[(.*)\]", message)) and "Given value: " in message:
+            message = f"expected {kinds[1].replace(', ', ' or ')}, got {message.rsplit('Given value: ', 1)[1]}"
+        message = message.replace(". Got value: ", ", got ").replace("Expected a ", "expected ")
+        for pattern, text in (
+            (r"<class '([\w.]+)'>", r"\1"), (r"typing\.Literal", "one of "), ("NoneType|None", "null"), (r"\s+", " "),
+        ):
+            message = re.sub(pattern, text, message)
+        return f"{key[1]}: {message.strip()}" if key else message.strip()
+
+
+def text_list(name: str, text: str) -> str:
+    """`[a, b]` or `a,b` as the JSON of a list of texts."""
+    if text.startswith("[") != text.endswith("]"):
+        raise SettingsError(f"--{name} {text}: a bracket is missing")
+    parts = text.removeprefix("[").removesuffix("]").split(",")
+    return json.dumps([part.strip().strip("'\"") for part in parts if part.strip()])
+
+
+def configs() -> Path:
+    """The folder of presets: what an installed package brings as `ascl/configs`, or `configs/` of a checkout."""
+    shipped = Path(str(resources.files(ascl) / "configs"))
+    return shipped if shipped.is_dir() else shipped.parents[1] / "configs"
+
+
+def preset(name: str, what: str, room: str = "") -> Path:
+    """The YAML file of a data set or a method: of `configs/` in the working directory, or one that comes with `ascl`.
+
+    Args:
+        what: what it describes, for the message.
+        room: folder within `configs/`.
+
+    Raises:
+        SettingsError: none of this name; the known ones are listed.
+    """
+    folders = [place / room for place in (Path("configs"), configs())]
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = ", ".join(sorted({entry.stem for folder in folders for entry in folder.glob("*.yaml")}))
+    if not name:
+        raise SettingsError(f"no {what} was chosen: give one of {known}")
+    raise SettingsError(f"no settings for {what} {name!r}: {folders[0] / name}.yaml does not exist; known: {known}")
+
+
+@functools.cache
+def settings_parser(kind: type) -> Parser:
+    """A parser that has the fields of a settings class and nothing else."""
+    parser = Parser(add_help=False)
+    parser.add_settings(kind)
+    return parser
+
+
+def read_settings(kind: type, path: Path) -> dict[str, Any]:
+    """What one YAML file sets, by dotted name.
+
+    Raises:
+        SettingsError: no such file, no YAML, or an unknown setting.
+    """
+    values = flatten(read_yaml(path))
+    for name in values:
+        check_name(name, leaf_types(kind), str(path))
+    return values
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of names and values."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=Yaml) or {}
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except FileNotFoundError:
+        raise SettingsError(f"{path}: no such file") from None
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path}: expected settings by name, found {type(values).__name__}")
+    return values
+
+
+def from_dict(kind: type[Settings], values: Mapping[str, Any], where: str = "settings") -> Settings:
+    """Settings saved with a run, nested or by dotted name; what is not there has its default.
+
+    Raises:
+        SettingsError: an unknown name (with the nearest right one) or a value of the wrong type.
+    """
+    flat = flatten(values)
+    kinds = leaf_types(typing.cast(Any, kind))
+    for name, value in flat.items():
+        check_name(name, kinds, where)
+        if value is None and type(None) not in typing.get_args(kinds[name]):    # the parser lets it through
+            raise SettingsError(f"{where}: {name} cannot be null; leave it out for its default")
+    parser = settings_parser(typing.cast(Any, kind))
+    try:
+        return build(kind, parser.parse_object(nest(flat)))
+    except (ArgumentError, TypeError) as error:
+        raise SettingsError(f"{where}: {parser._one_line(str(error))}") from None
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """Plain nested dict, for YAML and checkpoints."""
+    return dataclasses.asdict(settings)
+
+
+def build(kind: type[Settings], values: Namespace | Mapping[str, Any]) -> Settings:
+    """Frozen dataclasses out of parsed values; names that are no fields are passed over.
+
+    Raises:
+        SettingsError: a value is missing, or null where it cannot be.
+    """
+    hints = typing.get_type_hints(kind)
+    found = vars(values) if isinstance(values, Namespace) else values
+    made = {}
+    for entry in dataclasses.fields(typing.cast(Any, kind)):
+        value, hint = found[entry.name], hints[entry.name]
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, (Namespace, Mapping)):
+                raise SettingsError(f"{entry.name}: expected settings by name, got {value!r}")
+            value = build(typing.cast(type, hint), value)
+        elif value is None and type(None) not in typing.get_args(hint):
+            raise SettingsError(f"{entry.name} cannot be null; leave it out for its default")
+        made[entry.name] = value
+    return kind(**made)
+
+
+@functools.cache
+def leaf_types(kind: type, prefix: str = "") -> dict[str, Any]:
+    """Type of every field by its dotted name, as the command line takes it."""
+    hints = typing.get_type_hints(kind)
+    found: dict[str, Any] = {}
+    for entry in dataclasses.fields(typing.cast(Any, kind)):
+        hint = hints[entry.name]
+        if dataclasses.is_dataclass(hint):
+            found |= leaf_types(typing.cast(type, hint), f"{prefix}{entry.name}.")
+        else:
+            found[prefix + entry.name] = hint
+    return found
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested names -> dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted names -> nested names."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *groups, leaf = name.split(".")
+        target = nested
+        for group in groups:
+            target = target.setdefault(group, {})
+        target[leaf] = value
+    return nested
+
+
+def check_name(name: str, known: Iterable[str], where: str) -> None:
+    """Refuse a name that is no setting."""
+    names = list(known)
+    if name not in names:
+        raise SettingsError(f"{where}: unknown setting {name!r}{nearest(name, names)}")
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """`; did you mean 'x'?`, where one is near: as a whole, or by its last part, as `lr` is `optimizer.lr`."""
+    def likeness(other: str) -> tuple[float, float]:
+        def ratio(a: str, b: str) -> float:
+            return difflib.SequenceMatcher(None, a, b).ratio()
+
+        whole = ratio(name, other)
+        return max(whole, ratio(name.rpartition(".")[2], other.rpartition(".")[2])), whole
+
+    best = max(known, key=likeness, default="")
+    return f"; did you mean {best!r}?" if best and likeness(best)[0] >= NEAR else ""
