@@ -1,1 +1,1 @@
-"""The ground floor: errors, atomic files, checkpoints, provenance, process groups, tensor helpers; no models."""
+"""The ground floor: errors, atomic files, checkpoints, provenance, processes, signals, tensor helpers; no models."""

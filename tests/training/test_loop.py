@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ascl.core import checkpoint
 from ascl.core.distributed import make_accelerator
@@ -274,6 +275,37 @@ def test_a_step_that_fails_on_spoilt_weights_and_a_stop_after_them_name_the_step
         with pytest.raises(DataError, match="loss of step 7"):
             run_tiny(tmp_path / "run" / how, step_loss=step_loss, log_every=100)
         assert checkpoint.load(tmp_path / "run" / how / "last.pt")["progress"]["step"] == 5
+
+
+class Reads(TorchDispatchMode):
+    """Runs `read` for each number that is read from a tensor, which waits for a GPU."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.read = read
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._local_scalar_dense.default:
+            self.read()
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_step_waits_for_the_device_but_where_something_is_logged_or_saved(tmp_path, run_tiny):
+    model, _ = make_tiny()
+    made = model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad])
+    steps, read_after = [], set()
+    ready = [list(tiny_batches(epoch, 0)) for epoch in range(4)]  # a loader reads the seed that it draws
+
+    def step_loss(*given):
+        steps.append(given[2])
+        return tiny_loss(*given)
+
+    with Reads(lambda: read_after.add(len(steps))):
+        run_tiny(
+            tmp_path, made=made, step_loss=step_loss, train_batches=lambda epoch, first: ready[epoch][first:],
+            log_every=4, checkpoint_every=7, validate_every=20,
+        )
+    assert read_after == {4, 7, 8, 12, 14, 16, 20}
 
 
 def test_a_disk_that_fills_up_while_training_keeps_the_last_checkpoint(tmp_path, run_tiny, monkeypatch):
