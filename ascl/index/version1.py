@@ -16,15 +16,12 @@ from ascl.index.records import DATABASE, Database, Record, State, damaged
 from ascl.index.vectors import append_vectors, sync_folder, vectors_file
 
 MANIFEST, LOCK = "index.json", "lock"
+KEPT = {"model", "metric", "dimension", "exact_up_to", "change", "added", "compressed", "calibration"}
 OLD_FILE = re.compile(r"index\.json|\d{8}-(vectors|rows|keys|removed|scores|background)\.npy|\d{8}-names\.bin")
 
 
 def convert(folder: Path, lock_seconds: float) -> None:
-    """Write the index anew beside its old files, which the next change clears; wait for whoever is changing it.
-
-    Raises:
-        DataError: a file is missing or damaged.
-    """
+    """Write the index anew beside its old files, which the next change clears; wait for whoever is changing it."""
     with FileLock(folder / LOCK, timeout=lock_seconds):
         try:
             if not (folder / DATABASE).exists():
@@ -35,13 +32,11 @@ def convert(folder: Path, lock_seconds: float) -> None:
 
 
 def _write(folder: Path, old: dict) -> None:
-    names = ("model", "metric", "dimension", "exact_up_to", "change", "added", "compressed", "calibration")
-    state = State(**{name: old[name] for name in names})
+    state = State(**{name: value for name, value in old.items() if name in KEPT})
     removed = set() if old["removed"] is None else set(np.load(folder / old["removed"]).tolist())
     segments = [segment["name"] for segment in old["segments"]]
-    (folder / vectors_file(state)).unlink(missing_ok=True)
     batches = append_vectors(folder, state, (np.load(folder / f"{name}-vectors.npy", "r") for name in segments))
-    files = (old["calibration"] or {}).get("files", {})
+    arrays = {name: np.load(folder / file) for name, file in (old["calibration"] or {}).get("files", {}).items()}
     with atomic_path(folder / DATABASE) as temporary:
         database = Database(temporary, lock_seconds=0, create=True)
         with database.change():
@@ -49,7 +44,7 @@ def _write(folder: Path, old: dict) -> None:
             database.insert(pair for pair in _records(folder, segments) if pair[0] not in removed)
             database.remove(sorted(removed))
             database.add_batches(batches)
-            database.save_arrays({name: np.load(folder / file) for name, file in files.items()})
+            database.save_arrays(arrays)
             database.save(state.after(rows=sum(rows for _, rows, _ in batches), removed=len(removed)))
         database.close()
     sync_folder(folder)

@@ -656,3 +656,20 @@ def search_as_a_guest(folder) -> None:
     assert contents(index) == as_dict(images(numbered(1, 2, 3)))
     with pytest.raises(DataError, match="readonly"):
         index.add(images(numbered(4)))
+
+
+def test_the_exact_search_over_many_blocks_of_rows_with_ties(tmp_path):
+    pytest.importorskip("faiss")
+    part = many(20_000, 32)
+    same = [3, 5, 8191, 8192, *range(9001, 9099, 2), 16_385]
+    part.vectors[same] = part.vectors[3]     # equal scores in several blocks
+    index = CopyIndex.create(tmp_path / "index", MODEL, metric="ip", dimension=32)
+    index.add(part)
+    queries = np.concatenate([clustered(20, 32, seed=5), part.vectors[3:4]])
+    positions, scores = index.search(queries, 10)
+    exact = queries.astype(np.float64) @ part.vectors.astype(np.float64).T
+    assert np.array_equal(positions, np.argsort(-exact, axis=1, kind="stable")[:, :10])
+    assert positions[-1].tolist() == same[:10] and len(set(scores[-1])) == 1
+    index.remove([part.ids[row] for row in range(0, 20_000, 2)])
+    exact[:, ::2] = -np.inf
+    assert np.array_equal(index.search(queries, 10)[0], np.argsort(-exact, axis=1, kind="stable")[:, :10])

@@ -1,0 +1,48 @@
+"""What describes images is chosen and refused without torch; each kind is opened by the programs' tests."""
+
+import subprocess
+import sys
+
+import pytest
+
+from ascl.core.errors import DataError
+from ascl.image_copy.descriptors.choice import DescriberChoice, make_network_describer
+
+RECORDED = DescriberChoice("backbone", "resnet18", weights="random:0", input_size=64)
+
+
+@pytest.mark.parametrize(("options", "recorded", "wanted"), [
+    ({}, None, None),
+    ({"weights": None, "same_padding": False}, RECORDED, None),
+    ({"checkpoint": "run", "input_size": 32}, None, DescriberChoice("checkpoint", "run", input_size=32)),
+    ({"model": "a.pt"}, RECORDED, DescriberChoice("torchscript", "a.pt")),
+    ({"backbone": "resnet50"}, RECORDED, DescriberChoice("backbone", "resnet50", weights="random:0", input_size=64)),
+    ({"weights": "w.pth"}, RECORDED, DescriberChoice("backbone", "resnet18", weights="w.pth", input_size=64)),
+    ({"method": "phash"}, RECORDED, DescriberChoice("phash")),
+])
+def test_what_is_given_and_what_was_recorded(options, recorded, wanted):
+    assert DescriberChoice.from_options(options, recorded) == wanted
+
+
+@pytest.mark.parametrize(("options", "problem"), [
+    ({"weights": "w.pth"}, "weights says nothing without a model"),
+    ({"checkpoint": "run", "normalize": "half"}, "normalize says nothing of a checkpoint; leave it out"),
+    ({"model": "a.pt", "pool": "gem"}, "pool says nothing of a torchscript"),
+    ({"method": "phash", "resize": "crop"}, "resize says nothing of a phash"),
+    ({"checkpoint": "run", "input_size": 0}, "input_size 0: at least 1"),
+])
+def test_what_is_refused(options, problem):
+    with pytest.raises(DataError, match=problem):
+        DescriberChoice.from_options(options)
+
+
+def test_a_hash_is_no_network_and_other_kinds_are_named():
+    with pytest.raises(DataError, match="no network"):
+        make_network_describer(DescriberChoice("phash"), "cpu", "float32")
+    with pytest.raises(DataError, match="kind 'sift': choose one of checkpoint, torchscript, backbone, phash"):
+        DescriberChoice("sift")
+
+
+def test_choosing_imports_no_torch():
+    code = "import sys, ascl.image_copy.descriptors.choice; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
