@@ -1,4 +1,4 @@
-"""Every drawing test begins with matplotlib's own settings, whatever others set before in the same process."""
+"""Runs that several rooms look at, and matplotlib's own settings for every test, whatever others set before."""
 
 import matplotlib
 import pytest
@@ -10,3 +10,14 @@ def matplotlibs_own_settings():
         matplotlib.rcdefaults()
         matplotlib.use("Agg")
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny_runs(tmp_path_factory, tiny_data, tool, train_arguments):
+    """Folder with two seeds of AsCL, a0 and a1, and a two-tower run, towers; tests that write into a run copy it."""
+    folder = tmp_path_factory.mktemp("tiny_runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        for name, more in (("a0", []), ("a1", ["--train.seed", "1"]), ("towers", ["--model.kind", "two_tower"])):
+            assert tool("train")(train_arguments(tiny_data, folder / name, *more)) == 0
+    return folder

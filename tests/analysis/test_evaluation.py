@@ -37,13 +37,9 @@ def on_the_cpu():
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, tiny_data, tool, train_arguments):
+def runs(tiny_runs):
     """Two runs on captions as people write them."""
-    folder = tmp_path_factory.mktemp("runs")
-    for seed in (0, 1):
-        more = ["--train.seed", str(seed), "--train.max_steps", "2"]
-        assert tool("train")(train_arguments(tiny_data, folder / str(seed), *more)) == 0
-    return [folder / "0", folder / "1"]
+    return [tiny_runs / "a0", tiny_runs / "a1"]
 
 
 @pytest.fixture(scope="module")

@@ -296,14 +296,11 @@ def test_a_failed_picture_leaves_the_old_one(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, tiny_data, tool, train_arguments):
+def runs(tmp_path_factory, tiny_data, tiny_runs):
     """Two AsCL runs and a two-tower run, evaluated."""
-    folder = tmp_path_factory.mktemp("figure_runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        for name, more in (("a0", []), ("a1", ["--train.seed", "1"]), ("towers", ["--model.kind", "two_tower"])):
-            assert tool("train")(train_arguments(tiny_data, folder / name, *more)) == 0
-            evaluate(folder / name, tiny_data)
+    folder = Path(shutil.copytree(tiny_runs, tmp_path_factory.mktemp("figure_runs"), dirs_exist_ok=True))
+    for name in ("a0", "a1", "towers"):
+        evaluate(folder / name, tiny_data)
     return folder
 
 
