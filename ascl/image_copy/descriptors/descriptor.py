@@ -154,9 +154,9 @@ class Descriptor(nn.Module):
         was_training = self.training
         pooled = self.eval().backbone(pixels)
         if isinstance(self.fc, nn.Linear):
-            self.fc.bias.sub_(self.fc(pooled).mean(dim=0))
-        if self.head is not None:
-            self.head.bias.sub_(self.head(self.fc(pooled)).mean(dim=0))
+            self.fc.bias.copy_(-F.linear(pooled, self.fc.weight).mean(dim=0))
+        if self.head is not None:  # without the old bias in the sum, whose rounding may exceed a small mean
+            self.head.bias.copy_(-F.linear(self.fc(pooled), self.head.weight).mean(dim=0))
         self.train(was_training)
 
     def describe(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
