@@ -30,7 +30,7 @@ from ascl.models import AsCL, EncodedImages, EncodedTexts
 from ascl.retrieval import rank_all_pairs, score_all_pairs, score_batch
 from ascl.retrieval.scoring.prepared import pick
 from ascl.retrieval.scoring.tiles import free_memory, make_tiles
-from ascl.samples.positives import positive_caption
+from ascl.samples.positives import generate_positive
 
 # Tokens at the 0th, 5th, ..., 100th percentile of the 25,000 captions of COCO's 5K test, and of positives made of them.
 CAPTION_LENGTHS = (6, 8, 9, 9, 9, 10, 10, 10, 10, 11, 11, 11, 11, 12, 12, 12, 13, 13, 14, 16, 50)
@@ -146,7 +146,7 @@ def text_lengths(captions: str | None, split: str, count: int, seed: int = 0) ->
         for index in chosen:
             siblings = loaded.captions_of(int(loaded.owner[index]))
             texts = [loaded.captions[sibling] for sibling in siblings]
-            positives.append(positive_caption("both", texts, siblings.index(index), rng))
+            positives.append(generate_positive("both", texts, siblings.index(index), rng).text)
         drawn = [np.array([len(TOKEN.findall(text)) for text in texts])
                  for texts in ([loaded.captions[index] for index in chosen], positives)]
         source = f"real lengths, {Path(captions).name}"

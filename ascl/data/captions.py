@@ -68,7 +68,7 @@ class CaptionSet:
 
     @property
     def described(self) -> str:
-        """How many there are, and a checksum of which: the same for a moved file, another for a changed word."""
+        """Say how many there are, and a checksum of which: the same for a moved file, another for a changed word."""
         content = json.dumps([self.image_ids, self.captions, self.owner.tolist()], ensure_ascii=False)
         digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:12]
         return f"{len(self.captions)} captions of {len(self.image_ids)} images ({digest})"

@@ -148,13 +148,6 @@ def generate_positive(
     return Positive(text, -1 if len(text.split()) < len(captions[index].split()) else 0)
 
 
-def positive_caption(
-    strategy: str, captions: Sequence[str], index: int, rng: np.random.Generator, *, ratio: float = 0.5
-) -> str:
-    """The text of `generate_positive` alone."""
-    return generate_positive(strategy, captions, index, rng, ratio=ratio).text
-
-
 def _words(caption: str) -> list[str]:
     words = caption.split()
     if not words:

@@ -14,7 +14,6 @@ from ascl.samples.positives import (
     STRATEGIES,
     concatenate,
     generate_positive,
-    positive_caption,
     truncate_keywords,
     truncate_prefix,
 )
@@ -125,8 +124,8 @@ def test_positives_are_reproducible_and_of_their_kind(strategy):
     captions = ["A black cat sleeps on a mat", SENTENCE, "Something else happens here"]
     kinds = set()
     for seed in range(40):
-        positive = positive_caption(strategy, captions, 1, rng(seed))
-        assert positive == positive_caption(strategy, captions, 1, rng(seed))
+        positive = generate_positive(strategy, captions, 1, rng(seed)).text
+        assert positive == generate_positive(strategy, captions, 1, rng(seed)).text
         if positive == truncate_prefix(SENTENCE):
             kinds.add("prefix")
         elif is_subsequence(positive.split(), SENTENCE.split()):
@@ -143,7 +142,6 @@ def test_a_positive_says_more_where_it_is_a_concatenation_and_less_where_it_is_c
     captions = ["A black cat sleeps on a mat", SENTENCE, "Something else happens here"]
     for seed in range(40):
         positive = generate_positive(strategy, captions, 1, rng(seed))
-        assert positive.text == positive_caption(strategy, captions, 1, rng(seed))
         assert positive.order == (-1 if is_subsequence(positive.text.split(), SENTENCE.split()) else 1)
 
 
@@ -158,13 +156,13 @@ def test_a_positive_that_is_a_caption_as_it_stands_says_neither_more_nor_less(st
 
 def test_both_is_a_fair_coin():
     captions = [SENTENCE, "A cat"]
-    longer = sum(len(positive_caption("both", captions, 0, rng(s))) > len(SENTENCE) for s in range(1000))
+    longer = sum(len(generate_positive("both", captions, 0, rng(s)).text) > len(SENTENCE) for s in range(1000))
     assert 440 < longer < 560  # four standard deviations
 
 
 def test_bad_arguments():
     with pytest.raises(ValueError, match="no strategy 'long' for positives: use one of concatenate, prefix, keywords"):
-        positive_caption("long", ["a"], 0, rng())
+        generate_positive("long", ["a"], 0, rng())
     with pytest.raises(ValueError, match=r"ratio has to lie in \(0, 1\], got 0"):
         truncate_prefix("a b", ratio=0)
     with pytest.raises(ValueError, match="ratio has to lie between 0 and 1, got 1.0"):
