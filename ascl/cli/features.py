@@ -10,7 +10,6 @@ from jsonargparse.typing import PositiveInt
 from ascl.cli.extract import add_backend, chosen_backend, given_backend_options
 from ascl.cli.options import Answer, add_device, on_interrupt
 from ascl.core.errors import SettingsError
-from ascl.data.stores.ids import FIELDS
 from ascl.features.backends import REGION_BACKENDS
 from ascl.settings.base import Parser
 
@@ -34,7 +33,7 @@ def convert_parser(prog: str) -> Parser:
                         help="Karpathy's dataset_*.json (also .gz, or in his zip): name images by the stems of its "
                              "file "
                         "names, where the features name them by COCO's or Karpathy's numbers")
-    parser.add_argument("--id_field", choices=list(FIELDS),
+    parser.add_argument("--id_field", choices=["filename", "cocoid", "imgid"],
                         help="which number or name of --ids_from the ids are; null = the one that knows them all")
     return parser
 

@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from ascl.core.files import atomic_path
 from ascl.index.records import DATABASE, Database, Record, State, damaged
-from ascl.index.vectors import append_vectors, sync_folder, vectors_file
+from ascl.index.vectors import append_vectors, sync_folder
 
 MANIFEST, LOCK = "index.json", "lock"
 KEPT = {"model", "metric", "dimension", "exact_up_to", "change", "added", "compressed", "calibration"}

@@ -68,7 +68,7 @@ def test_overviews(capsys):
     (["train", "--model.embed_dim", "wide"], "model.embed_dim"),
     (["eval"], "--checkpoint"),
     (["eval", "--checkpoint", "run", "--folds", "0"], "folds"),
-    (["convert", "a.h5"], "--out"),
+    (["convert", "a.h5"], "required: out"),
     (["copy", "query", "--index", "i"], "images"),
 ])
 def test_usage_errors_are_one_line_and_status_2(words, message, capsys):
@@ -80,7 +80,7 @@ def test_usage_errors_are_one_line_and_status_2(words, message, capsys):
 
 @pytest.mark.parametrize("words", [
     ["eval", "--checkpoint", "nowhere"], ["report", "nowhere"], ["copy", "info", "--index", "nowhere"],
-    ["train", "--resume", "nowhere"], ["merge", "nowhere.h5"], ["convert", "nowhere.h5", "--out", "x.h5"],
+    ["train", "--resume", "nowhere"], ["merge", "out.h5", "nowhere.h5"], ["convert", "nowhere.h5", "--out", "x.h5"],
 ])
 def test_refusals_are_one_line_and_status_1(words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -123,3 +123,9 @@ def test_json_is_json_alone(capsys, tmp_path):
     np.savez(tmp_path / "s.npz", scores=np.eye(3, dtype=np.float32), owner=np.arange(3))
     assert main(["eval", "--scores", str(tmp_path / "s.npz"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["reports"]["full"]["rsum"] == 600
+
+
+def test_choices_are_those_of_the_library():
+    from ascl.data.stores.ids import FIELDS
+
+    assert next(action.choices for action in parser_of("convert")._actions if action.dest == "id_field") == list(FIELDS)

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from ascl.analysis.ablation.commands import shown
 from ascl.analysis.ablation.plan import Request, Run
+from ascl.analysis.ablation.results import Result, Row, Study, compare, read_result
 from ascl.analysis.ablation.runner import Failure
 from ascl.analysis.ablation.state import describe, fingerprint_of, steps_of
-from ascl.analysis.ablation.studies import STUDIES, Result, Row, Study, compare, read_result
+from ascl.analysis.ablation.studies import STUDIES
 from ascl.analysis.ablation.table import draw_study, summary_csv, to_csv, to_markdown
 from ascl.core.errors import DataError
 from ascl.core.files import atomic_path, write_text

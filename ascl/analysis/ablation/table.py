@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ascl.analysis.ablation.studies import TESTS, Comparison, Result, Row, Study
+from ascl.analysis.ablation.results import TESTS, Comparison, Result, Row, Study
 from ascl.analysis.figures.style import COLORS, use_style
 from ascl.analysis.run_files import RECALLS
 from ascl.core.errors import DataError

@@ -15,18 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ascl.analysis.ablation.plan import NOT_IN_HASH, PATHS_IN_HASH, Request, digest_of, plan
-from ascl.analysis.ablation.studies import (
-    STUDIES,
+from ascl.analysis.ablation.results import (
     Comparison,
     Result,
     Row,
     Study,
-    StudyVariant,
     compare,
     probes_of,
     read_result,
     training_of,
 )
+from ascl.analysis.ablation.studies import STUDIES, StudyVariant
 from ascl.analysis.ablation.table import draw_study, to_csv, to_markdown
 from ascl.analysis.query_ranks import QueryRanks
 from ascl.analysis.run_files import RECALLS

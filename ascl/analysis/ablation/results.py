@@ -1,0 +1,215 @@
+"""What finished runs of a study say, and how its variants compare."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ascl.analysis.query_ranks import QueryRanks, read_ranks
+from ascl.analysis.run_files import read_evaluation, recalls_of, run_settings
+from ascl.analysis.significance import bootstrap_rsum, holm, paired_t_test, sign_flip_test, t_interval
+from ascl.core.errors import DataError
+from ascl.core.statistics import Interval
+from ascl.training.log import METRICS, read_metrics
+
+TESTS = ("t_test", "sign_flip", "bootstrap")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One evaluated run, or one outside model's score matrix.
+
+    Attributes:
+        run: folder.
+        seed: of the training; None for an outside model.
+        metrics: `run_files.RECALLS` in percent, Rsum as their sum.
+        steps, pairs, seconds: trained for; a pair is a caption with its image, generated samples not counted. None
+            where unknown.
+        probes: share of the cases that are ordered right, 0 to 1, by asymmetry (I, II, III) and by kind.
+        ranks: of every query; None where the evaluation left none.
+        made_with: commit, versions and device of the training.
+    """
+
+    run: str
+    seed: int | None
+    metrics: dict[str, float]
+    steps: int | None = None
+    pairs: int | None = None
+    seconds: float | None = None
+    probes: dict[str, float] = field(default_factory=dict)
+    ranks: QueryRanks | None = None
+    made_with: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant, or one outside model, with all that is finished of it, in order of the seeds.
+
+    command: that made or would make its first run; empty for an outside model.
+    """
+
+    label: str
+    variant: str
+    results: tuple[Result, ...]
+    command: str = ""
+    outside: bool = False
+
+    def mean(self, read: Callable[[Result], float | None]) -> tuple[float, float | None] | None:
+        """Mean and sample standard deviation (n - 1) of what is known; no deviation of a single value."""
+        values = [value for value in map(read, self.results) if value is not None]
+        if not values:
+            return None
+        return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that the tables of one study show.
+
+    unfinished: one line for each run that is missing or has failed.
+    """
+
+    name: str
+    dataset: str
+    split: str
+    seeds: tuple[int, ...]
+    rows: tuple[Row, ...]
+    unfinished: tuple[str, ...] = ()
+
+
+def read_result(
+    folder: Path, evaluation: Path, seed: int | None, *, processes: int = 1, steps: int | None = None
+) -> Result:
+    """Return what is known of one run.
+
+    Args:
+        folder: of the run; of an outside model it holds nothing but the evaluation.
+        evaluation: `eval-*.json`; the ranks lie beside it as `ranks-*.npz`.
+        processes: that trained, each with a batch of its own.
+        steps: that it trained for, where somebody noted them: the log may have lost lines since.
+
+    Raises:
+        DataError: a file is there and says something else than an evaluation or a log of training.
+        FileNotFoundError: settings or environment of a trained run are gone.
+    """
+    content = read_evaluation(evaluation)
+    ranks = evaluation.with_name(evaluation.stem.replace("eval-", "ranks-", 1) + ".npz")
+    result = Result(
+        run=str(folder), seed=seed, metrics=recalls_of(content["reports"]["full"]),
+        probes=probes_of(content.get("probes")),
+        ranks=read_ranks(ranks) if ranks.exists() else None,
+    )
+    if not (folder / METRICS).exists():
+        return result
+    logged, seconds = training_of(read_metrics(folder / METRICS))
+    steps = logged if steps is None else steps
+    try:
+        settings = run_settings(folder) or {}
+        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        made_with = f"commit {environment['commit']}, torch {environment['torch']}, {environment['device']}"
+        pairs = steps * settings["train"]["batch_size"] * processes
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder}: settings.yaml or environment.json is damaged ({error!r}); remove the folder to "
+                        "train this run again") from error
+    return replace(result, steps=steps, pairs=pairs, seconds=seconds if logged == steps else None, made_with=made_with)
+
+
+def probes_of(probes: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return the shares of right orders by asymmetry and by kind; empty where nothing was probed."""
+    if not probes:
+        return {}
+    groups = {**probes.get("by_asymmetry", {}), **probes.get("kinds", {})}
+    return {name: float(group["right"]) for name, group in groups.items() if group.get("right") is not None}
+
+
+def training_of(records: Sequence[Mapping[str, Any]]) -> tuple[int, float | None]:
+    """Return the steps taken and the seconds of training, without validations and without pauses before a resume.
+
+    Steps that no line of the log covers count as the average of the others.
+    """
+    last = covered = 0
+    seconds = 0.0
+    for record in records:
+        rate = record.get("steps_per_second")
+        if record["kind"] == "train" and rate:
+            covered += record["step"] - last
+            seconds += (record["step"] - last) / rate
+        last = record["step"]
+    return last, seconds * last / covered if covered else None
+
+
+# Comparisons
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rsum of one row minus that of the study's first.
+
+    Attributes:
+        label: of the row.
+        difference: mean over the common seeds, or of an outside model against the mean of all seeds; points of Rsum.
+        seeds: how many pairs of runs with the same seed.
+        over_seeds: 95 % interval of the t-test.
+        t_test, sign_flip: p values over seeds, each as (raw, with Holm's correction over the study's rows).
+        over_images: of the bootstrap.
+        bootstrap: its p values, raw and corrected.
+        same_runs: the row's runs are those of the first row, so there is nothing to compare.
+        remark: why there is no bootstrap, where that has a reason that somebody can mend.
+    """
+
+    label: str
+    difference: float
+    seeds: int
+    over_seeds: Interval | None = None
+    t_test: tuple[float | None, float | None] = (None, None)
+    sign_flip: tuple[float | None, float | None] = (None, None)
+    over_images: Interval | None = None
+    bootstrap: tuple[float | None, float | None] = (None, None)
+    same_runs: bool = False
+    remark: str = ""
+
+
+def compare(rows: Sequence[Row], *, draws: int = 10_000) -> list[Comparison]:
+    """Compare every row that shares a seed with the first against it; return nothing where the first has no run."""
+    if not rows or not rows[0].results:
+        return []
+    found = [_compared(row, pairs, draws) for row in rows[1:] if (pairs := _pairs(rows[0], row))]
+    corrected = [holm([getattr(each, test)[0] for each in found]) for test in TESTS]
+    return [
+        replace(each, t_test=(each.t_test[0], t), sign_flip=(each.sign_flip[0], sign),
+                bootstrap=(each.bootstrap[0], images))
+        for each, t, sign, images in zip(found, *corrected, strict=True)
+    ]
+
+
+def _compared(row: Row, pairs: Sequence[tuple[Result, Result]], draws: int) -> Comparison:
+    """One row against the first, before the correction that needs all rows."""
+    # recalls are sums of fractions: what is equal has to look equal
+    differences = [round(other.metrics["rsum"] - first.metrics["rsum"], 9) for first, other in pairs]
+    of_seeds = [] if row.outside else differences               # of which an outside model has but one
+    result = Comparison(row.label, float(np.mean(differences)), len(of_seeds))
+    if all(first.run == other.run for first, other in pairs):
+        return replace(result, same_runs=True)
+    result = replace(result, over_seeds=t_interval(of_seeds), t_test=(paired_t_test(of_seeds), None),
+                     sign_flip=(sign_flip_test(of_seeds), None))
+    ranked = [(first.ranks, other.ranks) for first, other in pairs if first.ranks and other.ranks]
+    if len(ranked) < len(pairs):
+        return replace(result, remark="no bootstrap: an evaluation left no ranks")
+    try:
+        images = bootstrap_rsum([first for first, _ in ranked], [other for _, other in ranked], draws=draws)
+    except DataError as error:
+        return replace(result, remark=f"no bootstrap: {error}")
+    return replace(result, over_images=images.interval, bootstrap=(images.p, None))
+
+
+def _pairs(first: Row, other: Row) -> list[tuple[Result, Result]]:
+    """Runs with the same seed; an outside model, which has none, with every run of the first."""
+    if other.outside:
+        return [(result, other.results[0]) for result in first.results]
+    by_seed = {result.seed: result for result in first.results}
+    return [(by_seed[result.seed], result) for result in other.results if result.seed in by_seed]
