@@ -103,7 +103,7 @@ def train_arguments(tiny_bert) -> Callable[..., list[str]]:
         return [
             "--out", str(out), "--data.captions", str(data / "captions.json"),
             "--data.features", f"[{data / 'regions.h5'}, {data / 'globals.h5'}]",
-            "--data.prepare", "python tools/prepare_data.py --dataset tiny", "--text.encoder", str(tiny_bert),
+            "--data.prepare", "ascl prepare --dataset tiny", "--text.encoder", str(tiny_bert),
             "--model.embed_dim", "8", "--model.num_heads", "2", "--train.batch_size", "8", "--train.workers", "0",
             "--train.max_steps", "4", "--train.validate_every", "2", "--train.log_every", "1", *more,
         ]

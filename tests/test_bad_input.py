@@ -90,7 +90,7 @@ def test_missing_captions(data, tmp_path, train_arguments, assert_refused):
         "train",
         train_arguments(data, tmp_path / "new"),
         f"{data / 'captions.json'} does not exist",
-        "python tools/prepare_data.py --dataset tiny",
+        "ascl prepare --dataset tiny",
     )
     assert not (tmp_path / "new").exists()
 
@@ -105,7 +105,7 @@ def test_missing_features(data, tmp_path, train_arguments, assert_refused, run):
         "train",
         train_arguments(data, tmp_path / "new"),
         f"{data / 'globals.h5'} does not exist",
-        "python tools/prepare_data.py --dataset tiny",
+        "ascl prepare --dataset tiny",
     )
     assert_refused("eval", ["--checkpoint", str(run), "--features", str(data / "globals.h5")], str(data / "globals.h5"))
     assert not (tmp_path / "new").exists()

@@ -89,7 +89,7 @@ def coco_ids(captions: CaptionSet, *, labels: Any = None) -> tuple[list[int], li
     ordered = _SCAN_TEST.search(captions.source) is not None and len(captions.captions) == 25000
     if not ordered or (captions.owner != np.repeat(np.arange(5000), 5)).any():
         raise DataError(f"{captions.source} does not say which captions of COCO these are, and ECCV Caption and CxC "
-                        "know them by their number: give dataset_coco.json as captions (python tools/prepare_data.py "
+                        "know them by their number: give dataset_coco.json as captions (ascl prepare "
                         "--dataset coco --only captions)")
     ids = package.coco_ids.tolist()
     return [package.coco_gts["t2i"][number][0] for number in ids[::5]], ids

@@ -77,9 +77,9 @@ def read_ranks(path: str | os.PathLike) -> QueryRanks:
         DataError: no readable npz file, an array is missing, or the arrays do not fit each other.
     """
     path = Path(path)
-    again = "evaluate again with tools/eval.py"
+    again = "evaluate again with `ascl eval`"
     if not path.is_file():
-        raise FileNotFoundError(f"no ranks at {path}; make them with tools/eval.py")
+        raise FileNotFoundError(f"no ranks at {path}; make them with `ascl eval`")
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}

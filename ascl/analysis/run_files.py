@@ -28,11 +28,11 @@ def run_settings(folder: Path) -> dict[str, Any] | None:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise DataError(f"{path} holds no settings by name: give the folder of a run of tools/train.py")
+        raise DataError(f"{path} holds no settings by name: give the folder of a run of `ascl train`")
     if "objective" in values:
         raise DataError(
-            f"{folder} is a run of copy detection (tools/train_copy.py, objective {values['objective']}): it has no "
-            "words and no captions; tools/eval_copy.py reports on its descriptors"
+            f"{folder} is a run of copy detection (`ascl copy train`, objective {values['objective']}): it has no "
+            "words and no captions; `ascl copy eval` reports on its descriptors"
         )
     return values
 

@@ -176,7 +176,7 @@ def test_broken_data_is_named_in_the_table_and_in_the_exit_code(data, check, cas
     breaks(data)
     status, printed = check()
     assert status == 1
-    checks = check_dataset(tiny(data, prepare="python tools/prepare_data.py --dataset tiny"))
+    checks = check_dataset(tiny(data, prepare="ascl prepare --dataset tiny"))
     wrong = [entry for entry in checks if not entry.ok]
     assert (what, split, state) in [(entry.what, entry.split, entry.state) for entry in wrong]
     assert any(told in entry.detail for entry in wrong) and told.split(" ")[0] in printed

@@ -73,18 +73,18 @@ def read_table(path: Path) -> list[dict[str, str]]:
         DataError: another table, or a line that was cut.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; to make it: python tools/ablate.py --dataset NAME "
+        raise FileNotFoundError(f"{path} does not exist; to make it: ascl ablate --dataset NAME "
                                 f"--study {path.stem}")
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         missing = [name for name in ("study", "variant", "label", "seed", "run", *RECALLS)
                    if name not in (reader.fieldnames or ())]
         if missing:
-            raise DataError(f"{path} has no column {missing[0]!r}: it is no table of tools/ablate.py")
+            raise DataError(f"{path} has no column {missing[0]!r}: it is no table of `ascl ablate`")
         rows = list(reader)
     for number, row in enumerate(rows, start=2):
         if None in row.values():
-            raise DataError(f"{path}, line {number} has too few columns; write the table again with tools/ablate.py")
+            raise DataError(f"{path}, line {number} has too few columns; write the table again with `ascl ablate`")
     return [row for row in rows if row["seed"]]
 
 

@@ -97,7 +97,7 @@ def run_groups(sources: Sequence[str], only: Sequence[str] = ()) -> list[RunGrou
         of_seed: dict[int, Path] = {}
         for run in group.runs:
             if not (run / "settings.yaml").is_file():
-                raise DataError(f"{run} is no run: it has no settings.yaml; train one with python tools/train.py "
+                raise DataError(f"{run} is no run: it has no settings.yaml; train one with ascl train "
                                 f"--dataset NAME --out {run}")
             seed = _setting(run, "train.seed")
             if seed in of_seed:
@@ -111,7 +111,7 @@ def _setting(run: Path, name: str) -> Any:
     """One setting of a run, by dotted name."""
     settings = read_settings(Config, run / "settings.yaml")
     if name not in settings:
-        raise DataError(f"{run / 'settings.yaml'} has no {name}: it was not written by tools/train.py")
+        raise DataError(f"{run / 'settings.yaml'} has no {name}: it was not written by `ascl train`")
     return settings[name]
 
 
@@ -131,7 +131,7 @@ def _seeds_of(groups: Sequence[RunGroup]) -> str:
 
 
 def samples(sources: Sequence[str]) -> Drawing:
-    """Draw figure 3. sources: folder of the results of tools/ablate.py, or its positives.csv and negatives.csv."""
+    """Draw figure 3. sources: folder of the results of `ascl ablate`, or its positives.csv and negatives.csv."""
     panels, rows = {}, []
     titles = {"positives": "(a) Positives: Asymmetry-II and III", "negatives": "(b) Negatives: Asymmetry-I"}
     for study, title in titles.items():
@@ -165,7 +165,7 @@ def against_setting(sources: Sequence[str], setting: str) -> Drawing:
         points.setdefault(at, []).append({name: _number(row, name) for name in RECALLS})
     if len(points) < 2:
         raise DataError(f"the study {study} has {len(points)} finished values of {setting}, a curve needs two; to go "
-                        f"on: python tools/ablate.py --dataset NAME --study {study}")
+                        f"on: ascl ablate --dataset NAME --study {study}")
     return draw_against([RecallCurve("trained at each", points)], x_label=x_label, log=log,
                         title=f"Recall by the {title} trained with\n{_about_study(rows)}")
 
@@ -186,7 +186,7 @@ def _study(sources: Sequence[str], study: str) -> list[dict[str, str]]:
         if path.is_file() or not in_folder:
             rows += [row for row in read_table(path) if row["study"] == study]
     if not rows:
-        raise DataError(f"no run of the study {study} in {', '.join(looked)}; to make it: python tools/ablate.py "
+        raise DataError(f"no run of the study {study} in {', '.join(looked)}; to make it: ascl ablate "
                         f"--dataset NAME --study {study}")
     of_seed: dict[tuple[str, str], dict[str, str]] = {}         # a run that two tables name is one run
     for row in rows:
@@ -202,7 +202,7 @@ def _number(row: dict[str, str], name: str) -> float:
         return float(row[name])
     except ValueError:
         raise DataError(f"study {row['study']}, variant {row['label']!r}, seed {row['seed']}: {name} is {row[name]!r}, "
-                        "not a number; write the table again with tools/ablate.py") from None
+                        "not a number; write the table again with `ascl ablate`") from None
 
 
 def _about_study(rows: Sequence[dict[str, str]]) -> str:
@@ -324,7 +324,7 @@ def lengths(groups: Sequence[RunGroup], split: str | None, *, last_lengths: Sequ
 
 def _ranks(run: Path, split: str) -> QueryRanks:
     path = run / f"ranks-{split}.npz"
-    command = f"python tools/eval.py --checkpoint {run} --split {split}"
+    command = f"ascl eval --checkpoint {run} --split {split}"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; to make it: {command}")
     ranks = read_ranks(path)

@@ -59,10 +59,10 @@ def report(
     folder = Path(run)
     saved = run_settings(folder)
     if saved is None:
-        raise DataError(f"{folder / 'settings.yaml'} does not exist: give the folder of a run of tools/train.py")
+        raise DataError(f"{folder / 'settings.yaml'} does not exist: give the folder of a run of `ascl train`")
     config = from_dict(Config, saved, str(folder / "settings.yaml"))
     split = split or config.data.test
-    evaluate = f"python tools/eval.py --checkpoint {run}" + ("" if split == config.data.test else f" --split {split}")
+    evaluate = f"ascl eval --checkpoint {run}" + ("" if split == config.data.test else f" --split {split}")
     missing: dict[str, str] = {}
     metrics: list[dict[str, Any]] = []
     if (folder / METRICS).is_file():

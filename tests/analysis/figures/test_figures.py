@@ -492,7 +492,7 @@ def refused(tool, capsys, arguments, *words):
 def test_runs_that_are_not_there(runs, tool, tmp_path, capsys):
     out = ["--out", str(tmp_path / "out")]
     for figure in ("curves", "length", "alignment", "local-weight", "leak"):
-        refused(tool, capsys, [figure, str(tmp_path / "nowhere"), *out], "nowhere is no run", "tools/train.py")
+        refused(tool, capsys, [figure, str(tmp_path / "nowhere"), *out], "nowhere is no run", "ascl train")
     refused(tool, capsys, ["curves", "AsCL=", *out], "'AsCL' names no run")
     twice = ["curves", str(runs / "a0"), f"a0={runs / 'a1'}", *out]
     refused(tool, capsys, twice, "two sources are called 'a0'")
@@ -500,14 +500,14 @@ def test_runs_that_are_not_there(runs, tool, tmp_path, capsys):
     again = Path(shutil.copytree(runs / "a0", tmp_path / "again"))
     refused(tool, capsys, ["curves", f"AsCL={runs / 'a0'},{again}", *out], "'AsCL', have the seed 0")
     missing = ["curves", str(tmp_path / "table2.csv"), *out]
-    refused(tool, capsys, missing, "table2.csv does not exist", "tools/ablate.py", "--study table2")
+    refused(tool, capsys, missing, "table2.csv does not exist", "ascl ablate", "--study table2")
     assert not (tmp_path / "out").exists()
 
 
 def test_ranks_that_are_not_there(runs, tool, tmp_path, capsys):
     run = Path(shutil.copytree(runs / "a0", tmp_path / "run"))
     (run / "ranks-test.npz").unlink()
-    command = f"python tools/eval.py --checkpoint {run} --split test"
+    command = f"ascl eval --checkpoint {run} --split test"
     refused(tool, capsys, ["length", str(run), "--out", str(tmp_path)], "ranks-test.npz does not exist", command)
     with np.load(runs / "a0" / "ranks-test.npz") as saved:
         arrays = dict(saved)
@@ -517,13 +517,13 @@ def test_ranks_that_are_not_there(runs, tool, tmp_path, capsys):
     np.savez(run / "ranks-test.npz", **other)
     refused(tool, capsys, ["length", str(runs / "a0"), str(run), "--out", str(tmp_path)], "other queries")
     (run / "ranks-test.npz").write_bytes(b"PK\x03\x04")
-    refused(tool, capsys, ["length", str(run), "--out", str(tmp_path)], "ranks-test.npz", "tools/eval.py")
+    refused(tool, capsys, ["length", str(run), "--out", str(tmp_path)], "ranks-test.npz", "ascl eval")
     refused(tool, capsys, ["length", str(runs / "a0"), "--bins", "5", "4", "--out", str(tmp_path)], "have to rise")
 
 
 def test_tables_that_are_not_there(tool, tmp_path, capsys):
     out = ["--out", str(tmp_path / "out")]
-    refused(tool, capsys, ["samples", str(tmp_path), *out], "no run of the study positives", "tools/ablate.py",
+    refused(tool, capsys, ["samples", str(tmp_path), *out], "no run of the study positives", "ascl ablate",
             "--study positives")
     table(tmp_path / "positives.csv", "positives", {"none": ("", [290])})
     refused(tool, capsys, ["samples", str(tmp_path), *out], "no run of the study negatives")

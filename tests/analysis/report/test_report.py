@@ -126,7 +126,7 @@ def record(**changes):
                               "reports": report, "probes": probes,
                               "multi_positive": {"i2t": {"map_at_r": 12.3456}, "t2i": {"map_at_r": 9.0}},
                               "another": {"inner": {"figure": 0.123456789}, "note": NASTY}, "notes": [f"n {NASTY}"]}},
-        split="test", evaluate=f"python tools/eval.py --checkpoint 'runs/a' {NASTY}", ranks=saved,
+        split="test", evaluate=f"ascl eval --checkpoint 'runs/a' {NASTY}", ranks=saved,
         top=top_of_matrix(scores, 5), seconds=2.5, photos=lambda image_id: small_jpeg("red"), batch_size=64,
         validated_on="split val",
     )
@@ -352,9 +352,9 @@ def test_pages_without_photographs_show_names():
 
 def test_pages_say_what_they_lack():
     nothing = record(evaluations={}, ranks=None, top=None, seconds=None, metrics=[], changed=[], environment={},
-                     missing={"ranks": "no ranks: python tools/eval.py", "metrics": "no log"})
+                     missing={"ranks": "no ranks: ascl eval", "metrics": "no log"})
     said = Page(render(nothing)).said
-    assert said.count("python tools/eval.py --checkpoint") >= 3 and "no log" in said and "no ranks" in said
+    assert said.count("ascl eval --checkpoint") >= 3 and "no log" in said and "no ranks" in said
     assert "Every setting is at its default." in said and "Nothing was logged." in said
     ranks_only = record(top=None, seconds=None, missing={"top": "Not shown: no features"})
     said = Page(render(ranks_only)).said
@@ -461,7 +461,7 @@ def test_the_program_says_what_is_missing(run, tool, capsys):
     (run / "metrics.jsonl").unlink()
     assert tool("report")([str(run)]) == 0
     said = Page((run / "report.html").read_text()).said
-    assert f"python tools/eval.py --checkpoint {run}" in said and "there are no curves" in said
+    assert f"ascl eval --checkpoint {run}" in said and "there are no curves" in said
     assert "missing: ranks-test.npz" in capsys.readouterr().out
     assert tool("report")([str(run), "--split", "val"]) == 0
     assert "--split val" in Page((run / "report.html").read_text()).said
@@ -501,7 +501,7 @@ def test_what_is_no_run_of_retrieval_is_refused_by_name(run, finished, tool, tmp
         assert all(word in message for word in words) and "Traceback" not in message, message
         assert not list(tmp_path.rglob("report.html"))
 
-    refused([str(tmp_path / "nowhere")], "settings.yaml", "tools/train.py")
+    refused([str(tmp_path / "nowhere")], "settings.yaml", "ascl train")
     refused([str(run), "--images", str(tmp_path / "none")], "no such folder")
     np.savez(tmp_path / "few.npz", scores=np.zeros((2, 3)), owner=np.array([0, 1, 1]))
     refused([str(run), "--scores", str(tmp_path / "few.npz")], "other images or texts", "--save-scores")
@@ -512,7 +512,7 @@ def test_what_is_no_run_of_retrieval_is_refused_by_name(run, finished, tool, tmp
     copy_run = tmp_path / "copy"
     copy_run.mkdir()
     (copy_run / "settings.yaml").write_text("objective: sscd\nmodel: {backbone: resnet50}\n")
-    refused([str(copy_run)], "copy detection", "sscd", "tools/eval_copy.py")
+    refused([str(copy_run)], "copy detection", "sscd", "ascl copy eval")
     for text, word in (("[1, 2]", "no settings by name"), ("a: [", "not valid YAML"), ("loss: {margn: 1}", "margn")):
         (copy_run / "settings.yaml").write_text(text)
         refused([str(copy_run)], word)

@@ -71,7 +71,7 @@ def test_a_run_leaves_what_it_needs_and_is_a_function_of_its_settings(tmp_path, 
     whole, again = tmp_path / "whole", tmp_path / "again"
     assert tool("train_copy")(train_arguments(method, photos, whole)) == 0
     out = capsys.readouterr().out
-    assert "20 images to train with, 5 held out" in out and "tools/extract_descriptors.py --checkpoint" in out
+    assert "20 images to train with, 5 held out" in out and "ascl extract descriptors --checkpoint" in out
 
     saved = state_of(whole / "last.pt")
     assert not any(name.startswith(("teacher.", "objective.")) for name in saved["model"])
