@@ -18,7 +18,7 @@ from ascl.cli.options import (
     add_skip_unreadable,
     add_workers,
     chosen_describer,
-    on_interrupt,
+    ending,
 )
 from ascl.core.errors import SettingsError
 from ascl.settings.base import Parser
@@ -111,7 +111,7 @@ def add_replace(parser: Parser) -> None:
 def add_to(opened: Any, describer: Any, images: list, options: Namespace) -> Answer:
     from ascl.image_copy.matching.add import add_images
 
-    with reading(options, len(images)) as how, on_interrupt(f"stopped; {KEPT}"):
+    with reading(options, len(images)) as how, ending(f"stopped; {KEPT}"):
         done, skipped = add_images(opened, describer, images, how, overwrite=options.replace)
     compressed = opened.compress_if_due()
     tell_skipped(skipped)
