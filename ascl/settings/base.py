@@ -5,6 +5,7 @@ A settings class is a frozen dataclass of frozen dataclasses. The docstring of a
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import functools
@@ -78,6 +79,11 @@ class Parser(jsonargparse.ArgumentParser):
         self.file_options |= {name.rpartition(".")[0] for name in leaf_types(kind)}
         self.text_lists |= {name for name, leaf in leaf_types(kind).items() if leaf == list[str]}
 
+    @property
+    def actions(self) -> dict[str, argparse.Action]:
+        """Every option and positional by its name."""
+        return {action.dest: action for action in self._actions}
+
     def read(self, arguments: Sequence[str]) -> Namespace:
         """Parse the words of a command line.
 
@@ -111,7 +117,7 @@ class Parser(jsonargparse.ArgumentParser):
             self.default_config_files = []
 
     def _check_names(self, path: Path) -> None:
-        names = {action.dest for action in self._actions} - self.file_options
+        names = self.actions.keys() - self.file_options
         for name in flatten(read_yaml(path)):
             check_name(name, names, str(path))
 
@@ -151,7 +157,7 @@ class Parser(jsonargparse.ArgumentParser):
         """jsonargparse's message in one line, with the nearest option where one is unknown."""
         unknown = re.search(r"unrecognized arguments: (--[^ =]+)", message)
         if unknown:
-            names = [action.dest for action in self._actions if action.option_strings] + list(self.short)
+            names = [name for name, action in self.actions.items() if action.option_strings] + list(self.short)
             return f"unknown option {unknown[1]}{nearest(unknown[1][2:], names)}"
         key = re.match(r'Parser key "([^"]+)":\s*', message)
         message = message[key.end():] if key else message
