@@ -68,6 +68,8 @@ def test_overviews(capsys):
     (["eval", "--checkpoint", "run", "--folds", "0"], "folds"),
     (["convert", "a.h5"], "required: out"),
     (["copy", "query", "--index", "i"], "images"),
+    (["extract", "regions", "--images", ".", "--out", "x.h5", "--config", "zoo.yaml"],
+     "--config is nothing for --backend"),
 ])
 def test_usage_errors_are_one_line_and_status_2(words, message, capsys):
     assert main(words) == 2
