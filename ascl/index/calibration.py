@@ -129,22 +129,18 @@ def calibrated(
     warnings = []
     fewest = math.ceil(1 / rate - 1e-9) - 1
     if len(scores) < fewest:
-        warnings.append(
-            f"{len(scores):,} background images are too few to see a false-positive rate of {rate:g}: it takes at "
-            f"least {fewest:,}, and {enough_for(rate, confidence):,} to show that it is not exceeded. The threshold "
-            f"lies above the best of them, and the true rate may be up to {achieved.high:.2g}"
-        )
+        warnings.append(f"{len(scores):,} background images are too few to see a false-positive rate of {rate:g}: it "
+                        f"takes at least {fewest:,}, and {enough_for(rate, confidence):,} to show that it is not "
+                        "exceeded. The threshold lies above the best of them, and the true rate may be up to "
+                        f"{achieved.high:.2g}")
     elif achieved.high > rate:
-        warnings.append(
-            f"a rate of {rate:g} is what this threshold is expected to have; that it is not exceeded is not shown: by "
-            f"{len(scores):,} background images it may be up to {achieved.high:.2g}"
-        )
+        warnings.append(f"a rate of {rate:g} is what this threshold is expected to have; that it is not exceeded is "
+                        f"not shown: by {len(scores):,} background images it may be up to {achieved.high:.2g}")
     if score_norm is None and threshold > 1:
         warnings.append("no match can be called a copy at this rate: background images have the highest score there "
                         "is. Look whether they are in the index under other names, or allow a higher rate")
-    return Calibration(
-        threshold, rate, achieved, confidence, images, added, left_out, nearest, score_norm, tuple(warnings)
-    )
+    return Calibration(threshold, rate, achieved, confidence, images, added, left_out, nearest, score_norm,
+                       tuple(warnings))
 
 
 def lowest_threshold(scores: np.ndarray, rate: float) -> float:

@@ -173,9 +173,7 @@ class _Search:
         ones = torch.ones_like(minus)
         return torch.cat([2 * matrix, minus, ones] if of_query else [matrix, ones, minus], dim=1)
 
-    def _candidates(
-        self, block: torch.Tensor, first: int, keep: int, per_query: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _candidates(self, block: torch.Tensor, first: int, keep: int, per_query: bool) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns of a block of coarse scores that can be among the best."""
         rows = slice(first, first + len(block))
         at = self._reaching(block, rows)
@@ -217,9 +215,8 @@ class _Search:
 
     def _best(self, parts: list[_Pairs], keep: int, per_query: bool) -> _Pairs:
         """The best of several lists; raises the threshold to the last that is kept."""
-        pairs = _Pairs(*(
-            np.concatenate([getattr(part, name) for part in parts]) for name in ("query", "reference", "score")
-        ))
+        pairs = _Pairs(*(np.concatenate([getattr(part, name) for part in parts])
+                         for name in ("query", "reference", "score")))
         if per_query:
             order = np.lexsort((pairs.reference, -pairs.score, pairs.query))
             ordered = pairs[order]
@@ -245,7 +242,6 @@ def _squared_norms(vectors: np.ndarray, name: str, step: int) -> np.ndarray:
         squared[start : start + step] = np.einsum("nd,nd->n", block, block)
     wrong = np.flatnonzero(~np.isfinite(squared))
     if len(wrong):
-        raise DataError(
-            f"{name} vector {wrong[0]} (from 0) is not finite, nor are {len(wrong) - 1} more; describe them again"
-        )
+        raise DataError(f"{name} vector {wrong[0]} (from 0) is not finite, nor are {len(wrong) - 1} more; describe "
+                        "them again")
     return squared

@@ -283,10 +283,8 @@ def check_vectors(vectors: np.ndarray, metric: Metric, dimension: int, name: str
     """Refuse what the index cannot hold: another dimension or type."""
     wanted = VECTOR_TYPES[metric]
     if vectors.ndim != 2 or vectors.shape[1] != dimension or vectors.dtype != wanted:
-        raise DataError(
-            f"{name}: descriptors are {vectors.dtype} {vectors.shape}, and the index holds "
-            f"{np.dtype(wanted)} of dimension {dimension}: another model made them"
-        )
+        raise DataError(f"{name}: descriptors are {vectors.dtype} {vectors.shape}, and the index holds "
+                        f"{np.dtype(wanted)} of dimension {dimension}: another model made them")
     if name == "queries" and not np.isfinite(vectors).all():
         row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
         raise DataError(f"{name}, row {row} (from 0): the descriptor is not finite")

@@ -259,9 +259,8 @@ class CopyIndex:
                 self._database.remove(replaced)
                 self._database.insert((row, images.record(one)) for row, one in enumerate(kept, state.rows))
                 self._database.add_batches(append_vectors(self.folder, state, [images.vectors[kept]]))
-                self._database.save(state.after(
-                    rows=state.rows + len(kept), added=state.added + len(kept), removed=state.removed + len(replaced)
-                ))
+                self._database.save(state.after(rows=state.rows + len(kept), added=state.added + len(kept),
+                                                removed=state.removed + len(replaced)))
         return Added(len(kept), len(images.ids) - len(kept), len(replaced))
 
     def remove(self, ids: Sequence[str]) -> int:
@@ -278,10 +277,8 @@ class CopyIndex:
             there = self.find(ids)
             missing = [image for image in ids if image not in there]
             if missing:
-                raise DataError(
-                    f"{self.folder}: {len(missing)} of {len(ids)} ids are not in the index: "
-                    f"{', '.join(map(repr, missing[:10]))}; nothing was removed"
-                )
+                raise DataError(f"{self.folder}: {len(missing)} of {len(ids)} ids are not in the index: "
+                                f"{', '.join(map(repr, missing[:10]))}; nothing was removed")
             if ids:
                 self._database.remove([row for row, _ in there.values()])
                 self._database.save(self.state.after(removed=self.state.removed + len(ids)))
@@ -442,10 +439,8 @@ class CopyIndex:
         wrong = np.flatnonzero(~(np.isfinite(squared) & (squared > 0)))
         if len(wrong):
             row = int(wrong[0])
-            raise DataError(
-                f"image {images.ids[row]!r} ({images.paths[row]}): its descriptor is not finite or zero; "
-                "look at the weights and the normalisation. Nothing of this batch was added"
-            )
+            raise DataError(f"image {images.ids[row]!r} ({images.paths[row]}): its descriptor is not finite or zero; "
+                            "look at the weights and the normalisation. Nothing of this batch was added")
 
     def _new(self, images: Images, overwrite: bool) -> tuple[list[int], list[int]]:
         """Return the rows of `images` to add, and the positions of those whose place they take."""

@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 Kind = Literal["checkpoint", "torchscript", "backbone", "phash"]
 INPUT_SIZE = 288    # pixels, RDCD's; a checkpoint has its own
 FIELDS = ("weights", "same_padding", "pool", "ordered_norms", "normalize", "input_size", "resize")
-FIELDS_OF: dict[Kind, tuple[str, ...]] = {
-    "checkpoint": FIELDS[5:], "torchscript": FIELDS[3:], "backbone": FIELDS, "phash": (),
-}
+FIELDS_OF: dict[Kind, tuple[str, ...]] = {"checkpoint": FIELDS[5:], "torchscript": FIELDS[3:], "backbone": FIELDS,
+                                          "phash": ()}
 
 
 class ImageDescriber(Protocol):
@@ -118,9 +117,7 @@ class DescriberChoice:
         return replace(self, source=source, weights=os.path.abspath(self.weights) if is_path else self.weights)
 
 
-def make_describer(
-    choice: DescriberChoice, device: str = "cpu", precision: Precision = "float32"
-) -> ImageDescriber:
+def make_describer(choice: DescriberChoice, device: str = "cpu", precision: Precision = "float32") -> ImageDescriber:
     """Open what was chosen.
 
     Args:
@@ -144,17 +141,13 @@ def make_network_describer(choice: DescriberChoice, device: str, precision: Prec
     if choice.kind == "phash":
         raise DataError("the perceptual hash is no network: choose a checkpoint, a TorchScript file or a backbone")
     if choice.kind == "checkpoint":
-        return load_descriptor(
-            choice.source, input_size=choice.input_size, resize=choice.resize, device=device, precision=precision
-        )
+        return load_descriptor(choice.source, input_size=choice.input_size, resize=choice.resize, device=device,
+                               precision=precision)
     size, resize = choice.input_size or INPUT_SIZE, choice.resize or "squash"
     if choice.kind == "torchscript":
         network = load_torchscript(Path(choice.source), normalize=choice.normalize, image_size=size)
     else:
-        network = load_backbone(
-            choice.source, choice.weights, same_padding=choice.same_padding, normalize=choice.normalize,
-            pool=choice.pool,
-        )
-    return teacher_describer(
-        network, input_size=size, resize=resize, device=device, precision=precision, orders_norms=choice.ordered_norms
-    )
+        network = load_backbone(choice.source, choice.weights, same_padding=choice.same_padding,
+                                normalize=choice.normalize, pool=choice.pool)
+    return teacher_describer(network, input_size=size, resize=resize, device=device, precision=precision,
+                             orders_norms=choice.ordered_norms)

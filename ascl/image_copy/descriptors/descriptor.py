@@ -90,9 +90,8 @@ class Projector(nn.Sequential):
     def __init__(self, features: int, hidden: int, dim: int) -> None:
         last = nn.BatchNorm1d(dim)
         last.bias.requires_grad_(False)
-        super().__init__(
-            nn.Linear(features, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU(LEAKY_SLOPE), nn.Linear(hidden, dim), last
-        )
+        super().__init__(nn.Linear(features, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU(LEAKY_SLOPE),
+                         nn.Linear(hidden, dim), last)
 
 
 class Descriptor(nn.Module):
@@ -111,10 +110,9 @@ class Descriptor(nn.Module):
         """
         super().__init__()
         self.settings = settings
-        self.backbone = PooledBackbone(
-            settings.backbone, settings.weights if initialise else "random:0", same_padding=settings.same_padding,
-            normalize=settings.normalize, last_stride=settings.last_stride, pool=settings.pool,
-        )
+        self.backbone = PooledBackbone(settings.backbone, settings.weights if initialise else "random:0",
+                                       same_padding=settings.same_padding, normalize=settings.normalize,
+                                       last_stride=settings.last_stride, pool=settings.pool)
         self.origin = self.backbone.origin
         self.feature_dim = settings.feature_dim or self.backbone.dim
         self.fc = nn.Linear(self.backbone.dim, self.feature_dim) if settings.feature_dim else nn.Identity()
@@ -191,16 +189,8 @@ class Describer:
     names: dict[str, list[str]] = {}
 
     def __init__(
-        self,
-        network: Network,
-        settings: dict[str, Any],
-        *,
-        model: str,
-        input_size: int,
-        resize: Resize,
-        device: str = "cpu",
-        precision: Precision = "float32",
-        orders_norms: bool = False,
+        self, network: Network, settings: dict[str, Any], *, model: str, input_size: int, resize: Resize,
+        device: str = "cpu", precision: Precision = "float32", orders_norms: bool = False
     ) -> None:
         self.device = torch.device(device)
         self.network, self.precision = network, precision
@@ -267,12 +257,8 @@ def read_descriptor(run: str | Path) -> SavedDescriptor:
 
 
 def load_descriptor(
-    run: str | Path,
-    *,
-    input_size: int | None = None,
-    resize: Resize | None = None,
-    device: str = "cpu",
-    precision: Precision = "float32",
+    run: str | Path, *, input_size: int | None = None, resize: Resize | None = None, device: str = "cpu",
+    precision: Precision = "float32"
 ) -> Describer:
     """Return a training run of copy detection, or one of its checkpoints, ready to describe images.
 
@@ -285,9 +271,7 @@ def load_descriptor(
     saved = read_descriptor(run)
     settings = saved.descriptor.settings
     digest = sha256_of(saved.path)
-    return Describer(
-        saved.descriptor, {"descriptor": asdict(settings), "sha256": digest},
-        model=f"{settings.backbone}-{saved.descriptor.dim}d sha256:{digest}",
-        input_size=input_size or settings.input_size, resize=resize or settings.resize, device=device,
-        precision=precision, orders_norms=saved.orders_norms,
-    )
+    return Describer(saved.descriptor, {"descriptor": asdict(settings), "sha256": digest},
+                     model=f"{settings.backbone}-{saved.descriptor.dim}d sha256:{digest}",
+                     input_size=input_size or settings.input_size, resize=resize or settings.resize, device=device,
+                     precision=precision, orders_norms=saved.orders_norms)

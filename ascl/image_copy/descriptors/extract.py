@@ -24,16 +24,8 @@ from ascl.image_copy.descriptors.files import (
 
 
 def extract_descriptors(
-    describer: Describer,
-    images: Sequence[Path],
-    out: str | os.PathLike,
-    *,
-    batch_size: int = 64,
-    workers: int = 2,
-    skip_unreadable: bool = False,
-    resume: bool = False,
-    part_size: int = PART_SIZE,
-    progress: bool = True,
+    describer: Describer, images: Sequence[Path], out: str | os.PathLike, *, batch_size: int = 64, workers: int = 2,
+    skip_unreadable: bool = False, resume: bool = False, part_size: int = PART_SIZE, progress: bool = True
 ) -> Extraction:
     """Describe `images` and write `out` as `read_descriptors` reads it; after a kill, `resume` goes on.
 
@@ -57,10 +49,8 @@ def extract_descriptors(
     """
     out = _refuse_existing(out)
     work = out.with_name(f"{out.name}.features.h5")
-    made, done = _described(
-        describer, images, work, batch_size=batch_size, workers=workers, skip_unreadable=skip_unreadable, resume=resume,
-        part_size=part_size, progress=progress,
-    )
+    made, done = _described(describer, images, work, batch_size=batch_size, workers=workers,
+                            skip_unreadable=skip_unreadable, resume=resume, part_size=part_size, progress=progress)
     write_descriptors(out, made.names, made.vectors, norms=made.norms, model=made.model, provenance=made.provenance)
     work.unlink()
     return replace(done, path=out)
@@ -87,14 +77,12 @@ def extract_submission(
     """
     out = _refuse_existing(out)
     if describer.dim > SUBMISSION_DIMENSIONS:
-        raise DataError(
-            f"{describer.model} gives {describer.dim} dimensions; a submission may have at most "
-            f"{SUBMISSION_DIMENSIONS}: describe both sides apart, and whiten them where a submission is saved"
-        )
+        raise DataError(f"{describer.model} gives {describer.dim} dimensions; a submission may have at most "
+                        f"{SUBMISSION_DIMENSIONS}: describe both sides apart, and whiten them where a submission is "
+                        "saved")
     work = [out.with_name(f"{out.name}.{side}.features.h5") for side in ("queries", "references")]
-    sides = [
-        _described(describer, images, path, **how) for path, images in zip(work, (queries, references), strict=True)
-    ]
+    sides = [_described(describer, images, path, **how)
+             for path, images in zip(work, (queries, references), strict=True)]
     write_submission(out, sides[0][0], sides[1][0])
     for path in work:
         path.unlink()

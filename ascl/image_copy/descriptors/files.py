@@ -68,39 +68,28 @@ def read_descriptors(
         raise DataError(f"no descriptor file of the {role} images was given")
     check_comparable(parts)
     if folder_ids:
-        parts = [
-            replace(part, names=[name if "/" in name else f"{Path(part.source).stem}/{name}" for name in part.names])
-            for part in parts
-        ]
+        parts = [replace(part,
+                         names=[name if "/" in name else f"{Path(part.source).stem}/{name}" for name in part.names])
+                 for part in parts]
     source_of: dict[str, str] = {}
     for part in parts:
         for name in part.names:
             if name in source_of:
-                raise DataError(
-                    f"{part.source}: image {name!r} is described twice (also in {source_of[name]}); keep one"
-                )
+                raise DataError(f"{part.source}: image {name!r} is described twice (also in {source_of[name]}); keep "
+                                "one")
             source_of[name] = part.source
     if len(parts) == 1:
         return parts[0]
     norms = [part.norms for part in parts if part.norms is not None]
-    return Descriptors(
-        names=list(source_of),
-        vectors=np.concatenate([part.vectors for part in parts]),
-        norms=np.concatenate(norms) if len(norms) == len(parts) else None,
-        model=next((part.model for part in parts if part.model is not None), None),
-        provenance=parts[0].provenance,
-        source=", ".join(part.source for part in parts),
-    )
+    return Descriptors(names=list(source_of), vectors=np.concatenate([part.vectors for part in parts]),
+                       norms=np.concatenate(norms) if len(norms) == len(parts) else None,
+                       model=next((part.model for part in parts if part.model is not None), None),
+                       provenance=parts[0].provenance, source=", ".join(part.source for part in parts))
 
 
 def write_descriptors(
-    path: str | os.PathLike,
-    names: Sequence[str],
-    vectors: np.ndarray,
-    *,
-    norms: np.ndarray | None = None,
-    model: str | None = None,
-    provenance: dict[str, Any] | None = None,
+    path: str | os.PathLike, names: Sequence[str], vectors: np.ndarray, *, norms: np.ndarray | None = None,
+    model: str | None = None, provenance: dict[str, Any] | None = None
 ) -> None:
     """Write what `read_descriptors` reads.
 
@@ -115,10 +104,8 @@ def write_descriptors(
     Raises:
         DataError: lengths differ, an id twice, or a value that is not finite.
     """
-    made = Descriptors(
-        list(names), np.asarray(vectors, dtype=np.float32),
-        None if norms is None else np.asarray(norms, dtype=np.float32), model, provenance, str(path),
-    )
+    made = Descriptors(list(names), np.asarray(vectors, dtype=np.float32),
+                       None if norms is None else np.asarray(norms, dtype=np.float32), model, provenance, str(path))
     _check(made)
     if len(set(made.names)) < len(made.names):
         twice = next(name for name, count in Counter(made.names).items() if count > 1)
@@ -143,9 +130,8 @@ def write_submission(path: str | os.PathLike, query: Descriptors, reference: Des
     check_comparable([query, reference])
     dimension = query.vectors.shape[1]
     if dimension > SUBMISSION_DIMENSIONS:
-        raise DataError(
-            f"{dimension} dimensions; a submission may have at most {SUBMISSION_DIMENSIONS}: whiten to fewer"
-        )
+        raise DataError(f"{dimension} dimensions; a submission may have at most {SUBMISSION_DIMENSIONS}: whiten to "
+                        "fewer")
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         for role, side in (("query", query), ("reference", reference)):
             names = _as_bytes(side.names)
@@ -162,15 +148,11 @@ def check_comparable(descriptors: Sequence[Descriptors]) -> None:
     named = next((one for one in descriptors if one.model is not None), None)
     for other in descriptors:
         if other.vectors.shape[1] != first.vectors.shape[1]:
-            raise DataError(
-                f"{first.source} has {first.vectors.shape[1]} dimensions and {other.source} {other.vectors.shape[1]}: "
-                "they are not of one model"
-            )
+            raise DataError(f"{first.source} has {first.vectors.shape[1]} dimensions and {other.source} "
+                            f"{other.vectors.shape[1]}: they are not of one model")
         if named is not None and other.model not in (None, named.model):
-            raise DataError(
-                f"{named.source} was described by {named.model} and {other.source} by {other.model}: "
-                "distances between different models mean nothing; describe one of them again"
-            )
+            raise DataError(f"{named.source} was described by {named.model} and {other.source} by {other.model}: "
+                            "distances between different models mean nothing; describe one of them again")
 
 
 def overlap(first: Descriptors, second: Descriptors) -> tuple[int, int]:
@@ -189,25 +171,17 @@ def _read(path: Path, role: Role) -> Descriptors:
         with h5py.File(path, "r") as file:
             vectors_name, names_name = ("vectors", "image_names") if "vectors" in file else (role, f"{role}_ids")
             if vectors_name not in file or names_name not in file:
-                raise DataError(
-                    f"{path} holds {', '.join(file) or 'nothing'}; descriptors are `vectors` and `image_names`, "
-                    f"in a submission `{role}` and `{role}_ids`"
-                )
+                raise DataError(f"{path} holds {', '.join(file) or 'nothing'}; descriptors are `vectors` and "
+                                f"`image_names`, in a submission `{role}` and `{role}_ids`")
             raw_vectors, raw_names = file[vectors_name], file[names_name]
             if raw_vectors.dtype.kind not in "fiu" or raw_vectors.ndim != 2 or raw_names.ndim != 1:
-                raise DataError(
-                    f"{path}: `{vectors_name}` is {raw_vectors.dtype} {raw_vectors.shape} and `{names_name}` "
-                    f"{raw_names.shape}, expected float32 (N, d) and text (N,)"
-                )
+                raise DataError(f"{path}: `{vectors_name}` is {raw_vectors.dtype} {raw_vectors.shape} and "
+                                f"`{names_name}` {raw_names.shape}, expected float32 (N, d) and text (N,)")
             norms = file["norms"][()] if vectors_name == "vectors" and "norms" in file else None
-            made = Descriptors(
-                names=_as_text(raw_names[:], path),
-                vectors=raw_vectors.astype(np.float32)[:],
-                norms=None if norms is None else np.asarray(norms, dtype=np.float32),
-                model=_attribute(file, "model"),
-                provenance=json.loads(_attribute(file, "provenance") or "null"),
-                source=str(path),
-            )
+            made = Descriptors(names=_as_text(raw_names[:], path), vectors=raw_vectors.astype(np.float32)[:],
+                               norms=None if norms is None else np.asarray(norms, dtype=np.float32),
+                               model=_attribute(file, "model"),
+                               provenance=json.loads(_attribute(file, "provenance") or "null"), source=str(path))
     except (OSError, json.JSONDecodeError, AttributeError) as error:
         raise DataError(f"{path} cannot be read as HDF5 descriptors, or is damaged: {error}") from error
     _check(made)
@@ -238,10 +212,8 @@ def _check(made: Descriptors) -> None:
         raise DataError(f"{made.source} holds no descriptor")
     wrong = np.flatnonzero(~np.isfinite(made.vectors.sum(axis=1, dtype=np.float64)))  # no mask as large as the vectors
     if len(wrong):
-        raise DataError(
-            f"{made.source}, row {wrong[0]} (from 0): the descriptor of image {made.names[wrong[0]]!r} is not finite; "
-            "describe the images again"
-        )
+        raise DataError(f"{made.source}, row {wrong[0]} (from 0): the descriptor of image {made.names[wrong[0]]!r} is "
+                        "not finite; describe the images again")
     if made.norms is None:
         return
     if made.norms.shape != (len(made.names),):

@@ -102,10 +102,8 @@ class CachedTeacher(Teacher):
         row_of = {name: row for row, name in enumerate(cached.names)}
         missing = [name for name in items if name not in row_of]
         if missing:
-            raise DataError(
-                f"{path} lacks {len(missing)} of the {len(items)} training images, such as "
-                f"{', '.join(missing[:3])}: describe the same folder again"
-            )
+            raise DataError(f"{path} lacks {len(missing)} of the {len(items)} training images, such as "
+                            f"{', '.join(missing[:3])}: describe the same folder again")
         self._row_of = {name: place for place, name in enumerate(items)}
         rows = cached.vectors[[row_of[name] for name in items]]
         self.register_buffer("vectors", torch.from_numpy(rows), persistent=False)
@@ -133,15 +131,9 @@ class _Vectors(nn.Module):
 
 
 def load_teacher(
-    source: str,
-    *,
-    items: Sequence[str] = (),
-    weights: str = "default",
-    same_padding: bool = False,
-    normalize: Normalize = "imagenet",
-    pool: Pool = "gem",
-    image_size: int | None = None,
-    output: Literal["embeddings", "features"] = "embeddings",
+    source: str, *, items: Sequence[str] = (), weights: str = "default", same_padding: bool = False,
+    normalize: Normalize = "imagenet", pool: Pool = "gem", image_size: int | None = None,
+    output: Literal["embeddings", "features"] = "embeddings"
 ) -> Teacher:
     """Load a teacher by what `source` is.
 
@@ -169,15 +161,12 @@ def load_teacher(
         descriptor, digest = saved.descriptor, sha256_of(saved.path)
         dim = descriptor.dim if output == "embeddings" else descriptor.feature_dim
         about = {"kind": "run", "descriptor": asdict(descriptor.settings), "output": output, "sha256": digest}
-        return NetworkTeacher(
-            _Vectors(descriptor, None, output), dim=dim, about=about, image_size=image_size,
-            model=f"{descriptor.settings.backbone}-{dim}d sha256:{digest}",
-        )
+        return NetworkTeacher(_Vectors(descriptor, None, output), dim=dim, about=about, image_size=image_size,
+                              model=f"{descriptor.settings.backbone}-{dim}d sha256:{digest}")
     if path.suffix in (".pt", ".pth", ".ts", ".jit") or len(path.parts) > 1:
         raise DataError(f"{source}: no such file or run (a teacher is a file, a run, or the name of a backbone)")
-    return load_backbone(
-        source, weights, same_padding=same_padding, normalize=normalize, pool=pool, image_size=image_size
-    )
+    return load_backbone(source, weights, same_padding=same_padding, normalize=normalize, pool=pool,
+                         image_size=image_size)
 
 
 def is_torchscript(path: Path) -> bool:
@@ -207,20 +196,13 @@ def load_torchscript(path: Path, *, normalize: Normalize, image_size: int | None
     digest = sha256_of(path)
     unit = bool(((output.norm(dim=1) - 1).abs() < 1e-3).all())
     about = {"kind": "torchscript", "file": path.name, "sha256": digest, "normalize": normalize}
-    return NetworkTeacher(
-        _Vectors(script, normalize, "embeddings"), dim=output.shape[1], model=f"{path.name} sha256:{digest}",
-        about=about, image_size=image_size, norms=not unit,
-    )
+    return NetworkTeacher(_Vectors(script, normalize, "embeddings"), dim=output.shape[1],
+                          model=f"{path.name} sha256:{digest}", about=about, image_size=image_size, norms=not unit)
 
 
 def load_backbone(
-    backbone: str,
-    weights: str,
-    *,
-    same_padding: bool = False,
-    normalize: Normalize = "imagenet",
-    pool: Pool = "gem",
-    image_size: int | None = None,
+    backbone: str, weights: str, *, same_padding: bool = False, normalize: Normalize = "imagenet", pool: Pool = "gem",
+    image_size: int | None = None
 ) -> NetworkTeacher:
     """Load a classifier's backbone with GeM and no head: what its weights give without any training here."""
     network = PooledBackbone(backbone, weights, same_padding=same_padding, normalize=normalize, pool=pool)
@@ -245,7 +227,5 @@ def teacher_describer(
     """
     if not isinstance(teacher, NetworkTeacher):
         raise DataError(f"{teacher.model} cannot describe images: it is a file of descriptors")
-    return Describer(
-        teacher, teacher.about, model=teacher.model, input_size=input_size, resize=resize, device=device,
-        precision=precision, orders_norms=orders_norms,
-    )
+    return Describer(teacher, teacher.about, model=teacher.model, input_size=input_size, resize=resize, device=device,
+                     precision=precision, orders_norms=orders_norms)

@@ -66,15 +66,12 @@ def bootstrap_intervals(
         times_true = times[true_query]
         true_after = np.cumsum(times_true)
         rows_after = np.cumsum(times[judged.query])[true_rows]
-        values[sample] = (
-            _precision_sum(true_after, rows_after, times_true) / positives,
-            _recall(true_after, rows_after, times_true) / positives,
-            times[judged.gt_query[first]].sum() / positives,
-        )
+        values[sample] = (_precision_sum(true_after, rows_after, times_true) / positives,
+                          _recall(true_after, rows_after, times_true) / positives,
+                          times[judged.gt_query[first]].sum() / positives)
     drawn = values[~np.isnan(values[:, 0])]
-    muap, recall_at_p90, recall_rank1 = (
-        percentile_interval(column, confidence) if len(drawn) else None for column in drawn.T
-    )
+    muap, recall_at_p90, recall_rank1 = (percentile_interval(column, confidence) if len(drawn) else None
+                                         for column in drawn.T)
     return Bootstrap(muap, recall_at_p90, recall_rank1, samples=len(drawn), confidence=confidence, seed=seed)
 
 

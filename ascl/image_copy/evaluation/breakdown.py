@@ -58,14 +58,10 @@ def group_metrics(
     of_group, correct = chosen[judged.query[top]], judged.correct[top]
     scales = [edit.content_scale for edit in members if edit.content_scale is not None]
     row: dict[str, Any] = {
-        "queries": len(members),
-        "pairs": pairs,
-        "content_scale": float(np.mean(scales)) if scales else None,
-        "top_true": int((correct & of_group).sum()),
-        "top_false": int((~correct & of_group).sum()),
+        "queries": len(members), "pairs": pairs, "content_scale": float(np.mean(scales)) if scales else None,
+        "top_true": int((correct & of_group).sum()), "top_false": int((~correct & of_group).sum()),
         "muap": metrics_of(group).muap if pairs else None,
-        "recall_rank1": float(np.mean(ranks_of_pairs(group) == 0)) if pairs else None,
-        "recall_at_p90": None,
+        "recall_rank1": float(np.mean(ranks_of_pairs(group) == 0)) if pairs else None, "recall_at_p90": None,
     }
     if keep is not None:
         kept = of_group & keep[judged.order[top]]

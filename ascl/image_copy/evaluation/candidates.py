@@ -52,11 +52,7 @@ def find_candidates(
         DataError: descriptors of different models or dimensions, or a normalization or whitening without background.
     """
     check_comparable([queries, references] + ([background] if background else []))
-    counts = {
-        "queries": len(queries.names),
-        "references": len(references.names),
-        "dimension": queries.vectors.shape[1],
-    }
+    counts = {"queries": len(queries.names), "references": len(references.names), "dimension": queries.vectors.shape[1]}
     warnings = []
     if background is not None:
         counts["background"] = len(background.names)
@@ -64,51 +60,39 @@ def find_candidates(
             by_id, by_vector = overlap(background, side)
             counts[f"background_{name}_same_id"], counts[f"background_{name}_same_vector"] = by_id, by_vector
             if by_id or by_vector:
-                warnings.append(
-                    f"the background overlaps the {'references' if name == 'reference' else 'queries'}: {by_id} images "
-                    f"by id, {by_vector} by identical descriptor; their own copies are then taken for background"
-                )
+                warnings.append(f"the background overlaps the {'references' if name == 'reference' else 'queries'}: "
+                                f"{by_id} images by id, {by_vector} by identical descriptor; their own copies are then "
+                                "taken for background")
     elif protocol.normalization is not None or protocol.whiten is not None:
         raise DataError("score normalization and whitening need a background set: give one")
     codec = "Flat"
     if protocol.whiten is not None and background is not None:
         whitening = fit_whitening(background.vectors, protocol.whiten)
-        queries, references, background = (
-            replace(one, vectors=whitening.apply(one.vectors)) for one in (queries, references, background)
-        )
+        queries, references, background = (replace(one, vectors=whitening.apply(one.vectors))
+                                           for one in (queries, references, background))
         codec = f"PCAW{protocol.whiten},L2norm,Flat"
     left, right = queries.vectors, references.vectors
     normalization = protocol.normalization
     if isinstance(normalization, BackgroundScore) and background is not None:
-        left, right = augmented(
-            left, right, background.vectors, weight=normalization.weight, start=normalization.start,
-            end=normalization.end, device=protocol.device,
-        )
+        left, right = augmented(left, right, background.vectors, weight=normalization.weight, start=normalization.start,
+                                end=normalization.end, device=protocol.device)
     elif isinstance(normalization, NegativeSubtraction) and background is not None:
-        left, right = (
-            subtract_negatives(side, background.vectors, **asdict(normalization), device=protocol.device)
-            for side in (left, right)
-        )
+        left, right = (subtract_negatives(side, background.vectors, **asdict(normalization), device=protocol.device)
+                       for side in (left, right))
     if protocol.candidates == "global":
-        at_query, at_reference, score = capped_search(
-            left, right, protocol.limit, metric=protocol.metric, device=protocol.device
-        )
+        at_query, at_reference, score = capped_search(left, right, protocol.limit, metric=protocol.metric,
+                                                      device=protocol.device)
     else:
-        nearest, scores = nearest_references(
-            left, right, protocol.limit, metric=protocol.metric, device=protocol.device
-        )
+        nearest, scores = nearest_references(left, right, protocol.limit, metric=protocol.metric,
+                                             device=protocol.device)
         at_query = np.repeat(np.arange(len(left)), nearest.shape[1])
         at_reference, score = nearest.ravel(), scores.ravel()
-    about = {
-        "candidates": protocol.rule(),
-        "score": "inner product" if protocol.metric == "ip" else "-squared Euclidean distance",
-        "codec": codec,
-        "normalization": str(normalization or "none"),
-        "model": queries.model or references.model or "not named in the files",
-        "query descriptors": queries.source,
-        "reference descriptors": references.source,
-        "background descriptors": background.source if background else "none",
-    }
+    about = {"candidates": protocol.rule(),
+             "score": "inner product" if protocol.metric == "ip" else "-squared Euclidean distance", "codec": codec,
+             "normalization": str(normalization or "none"), "model": queries.model or references.model
+             or "not named in the files", "query descriptors": queries.source,
+             "reference descriptors": references.source,
+             "background descriptors": background.source if background else "none"}
     return Candidates(
         query=np.array(queries.names, dtype=object)[at_query],
         reference=np.array(references.names, dtype=object)[at_reference],
@@ -128,11 +112,7 @@ def given_candidates(query: Sequence[str], reference: Sequence[str], score: np.n
     """Return predictions made elsewhere, as they are."""
     queries = list(dict.fromkeys(query))
     return Candidates(
-        query=np.array(query, dtype=object),
-        reference=np.array(reference, dtype=object),
-        score=score,
-        queries=queries,
+        query=np.array(query, dtype=object), reference=np.array(reference, dtype=object), score=score, queries=queries,
         about={"candidates": f"the {len(score):,} pairs of {source}", "score": "as given", "codec": "unknown",
-               "normalization": "unknown"},
-        counts={"queries_with_predictions": len(queries)},
+               "normalization": "unknown"}, counts={"queries_with_predictions": len(queries)},
     )

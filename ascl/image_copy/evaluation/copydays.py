@@ -42,9 +42,8 @@ def copydays_ground_truth(queries: Sequence[str], references: Sequence[str]) -> 
         number = _NUMBER.fullmatch(name.rpartition("/")[2])
         if number and number.group(0)[4:6] == "00":
             if number.group(1) in original:
-                raise DataError(
-                    f"references {original[number.group(1)]!r} and {name!r} are both the original {number.group(1)}00"
-                )
+                raise DataError(f"references {original[number.group(1)]!r} and {name!r} are both the original "
+                                f"{number.group(1)}00")
             original[number.group(1)] = name
     if not original:
         raise DataError("no reference has the number of a Copydays original (200000, 200100 ...): describe `original`")
@@ -68,12 +67,9 @@ def copydays_report(judged: JudgedPairs) -> dict[str, Any]:
     blocks: dict[str, list[float]] = {}
     for query, value in average.items():
         blocks.setdefault(block_of(str(judged.query_ids[query])), []).append(value)
-    return {
-        "map_by_block": {block: float(np.mean(values)) for block, values in sorted(blocks.items())},
-        "map": float(np.mean(list(average.values()))),
-        "pooled_uap": pooled_average_precision(judged),
-        "queries": len(average),
-    }
+    return {"map_by_block": {block: float(np.mean(values)) for block, values in sorted(blocks.items())},
+            "map": float(np.mean(list(average.values()))), "pooled_uap": pooled_average_precision(judged),
+            "queries": len(average)}
 
 
 def average_precisions(judged: JudgedPairs) -> dict[int, float]:

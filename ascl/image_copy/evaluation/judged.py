@@ -40,10 +40,8 @@ class JudgedPairs:
     def only(self, rows: np.ndarray) -> JudgedPairs:
         """Keep the ground truth and only the predictions where `rows` (N,) is True; the others are then misses."""
         position = np.append(np.where(rows, np.cumsum(rows) - 1, -1), -1)  # the last entry serves gt_position -1
-        return replace(
-            self, order=self.order[rows], query=self.query[rows], score=self.score[rows], correct=self.correct[rows],
-            gt_position=position[self.gt_position],
-        )
+        return replace(self, order=self.order[rows], query=self.query[rows], score=self.score[rows],
+                       correct=self.correct[rows], gt_position=position[self.gt_position])
 
     def of_queries(self, chosen: np.ndarray) -> JudgedPairs:
         """Return predictions and ground truth of the queries where `chosen` (Q,) is True."""
@@ -65,9 +63,8 @@ def judge(
     references = [_as_ids(reference, "reference"), _as_ids(gt_reference, "gt_reference")]
     scores = _as_scores(score)
     if not len(queries[0]) == len(references[0]) == len(scores):
-        raise DataError(
-            f"{len(queries[0])} query ids, {len(references[0])} reference ids and {len(scores)} scores: one each a pair"
-        )
+        raise DataError(f"{len(queries[0])} query ids, {len(references[0])} reference ids and {len(scores)} scores: "
+                        "one each a pair")
     if len(queries[1]) != len(references[1]):
         raise DataError(f"the ground truth has {len(queries[1])} query ids and {len(references[1])} reference ids")
     if not len(queries[1]):
@@ -81,10 +78,8 @@ def judge(
         twice = np.flatnonzero(ordered[1:] == ordered[:-1])
         if len(twice):
             of_query, of_reference = divmod(int(ordered[twice[0]]), len(reference_ids))
-            raise DataError(
-                f"{name}: {len(twice)} row(s) repeat a pair, first query {query_ids[of_query]} with "
-                f"reference {reference_ids[of_reference]}; keep one row a pair"
-            )
+            raise DataError(f"{name}: {len(twice)} row(s) repeat a pair, first query {query_ids[of_query]} with "
+                            f"reference {reference_ids[of_reference]}; keep one row a pair")
     place = np.searchsorted(pair[by_pair], gt_pair)
     place_or_last = np.minimum(place, max(len(pair) - 1, 0))
     found = pair[by_pair][place_or_last] == gt_pair if len(pair) else np.zeros(len(gt_pair), dtype=bool)
@@ -95,10 +90,8 @@ def judge(
     position_of_row[order] = np.arange(len(order))
     gt_position = np.full(len(gt_pair), -1, dtype=np.int64)
     gt_position[found] = position_of_row[by_pair[place_or_last[found]]]
-    return JudgedPairs(
-        query_ids=query_ids, order=order, query=query_code[order], score=scores[order], correct=correct[order],
-        gt_query=gt_query_code, gt_position=gt_position,
-    )
+    return JudgedPairs(query_ids=query_ids, order=order, query=query_code[order], score=scores[order],
+                       correct=correct[order], gt_query=gt_query_code, gt_position=gt_position)
 
 
 def _as_ids(ids: Ids, name: str) -> np.ndarray:
@@ -138,8 +131,6 @@ def _codes(columns: list[np.ndarray], name: str) -> tuple[list[np.ndarray], np.n
         values, inverse = np.unique(np.concatenate(columns).astype(np.int64), return_inverse=True)
         return np.split(inverse.reshape(-1), [len(columns[0])]), values
     code_of: dict[str, int] = {}  # a dictionary, because sorting half a million texts takes ten times as long
-    codes = [
-        np.fromiter((code_of.setdefault(one, len(code_of)) for one in column.tolist()), np.int64, len(column))
-        for column in columns
-    ]
+    codes = [np.fromiter((code_of.setdefault(one, len(code_of)) for one in column.tolist()), np.int64, len(column))
+             for column in columns]
     return codes, np.array(list(code_of), dtype=object)

@@ -145,14 +145,10 @@ def top_pairs(judged: JudgedPairs, keep: np.ndarray | None = None) -> RankedPair
     taken = slice(0, len(judged.gt_query))
     correct = judged.correct[taken]
     kept = np.ones(len(correct), dtype=bool) if keep is None else np.asarray(keep, dtype=bool)[judged.order[taken]]
-    return RankedPairs(
-        taken=len(correct),
-        true_positives=int((correct & kept).sum()),
-        false_positives=int((~correct & kept).sum()),
-        rejected_true=int((correct & ~kept).sum()),
-        rejected_false=int((~correct & ~kept).sum()),
-        threshold=float(judged.score[taken][-1]) if len(correct) else None,
-    )
+    return RankedPairs(taken=len(correct), true_positives=int((correct & kept).sum()),
+                       false_positives=int((~correct & kept).sum()), rejected_true=int((correct & ~kept).sum()),
+                       rejected_false=int((~correct & ~kept).sum()),
+                       threshold=float(judged.score[taken][-1]) if len(correct) else None)
 
 
 def norm_ratio_keeps(query_norm: np.ndarray, reference_norm: np.ndarray, *, most: float = 1.0) -> np.ndarray:

@@ -24,10 +24,8 @@ class BackgroundScore:
     end: int
 
     def __str__(self) -> str:
-        return (
-            f"{self.name}: score - beta * mean of the query's background scores at places {self.start} to {self.end} "
-            f"(from 0), beta {self.weight:g}"
-        )
+        return (f"{self.name}: score - beta * mean of the query's background scores at places {self.start} to "
+                f"{self.end} (from 0), beta {self.weight:g}")
 
 
 @dataclass(frozen=True)
@@ -39,10 +37,8 @@ class NegativeSubtraction:
     iterations: int
 
     def __str__(self) -> str:
-        return (
-            f"negative embedding subtraction of queries and references: beta {self.beta:g}, k {self.neighbours}, "
-            f"{self.iterations} iteration(s)"
-        )
+        return (f"negative embedding subtraction of queries and references: beta {self.beta:g}, k {self.neighbours}, "
+                f"{self.iterations} iteration(s)")
 
 
 SSCD = BackgroundScore("sscd", weight=1.0, start=0, end=2)

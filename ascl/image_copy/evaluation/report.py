@@ -5,13 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-METRICS = {
-    "muap": "muAP",
-    "recall_at_p90": "Recall at P90",
-    "threshold_at_p90": "Threshold at P90",
-    "recall_rank1": "Recall@1",
-    "recall_rank10": "Recall@10",
-}
+METRICS = {"muap": "muAP", "recall_at_p90": "Recall at P90", "threshold_at_p90": "Threshold at P90",
+           "recall_rank1": "Recall@1", "recall_rank10": "Recall@10"}
 FRACTIONS = {"muap", "recall_at_p90", "recall_rank1", "recall_rank10"}
 
 
@@ -78,11 +73,8 @@ class Report:
 
 def _of_top(title: str, tops: list[tuple[str, Any]]) -> str:
     """What is true and false among the top pairs, a row for each way of filtering them."""
-    rows = [
-        [label, *(f"{top[key]:,}" for key in ("true_positives", "false_positives")), _percent(top["precision"]),
-         *(f"{top[key]:,}" for key in ("rejected_true", "rejected_false"))]
-        for label, top in tops
-    ]
+    rows = [[label, *(f"{top[key]:,}" for key in ("true_positives", "false_positives")), _percent(top["precision"]),
+             *(f"{top[key]:,}" for key in ("rejected_true", "rejected_false"))] for label, top in tops]
     return _table([title, "TP", "FP", "precision", "rejected true", "rejected false"], rows)
 
 
@@ -103,12 +95,11 @@ def _breakdown(name: str, rows: list[dict[str, Any]]) -> str:
     if rows and "filtered_true" in rows[0]:
         header += ["TP filtered", "FP filtered"]
         counts += ["filtered_true", "filtered_false"]
-    return _table(header, [
-        [row["name"], f"{row['queries']:,}", f"{row['pairs']:,}",
-         "" if row["content_scale"] is None else f"{row['content_scale']:.2f}", _percent(row["muap"]),
-         _percent(row["recall_rank1"]), _percent(row["recall_at_p90"]), *(f"{row[count]:,}" for count in counts)]
-        for row in rows
-    ])
+    return _table(header,
+                  [[row["name"], f"{row['queries']:,}", f"{row['pairs']:,}",
+                    "" if row["content_scale"] is None else f"{row['content_scale']:.2f}", _percent(row["muap"]),
+                    _percent(row["recall_rank1"]), _percent(row["recall_at_p90"]),
+                    *(f"{row[count]:,}" for count in counts)] for row in rows])
 
 
 def _value(name: str, value: float | None) -> str:

@@ -118,9 +118,8 @@ def subtract_negatives(
         raise DataError(f"{neighbours} neighbours of {len(negatives)} negatives: give more negatives")
     moved = embeddings.astype(np.float64)
     for _ in range(iterations):
-        nearest, _ = nearest_references(
-            moved.astype(embeddings.dtype), negatives, neighbours, metric="ip", device=device
-        )
+        nearest, _ = nearest_references(moved.astype(embeddings.dtype), negatives, neighbours, metric="ip",
+                                        device=device)
         for first in range(0, len(moved), ROWS):
             rows = slice(first, first + ROWS)
             moved[rows] = _unit(moved[rows] - beta * negatives[nearest[rows]].mean(axis=1, dtype=np.float64))
@@ -171,10 +170,8 @@ def fit_whitening(background: np.ndarray, dimension: int) -> Whitening:
     # Below float32's resolution of the largest variance a component holds rounding errors, which whitening would raise.
     spanned = min(int((variance > variance[0] * 8 * np.finfo(np.float32).eps).sum()), len(background) - 1)
     if dimension > spanned:
-        raise DataError(
-            f"whitening to {dimension} dimensions: the {len(background)} background vectors span only {spanned}; "
-            "choose fewer, or give a larger background"
-        )
+        raise DataError(f"whitening to {dimension} dimensions: the {len(background)} background vectors span only "
+                        f"{spanned}; choose fewer, or give a larger background")
     return Whitening(mean, components)
 
 

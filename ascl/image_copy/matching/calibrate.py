@@ -83,10 +83,8 @@ def calibrate_index(
     if score_norm is not None and len(values):
         arrays["background"] = np.stack([vectors[row] for row in kept])
         values = values - score_norm.weight * own_background_score(arrays["background"], score_norm)
-    made = calibrated(
-        values, rate, confidence=confidence, images=len(index), added=index.state.added, left_out=left_out,
-        score_norm=score_norm, nearest=nearest,
-    )
+    made = calibrated(values, rate, confidence=confidence, images=len(index), added=index.state.added,
+                      left_out=left_out, score_norm=score_norm, nearest=nearest)
     made = replace(made, warnings=(*made.warnings, *warnings))
     index.set_calibration(made.to_dict(), {"scores": np.sort(values), **arrays})
     return made, skipped

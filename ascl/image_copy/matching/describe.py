@@ -68,11 +68,9 @@ def described_images(
                 norms.append(np.full(len(unit), np.nan, np.float32) if lengths is None else lengths)
                 used += [(path, digest_of(path), path.stat().st_size) for path, _ in usable]
         if used:
-            made = Images(
-                [path.stem for path, _, _ in used], [str(path) for path, _, _ in used],
-                np.stack([digest for _, digest, _ in used]), np.array([size for _, _, size in used]),
-                np.concatenate(vectors), np.concatenate(norms),
-            )
+            made = Images([path.stem for path, _, _ in used], [str(path) for path, _, _ in used],
+                          np.stack([digest for _, digest, _ in used]), np.array([size for _, _, size in used]),
+                          np.concatenate(vectors), np.concatenate(norms))
             check_finite(made)
             yield made
 

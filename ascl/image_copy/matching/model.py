@@ -51,15 +51,10 @@ def check_model(index: CopyIndex, describer: ImageDescriber) -> None:
     """Refuse a model that the index was not made with."""
     recorded = index.state.model
     if describer.model != recorded["name"]:
-        raise DataError(
-            f"{index.folder} was made by {recorded['name']}, and not by {describer.model}: their descriptors cannot be "
-            "compared. Use that model, or index the images again with this one"
-        )
+        raise DataError(f"{index.folder} was made by {recorded['name']}, and not by {describer.model}: their "
+                        "descriptors cannot be compared. Use that model, or index the images again with this one")
     found, wanted = describer.settings, recorded["settings"]
-    differing = [
-        f"{key} was {wanted.get(key)!r} and is now {found.get(key)!r}"
-        for key in sorted({*found, *wanted})
-        if found.get(key) != wanted.get(key)
-    ]
+    differing = [f"{key} was {wanted.get(key)!r} and is now {found.get(key)!r}" for key in sorted({*found, *wanted})
+                 if found.get(key) != wanted.get(key)]
     if differing:
         raise DataError(f"{index.folder} was made by {recorded['name']} with other settings: {'; '.join(differing)}")

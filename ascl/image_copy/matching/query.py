@@ -21,11 +21,8 @@ from ascl.index.records import Record
 from ascl.index.store import CopyIndex, Images
 
 MARGIN = 0.02               # of the norms, relative
-DIRECTIONS = {
-    Direction.A_COPIES_B: "query copies reference",
-    Direction.B_COPIES_A: "reference copies query",
-    Direction.UNCLEAR: "unclear",
-}
+DIRECTIONS = {Direction.A_COPIES_B: "query copies reference", Direction.B_COPIES_A: "reference copies query",
+              Direction.UNCLEAR: "unclear"}
 
 
 @dataclass(frozen=True)
@@ -98,10 +95,9 @@ def query_images(
             found = [records[position] for position in positions[row].tolist()]
             norms = np.array([one.norm for one in found], np.float32)
             ways = direction(images.norms[row : row + 1], norms, margin=margin) * index.state.model["orders_norms"]
-            answers.append(Answer(image, path, [
-                judge.match(one, float(score), float(shifts[row]), images.norms[row], int(way))
-                for one, score, way in zip(found, scores[row], ways, strict=True)
-            ]))
+            answers.append(Answer(image, path,
+                                  [judge.match(one, float(score), float(shifts[row]), images.norms[row], int(way))
+                                   for one, score, way in zip(found, scores[row], ways, strict=True)]))
     return answers, skipped
 
 

@@ -20,23 +20,12 @@ def index_report(index: CopyIndex) -> dict[str, Any]:
     """Return everything about an index, fit for JSON."""
     state, calibration = index.state, calibration_of(index)
     compressed = {key: value for key, value in (state.compressed or {}).items() if key != "file"}
-    return {
-        "folder": str(index.folder),
-        "images": state.images,
-        "removed_rows": state.removed,
-        "changes": state.change,
-        "bytes": sum(path.stat().st_size for path in index.files()),
-        "model": state.model["name"],
-        "settings": state.model["settings"],
-        "metric": state.metric,
-        "dimension": state.dimension,
-        "orders_norms": state.model["orders_norms"],
-        "exact_up_to": state.exact_up_to,
-        "search": index.searched_by,
-        "compressed": compressed or None,
-        "calibration": None if calibration is None else calibration.to_dict(),
-        "warnings": warnings_of(index),
-    }
+    return {"folder": str(index.folder), "images": state.images, "removed_rows": state.removed, "changes": state.change,
+            "bytes": sum(path.stat().st_size for path in index.files()), "model": state.model["name"],
+            "settings": state.model["settings"], "metric": state.metric, "dimension": state.dimension,
+            "orders_norms": state.model["orders_norms"], "exact_up_to": state.exact_up_to, "search": index.searched_by,
+            "compressed": compressed or None, "calibration": None if calibration is None else calibration.to_dict(),
+            "warnings": warnings_of(index)}
 
 
 def warnings_of(index: CopyIndex) -> list[str]:
@@ -70,10 +59,8 @@ def info_text(index: CopyIndex) -> str:
     ]
     about = report["compressed"]
     if about:
-        lines.append(
-            f"recall against exact, other images nearest to {about['sampled']} of its own: "
-            f"@1 {about['recall_at_1']:.3f}, @10 {about['recall_at_10']:.3f}; built over {about['rows']:,} rows"
-        )
+        lines.append(f"recall against exact, other images nearest to {about['sampled']} of its own: @1 "
+                     f"{about['recall_at_1']:.3f}, @10 {about['recall_at_10']:.3f}; built over {about['rows']:,} rows")
     calibration = calibration_of(index)
     lines += calibration_lines(calibration) if calibration else ["calibration: none, so no yes or no"]
     return "\n".join(lines)
