@@ -40,30 +40,22 @@ class State:
     """The confirmed state.
 
     Attributes:
-        model: what made the vectors, fit for JSON, with a `name`.
         metric: `ip`, unit rows of float32 compared by inner product; `hamming`, bits in uint8 compared by how many
             agree.
-        dimension: floats, or bytes, of a row.
-        exact_up_to: images up to which the search is exact.
-        change: number of this state.
-        layout: number of compactions that gave the rows new positions; names the file of the vectors.
-        added: rows ever added.
-        rows: of the file of the vectors, removed ones too. removed: of them.
         compressed: how the compressed index was built, its `file` and the `rows` that it covers, from row 0.
-        calibration: see `ascl.index.calibration`.
     """
 
-    model: dict[str, Any]
+    model: dict[str, Any]  # what made the vectors, fit for JSON, with a `name`
     metric: Metric
-    dimension: int
-    exact_up_to: int
-    change: int = 0
-    layout: int = 0
-    added: int = 0
-    rows: int = 0
-    removed: int = 0
+    dimension: int  # floats, or bytes, of a row
+    exact_up_to: int  # images up to which the search is exact
+    change: int = 0  # number of this state
+    layout: int = 0  # number of compactions that gave the rows new positions; names the file of the vectors
+    added: int = 0  # rows ever added
+    rows: int = 0  # of the file of the vectors, removed ones too
+    removed: int = 0  # of them
     compressed: dict[str, Any] | None = None
-    calibration: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None  # see `ascl.index.calibration`
 
     @property
     def images(self) -> int:
@@ -159,11 +151,7 @@ class Database:
             self.run(statement)
 
     def state(self) -> State:
-        """Return the state.
-
-        Raises:
-            DataError: it is of another format or a newer version.
-        """
+        """Return the state. DataError: it is of another format or a newer version."""
         ((text,),) = self.run("SELECT json FROM state")
         fields = json.loads(text)
         form, version = fields.pop("format"), fields.pop("version")

@@ -35,23 +35,14 @@ OURS = re.compile(rf"vectors-\d{{4}}\.bin|\d{{8}}-compressed\.faiss|\..*\.tmp(-\
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Described images, on their way into an index.
+    """Described images, on their way into an index."""
 
-    Attributes:
-        ids: (N,) each once.
-        paths: (N,) where each came from, for messages and answers.
-        digests: (N, 32) uint8, SHA-256 of the files.
-        sizes: (N,) of the files in bytes, -1 = not known.
-        vectors: (N, d) of the index's type.
-        norms: (N,) float32, NaN where the method has none.
-    """
-
-    ids: Sequence[str]
-    paths: Sequence[str]
-    digests: np.ndarray
-    sizes: np.ndarray
-    vectors: np.ndarray
-    norms: np.ndarray
+    ids: Sequence[str]  # (N,) each once
+    paths: Sequence[str]  # (N,) where each came from, for messages and answers
+    digests: np.ndarray  # (N, 32) uint8, SHA-256 of the files
+    sizes: np.ndarray  # (N,) of the files in bytes, -1 = not known
+    vectors: np.ndarray  # (N, d) of the index's type
+    norms: np.ndarray  # (N,) float32, NaN where the method has none
 
     def record(self, row: int) -> Record:
         return Record(self.ids[row], self.paths[row], self.digests[row].tobytes(), int(self.sizes[row]),
@@ -125,10 +116,8 @@ class CopyIndex:
                 pass
 
     @classmethod
-    def create(
-        cls, folder: str | os.PathLike, model: dict[str, Any], *, metric: Metric, dimension: int,
-        exact_up_to: int = EXACT_UP_TO, lock_seconds: float = LOCK_SECONDS,
-    ) -> CopyIndex:
+    def create(cls, folder: str | os.PathLike, model: dict[str, Any], *, metric: Metric, dimension: int,
+               exact_up_to: int = EXACT_UP_TO, lock_seconds: float = LOCK_SECONDS) -> CopyIndex:
         """Make an empty index in a new or empty folder, or in the place of an index to which nothing was ever added.
 
         Args:
@@ -224,10 +213,7 @@ class CopyIndex:
     def verify(self) -> list[DamagedBatch]:
         """Read every vector and the whole database, and return the batches whose checksum is another than written.
 
-        Images of other batches can be used as before.
-
-        Raises:
-            DataError: the database is damaged.
+        Images of other batches can be used as before. DataError: the database is damaged.
         """
         for (problem,) in self._database.run("PRAGMA integrity_check(1)"):
             if problem != "ok":
@@ -244,12 +230,9 @@ class CopyIndex:
     def add(self, images: Images, *, overwrite: bool = False) -> Added:
         """Add images, all or none; those whose file is there already under their id are passed over.
 
-        Args:
-            overwrite: an id that is there with another file gets the new one.
-
         Raises:
-            DataError: an id that is there, or twice in `images`, with another file; vectors that are of another
-                dimension or type, not finite, or zero.
+            DataError: an id that is there (unless `overwrite`), or twice in `images`, with another file; vectors that
+                are of another dimension or type, not finite, or zero.
         """
         self._check(images)
         with self._change():
@@ -264,10 +247,7 @@ class CopyIndex:
         return Added(len(kept), len(images.ids) - len(kept), len(replaced))
 
     def remove(self, ids: Sequence[str]) -> int:
-        """Remove images, all or none; their rows are given back by `compact`.
-
-        Returns:
-            How many.
+        """Remove images, all or none, and return how many; their rows are given back by `compact`.
 
         Raises:
             DataError: ids that are not there (named).
@@ -285,10 +265,7 @@ class CopyIndex:
         return len(ids)
 
     def compact(self) -> int:
-        """Give the rows of removed images back, and build the compressed index again where one is due.
-
-        Returns:
-            Rows that were given back.
+        """Give the rows of removed images back, return how many, and build the compressed index where one is due.
 
         Raises:
             DataError: a damaged batch, which would look whole once it is written again; nothing was changed.
@@ -328,10 +305,9 @@ class CopyIndex:
         return built is not None and self.set_compressed(*built)
 
     def build_compressed(self) -> tuple[Any, dict[str, Any], int] | None:
-        """Build the compressed index of the latest state where one is due, None = it is not; nothing is stored.
+        """Return FAISS's index of the latest state, how it was built, and the layout of the rows that it covers.
 
-        Returns:
-            FAISS's index, how it was built, and the layout of the rows that it covers.
+        None where none is due; nothing is stored.
         """
         self.reload()
         state = self.state
@@ -359,12 +335,8 @@ class CopyIndex:
     def search(self, vectors: np.ndarray, k: int, *, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Return the k best images of each query: see `index_search.search`.
 
-        Args:
-            vectors: (Q, dimension) of the index's type; unit rows for `ip`.
-            exact: look at every image although a compressed index is there.
-
-        Raises:
-            DataError: k < 1, vectors of another dimension or type.
+        `vectors`: (Q, dimension) of the index's type, unit rows for `ip`. `exact`: look at every image although a
+        compressed index is there. DataError: k < 1, vectors of another dimension or type.
         """
         if k < 1:
             raise DataError(f"k is {k}; ask for at least 1 match")
@@ -433,14 +405,13 @@ class CopyIndex:
 
     def _check(self, images: Images) -> None:
         index_search.check_vectors(images.vectors, self.state.metric, self.state.dimension, "new images")
-        if self.state.metric == "hamming" or not len(images.ids):
-            return
-        squared = np.einsum("nd,nd->n", images.vectors, images.vectors, dtype=np.float64)
-        wrong = np.flatnonzero(~(np.isfinite(squared) & (squared > 0)))
-        if len(wrong):
-            row = int(wrong[0])
-            raise DataError(f"image {images.ids[row]!r} ({images.paths[row]}): its descriptor is not finite or zero; "
-                            "look at the weights and the normalisation. Nothing of this batch was added")
+        if self.state.metric == "ip" and len(images.ids):
+            squared = np.einsum("nd,nd->n", images.vectors, images.vectors, dtype=np.float64)
+            wrong = np.flatnonzero(~(np.isfinite(squared) & (squared > 0)))
+            if len(wrong):
+                raise DataError(f"image {images.ids[wrong[0]]!r} ({images.paths[wrong[0]]}): its descriptor is not "
+                                "finite or zero; look at the weights and the normalisation. Nothing of this batch was "
+                                "added")
 
     def _new(self, images: Images, overwrite: bool) -> tuple[list[int], list[int]]:
         """Return the rows of `images` to add, and the positions of those whose place they take."""

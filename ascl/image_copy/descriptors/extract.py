@@ -23,19 +23,16 @@ from ascl.image_copy.descriptors.files import (
 )
 
 
-def extract_descriptors(
-    describer: Describer, images: Sequence[Path], out: str | os.PathLike, *, batch_size: int = 64, workers: int = 2,
-    skip_unreadable: bool = False, resume: bool = False, part_size: int = PART_SIZE, progress: bool = True
-) -> Extraction:
+def extract_descriptors(describer: Describer, images: Sequence[Path], out: str | os.PathLike, *, batch_size: int = 64,
+                        workers: int = 2, skip_unreadable: bool = False, resume: bool = False,
+                        part_size: int = PART_SIZE, progress: bool = True) -> Extraction:
     """Describe `images` and write `out` as `read_descriptors` reads it; after a kill, `resume` goes on.
 
     The work goes through `ascl.features.writer`: its parts and the file it joins lie beside `out` as
     `OUT.features.h5.parts/` and `OUT.features.h5` until `out` is written.
 
     Args:
-        describer: the network at work.
         images: files of different stems, which become the names, in this order.
-        out: the file to write.
         batch_size: most images in a forward pass.
         workers: processes that decode; 0 decodes in this one.
         skip_unreadable: leave unreadable images out, and list them in the result and the provenance.
@@ -56,18 +53,14 @@ def extract_descriptors(
     return replace(done, path=out)
 
 
-def extract_submission(
-    describer: Describer, queries: Sequence[Path], references: Sequence[Path], out: str | os.PathLike, **how: Any
-) -> list[Extraction]:
+def extract_submission(describer: Describer, queries: Sequence[Path], references: Sequence[Path],
+                       out: str | os.PathLike, **how: Any) -> list[Extraction]:
     """Describe both sides and write `out` as DISC2021's descriptor track takes it (`write_submission`).
 
     The sides lie beside `out` as `OUT.queries.features.h5` and `OUT.references.features.h5` until `out` is written.
 
     Args:
-        describer: of at most 256 dimensions.
-        queries, references: images of the two sides, as `extract_descriptors`.
-        out: the file to write.
-        how: keywords of `extract_descriptors`.
+        queries, references: images of the two sides; `how`: keywords, as `extract_descriptors`.
 
     Returns:
         What was done, of the queries and of the references.
@@ -83,7 +76,7 @@ def extract_submission(
     work = [out.with_name(f"{out.name}.{side}.features.h5") for side in ("queries", "references")]
     sides = [_described(describer, images, path, **how)
              for path, images in zip(work, (queries, references), strict=True)]
-    write_submission(out, sides[0][0], sides[1][0])
+    write_submission(out, *(made for made, _ in sides))
     for path in work:
         path.unlink()
     return [done for _, done in sides]

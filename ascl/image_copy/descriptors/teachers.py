@@ -29,26 +29,19 @@ PROBE = 224  # pixels of the image by which a TorchScript file's dimension is fo
 
 
 class Teacher(nn.Module, ABC):
-    """A frozen network; always in evaluation mode and never in a checkpoint.
+    """A frozen network; always in evaluation mode and never in a checkpoint."""
 
-    Attributes:
-        dim: of its vectors. model: name and checksum, for checkpoints and files. about: how it was made, fit for JSON.
-    """
-
-    dim: int
-    model: str
-    about: dict[str, Any]
+    dim: int  # of its vectors
+    model: str  # name and checksum, for checkpoints and files
+    about: dict[str, Any]  # how it was made, fit for JSON
 
     @abstractmethod
     def embed(self, pixels: Tensor, items: Sequence[str]) -> Tensor:
-        """Return vectors of B images, not L2-normalised, without gradients.
+        """Return vectors (B, dim) float32 of B images, not L2-normalised, without gradients.
 
         Args:
             pixels: (B, 3, H, W) of 0..255, as the student sees them.
             items: the B images' ids, by which cached descriptors are found.
-
-        Returns:
-            (B, dim) float32.
         """
 
     def train(self, mode: bool = True) -> Teacher:
@@ -64,17 +57,15 @@ class NetworkTeacher(Teacher):
         norms: whether the norms of its vectors say something; not where it normalises them itself.
     """
 
-    def __init__(
-        self, network: nn.Module, *, dim: int, model: str, about: dict[str, Any], image_size: int | None = None,
-        norms: bool = True,
-    ) -> None:
+    def __init__(self, network: nn.Module, *, dim: int, model: str, about: dict[str, Any],
+                 image_size: int | None = None, norms: bool = True) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
         self.dim, self.model, self.about, self.image_size, self.norms = dim, model, about, image_size, norms
 
     @torch.no_grad()
     def embed(self, pixels: Tensor, items: Sequence[str]) -> Tensor:
-        if self.image_size is not None and tuple(pixels.shape[2:]) != (self.image_size, self.image_size):
+        if self.image_size is not None and pixels.shape[2:] != (self.image_size, self.image_size):
             size = (self.image_size, self.image_size)
             pixels = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True)
         return self.network(pixels).float()
@@ -89,14 +80,7 @@ class CachedTeacher(Teacher):
     """Descriptors of the training images, made before: the teacher sees each image as it is, not its edited views."""
 
     def __init__(self, path: Path, items: Sequence[str]) -> None:
-        """
-        Args:
-            path: HDF5 with `vectors` and `image_names`.
-            items: ids of the images to come.
-
-        Raises:
-            DataError: no such file, or images that it does not hold (counted).
-        """
+        """Read the HDF5 file `path` for the images `items`; DataError: images that it does not hold (counted)."""
         super().__init__()
         cached = read_descriptors(path, "reference")
         row_of = {name: row for row, name in enumerate(cached.names)}
@@ -130,11 +114,9 @@ class _Vectors(nn.Module):
         return self.network(normalize_pixels(pixels, self.normalize))
 
 
-def load_teacher(
-    source: str, *, items: Sequence[str] = (), weights: str = "default", same_padding: bool = False,
-    normalize: Normalize = "imagenet", pool: Pool = "gem", image_size: int | None = None,
-    output: Literal["embeddings", "features"] = "embeddings"
-) -> Teacher:
+def load_teacher(source: str, *, items: Sequence[str] = (), weights: str = "default", same_padding: bool = False,
+                 normalize: Normalize = "imagenet", pool: Pool = "gem", image_size: int | None = None,
+                 output: Literal["embeddings", "features"] = "embeddings") -> Teacher:
     """Load a teacher by what `source` is.
 
     Args:
@@ -200,10 +182,8 @@ def load_torchscript(path: Path, *, normalize: Normalize, image_size: int | None
                           model=f"{path.name} sha256:{digest}", about=about, image_size=image_size, norms=not unit)
 
 
-def load_backbone(
-    backbone: str, weights: str, *, same_padding: bool = False, normalize: Normalize = "imagenet", pool: Pool = "gem",
-    image_size: int | None = None
-) -> NetworkTeacher:
+def load_backbone(backbone: str, weights: str, *, same_padding: bool = False, normalize: Normalize = "imagenet",
+                  pool: Pool = "gem", image_size: int | None = None) -> NetworkTeacher:
     """Load a classifier's backbone with GeM and no head: what its weights give without any training here."""
     network = PooledBackbone(backbone, weights, same_padding=same_padding, normalize=normalize, pool=pool)
     about = {"kind": "backbone", "backbone": backbone, **network.origin, "same_padding": same_padding,
@@ -213,14 +193,11 @@ def load_backbone(
     return NetworkTeacher(network, dim=network.dim, model=model, about=about, image_size=image_size)
 
 
-def teacher_describer(
-    teacher: Teacher, *, input_size: int, resize: Resize, device: str = "cpu", precision: Precision = "float32",
-    orders_norms: bool = False,
-) -> Describer:
+def teacher_describer(teacher: Teacher, *, input_size: int, resize: Resize, device: str = "cpu",
+                      precision: Precision = "float32", orders_norms: bool = False) -> Describer:
     """Put a frozen network to work on images.
 
-    Args:
-        orders_norms: of a network that was trained elsewhere with a norm-ratio loss, which its file does not say.
+    `orders_norms`: of a network that was trained elsewhere with a norm-ratio loss, which its file does not say.
 
     Raises:
         DataError: cached descriptors, which describe no other images; ordered norms of a network without norms.

@@ -21,21 +21,15 @@ class JudgedPairs:
 
     Attributes:
         query_ids: (Q,) every query that the predictions or the ground truth name; `query` and `gt_query` index it.
-        order: (N,) int64 row of the input that each entry is.
-        query: (N,) int64 code of its query.
-        score: (N,) float64.
-        correct: (N,) bool, whether the pair is in the ground truth.
-        gt_query: (G,) int64 code of the query of each ground-truth pair.
-        gt_position: (G,) int64 where the predictions hold that pair, -1 for a pair that was not predicted.
     """
 
     query_ids: np.ndarray
-    order: np.ndarray
-    query: np.ndarray
-    score: np.ndarray
-    correct: np.ndarray
-    gt_query: np.ndarray
-    gt_position: np.ndarray
+    order: np.ndarray  # (N,) int64 row of the input that each entry is
+    query: np.ndarray  # (N,) int64 code of its query
+    score: np.ndarray  # (N,) float64
+    correct: np.ndarray  # (N,) bool, whether the pair is in the ground truth
+    gt_query: np.ndarray  # (G,) int64 code of the query of each ground-truth pair
+    gt_position: np.ndarray  # (G,) int64 where the predictions hold that pair, -1 for a pair that was not predicted
 
     def only(self, rows: np.ndarray) -> JudgedPairs:
         """Keep the ground truth and only the predictions where `rows` (N,) is True; the others are then misses."""
@@ -50,9 +44,8 @@ class JudgedPairs:
         return replace(kept, gt_query=kept.gt_query[of_chosen], gt_position=kept.gt_position[of_chosen])
 
 
-def judge(
-    query: Ids, reference: Ids, score: np.ndarray | Sequence[float], gt_query: Ids, gt_reference: Ids
-) -> JudgedPairs:
+def judge(query: Ids, reference: Ids, score: np.ndarray | Sequence[float], gt_query: Ids,
+          gt_reference: Ids) -> JudgedPairs:
     """Mark the predictions that are true and put them in the order of the metrics.
 
     Raises:
@@ -73,25 +66,22 @@ def judge(
     (reference_code, gt_reference_code), reference_ids = _codes(references, "reference")
     pair = query_code * len(reference_ids) + reference_code
     gt_pair = gt_query_code * len(reference_ids) + gt_reference_code
-    by_pair = np.argsort(pair, kind="stable")
-    for name, ordered in (("predictions", pair[by_pair]), ("ground truth", np.sort(gt_pair))):
-        twice = np.flatnonzero(ordered[1:] == ordered[:-1])
+    for name, pairs in (("predictions", pair), ("ground truth", gt_pair)):
+        ordered = np.sort(pairs)
+        twice = ordered[1:][ordered[1:] == ordered[:-1]]
         if len(twice):
-            of_query, of_reference = divmod(int(ordered[twice[0]]), len(reference_ids))
+            of_query, of_reference = divmod(int(twice[0]), len(reference_ids))
             raise DataError(f"{name}: {len(twice)} row(s) repeat a pair, first query {query_ids[of_query]} with "
                             f"reference {reference_ids[of_reference]}; keep one row a pair")
-    place = np.searchsorted(pair[by_pair], gt_pair)
-    place_or_last = np.minimum(place, max(len(pair) - 1, 0))
-    found = pair[by_pair][place_or_last] == gt_pair if len(pair) else np.zeros(len(gt_pair), dtype=bool)
+    _, rows, found = np.intersect1d(pair, gt_pair, assume_unique=True, return_indices=True)
     correct = np.zeros(len(pair), dtype=bool)
-    correct[by_pair[place_or_last[found]]] = True
+    correct[rows] = True
     order = np.lexsort((correct, -scores))
-    position_of_row = np.empty(len(order), dtype=np.int64)
-    position_of_row[order] = np.arange(len(order))
+    position = np.empty(len(order), dtype=np.int64)
+    position[order] = np.arange(len(order))
     gt_position = np.full(len(gt_pair), -1, dtype=np.int64)
-    gt_position[found] = position_of_row[by_pair[place_or_last[found]]]
-    return JudgedPairs(query_ids=query_ids, order=order, query=query_code[order], score=scores[order],
-                       correct=correct[order], gt_query=gt_query_code, gt_position=gt_position)
+    gt_position[found] = position[rows]
+    return JudgedPairs(query_ids, order, query_code[order], scores[order], correct[order], gt_query_code, gt_position)
 
 
 def _as_ids(ids: Ids, name: str) -> np.ndarray:

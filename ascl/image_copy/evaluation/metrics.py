@@ -20,23 +20,17 @@ class CopyMetrics:
     """What `micro_average_precision` returns; fractions in [0, 1].
 
     Attributes:
-        muap: micro average precision.
-        recall_at_p90: largest recall at a precision of at least 0.9; None where none is reached.
-        threshold_at_p90: the score at the first place that has this recall; None as above.
         recall_rank1: share of the ground-truth pairs that come first among their query's predictions (a tie is lost).
-        recall_rank10: the same among the first ten.
-        ground_truth_pairs: the denominator of every recall, pairs that nobody predicted included.
-        predictions: rows that were counted.
         precisions, recalls, thresholds: (predictions,) the curve, by falling score.
     """
 
-    muap: float
-    recall_at_p90: float | None
-    threshold_at_p90: float | None
+    muap: float  # micro average precision
+    recall_at_p90: float | None  # largest recall at a precision of at least 0.9; None where none is reached
+    threshold_at_p90: float | None  # the score at the first place that has this recall; None as above
     recall_rank1: float
-    recall_rank10: float
-    ground_truth_pairs: int
-    predictions: int
+    recall_rank10: float  # as recall_rank1, among the first ten
+    ground_truth_pairs: int  # the denominator of every recall, pairs that nobody predicted included
+    predictions: int  # rows that were counted
     precisions: np.ndarray
     recalls: np.ndarray
     thresholds: np.ndarray
@@ -67,9 +61,8 @@ class RankedPairs:
         return self.true_positives / kept if kept else None
 
 
-def micro_average_precision(
-    query: Ids, reference: Ids, score: np.ndarray | Sequence[float], gt_query: Ids, gt_reference: Ids
-) -> CopyMetrics:
+def micro_average_precision(query: Ids, reference: Ids, score: np.ndarray | Sequence[float], gt_query: Ids,
+                            gt_reference: Ids) -> CopyMetrics:
     """Return the micro average precision (muAP) of scored pairs, and what is read off the same curve.
 
     muAP = sum_i (R_i - R_{i-1}) P_i over all predictions of all queries in one list, P_i = TP_i / i, R_i = TP_i / |GT|.

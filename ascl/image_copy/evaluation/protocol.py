@@ -52,17 +52,13 @@ class Protocol:
 
     Attributes:
         candidates: the rule: "global", the `limit` best pairs over all queries, or "per query", the `limit` best each.
-        limit: of the rule.
-        normalization: with the background, or None.
-        whiten: dimensions to which the background's principal components whiten, or None.
-        device: where blocks are scored, "cpu" or "cuda".
     """
 
     candidates: Literal["global", "per query"] = "global"
-    limit: int = DISC_CANDIDATES
-    normalization: BackgroundScore | NegativeSubtraction | None = None
-    whiten: int | None = None
-    device: str = "cpu"
+    limit: int = DISC_CANDIDATES  # of the rule
+    normalization: BackgroundScore | NegativeSubtraction | None = None  # with the background, or None
+    whiten: int | None = None  # dimensions to which the background's principal components whiten, or None
+    device: str = "cpu"  # where blocks are scored, "cpu" or "cuda"
 
     @property
     def metric(self) -> Metric:

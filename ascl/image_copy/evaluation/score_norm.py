@@ -20,9 +20,8 @@ from ascl.index.search import import_faiss
 ROWS = 2**14  # whose neighbours are held at a time
 
 
-def background_score(
-    query: np.ndarray, background: np.ndarray, *, start: int, end: int, device: str = "cpu"
-) -> np.ndarray:
+def background_score(query: np.ndarray, background: np.ndarray, *, start: int, end: int,
+                     device: str = "cpu") -> np.ndarray:
     """Return b(q), the mean of the `start`-th to `end`-th largest inner products of each query with the background.
 
     Args:
@@ -46,9 +45,8 @@ def background_score(
     return scores[:, start:].mean(axis=1)
 
 
-def score_normalise(
-    query: np.ndarray, reference: np.ndarray, background: np.ndarray, *, weight: float, start: int, end: int
-) -> np.ndarray:
+def score_normalise(query: np.ndarray, reference: np.ndarray, background: np.ndarray, *, weight: float, start: int,
+                    end: int) -> np.ndarray:
     """Return the normalized score of every pair: q.r - weight * b(q).
 
     The whole matrix is returned: for sets too large for it, search among `augmented` vectors.
@@ -68,10 +66,8 @@ def score_normalise(
     return normal - weight * background_score(query, background, start=start, end=end)[:, None]
 
 
-def augmented(
-    query: np.ndarray, reference: np.ndarray, background: np.ndarray, *, weight: float, start: int, end: int,
-    device: str = "cpu",
-) -> tuple[np.ndarray, np.ndarray]:
+def augmented(query: np.ndarray, reference: np.ndarray, background: np.ndarray, *, weight: float, start: int, end: int,
+              device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
     """Return vectors of one more dimension whose inner products are the normalized scores, for any index of those.
 
     Args: as `score_normalise`.
@@ -86,10 +82,8 @@ def augmented(
     return np.hstack([query, subtracted[:, None].astype(query.dtype)]), np.hstack([reference, ones])
 
 
-def subtract_negatives(
-    embeddings: np.ndarray, negatives: np.ndarray, *, beta: float, neighbours: int, iterations: int,
-    device: str = "cpu",
-) -> np.ndarray:
+def subtract_negatives(embeddings: np.ndarray, negatives: np.ndarray, *, beta: float, neighbours: int, iterations: int,
+                       device: str = "cpu") -> np.ndarray:
     """Move vectors away from the nearest that are known to be no copies: negative embedding subtraction.
 
     Each iteration: e <- nz(e - beta * mean of the `neighbours` negatives of the largest inner product with e). The
@@ -128,15 +122,10 @@ def subtract_negatives(
 
 @dataclass(frozen=True, eq=False)
 class Whitening:
-    """Centering, principal components, each divided by its standard deviation: `PCAW{d},L2norm` in FAISS' words.
+    """Centering, principal components, each divided by its standard deviation: `PCAW{d},L2norm` in FAISS' words."""
 
-    Attributes:
-        mean: (D,) float64 of the background.
-        components: FAISS' `PCAMatrix` of the centered background.
-    """
-
-    mean: np.ndarray
-    components: Any
+    mean: np.ndarray  # (D,) float64 of the background
+    components: Any  # FAISS' `PCAMatrix` of the centered background
 
     def apply(self, vectors: np.ndarray) -> np.ndarray:
         """Return (N, D) float as (N, d) of the same type, unit rows; computed in float32."""

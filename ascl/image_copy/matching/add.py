@@ -11,10 +11,8 @@ from ascl.index.records import Record
 from ascl.index.store import Added, CopyIndex, conflict
 
 
-def add_images(
-    index: CopyIndex, describer: ImageDescriber, paths: Sequence[Path], options: ReadOptions, *,
-    overwrite: bool = False,
-) -> tuple[Added, list[Skipped]]:
+def add_images(index: CopyIndex, describer: ImageDescriber, paths: Sequence[Path], options: ReadOptions, *,
+               overwrite: bool = False) -> tuple[Added, list[Skipped]]:
     """Describe images and add them, confirmed in parts: what was confirmed stays whatever happens.
 
     Raises:
@@ -37,11 +35,7 @@ def not_yet_there(index: CopyIndex, paths: Sequence[Path], overwrite: bool) -> t
     chosen: dict[str, Path] = {}
     same = 0
     for path in paths:
-        twice = chosen.get(path.stem)
-        indexed = there[path.stem][1] if path.stem in there else None
-        if indexed is None and twice is None:
-            chosen[path.stem] = path
-            continue
+        twice, indexed = chosen.get(path.stem), there[path.stem][1] if path.stem in there else None
         try:
             if twice is not None and digest_of(twice).tobytes() != digest_of(path).tobytes():
                 raise conflict(path.stem, str(twice), str(path), indexed=False)
@@ -49,10 +43,9 @@ def not_yet_there(index: CopyIndex, paths: Sequence[Path], overwrite: bool) -> t
                 same += 1
                 continue
         except OSError:
-            pass    # told as unreadable later
-        else:
-            if indexed is not None and not overwrite:
-                raise conflict(path.stem, indexed.path, str(path), indexed=True)
+            indexed = None      # told as unreadable later
+        if indexed is not None and not overwrite:
+            raise conflict(path.stem, indexed.path, str(path), indexed=True)
         chosen[path.stem] = path
     return list(chosen.values()), same
 

@@ -12,9 +12,8 @@ from ascl.index import Metric
 from ascl.index.store import CopyIndex
 
 
-def create_index(
-    folder: str | os.PathLike, choice: DescriberChoice, describer: ImageDescriber, **options: Any
-) -> CopyIndex:
+def create_index(folder: str | os.PathLike, choice: DescriberChoice, describer: ImageDescriber,
+                 **options: Any) -> CopyIndex:
     """Make an index bound to the model; `options` as `CopyIndex.create`."""
     model = {"name": describer.model, "settings": describer.settings, "choice": asdict(choice.with_whole_paths()),
              "orders_norms": describer.orders_norms}
@@ -28,10 +27,7 @@ def recorded_choice(index: CopyIndex) -> DescriberChoice:
 
 
 def describer_of(index: CopyIndex, choice: DescriberChoice | None = None, device: str = "cpu") -> ImageDescriber:
-    """Open the model that the index was made with.
-
-    Args:
-        choice: where it is now; None = where it was.
+    """Open the model that the index was made with, by `choice` where it is elsewhere now.
 
     Raises:
         DataError: it cannot be opened, or it is another model, or prepares images otherwise (named).
