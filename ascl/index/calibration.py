@@ -61,11 +61,7 @@ class Nearest:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A threshold and what it rests on; stored with the index.
-
-    Attributes:
-        nearest: of the background images that counted, those with the highest scores, best first: to be looked at.
-    """
+    """A threshold and what it rests on; stored with the index."""
 
     threshold: float  # a match is a copy if its score is at least this
     wanted: float  # the rate of false positives that was asked for
@@ -74,7 +70,7 @@ class Calibration:
     images: int  # in the index when it was searched
     added: int  # rows that had ever been added to it by then
     left_out: dict[str, int]  # background images that did not count, by reason
-    nearest: tuple[Nearest, ...]
+    nearest: tuple[Nearest, ...]  # background images with the highest scores, best first: to be looked at
     score_norm: ScoreNorm | None  # None = scores as they are
     warnings: tuple[str, ...]  # what a user should know of it
 

@@ -37,16 +37,10 @@ TABLES = {
 
 @dataclass(frozen=True)
 class State:
-    """The confirmed state.
-
-    Attributes:
-        metric: `ip`, unit rows of float32 compared by inner product; `hamming`, bits in uint8 compared by how many
-            agree.
-        compressed: how the compressed index was built, its `file` and the `rows` that it covers, from row 0.
-    """
+    """The confirmed state."""
 
     model: dict[str, Any]  # what made the vectors, fit for JSON, with a `name`
-    metric: Metric
+    metric: Metric  # `ip`: unit rows of float32, by inner product; `hamming`: bits in uint8, by how many agree
     dimension: int  # floats, or bytes, of a row
     exact_up_to: int  # images up to which the search is exact
     change: int = 0  # number of this state
@@ -54,7 +48,7 @@ class State:
     added: int = 0  # rows ever added
     rows: int = 0  # of the file of the vectors, removed ones too
     removed: int = 0  # of them
-    compressed: dict[str, Any] | None = None
+    compressed: dict[str, Any] | None = None  # how it was built, its `file`, and the `rows` it covers, from row 0
     calibration: dict[str, Any] | None = None  # see `ascl.index.calibration`
 
     @property
@@ -67,17 +61,13 @@ class State:
 
 
 class Record(NamedTuple):
-    """What is known of an image beside its vector.
-
-    path: where it came from, for messages and answers. sha256, size: of the file; size in bytes, -1 = not known.
-    norm: NaN where the method has none.
-    """
+    """What is known of an image beside its vector."""
 
     id: str
-    path: str
-    sha256: bytes
-    size: int
-    norm: float
+    path: str  # where it came from, for messages and answers
+    sha256: bytes  # of the file
+    size: int  # of the file in bytes, -1 = not known
+    norm: float  # NaN where the method has none
 
 
 class Database:
@@ -130,8 +120,7 @@ class Database:
     def change(self) -> Iterator[None]:
         """Be the only one who changes the index, from its latest state; an error undoes everything.
 
-        Raises:
-            DataError: another process did not finish in `lock_seconds`.
+        DataError: another process did not finish in `lock_seconds`.
         """
         self._end()
         self.run("BEGIN IMMEDIATE")

@@ -150,9 +150,6 @@ def _best(rows: Rows, queries: np.ndarray, found: np.ndarray, keep: int) -> tupl
     return positions, scores
 
 
-# --- compressed ------------------------------------------------------------------------------------------------------
-
-
 def build_compressed(rows: Rows) -> tuple[Any, dict[str, Any]]:
     """Build a compressed index over every row; returns it, and how it was built.
 
@@ -223,9 +220,6 @@ def open_compressed(path: Path, about: dict[str, Any]) -> Any:
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
     raise DataError(f"{path}: the compressed index is missing or damaged ({reason}); `compact` builds it again")
-
-
-# --- bits ------------------------------------------------------------------------------------------------------------
 
 
 def count_bits(words: np.ndarray) -> np.ndarray:

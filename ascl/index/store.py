@@ -79,23 +79,17 @@ class CopyIndex:
     """An index in a folder, in the state at which it was opened, or to which `reload` or the last change moved it.
 
     A process that keeps one open for long should `reload` it now and then: until then SQLite's log cannot be shortened.
-
-    Attributes:
-        state: the confirmed state. rows: its vectors, and which of them were removed.
-        fault: what is wrong with the compressed index, None = nothing.
     """
 
-    state: State
-    rows: index_search.Rows
+    state: State  # the confirmed one
+    rows: index_search.Rows  # its vectors, and which of them were removed
+    fault: str | None  # what is wrong with the compressed index, None = nothing
 
     def __init__(self, folder: str | os.PathLike, *, lock_seconds: float = LOCK_SECONDS) -> None:
         """Open the index that `create` made; one of version 1 is converted first.
 
-        Args:
-            lock_seconds: how long a change waits for that of another process.
-
-        Raises:
-            DataError: no index, half of one, a damaged one, or one of a newer version.
+        `lock_seconds`: how long a change waits for that of another process. DataError: no index, half of one, a damaged
+        one, or one of a newer version.
         """
         self.folder = Path(folder)
         if not is_index(self.folder):
@@ -106,7 +100,7 @@ class CopyIndex:
         old = not (self.folder / DATABASE).exists()
         if old:
             version1.convert(self.folder, lock_seconds)
-        self.fault: str | None = None
+        self.fault = None
         self._compressed: Any = None
         self._opened: State | None = None
         self._database = Database(self.folder / DATABASE, lock_seconds)
@@ -120,12 +114,8 @@ class CopyIndex:
                exact_up_to: int = EXACT_UP_TO, lock_seconds: float = LOCK_SECONDS) -> CopyIndex:
         """Make an empty index in a new or empty folder, or in the place of an index to which nothing was ever added.
 
-        Args:
-            model: what makes the vectors, fit for JSON, with a `name`.
-            metric, dimension, exact_up_to: see `State`.
-
-        Raises:
-            DataError: the folder holds something already, an index with images too.
+        `model`, `metric`, `dimension`, `exact_up_to`: see `State`. DataError: the folder holds something already, an
+        index with images too.
         """
         folder = Path(folder)
         if metric not in VECTOR_TYPES:
@@ -169,8 +159,7 @@ class CopyIndex:
     def reload(self) -> None:
         """Move on to what other processes have confirmed meanwhile.
 
-        Raises:
-            DataError: one of them made the index anew, of another model; or a file is missing or damaged (named).
+        DataError: one of them made the index anew, of another model; or a file is missing or damaged (named).
         """
         before = -1
         while True:
@@ -188,8 +177,6 @@ class CopyIndex:
         compressed = [self.state.compressed["file"]] if self.state.compressed else []
         names = [DATABASE, f"{DATABASE}-wal", vectors_file(self.state), *compressed]
         return [path for path in map(self.folder.joinpath, names) if path.exists()]
-
-    # --- what it holds -----------------------------------------------------------------------------------------------
 
     def records(self, positions: Iterable[int]) -> dict[int, Record]:
         """Return the record of the image at each position; positions of removed images have none."""
@@ -225,14 +212,11 @@ class CopyIndex:
             if checksum_of(self.rows.vectors[first : first + rows]) != checksum
         ]
 
-    # --- changes -----------------------------------------------------------------------------------------------------
-
     def add(self, images: Images, *, overwrite: bool = False) -> Added:
         """Add images, all or none; those whose file is there already under their id are passed over.
 
-        Raises:
-            DataError: an id that is there (unless `overwrite`), or twice in `images`, with another file; vectors that
-                are of another dimension or type, not finite, or zero.
+        DataError: an id that is there (unless `overwrite`), or twice in `images`, with another file; vectors that are
+        of another dimension or type, not finite, or zero.
         """
         self._check(images)
         with self._change():
@@ -249,8 +233,7 @@ class CopyIndex:
     def remove(self, ids: Sequence[str]) -> int:
         """Remove images, all or none, and return how many; their rows are given back by `compact`.
 
-        Raises:
-            DataError: ids that are not there (named).
+        DataError: ids that are not there (named).
         """
         ids = list(dict.fromkeys(ids))
         with self._change():
@@ -267,8 +250,7 @@ class CopyIndex:
     def compact(self) -> int:
         """Give the rows of removed images back, return how many, and build the compressed index where one is due.
 
-        Raises:
-            DataError: a damaged batch, which would look whole once it is written again; nothing was changed.
+        DataError: a damaged batch, which would look whole once it is written again; nothing was changed.
         """
         with self._change():
             gone = self.state.removed
@@ -330,8 +312,6 @@ class CopyIndex:
             self._database.save(self.state.after(compressed={**about, "file": name}))
         return True
 
-    # --- search ------------------------------------------------------------------------------------------------------
-
     def search(self, vectors: np.ndarray, k: int, *, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Return the k best images of each query: see `index_search.search`.
 
@@ -354,8 +334,6 @@ class CopyIndex:
         about = self.state.compressed or {}
         rest = self.state.rows - about["rows"]
         return f"compressed, {about['factory']}, {about['probes']} lists" + (f"; {rest} new rows exactly" * bool(rest))
-
-    # --- inside ------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _change(self) -> Iterator[None]:

@@ -44,23 +44,17 @@ class ImageDescriber(Protocol):
 
 @dataclass(frozen=True)
 class DescriberChoice:
-    """What describes images, and how it is opened.
-
-    Attributes:
-        weights, same_padding, pool: of a backbone.
-        input_size, resize: how images become squares; None = the run's own, 288 and squash for others.
-        ordered_norms: of a backbone or a TorchScript file that was trained with a norm-ratio loss; a run knows it.
-    """
+    """What describes images, and how it is opened."""
 
     kind: Kind  # a run of copy-detection training, a TorchScript file, a backbone with GeM, or the perceptual hash
     source: str = ""  # path of the run or file, or the backbone's name
-    weights: str = "default"
+    weights: str = "default"  # of a backbone, as the next two
     same_padding: bool = False
     pool: Pool = "gem"
     normalize: Normalize = "imagenet"  # of a backbone or a TorchScript file
-    input_size: int | None = None
-    resize: Resize | None = None
-    ordered_norms: bool = False
+    input_size: int | None = None  # pixels of a side; None = the run's own, 288 for others
+    resize: Resize | None = None  # how images become squares; None = the run's own, squash for others
+    ordered_norms: bool = False  # of a backbone or a file that was trained with a norm-ratio loss; a run knows it
 
     def __post_init__(self) -> None:
         if self.kind not in FIELDS_OF:
@@ -112,8 +106,7 @@ class DescriberChoice:
 def make_describer(choice: DescriberChoice, device: str = "cpu", precision: Precision = "float32") -> ImageDescriber:
     """Open what was chosen, at the `precision` of a network; the perceptual hash has none.
 
-    Raises:
-        DataError: no such run, file or backbone, or imagehash is not installed.
+    DataError: no such run, file or backbone, or imagehash is not installed.
     """
     if choice.kind == "phash":
         from ascl.image_copy.descriptors.perceptual_hash import PerceptualHasher

@@ -25,7 +25,6 @@ from ascl.images.pooling import Pool, PooledBackbone
 from ascl.images.read import SquarePixels
 
 STUDENT = "student."  # where a training run keeps its descriptor
-LEAKY_SLOPE = 0.2  # of ASL's projector
 
 NormOf = Literal["projector", "feature", "embedding"]
 Resize = Literal["squash", "crop"]
@@ -33,15 +32,9 @@ Resize = Literal["squash", "crop"]
 
 @dataclass(frozen=True)
 class DescriptorSettings:
-    """What a descriptor is; saved with it.
+    """What a descriptor is; saved with it."""
 
-    Attributes:
-        backbone, weights, same_padding, normalize, last_stride, pool: see `PooledBackbone`.
-        projector_hidden, projector_dim: sizes of ASL's projector on the feature; projector_dim None = without. With a
-            projector and no `dim` the projector's output is the descriptor, with neither the feature is.
-    """
-
-    backbone: str = "efficientnet_b0"
+    backbone: str = "efficientnet_b0"  # this and the next five: see `PooledBackbone`
     weights: str = "default"
     same_padding: bool = False
     normalize: Normalize = "imagenet"
@@ -49,8 +42,8 @@ class DescriptorSettings:
     pool: Pool = "gem"
     feature_dim: int | None = 512  # of the linear layer after GeM, None = GeM's vector is the feature
     dim: int | None = 64  # of the linear layer after the feature, whose output is the descriptor; None = without
-    projector_hidden: int = 4096
-    projector_dim: int | None = None
+    projector_hidden: int = 4096  # of ASL's projector on the feature
+    projector_dim: int | None = None  # of its output, None = without; the descriptor where there is no `dim`
     norm_of: NormOf = "embedding"  # the vector whose norm is the content norm
     freeze_batch_norm: bool = False  # the backbone's batch norm keeps the statistics it came with while it is trained
     input_size: int = 288  # side in pixels of the square that an image is described at
@@ -79,7 +72,7 @@ class Projector(nn.Sequential):
     def __init__(self, features: int, hidden: int, dim: int) -> None:
         last = nn.BatchNorm1d(dim)
         last.bias.requires_grad_(False)
-        super().__init__(nn.Linear(features, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU(LEAKY_SLOPE),
+        super().__init__(nn.Linear(features, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU(0.2),
                          nn.Linear(hidden, dim), last)
 
 
@@ -211,8 +204,7 @@ class SavedDescriptor(NamedTuple):
 def read_descriptor(run: str | Path) -> SavedDescriptor:
     """Read the descriptor of a training run of copy detection.
 
-    Raises:
-        DataError: no checkpoint, a damaged one, or one that holds no descriptor.
+    DataError: no checkpoint, a damaged one, or one that holds no descriptor.
     """
     path = checkpoint.find(run)
     state = checkpoint.load(path)

@@ -24,7 +24,6 @@ from ascl.image_copy.descriptors.files import read_descriptors
 from ascl.images.backbones import Normalize, Precision, normalize_pixels
 from ascl.images.pooling import Pool, PooledBackbone
 
-CACHED = (".h5", ".hdf5")
 PROBE = 224  # pixels of the image by which a TorchScript file's dimension is found
 
 
@@ -49,12 +48,10 @@ class Teacher(nn.Module, ABC):
 
 
 class NetworkTeacher(Teacher):
-    """A network that looks at the pixels.
+    """A network that looks at the pixels: pixels of 0..255 -> (B, dim).
 
-    Args:
-        network: pixels of 0..255 -> (B, dim).
-        image_size: side in pixels that images are scaled to for it; None = as they come.
-        norms: whether the norms of its vectors say something; not where it normalises them itself.
+    `image_size`: side in pixels that images are scaled to for it, None = as they come. `norms`: whether the norms of
+    its vectors say something; not where it normalises them itself.
     """
 
     def __init__(self, network: nn.Module, *, dim: int, model: str, about: dict[str, Any],
@@ -132,7 +129,7 @@ def load_teacher(source: str, *, items: Sequence[str] = (), weights: str = "defa
         DataError: none of these, or one that cannot be read.
     """
     path = Path(source)
-    if path.suffix.lower() in CACHED:
+    if path.suffix.lower() in (".h5", ".hdf5"):
         if not path.is_file():
             raise DataError(f"{path}: no such file of descriptors")
         return CachedTeacher(path, items)
@@ -166,10 +163,9 @@ def load_torchscript(path: Path, *, normalize: Normalize, image_size: int | None
         raise DataError(f"{path}: no such file")
     try:
         script = torch.jit.load(str(path), map_location="cpu").eval()
+        side = image_size or PROBE
         with torch.no_grad():
-            side = image_size or PROBE
-            probe = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-            output = script(probe)
+            output = script(torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)))
     except Exception as error:  # whatever the script raises
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"{path}: not a TorchScript network of images: {first_line}") from error
@@ -188,8 +184,7 @@ def load_backbone(backbone: str, weights: str, *, same_padding: bool = False, no
     network = PooledBackbone(backbone, weights, same_padding=same_padding, normalize=normalize, pool=pool)
     about = {"kind": "backbone", "backbone": backbone, **network.origin, "same_padding": same_padding,
              "normalize": normalize, "pool": pool}
-    padding = "-same" if same_padding else ""
-    model = f"{backbone}{padding}-{normalize}-{pool} sha256:{network.origin['weights_sha256']}"
+    model = f"{backbone}{'-same' * same_padding}-{normalize}-{pool} sha256:{network.origin['weights_sha256']}"
     return NetworkTeacher(network, dim=network.dim, model=model, about=about, image_size=image_size)
 
 
@@ -198,9 +193,7 @@ def teacher_describer(teacher: Teacher, *, input_size: int, resize: Resize, devi
     """Put a frozen network to work on images.
 
     `orders_norms`: of a network that was trained elsewhere with a norm-ratio loss, which its file does not say.
-
-    Raises:
-        DataError: cached descriptors, which describe no other images; ordered norms of a network without norms.
+    DataError: cached descriptors, which describe no other images; ordered norms of a network without norms.
     """
     if not isinstance(teacher, NetworkTeacher):
         raise DataError(f"{teacher.model} cannot describe images: it is a file of descriptors")

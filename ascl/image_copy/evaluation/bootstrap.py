@@ -14,15 +14,10 @@ from ascl.image_copy.evaluation.metrics import PRECISION, ranks_of_pairs
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Intervals over `samples` draws of the queries.
-
-    Attributes:
-        muap, recall_at_p90, recall_rank1: percentile intervals; a sample that never reaches P90 counts as recall 0
-            there. None where no draw had a true pair.
-    """
+    """Percentile intervals over `samples` draws of the queries; None where no draw had a true pair."""
 
     muap: Interval | None
-    recall_at_p90: Interval | None
+    recall_at_p90: Interval | None  # a sample that never reaches P90 counts as recall 0
     recall_rank1: Interval | None
     samples: int  # draws that had a true pair (a draw without any has no metric)
     confidence: float  # of the intervals, 0.95 for example

@@ -8,7 +8,7 @@ import numpy as np
 
 from ascl.image_copy.evaluation.files import QueryEdit
 from ascl.image_copy.evaluation.judged import JudgedPairs
-from ascl.image_copy.evaluation.metrics import metrics_of, ranks_of_pairs
+from ascl.image_copy.evaluation.metrics import metrics_of
 
 GROUPINGS = {"role": ("role",), "kind": ("kind",), "strength": ("strength",), "kind_strength": ("kind", "strength")}
 STRENGTHS = ("mild", "medium", "hard")  # as the generated benchmark names them
@@ -48,18 +48,18 @@ def group_metrics(judged: JudgedPairs, chosen: np.ndarray, threshold: float | No
     """Return the row of the queries where `chosen` (Q,) is True; `members` are their edits, the rest as above."""
     group = judged.of_queries(chosen)
     pairs = len(group.gt_query)
+    measured = metrics_of(group) if pairs else None
     top = slice(0, len(judged.gt_query))
     of_group, correct = chosen[judged.query[top]], judged.correct[top]
     scales = [edit.content_scale for edit in members if edit.content_scale is not None]
     row: dict[str, Any] = {
         "queries": len(members), "pairs": pairs, "content_scale": float(np.mean(scales)) if scales else None,
         "top_true": int((correct & of_group).sum()), "top_false": int((~correct & of_group).sum()),
-        "muap": metrics_of(group).muap if pairs else None,
-        "recall_rank1": float(np.mean(ranks_of_pairs(group) == 0)) if pairs else None, "recall_at_p90": None,
+        "muap": measured and measured.muap, "recall_rank1": measured and measured.recall_rank1,
+        "recall_at_p90": (int((group.correct & (group.score >= threshold)).sum()) / pairs
+                          if pairs and threshold is not None else None),
     }
     if keep is not None:
         kept = of_group & keep[judged.order[top]]
         row |= {"filtered_true": int((correct & kept).sum()), "filtered_false": int((~correct & kept).sum())}
-    if pairs and threshold is not None:
-        row["recall_at_p90"] = int((group.correct & (group.score >= threshold)).sum()) / pairs
     return row

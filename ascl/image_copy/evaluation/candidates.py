@@ -17,25 +17,18 @@ from ascl.index.exact import capped_search, nearest_references
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Scored pairs by id, and where they come from.
+    """Scored pairs by id, and where they come from."""
 
-    Attributes:
-        query, reference: (N,) ids.
-        queries: ids of all queries that were searched or, from a file, that occur; with those of the ground truth they
-            are the population.
-        references: ids of the references that were searched, None where only predictions are known.
-        compared: queries and references with the vectors that were compared, whitened or less their negatives; None
-            where only predictions are known, or where a normalization added a dimension.
-    """
-
-    query: np.ndarray
-    reference: np.ndarray
+    query: np.ndarray  # (N,) ids
+    reference: np.ndarray  # (N,) ids
     score: np.ndarray  # (N,) float64
-    queries: Sequence[str]
+    queries: Sequence[str]  # searched or, from a file, occurring; with those of the ground truth the population
     about: dict[str, Any]  # lines of the protocol: rule, metric, codec, normalization, inputs
     counts: dict[str, int]  # figures of the report: queries, references, background
     warnings: list[str] = field(default_factory=list)  # what a reader has to know
-    references: Sequence[str] | None = None
+    references: Sequence[str] | None = None  # ids that were searched, None where only predictions are known
+    # queries and references with the vectors that were compared, whitened or less their negatives; None where only
+    # predictions are known, or where a normalization added a dimension
     compared: tuple[Descriptors, Descriptors] | None = None
 
 
@@ -43,8 +36,7 @@ def find_candidates(queries: Descriptors, references: Descriptors, background: D
                     protocol: Protocol) -> Candidates:
     """Search queries among references as `protocol` says.
 
-    Raises:
-        DataError: descriptors of different models or dimensions, or a normalization or whitening without background.
+    DataError: descriptors of different models or dimensions, or a normalization or whitening without background.
     """
     check_comparable([queries, references] + ([background] if background else []))
     counts = {"queries": len(queries.names), "references": len(references.names), "dimension": queries.vectors.shape[1]}

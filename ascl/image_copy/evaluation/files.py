@@ -27,37 +27,28 @@ PAIR_HEADERS = (["query_id", "reference_id"], ["query_image_id", "db_image_id"])
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """Who copied whom.
+    """Who copied whom."""
 
-    Attributes:
-        queries: every query, in the order of the file, each once; those without a pair are distractors.
-        pair_query, pair_reference: the true pairs.
-    """
-
-    queries: list[str]
-    pair_query: list[str]
+    queries: list[str]  # every query, in the order of the file, each once; those without a pair are distractors
+    pair_query: list[str]  # the true pairs, with `pair_reference`
     pair_reference: list[str]
 
 
 @dataclass(frozen=True)
 class QueryEdit:
-    """How a query was made: `kind` of edit, `strength` as the maker named it, share of the original still seen.
+    """How a query was made."""
 
-    `role` is what it is there for (a copy, a distractor, a hard negative); empty where the file does not say.
-    """
-
-    kind: str
-    strength: str
-    content_scale: float | None
-    role: str = ""
+    kind: str  # of edit
+    strength: str  # as the maker named it
+    content_scale: float | None  # share of the original still seen
+    role: str = ""  # a copy, a distractor, a hard negative; empty where the file does not say
 
 
 def read_ground_truth(path: str | os.PathLike) -> GroundTruth:
     """Read rows `query_id,reference_id`; a blank reference is a distractor, several rows are several references.
 
-    Raises:
-        DataError: no such file, a row of other than two columns or without a query, a pair or a distractor listed
-            twice, a query listed both with and without a reference, no row, no pair (row named).
+    DataError: no such file, a row of other than two columns or without a query, a pair or a distractor listed twice, a
+    query listed both with and without a reference, no row, no pair (row named).
     """
     rows: dict[tuple[str, str], int] = {}
     has_reference: dict[str, bool] = {}
@@ -87,8 +78,7 @@ def write_ground_truth(path: str | os.PathLike, truth: GroundTruth) -> None:
 def read_predictions(path: str | os.PathLike) -> tuple[list[str], list[str], np.ndarray]:
     """Read rows `query_id,reference_id,score` as query ids, reference ids, scores (N,) float64.
 
-    Raises:
-        DataError: no such file, a row of other than three columns, an empty id, a score that is no number (row named).
+    DataError: no such file, a row of other than three columns, an empty id, a score that is no number (row named).
     """
     queries, references, scores = [], [], []
     for row, (query, reference, score) in _rows(path, 3, "query_id,reference_id,score"):
@@ -119,8 +109,7 @@ def write_predictions(path: str | os.PathLike, query: Iterable[str], reference: 
 def read_edits(path: str | os.PathLike) -> dict[str, QueryEdit]:
     """Read columns `query_id,kind[,strength,content_scale,role]` with a header, others passed over, by query.
 
-    Raises:
-        DataError: no such file, no such column, a query twice, a content scale that is no number in [0, 1] (row named).
+    DataError: no such file, no such column, a query twice, a content scale that is no number in [0, 1] (row named).
     """
     reader = csv.DictReader(io.StringIO(_text(path), newline=""))
     missing = {"query_id", "kind"} - set(reader.fieldnames or [])

@@ -17,13 +17,9 @@ Ids = np.ndarray | Sequence[int] | Sequence[str]
 
 @dataclass(frozen=True, eq=False)
 class JudgedPairs:
-    """Predictions in the order in which they are counted: score descending, false before true.
+    """Predictions in the order in which they are counted: score descending, false before true."""
 
-    Attributes:
-        query_ids: (Q,) every query that the predictions or the ground truth name; `query` and `gt_query` index it.
-    """
-
-    query_ids: np.ndarray
+    query_ids: np.ndarray  # (Q,) every query that predictions or ground truth name; `query` and `gt_query` index it
     order: np.ndarray  # (N,) int64 row of the input that each entry is
     query: np.ndarray  # (N,) int64 code of its query
     score: np.ndarray  # (N,) float64

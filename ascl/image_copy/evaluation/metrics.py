@@ -15,44 +15,34 @@ from ascl.core.errors import DataError
 from ascl.image_copy.evaluation.judged import Ids, JudgedPairs, judge
 
 PRECISION = 0.9  # of "recall at precision 90"
+
+
 @dataclass(frozen=True, eq=False)
 class CopyMetrics:
-    """What `micro_average_precision` returns; fractions in [0, 1].
-
-    Attributes:
-        recall_rank1: share of the ground-truth pairs that come first among their query's predictions (a tie is lost).
-        precisions, recalls, thresholds: (predictions,) the curve, by falling score.
-    """
+    """What `micro_average_precision` returns; fractions in [0, 1]."""
 
     muap: float  # micro average precision
     recall_at_p90: float | None  # largest recall at a precision of at least 0.9; None where none is reached
     threshold_at_p90: float | None  # the score at the first place that has this recall; None as above
-    recall_rank1: float
+    recall_rank1: float  # share of the true pairs that come first among their query's predictions (a tie is lost)
     recall_rank10: float  # as recall_rank1, among the first ten
     ground_truth_pairs: int  # the denominator of every recall, pairs that nobody predicted included
     predictions: int  # rows that were counted
-    precisions: np.ndarray
+    precisions: np.ndarray  # (predictions,) the curve, by falling score, as are recalls and thresholds
     recalls: np.ndarray
     thresholds: np.ndarray
 
 
 @dataclass(frozen=True)
 class RankedPairs:
-    """The first |GT| pairs, once some of them were rejected.
+    """The first |GT| pairs, once some of them were rejected."""
 
-    Attributes:
-        taken: pairs taken by score; |GT|, fewer where fewer were predicted.
-        true_positives, false_positives: of those that were kept.
-        rejected_true, rejected_false: of those that the filter removed.
-        threshold: score of the last pair taken; None where none was.
-    """
-
-    taken: int
-    true_positives: int
+    taken: int  # by score; |GT|, fewer where fewer were predicted
+    true_positives: int  # of those that were kept
     false_positives: int
-    rejected_true: int
+    rejected_true: int  # of those that the filter removed
     rejected_false: int
-    threshold: float | None
+    threshold: float | None  # score of the last pair taken; None where none was
 
     @property
     def precision(self) -> float | None:
@@ -72,9 +62,6 @@ def micro_average_precision(query: Ids, reference: Ids, score: np.ndarray | Sequ
         query, reference: (N,) ids of the predicted pairs, integers or text.
         score: (N,) higher = more alike, on any scale.
         gt_query, gt_reference: (G,) ids of the true pairs, of the same type as the predictions'.
-
-    Returns:
-        CopyMetrics.
 
     Raises:
         DataError: as `judge`.
@@ -114,11 +101,8 @@ def ranks_of_pairs(judged: JudgedPairs) -> np.ndarray:
     """
     ranks = np.full(len(judged.gt_query), -1, dtype=np.int64)
     found = judged.gt_position >= 0
-    if not found.any():
-        return ranks
-    fell = np.concatenate([[0], judged.score[1:] < judged.score[:-1]])
-    level = np.cumsum(fell)  # 0 for the highest score, the same for equal scores
-    width = int(level[-1]) + 1
+    level = np.cumsum(np.append(0, judged.score[1:] < judged.score[:-1]))  # 0 for the highest, the same for equal ones
+    width = len(level)
     keys = np.sort(judged.query * width + level)
     first_of_query = judged.gt_query[found] * width
     at_least = np.searchsorted(keys, first_of_query + level[judged.gt_position[found]], side="right")

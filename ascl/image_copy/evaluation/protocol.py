@@ -48,14 +48,10 @@ ISC_WINNER = NegativeSubtraction(beta=0.35, neighbours=10, iterations=1)
 
 @dataclass(frozen=True)
 class Protocol:
-    """How candidates are found among descriptors.
+    """How candidates are found among descriptors."""
 
-    Attributes:
-        candidates: the rule: "global", the `limit` best pairs over all queries, or "per query", the `limit` best each.
-    """
-
-    candidates: Literal["global", "per query"] = "global"
-    limit: int = DISC_CANDIDATES  # of the rule
+    candidates: Literal["global", "per query"] = "global"  # the best pairs over all queries, or the best of each
+    limit: int = DISC_CANDIDATES  # how many best ones
     normalization: BackgroundScore | NegativeSubtraction | None = None  # with the background, or None
     whiten: int | None = None  # dimensions to which the background's principal components whiten, or None
     device: str = "cpu"  # where blocks are scored, "cpu" or "cuda"

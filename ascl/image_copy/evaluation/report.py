@@ -13,15 +13,12 @@ METRICS = {"muap": "muAP", "recall_at_p90": "Recall at P90", "threshold_at_p90":
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured and how.
-
-    Attributes:
-        sections: `metrics`, `top_pairs`, and where asked for `metrics_norm_filter`, `top_pairs_norm_filter`,
-            `norm_ratio_curve`, `intervals`, `breakdown`, `copydays`. Fractions in [0, 1].
-    """
+    """What was measured and how."""
 
     protocol: dict[str, Any]  # what decides the numbers, label -> value
     counts: dict[str, int]  # sizes of everything, and of what is missing or overlaps
+    # `metrics`, `top_pairs`, and where asked for `metrics_norm_filter`, `top_pairs_norm_filter`, `norm_ratio_curve`,
+    # `intervals`, `breakdown`, `copydays`; fractions in [0, 1]
     sections: dict[str, Any]
     warnings: list[str]  # what a reader has to know
 

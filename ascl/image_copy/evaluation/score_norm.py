@@ -141,8 +141,7 @@ def fit_whitening(background: np.ndarray, dimension: int) -> Whitening:
         dimension: 1 to D, and no more than the background spans: a component without variance cannot be divided by it.
 
     Raises:
-        DataError: FAISS is not installed, or dimension out of that range (the message says how many components there
-            are).
+        DataError: FAISS is not installed, or dimension out of that range (the message says which).
     """
     faiss = import_faiss()
     if faiss is None:

@@ -28,12 +28,10 @@ def calibrate_index(index: CopyIndex, describer: ImageDescriber, paths: Sequence
 
     Background images that are in the index (the same file, or the same descriptor bit for bit), those that come twice,
     and, among the highest scores, those that a perceptual hash takes for the image they match, saved again, are left
-    out and counted. A crop of an indexed image looks different to a hash: the result names the background images of
-    the highest scores, to be looked at. Without imagehash a warning says that none saved again was looked for.
-
-    Raises:
-        DataError: an empty index, a rate or confidence out of range, no background image left, too few of them for the
-            score normalisation, score normalisation of hashes, or as `described_images`.
+    out and counted. A crop of an indexed image looks different to a hash: the result names the background images of the
+    highest scores, to be looked at. Without imagehash a warning says that none saved again was looked for. DataError:
+    an empty index, a rate or confidence out of range, no background image left, too few of them for the score
+    normalisation, score normalisation of hashes, or as `described_images`.
     """
     index.reload()
     if not len(index):

@@ -42,8 +42,7 @@ def described_images(describer: ImageDescriber, paths: Sequence[Path], options: 
                      skipped: list[Skipped]) -> Iterator[Images]:
     """Describe images, `options.together` at a time, in their order; those that cannot be used go to `skipped`.
 
-    Raises:
-        DataError: an image that cannot be used and is not to be skipped, a descriptor that is not finite.
+    DataError: an image that cannot be used and is not to be skipped, a descriptor that is not finite.
     """
     decoder = Decoder(paths, range(len(paths)), describer.prepare, options.workers)
     for first in range(0, len(paths), options.together):

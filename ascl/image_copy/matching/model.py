@@ -29,8 +29,7 @@ def recorded_choice(index: CopyIndex) -> DescriberChoice:
 def describer_of(index: CopyIndex, choice: DescriberChoice | None = None, device: str = "cpu") -> ImageDescriber:
     """Open the model that the index was made with, by `choice` where it is elsewhere now.
 
-    Raises:
-        DataError: it cannot be opened, or it is another model, or prepares images otherwise (named).
+    DataError: it cannot be opened, or it is another model, or prepares images otherwise (named).
     """
     try:
         describer = make_describer(choice or recorded_choice(index), device)
@@ -39,12 +38,6 @@ def describer_of(index: CopyIndex, choice: DescriberChoice | None = None, device
             raise
         raise DataError(f"{error}\n{index.folder} was made by {index.state.model['name']}; if that has moved, say "
                         "where it is, as when the index was made") from error
-    check_model(index, describer)
-    return describer
-
-
-def check_model(index: CopyIndex, describer: ImageDescriber) -> None:
-    """Refuse a model that the index was not made with."""
     recorded = index.state.model
     if describer.model != recorded["name"]:
         raise DataError(f"{index.folder} was made by {recorded['name']}, and not by {describer.model}: their "
@@ -54,3 +47,4 @@ def check_model(index: CopyIndex, describer: ImageDescriber) -> None:
                  if found.get(key) != wanted.get(key)]
     if differing:
         raise DataError(f"{index.folder} was made by {recorded['name']} with other settings: {'; '.join(differing)}")
+    return describer

@@ -27,19 +27,13 @@ DIRECTIONS = {Direction.A_COPIES_B: "query copies reference", Direction.B_COPIES
 
 @dataclass(frozen=True)
 class Match:
-    """An image of the index that resembles a query.
-
-    Attributes:
-        id, path: of the image, and where it came from.
-        direction: `query copies reference`, `reference copies query` or `unclear`; always the last of a model whose
-            norms were not trained to order.
-    """
+    """An image of the index that resembles a query."""
 
     id: str
-    path: str
+    path: str  # where it came from
     score: float  # inner product of the descriptors, or share of the hashes' bits that agree; 1 = the same
     normalised: float | None  # the score after normalisation by the background, None without
-    direction: str
+    direction: str  # one of `DIRECTIONS`; always `unclear` for a model whose norms were not trained to order
     norm_ratio: float | None  # query's norm over reference's, None where the model has none
     copy: bool | None  # the yes or no of the calibration, None without
     false_positives: Rate | None  # how often an unrelated query reaches such a score, None without a calibration
@@ -67,10 +61,8 @@ def query_images(index: CopyIndex, describer: ImageDescriber, paths: Sequence[Pa
                  margin: float = MARGIN, exact: bool = False) -> tuple[list[Answer], list[Skipped]]:
     """Return the best k matches of each image, and the images that could not be used.
 
-    `margin`: of the norms, see `ascl.asymmetry.direction`. `exact`: as `CopyIndex.search`.
-
-    Raises:
-        DataError: an empty index, k < 1, a negative margin, or as `described_images`.
+    `margin`: of the norms, see `ascl.asymmetry.direction`. `exact`: as `CopyIndex.search`. DataError: an empty index, k
+    < 1, a negative margin, or as `described_images`.
     """
     if not len(index):
         raise DataError(f"{index.folder} holds no image yet: add some first")
@@ -133,8 +125,7 @@ def calibration_of(index: CopyIndex) -> Calibration | None:
 def write_answers(path: str | os.PathLike, answers: Sequence[Answer]) -> int:
     """Write every match as a row of a predictions CSV, as the evaluation reads it; returns the number of rows.
 
-    Raises:
-        DataError: two queries of one id.
+    DataError: two queries of one id.
     """
     from ascl.image_copy.evaluation.files import write_predictions
 
