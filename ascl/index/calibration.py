@@ -100,10 +100,9 @@ def calibrated(scores: np.ndarray, rate: float, *, confidence: float, images: in
     Raises:
         DataError: rate or confidence out of range, no score, or one that is not a number.
     """
-    if not 0 < rate < 1:
-        raise DataError(f"a false-positive rate of {rate:g}: give one between 0 and 1, such as 1e-3")
-    if not 0 < confidence < 1:
-        raise DataError(f"a confidence of {confidence:g}: give one between 0 and 1, such as 0.95")
+    for what, share, example in (("false-positive rate", rate, "1e-3"), ("confidence", confidence, "0.95")):
+        if not 0 < share < 1:
+            raise DataError(f"a {what} of {share:g}: give one between 0 and 1, such as {example}")
     if not len(scores):
         raise DataError(f"no background image is left to calibrate with (left out: {listed(left_out)})")
     if np.isnan(scores).any():

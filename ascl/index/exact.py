@@ -226,6 +226,5 @@ def _squared_norms(vectors: np.ndarray, name: str, step: int) -> np.ndarray:
         squared[start : start + step] = np.einsum("nd,nd->n", block, block)
     wrong = np.flatnonzero(~np.isfinite(squared))
     if len(wrong):
-        raise DataError(f"{name} vector {wrong[0]} (from 0) is not finite, nor are {len(wrong) - 1} more; describe "
-                        "them again")
+        raise DataError(f"{name} vector {wrong[0]} (from 0) is not finite, nor are {len(wrong) - 1} more; replace them")
     return squared

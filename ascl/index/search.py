@@ -6,8 +6,9 @@ in float64 from the memory-mapped vectors, and only those scores count.
 
 The compressed index is IVF with 4-bit product quantisation of every two numbers (`IVFn,PQ{d/2}x4fs`): d / 4 bytes
 an image, a sixteenth of float32. 8-bit scalar and 8-bit product quantisation with the same lists missed as much after
-the new scoring, because the lists that are not looked into decide what is missed, and were 2 to 5 times slower (100,000
-clustered vectors of 64 and 256 numbers). How many lists are looked into is found from the recall on its own images.
+the new scoring, because the lists that are not looked into decide what is missed, and were 2 to 5 times slower, the
+latter also 60 times in training (100,000 clustered vectors of 64 and 256 numbers). How many lists are looked into is
+found when it is built, from the recall on its own images.
 """
 
 from __future__ import annotations

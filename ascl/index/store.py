@@ -48,6 +48,15 @@ class Images:
         return Record(self.ids[row], self.paths[row], self.digests[row].tobytes(), int(self.sizes[row]),
                       float(self.norms[row]))
 
+    def check_usable(self) -> None:
+        """Refuse a descriptor that no search can use; bits always can be."""
+        if self.vectors.dtype.kind == "f":
+            squared = np.einsum("nd,nd->n", self.vectors, self.vectors, dtype=np.float64)
+            wrong = np.flatnonzero(~(np.isfinite(squared) & (squared > 0)))
+            if len(wrong):
+                raise DataError(f"image {self.ids[wrong[0]]!r} ({self.paths[wrong[0]]}): its descriptor is not finite "
+                                f"or zero, and {len(wrong) - 1} more are; look at the weights and the normalisation")
+
 
 @dataclass(frozen=True)
 class Added:
@@ -218,7 +227,8 @@ class CopyIndex:
         DataError: an id that is there (unless `overwrite`), or twice in `images`, with another file; vectors that are
         of another dimension or type, not finite, or zero.
         """
-        self._check(images)
+        index_search.check_vectors(images.vectors, self.state.metric, self.state.dimension, "new images")
+        images.check_usable()
         with self._change():
             kept, replaced = self._new(images, overwrite)
             if kept:
@@ -380,16 +390,6 @@ class CopyIndex:
                     self.fault = str(error)
         self.state = self._opened = state
         self.rows = index_search.Rows(vectors, removed, state.metric)
-
-    def _check(self, images: Images) -> None:
-        index_search.check_vectors(images.vectors, self.state.metric, self.state.dimension, "new images")
-        if self.state.metric == "ip" and len(images.ids):
-            squared = np.einsum("nd,nd->n", images.vectors, images.vectors, dtype=np.float64)
-            wrong = np.flatnonzero(~(np.isfinite(squared) & (squared > 0)))
-            if len(wrong):
-                raise DataError(f"image {images.ids[wrong[0]]!r} ({images.paths[wrong[0]]}): its descriptor is not "
-                                "finite or zero; look at the weights and the normalisation. Nothing of this batch was "
-                                "added")
 
     def _new(self, images: Images, overwrite: bool) -> tuple[list[int], list[int]]:
         """Return the rows of `images` to add, and the positions of those whose place they take."""

@@ -108,8 +108,7 @@ def write_submission(path: str | os.PathLike, query: Descriptors, reference: Des
     check_comparable([query, reference])
     dimension = query.vectors.shape[1]
     if dimension > SUBMISSION_DIMENSIONS:
-        raise DataError(f"{dimension} dimensions; a submission may have at most {SUBMISSION_DIMENSIONS}: whiten to "
-                        "fewer")
+        raise DataError(f"{dimension} dimensions; a submission has at most {SUBMISSION_DIMENSIONS}: whiten to fewer")
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         for role, side in (("query", query), ("reference", reference)):
             names = _as_bytes(side.names)
@@ -134,13 +133,12 @@ def check_comparable(descriptors: Sequence[Descriptors]) -> None:
 
 
 def _check_once(parts: Sequence[Descriptors]) -> None:
-    source_of: dict[str, str] = {}
+    seen: dict[str, str] = {}
     for part in parts:
         for name in part.names:
-            if name in source_of:
-                raise DataError(f"{part.source}: image {name!r} is described twice (also in {source_of[name]}); keep "
-                                "one")
-            source_of[name] = part.source
+            if name in seen:
+                raise DataError(f"{part.source}: image {name!r} is described twice (also in {seen[name]}); keep one")
+            seen[name] = part.source
 
 
 def overlap(first: Descriptors, second: Descriptors) -> tuple[int, int]:

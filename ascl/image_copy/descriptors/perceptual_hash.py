@@ -23,8 +23,7 @@ def import_imagehash() -> Any:
     try:
         import imagehash
     except ImportError as error:
-        raise DataError("the perceptual hash needs imagehash: pip install 'ascl[copy]', or pip install imagehash") \
-            from error
+        raise DataError("the hash needs imagehash: pip install 'ascl[copy]', or pip install imagehash") from error
     return imagehash
 
 

@@ -59,7 +59,7 @@ def described_images(describer: ImageDescriber, paths: Sequence[Path], options: 
             made = Images([path.stem for path in used], list(map(str, used)), np.stack(list(map(digest_of, used))),
                           np.array([path.stat().st_size for path in used]), np.concatenate(vectors),
                           np.concatenate(norms))
-            check_finite(made)
+            made.check_usable()
             yield made
 
 
@@ -79,15 +79,6 @@ def _usable(decoder: Decoder, count: int, paths: Sequence[Path], options: ReadOp
         if not options.skip_unreadable:
             raise DataError(f"{path}: cannot be used ({reason}); repair or remove it, or skip unreadable images")
         skipped.append(Skipped(str(path), reason))
-
-
-def check_finite(images: Images) -> None:
-    """Refuse descriptors that no comparison can use."""
-    finite = np.isfinite(images.vectors).all(axis=1) & images.vectors.any(axis=1)
-    wrong = np.flatnonzero(~finite)
-    if images.vectors.dtype.kind == "f" and len(wrong):
-        raise DataError(f"{images.paths[wrong[0]]}: its descriptor is not finite or zero, and {len(wrong) - 1} "
-                        "more are; look at the model's weights and normalisation")
 
 
 def digest_of(path: Path) -> np.ndarray:
