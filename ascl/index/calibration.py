@@ -2,12 +2,11 @@
 
 A background image that scores above the threshold against the index is a false positive. The threshold is the lowest
 at which the expected share of such images is at most the wanted rate; its Clopper-Pearson interval says how well that
-share is known from so many images. The rate is one of queries, not of pairs, and belongs to the
-index that was searched: the more images an index has, the higher the best score of an unrelated query.
+share is known. The rate is one of queries, not of pairs, and belongs to the index that was searched: the more images an
+index has, the higher the best score of an unrelated query.
 
 A threshold just above the (a + 1)-th best of n background scores is reached by the next unrelated query with a
-probability of (a + 1) / (n + 1), since all n + 1 places are equally likely, and not a / n: that is what has to stay
-below the wanted rate.
+probability of (a + 1) / (n + 1), since all n + 1 places are equally likely, and not a / n.
 """
 
 from __future__ import annotations
@@ -62,30 +61,18 @@ class Nearest:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A threshold and what it rests on; stored with the index.
+    """A threshold and what it rests on; stored with the index."""
 
-    Attributes:
-        threshold: a match is a copy if its score is at least this.
-        wanted: the rate of false positives that was asked for.
-        achieved: the rate on the background.
-        confidence: of every interval.
-        images: in the index when it was searched. added: rows that had ever been added to it by then.
-        left_out: background images that did not count, by reason.
-        nearest: of the background images that counted, those with the highest scores, best first: to be looked at.
-        score_norm: None = scores as they are.
-        warnings: what a user should know of it.
-    """
-
-    threshold: float
-    wanted: float
-    achieved: Rate
-    confidence: float
-    images: int
-    added: int
-    left_out: dict[str, int]
-    nearest: tuple[Nearest, ...]
-    score_norm: ScoreNorm | None
-    warnings: tuple[str, ...]
+    threshold: float  # a match is a copy if its score is at least this
+    wanted: float  # the rate of false positives that was asked for
+    achieved: Rate  # the rate on the background
+    confidence: float  # of every interval
+    images: int  # in the index when it was searched
+    added: int  # rows that had ever been added to it by then
+    left_out: dict[str, int]  # background images that did not count, by reason
+    nearest: tuple[Nearest, ...]  # background images with the highest scores, best first: to be looked at
+    score_norm: ScoreNorm | None  # None = scores as they are
+    warnings: tuple[str, ...]  # what a user should know of it
 
     def to_dict(self) -> dict[str, Any]:
         """Fit for JSON."""
@@ -101,10 +88,8 @@ class Calibration:
         return cls(**own | {"warnings": tuple(own["warnings"])})
 
 
-def calibrated(
-    scores: np.ndarray, rate: float, *, confidence: float, images: int, added: int, left_out: dict[str, int],
-    score_norm: ScoreNorm | None, nearest: tuple[Nearest, ...] = (),
-) -> Calibration:
+def calibrated(scores: np.ndarray, rate: float, *, confidence: float, images: int, added: int, left_out: dict[str, int],
+               score_norm: ScoreNorm | None, nearest: tuple[Nearest, ...] = ()) -> Calibration:
     """Return the threshold for a wanted rate of false positives.
 
     Args:
@@ -115,10 +100,9 @@ def calibrated(
     Raises:
         DataError: rate or confidence out of range, no score, or one that is not a number.
     """
-    if not 0 < rate < 1:
-        raise DataError(f"a false-positive rate of {rate:g}: give one between 0 and 1, such as 1e-3")
-    if not 0 < confidence < 1:
-        raise DataError(f"a confidence of {confidence:g}: give one between 0 and 1, such as 0.95")
+    for what, share, example in (("false-positive rate", rate, "1e-3"), ("confidence", confidence, "0.95")):
+        if not 0 < share < 1:
+            raise DataError(f"a {what} of {share:g}: give one between 0 and 1, such as {example}")
     if not len(scores):
         raise DataError(f"no background image is left to calibrate with (left out: {listed(left_out)})")
     if np.isnan(scores).any():
@@ -129,22 +113,18 @@ def calibrated(
     warnings = []
     fewest = math.ceil(1 / rate - 1e-9) - 1
     if len(scores) < fewest:
-        warnings.append(
-            f"{len(scores):,} background images are too few to see a false-positive rate of {rate:g}: it takes at "
-            f"least {fewest:,}, and {enough_for(rate, confidence):,} to show that it is not exceeded. The threshold "
-            f"lies above the best of them, and the true rate may be up to {achieved.high:.2g}"
-        )
+        enough = math.ceil(math.log((1 - confidence) / 2) / math.log1p(-rate))  # brings the upper end to `rate`
+        warnings.append(f"{len(scores):,} background images are too few to see a false-positive rate of {rate:g}: it "
+                        f"takes at least {fewest:,}, and {enough:,} to show that it is not exceeded. The threshold "
+                        f"lies above the best of them, and the true rate may be up to {achieved.high:.2g}")
     elif achieved.high > rate:
-        warnings.append(
-            f"a rate of {rate:g} is what this threshold is expected to have; that it is not exceeded is not shown: by "
-            f"{len(scores):,} background images it may be up to {achieved.high:.2g}"
-        )
+        warnings.append(f"a rate of {rate:g} is what this threshold is expected to have; that it is not exceeded is "
+                        f"not shown: by {len(scores):,} background images it may be up to {achieved.high:.2g}")
     if score_norm is None and threshold > 1:
         warnings.append("no match can be called a copy at this rate: background images have the highest score there "
                         "is. Look whether they are in the index under other names, or allow a higher rate")
-    return Calibration(
-        threshold, rate, achieved, confidence, images, added, left_out, nearest, score_norm, tuple(warnings)
-    )
+    return Calibration(threshold, rate, achieved, confidence, images, added, left_out, nearest, score_norm,
+                       tuple(warnings))
 
 
 def lowest_threshold(scores: np.ndarray, rate: float) -> float:
@@ -161,22 +141,15 @@ def allowed_above(total: int, rate: float) -> int:
     return max(0, math.floor(rate * (total + 1) * (1 + 1e-12)) - 1)     # 0.1 * 30 is a little less than 3
 
 
-def enough_for(rate: float, confidence: float) -> int:
-    """Return how many background images without a false positive bring the interval's upper end down to `rate`."""
-    return math.ceil(math.log((1 - confidence) / 2) / math.log1p(-rate))
-
-
 def rate_of(count: int, total: int, confidence: float) -> Rate:
     """Return `count` of `total` with its interval."""
-    low, high = clopper_pearson(count, total, confidence)
-    return Rate(count, total, low, high)
+    return Rate(count, total, *clopper_pearson(count, total, confidence))
 
 
 def clopper_pearson(count: int, total: int, confidence: float) -> tuple[float, float]:
     """Return the exact interval of a share of which `count` of `total` were seen; covers it with at least `confidence`.
 
-    These are the values of `scipy.stats.binomtest`, which takes 200 times as long and over a second to import: a query
-    asks for the interval of each of its matches.
+    `scipy.stats.binomtest` has the same values; it takes 200 times as long, and a query asks for each of its matches.
 
     Source: Clopper and Pearson, Biometrika 26 (1934), by quantiles of the beta distribution.
     """
@@ -189,11 +162,7 @@ def clopper_pearson(count: int, total: int, confidence: float) -> tuple[float, f
 
 
 def rate_at(score: float, background: np.ndarray, confidence: float) -> Rate:
-    """Return how often a background image reaches this score.
-
-    Args:
-        background: (n,) best scores of the background, ascending.
-    """
+    """Return how often a background image reaches this score; background: (n,) best scores, ascending."""
     count = len(background) - int(np.searchsorted(background, score, side="left"))
     return rate_of(count, len(background), confidence)
 
@@ -210,9 +179,8 @@ def growth_warning(calibration: Calibration, added: int) -> str | None:
         return None
     what = f"the threshold was calibrated at {calibration.images:,} images and {added - calibration.added:,} were " \
            "added since: unrelated queries score higher now"
-    if grown > GROWTH_REFUSED:
-        return f"{what}. There is no yes or no until it is calibrated again"
-    return f"{what}. Calibrate it again"
+    return f"{what}. " + ("There is no yes or no until it is calibrated again" if grown > GROWTH_REFUSED
+                          else "Calibrate it again")
 
 
 def still_holds(calibration: Calibration, added: int) -> bool:

@@ -3,14 +3,14 @@
 Two rules: the best pairs over all queries together (`capped_search`, the rule of DISC2021), or the best references of
 every query (`nearest_references`). A block is scored by one matrix product in float32; a pair whose coarse score can,
 within the rounding error of that product, still be among the best is scored again in float64, and only that score
-counts. So the result does not depend on blocks, threads or device, and equal scores are told apart by query, then
-reference.
+counts. So the result does not depend on blocks, threads or device.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from operator import index
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,28 +23,19 @@ _ROUNDING = {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}  # of tor
 
 @dataclass(frozen=True)
 class Blocks:
-    """How much is held at a time; the result does not depend on it.
+    """How much is held at a time; the result does not depend on it."""
 
-    Attributes:
-        scores: scored by one product: the processor's cache, or a part of a GPU's memory.
-        references: at most so many in a product.
-        waiting_pairs: collected before they are sorted in; more only where more are asked for.
-        exact_rows: scored in float64 together.
-    """
-
-    scores: int
-    references: int
-    waiting_pairs: int = 2**20
-    exact_rows: int = 2**15
+    scores: int  # scored by one product: the processor's cache, or a part of a GPU's memory
+    references: int  # at most so many in a product
+    waiting_pairs: int = 2**20  # collected before they are sorted in; more only where more are asked for
+    exact_rows: int = 2**15  # scored in float64 together
 
 
 BLOCKS = {"cpu": Blocks(2**19, 4096), "cuda": Blocks(2**27, 65536)}
 
 
-def capped_search(
-    query: np.ndarray, reference: np.ndarray, max_results: int, *, metric: Metric, device: str = "cpu",
-    blocks: Blocks | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def capped_search(query: np.ndarray, reference: np.ndarray, max_results: int, *, metric: Metric, device: str = "cpu",
+                  blocks: Blocks | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the `max_results` best pairs over all queries together, exactly that many where there are so many pairs.
 
     Memory beyond the inputs: some hundred bytes for each result, and one block of scores.
@@ -64,20 +55,14 @@ def capped_search(
     Raises:
         DataError: dimensions differ, a value that is not finite (row named), an unknown metric, max_results < 1.
     """
-    max_results = index(max_results)
-    if max_results < 1:
-        raise DataError(f"max_results is {max_results}; ask for at least 1 pair")
     search = _Search(query, reference, metric, device, blocks)
-    keep = min(max_results, len(query) * len(reference))
-    found = search.run(keep, per_query=False)
+    found = search.run(min(_at_least_one(max_results, "max_results"), len(query) * len(reference)), per_query=False)
     order = np.lexsort((found.reference, found.query, -found.score))
     return found.query[order], found.reference[order], found.score[order]
 
 
-def nearest_references(
-    query: np.ndarray, reference: np.ndarray, k: int, *, metric: Metric, device: str = "cpu",
-    blocks: Blocks | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+def nearest_references(query: np.ndarray, reference: np.ndarray, k: int, *, metric: Metric, device: str = "cpu",
+                       blocks: Blocks | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return the k best references of every query, or all where there are fewer.
 
     Args, errors: as `capped_search`.
@@ -85,33 +70,34 @@ def nearest_references(
     Returns:
         reference index (Nq, k) int64 and score (Nq, k) float64, best first; equal scores by reference index.
     """
-    k = index(k)
-    if k < 1:
-        raise DataError(f"k is {k}; ask for at least 1 reference a query")
     search = _Search(query, reference, metric, device, blocks)
-    keep = min(k, len(reference))
+    keep = min(_at_least_one(k, "k"), len(reference))
     found = search.run(keep, per_query=True)
     order = np.lexsort((found.reference, -found.score, found.query))
     shape = (len(query), keep)
     return found.reference[order].reshape(shape), found.score[order].reshape(shape)
 
 
-@dataclass(frozen=True, eq=False)
-class _Pairs:
+def _at_least_one(count: int, name: str) -> int:
+    if index(count) < 1:
+        raise DataError(f"{name} is {count}; ask for at least 1")
+    return index(count)
+
+
+class _Pairs(NamedTuple):
     query: np.ndarray
     reference: np.ndarray
     score: np.ndarray
 
-    def __getitem__(self, rows: np.ndarray) -> _Pairs:
-        return _Pairs(self.query[rows], self.reference[rows], self.score[rows])
+    def at(self, rows: np.ndarray) -> _Pairs:
+        return _Pairs(*(column[rows] for column in self))
 
 
 class _Search:
     """One search: the prepared inputs, and the threshold below which a pair of a query cannot be among the best."""
 
-    def __init__(
-        self, query: np.ndarray, reference: np.ndarray, metric: Metric, device: str, blocks: Blocks | None
-    ) -> None:
+    def __init__(self, query: np.ndarray, reference: np.ndarray, metric: Metric, device: str,
+                 blocks: Blocks | None) -> None:
         if metric not in ("ip", "l2"):
             raise DataError(f"metric {metric!r} is unknown; choose 'ip' or 'l2'")
         for name, vectors in (("query", query), ("reference", reference)):
@@ -142,8 +128,7 @@ class _Search:
         queries = self._coarse(self.query, self.query_squared, of_query=True)
         step_reference = min(self.blocks.references, len(self.reference))
         step_query = max(1, self.blocks.scores // step_reference)
-        # one block's memory for all blocks: a new one each time would leave a hole of its size in the heap wherever a
-        # few pairs are kept waiting behind it, some 20 GB over a hundred thousand blocks
+        # one block's memory for all: new ones would leave holes in the heap behind the few pairs that are kept waiting
         scores = torch.empty(step_query * step_reference, dtype=self.dtype, device=self.device)
         self.mask = np.empty(len(scores) if self.device.type == "cpu" else 0, dtype=bool)
         waiting: list[_Pairs] = []
@@ -173,9 +158,7 @@ class _Search:
         ones = torch.ones_like(minus)
         return torch.cat([2 * matrix, minus, ones] if of_query else [matrix, ones, minus], dim=1)
 
-    def _candidates(
-        self, block: torch.Tensor, first: int, keep: int, per_query: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _candidates(self, block: torch.Tensor, first: int, keep: int, per_query: bool) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns of a block of coarse scores that can be among the best."""
         rows = slice(first, first + len(block))
         at = self._reaching(block, rows)
@@ -213,28 +196,26 @@ class _Search:
             else:
                 left -= right
                 score[rows] = -np.einsum("nd,nd->n", left, left)
-        return _Pairs(at_query, at_reference, score)[score >= self.threshold[at_query]]
+        return _Pairs(at_query, at_reference, score).at(score >= self.threshold[at_query])
 
     def _best(self, parts: list[_Pairs], keep: int, per_query: bool) -> _Pairs:
         """The best of several lists; raises the threshold to the last that is kept."""
-        pairs = _Pairs(*(
-            np.concatenate([getattr(part, name) for part in parts]) for name in ("query", "reference", "score")
-        ))
+        pairs = _Pairs(*map(np.concatenate, zip(*parts, strict=True)))
         if per_query:
             order = np.lexsort((pairs.reference, -pairs.score, pairs.query))
-            ordered = pairs[order]
+            ordered = pairs.at(order)
             start = np.searchsorted(ordered.query, np.arange(len(self.query)))
             place = np.arange(len(order)) - start[ordered.query]
-            last = ordered[place == keep - 1]
+            last = ordered.at(place == keep - 1)
             self.threshold[last.query] = np.maximum(self.threshold[last.query], last.score)
-            return ordered[place < keep]
+            return ordered.at(place < keep)
         if len(pairs.score) <= keep:
             return pairs
         lowest = np.partition(pairs.score, len(pairs.score) - keep)[len(pairs.score) - keep]
         self.threshold = np.maximum(self.threshold, lowest)
         above, tied = np.flatnonzero(pairs.score > lowest), np.flatnonzero(pairs.score == lowest)
         tied = tied[np.lexsort((pairs.reference[tied], pairs.query[tied]))]
-        return pairs[np.concatenate([above, tied[: keep - len(above)]])]
+        return pairs.at(np.concatenate([above, tied[: keep - len(above)]]))
 
 
 def _squared_norms(vectors: np.ndarray, name: str, step: int) -> np.ndarray:
@@ -245,7 +226,5 @@ def _squared_norms(vectors: np.ndarray, name: str, step: int) -> np.ndarray:
         squared[start : start + step] = np.einsum("nd,nd->n", block, block)
     wrong = np.flatnonzero(~np.isfinite(squared))
     if len(wrong):
-        raise DataError(
-            f"{name} vector {wrong[0]} (from 0) is not finite, nor are {len(wrong) - 1} more; describe them again"
-        )
+        raise DataError(f"{name} vector {wrong[0]} (from 0) is not finite, nor are {len(wrong) - 1} more; replace them")
     return squared

@@ -37,33 +37,19 @@ TABLES = {
 
 @dataclass(frozen=True)
 class State:
-    """The confirmed state.
+    """The confirmed state."""
 
-    Attributes:
-        model: what made the vectors, fit for JSON, with a `name`.
-        metric: `ip`, unit rows of float32 compared by inner product; `hamming`, bits in uint8 compared by how many
-            agree.
-        dimension: floats, or bytes, of a row.
-        exact_up_to: images up to which the search is exact.
-        change: number of this state.
-        layout: number of compactions that gave the rows new positions; names the file of the vectors.
-        added: rows ever added.
-        rows: of the file of the vectors, removed ones too. removed: of them.
-        compressed: how the compressed index was built, its `file` and the `rows` that it covers, from row 0.
-        calibration: see `ascl.index.calibration`.
-    """
-
-    model: dict[str, Any]
-    metric: Metric
-    dimension: int
-    exact_up_to: int
-    change: int = 0
-    layout: int = 0
-    added: int = 0
-    rows: int = 0
-    removed: int = 0
-    compressed: dict[str, Any] | None = None
-    calibration: dict[str, Any] | None = None
+    model: dict[str, Any]  # what made the vectors, fit for JSON, with a `name`
+    metric: Metric  # `ip`: unit rows of float32, by inner product; `hamming`: bits in uint8, by how many agree
+    dimension: int  # floats, or bytes, of a row
+    exact_up_to: int  # images up to which the search is exact
+    change: int = 0  # number of this state
+    layout: int = 0  # number of compactions that gave the rows new positions; names the file of the vectors
+    added: int = 0  # rows ever added
+    rows: int = 0  # of the file of the vectors, removed ones too
+    removed: int = 0  # of them
+    compressed: dict[str, Any] | None = None  # how it was built, its `file`, and the `rows` it covers, from row 0
+    calibration: dict[str, Any] | None = None  # see `ascl.index.calibration`
 
     @property
     def images(self) -> int:
@@ -75,17 +61,13 @@ class State:
 
 
 class Record(NamedTuple):
-    """What is known of an image beside its vector.
-
-    path: where it came from, for messages and answers. sha256, size: of the file; size in bytes, -1 = not known.
-    norm: NaN where the method has none.
-    """
+    """What is known of an image beside its vector."""
 
     id: str
-    path: str
-    sha256: bytes
-    size: int
-    norm: float
+    path: str  # where it came from, for messages and answers
+    sha256: bytes  # of the file
+    size: int  # of the file in bytes, -1 = not known
+    norm: float  # NaN where the method has none
 
 
 class Database:
@@ -138,8 +120,7 @@ class Database:
     def change(self) -> Iterator[None]:
         """Be the only one who changes the index, from its latest state; an error undoes everything.
 
-        Raises:
-            DataError: another process did not finish in `lock_seconds`.
+        DataError: another process did not finish in `lock_seconds`.
         """
         self._end()
         self.run("BEGIN IMMEDIATE")
@@ -159,11 +140,7 @@ class Database:
             self.run(statement)
 
     def state(self) -> State:
-        """Return the state.
-
-        Raises:
-            DataError: it is of another format or a newer version.
-        """
+        """Return the state. DataError: it is of another format or a newer version."""
         ((text,),) = self.run("SELECT json FROM state")
         fields = json.loads(text)
         form, version = fields.pop("format"), fields.pop("version")

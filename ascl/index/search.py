@@ -5,10 +5,10 @@ FAISS does the search and is imported when a search asks for it; without it the 
 in float64 from the memory-mapped vectors, and only those scores count.
 
 The compressed index is IVF with 4-bit product quantisation of every two numbers (`IVFn,PQ{d/2}x4fs`): d / 4 bytes
-an image, a sixteenth of float32. Tried beside 8-bit scalar and 8-bit product quantisation with the same lists (100,000
-clustered vectors of 64 and 256 numbers), it missed no more after the new scoring, because the lists that are not looked
-into decide what is missed, at 2 to 5 times the speed; 8-bit product quantisation took 60 times as long to train.
-How many lists are looked into is found when it is built, from the recall on its own images.
+an image, a sixteenth of float32. 8-bit scalar and 8-bit product quantisation with the same lists missed as much after
+the new scoring, because the lists that are not looked into decide what is missed, and were 2 to 5 times slower, the
+latter also 60 times in training (100,000 clustered vectors of 64 and 256 numbers). How many lists are looked into is
+found when it is built, from the recall on its own images.
 """
 
 from __future__ import annotations
@@ -72,13 +72,12 @@ def search(rows: Rows, queries: np.ndarray, k: int, compressed: Any = None) -> t
     Args:
         queries: (Q, dimension) of the index's type.
         k: at least 1.
-        compressed: a FAISS index over the first rows (`open_compressed`), the rest is then searched exactly; None =
-            exact over all.
+        compressed: a FAISS index over the first rows (`open_compressed`), the rest is then searched exactly, and so
+            are queries for which it finds too few; None = exact over all.
 
     Returns:
         positions (Q, min(k, images)) int64 and scores float64, best first, equal scores by position. The score is the
-        inner product, or the share of bits that agree. Queries for which a compressed search finds too few are
-        searched exactly.
+        inner product, or the share of bits that agree.
     """
     keep = min(k, len(rows) - len(rows.removed))
     if not keep or not len(queries):
@@ -120,10 +119,7 @@ def _candidates(rows: Rows, queries: np.ndarray, wanted: int, compressed: Any) -
 
 
 def _nearest(queries: np.ndarray, vectors: np.ndarray, count: int) -> np.ndarray:
-    """Return (Q, count) rows of the largest inner products in float32, by FAISS in blocks of rows.
-
-    A block stays in the processor's cache: over a million rows of 64 numbers that is four times as fast as one call.
-    """
+    """(Q, count) rows of the largest inner products in float32, by FAISS; blocks in the cache are 4 times as fast."""
     faiss = import_faiss()
     places = np.empty((len(queries), 0), np.int64)
     scores = np.empty((len(queries), 0), np.float32)
@@ -155,15 +151,6 @@ def _best(rows: Rows, queries: np.ndarray, found: np.ndarray, keep: int) -> tupl
     return positions, scores
 
 
-# --- compressed ------------------------------------------------------------------------------------------------------
-
-
-def factory_of(images: int, dimension: int) -> str:
-    """Return what FAISS is asked to build for so many images."""
-    lists = 2 ** max(2, round(math.log2(2 * math.sqrt(max(1, images)))))
-    return f"IVF{lists},PQ{dimension // 2 if dimension % 2 == 0 else dimension}x4fs"
-
-
 def build_compressed(rows: Rows) -> tuple[Any, dict[str, Any]]:
     """Build a compressed index over every row; returns it, and how it was built.
 
@@ -178,14 +165,13 @@ def build_compressed(rows: Rows) -> tuple[Any, dict[str, Any]]:
     if faiss is None:
         raise DataError("a compressed index needs FAISS: pip install 'ascl[search]', or pip install faiss-cpu")
     count, dimension = rows.vectors.shape
-    factory = factory_of(count, dimension)
+    lists = 2 ** max(2, round(math.log2(2 * math.sqrt(max(1, count)))))
+    factory = f"IVF{lists},PQ{dimension if dimension % 2 else dimension // 2}x4fs"
     built = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
     drawn = np.random.default_rng(0).permutation(count)
     training = drawn[: max(TRAINING_IMAGES * built.nlist, 2**12)]
-    built.cp.niter, built.cp.max_points_per_centroid, built.cp.min_points_per_centroid = (
-        TRAINING_ROUNDS, TRAINING_IMAGES, 1
-    )
-    built.cp.seed = 0
+    built.cp.niter, built.cp.seed = TRAINING_ROUNDS, 0
+    built.cp.min_points_per_centroid, built.cp.max_points_per_centroid = 1, TRAINING_IMAGES
     built.train(rows.vectors[np.sort(training)])
     built.add(rows.vectors)
     sample = drawn[~rows.is_removed(drawn)][:SAMPLED_IMAGES]
@@ -204,8 +190,7 @@ def build_compressed(rows: Rows) -> tuple[Any, dict[str, Any]]:
 def recall_of(found: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
     """Return the shares of the exact best one and the exact best ten that a search found at its first place, first ten.
 
-    Args:
-        found, exact: (Q, k) positions, best first, -1 = none.
+    `found`, `exact`: (Q, k) positions, best first, -1 = none.
     """
     first = found[:, :1] == exact[:, :1]
     ten = (found[:, None, :10] == exact[:, :10, None]).any(axis=2)
@@ -223,27 +208,19 @@ def write_compressed(built: Any, path: Path) -> None:
 
 
 def open_compressed(path: Path, about: dict[str, Any]) -> Any:
-    """Open the compressed index, None without FAISS.
-
-    Raises:
-        DataError: it is missing or damaged.
-    """
+    """Open the compressed index, None without FAISS. DataError: it is missing or damaged."""
     faiss = import_faiss()
     if faiss is None:
         return None
     try:
         opened = faiss.read_index(str(path))
+        opened.nprobe = about["probes"]
+        if opened.ntotal == about["rows"]:
+            return opened
+        reason = f"{opened.ntotal} rows and not {about['rows']}"
     except RuntimeError as error:
-        raise DataError(f"{path}: the compressed index is missing or damaged ({str(error).splitlines()[0]}); "
-                        "`compact` builds it again") from error
-    if opened.ntotal != about["rows"]:
-        raise DataError(f"{path}: the compressed index has {opened.ntotal} rows and not {about['rows']}; `compact` "
-                        "builds it again")
-    opened.nprobe = about["probes"]
-    return opened
-
-
-# --- bits ------------------------------------------------------------------------------------------------------------
+        reason = str(error).splitlines()[0]
+    raise DataError(f"{path}: the compressed index is missing or damaged ({reason}); `compact` builds it again")
 
 
 def count_bits(words: np.ndarray) -> np.ndarray:
@@ -255,14 +232,9 @@ def count_bits(words: np.ndarray) -> np.ndarray:
     return table[parts].sum(axis=-1, dtype=np.uint8)
 
 
-def nearest_bits(
-    rows: Rows, queries: np.ndarray, keep: int, *, block_distances: int = HAMMING_BLOCK
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the `keep` rows with the fewest different bits, by brute force, as `search` does.
-
-    Args:
-        block_distances: computed at a time.
-    """
+def nearest_bits(rows: Rows, queries: np.ndarray, keep: int, *,
+                 block_distances: int = HAMMING_BLOCK) -> tuple[np.ndarray, np.ndarray]:
+    """Return the `keep` rows with the fewest different bits, by brute force, as `search` does, a block at a time."""
     count, size = rows.vectors.shape
     word = np.uint64 if size % 8 == 0 else np.uint8
     positions = np.empty((len(queries), keep), np.int64)
@@ -283,10 +255,8 @@ def check_vectors(vectors: np.ndarray, metric: Metric, dimension: int, name: str
     """Refuse what the index cannot hold: another dimension or type."""
     wanted = VECTOR_TYPES[metric]
     if vectors.ndim != 2 or vectors.shape[1] != dimension or vectors.dtype != wanted:
-        raise DataError(
-            f"{name}: descriptors are {vectors.dtype} {vectors.shape}, and the index holds "
-            f"{np.dtype(wanted)} of dimension {dimension}: another model made them"
-        )
+        raise DataError(f"{name}: descriptors are {vectors.dtype} {vectors.shape}, and the index holds "
+                        f"{np.dtype(wanted)} of dimension {dimension}: another model made them")
     if name == "queries" and not np.isfinite(vectors).all():
         row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
         raise DataError(f"{name}, row {row} (from 0): the descriptor is not finite")

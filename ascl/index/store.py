@@ -35,27 +35,27 @@ OURS = re.compile(rf"vectors-\d{{4}}\.bin|\d{{8}}-compressed\.faiss|\..*\.tmp(-\
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Described images, on their way into an index.
+    """Described images, on their way into an index."""
 
-    Attributes:
-        ids: (N,) each once.
-        paths: (N,) where each came from, for messages and answers.
-        digests: (N, 32) uint8, SHA-256 of the files.
-        sizes: (N,) of the files in bytes, -1 = not known.
-        vectors: (N, d) of the index's type.
-        norms: (N,) float32, NaN where the method has none.
-    """
-
-    ids: Sequence[str]
-    paths: Sequence[str]
-    digests: np.ndarray
-    sizes: np.ndarray
-    vectors: np.ndarray
-    norms: np.ndarray
+    ids: Sequence[str]  # (N,) each once
+    paths: Sequence[str]  # (N,) where each came from, for messages and answers
+    digests: np.ndarray  # (N, 32) uint8, SHA-256 of the files
+    sizes: np.ndarray  # (N,) of the files in bytes, -1 = not known
+    vectors: np.ndarray  # (N, d) of the index's type
+    norms: np.ndarray  # (N,) float32, NaN where the method has none
 
     def record(self, row: int) -> Record:
         return Record(self.ids[row], self.paths[row], self.digests[row].tobytes(), int(self.sizes[row]),
                       float(self.norms[row]))
+
+    def check_usable(self) -> None:
+        """Refuse a descriptor that no search can use; bits always can be."""
+        if self.vectors.dtype.kind == "f":
+            squared = np.einsum("nd,nd->n", self.vectors, self.vectors, dtype=np.float64)
+            wrong = np.flatnonzero(~(np.isfinite(squared) & (squared > 0)))
+            if len(wrong):
+                raise DataError(f"image {self.ids[wrong[0]]!r} ({self.paths[wrong[0]]}): its descriptor is not finite "
+                                f"or zero, and {len(wrong) - 1} more are; look at the weights and the normalisation")
 
 
 @dataclass(frozen=True)
@@ -88,23 +88,17 @@ class CopyIndex:
     """An index in a folder, in the state at which it was opened, or to which `reload` or the last change moved it.
 
     A process that keeps one open for long should `reload` it now and then: until then SQLite's log cannot be shortened.
-
-    Attributes:
-        state: the confirmed state. rows: its vectors, and which of them were removed.
-        fault: what is wrong with the compressed index, None = nothing.
     """
 
-    state: State
-    rows: index_search.Rows
+    state: State  # the confirmed one
+    rows: index_search.Rows  # its vectors, and which of them were removed
+    fault: str | None  # what is wrong with the compressed index, None = nothing
 
     def __init__(self, folder: str | os.PathLike, *, lock_seconds: float = LOCK_SECONDS) -> None:
         """Open the index that `create` made; one of version 1 is converted first.
 
-        Args:
-            lock_seconds: how long a change waits for that of another process.
-
-        Raises:
-            DataError: no index, half of one, a damaged one, or one of a newer version.
+        `lock_seconds`: how long a change waits for that of another process. DataError: no index, half of one, a damaged
+        one, or one of a newer version.
         """
         self.folder = Path(folder)
         if not is_index(self.folder):
@@ -115,7 +109,7 @@ class CopyIndex:
         old = not (self.folder / DATABASE).exists()
         if old:
             version1.convert(self.folder, lock_seconds)
-        self.fault: str | None = None
+        self.fault = None
         self._compressed: Any = None
         self._opened: State | None = None
         self._database = Database(self.folder / DATABASE, lock_seconds)
@@ -125,18 +119,12 @@ class CopyIndex:
                 pass
 
     @classmethod
-    def create(
-        cls, folder: str | os.PathLike, model: dict[str, Any], *, metric: Metric, dimension: int,
-        exact_up_to: int = EXACT_UP_TO, lock_seconds: float = LOCK_SECONDS,
-    ) -> CopyIndex:
+    def create(cls, folder: str | os.PathLike, model: dict[str, Any], *, metric: Metric, dimension: int,
+               exact_up_to: int = EXACT_UP_TO, lock_seconds: float = LOCK_SECONDS) -> CopyIndex:
         """Make an empty index in a new or empty folder, or in the place of an index to which nothing was ever added.
 
-        Args:
-            model: what makes the vectors, fit for JSON, with a `name`.
-            metric, dimension, exact_up_to: see `State`.
-
-        Raises:
-            DataError: the folder holds something already, an index with images too.
+        `model`, `metric`, `dimension`, `exact_up_to`: see `State`. DataError: the folder holds something already, an
+        index with images too.
         """
         folder = Path(folder)
         if metric not in VECTOR_TYPES:
@@ -180,8 +168,7 @@ class CopyIndex:
     def reload(self) -> None:
         """Move on to what other processes have confirmed meanwhile.
 
-        Raises:
-            DataError: one of them made the index anew, of another model; or a file is missing or damaged (named).
+        DataError: one of them made the index anew, of another model; or a file is missing or damaged (named).
         """
         before = -1
         while True:
@@ -199,8 +186,6 @@ class CopyIndex:
         compressed = [self.state.compressed["file"]] if self.state.compressed else []
         names = [DATABASE, f"{DATABASE}-wal", vectors_file(self.state), *compressed]
         return [path for path in map(self.folder.joinpath, names) if path.exists()]
-
-    # --- what it holds -----------------------------------------------------------------------------------------------
 
     def records(self, positions: Iterable[int]) -> dict[int, Record]:
         """Return the record of the image at each position; positions of removed images have none."""
@@ -224,10 +209,7 @@ class CopyIndex:
     def verify(self) -> list[DamagedBatch]:
         """Read every vector and the whole database, and return the batches whose checksum is another than written.
 
-        Images of other batches can be used as before.
-
-        Raises:
-            DataError: the database is damaged.
+        Images of other batches can be used as before. DataError: the database is damaged.
         """
         for (problem,) in self._database.run("PRAGMA integrity_check(1)"):
             if problem != "ok":
@@ -239,19 +221,14 @@ class CopyIndex:
             if checksum_of(self.rows.vectors[first : first + rows]) != checksum
         ]
 
-    # --- changes -----------------------------------------------------------------------------------------------------
-
     def add(self, images: Images, *, overwrite: bool = False) -> Added:
         """Add images, all or none; those whose file is there already under their id are passed over.
 
-        Args:
-            overwrite: an id that is there with another file gets the new one.
-
-        Raises:
-            DataError: an id that is there, or twice in `images`, with another file; vectors that are of another
-                dimension or type, not finite, or zero.
+        DataError: an id that is there (unless `overwrite`), or twice in `images`, with another file; vectors that are
+        of another dimension or type, not finite, or zero.
         """
-        self._check(images)
+        index_search.check_vectors(images.vectors, self.state.metric, self.state.dimension, "new images")
+        images.check_usable()
         with self._change():
             kept, replaced = self._new(images, overwrite)
             if kept:
@@ -259,42 +236,31 @@ class CopyIndex:
                 self._database.remove(replaced)
                 self._database.insert((row, images.record(one)) for row, one in enumerate(kept, state.rows))
                 self._database.add_batches(append_vectors(self.folder, state, [images.vectors[kept]]))
-                self._database.save(state.after(
-                    rows=state.rows + len(kept), added=state.added + len(kept), removed=state.removed + len(replaced)
-                ))
+                self._database.save(state.after(rows=state.rows + len(kept), added=state.added + len(kept),
+                                                removed=state.removed + len(replaced)))
         return Added(len(kept), len(images.ids) - len(kept), len(replaced))
 
     def remove(self, ids: Sequence[str]) -> int:
-        """Remove images, all or none; their rows are given back by `compact`.
+        """Remove images, all or none, and return how many; their rows are given back by `compact`.
 
-        Returns:
-            How many.
-
-        Raises:
-            DataError: ids that are not there (named).
+        DataError: ids that are not there (named).
         """
         ids = list(dict.fromkeys(ids))
         with self._change():
             there = self.find(ids)
             missing = [image for image in ids if image not in there]
             if missing:
-                raise DataError(
-                    f"{self.folder}: {len(missing)} of {len(ids)} ids are not in the index: "
-                    f"{', '.join(map(repr, missing[:10]))}; nothing was removed"
-                )
+                raise DataError(f"{self.folder}: {len(missing)} of {len(ids)} ids are not in the index: "
+                                f"{', '.join(map(repr, missing[:10]))}; nothing was removed")
             if ids:
                 self._database.remove([row for row, _ in there.values()])
                 self._database.save(self.state.after(removed=self.state.removed + len(ids)))
         return len(ids)
 
     def compact(self) -> int:
-        """Give the rows of removed images back, and build the compressed index again where one is due.
+        """Give the rows of removed images back, return how many, and build the compressed index where one is due.
 
-        Returns:
-            Rows that were given back.
-
-        Raises:
-            DataError: a damaged batch, which would look whole once it is written again; nothing was changed.
+        DataError: a damaged batch, which would look whole once it is written again; nothing was changed.
         """
         with self._change():
             gone = self.state.removed
@@ -331,10 +297,9 @@ class CopyIndex:
         return built is not None and self.set_compressed(*built)
 
     def build_compressed(self) -> tuple[Any, dict[str, Any], int] | None:
-        """Build the compressed index of the latest state where one is due, None = it is not; nothing is stored.
+        """Return FAISS's index of the latest state, how it was built, and the layout of the rows that it covers.
 
-        Returns:
-            FAISS's index, how it was built, and the layout of the rows that it covers.
+        None where none is due; nothing is stored.
         """
         self.reload()
         state = self.state
@@ -357,17 +322,11 @@ class CopyIndex:
             self._database.save(self.state.after(compressed={**about, "file": name}))
         return True
 
-    # --- search ------------------------------------------------------------------------------------------------------
-
     def search(self, vectors: np.ndarray, k: int, *, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Return the k best images of each query: see `index_search.search`.
 
-        Args:
-            vectors: (Q, dimension) of the index's type; unit rows for `ip`.
-            exact: look at every image although a compressed index is there.
-
-        Raises:
-            DataError: k < 1, vectors of another dimension or type.
+        `vectors`: (Q, dimension) of the index's type, unit rows for `ip`. `exact`: look at every image although a
+        compressed index is there. DataError: k < 1, vectors of another dimension or type.
         """
         if k < 1:
             raise DataError(f"k is {k}; ask for at least 1 match")
@@ -385,8 +344,6 @@ class CopyIndex:
         about = self.state.compressed or {}
         rest = self.state.rows - about["rows"]
         return f"compressed, {about['factory']}, {about['probes']} lists" + (f"; {rest} new rows exactly" * bool(rest))
-
-    # --- inside ------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _change(self) -> Iterator[None]:
@@ -433,19 +390,6 @@ class CopyIndex:
                     self.fault = str(error)
         self.state = self._opened = state
         self.rows = index_search.Rows(vectors, removed, state.metric)
-
-    def _check(self, images: Images) -> None:
-        index_search.check_vectors(images.vectors, self.state.metric, self.state.dimension, "new images")
-        if self.state.metric == "hamming" or not len(images.ids):
-            return
-        squared = np.einsum("nd,nd->n", images.vectors, images.vectors, dtype=np.float64)
-        wrong = np.flatnonzero(~(np.isfinite(squared) & (squared > 0)))
-        if len(wrong):
-            row = int(wrong[0])
-            raise DataError(
-                f"image {images.ids[row]!r} ({images.paths[row]}): its descriptor is not finite or zero; "
-                "look at the weights and the normalisation. Nothing of this batch was added"
-            )
 
     def _new(self, images: Images, overwrite: bool) -> tuple[list[int], list[int]]:
         """Return the rows of `images` to add, and the positions of those whose place they take."""

@@ -25,11 +25,7 @@ def vectors_file(state: State) -> str:
 
 
 def map_vectors(folder: Path, state: State) -> np.ndarray:
-    """Return the rows that count, (rows, dimension), mapped into memory.
-
-    Raises:
-        DataError: the file is missing or too short.
-    """
+    """Return the rows that count, (rows, dimension), mapped into memory; DataError: the file is missing or short."""
     if not state.rows:
         return np.empty((0, state.dimension), VECTOR_TYPES[state.metric])
     path = folder / vectors_file(state)
@@ -72,10 +68,9 @@ def row_bytes(state: State) -> int:
 
 def sync_folder(folder: Path) -> None:
     """Flush the names in a folder to the disk; systems that cannot open a folder have no such thing."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

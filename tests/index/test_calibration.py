@@ -55,9 +55,7 @@ def test_clopper_pearson_in_large_samples_against_the_binomial_test(count, total
     assert found == (pytest.approx(low, rel=1e-9), pytest.approx(high, rel=1e-9))
 
 
-@given(
-    st.lists(st.integers(0, 12).map(lambda n: n / 8), min_size=1, max_size=60), st.floats(1e-3, 0.999)
-)
+@given(st.lists(st.integers(0, 12).map(lambda n: n / 8), min_size=1, max_size=60), st.floats(1e-3, 0.999))
 def test_the_threshold_is_the_lowest_that_keeps_the_rate(scores, rate):
     """(a + 1) / (n + 1), the chance of one more such score, is at most the rate, or no score reaches it."""
     def expected(above):

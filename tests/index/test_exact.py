@@ -85,9 +85,8 @@ def test_pairs_that_float32_cannot_tell_apart_are_told_apart():
 def test_numeric_check(shared):
     given_ = np.load(shared / "oracles" / "capped_search_l2.npz")
     found = capped_search(given_["query"], given_["ref"], int(given_["max_results"]), metric="l2")
-    assert set(zip(*map(np.ndarray.tolist, found[:2]), strict=True)) == set(
-        zip(given_["exp_query"].tolist(), given_["exp_ref"].tolist(), strict=True)
-    )
+    assert set(zip(*map(np.ndarray.tolist, found[:2]),
+                   strict=True)) == set(zip(given_["exp_query"].tolist(), given_["exp_ref"].tolist(), strict=True))
     np.testing.assert_allclose(found[2], np.sort(given_["exp_score"])[::-1], atol=1e-5)
 
 

@@ -32,10 +32,8 @@ def images(names, *, seed=0, dim=DIM, content="") -> Images:
     vectors = np.array([row[0] for row in rows], np.float32).reshape(-1, dim)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     digests = np.array([row[2] for row in rows], np.uint8)
-    return Images(
-        list(names), [f"folder/{name}.jpg" for name in names], digests, 1 + digests[:, 0].astype(int),
-        vectors, np.array([row[1] for row in rows], np.float32),
-    )
+    return Images(list(names), [f"folder/{name}.jpg" for name in names], digests, 1 + digests[:, 0].astype(int),
+                  vectors, np.array([row[1] for row in rows], np.float32))
 
 
 def numbered(*numbers: int) -> list[str]:
@@ -50,19 +48,13 @@ def index(tmp_path) -> CopyIndex:
 def contents(index: CopyIndex) -> dict[str, tuple]:
     """Everything that counts, read row by row."""
     index.reload()
-    return {
-        record.id: (record.path, index.rows.vectors[row].tolist(), record.norm, record.sha256, record.size)
-        for row, record in index.records(range(index.state.rows)).items()
-    }
+    return {record.id: (record.path, index.rows.vectors[row].tolist(), record.norm, record.sha256, record.size)
+            for row, record in index.records(range(index.state.rows)).items()}
 
 
 def as_dict(*parts: Images) -> dict[str, tuple]:
-    return {
-        name: (part.paths[row], part.vectors[row].tolist(), float(part.norms[row]), part.digests[row].tobytes(),
-               int(part.sizes[row]))
-        for part in parts
-        for row, name in enumerate(part.ids)
-    }
+    return {name: (part.paths[row], part.vectors[row].tolist(), float(part.norms[row]), part.digests[row].tobytes(),
+                   int(part.sizes[row])) for part in parts for row, name in enumerate(part.ids)}
 
 
 def ids_of(index: CopyIndex, positions: np.ndarray) -> list[str]:
@@ -139,10 +131,9 @@ def test_the_same_file_is_passed_over_and_other_content_needs_a_word(index):
 
 def test_one_id_twice_in_a_batch(index):
     def both(first: Images, second: Images) -> Images:
-        joined = [np.concatenate(pair) for pair in (
-            (first.digests, second.digests), (first.sizes, second.sizes), (first.vectors, second.vectors),
-            (first.norms, second.norms),
-        )]
+        joined = [np.concatenate(pair)
+                  for pair in ((first.digests, second.digests), (first.sizes, second.sizes),
+                               (first.vectors, second.vectors), (first.norms, second.norms))]
         return Images(["a", "a"], ["x/a.jpg", "y/a.jpg"], *joined)
 
     one, other = images(["a"]), images(["a"], content="other")
@@ -393,7 +384,7 @@ def test_a_kill_at_any_line_keeps_what_was_confirmed(tmp_path):
     assert total > 200
     reached = set()
     rng = np.random.default_rng(0)
-    step = total // 48
+    step = total // 32
     for number in [int(rng.integers(first, first + step)) for first in range(0, total - step, step)]:
         folder = tmp_path / str(number)
         CopyIndex.create(folder, MODEL, metric="ip", dimension=DIM).close()

@@ -36,12 +36,10 @@ def write_version1(folder) -> dict[str, tuple]:
     del held["c"]
     np.save(folder / "00000004-removed.npy", np.array([1, 2]))
     np.save(folder / "00000005-scores.npy", np.array([0.25, 0.5]))
-    manifest = {
-        "format": "ascl-copy-index", "version": 1, "model": MODEL, "metric": "ip", "dimension": 3, "exact_up_to": 77,
-        "change": 5, "layout": 2, "added": 9, "segments": segments, "removed": "00000004-removed.npy",
-        "removed_rows": 2, "compressed": None,
-        "calibration": {"threshold": 0.75, "files": {"scores": "00000005-scores.npy"}},
-    }
+    manifest = {"format": "ascl-copy-index", "version": 1, "model": MODEL, "metric": "ip", "dimension": 3,
+                "exact_up_to": 77, "change": 5, "layout": 2, "added": 9, "segments": segments,
+                "removed": "00000004-removed.npy", "removed_rows": 2, "compressed": None,
+                "calibration": {"threshold": 0.75, "files": {"scores": "00000005-scores.npy"}}}
     (folder / "index.json").write_text(json.dumps(manifest))
     (folder / "lock").touch()
     return held

@@ -24,23 +24,17 @@ if TYPE_CHECKING:
 Kind = Literal["checkpoint", "torchscript", "backbone", "phash"]
 INPUT_SIZE = 288    # pixels, RDCD's; a checkpoint has its own
 FIELDS = ("weights", "same_padding", "pool", "ordered_norms", "normalize", "input_size", "resize")
-FIELDS_OF: dict[Kind, tuple[str, ...]] = {
-    "checkpoint": FIELDS[5:], "torchscript": FIELDS[3:], "backbone": FIELDS, "phash": (),
-}
+FIELDS_OF: dict[Kind, tuple[str, ...]] = {"checkpoint": FIELDS[5:], "torchscript": FIELDS[3:], "backbone": FIELDS,
+                                          "phash": ()}
 
 
 class ImageDescriber(Protocol):
-    """What turns images into rows of an index: a `Describer` of `ascl.image_copy.descriptors.descriptor`, or a hash.
+    """What turns images into rows of an index: a `Describer` of `ascl.image_copy.descriptors.descriptor`, or a hash."""
 
-    Attributes:
-        model: name and checksum. settings: all that decides the numbers, fit for JSON. dim: of a row.
-        orders_norms: whether norms were trained to say which of two images shows more.
-    """
-
-    model: str
-    settings: dict[str, Any]
-    dim: int
-    orders_norms: bool
+    model: str  # name and checksum
+    settings: dict[str, Any]  # all that decides the numbers, fit for JSON
+    dim: int  # of a row
+    orders_norms: bool  # whether norms were trained to say which of two images shows more
 
     @property
     def prepare(self) -> Callable[[Image.Image], np.ndarray]: ...
@@ -50,25 +44,17 @@ class ImageDescriber(Protocol):
 
 @dataclass(frozen=True)
 class DescriberChoice:
-    """What describes images, and how it is opened.
+    """What describes images, and how it is opened."""
 
-    Attributes:
-        kind: a run of copy-detection training, a TorchScript file, a backbone with GeM, or the perceptual hash.
-        source: path of the run or file, or the backbone's name.
-        weights, same_padding, pool: of a backbone. normalize: of a backbone or a TorchScript file.
-        input_size, resize: how images become squares; None = the run's own, 288 and squash for others.
-        ordered_norms: of a backbone or a TorchScript file that was trained with a norm-ratio loss; a run knows it.
-    """
-
-    kind: Kind
-    source: str = ""
-    weights: str = "default"
+    kind: Kind  # a run of copy-detection training, a TorchScript file, a backbone with GeM, or the perceptual hash
+    source: str = ""  # path of the run or file, or the backbone's name
+    weights: str = "default"  # of a backbone, as the next two
     same_padding: bool = False
     pool: Pool = "gem"
-    normalize: Normalize = "imagenet"
-    input_size: int | None = None
-    resize: Resize | None = None
-    ordered_norms: bool = False
+    normalize: Normalize = "imagenet"  # of a backbone or a TorchScript file
+    input_size: int | None = None  # pixels of a side; None = the run's own, 288 for others
+    resize: Resize | None = None  # how images become squares; None = the run's own, squash for others
+    ordered_norms: bool = False  # of a backbone or a file that was trained with a norm-ratio loss; a run knows it
 
     def __post_init__(self) -> None:
         if self.kind not in FIELDS_OF:
@@ -77,9 +63,8 @@ class DescriberChoice:
             raise DataError(f"input_size {self.input_size}: at least 1")
 
     @classmethod
-    def from_options(
-        cls, options: Mapping[str, Any], recorded: DescriberChoice | None = None
-    ) -> DescriberChoice | None:
+    def from_options(cls, options: Mapping[str, Any],
+                     recorded: DescriberChoice | None = None) -> DescriberChoice | None:
         """Return what was chosen; None = nothing.
 
         Args:
@@ -93,19 +78,19 @@ class DescriberChoice:
         sources: dict[str, Kind] = {"checkpoint": "checkpoint", "model": "torchscript", "backbone": "backbone"}
         given = {name: options.get(name) for name in FIELDS}
         changes = {name: value for name, value in given.items() if value is not None and value is not False}
-        named = [name for name in sources if options.get(name)]
-        chosen = recorded if changes else None
-        if named:
-            kind = sources[named[0]]
-            chosen = replace(recorded if recorded is not None and recorded.kind == kind else cls(kind),
-                             source=options[named[0]])
+        named = next((name for name in sources if options.get(name)), None)
+        if named is not None:
+            kept = recorded is not None and recorded.kind == sources[named]
+            chosen = replace(recorded if recorded and kept else cls(sources[named]), source=options[named])
         elif options.get("method"):
             chosen = cls("phash")
-        elif changes and recorded is None:
+        elif not changes:
+            return None
+        elif recorded is None:
             raise DataError(f"{min(changes)} says nothing without a model: choose a checkpoint, a TorchScript file or "
                             "a backbone")
-        if chosen is None:
-            return None
+        else:
+            chosen = recorded
         for name in changes:
             if name not in FIELDS_OF[chosen.kind]:
                 raise DataError(f"{name} says nothing of a {chosen.kind}; leave it out")
@@ -118,16 +103,10 @@ class DescriberChoice:
         return replace(self, source=source, weights=os.path.abspath(self.weights) if is_path else self.weights)
 
 
-def make_describer(
-    choice: DescriberChoice, device: str = "cpu", precision: Precision = "float32"
-) -> ImageDescriber:
-    """Open what was chosen.
+def make_describer(choice: DescriberChoice, device: str = "cpu", precision: Precision = "float32") -> ImageDescriber:
+    """Open what was chosen, at the `precision` of a network; the perceptual hash has none.
 
-    Args:
-        precision: of a network; the perceptual hash has none.
-
-    Raises:
-        DataError: no such run, file or backbone, or imagehash is not installed.
+    DataError: no such run, file or backbone, or imagehash is not installed.
     """
     if choice.kind == "phash":
         from ascl.image_copy.descriptors.perceptual_hash import PerceptualHasher
@@ -144,17 +123,13 @@ def make_network_describer(choice: DescriberChoice, device: str, precision: Prec
     if choice.kind == "phash":
         raise DataError("the perceptual hash is no network: choose a checkpoint, a TorchScript file or a backbone")
     if choice.kind == "checkpoint":
-        return load_descriptor(
-            choice.source, input_size=choice.input_size, resize=choice.resize, device=device, precision=precision
-        )
+        return load_descriptor(choice.source, input_size=choice.input_size, resize=choice.resize, device=device,
+                               precision=precision)
     size, resize = choice.input_size or INPUT_SIZE, choice.resize or "squash"
     if choice.kind == "torchscript":
         network = load_torchscript(Path(choice.source), normalize=choice.normalize, image_size=size)
     else:
-        network = load_backbone(
-            choice.source, choice.weights, same_padding=choice.same_padding, normalize=choice.normalize,
-            pool=choice.pool,
-        )
-    return teacher_describer(
-        network, input_size=size, resize=resize, device=device, precision=precision, orders_norms=choice.ordered_norms
-    )
+        network = load_backbone(choice.source, choice.weights, same_padding=choice.same_padding,
+                                normalize=choice.normalize, pool=choice.pool)
+    return teacher_describer(network, input_size=size, resize=resize, device=device, precision=precision,
+                             orders_norms=choice.ordered_norms)

@@ -25,7 +25,6 @@ from ascl.images.pooling import Pool, PooledBackbone
 from ascl.images.read import SquarePixels
 
 STUDENT = "student."  # where a training run keeps its descriptor
-LEAKY_SLOPE = 0.2  # of ASL's projector
 
 NormOf = Literal["projector", "feature", "embedding"]
 Resize = Literal["squash", "crop"]
@@ -33,33 +32,22 @@ Resize = Literal["squash", "crop"]
 
 @dataclass(frozen=True)
 class DescriptorSettings:
-    """What a descriptor is; saved with it.
+    """What a descriptor is; saved with it."""
 
-    Attributes:
-        backbone, weights, same_padding, normalize, last_stride, pool: see `PooledBackbone`.
-        feature_dim: of the linear layer after GeM, None = GeM's vector is the feature.
-        dim: of the linear layer after the feature, whose output is the descriptor; None = without.
-        projector_hidden, projector_dim: sizes of ASL's projector on the feature; projector_dim None = without. With a
-            projector and no `dim` the projector's output is the descriptor, with neither the feature is.
-        norm_of: the vector whose norm is the content norm.
-        freeze_batch_norm: the backbone's batch norm keeps the statistics it came with while it is trained.
-        input_size: side in pixels of the square that an image is described at. resize: how it becomes one.
-    """
-
-    backbone: str = "efficientnet_b0"
+    backbone: str = "efficientnet_b0"  # this and the next five: see `PooledBackbone`
     weights: str = "default"
     same_padding: bool = False
     normalize: Normalize = "imagenet"
     last_stride: int = 2
     pool: Pool = "gem"
-    feature_dim: int | None = 512
-    dim: int | None = 64
-    projector_hidden: int = 4096
-    projector_dim: int | None = None
-    norm_of: NormOf = "embedding"
-    freeze_batch_norm: bool = False
-    input_size: int = 288
-    resize: Resize = "squash"
+    feature_dim: int | None = 512  # of the linear layer after GeM, None = GeM's vector is the feature
+    dim: int | None = 64  # of the linear layer after the feature, whose output is the descriptor; None = without
+    projector_hidden: int = 4096  # of ASL's projector on the feature
+    projector_dim: int | None = None  # of its output, None = without; the descriptor where there is no `dim`
+    norm_of: NormOf = "embedding"  # the vector whose norm is the content norm
+    freeze_batch_norm: bool = False  # the backbone's batch norm keeps the statistics it came with while it is trained
+    input_size: int = 288  # side in pixels of the square that an image is described at
+    resize: Resize = "squash"  # how it becomes one
 
     def __post_init__(self) -> None:
         for name in ("feature_dim", "dim", "projector_hidden", "projector_dim", "input_size"):
@@ -71,17 +59,11 @@ class DescriptorSettings:
 
 
 class Described(NamedTuple):
-    """What a descriptor gives for B images; nothing is L2-normalised.
+    """What a descriptor gives for B images; nothing is L2-normalised."""
 
-    Attributes:
-        features: (B, feature_dim), what a teacher is followed with.
-        embeddings: (B, d), the descriptor; images are compared by its cosine.
-        content: (B, n), the vector whose norm tells how much an image shows.
-    """
-
-    features: Tensor
-    embeddings: Tensor
-    content: Tensor
+    features: Tensor  # (B, feature_dim), what a teacher is followed with
+    embeddings: Tensor  # (B, d), the descriptor; images are compared by its cosine
+    content: Tensor  # (B, n), the vector whose norm tells how much an image shows
 
 
 class Projector(nn.Sequential):
@@ -90,9 +72,8 @@ class Projector(nn.Sequential):
     def __init__(self, features: int, hidden: int, dim: int) -> None:
         last = nn.BatchNorm1d(dim)
         last.bias.requires_grad_(False)
-        super().__init__(
-            nn.Linear(features, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU(LEAKY_SLOPE), nn.Linear(hidden, dim), last
-        )
+        super().__init__(nn.Linear(features, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU(0.2),
+                         nn.Linear(hidden, dim), last)
 
 
 class Descriptor(nn.Module):
@@ -104,24 +85,18 @@ class Descriptor(nn.Module):
     """
 
     def __init__(self, settings: DescriptorSettings, *, initialise: bool = True) -> None:
-        """
-        Args:
-            settings: see there.
-            initialise: load the backbone's weights; False where a checkpoint is loaded over them.
-        """
+        """`initialise`: load the backbone's weights; False where a checkpoint is loaded over them."""
         super().__init__()
         self.settings = settings
-        self.backbone = PooledBackbone(
-            settings.backbone, settings.weights if initialise else "random:0", same_padding=settings.same_padding,
-            normalize=settings.normalize, last_stride=settings.last_stride, pool=settings.pool,
-        )
+        self.backbone = PooledBackbone(settings.backbone, settings.weights if initialise else "random:0",
+                                       same_padding=settings.same_padding, normalize=settings.normalize,
+                                       last_stride=settings.last_stride, pool=settings.pool)
         self.origin = self.backbone.origin
         self.feature_dim = settings.feature_dim or self.backbone.dim
         self.fc = nn.Linear(self.backbone.dim, self.feature_dim) if settings.feature_dim else nn.Identity()
         self.head = nn.Linear(self.feature_dim, settings.dim) if settings.dim else None
-        self.projector = None
-        if settings.projector_dim:
-            self.projector = Projector(self.feature_dim, settings.projector_hidden, settings.projector_dim)
+        self.projector = (Projector(self.feature_dim, settings.projector_hidden, settings.projector_dim)
+                          if settings.projector_dim else None)
         self.dim = settings.dim or settings.projector_dim or self.feature_dim
 
     def forward(self, pixels: Tensor) -> Described:
@@ -190,23 +165,12 @@ class Describer:
 
     names: dict[str, list[str]] = {}
 
-    def __init__(
-        self,
-        network: Network,
-        settings: dict[str, Any],
-        *,
-        model: str,
-        input_size: int,
-        resize: Resize,
-        device: str = "cpu",
-        precision: Precision = "float32",
-        orders_norms: bool = False,
-    ) -> None:
+    def __init__(self, network: Network, settings: dict[str, Any], *, model: str, input_size: int, resize: Resize,
+                 device: str = "cpu", precision: Precision = "float32", orders_norms: bool = False) -> None:
         self.device = torch.device(device)
-        self.network, self.precision = network, precision
+        self.network, self.precision, self.model = network, precision, model
         network.to(self.device)
         network.eval()
-        self.model = model
         self.prepare = SquarePixels(input_size, resize)
         self.settings = {**settings, "model": model, "input_size": input_size, "resize": resize, "precision": precision}
         vectors, norms = self([self.prepare(Image.new("RGB", (input_size, input_size)))])
@@ -229,12 +193,8 @@ class Describer:
         return {"globals": vectors} if norms is None else {"globals": vectors, "norms": norms}
 
 
-@dataclass(frozen=True)
-class SavedDescriptor:
-    """A descriptor, in evaluation mode on the CPU, and the checkpoint it was read from.
-
-    orders_norms: whether it was trained with the norm-ratio loss.
-    """
+class SavedDescriptor(NamedTuple):
+    """A descriptor, in evaluation mode on the CPU, its checkpoint, and whether the norm-ratio loss trained it."""
 
     descriptor: Descriptor
     path: Path
@@ -244,8 +204,7 @@ class SavedDescriptor:
 def read_descriptor(run: str | Path) -> SavedDescriptor:
     """Read the descriptor of a training run of copy detection.
 
-    Raises:
-        DataError: no checkpoint, a damaged one, or one that holds no descriptor.
+    DataError: no checkpoint, a damaged one, or one that holds no descriptor.
     """
     path = checkpoint.find(run)
     state = checkpoint.load(path)
@@ -266,28 +225,15 @@ def read_descriptor(run: str | Path) -> SavedDescriptor:
     return SavedDescriptor(descriptor.eval(), path, orders_norms)
 
 
-def load_descriptor(
-    run: str | Path,
-    *,
-    input_size: int | None = None,
-    resize: Resize | None = None,
-    device: str = "cpu",
-    precision: Precision = "float32",
-) -> Describer:
+def load_descriptor(run: str | Path, *, input_size: int | None = None, resize: Resize | None = None,
+                    device: str = "cpu", precision: Precision = "float32") -> Describer:
     """Return a training run of copy detection, or one of its checkpoints, ready to describe images.
 
-    Args:
-        input_size, resize: None = as the run's settings say.
-
-    Raises:
-        DataError: as `read_descriptor`.
+    `input_size`, `resize`: None = as the run's settings say. DataError: as `read_descriptor`.
     """
     saved = read_descriptor(run)
-    settings = saved.descriptor.settings
-    digest = sha256_of(saved.path)
-    return Describer(
-        saved.descriptor, {"descriptor": asdict(settings), "sha256": digest},
-        model=f"{settings.backbone}-{saved.descriptor.dim}d sha256:{digest}",
-        input_size=input_size or settings.input_size, resize=resize or settings.resize, device=device,
-        precision=precision, orders_norms=saved.orders_norms,
-    )
+    settings, digest = saved.descriptor.settings, sha256_of(saved.path)
+    return Describer(saved.descriptor, {"descriptor": asdict(settings), "sha256": digest},
+                     model=f"{settings.backbone}-{saved.descriptor.dim}d sha256:{digest}",
+                     input_size=input_size or settings.input_size, resize=resize or settings.resize, device=device,
+                     precision=precision, orders_norms=saved.orders_norms)

@@ -14,36 +14,20 @@ import numpy as np
 from ascl.core.errors import DataError
 from ascl.data.stores.writing import provenance_of
 from ascl.features.writer import PART_SIZE, Extraction, extract
+from ascl.image_copy.descriptors import files
 from ascl.image_copy.descriptors.descriptor import Describer
-from ascl.image_copy.descriptors.files import (
-    SUBMISSION_DIMENSIONS,
-    Descriptors,
-    write_descriptors,
-    write_submission,
-)
 
 
-def extract_descriptors(
-    describer: Describer,
-    images: Sequence[Path],
-    out: str | os.PathLike,
-    *,
-    batch_size: int = 64,
-    workers: int = 2,
-    skip_unreadable: bool = False,
-    resume: bool = False,
-    part_size: int = PART_SIZE,
-    progress: bool = True,
-) -> Extraction:
+def extract_descriptors(describer: Describer, images: Sequence[Path], out: str | os.PathLike, *, batch_size: int = 64,
+                        workers: int = 2, skip_unreadable: bool = False, resume: bool = False,
+                        part_size: int = PART_SIZE, progress: bool = True) -> Extraction:
     """Describe `images` and write `out` as `read_descriptors` reads it; after a kill, `resume` goes on.
 
     The work goes through `ascl.features.writer`: its parts and the file it joins lie beside `out` as
     `OUT.features.h5.parts/` and `OUT.features.h5` until `out` is written.
 
     Args:
-        describer: the network at work.
         images: files of different stems, which become the names, in this order.
-        out: the file to write.
         batch_size: most images in a forward pass.
         workers: processes that decode; 0 decodes in this one.
         skip_unreadable: leave unreadable images out, and list them in the result and the provenance.
@@ -57,27 +41,22 @@ def extract_descriptors(
     """
     out = _refuse_existing(out)
     work = out.with_name(f"{out.name}.features.h5")
-    made, done = _described(
-        describer, images, work, batch_size=batch_size, workers=workers, skip_unreadable=skip_unreadable, resume=resume,
-        part_size=part_size, progress=progress,
-    )
-    write_descriptors(out, made.names, made.vectors, norms=made.norms, model=made.model, provenance=made.provenance)
+    made, done = _described(describer, images, work, batch_size=batch_size, workers=workers,
+                            skip_unreadable=skip_unreadable, resume=resume, part_size=part_size, progress=progress)
+    files.write_descriptors(out, made.names, made.vectors, norms=made.norms, model=made.model,
+                            provenance=made.provenance)
     work.unlink()
     return replace(done, path=out)
 
 
-def extract_submission(
-    describer: Describer, queries: Sequence[Path], references: Sequence[Path], out: str | os.PathLike, **how: Any
-) -> list[Extraction]:
+def extract_submission(describer: Describer, queries: Sequence[Path], references: Sequence[Path],
+                       out: str | os.PathLike, **how: Any) -> list[Extraction]:
     """Describe both sides and write `out` as DISC2021's descriptor track takes it (`write_submission`).
 
     The sides lie beside `out` as `OUT.queries.features.h5` and `OUT.references.features.h5` until `out` is written.
 
     Args:
-        describer: of at most 256 dimensions.
-        queries, references: images of the two sides, as `extract_descriptors`.
-        out: the file to write.
-        how: keywords of `extract_descriptors`.
+        queries, references: images of the two sides; `how`: keywords, as `extract_descriptors`.
 
     Returns:
         What was done, of the queries and of the references.
@@ -86,16 +65,13 @@ def extract_submission(
         DataError: more than 256 dimensions, or as `extract_descriptors`.
     """
     out = _refuse_existing(out)
-    if describer.dim > SUBMISSION_DIMENSIONS:
-        raise DataError(
-            f"{describer.model} gives {describer.dim} dimensions; a submission may have at most "
-            f"{SUBMISSION_DIMENSIONS}: describe both sides apart, and whiten them where a submission is saved"
-        )
+    if describer.dim > files.SUBMISSION_DIMENSIONS:
+        raise DataError(f"{describer.model} gives {describer.dim} dimensions; a submission may have at most "
+                        f"{files.SUBMISSION_DIMENSIONS}: describe both sides apart, and whiten them when one is saved")
     work = [out.with_name(f"{out.name}.{side}.features.h5") for side in ("queries", "references")]
-    sides = [
-        _described(describer, images, path, **how) for path, images in zip(work, (queries, references), strict=True)
-    ]
-    write_submission(out, sides[0][0], sides[1][0])
+    sides = [_described(describer, images, path, **how)
+             for path, images in zip(work, (queries, references), strict=True)]
+    files.write_submission(out, *(made for made, _ in sides))
     for path in work:
         path.unlink()
     return [done for _, done in sides]
@@ -108,7 +84,8 @@ def _refuse_existing(out: str | os.PathLike) -> Path:
     return out
 
 
-def _described(describer: Describer, images: Sequence[Path], work: Path, **how: Any) -> tuple[Descriptors, Extraction]:
+def _described(describer: Describer, images: Sequence[Path], work: Path,
+               **how: Any) -> tuple[files.Descriptors, Extraction]:
     """What the writer wrote to `work`, now or before, as descriptors."""
     done = extract(describer, images, work, dtype="float32", **how)
     with h5py.File(work, "r") as file:
@@ -116,5 +93,5 @@ def _described(describer: Describer, images: Sequence[Path], work: Path, **how: 
         vectors = file["globals"][:]
         norms = file["norms"][:].astype(np.float32) if "norms" in file else None
     shapes = {"vectors": vectors.shape} | ({} if norms is None else {"norms": norms.shape})
-    made = Descriptors(names, vectors, norms, describer.model, provenance_of(work), str(work))
+    made = files.Descriptors(names, vectors, norms, describer.model, provenance_of(work), str(work))
     return made, replace(done, shapes=shapes)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,28 +27,18 @@ Role = Literal["query", "reference"]
 
 @dataclass(frozen=True, eq=False)
 class Descriptors:
-    """Descriptors of a set of images.
+    """Descriptors of a set of images."""
 
-    Attributes:
-        names: (N,) ids, each once.
-        vectors: (N, d) float32, finite.
-        norms: (N,) float32, or None where the file has none.
-        model: name and checksum of the model that made them, None where the file does not say.
-        provenance: how they were made, None where the file does not say.
-        source: the file or files, for messages.
-    """
-
-    names: list[str]
-    vectors: np.ndarray
-    norms: np.ndarray | None
-    model: str | None
-    provenance: dict[str, Any] | None
-    source: str
+    names: list[str]  # (N,) ids, each once
+    vectors: np.ndarray  # (N, d) float32, finite
+    norms: np.ndarray | None  # (N,) float32, None where the file has none
+    model: str | None  # name and checksum of the model that made them, None where the file does not say
+    provenance: dict[str, Any] | None  # how they were made, None where the file does not say
+    source: str  # the file or files, for messages
 
 
-def read_descriptors(
-    paths: str | os.PathLike | Sequence[str | os.PathLike], role: Role, *, folder_ids: bool = False
-) -> Descriptors:
+def read_descriptors(paths: str | os.PathLike | Sequence[str | os.PathLike], role: Role, *,
+                     folder_ids: bool = False) -> Descriptors:
     """Descriptors of one file, or of several that hold one set in parts.
 
     Args:
@@ -62,67 +51,43 @@ def read_descriptors(
         DataError: no such file, no HDF5, a data set missing or of a wrong shape, a value that is not finite (image
             named), an id twice, or parts of different models or dimensions.
     """
-    files = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    parts = [_read(Path(path), role) for path in files]
+    files = [Path(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+    parts = [_read(path, role) for path in files]
     if not parts:
         raise DataError(f"no descriptor file of the {role} images was given")
     check_comparable(parts)
     if folder_ids:
-        parts = [
-            replace(part, names=[name if "/" in name else f"{Path(part.source).stem}/{name}" for name in part.names])
-            for part in parts
-        ]
-    source_of: dict[str, str] = {}
-    for part in parts:
-        for name in part.names:
-            if name in source_of:
-                raise DataError(
-                    f"{part.source}: image {name!r} is described twice (also in {source_of[name]}); keep one"
-                )
-            source_of[name] = part.source
+        parts = [replace(part, names=[name if "/" in name else f"{path.stem}/{name}" for name in part.names])
+                 for path, part in zip(files, parts, strict=True)]
+    _check_once(parts)
     if len(parts) == 1:
         return parts[0]
     norms = [part.norms for part in parts if part.norms is not None]
-    return Descriptors(
-        names=list(source_of),
-        vectors=np.concatenate([part.vectors for part in parts]),
-        norms=np.concatenate(norms) if len(norms) == len(parts) else None,
-        model=next((part.model for part in parts if part.model is not None), None),
-        provenance=parts[0].provenance,
-        source=", ".join(part.source for part in parts),
-    )
+    return Descriptors([name for part in parts for name in part.names],
+                       np.concatenate([part.vectors for part in parts]),
+                       np.concatenate(norms) if len(norms) == len(parts) else None,
+                       next((part.model for part in parts if part.model is not None), None), parts[0].provenance,
+                       ", ".join(part.source for part in parts))
 
 
-def write_descriptors(
-    path: str | os.PathLike,
-    names: Sequence[str],
-    vectors: np.ndarray,
-    *,
-    norms: np.ndarray | None = None,
-    model: str | None = None,
-    provenance: dict[str, Any] | None = None,
-) -> None:
-    """Write what `read_descriptors` reads.
+def write_descriptors(path: str | os.PathLike, names: Sequence[str], vectors: np.ndarray, *,
+                      norms: np.ndarray | None = None, model: str | None = None,
+                      provenance: dict[str, Any] | None = None) -> None:
+    """Write what `read_descriptors` reads, whole or not at all.
 
     Args:
-        path: the file; it stands there whole or not at all.
-        names: (N,) ids, each once.
-        vectors: (N, d), written as float32.
-        norms: (N,), written as float32.
+        path: the file.
+        names, vectors, norms: (N,) ids, each once, (N, d) and (N,), written as float32.
         model: name and checksum of the model.
         provenance: anything that fits JSON.
 
     Raises:
         DataError: lengths differ, an id twice, or a value that is not finite.
     """
-    made = Descriptors(
-        list(names), np.asarray(vectors, dtype=np.float32),
-        None if norms is None else np.asarray(norms, dtype=np.float32), model, provenance, str(path),
-    )
+    made = Descriptors(list(names), np.asarray(vectors, dtype=np.float32),
+                       None if norms is None else np.asarray(norms, dtype=np.float32), model, provenance, str(path))
     _check(made)
-    if len(set(made.names)) < len(made.names):
-        twice = next(name for name, count in Counter(made.names).items() if count > 1)
-        raise DataError(f"{path}: image {twice!r} is described twice; keep one")
+    _check_once([made])
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         file.create_dataset("vectors", data=made.vectors)
         file.create_dataset("image_names", data=_as_bytes(made.names))
@@ -143,9 +108,7 @@ def write_submission(path: str | os.PathLike, query: Descriptors, reference: Des
     check_comparable([query, reference])
     dimension = query.vectors.shape[1]
     if dimension > SUBMISSION_DIMENSIONS:
-        raise DataError(
-            f"{dimension} dimensions; a submission may have at most {SUBMISSION_DIMENSIONS}: whiten to fewer"
-        )
+        raise DataError(f"{dimension} dimensions; a submission has at most {SUBMISSION_DIMENSIONS}: whiten to fewer")
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         for role, side in (("query", query), ("reference", reference)):
             names = _as_bytes(side.names)
@@ -162,24 +125,29 @@ def check_comparable(descriptors: Sequence[Descriptors]) -> None:
     named = next((one for one in descriptors if one.model is not None), None)
     for other in descriptors:
         if other.vectors.shape[1] != first.vectors.shape[1]:
-            raise DataError(
-                f"{first.source} has {first.vectors.shape[1]} dimensions and {other.source} {other.vectors.shape[1]}: "
-                "they are not of one model"
-            )
+            raise DataError(f"{first.source} has {first.vectors.shape[1]} dimensions and {other.source} "
+                            f"{other.vectors.shape[1]}: they are not of one model")
         if named is not None and other.model not in (None, named.model):
-            raise DataError(
-                f"{named.source} was described by {named.model} and {other.source} by {other.model}: "
-                "distances between different models mean nothing; describe one of them again"
-            )
+            raise DataError(f"{named.source} was described by {named.model} and {other.source} by {other.model}: "
+                            "distances between different models mean nothing; describe one of them again")
+
+
+def _check_once(parts: Sequence[Descriptors]) -> None:
+    seen: dict[str, str] = {}
+    for part in parts:
+        for name in part.names:
+            if name in seen:
+                raise DataError(f"{part.source}: image {name!r} is described twice (also in {seen[name]}); keep one")
+            seen[name] = part.source
 
 
 def overlap(first: Descriptors, second: Descriptors) -> tuple[int, int]:
     """How many images of `first` are also in `second`: by id, and by a vector that is the same bit for bit."""
     by_id = len(set(first.names) & set(second.names))
-    if first.vectors.shape[1] != second.vectors.shape[1]:
-        return by_id, 0
-    keys = set(_row_keys(second.vectors))
-    return by_id, sum(key in keys for key in _row_keys(first.vectors))
+    # 64 bits a row instead of the row; -0.0 and 0.0 are one number of two patterns
+    keys, others = ([hash((row + np.float32(0)).tobytes()) for row in one.vectors] for one in (first, second))
+    there = set(others)
+    return by_id, sum(key in there for key in keys)
 
 
 def _read(path: Path, role: Role) -> Descriptors:
@@ -189,41 +157,27 @@ def _read(path: Path, role: Role) -> Descriptors:
         with h5py.File(path, "r") as file:
             vectors_name, names_name = ("vectors", "image_names") if "vectors" in file else (role, f"{role}_ids")
             if vectors_name not in file or names_name not in file:
-                raise DataError(
-                    f"{path} holds {', '.join(file) or 'nothing'}; descriptors are `vectors` and `image_names`, "
-                    f"in a submission `{role}` and `{role}_ids`"
-                )
+                raise DataError(f"{path} holds {', '.join(file) or 'nothing'}; descriptors are `vectors` and "
+                                f"`image_names`, in a submission `{role}` and `{role}_ids`")
             raw_vectors, raw_names = file[vectors_name], file[names_name]
             if raw_vectors.dtype.kind not in "fiu" or raw_vectors.ndim != 2 or raw_names.ndim != 1:
-                raise DataError(
-                    f"{path}: `{vectors_name}` is {raw_vectors.dtype} {raw_vectors.shape} and `{names_name}` "
-                    f"{raw_names.shape}, expected float32 (N, d) and text (N,)"
-                )
+                raise DataError(f"{path}: `{vectors_name}` is {raw_vectors.dtype} {raw_vectors.shape} and "
+                                f"`{names_name}` {raw_names.shape}, expected float32 (N, d) and text (N,)")
             norms = file["norms"][()] if vectors_name == "vectors" and "norms" in file else None
-            made = Descriptors(
-                names=_as_text(raw_names[:], path),
-                vectors=raw_vectors.astype(np.float32)[:],
-                norms=None if norms is None else np.asarray(norms, dtype=np.float32),
-                model=_attribute(file, "model"),
-                provenance=json.loads(_attribute(file, "provenance") or "null"),
-                source=str(path),
-            )
+            made = Descriptors([_as_text(name) for name in raw_names[:].tolist()], raw_vectors.astype(np.float32)[:],
+                               None if norms is None else np.asarray(norms, dtype=np.float32),
+                               _as_text(file.attrs["model"]) if "model" in file.attrs else None,
+                               json.loads(_as_text(file.attrs.get("provenance", "null"))), str(path))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: an image name or an attribute is not UTF-8 ({error})") from error
     except (OSError, json.JSONDecodeError, AttributeError) as error:
         raise DataError(f"{path} cannot be read as HDF5 descriptors, or is damaged: {error}") from error
     _check(made)
     return made
 
 
-def _attribute(file: h5py.File, name: str) -> str | None:
-    value = file.attrs.get(name)
-    return value.decode("utf-8") if isinstance(value, bytes) else None if value is None else str(value)
-
-
-def _as_text(names: np.ndarray, path: Path) -> list[str]:
-    try:
-        return [name.decode("utf-8") if isinstance(name, bytes) else str(name) for name in names.tolist()]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: an image name is not UTF-8 ({error})") from error
+def _as_text(value: Any) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 
 def _as_bytes(names: Sequence[str]) -> np.ndarray:
@@ -238,19 +192,13 @@ def _check(made: Descriptors) -> None:
         raise DataError(f"{made.source} holds no descriptor")
     wrong = np.flatnonzero(~np.isfinite(made.vectors.sum(axis=1, dtype=np.float64)))  # no mask as large as the vectors
     if len(wrong):
-        raise DataError(
-            f"{made.source}, row {wrong[0]} (from 0): the descriptor of image {made.names[wrong[0]]!r} is not finite; "
-            "describe the images again"
-        )
-    if made.norms is None:
-        return
-    if made.norms.shape != (len(made.names),):
-        raise DataError(f"{made.source}: `norms` has shape {made.norms.shape} for {len(made.names)} images")
-    wrong = np.flatnonzero(~(np.isfinite(made.norms) & (made.norms >= 0)))
-    if len(wrong):
-        raise DataError(f"{made.source}: the norm of image {made.names[wrong[0]]!r} is {made.norms[wrong[0]]}")
+        raise DataError(f"{made.source}, row {wrong[0]} (from 0): the descriptor of image {made.names[wrong[0]]!r} is "
+                        "not finite; describe the images again")
+    if made.norms is not None:
+        if made.norms.shape != (len(made.names),):
+            raise DataError(f"{made.source}: `norms` has shape {made.norms.shape} for {len(made.names)} images")
+        wrong = np.flatnonzero(~(np.isfinite(made.norms) & (made.norms >= 0)))
+        if len(wrong):
+            raise DataError(f"{made.source}: the norm of image {made.names[wrong[0]]!r} is {made.norms[wrong[0]]}")
 
 
-def _row_keys(vectors: np.ndarray) -> list[int]:
-    """64 bits for each row, the same for equal rows; two different rows share them by a chance of 2^-64."""
-    return [hash((row + np.float32(0)).tobytes()) for row in vectors]  # -0.0 and 0.0 are one number of two patterns

@@ -19,16 +19,11 @@ HASH_DISTANCE = 6   # bits; on Flickr8k recompressed and halved photos differ in
 
 
 def import_imagehash() -> Any:
-    """Return the module.
-
-    Raises:
-        DataError: it is not installed.
-    """
+    """Return the module; DataError: it is not installed."""
     try:
         import imagehash
     except ImportError as error:
-        raise DataError("the perceptual hash needs imagehash: pip install 'ascl[copy]', or pip install imagehash") \
-            from error
+        raise DataError("the hash needs imagehash: pip install 'ascl[copy]', or pip install imagehash") from error
     return imagehash
 
 
@@ -41,12 +36,7 @@ class PreparedHash:
 
 
 class PerceptualHasher:
-    """What `ascl.image_copy.descriptors.descriptor.Describer` is for networks.
-
-    Attributes:
-        model, settings: name, and all that decides the bits.
-        dim: bytes of a hash.
-    """
+    """What `ascl.image_copy.descriptors.descriptor.Describer` is for networks; `dim`: bytes of a hash."""
 
     dim = BYTES
     orders_norms = False

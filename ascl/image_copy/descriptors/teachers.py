@@ -24,31 +24,23 @@ from ascl.image_copy.descriptors.files import read_descriptors
 from ascl.images.backbones import Normalize, Precision, normalize_pixels
 from ascl.images.pooling import Pool, PooledBackbone
 
-CACHED = (".h5", ".hdf5")
 PROBE = 224  # pixels of the image by which a TorchScript file's dimension is found
 
 
 class Teacher(nn.Module, ABC):
-    """A frozen network; always in evaluation mode and never in a checkpoint.
+    """A frozen network; always in evaluation mode and never in a checkpoint."""
 
-    Attributes:
-        dim: of its vectors. model: name and checksum, for checkpoints and files. about: how it was made, fit for JSON.
-    """
-
-    dim: int
-    model: str
-    about: dict[str, Any]
+    dim: int  # of its vectors
+    model: str  # name and checksum, for checkpoints and files
+    about: dict[str, Any]  # how it was made, fit for JSON
 
     @abstractmethod
     def embed(self, pixels: Tensor, items: Sequence[str]) -> Tensor:
-        """Return vectors of B images, not L2-normalised, without gradients.
+        """Return vectors (B, dim) float32 of B images, not L2-normalised, without gradients.
 
         Args:
             pixels: (B, 3, H, W) of 0..255, as the student sees them.
             items: the B images' ids, by which cached descriptors are found.
-
-        Returns:
-            (B, dim) float32.
         """
 
     def train(self, mode: bool = True) -> Teacher:
@@ -56,25 +48,21 @@ class Teacher(nn.Module, ABC):
 
 
 class NetworkTeacher(Teacher):
-    """A network that looks at the pixels.
+    """A network that looks at the pixels: pixels of 0..255 -> (B, dim).
 
-    Args:
-        network: pixels of 0..255 -> (B, dim).
-        image_size: side in pixels that images are scaled to for it; None = as they come.
-        norms: whether the norms of its vectors say something; not where it normalises them itself.
+    `image_size`: side in pixels that images are scaled to for it, None = as they come. `norms`: whether the norms of
+    its vectors say something; not where it normalises them itself.
     """
 
-    def __init__(
-        self, network: nn.Module, *, dim: int, model: str, about: dict[str, Any], image_size: int | None = None,
-        norms: bool = True,
-    ) -> None:
+    def __init__(self, network: nn.Module, *, dim: int, model: str, about: dict[str, Any],
+                 image_size: int | None = None, norms: bool = True) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
         self.dim, self.model, self.about, self.image_size, self.norms = dim, model, about, image_size, norms
 
     @torch.no_grad()
     def embed(self, pixels: Tensor, items: Sequence[str]) -> Tensor:
-        if self.image_size is not None and tuple(pixels.shape[2:]) != (self.image_size, self.image_size):
+        if self.image_size is not None and pixels.shape[2:] != (self.image_size, self.image_size):
             size = (self.image_size, self.image_size)
             pixels = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True)
         return self.network(pixels).float()
@@ -89,23 +77,14 @@ class CachedTeacher(Teacher):
     """Descriptors of the training images, made before: the teacher sees each image as it is, not its edited views."""
 
     def __init__(self, path: Path, items: Sequence[str]) -> None:
-        """
-        Args:
-            path: HDF5 with `vectors` and `image_names`.
-            items: ids of the images to come.
-
-        Raises:
-            DataError: no such file, or images that it does not hold (counted).
-        """
+        """Read the HDF5 file `path` for the images `items`; DataError: images that it does not hold (counted)."""
         super().__init__()
         cached = read_descriptors(path, "reference")
         row_of = {name: row for row, name in enumerate(cached.names)}
         missing = [name for name in items if name not in row_of]
         if missing:
-            raise DataError(
-                f"{path} lacks {len(missing)} of the {len(items)} training images, such as "
-                f"{', '.join(missing[:3])}: describe the same folder again"
-            )
+            raise DataError(f"{path} lacks {len(missing)} of the {len(items)} training images, such as "
+                            f"{', '.join(missing[:3])}: describe the same folder again")
         self._row_of = {name: place for place, name in enumerate(items)}
         rows = cached.vectors[[row_of[name] for name in items]]
         self.register_buffer("vectors", torch.from_numpy(rows), persistent=False)
@@ -132,17 +111,9 @@ class _Vectors(nn.Module):
         return self.network(normalize_pixels(pixels, self.normalize))
 
 
-def load_teacher(
-    source: str,
-    *,
-    items: Sequence[str] = (),
-    weights: str = "default",
-    same_padding: bool = False,
-    normalize: Normalize = "imagenet",
-    pool: Pool = "gem",
-    image_size: int | None = None,
-    output: Literal["embeddings", "features"] = "embeddings",
-) -> Teacher:
+def load_teacher(source: str, *, items: Sequence[str] = (), weights: str = "default", same_padding: bool = False,
+                 normalize: Normalize = "imagenet", pool: Pool = "gem", image_size: int | None = None,
+                 output: Literal["embeddings", "features"] = "embeddings") -> Teacher:
     """Load a teacher by what `source` is.
 
     Args:
@@ -158,7 +129,7 @@ def load_teacher(
         DataError: none of these, or one that cannot be read.
     """
     path = Path(source)
-    if path.suffix.lower() in CACHED:
+    if path.suffix.lower() in (".h5", ".hdf5"):
         if not path.is_file():
             raise DataError(f"{path}: no such file of descriptors")
         return CachedTeacher(path, items)
@@ -169,15 +140,12 @@ def load_teacher(
         descriptor, digest = saved.descriptor, sha256_of(saved.path)
         dim = descriptor.dim if output == "embeddings" else descriptor.feature_dim
         about = {"kind": "run", "descriptor": asdict(descriptor.settings), "output": output, "sha256": digest}
-        return NetworkTeacher(
-            _Vectors(descriptor, None, output), dim=dim, about=about, image_size=image_size,
-            model=f"{descriptor.settings.backbone}-{dim}d sha256:{digest}",
-        )
+        return NetworkTeacher(_Vectors(descriptor, None, output), dim=dim, about=about, image_size=image_size,
+                              model=f"{descriptor.settings.backbone}-{dim}d sha256:{digest}")
     if path.suffix in (".pt", ".pth", ".ts", ".jit") or len(path.parts) > 1:
         raise DataError(f"{source}: no such file or run (a teacher is a file, a run, or the name of a backbone)")
-    return load_backbone(
-        source, weights, same_padding=same_padding, normalize=normalize, pool=pool, image_size=image_size
-    )
+    return load_backbone(source, weights, same_padding=same_padding, normalize=normalize, pool=pool,
+                         image_size=image_size)
 
 
 def is_torchscript(path: Path) -> bool:
@@ -195,10 +163,9 @@ def load_torchscript(path: Path, *, normalize: Normalize, image_size: int | None
         raise DataError(f"{path}: no such file")
     try:
         script = torch.jit.load(str(path), map_location="cpu").eval()
+        side = image_size or PROBE
         with torch.no_grad():
-            side = image_size or PROBE
-            probe = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-            output = script(probe)
+            output = script(torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)))
     except Exception as error:  # whatever the script raises
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"{path}: not a TorchScript network of images: {first_line}") from error
@@ -207,45 +174,28 @@ def load_torchscript(path: Path, *, normalize: Normalize, image_size: int | None
     digest = sha256_of(path)
     unit = bool(((output.norm(dim=1) - 1).abs() < 1e-3).all())
     about = {"kind": "torchscript", "file": path.name, "sha256": digest, "normalize": normalize}
-    return NetworkTeacher(
-        _Vectors(script, normalize, "embeddings"), dim=output.shape[1], model=f"{path.name} sha256:{digest}",
-        about=about, image_size=image_size, norms=not unit,
-    )
+    return NetworkTeacher(_Vectors(script, normalize, "embeddings"), dim=output.shape[1],
+                          model=f"{path.name} sha256:{digest}", about=about, image_size=image_size, norms=not unit)
 
 
-def load_backbone(
-    backbone: str,
-    weights: str,
-    *,
-    same_padding: bool = False,
-    normalize: Normalize = "imagenet",
-    pool: Pool = "gem",
-    image_size: int | None = None,
-) -> NetworkTeacher:
+def load_backbone(backbone: str, weights: str, *, same_padding: bool = False, normalize: Normalize = "imagenet",
+                  pool: Pool = "gem", image_size: int | None = None) -> NetworkTeacher:
     """Load a classifier's backbone with GeM and no head: what its weights give without any training here."""
     network = PooledBackbone(backbone, weights, same_padding=same_padding, normalize=normalize, pool=pool)
     about = {"kind": "backbone", "backbone": backbone, **network.origin, "same_padding": same_padding,
              "normalize": normalize, "pool": pool}
-    padding = "-same" if same_padding else ""
-    model = f"{backbone}{padding}-{normalize}-{pool} sha256:{network.origin['weights_sha256']}"
+    model = f"{backbone}{'-same' * same_padding}-{normalize}-{pool} sha256:{network.origin['weights_sha256']}"
     return NetworkTeacher(network, dim=network.dim, model=model, about=about, image_size=image_size)
 
 
-def teacher_describer(
-    teacher: Teacher, *, input_size: int, resize: Resize, device: str = "cpu", precision: Precision = "float32",
-    orders_norms: bool = False,
-) -> Describer:
+def teacher_describer(teacher: Teacher, *, input_size: int, resize: Resize, device: str = "cpu",
+                      precision: Precision = "float32", orders_norms: bool = False) -> Describer:
     """Put a frozen network to work on images.
 
-    Args:
-        orders_norms: of a network that was trained elsewhere with a norm-ratio loss, which its file does not say.
-
-    Raises:
-        DataError: cached descriptors, which describe no other images; ordered norms of a network without norms.
+    `orders_norms`: of a network that was trained elsewhere with a norm-ratio loss, which its file does not say.
+    DataError: cached descriptors, which describe no other images; ordered norms of a network without norms.
     """
     if not isinstance(teacher, NetworkTeacher):
         raise DataError(f"{teacher.model} cannot describe images: it is a file of descriptors")
-    return Describer(
-        teacher, teacher.about, model=teacher.model, input_size=input_size, resize=resize, device=device,
-        precision=precision, orders_norms=orders_norms,
-    )
+    return Describer(teacher, teacher.about, model=teacher.model, input_size=input_size, resize=resize, device=device,
+                     precision=precision, orders_norms=orders_norms)

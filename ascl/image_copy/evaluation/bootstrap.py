@@ -14,27 +14,18 @@ from ascl.image_copy.evaluation.metrics import PRECISION, ranks_of_pairs
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Intervals over `samples` draws of the queries.
-
-    Attributes:
-        muap, recall_at_p90, recall_rank1: percentile intervals; a sample that never reaches P90 counts as recall 0
-            there. None where no draw had a true pair.
-        samples: draws that had a true pair (a draw without any has no metric).
-        confidence: of the intervals, 0.95 for example.
-        seed: of the draws.
-    """
+    """Percentile intervals over `samples` draws of the queries; None where no draw had a true pair."""
 
     muap: Interval | None
-    recall_at_p90: Interval | None
+    recall_at_p90: Interval | None  # a sample that never reaches P90 counts as recall 0
     recall_rank1: Interval | None
-    samples: int
-    confidence: float
-    seed: int
+    samples: int  # draws that had a true pair (a draw without any has no metric)
+    confidence: float  # of the intervals, 0.95 for example
+    seed: int  # of the draws
 
 
-def bootstrap_intervals(
-    judged: JudgedPairs, queries: int, *, samples: int, seed: int, confidence: float = 0.95
-) -> Bootstrap:
+def bootstrap_intervals(judged: JudgedPairs, queries: int, *, samples: int, seed: int,
+                        confidence: float = 0.95) -> Bootstrap:
     """Draw as many queries as there are, with replacement, and compute the metrics of each draw.
 
     A query that is drawn k times is in the list k times with all its predictions and its true pairs. The list is
@@ -43,8 +34,7 @@ def bootstrap_intervals(
     Args:
         judged: the predictions.
         queries: number of all queries, those without any prediction and without a reference included; the sampled unit.
-        samples: number of draws.
-        seed: of the draws.
+        samples, seed: number of draws, and their seed.
         confidence: share of the draws inside the interval.
 
     Raises:
@@ -66,27 +56,15 @@ def bootstrap_intervals(
         times_true = times[true_query]
         true_after = np.cumsum(times_true)
         rows_after = np.cumsum(times[judged.query])[true_rows]
-        values[sample] = (
-            _precision_sum(true_after, rows_after, times_true) / positives,
-            _recall(true_after, rows_after, times_true) / positives,
-            times[judged.gt_query[first]].sum() / positives,
-        )
-    drawn = values[~np.isnan(values[:, 0])]
-    muap, recall_at_p90, recall_rank1 = (
-        percentile_interval(column, confidence) if len(drawn) else None for column in drawn.T
-    )
-    return Bootstrap(muap, recall_at_p90, recall_rank1, samples=len(drawn), confidence=confidence, seed=seed)
-
-
-def _precision_sum(true_after: np.ndarray, rows_after: np.ndarray, times: np.ndarray) -> float:
-    """Sum of the precision at each copy of each true row; the copies follow one another."""
-    true = np.arange(1, int(times.sum()) + 1)
-    to_come = np.repeat(true_after, times) - true  # copies of the same row that follow this one
-    return float((true / (np.repeat(rows_after, times) - to_come)).sum())
-
-
-def _recall(true_after: np.ndarray, rows_after: np.ndarray, times: np.ndarray) -> int:
-    """True rows at the last place whose precision is high enough; within copies the last has the best precision."""
-    drawn = times > 0
-    reached = true_after[drawn] / rows_after[drawn] >= PRECISION
-    return int(true_after[drawn][reached].max(initial=0))
+        copies = np.repeat(true_after, times_true)      # of a true row follow one another
+        true = np.arange(1, len(copies) + 1)
+        precision_at = true / (np.repeat(rows_after, times_true) - (copies - true))
+        drawn = times_true > 0
+        reached = true_after[drawn] / rows_after[drawn] >= PRECISION    # within copies the last has the best precision
+        values[sample] = (precision_at.sum(), true_after[drawn][reached].max(initial=0),
+                          times[judged.gt_query[first]].sum())
+        values[sample] /= positives
+    kept = values[~np.isnan(values[:, 0])]
+    muap, recall_at_p90, recall_rank1 = (percentile_interval(column, confidence) if len(kept) else None
+                                         for column in kept.T)
+    return Bootstrap(muap, recall_at_p90, recall_rank1, len(kept), confidence, seed)

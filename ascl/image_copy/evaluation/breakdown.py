@@ -8,15 +8,14 @@ import numpy as np
 
 from ascl.image_copy.evaluation.files import QueryEdit
 from ascl.image_copy.evaluation.judged import JudgedPairs
-from ascl.image_copy.evaluation.metrics import metrics_of, ranks_of_pairs
+from ascl.image_copy.evaluation.metrics import metrics_of
 
 GROUPINGS = {"role": ("role",), "kind": ("kind",), "strength": ("strength",), "kind_strength": ("kind", "strength")}
 STRENGTHS = ("mild", "medium", "hard")  # as the generated benchmark names them
 
 
-def breakdown(
-    judged: JudgedPairs, threshold: float | None, edits: dict[str, QueryEdit], keep: np.ndarray | None
-) -> dict[str, list[dict[str, Any]]]:
+def breakdown(judged: JudgedPairs, threshold: float | None, edits: dict[str, QueryEdit],
+              keep: np.ndarray | None) -> dict[str, list[dict[str, Any]]]:
     """Return a row of metrics for each group of queries; no rows for a grouping that has only one group.
 
     Args:
@@ -27,19 +26,15 @@ def breakdown(
     """
     result: dict[str, list[dict[str, Any]]] = {}
     for grouping, attributes in GROUPINGS.items():
-        group_of = {query: tuple(getattr(edit, name) for name in attributes) for query, edit in edits.items()}
-        members: dict[tuple[str, ...], list[QueryEdit]] = {}
-        for query, group in group_of.items():
-            members.setdefault(group, []).append(edits[query])
-        if len(members) < 2:
-            continue
-        labels = [group_of.get(query) for query in judged.query_ids]
-        result[grouping] = [
-            {"name": " ".join(group)} | group_metrics(
-                judged, np.array([label == group for label in labels], dtype=bool), threshold, members[group], keep
-            )
-            for group in sorted(members, key=lambda group: [_order(label) for label in group])
-        ]
+        members: dict[tuple[str, ...], dict[str, QueryEdit]] = {}
+        for query, edit in edits.items():
+            members.setdefault(tuple(getattr(edit, name) for name in attributes), {})[query] = edit
+        if len(members) > 1:
+            result[grouping] = []
+            for group in sorted(members, key=lambda group: [_order(label) for label in group]):
+                chosen = np.array([query in members[group] for query in judged.query_ids], dtype=bool)
+                row = group_metrics(judged, chosen, threshold, list(members[group].values()), keep)
+                result[grouping].append({"name": " ".join(group), **row})
     return result
 
 
@@ -48,28 +43,23 @@ def _order(label: str) -> tuple[int, str]:
     return (STRENGTHS.index(label), "") if label in STRENGTHS else (len(STRENGTHS), label)
 
 
-def group_metrics(
-    judged: JudgedPairs, chosen: np.ndarray, threshold: float | None, members: list[QueryEdit], keep: np.ndarray | None
-) -> dict[str, Any]:
+def group_metrics(judged: JudgedPairs, chosen: np.ndarray, threshold: float | None, members: list[QueryEdit],
+                  keep: np.ndarray | None) -> dict[str, Any]:
     """Return the row of the queries where `chosen` (Q,) is True; `members` are their edits, the rest as above."""
     group = judged.of_queries(chosen)
     pairs = len(group.gt_query)
+    measured = metrics_of(group) if pairs else None
     top = slice(0, len(judged.gt_query))
     of_group, correct = chosen[judged.query[top]], judged.correct[top]
     scales = [edit.content_scale for edit in members if edit.content_scale is not None]
     row: dict[str, Any] = {
-        "queries": len(members),
-        "pairs": pairs,
-        "content_scale": float(np.mean(scales)) if scales else None,
-        "top_true": int((correct & of_group).sum()),
-        "top_false": int((~correct & of_group).sum()),
-        "muap": metrics_of(group).muap if pairs else None,
-        "recall_rank1": float(np.mean(ranks_of_pairs(group) == 0)) if pairs else None,
-        "recall_at_p90": None,
+        "queries": len(members), "pairs": pairs, "content_scale": float(np.mean(scales)) if scales else None,
+        "top_true": int((correct & of_group).sum()), "top_false": int((~correct & of_group).sum()),
+        "muap": measured and measured.muap, "recall_rank1": measured and measured.recall_rank1,
+        "recall_at_p90": (int((group.correct & (group.score >= threshold)).sum()) / pairs
+                          if pairs and threshold is not None else None),
     }
     if keep is not None:
         kept = of_group & keep[judged.order[top]]
         row |= {"filtered_true": int((correct & kept).sum()), "filtered_false": int((~correct & kept).sum())}
-    if pairs and threshold is not None:
-        row["recall_at_p90"] = int((group.correct & (group.score >= threshold)).sum()) / pairs
     return row

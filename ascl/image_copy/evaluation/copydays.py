@@ -19,12 +19,9 @@ from ascl.image_copy.evaluation.judged import JudgedPairs
 from ascl.image_copy.evaluation.metrics import trapezoid_average_precision
 
 NEIGHBOURS = 100  # results that are kept for each query in the published evaluation
-_NUMBER = re.compile(r"(2\d{3})\d\d(\.\w+)?")
+_NUMBER = re.compile(r"(2\d{3})(\d\d)(?:\.\w+)?")
 
 
-def block_of(name: str) -> str:
-    """Return the block of an id `strong/200001`, `jpegqual/3/200000` ...; empty for an id without a folder."""
-    return name.rpartition("/")[0]
 
 
 def copydays_ground_truth(queries: Sequence[str], references: Sequence[str]) -> GroundTruth:
@@ -40,22 +37,18 @@ def copydays_ground_truth(queries: Sequence[str], references: Sequence[str]) -> 
     original: dict[str, str] = {}
     for name in references:
         number = _NUMBER.fullmatch(name.rpartition("/")[2])
-        if number and number.group(0)[4:6] == "00":
-            if number.group(1) in original:
-                raise DataError(
-                    f"references {original[number.group(1)]!r} and {name!r} are both the original {number.group(1)}00"
-                )
-            original[number.group(1)] = name
+        if number and number[2] == "00" and original.setdefault(number[1], name) != name:
+            raise DataError(f"references {original[number[1]]!r} and {name!r} are both the original {number[1]}00")
     if not original:
         raise DataError("no reference has the number of a Copydays original (200000, 200100 ...): describe `original`")
-    pairs = []
+    found = []
     for name in queries:
         number = _NUMBER.fullmatch(name.rpartition("/")[2])
         if number is None:
             raise DataError(f"query {name!r} has no number of Copydays (BLOCK/200001, say)")
         # an original that is not there stays a pair: it is counted as missing, not left out
-        pairs.append((name, original.get(number.group(1), f"{number.group(1)}00")))
-    return GroundTruth(list(queries), [query for query, _ in pairs], [reference for _, reference in pairs])
+        found.append(original.get(number[1], f"{number[1]}00"))
+    return GroundTruth(list(queries), list(queries), found)
 
 
 def copydays_report(judged: JudgedPairs) -> dict[str, Any]:
@@ -67,13 +60,10 @@ def copydays_report(judged: JudgedPairs) -> dict[str, Any]:
     average = average_precisions(judged)
     blocks: dict[str, list[float]] = {}
     for query, value in average.items():
-        blocks.setdefault(block_of(str(judged.query_ids[query])), []).append(value)
-    return {
-        "map_by_block": {block: float(np.mean(values)) for block, values in sorted(blocks.items())},
-        "map": float(np.mean(list(average.values()))),
-        "pooled_uap": pooled_average_precision(judged),
-        "queries": len(average),
-    }
+        blocks.setdefault(str(judged.query_ids[query]).rpartition("/")[0], []).append(value)
+    return {"map_by_block": {block: float(np.mean(values)) for block, values in sorted(blocks.items())},
+            "map": float(np.mean(list(average.values()))), "pooled_uap": pooled_average_precision(judged),
+            "queries": len(average)}
 
 
 def average_precisions(judged: JudgedPairs) -> dict[int, float]:
@@ -82,14 +72,11 @@ def average_precisions(judged: JudgedPairs) -> dict[int, float]:
     start = np.searchsorted(judged.query[by_query], np.arange(len(judged.query_ids)))
     rank = np.empty(len(by_query), dtype=np.int64)
     rank[by_query] = np.arange(len(by_query)) - start[judged.query[by_query]]
-    hits: dict[int, list[int]] = {}
-    positives: dict[int, int] = {}
+    ranks: dict[int, list[int]] = {}
     for query, position in zip(judged.gt_query.tolist(), judged.gt_position.tolist(), strict=True):
-        positives[query] = positives.get(query, 0) + 1
-        hits.setdefault(query, [])
-        if position >= 0:
-            hits[query].append(int(rank[position]))
-    return {query: trapezoid_average_precision(ranks, positives[query]) for query, ranks in hits.items()}
+        ranks.setdefault(query, []).append(int(rank[position]) if position >= 0 else -1)
+    return {query: trapezoid_average_precision([one for one in own if one >= 0], len(own))
+            for query, own in ranks.items()}
 
 
 def pooled_average_precision(judged: JudgedPairs) -> float:

@@ -16,22 +16,14 @@ from ascl.image_copy.evaluation.copydays import copydays_report
 from ascl.image_copy.evaluation.files import GroundTruth, QueryEdit
 from ascl.image_copy.evaluation.judged import judge
 from ascl.image_copy.evaluation.metrics import CopyMetrics, RankedPairs, metrics_of, norm_ratio_keeps, top_pairs
-from ascl.image_copy.evaluation.report import Report
+from ascl.image_copy.evaluation.report import METRICS, Report
 
 RATIOS = (0.8, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.2, 1.5)  # |query| / |reference| of the norm-ratio curve
-TIE_RULE = "score descending; among equal scores the wrong pair first"
 
 
-def evaluate_candidates(
-    candidates: Candidates,
-    truth: GroundTruth,
-    *,
-    norms: tuple[Descriptors, Descriptors] | None = None,
-    edits: dict[str, QueryEdit] | None = None,
-    copydays: bool = False,
-    bootstrap_samples: int = 0,
-    seed: int = 0,
-) -> Report:
+def evaluate_candidates(candidates: Candidates, truth: GroundTruth, *,
+                        norms: tuple[Descriptors, Descriptors] | None = None, edits: dict[str, QueryEdit] | None = None,
+                        copydays: bool = False, bootstrap_samples: int = 0, seed: int = 0) -> Report:
     """Measure candidates against a ground truth.
 
     Args:
@@ -40,8 +32,7 @@ def evaluate_candidates(
         norms: queries and references with norms: also report what the norm-ratio filter leaves.
         edits: how queries were made: also report by role, kind and strength.
         copydays: also report Copydays' trapezoid scores.
-        bootstrap_samples: draws of the queries for intervals; 0 for none.
-        seed: of the draws.
+        bootstrap_samples: draws of the queries for intervals, by `seed`; 0 for none.
 
     Raises:
         DataError: no true pair among the images that were searched, norms missing, or as `judge`.
@@ -50,25 +41,19 @@ def evaluate_candidates(
     counts = candidates.counts | _truth_counts(candidates, truth, warnings)
     judged = judge(candidates.query, candidates.reference, candidates.score, truth.pair_query, truth.pair_reference)
     metrics = metrics_of(judged)
-    about = candidates.about | {
-        "ground-truth pairs (denominator of every recall)": len(truth.pair_query),
-        "ties": TIE_RULE,
-    }
+    about = candidates.about | {"ground-truth pairs (denominator of every recall)": len(truth.pair_query),
+                                "ties": "score descending; among equal scores the wrong pair first"}
     sections: dict[str, Any] = {"metrics": _metrics(metrics), "top_pairs": _top(top_pairs(judged))}
     keep = None
     if norms is not None:
         ratio = _norms_of(candidates, *norms)
         keep = norm_ratio_keeps(*ratio)
-        filtered = metrics_of(judged.only(keep[judged.order]))
-        sections["norm_ratio_curve"] = [
-            {"most": most} | _top(top_pairs(judged, norm_ratio_keeps(*ratio, most=most))) for most in RATIOS
-        ]
+        sections["norm_ratio_curve"] = [{"most": most} | _top(top_pairs(judged, norm_ratio_keeps(*ratio, most=most)))
+                                        for most in RATIOS]
         sections["top_pairs_norm_filter"] = _top(top_pairs(judged, keep))
-        sections["metrics_norm_filter"] = _metrics(filtered)
-        about["norm-ratio filter"] = (
-            "pairs with |query| / |reference| > 1 are rejected; for the counts at the top pairs after these were "
-            "taken by score, for the metrics from all candidates"
-        )
+        sections["metrics_norm_filter"] = _metrics(metrics_of(judged.only(keep[judged.order])))
+        about["norm-ratio filter"] = ("pairs with |query| / |reference| > 1 are rejected; for the counts at the top "
+                                      "pairs after these were taken by score, for the metrics from all candidates")
     if bootstrap_samples:
         population = len(set(candidates.queries) | set(truth.queries))
         sections["intervals"] = asdict(bootstrap_intervals(judged, population, samples=bootstrap_samples, seed=seed))
@@ -78,10 +63,8 @@ def evaluate_candidates(
         unknown = sum(query not in edits for query in judged.query_ids)
         if unknown:
             warnings.append(f"{unknown} queries have no row among the edits and are in no row of the breakdown")
-        about["breakdown"] = (
-            "each row holds only the queries of its kind, distractors of the kind included; true and false at the top "
-            "and recall at P90 take the top pairs and the threshold of the whole list"
-        )
+        about["breakdown"] = ("each row holds only the queries of its kind, distractors too; true and false at the top "
+                              "and recall at P90 take the top pairs and the threshold of the whole list")
     if copydays:
         sections["copydays"] = copydays_report(judged)
         about["copydays"] = "average precision by trapezoids over the candidates; pooled over all queries of all blocks"
@@ -91,67 +74,53 @@ def evaluate_candidates(
 def _truth_counts(candidates: Candidates, truth: GroundTruth, warnings: list[str]) -> dict[str, int]:
     """Counts of the ground truth; images of it that were not searched are counted and warned of."""
     with_reference = len(set(truth.pair_query))
-    counts = {
-        "ground_truth_pairs": len(truth.pair_query),
-        "ground_truth_queries": len(truth.queries),
-        "queries_with_reference": with_reference,
-        "distractor_queries": len(set(truth.queries) | set(candidates.queries)) - with_reference,
-        "candidates": len(candidates.score),
-    }
+    counts = {"ground_truth_pairs": len(truth.pair_query), "ground_truth_queries": len(truth.queries),
+              "queries_with_reference": with_reference,
+              "distractor_queries": len(set(truth.queries) | set(candidates.queries)) - with_reference,
+              "candidates": len(candidates.score)}
     if candidates.references is None:
         return counts
-    searched, references = set(candidates.queries), set(candidates.references)
+    searched, references, queries = set(candidates.queries), set(candidates.references), set(truth.queries)
     no_query = [query not in searched for query in truth.pair_query]
     no_reference = [reference not in references for reference in truth.pair_reference]
-    missed = sum(map(any, zip(no_query, no_reference, strict=True)))
-    counts |= {
-        "distractor_references": len(references - set(truth.pair_reference)),
-        "ground_truth_queries_not_described": len(set(truth.queries) - searched),
-        "ground_truth_references_not_described": len(set(truth.pair_reference) - references),
-        "ground_truth_pairs_not_described": missed,
-        "described_queries_not_in_ground_truth": len(searched - set(truth.queries)),
-    }
+    missed = sum(a or b for a, b in zip(no_query, no_reference, strict=True))
+    counts |= {"distractor_references": len(references - set(truth.pair_reference)),
+               "ground_truth_queries_not_described": len(queries - searched),
+               "ground_truth_references_not_described": len(set(truth.pair_reference) - references),
+               "ground_truth_pairs_not_described": missed,
+               "described_queries_not_in_ground_truth": len(searched - queries)}
     if missed == len(no_query):
-        raise DataError(
-            f"no true pair can be found: of {missed}, {sum(no_query)} have a query and {sum(no_reference)} a reference "
-            f"without descriptor. Ids of the ground truth look like {truth.pair_query[0]!r}, "
-            f"{truth.pair_reference[0]!r}, those of the descriptors like {candidates.queries[0]!r}, "
-            f"{candidates.references[0]!r}"
-        )
+        raise DataError(f"no true pair can be found: of {missed}, {sum(no_query)} have a query and {sum(no_reference)} "
+                        f"a reference without descriptor. Ids of the ground truth look like {truth.pair_query[0]!r}, "
+                        f"{truth.pair_reference[0]!r}, those of the descriptors like {candidates.queries[0]!r}, "
+                        f"{candidates.references[0]!r}")
     if missed:
-        warnings.append(
-            f"{missed} of {len(no_query)} true pairs count as misses because an "
-            f"image has no descriptor ({counts['ground_truth_references_not_described']} references, "
-            f"{len(set(truth.pair_query) - searched)} queries)"
-        )
+        warnings.append(f"{missed} of {len(no_query)} true pairs count as misses because an image has no descriptor "
+                        f"({counts['ground_truth_references_not_described']} references, "
+                        f"{len(set(truth.pair_query) - searched)} queries)")
     if counts["described_queries_not_in_ground_truth"]:
-        warnings.append(
-            f"{counts['described_queries_not_in_ground_truth']} described queries are not in the ground truth: every "
-            "pair of theirs counts as false"
-        )
+        warnings.append(f"{counts['described_queries_not_in_ground_truth']} described queries are not in the ground "
+                        "truth: every pair of theirs counts as false")
     return counts
 
 
-def _norms_of(
-    candidates: Candidates, queries: Descriptors, references: Descriptors
-) -> tuple[np.ndarray, np.ndarray]:
+def _norms_of(candidates: Candidates, queries: Descriptors, references: Descriptors) -> tuple[np.ndarray, np.ndarray]:
     """Norms of both sides of every candidate."""
-    columns = []
     check_comparable([queries, references])
+    columns = []
     for ids, side in ((candidates.query, queries), (candidates.reference, references)):
         if side.norms is None:
             raise DataError(f"{side.source} has no `norms`: the norm-ratio filter needs descriptors of an ASL model")
-        row_of = {name: row for row, name in enumerate(side.names)}
+        norm_of = dict(zip(side.names, side.norms, strict=True))
         try:
-            columns.append(side.norms[[row_of[one] for one in ids]])
+            columns.append(np.array([norm_of[one] for one in ids], side.norms.dtype))
         except KeyError as error:
             raise DataError(f"image {error.args[0]!r} of the predictions has no norm in {side.source}") from None
     return columns[0], columns[1]
 
 
 def _metrics(metrics: CopyMetrics) -> dict[str, float | int | None]:
-    names = ("muap", "recall_at_p90", "threshold_at_p90", "recall_rank1", "recall_rank10")
-    return {name: getattr(metrics, name) for name in names} | {"pairs": metrics.predictions}
+    return {name: getattr(metrics, name) for name in METRICS} | {"pairs": metrics.predictions}
 
 
 def _top(top: RankedPairs) -> dict[str, float | int | None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,57 +27,43 @@ PAIR_HEADERS = (["query_id", "reference_id"], ["query_image_id", "db_image_id"])
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """Who copied whom.
+    """Who copied whom."""
 
-    Attributes:
-        queries: every query, in the order of the file, each once; those without a pair are distractors.
-        pair_query, pair_reference: the true pairs.
-    """
-
-    queries: list[str]
-    pair_query: list[str]
+    queries: list[str]  # every query, in the order of the file, each once; those without a pair are distractors
+    pair_query: list[str]  # the true pairs, with `pair_reference`
     pair_reference: list[str]
 
 
 @dataclass(frozen=True)
 class QueryEdit:
-    """How a query was made: `kind` of edit, `strength` as the maker named it, share of the original still seen.
+    """How a query was made."""
 
-    `role` is what it is there for (a copy, a distractor, a hard negative); empty where the file does not say.
-    """
-
-    kind: str
-    strength: str
-    content_scale: float | None
-    role: str = ""
+    kind: str  # of edit
+    strength: str  # as the maker named it
+    content_scale: float | None  # share of the original still seen
+    role: str = ""  # a copy, a distractor, a hard negative; empty where the file does not say
 
 
 def read_ground_truth(path: str | os.PathLike) -> GroundTruth:
     """Read rows `query_id,reference_id`; a blank reference is a distractor, several rows are several references.
 
-    Raises:
-        DataError: no such file, a row of other than two columns or without a query, a pair or a distractor listed
-            twice, a query listed both with and without a reference, no row, no pair (row named).
+    DataError: no such file, a row of other than two columns or without a query, a pair or a distractor listed twice, a
+    query listed both with and without a reference, no row, no pair (row named).
     """
-    pairs: dict[tuple[str, str], int] = {}
-    blank: dict[str, int] = {}
-    queries: dict[str, bool] = {}
-    for row, cells in _rows(path, 2, "query_id,reference_id"):
-        query, reference = cells
+    rows: dict[tuple[str, str], int] = {}
+    has_reference: dict[str, bool] = {}
+    for row, (query, reference) in _rows(path, 2, "query_id,reference_id"):
         if not query:
             raise DataError(f"{path}, row {row}: no query id")
-        before = pairs.get((query, reference)) if reference else blank.get(query)
-        if before is not None:
+        before = rows.setdefault((query, reference), row)
+        if before != row:
             raise DataError(f"{path}, row {row}: the same as row {before} ({query},{reference}); keep one of them")
-        if queries.setdefault(query, bool(reference)) != bool(reference):
+        if has_reference.setdefault(query, bool(reference)) != bool(reference):
             raise DataError(f"{path}, row {row}: query {query!r} is listed both with a reference and without one")
-        if reference:
-            pairs[query, reference] = row
-        else:
-            blank[query] = row
+    pairs = [pair for pair in rows if pair[1]]
     if not pairs:
         raise DataError(f"{path} names no query with a reference: nothing can be measured with it")
-    return GroundTruth(list(queries), [query for query, _ in pairs], [reference for _, reference in pairs])
+    return GroundTruth(list(has_reference), *map(list, zip(*pairs, strict=True)))
 
 
 def write_ground_truth(path: str | os.PathLike, truth: GroundTruth) -> None:
@@ -91,8 +78,7 @@ def write_ground_truth(path: str | os.PathLike, truth: GroundTruth) -> None:
 def read_predictions(path: str | os.PathLike) -> tuple[list[str], list[str], np.ndarray]:
     """Read rows `query_id,reference_id,score` as query ids, reference ids, scores (N,) float64.
 
-    Raises:
-        DataError: no such file, a row of other than three columns, an empty id, a score that is no number (row named).
+    DataError: no such file, a row of other than three columns, an empty id, a score that is no number (row named).
     """
     queries, references, scores = [], [], []
     for row, (query, reference, score) in _rows(path, 3, "query_id,reference_id,score"):
@@ -110,9 +96,8 @@ def read_predictions(path: str | os.PathLike) -> tuple[list[str], list[str], np.
     return queries, references, values
 
 
-def write_predictions(
-    path: str | os.PathLike, query: Iterable[str], reference: Iterable[str], score: np.ndarray
-) -> None:
+def write_predictions(path: str | os.PathLike, query: Iterable[str], reference: Iterable[str],
+                      score: np.ndarray) -> None:
     """Write what `read_predictions` reads; scores with the fewest digits that give back the same number.
 
     Fewer digits would make equal scores of unequal ones, and ties cost: the published tools' six decimals do so.
@@ -124,62 +109,50 @@ def write_predictions(
 def read_edits(path: str | os.PathLike) -> dict[str, QueryEdit]:
     """Read columns `query_id,kind[,strength,content_scale,role]` with a header, others passed over, by query.
 
-    Raises:
-        DataError: no such file, no such column, a query twice, a content scale that is no number in [0, 1] (row named).
+    DataError: no such file, no such column, a query twice, a content scale that is no number in [0, 1] (row named).
     """
     reader = csv.DictReader(io.StringIO(_text(path), newline=""))
     missing = {"query_id", "kind"} - set(reader.fieldnames or [])
     if missing:
         raise DataError(f"{path}: no column {', '.join(sorted(missing))} in its header {reader.fieldnames}")
     edits: dict[str, QueryEdit] = {}
-    for row in _parsed(path, reader):
-        query = row["query_id"]
+    for cells in _parsed(path, reader):
+        query, kind, scale = cells["query_id"], cells["kind"], cells.get("content_scale") or None
+        where = f"{path}, row {reader.line_num}"
         if query in edits:
-            raise DataError(f"{path}, row {reader.line_num}: query {query!r} has a row before")
-        if row["kind"] is None:
-            raise DataError(f"{path}, row {reader.line_num}: fewer cells than the header has")
-        scale = _scale(path, reader.line_num, row)
-        edits[query] = QueryEdit(row["kind"], row.get("strength") or "", scale, row.get("role") or "")
+            raise DataError(f"{where}: query {query!r} has a row before")
+        if kind is None:
+            raise DataError(f"{where}: fewer cells than the header has")
+        try:
+            value = None if scale is None else float(scale)
+        except ValueError:
+            value = math.nan
+        if value is not None and not 0 <= value <= 1:
+            raise DataError(f"{where}: content_scale {scale!r} is no number from 0 to 1")
+        edits[query] = QueryEdit(kind, cells.get("strength") or "", value, cells.get("role") or "")
     return edits
 
 
-def _scale(path: str | os.PathLike, row: int, cells: dict[str, str]) -> float | None:
-    text = cells.get("content_scale")
-    if not text:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise DataError(f"{path}, row {row}: content_scale {text!r} is no number from 0 to 1")
-    return value
-
-
 def _text(path: str | os.PathLike) -> str:
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise DataError(f"{path}: no such file")
-    return read_text(path)
+    return read_text(Path(path))
 
 
 def _rows(path: str | os.PathLike, columns: int, layout: str) -> Iterator[tuple[int, list[str]]]:
     """(row from 1, stripped cells) of every row but the header and empty ones."""
     reader = csv.reader(io.StringIO(_text(path), newline=""))
-    some = False
+    header = True
     for cells in _parsed(path, reader):
-        row = reader.line_num
         if not cells:
             continue
+        row, stripped = reader.line_num, [cell.strip() for cell in cells]
         if len(cells) != columns:
             raise DataError(f"{path}, row {row}: {len(cells)} columns ({','.join(cells)[:80]!r}), expected {layout}")
-        cells = [cell.strip() for cell in cells]
-        if not some and cells[:2] in PAIR_HEADERS:
-            some = True
-            continue
-        some = True
-        yield row, cells
-    if not some:
+        if not header or stripped[:2] not in PAIR_HEADERS:
+            yield row, stripped
+        header = False
+    if header:
         raise DataError(f"{path} is empty; expected rows {layout}")
 
 

@@ -17,33 +17,21 @@ Ids = np.ndarray | Sequence[int] | Sequence[str]
 
 @dataclass(frozen=True, eq=False)
 class JudgedPairs:
-    """Predictions in the order in which they are counted: score descending, false before true.
+    """Predictions in the order in which they are counted: score descending, false before true."""
 
-    Attributes:
-        query_ids: (Q,) every query that the predictions or the ground truth name; `query` and `gt_query` index it.
-        order: (N,) int64 row of the input that each entry is.
-        query: (N,) int64 code of its query.
-        score: (N,) float64.
-        correct: (N,) bool, whether the pair is in the ground truth.
-        gt_query: (G,) int64 code of the query of each ground-truth pair.
-        gt_position: (G,) int64 where the predictions hold that pair, -1 for a pair that was not predicted.
-    """
-
-    query_ids: np.ndarray
-    order: np.ndarray
-    query: np.ndarray
-    score: np.ndarray
-    correct: np.ndarray
-    gt_query: np.ndarray
-    gt_position: np.ndarray
+    query_ids: np.ndarray  # (Q,) every query that predictions or ground truth name; `query` and `gt_query` index it
+    order: np.ndarray  # (N,) int64 row of the input that each entry is
+    query: np.ndarray  # (N,) int64 code of its query
+    score: np.ndarray  # (N,) float64
+    correct: np.ndarray  # (N,) bool, whether the pair is in the ground truth
+    gt_query: np.ndarray  # (G,) int64 code of the query of each ground-truth pair
+    gt_position: np.ndarray  # (G,) int64 where the predictions hold that pair, -1 for a pair that was not predicted
 
     def only(self, rows: np.ndarray) -> JudgedPairs:
         """Keep the ground truth and only the predictions where `rows` (N,) is True; the others are then misses."""
         position = np.append(np.where(rows, np.cumsum(rows) - 1, -1), -1)  # the last entry serves gt_position -1
-        return replace(
-            self, order=self.order[rows], query=self.query[rows], score=self.score[rows], correct=self.correct[rows],
-            gt_position=position[self.gt_position],
-        )
+        return replace(self, order=self.order[rows], query=self.query[rows], score=self.score[rows],
+                       correct=self.correct[rows], gt_position=position[self.gt_position])
 
     def of_queries(self, chosen: np.ndarray) -> JudgedPairs:
         """Return predictions and ground truth of the queries where `chosen` (Q,) is True."""
@@ -52,9 +40,8 @@ class JudgedPairs:
         return replace(kept, gt_query=kept.gt_query[of_chosen], gt_position=kept.gt_position[of_chosen])
 
 
-def judge(
-    query: Ids, reference: Ids, score: np.ndarray | Sequence[float], gt_query: Ids, gt_reference: Ids
-) -> JudgedPairs:
+def judge(query: Ids, reference: Ids, score: np.ndarray | Sequence[float], gt_query: Ids,
+          gt_reference: Ids) -> JudgedPairs:
     """Mark the predictions that are true and put them in the order of the metrics.
 
     Raises:
@@ -65,9 +52,8 @@ def judge(
     references = [_as_ids(reference, "reference"), _as_ids(gt_reference, "gt_reference")]
     scores = _as_scores(score)
     if not len(queries[0]) == len(references[0]) == len(scores):
-        raise DataError(
-            f"{len(queries[0])} query ids, {len(references[0])} reference ids and {len(scores)} scores: one each a pair"
-        )
+        raise DataError(f"{len(queries[0])} query ids, {len(references[0])} reference ids and {len(scores)} scores: "
+                        "one each a pair")
     if len(queries[1]) != len(references[1]):
         raise DataError(f"the ground truth has {len(queries[1])} query ids and {len(references[1])} reference ids")
     if not len(queries[1]):
@@ -76,29 +62,22 @@ def judge(
     (reference_code, gt_reference_code), reference_ids = _codes(references, "reference")
     pair = query_code * len(reference_ids) + reference_code
     gt_pair = gt_query_code * len(reference_ids) + gt_reference_code
-    by_pair = np.argsort(pair, kind="stable")
-    for name, ordered in (("predictions", pair[by_pair]), ("ground truth", np.sort(gt_pair))):
-        twice = np.flatnonzero(ordered[1:] == ordered[:-1])
+    for name, pairs in (("predictions", pair), ("ground truth", gt_pair)):
+        ordered = np.sort(pairs)
+        twice = ordered[1:][ordered[1:] == ordered[:-1]]
         if len(twice):
-            of_query, of_reference = divmod(int(ordered[twice[0]]), len(reference_ids))
-            raise DataError(
-                f"{name}: {len(twice)} row(s) repeat a pair, first query {query_ids[of_query]} with "
-                f"reference {reference_ids[of_reference]}; keep one row a pair"
-            )
-    place = np.searchsorted(pair[by_pair], gt_pair)
-    place_or_last = np.minimum(place, max(len(pair) - 1, 0))
-    found = pair[by_pair][place_or_last] == gt_pair if len(pair) else np.zeros(len(gt_pair), dtype=bool)
+            of_query, of_reference = divmod(int(twice[0]), len(reference_ids))
+            raise DataError(f"{name}: {len(twice)} row(s) repeat a pair, first query {query_ids[of_query]} with "
+                            f"reference {reference_ids[of_reference]}; keep one row a pair")
+    _, rows, found = np.intersect1d(pair, gt_pair, assume_unique=True, return_indices=True)
     correct = np.zeros(len(pair), dtype=bool)
-    correct[by_pair[place_or_last[found]]] = True
+    correct[rows] = True
     order = np.lexsort((correct, -scores))
-    position_of_row = np.empty(len(order), dtype=np.int64)
-    position_of_row[order] = np.arange(len(order))
+    position = np.empty(len(order), dtype=np.int64)
+    position[order] = np.arange(len(order))
     gt_position = np.full(len(gt_pair), -1, dtype=np.int64)
-    gt_position[found] = position_of_row[by_pair[place_or_last[found]]]
-    return JudgedPairs(
-        query_ids=query_ids, order=order, query=query_code[order], score=scores[order], correct=correct[order],
-        gt_query=gt_query_code, gt_position=gt_position,
-    )
+    gt_position[found] = position[rows]
+    return JudgedPairs(query_ids, order, query_code[order], scores[order], correct[order], gt_query_code, gt_position)
 
 
 def _as_ids(ids: Ids, name: str) -> np.ndarray:
@@ -138,8 +117,6 @@ def _codes(columns: list[np.ndarray], name: str) -> tuple[list[np.ndarray], np.n
         values, inverse = np.unique(np.concatenate(columns).astype(np.int64), return_inverse=True)
         return np.split(inverse.reshape(-1), [len(columns[0])]), values
     code_of: dict[str, int] = {}  # a dictionary, because sorting half a million texts takes ten times as long
-    codes = [
-        np.fromiter((code_of.setdefault(one, len(code_of)) for one in column.tolist()), np.int64, len(column))
-        for column in columns
-    ]
+    codes = [np.fromiter((code_of.setdefault(one, len(code_of)) for one in column.tolist()), np.int64, len(column))
+             for column in columns]
     return codes, np.array(list(code_of), dtype=object)

@@ -15,50 +15,34 @@ from ascl.core.errors import DataError
 from ascl.image_copy.evaluation.judged import Ids, JudgedPairs, judge
 
 PRECISION = 0.9  # of "recall at precision 90"
+
+
 @dataclass(frozen=True, eq=False)
 class CopyMetrics:
-    """What `micro_average_precision` returns; fractions in [0, 1].
+    """What `micro_average_precision` returns; fractions in [0, 1]."""
 
-    Attributes:
-        muap: micro average precision.
-        recall_at_p90: largest recall at a precision of at least 0.9; None where none is reached.
-        threshold_at_p90: the score at the first place that has this recall; None as above.
-        recall_rank1: share of the ground-truth pairs that come first among their query's predictions (a tie is lost).
-        recall_rank10: the same among the first ten.
-        ground_truth_pairs: the denominator of every recall, pairs that nobody predicted included.
-        predictions: rows that were counted.
-        precisions, recalls, thresholds: (predictions,) the curve, by falling score.
-    """
-
-    muap: float
-    recall_at_p90: float | None
-    threshold_at_p90: float | None
-    recall_rank1: float
-    recall_rank10: float
-    ground_truth_pairs: int
-    predictions: int
-    precisions: np.ndarray
+    muap: float  # micro average precision
+    recall_at_p90: float | None  # largest recall at a precision of at least 0.9; None where none is reached
+    threshold_at_p90: float | None  # the score at the first place that has this recall; None as above
+    recall_rank1: float  # share of the true pairs that come first among their query's predictions (a tie is lost)
+    recall_rank10: float  # as recall_rank1, among the first ten
+    ground_truth_pairs: int  # the denominator of every recall, pairs that nobody predicted included
+    predictions: int  # rows that were counted
+    precisions: np.ndarray  # (predictions,) the curve, by falling score, as are recalls and thresholds
     recalls: np.ndarray
     thresholds: np.ndarray
 
 
 @dataclass(frozen=True)
 class RankedPairs:
-    """The first |GT| pairs, once some of them were rejected.
+    """The first |GT| pairs, once some of them were rejected."""
 
-    Attributes:
-        taken: pairs taken by score; |GT|, fewer where fewer were predicted.
-        true_positives, false_positives: of those that were kept.
-        rejected_true, rejected_false: of those that the filter removed.
-        threshold: score of the last pair taken; None where none was.
-    """
-
-    taken: int
-    true_positives: int
+    taken: int  # by score; |GT|, fewer where fewer were predicted
+    true_positives: int  # of those that were kept
     false_positives: int
-    rejected_true: int
+    rejected_true: int  # of those that the filter removed
     rejected_false: int
-    threshold: float | None
+    threshold: float | None  # score of the last pair taken; None where none was
 
     @property
     def precision(self) -> float | None:
@@ -67,9 +51,8 @@ class RankedPairs:
         return self.true_positives / kept if kept else None
 
 
-def micro_average_precision(
-    query: Ids, reference: Ids, score: np.ndarray | Sequence[float], gt_query: Ids, gt_reference: Ids
-) -> CopyMetrics:
+def micro_average_precision(query: Ids, reference: Ids, score: np.ndarray | Sequence[float], gt_query: Ids,
+                            gt_reference: Ids) -> CopyMetrics:
     """Return the micro average precision (muAP) of scored pairs, and what is read off the same curve.
 
     muAP = sum_i (R_i - R_{i-1}) P_i over all predictions of all queries in one list, P_i = TP_i / i, R_i = TP_i / |GT|.
@@ -79,9 +62,6 @@ def micro_average_precision(
         query, reference: (N,) ids of the predicted pairs, integers or text.
         score: (N,) higher = more alike, on any scale.
         gt_query, gt_reference: (G,) ids of the true pairs, of the same type as the predictions'.
-
-    Returns:
-        CopyMetrics.
 
     Raises:
         DataError: as `judge`.
@@ -121,11 +101,8 @@ def ranks_of_pairs(judged: JudgedPairs) -> np.ndarray:
     """
     ranks = np.full(len(judged.gt_query), -1, dtype=np.int64)
     found = judged.gt_position >= 0
-    if not found.any():
-        return ranks
-    fell = np.concatenate([[0], judged.score[1:] < judged.score[:-1]])
-    level = np.cumsum(fell)  # 0 for the highest score, the same for equal scores
-    width = int(level[-1]) + 1
+    level = np.cumsum(np.append(0, judged.score[1:] < judged.score[:-1]))  # 0 for the highest, the same for equal ones
+    width = len(level)
     keys = np.sort(judged.query * width + level)
     first_of_query = judged.gt_query[found] * width
     at_least = np.searchsorted(keys, first_of_query + level[judged.gt_position[found]], side="right")
@@ -145,14 +122,10 @@ def top_pairs(judged: JudgedPairs, keep: np.ndarray | None = None) -> RankedPair
     taken = slice(0, len(judged.gt_query))
     correct = judged.correct[taken]
     kept = np.ones(len(correct), dtype=bool) if keep is None else np.asarray(keep, dtype=bool)[judged.order[taken]]
-    return RankedPairs(
-        taken=len(correct),
-        true_positives=int((correct & kept).sum()),
-        false_positives=int((~correct & kept).sum()),
-        rejected_true=int((correct & ~kept).sum()),
-        rejected_false=int((~correct & ~kept).sum()),
-        threshold=float(judged.score[taken][-1]) if len(correct) else None,
-    )
+    return RankedPairs(taken=len(correct), true_positives=int((correct & kept).sum()),
+                       false_positives=int((~correct & kept).sum()), rejected_true=int((correct & ~kept).sum()),
+                       rejected_false=int((~correct & ~kept).sum()),
+                       threshold=float(judged.score[taken][-1]) if len(correct) else None)
 
 
 def norm_ratio_keeps(query_norm: np.ndarray, reference_norm: np.ndarray, *, most: float = 1.0) -> np.ndarray:

@@ -24,10 +24,8 @@ class BackgroundScore:
     end: int
 
     def __str__(self) -> str:
-        return (
-            f"{self.name}: score - beta * mean of the query's background scores at places {self.start} to {self.end} "
-            f"(from 0), beta {self.weight:g}"
-        )
+        return (f"{self.name}: score - beta * mean of the query's background scores at places {self.start} to "
+                f"{self.end} (from 0), beta {self.weight:g}")
 
 
 @dataclass(frozen=True)
@@ -39,10 +37,8 @@ class NegativeSubtraction:
     iterations: int
 
     def __str__(self) -> str:
-        return (
-            f"negative embedding subtraction of queries and references: beta {self.beta:g}, k {self.neighbours}, "
-            f"{self.iterations} iteration(s)"
-        )
+        return (f"negative embedding subtraction of queries and references: beta {self.beta:g}, k {self.neighbours}, "
+                f"{self.iterations} iteration(s)")
 
 
 SSCD = BackgroundScore("sscd", weight=1.0, start=0, end=2)
@@ -52,21 +48,13 @@ ISC_WINNER = NegativeSubtraction(beta=0.35, neighbours=10, iterations=1)
 
 @dataclass(frozen=True)
 class Protocol:
-    """How candidates are found among descriptors.
+    """How candidates are found among descriptors."""
 
-    Attributes:
-        candidates: the rule: "global", the `limit` best pairs over all queries, or "per query", the `limit` best each.
-        limit: of the rule.
-        normalization: with the background, or None.
-        whiten: dimensions to which the background's principal components whiten, or None.
-        device: where blocks are scored, "cpu" or "cuda".
-    """
-
-    candidates: Literal["global", "per query"] = "global"
-    limit: int = DISC_CANDIDATES
-    normalization: BackgroundScore | NegativeSubtraction | None = None
-    whiten: int | None = None
-    device: str = "cpu"
+    candidates: Literal["global", "per query"] = "global"  # the best pairs over all queries, or the best of each
+    limit: int = DISC_CANDIDATES  # how many best ones
+    normalization: BackgroundScore | NegativeSubtraction | None = None  # with the background, or None
+    whiten: int | None = None  # dimensions to which the background's principal components whiten, or None
+    device: str = "cpu"  # where blocks are scored, "cpu" or "cuda"
 
     @property
     def metric(self) -> Metric:

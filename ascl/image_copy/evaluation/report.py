@@ -5,32 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-METRICS = {
-    "muap": "muAP",
-    "recall_at_p90": "Recall at P90",
-    "threshold_at_p90": "Threshold at P90",
-    "recall_rank1": "Recall@1",
-    "recall_rank10": "Recall@10",
-}
-FRACTIONS = {"muap", "recall_at_p90", "recall_rank1", "recall_rank10"}
+from ascl.core.tables import markdown_table
+
+METRICS = {"muap": "muAP", "recall_at_p90": "Recall at P90", "threshold_at_p90": "Threshold at P90",
+           "recall_rank1": "Recall@1", "recall_rank10": "Recall@10"}
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured and how.
+    """What was measured and how."""
 
-    Attributes:
-        protocol: what decides the numbers, label -> value.
-        counts: sizes of everything, and of what is missing or overlaps.
-        sections: `metrics`, `top_pairs`, and where asked for `metrics_norm_filter`, `top_pairs_norm_filter`,
-            `norm_ratio_curve`, `intervals`, `breakdown`, `copydays`. Fractions in [0, 1].
-        warnings: what a reader has to know.
-    """
-
-    protocol: dict[str, Any]
-    counts: dict[str, int]
+    protocol: dict[str, Any]  # what decides the numbers, label -> value
+    counts: dict[str, int]  # sizes of everything, and of what is missing or overlaps
+    # `metrics`, `top_pairs`, and where asked for `metrics_norm_filter`, `top_pairs_norm_filter`, `norm_ratio_curve`,
+    # `intervals`, `breakdown`, `copydays`; fractions in [0, 1]
     sections: dict[str, Any]
-    warnings: list[str]
+    warnings: list[str]  # what a reader has to know
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -38,13 +28,21 @@ class Report:
 
     def to_markdown(self) -> str:
         """Return tables of the metrics, fractions in percent, and the protocol under them."""
-        parts = [self._metrics(), self._top_pairs()]
+        tops = [("all", self.sections["top_pairs"])]
+        if "top_pairs_norm_filter" in self.sections:
+            tops.append(("norm-ratio filter", self.sections["top_pairs_norm_filter"]))
+        parts = [self._metrics(), _of_top(f"top {tops[0][1]['taken']:,} pairs", tops)]
         if "norm_ratio_curve" in self.sections:
-            parts.append(_curve(self.sections["norm_ratio_curve"]))
+            curve = [(f"{point['most']:g}", point) for point in self.sections["norm_ratio_curve"]]
+            parts.append(_of_top("top pairs, norm ratio at most", curve))
         if "copydays" in self.sections:
-            parts.append(_copydays(self.sections["copydays"]))
-        for name, rows in self.sections.get("breakdown", {}).items():
-            parts.append(_breakdown(name.replace("_", " and "), rows))
+            section = self.sections["copydays"]
+            means = {**section["map_by_block"], "all queries, mAP": section["map"],
+                     "all queries, pooled uAP": section["pooled_uap"]}
+            rows = [[block or "(no block)", _percent(value)] for block, value in means.items()]
+            parts.append(markdown_table(["Copydays block", "mAP"], rows))
+        for name, groups in self.sections.get("breakdown", {}).items():
+            parts.append(_breakdown(name.replace("_", " and "), groups))
         parts.append("Protocol\n\n" + "\n".join(f"- {label}: {value}" for label, value in self.protocol.items()))
         parts.append("Counts\n\n" + "\n".join(f"- {name.replace('_', ' ')}: {n:,}" for name, n in self.counts.items()))
         if self.warnings:
@@ -53,74 +51,42 @@ class Report:
 
     def _metrics(self) -> str:
         plain, filtered = self.sections["metrics"], self.sections.get("metrics_norm_filter")
-        intervals = self.sections.get("intervals", {})
-        header = ["", "all candidates"]
+        intervals = self.sections.get("intervals")
+        columns = {"": METRICS.values(), "all candidates": [_value(name, plain[name]) for name in METRICS]}
         if intervals:
-            header.append(f"{100 * intervals['confidence']:g} % interval")
+            columns[f"{100 * intervals['confidence']:g} % interval"] = [
+                " to ".join(_value(name, one) for one in (intervals.get(name) or {}).values()) for name in METRICS
+            ]
         if filtered:
-            header.append("with norm-ratio filter")
-        rows = []
-        for name, label in METRICS.items():
-            row = [label, _value(name, plain[name])]
-            if intervals:
-                between = intervals.get(name)
-                row.append(f"{_value(name, between['low'])} to {_value(name, between['high'])}" if between else "")
-            if filtered:
-                row.append(_value(name, filtered[name]))
-            rows.append(row)
-        return _table(header, rows)
-
-    def _top_pairs(self) -> str:
-        variants = {"all": "top_pairs", "norm-ratio filter": "top_pairs_norm_filter"}
-        found = ((label, self.sections.get(key)) for label, key in variants.items())
-        return _of_top(f"top {self.sections['top_pairs']['taken']:,} pairs", [pair for pair in found if pair[1]])
+            columns["with norm-ratio filter"] = [_value(name, filtered[name]) for name in METRICS]
+        return markdown_table(list(columns), list(zip(*columns.values(), strict=True)))
 
 
 def _of_top(title: str, tops: list[tuple[str, Any]]) -> str:
     """What is true and false among the top pairs, a row for each way of filtering them."""
-    rows = [
-        [label, *(f"{top[key]:,}" for key in ("true_positives", "false_positives")), _percent(top["precision"]),
-         *(f"{top[key]:,}" for key in ("rejected_true", "rejected_false"))]
-        for label, top in tops
-    ]
-    return _table([title, "TP", "FP", "precision", "rejected true", "rejected false"], rows)
-
-
-def _curve(points: list[dict[str, Any]]) -> str:
-    return _of_top("top pairs, norm ratio at most", [(f"{point['most']:g}", point) for point in points])
-
-
-def _copydays(section: dict[str, Any]) -> str:
-    rows = [[block or "(no block)", _percent(value)] for block, value in section["map_by_block"].items()]
-    rows.append(["all queries, mAP", _percent(section["map"])])
-    rows.append(["all queries, pooled uAP", _percent(section["pooled_uap"])])
-    return _table(["Copydays block", "mAP"], rows)
+    return markdown_table([title, "TP", "FP", "precision", "rejected true", "rejected false"], [
+        [label, f"{top['true_positives']:,}", f"{top['false_positives']:,}", _percent(top["precision"]),
+         f"{top['rejected_true']:,}", f"{top['rejected_false']:,}"] for label, top in tops
+    ])
 
 
 def _breakdown(name: str, rows: list[dict[str, Any]]) -> str:
-    header = [name, "queries", "pairs", "content scale", "muAP", "Recall@1", "recall at P90", "TP at top", "FP at top"]
-    counts = ["top_true", "top_false"]
-    if rows and "filtered_true" in rows[0]:
-        header += ["TP filtered", "FP filtered"]
-        counts += ["filtered_true", "filtered_false"]
-    return _table(header, [
-        [row["name"], f"{row['queries']:,}", f"{row['pairs']:,}",
-         "" if row["content_scale"] is None else f"{row['content_scale']:.2f}", _percent(row["muap"]),
-         _percent(row["recall_rank1"]), _percent(row["recall_at_p90"]), *(f"{row[count]:,}" for count in counts)]
-        for row in rows
-    ])
+    counts = {"top_true": "TP at top", "top_false": "FP at top", "filtered_true": "TP filtered",
+              "filtered_false": "FP filtered"}
+    counts = {key: label for key, label in counts.items() if key in rows[0]}
+    header = [name, "queries", "pairs", "content scale", "muAP", "Recall@1", "recall at P90", *counts.values()]
+    return markdown_table(header,
+                          [[row["name"], f"{row['queries']:,}", f"{row['pairs']:,}",
+                            "" if row["content_scale"] is None else f"{row['content_scale']:.2f}",
+                            _percent(row["muap"]), _percent(row["recall_rank1"]), _percent(row["recall_at_p90"]),
+                            *(f"{row[count]:,}" for count in counts)] for row in rows])
 
 
 def _value(name: str, value: float | None) -> str:
     if value is None:
         return "never"
-    return _percent(value) if name in FRACTIONS else f"{value:.6g}"
+    return f"{value:.6g}" if name == "threshold_at_p90" else _percent(value)
 
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.2f}"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -20,9 +20,8 @@ from ascl.index.search import import_faiss
 ROWS = 2**14  # whose neighbours are held at a time
 
 
-def background_score(
-    query: np.ndarray, background: np.ndarray, *, start: int, end: int, device: str = "cpu"
-) -> np.ndarray:
+def background_score(query: np.ndarray, background: np.ndarray, *, start: int, end: int,
+                     device: str = "cpu") -> np.ndarray:
     """Return b(q), the mean of the `start`-th to `end`-th largest inner products of each query with the background.
 
     Args:
@@ -46,9 +45,8 @@ def background_score(
     return scores[:, start:].mean(axis=1)
 
 
-def score_normalise(
-    query: np.ndarray, reference: np.ndarray, background: np.ndarray, *, weight: float, start: int, end: int
-) -> np.ndarray:
+def score_normalise(query: np.ndarray, reference: np.ndarray, background: np.ndarray, *, weight: float, start: int,
+                    end: int) -> np.ndarray:
     """Return the normalized score of every pair: q.r - weight * b(q).
 
     The whole matrix is returned: for sets too large for it, search among `augmented` vectors.
@@ -68,10 +66,8 @@ def score_normalise(
     return normal - weight * background_score(query, background, start=start, end=end)[:, None]
 
 
-def augmented(
-    query: np.ndarray, reference: np.ndarray, background: np.ndarray, *, weight: float, start: int, end: int,
-    device: str = "cpu",
-) -> tuple[np.ndarray, np.ndarray]:
+def augmented(query: np.ndarray, reference: np.ndarray, background: np.ndarray, *, weight: float, start: int, end: int,
+              device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
     """Return vectors of one more dimension whose inner products are the normalized scores, for any index of those.
 
     Args: as `score_normalise`.
@@ -86,10 +82,8 @@ def augmented(
     return np.hstack([query, subtracted[:, None].astype(query.dtype)]), np.hstack([reference, ones])
 
 
-def subtract_negatives(
-    embeddings: np.ndarray, negatives: np.ndarray, *, beta: float, neighbours: int, iterations: int,
-    device: str = "cpu",
-) -> np.ndarray:
+def subtract_negatives(embeddings: np.ndarray, negatives: np.ndarray, *, beta: float, neighbours: int, iterations: int,
+                       device: str = "cpu") -> np.ndarray:
     """Move vectors away from the nearest that are known to be no copies: negative embedding subtraction.
 
     Each iteration: e <- nz(e - beta * mean of the `neighbours` negatives of the largest inner product with e). The
@@ -118,9 +112,8 @@ def subtract_negatives(
         raise DataError(f"{neighbours} neighbours of {len(negatives)} negatives: give more negatives")
     moved = embeddings.astype(np.float64)
     for _ in range(iterations):
-        nearest, _ = nearest_references(
-            moved.astype(embeddings.dtype), negatives, neighbours, metric="ip", device=device
-        )
+        nearest, _ = nearest_references(moved.astype(embeddings.dtype), negatives, neighbours, metric="ip",
+                                        device=device)
         for first in range(0, len(moved), ROWS):
             rows = slice(first, first + ROWS)
             moved[rows] = _unit(moved[rows] - beta * negatives[nearest[rows]].mean(axis=1, dtype=np.float64))
@@ -129,15 +122,10 @@ def subtract_negatives(
 
 @dataclass(frozen=True, eq=False)
 class Whitening:
-    """Centering, principal components, each divided by its standard deviation: `PCAW{d},L2norm` in FAISS' words.
+    """Centering, principal components, each divided by its standard deviation: `PCAW{d},L2norm` in FAISS' words."""
 
-    Attributes:
-        mean: (D,) float64 of the background.
-        components: FAISS' `PCAMatrix` of the centered background.
-    """
-
-    mean: np.ndarray
-    components: Any
+    mean: np.ndarray  # (D,) float64 of the background
+    components: Any  # FAISS' `PCAMatrix` of the centered background
 
     def apply(self, vectors: np.ndarray) -> np.ndarray:
         """Return (N, D) float as (N, d) of the same type, unit rows; computed in float32."""
@@ -153,8 +141,7 @@ def fit_whitening(background: np.ndarray, dimension: int) -> Whitening:
         dimension: 1 to D, and no more than the background spans: a component without variance cannot be divided by it.
 
     Raises:
-        DataError: FAISS is not installed, or dimension out of that range (the message says how many components there
-            are).
+        DataError: FAISS is not installed, or dimension out of that range (the message says which).
     """
     faiss = import_faiss()
     if faiss is None:
@@ -171,10 +158,8 @@ def fit_whitening(background: np.ndarray, dimension: int) -> Whitening:
     # Below float32's resolution of the largest variance a component holds rounding errors, which whitening would raise.
     spanned = min(int((variance > variance[0] * 8 * np.finfo(np.float32).eps).sum()), len(background) - 1)
     if dimension > spanned:
-        raise DataError(
-            f"whitening to {dimension} dimensions: the {len(background)} background vectors span only {spanned}; "
-            "choose fewer, or give a larger background"
-        )
+        raise DataError(f"whitening to {dimension} dimensions: the {len(background)} background vectors span only "
+                        f"{spanned}; choose fewer, or give a larger background")
     return Whitening(mean, components)
 
 

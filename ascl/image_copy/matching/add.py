@@ -7,19 +7,14 @@ from pathlib import Path
 
 from ascl.image_copy.descriptors.choice import ImageDescriber
 from ascl.image_copy.matching.describe import ReadOptions, Skipped, described_images, digest_of
-from ascl.index.records import Record
 from ascl.index.store import Added, CopyIndex, conflict
 
 
-def add_images(
-    index: CopyIndex, describer: ImageDescriber, paths: Sequence[Path], options: ReadOptions, *,
-    overwrite: bool = False,
-) -> tuple[Added, list[Skipped]]:
+def add_images(index: CopyIndex, describer: ImageDescriber, paths: Sequence[Path], options: ReadOptions, *,
+               overwrite: bool = False) -> tuple[Added, list[Skipped]]:
     """Describe images and add them, confirmed in parts: what was confirmed stays whatever happens.
 
-    Raises:
-        DataError: as `described_images`; two images of one id and different content, found before anything is
-            described.
+    DataError: as `described_images`; two images of one id and different content, found before anything is described.
     """
     new, same = not_yet_there(index, paths, overwrite)
     options.progress(len(paths) - len(new))
@@ -37,26 +32,17 @@ def not_yet_there(index: CopyIndex, paths: Sequence[Path], overwrite: bool) -> t
     chosen: dict[str, Path] = {}
     same = 0
     for path in paths:
-        twice = chosen.get(path.stem)
-        indexed = there[path.stem][1] if path.stem in there else None
-        if indexed is None and twice is None:
-            chosen[path.stem] = path
-            continue
+        twice, indexed = chosen.get(path.stem), there[path.stem][1] if path.stem in there else None
         try:
             if twice is not None and digest_of(twice).tobytes() != digest_of(path).tobytes():
                 raise conflict(path.stem, str(twice), str(path), indexed=False)
-            if twice is not None or (indexed is not None and is_file_of(indexed, path)):
+            if twice is not None or (indexed and indexed.size in (-1, path.stat().st_size)    # else it is not read
+                                     and indexed.sha256 == digest_of(path).tobytes()):
                 same += 1
                 continue
         except OSError:
-            pass    # told as unreadable later
-        else:
-            if indexed is not None and not overwrite:
-                raise conflict(path.stem, indexed.path, str(path), indexed=True)
+            indexed = None      # told as unreadable later
+        if indexed is not None and not overwrite:
+            raise conflict(path.stem, indexed.path, str(path), indexed=True)
         chosen[path.stem] = path
     return list(chosen.values()), same
-
-
-def is_file_of(record: Record, path: Path) -> bool:
-    """Whether a file has the content that the record was made of; read only where the size is the same."""
-    return record.size in (-1, path.stat().st_size) and record.sha256 == digest_of(path).tobytes()

@@ -21,21 +21,17 @@ HASHED = 20                 # background images beyond those above the threshold
 NAMED = 3                   # background images of the highest scores that are named
 
 
-def calibrate_index(
-    index: CopyIndex, describer: ImageDescriber, paths: Sequence[Path], options: ReadOptions, *, rate: float,
-    confidence: float = 0.95, score_norm: ScoreNorm | None = None,
-) -> tuple[Calibration, list[Skipped]]:
+def calibrate_index(index: CopyIndex, describer: ImageDescriber, paths: Sequence[Path], options: ReadOptions, *,
+                    rate: float, confidence: float = 0.95,
+                    score_norm: ScoreNorm | None = None) -> tuple[Calibration, list[Skipped]]:
     """Search the index for images of which it holds no copy, and store the threshold for a rate of false positives.
 
     Background images that are in the index (the same file, or the same descriptor bit for bit), those that come twice,
     and, among the highest scores, those that a perceptual hash takes for the image they match, saved again, are left
-    out and counted. A crop of an indexed image looks different to a hash: the result names the background images of
-    the highest scores, to be looked at. Without imagehash no image is looked for that was saved again; a warning of
-    the calibration says so.
-
-    Raises:
-        DataError: an empty index, a rate or confidence out of range, no background image left, too few of them for the
-            score normalisation, score normalisation of hashes, or as `described_images`.
+    out and counted. A crop of an indexed image looks different to a hash: the result names the background images of the
+    highest scores, to be looked at. Without imagehash a warning says that none saved again was looked for. DataError:
+    an empty index, a rate or confidence out of range, no background image left, too few of them for the score
+    normalisation, score normalisation of hashes, or as `described_images`.
     """
     index.reload()
     if not len(index):
@@ -51,11 +47,9 @@ def calibrate_index(
         overlaps = index.holds_files(images.digests)
         if index.state.metric == "ip":  # equal hashes of different pictures are what is to be counted
             overlaps |= (index.rows.vectors[positions[:, 0]] == images.vectors).all(axis=1)
-        for row in range(len(images.ids)):
-            digest = images.digests[row].tobytes()
-            reason = "in the index" if overlaps[row] else "repeated" if digest in seen else None
-            if reason is not None:
-                left_out[reason] += 1
+        for row, digest in enumerate(map(bytes, images.digests)):
+            if overlaps[row] or digest in seen:
+                left_out["in the index" if overlaps[row] else "repeated"] += 1
                 continue
             seen.add(digest)
             best.append(float(scores[row, 0]))
@@ -83,10 +77,8 @@ def calibrate_index(
     if score_norm is not None and len(values):
         arrays["background"] = np.stack([vectors[row] for row in kept])
         values = values - score_norm.weight * own_background_score(arrays["background"], score_norm)
-    made = calibrated(
-        values, rate, confidence=confidence, images=len(index), added=index.state.added, left_out=left_out,
-        score_norm=score_norm, nearest=nearest,
-    )
+    made = calibrated(values, rate, confidence=confidence, images=len(index), added=index.state.added,
+                      left_out=left_out, score_norm=score_norm, nearest=nearest)
     made = replace(made, warnings=(*made.warnings, *warnings))
     index.set_calibration(made.to_dict(), {"scores": np.sort(values), **arrays})
     return made, skipped

@@ -29,57 +29,42 @@ class Skipped:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How images are read and described.
+    """How images are read and described."""
 
-    Attributes:
-        batch_size: images in a forward pass.
-        workers: processes that decode; 0 = none apart.
-        skip_unreadable: leave images out that cannot be read or are too small, instead of stopping.
-        progress: told how many images have been gone through.
-        together: images that are searched, or added and confirmed, at a time.
-    """
-
-    batch_size: int = 32
-    workers: int = 0
-    skip_unreadable: bool = False
-    progress: Callable[[int], Any] = lambda count: None
-    together: int = CONFIRMED_TOGETHER
+    batch_size: int = 32  # images in a forward pass
+    workers: int = 0  # processes that decode; 0 = none apart
+    skip_unreadable: bool = False  # leave images out that cannot be read or are too small, instead of stopping
+    progress: Callable[[int], Any] = lambda count: None  # told how many images have been gone through
+    together: int = CONFIRMED_TOGETHER  # images that are searched, or added and confirmed, at a time
 
 
-def described_images(
-    describer: ImageDescriber, paths: Sequence[Path], options: ReadOptions, skipped: list[Skipped]
-) -> Iterator[Images]:
+def described_images(describer: ImageDescriber, paths: Sequence[Path], options: ReadOptions,
+                     skipped: list[Skipped]) -> Iterator[Images]:
     """Describe images, `options.together` at a time, in their order; those that cannot be used go to `skipped`.
 
-    Raises:
-        DataError: an image that cannot be used and is not to be skipped, a descriptor that is not finite.
+    DataError: an image that cannot be used and is not to be skipped, a descriptor that is not finite.
     """
     decoder = Decoder(paths, range(len(paths)), describer.prepare, options.workers)
     for first in range(0, len(paths), options.together):
         end = min(first + options.together, len(paths))
-        used: list[tuple[Path, np.ndarray, int]] = []
-        vectors: list[np.ndarray] = []
-        norms: list[np.ndarray] = []
+        used, vectors, norms = list[Path](), list[np.ndarray](), list[np.ndarray]()
         for start in range(first, end, options.batch_size):
             usable = list(_usable(decoder, min(options.batch_size, end - start), paths, options, skipped))
             if usable:
                 unit, lengths = describer([pixels for _, pixels in usable])
                 vectors.append(unit)
                 norms.append(np.full(len(unit), np.nan, np.float32) if lengths is None else lengths)
-                used += [(path, digest_of(path), path.stat().st_size) for path, _ in usable]
+                used += [path for path, _ in usable]
         if used:
-            made = Images(
-                [path.stem for path, _, _ in used], [str(path) for path, _, _ in used],
-                np.stack([digest for _, digest, _ in used]), np.array([size for _, _, size in used]),
-                np.concatenate(vectors), np.concatenate(norms),
-            )
-            check_finite(made)
+            made = Images([path.stem for path in used], list(map(str, used)), np.stack(list(map(digest_of, used))),
+                          np.array([path.stat().st_size for path in used]), np.concatenate(vectors),
+                          np.concatenate(norms))
+            made.check_usable()
             yield made
 
 
-def _usable(
-    decoder: Decoder, count: int, paths: Sequence[Path], options: ReadOptions, skipped: list[Skipped]
-) -> Iterator[tuple[Path, np.ndarray]]:
+def _usable(decoder: Decoder, count: int, paths: Sequence[Path], options: ReadOptions,
+            skipped: list[Skipped]) -> Iterator[tuple[Path, np.ndarray]]:
     """Yield (path, pixels) of those of the next `count` images that can be used."""
     for _ in range(count):
         decoded = decoder.take()
@@ -94,17 +79,6 @@ def _usable(
         if not options.skip_unreadable:
             raise DataError(f"{path}: cannot be used ({reason}); repair or remove it, or skip unreadable images")
         skipped.append(Skipped(str(path), reason))
-
-
-def check_finite(images: Images) -> None:
-    """Refuse descriptors that no comparison can use."""
-    if images.vectors.dtype.kind != "f":
-        return
-    finite = np.isfinite(images.vectors).all(axis=1) & images.vectors.any(axis=1)
-    wrong = np.flatnonzero(~finite)
-    if len(wrong):
-        raise DataError(f"{images.paths[int(wrong[0])]}: its descriptor is not finite or zero, and {len(wrong) - 1} "
-                        "more are; look at the model's weights and normalisation")
 
 
 def digest_of(path: Path) -> np.ndarray:

@@ -12,9 +12,8 @@ from ascl.index import Metric
 from ascl.index.store import CopyIndex
 
 
-def create_index(
-    folder: str | os.PathLike, choice: DescriberChoice, describer: ImageDescriber, **options: Any
-) -> CopyIndex:
+def create_index(folder: str | os.PathLike, choice: DescriberChoice, describer: ImageDescriber,
+                 **options: Any) -> CopyIndex:
     """Make an index bound to the model; `options` as `CopyIndex.create`."""
     model = {"name": describer.model, "settings": describer.settings, "choice": asdict(choice.with_whole_paths()),
              "orders_norms": describer.orders_norms}
@@ -28,13 +27,9 @@ def recorded_choice(index: CopyIndex) -> DescriberChoice:
 
 
 def describer_of(index: CopyIndex, choice: DescriberChoice | None = None, device: str = "cpu") -> ImageDescriber:
-    """Open the model that the index was made with.
+    """Open the model that the index was made with, by `choice` where it is elsewhere now.
 
-    Args:
-        choice: where it is now; None = where it was.
-
-    Raises:
-        DataError: it cannot be opened, or it is another model, or prepares images otherwise (named).
+    DataError: it cannot be opened, or it is another model, or prepares images otherwise (named).
     """
     try:
         describer = make_describer(choice or recorded_choice(index), device)
@@ -43,23 +38,13 @@ def describer_of(index: CopyIndex, choice: DescriberChoice | None = None, device
             raise
         raise DataError(f"{error}\n{index.folder} was made by {index.state.model['name']}; if that has moved, say "
                         "where it is, as when the index was made") from error
-    check_model(index, describer)
-    return describer
-
-
-def check_model(index: CopyIndex, describer: ImageDescriber) -> None:
-    """Refuse a model that the index was not made with."""
     recorded = index.state.model
     if describer.model != recorded["name"]:
-        raise DataError(
-            f"{index.folder} was made by {recorded['name']}, and not by {describer.model}: their descriptors cannot be "
-            "compared. Use that model, or index the images again with this one"
-        )
+        raise DataError(f"{index.folder} was made by {recorded['name']}, and not by {describer.model}: their "
+                        "descriptors cannot be compared. Use that model, or index the images again with this one")
     found, wanted = describer.settings, recorded["settings"]
-    differing = [
-        f"{key} was {wanted.get(key)!r} and is now {found.get(key)!r}"
-        for key in sorted({*found, *wanted})
-        if found.get(key) != wanted.get(key)
-    ]
+    differing = [f"{key} was {wanted.get(key)!r} and is now {found.get(key)!r}" for key in sorted({*found, *wanted})
+                 if found.get(key) != wanted.get(key)]
     if differing:
         raise DataError(f"{index.folder} was made by {recorded['name']} with other settings: {'; '.join(differing)}")
+    return describer

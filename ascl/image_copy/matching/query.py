@@ -21,36 +21,22 @@ from ascl.index.records import Record
 from ascl.index.store import CopyIndex, Images
 
 MARGIN = 0.02               # of the norms, relative
-DIRECTIONS = {
-    Direction.A_COPIES_B: "query copies reference",
-    Direction.B_COPIES_A: "reference copies query",
-    Direction.UNCLEAR: "unclear",
-}
+DIRECTIONS = {Direction.A_COPIES_B: "query copies reference", Direction.B_COPIES_A: "reference copies query",
+              Direction.UNCLEAR: "unclear"}
 
 
 @dataclass(frozen=True)
 class Match:
-    """An image of the index that resembles a query.
-
-    Attributes:
-        id, path: of the image, and where it came from.
-        score: inner product of the descriptors, or share of the hashes' bits that agree; 1 = the same.
-        normalised: the score after normalisation by the background, None without.
-        direction: `query copies reference`, `reference copies query` or `unclear`; always the last of a model whose
-            norms were not trained to order.
-        norm_ratio: query's norm over reference's, None where the model has none.
-        copy: the yes or no of the calibration, None without.
-        false_positives: how often an unrelated query reaches such a score, None without a calibration.
-    """
+    """An image of the index that resembles a query."""
 
     id: str
-    path: str
-    score: float
-    normalised: float | None
-    direction: str
-    norm_ratio: float | None
-    copy: bool | None
-    false_positives: Rate | None
+    path: str  # where it came from
+    score: float  # inner product of the descriptors, or share of the hashes' bits that agree; 1 = the same
+    normalised: float | None  # the score after normalisation by the background, None without
+    direction: str  # one of `DIRECTIONS`; always `unclear` for a model whose norms were not trained to order
+    norm_ratio: float | None  # query's norm over reference's, None where the model has none
+    copy: bool | None  # the yes or no of the calibration, None without
+    false_positives: Rate | None  # how often an unrelated query reaches such a score, None without a calibration
 
     def to_dict(self) -> dict[str, Any]:
         """Fit for JSON."""
@@ -71,18 +57,12 @@ class Answer:
         return {"query": self.path, "id": self.id, "matches": [match.to_dict() for match in self.matches]}
 
 
-def query_images(
-    index: CopyIndex, describer: ImageDescriber, paths: Sequence[Path], options: ReadOptions, *, k: int,
-    margin: float = MARGIN, exact: bool = False,
-) -> tuple[list[Answer], list[Skipped]]:
+def query_images(index: CopyIndex, describer: ImageDescriber, paths: Sequence[Path], options: ReadOptions, *, k: int,
+                 margin: float = MARGIN, exact: bool = False) -> tuple[list[Answer], list[Skipped]]:
     """Return the best k matches of each image, and the images that could not be used.
 
-    Args:
-        margin: of the norms, see `ascl.asymmetry.direction`.
-        exact: look at every image although a compressed index is there.
-
-    Raises:
-        DataError: an empty index, k < 1, a negative margin, or as `described_images`.
+    `margin`: of the norms, see `ascl.asymmetry.direction`. `exact`: as `CopyIndex.search`. DataError: an empty index, k
+    < 1, a negative margin, or as `described_images`.
     """
     if not len(index):
         raise DataError(f"{index.folder} holds no image yet: add some first")
@@ -98,10 +78,9 @@ def query_images(
             found = [records[position] for position in positions[row].tolist()]
             norms = np.array([one.norm for one in found], np.float32)
             ways = direction(images.norms[row : row + 1], norms, margin=margin) * index.state.model["orders_norms"]
-            answers.append(Answer(image, path, [
-                judge.match(one, float(score), float(shifts[row]), images.norms[row], int(way))
-                for one, score, way in zip(found, scores[row], ways, strict=True)
-            ]))
+            answers.append(Answer(image, path,
+                                  [judge.match(one, float(score), float(shifts[row]), images.norms[row], int(way))
+                                   for one, score, way in zip(found, scores[row], ways, strict=True)]))
     return answers, skipped
 
 
@@ -120,8 +99,8 @@ class _Judge:
             return np.zeros(len(images.ids))
         from ascl.image_copy.evaluation.score_norm import background_score  # with torch, which no other query needs
 
-        scores = background_score(images.vectors, self.arrays["background"], start=norm.start, end=norm.end)
-        return norm.weight * scores
+        background = self.arrays["background"]
+        return norm.weight * background_score(images.vectors, background, start=norm.start, end=norm.end)
 
     def match(self, record: Record, score: float, shift: float, norm: np.float32, way: int) -> Match:
         ratio = float(norm / np.float32(record.norm)) if record.norm else math.nan
@@ -146,16 +125,15 @@ def calibration_of(index: CopyIndex) -> Calibration | None:
 def write_answers(path: str | os.PathLike, answers: Sequence[Answer]) -> int:
     """Write every match as a row of a predictions CSV, as the evaluation reads it; returns the number of rows.
 
-    Raises:
-        DataError: two queries of one id.
+    DataError: two queries of one id.
     """
     from ascl.image_copy.evaluation.files import write_predictions
 
-    seen: dict[str, str] = {}
+    seen: dict[str, Answer] = {}
     for answer in answers:
-        if answer.id in seen:
-            raise DataError(f"two queries have the id {answer.id!r}: {seen[answer.id]} and {answer.path}; rename one")
-        seen[answer.id] = answer.path
+        before = seen.setdefault(answer.id, answer)
+        if before is not answer:
+            raise DataError(f"two queries have the id {answer.id!r}: {before.path} and {answer.path}; rename one")
     rows = [(answer.id, match) for answer in answers for match in answer.matches]
     scores = np.array([match.score if match.normalised is None else match.normalised for _, match in rows])
     write_predictions(path, [image for image, _ in rows], [match.id for _, match in rows], scores)

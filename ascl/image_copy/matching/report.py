@@ -13,6 +13,7 @@ from ascl.index.store import CopyIndex
 
 REMOVED_SHARE = 0.25    # of the rows at which `compact` is worth telling
 UNORDERED = "never told: this model was not trained to give what shows more a larger norm, as ASL does"
+NUMBERS = {"ip": "numbers in float32, inner product", "hamming": "bytes, share of bits that agree"}
 NAMED = {True: "yes", False: "no", None: "-"}
 
 
@@ -20,23 +21,12 @@ def index_report(index: CopyIndex) -> dict[str, Any]:
     """Return everything about an index, fit for JSON."""
     state, calibration = index.state, calibration_of(index)
     compressed = {key: value for key, value in (state.compressed or {}).items() if key != "file"}
-    return {
-        "folder": str(index.folder),
-        "images": state.images,
-        "removed_rows": state.removed,
-        "changes": state.change,
-        "bytes": sum(path.stat().st_size for path in index.files()),
-        "model": state.model["name"],
-        "settings": state.model["settings"],
-        "metric": state.metric,
-        "dimension": state.dimension,
-        "orders_norms": state.model["orders_norms"],
-        "exact_up_to": state.exact_up_to,
-        "search": index.searched_by,
-        "compressed": compressed or None,
-        "calibration": None if calibration is None else calibration.to_dict(),
-        "warnings": warnings_of(index),
-    }
+    return {"folder": str(index.folder), "images": state.images, "removed_rows": state.removed, "changes": state.change,
+            "bytes": sum(path.stat().st_size for path in index.files()), "model": state.model["name"],
+            "settings": state.model["settings"], "metric": state.metric, "dimension": state.dimension,
+            "orders_norms": state.model["orders_norms"], "exact_up_to": state.exact_up_to, "search": index.searched_by,
+            "compressed": compressed or None, "calibration": None if calibration is None else calibration.to_dict(),
+            "warnings": warnings_of(index)}
 
 
 def warnings_of(index: CopyIndex) -> list[str]:
@@ -47,8 +37,7 @@ def warnings_of(index: CopyIndex) -> list[str]:
         grown = calibrations.growth_warning(calibration, state.added)
         warnings += [*calibration.warnings, *([grown] if grown else [])]
     if state.removed > REMOVED_SHARE * state.rows:
-        rows = f"{state.removed:,} of {state.rows:,} rows"
-        warnings.append(f"{rows} are of removed images: run `compact`")
+        warnings.append(f"{state.removed:,} of {state.rows:,} rows are of removed images: run `compact`")
     if state.metric == "ip" and state.images > state.exact_up_to and import_faiss() is None:
         warnings.append("without FAISS every query looks at every image: pip install 'ascl[search]'")
     return warnings
@@ -57,23 +46,17 @@ def warnings_of(index: CopyIndex) -> list[str]:
 def info_text(index: CopyIndex) -> str:
     """Return `index_report` for people; warnings apart."""
     report = index_report(index)
-    lines = [
-        f"{report['folder']}: {report['images']:,} images, {report['bytes'] / 2**20:.1f} MiB",
-        f"model: {report['model']}",
-        f"settings: {', '.join(f'{key} {value}' for key, value in report['settings'].items() if key != 'model')}",
-        f"descriptors: {report['dimension']} " + (
-            "numbers in float32, inner product" if report["metric"] == "ip" else "bytes, share of bits that agree"
-        ),
-        f"direction: {'by the norms' if report['orders_norms'] else UNORDERED}",
-        f"rows of removed images: {report['removed_rows']:,}; changes: {report['changes']}",
-        f"search: {report['search']}",
-    ]
+    lines = [f"{report['folder']}: {report['images']:,} images, {report['bytes'] / 2**20:.1f} MiB",
+             f"model: {report['model']}",
+             f"settings: {', '.join(f'{key} {value}' for key, value in report['settings'].items() if key != 'model')}",
+             f"descriptors: {report['dimension']} {NUMBERS[report['metric']]}",
+             f"direction: {'by the norms' if report['orders_norms'] else UNORDERED}",
+             f"rows of removed images: {report['removed_rows']:,}; changes: {report['changes']}",
+             f"search: {report['search']}"]
     about = report["compressed"]
     if about:
-        lines.append(
-            f"recall against exact, other images nearest to {about['sampled']} of its own: "
-            f"@1 {about['recall_at_1']:.3f}, @10 {about['recall_at_10']:.3f}; built over {about['rows']:,} rows"
-        )
+        lines.append(f"recall against exact, other images nearest to {about['sampled']} of its own: @1 "
+                     f"{about['recall_at_1']:.3f}, @10 {about['recall_at_10']:.3f}; built over {about['rows']:,} rows")
     calibration = calibration_of(index)
     lines += calibration_lines(calibration) if calibration else ["calibration: none, so no yes or no"]
     return "\n".join(lines)
@@ -81,13 +64,11 @@ def info_text(index: CopyIndex) -> str:
 
 def calibration_lines(made: Calibration) -> list[str]:
     """Return a calibration for people; warnings apart."""
-    lines = [
-        f"calibration: a copy has a score of at least {made.threshold:.6g}"
-        + (" after score normalisation" if made.score_norm else ""),
-        f"false positives: {made.achieved.count} of {made.achieved.total:,} background images, wanted at most "
-        f"{made.wanted:g}: {rate_text(made.achieved)}, {made.confidence:.0%} interval",
-        f"searched among {made.images:,} images; the rate is one of queries, by their best match",
-    ]
+    normalised = " after score normalisation" if made.score_norm else ""
+    lines = [f"calibration: a copy has a score of at least {made.threshold:.6g}{normalised}",
+             f"false positives: {made.achieved.count} of {made.achieved.total:,} background images, wanted at most "
+             f"{made.wanted:g}: {rate_text(made.achieved)}, {made.confidence:.0%} interval",
+             f"searched among {made.images:,} images; the rate is one of queries, by their best match"]
     if made.nearest:
         lines.append("background images nearest to the index, none of which may show a copy: "
                      + "; ".join(f"{one.path} as {one.match}, {one.score:.4f}" for one in made.nearest))

@@ -163,13 +163,12 @@ def test_a_timm_state_dict_fills_the_whole_network(tmp_path):
     assert network.origin["weights"] == "weights.pth"
 
 
-@pytest.mark.parametrize(("backbone", "weights", "message"), [
-    ("shuflenet_v2_x0_5", "random:0", "shufflenet_v2_x0_5"),
-    ("timm:fastvit_t21", "random:0", "fastvit_t12"),
-    (BACKBONE, "no/such.pth", "no such file of weights"),
-    (BACKBONE, "random:x", "random:SEED"),
-    ("timm:fastvit_t12", "random:x", "random:SEED"),
-])
+@pytest.mark.parametrize(
+    ("backbone", "weights", "message"),
+    [("shuflenet_v2_x0_5", "random:0", "shufflenet_v2_x0_5"), ("timm:fastvit_t21", "random:0", "fastvit_t12"),
+     (BACKBONE, "no/such.pth", "no such file of weights"), (BACKBONE, "random:x", "random:SEED"),
+     ("timm:fastvit_t12", "random:x", "random:SEED")],
+)
 def test_what_cannot_be_a_backbone_is_named(backbone, weights, message):
     if backbone.startswith("timm:"):
         pytest.importorskip("timm")

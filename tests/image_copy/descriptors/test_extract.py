@@ -157,18 +157,18 @@ def test_unreadable_images_stop_or_are_listed(tmp_path, run, tool, capsys):
         assert json.loads(file.attrs["provenance"])["settings"]["resize"] == "squash"
 
 
-@pytest.mark.parametrize(("more", "message"), [
-    (["--weights", "default"], "weights says nothing of a checkpoint"),
-    (["--normalize", "half"], "normalize says nothing of a checkpoint"),
-    (["--input-size", "0"], "--input-size 0"),
-    (["--images", "no/such/folder"], "no such image or folder"),
-    (["--device", "cuda:77"], "no such device"),
+@pytest.mark.parametrize(("more", "code", "message"), [
+    (["--weights", "default"], 1, "weights says nothing of a checkpoint"),
+    (["--normalize", "half"], 1, "normalize says nothing of a checkpoint"),
+    (["--input-size", "0"], 2, "input_size: expected a whole number of at least 1, got 0"),
+    (["--images", "no/such/folder"], 1, "no such image or folder"),
+    (["--device", "cuda:77"], 1, "no such device"),
 ])
-def test_refusals(tmp_path, photos, run, tool, capsys, more, message):
+def test_refusals(tmp_path, photos, run, tool, capsys, more, code, message):
     if "cuda:77" in more and torch.cuda.is_available():
         pytest.skip("a machine with a GPU")
     arguments = ["--checkpoint", str(run), "--images", str(photos), "--out", str(tmp_path / "d.h5"), *more]
-    assert tool("extract_descriptors")(arguments) == 1
+    assert tool("extract_descriptors")(arguments) == code
     assert message in capsys.readouterr().err
 
 

@@ -71,10 +71,8 @@ def test_the_nearest_hashes_by_a_loop_over_bits(tmp_path, monkeypatch, size, pop
     in_blocks = index_search.nearest_bits(index.rows, queries, 10, block_distances=130)     # of two queries
     assert np.array_equal(positions, in_blocks[0]) and np.array_equal(scores, in_blocks[1])
     for query, found, given in zip(queries, positions, scores, strict=True):
-        distances = {
-            row: sum(bin(int(a) ^ int(b)).count("1") for a, b in zip(query, rows[row], strict=True))
-            for row in range(60) if row not in (5, 41)
-        }
+        distances = {row: sum(bin(int(a) ^ int(b)).count("1") for a, b in zip(query, rows[row], strict=True))
+                     for row in range(60) if row not in (5, 41)}
         wanted = sorted(distances, key=lambda row: (distances[row], row))[:10]
         assert found.tolist() == wanted
         assert given.tolist() == [1 - distances[row] / (8 * size) for row in wanted]

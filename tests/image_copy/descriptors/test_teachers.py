@@ -59,9 +59,7 @@ def test_a_torchscript_file_sees_normalize_pixels(scripts):
     larger = load_teacher(str(path), normalize="half", image_size=48)
     resized = F.interpolate(pixels().float(), (48, 48), mode="bilinear", antialias=True)
     with torch.no_grad():
-        assert torch.allclose(
-            larger.embed(pixels(), ()), networks[False](normalize_pixels(resized, "half")), atol=1e-6
-        )
+        assert torch.allclose(larger.embed(pixels(), ()), networks[False](normalize_pixels(resized, "half")), atol=1e-6)
 
 
 def test_norms_of_a_network_that_normalises_say_nothing(scripts):

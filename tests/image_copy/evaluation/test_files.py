@@ -52,17 +52,13 @@ def test_the_published_ground_truth(shared):
     assert truth.queries == listed
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ("Q0\n", "row 1: 1 columns"),
-    ("Q0,R0\nQ1,R1,x\n", "row 2: 3 columns"),
-    (",R0\n", "row 1: no query id"),
-    ("Q0,R0\nQ1,R1\nQ0,R0\n", "row 3: the same as row 1"),
-    ("Q0,\nQ1,R1\nQ0,\n", "row 3: the same as row 1"),
-    ("Q0,R0\nQ0,\n", "row 2: query 'Q0' is listed both"),
-    ("Q0,\nQ1,\n", "no query with a reference"),
-    ('Q0,"' + "x" * 200_000, "is no CSV file"),
-    ("", "is empty"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("Q0\n", "row 1: 1 columns"), ("Q0,R0\nQ1,R1,x\n", "row 2: 3 columns"), (",R0\n", "row 1: no query id"),
+     ("Q0,R0\nQ1,R1\nQ0,R0\n", "row 3: the same as row 1"), ("Q0,\nQ1,R1\nQ0,\n", "row 3: the same as row 1"),
+     ("Q0,R0\nQ0,\n", "row 2: query 'Q0' is listed both"), ("Q0,\nQ1,\n", "no query with a reference"),
+     ('Q0,"' + "x" * 200_000, "is no CSV file"), ("", "is empty")]
+)
 def test_ground_truth_that_is_refused(tmp_path, content, message):
     (tmp_path / "gt.csv").write_text(content)
     with pytest.raises(DataError, match=message):
@@ -90,12 +86,11 @@ def test_six_decimals_would_cost():
     assert micro_average_precision(*pairs, score.round(6), [0], [0]).muap == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ("Q0,R0\n", "row 1: 2 columns"),
-    ("query_id,reference_id,score\nQ0,R0,high\n", "row 2: score 'high'"),
-    ("Q0,,0.5\n", "row 1: no reference id"),
-    ("Q0,R0,0.5\nQ1,R0,nan\n", "prediction 2: .*NaN"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("Q0,R0\n", "row 1: 2 columns"), ("query_id,reference_id,score\nQ0,R0,high\n", "row 2: score 'high'"),
+     ("Q0,,0.5\n", "row 1: no reference id"), ("Q0,R0,0.5\nQ1,R0,nan\n", "prediction 2: .*NaN")],
+)
 def test_predictions_that_are_refused(tmp_path, content, message):
     (tmp_path / "p.csv").write_text(content)
     with pytest.raises(DataError, match=message):
@@ -148,9 +143,8 @@ def test_a_submission_is_sorted_and_comes_back(tmp_path):
     for role, side in (("query", query), ("reference", reference)):
         found = read_descriptors(tmp_path / "s.h5", role)
         assert found.names == sorted(side.names)
-        assert dict(zip(found.names, found.vectors.tolist(), strict=True)) == dict(
-            zip(side.names, side.vectors.tolist(), strict=True)
-        )
+        assert dict(zip(found.names, found.vectors.tolist(),
+                        strict=True)) == dict(zip(side.names, side.vectors.tolist(), strict=True))
     with pytest.raises(DataError, match="257 dimensions; .*at most 256"):
         write_submission(tmp_path / "t.h5", described(["a"], np.ones((1, 257))), described(["b"], np.ones((1, 257))))
     assert not (tmp_path / "t.h5").exists()
@@ -198,9 +192,8 @@ def test_overlap_counts_ids_and_identical_vectors():
 
 
 def test_copydays_numbers():
-    truth = copydays_ground_truth(
-        ["original/200000", "strong/200001", "crops/10/215600", "strong/200101"], ["200000", "215600.jpg", "yfcc7"]
-    )
+    truth = copydays_ground_truth(["original/200000", "strong/200001", "crops/10/215600", "strong/200101"],
+                                  ["200000", "215600.jpg", "yfcc7"])
     assert truth.pair_reference == ["200000", "200000", "215600.jpg", "200100"]      # 200100 is missing: a miss
     with pytest.raises(DataError, match="no number of Copydays"):
         copydays_ground_truth(["strong/cat"], ["200000"])

@@ -62,9 +62,8 @@ def columns(pairs, kind=int):
 def test_metrics_match_the_loops(problem, kind):
     rows, scores, truth = problem
     found = micro_average_precision(*columns(rows, kind), scores, *columns(truth, kind))
-    area, best, threshold, first, tenth = oracle(
-        [(q, r, s) for (q, r), s in zip(rows, scores.tolist(), strict=True)], set(truth)
-    )
+    area, best, threshold, first, tenth = oracle([(q, r, s) for (q, r), s in zip(rows, scores.tolist(), strict=True)],
+                                                 set(truth))
     assert found.muap == pytest.approx(area, abs=1e-12)
     assert (found.recall_at_p90, found.threshold_at_p90) == (best, threshold)
     assert (found.recall_rank1, found.recall_rank10) == pytest.approx((first, tenth), abs=1e-12)
@@ -107,26 +106,25 @@ def test_nothing_predicted():
     assert (found.muap, found.recall_at_p90, found.recall_rank1) == (0.0, None, 0.0)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ((["a", "a"], ["x", "x"], [1, 2], ["a"], ["x"]), "predictions: 1 row.*query a with reference x"),
-    (([1], [2], [0.5], [3, 3], [4, 4]), "ground truth: 1 row.*query 3 with reference 4"),
-    (([1, 2], [2, 3], [0.5, np.nan], [1], [2]), "score 1 .*not a number"),
-    (([1], [2], [0.5], [], []), "no pair"),
-    (([1], [2, 3], [0.5], [1], [2]), "1 query ids, 2 reference ids"),
-    (([1], [2], [0.5], ["1"], ["2"]), "integers in one"),
-    (([1.5], [2], [0.5], [1], [2]), "integers or all text"),
-    ((["a", 1], ["b", "c"], [1, 2], ["a"], ["b"]), "integers or all text"),
-    (([1], [2], ["high"], [1], [2]), "list of numbers"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((["a", "a"], ["x", "x"], [1, 2], ["a"], ["x"]), "predictions: 1 row.*query a with reference x"),
+     (([1], [2], [0.5], [3, 3], [4, 4]), "ground truth: 1 row.*query 3 with reference 4"),
+     (([1, 2], [2, 3], [0.5, np.nan], [1], [2]), "score 1 .*not a number"), (([1], [2], [0.5], [], []), "no pair"),
+     (([1], [2, 3], [0.5], [1], [2]), "1 query ids, 2 reference ids"),
+     (([1], [2], [0.5], ["1"], ["2"]), "integers in one"), (([1.5], [2], [0.5], [1], [2]), "integers or all text"),
+     ((["a", 1], ["b", "c"], [1, 2], ["a"], ["b"]), "integers or all text"),
+     (([1], [2], ["high"], [1], [2]), "list of numbers")],
+)
 def test_what_cannot_be_measured_is_refused(arguments, message):
     with pytest.raises(DataError, match=message):
         micro_average_precision(*arguments)
 
 
-def test_half_a_million_predictions_match_the_loop():
+def test_a_hundred_thousand_predictions_match_the_loop():
     rng = np.random.default_rng(0)
-    pairs = rng.permutation(25_000 * 400)[:500_000]
-    query, reference = np.char.add("Q", (pairs // 400).astype(str)), np.char.add("R", (pairs % 400).astype(str))
+    pairs = rng.permutation(25_000 * 40)[:100_000]
+    query, reference = np.char.add("Q", (pairs // 40).astype(str)), np.char.add("R", (pairs % 40).astype(str))
     score = rng.random(len(pairs))
     found = micro_average_precision(query, reference, score, query[:5000], reference[:5000])
     true, area = 0, 0.0

@@ -25,7 +25,7 @@ from ascl.index.store import CopyIndex
 pytest.importorskip("imagehash")
 QUICK = ReadOptions(batch_size=4)
 BACKBONE = ["--backbone", "mobilenet_v2", "--weights", "random:0", "--input-size", "32", "--device", "cpu"]
-RESNET = ["--backbone", "resnet18", "--weights", "random:0", "--input-size", "64"]  # tells images apart untrained
+RESNET = ["--backbone", "resnet18", "--weights", "random:0", "--input-size", "32"]  # tells images apart untrained
 
 
 def picture(seed: int, width: int = 96, height: int = 64) -> Image.Image:
@@ -142,7 +142,7 @@ def test_an_index_of_another_model_is_refused_by_name(tool, tmp_path, capsys):
     assert errors.count("sha256:") == 2 and "cannot be compared" in errors
     assert main(["index", str(photos), "--index", index, "--input-size", "64"]) == 1
     assert "input_size was 32 and is now 64" in capsys.readouterr().err
-    assert main(["index", str(photos), "--index", index, "--exact-up-to", "5"]) == 1
+    assert main(["index", str(photos), "--index", index, "--exact-up-to", "5"]) == 2
     assert CopyIndex(index).state == before
 
 
@@ -163,27 +163,24 @@ def test_a_model_that_moved_is_told_and_can_be_pointed_to(tool, tmp_path, capsys
     assert main(["query", str(photos), "--index", index, "--weights", str(moved)]) == 0
 
 
-@pytest.mark.parametrize(("arguments", "problem"), [
-    (["index", "{empty}"], "no image in this folder"),
-    (["index", "{absent}"], "no such image or folder"),
-    (["index", "{photos}", "--weights", "random:0"], "weights says nothing without a model"),
-    (["index", "{photos}", "--method", "phash", "--resize", "crop"], "resize says nothing of a phash"),
-    (["index", "{photos}", "--backbone", "mobilenet_v9"], "nearest are"),
-    (["index", "{photos}", "--exact-up-to", "-1"], "--exact-up-to -1: at least 0"),
-    (["query", "{photos}"], "no index there; make one first"),
-    (["query", "{photos}", "--k", "0"], "--k 0: at least 1"),
-    (["add", "{photos}"], "no index there"),
-    (["remove", "x"], "no index there"),
-    (["calibrate", "{photos}"], "no index there"),
-    (["info"], "no index there"),
-    (["compact"], "no index there"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [(["index", "{empty}"], "no image in this folder"), (["index", "{absent}"], "no such image or folder"),
+     (["index", "{photos}", "--weights", "random:0"], "weights says nothing without a model"),
+     (["index", "{photos}", "--method", "phash", "--resize", "crop"], "resize says nothing of a phash"),
+     (["index", "{photos}", "--backbone", "mobilenet_v9"], "nearest are"),
+     (["index", "{photos}", "--exact-up-to", "-1"], "exact_up_to: expected a whole number of at least 0, got -1"),
+     (["query", "{photos}"], "no index there; make one first"),
+     (["query", "{photos}", "--k", "0"], "k: expected a whole number of at least 1, got 0"),
+     (["add", "{photos}"], "no index there"), (["remove", "x"], "no index there"),
+     (["calibrate", "{photos}"], "no index there"), (["info"], "no index there"), (["compact"], "no index there")],
+)
 def test_what_is_refused_without_an_index(tool, tmp_path, capsys, arguments, problem):
     (tmp_path / "empty").mkdir()
     places = {"photos": folder_of(tmp_path / "photos", range(2)), "empty": tmp_path / "empty",
               "absent": tmp_path / "absent"}
     arguments = [argument.format(**places) for argument in arguments]
-    assert tool("find_copies")([*arguments, "--index", str(tmp_path / "index")]) == 1
+    assert tool("find_copies")([*arguments, "--index", str(tmp_path / "index")]) == (2 if "expected" in problem else 1)
     assert problem in capsys.readouterr().err
     assert not (tmp_path / "index").exists()
 
@@ -241,7 +238,7 @@ def test_descriptors_that_are_not_finite_name_the_image(tmp_path, workers):
     Image.new("RGB", (40, 40)).save(photos / "photo_001.png")  # nothing is left of its thumbnail
     describer = Brightness()
     index = create_index(tmp_path / "index", DescriberChoice("phash"), describer)
-    with np.errstate(invalid="ignore"), pytest.raises(DataError, match=r"photo_001\.png: its descriptor is not finite"):
+    with np.errstate(invalid="ignore"), pytest.raises(DataError, match=r"photo_001\.png\): its descriptor is not fin"):
         add_images(index, describer, images_of(photos), ReadOptions(workers=workers))
     assert len(index) == 0
 
@@ -299,12 +296,10 @@ def test_a_background_that_overlaps_is_left_out_with_a_count(tmp_path):
     picture(5).resize((90, 60)).save(background / "saved.jpg", quality=80)      # the same picture, saved again
     shutil.copy(background / "other_100.png", background / "twice.png")
     (background / "broken.png").write_bytes(b"")
-    made, skipped = calibrate_index(
-        index, describer, images_of(background), ReadOptions(skip_unreadable=True), rate=0.1
-    )
-    assert made.left_out == {
-        "in the index": 2, SAVED_AGAIN: 1, "repeated": 1, "unreadable or too small": 1
-    } and len(skipped) == 1
+    made, skipped = calibrate_index(index, describer, images_of(background), ReadOptions(skip_unreadable=True),
+                                    rate=0.1)
+    assert made.left_out == {"in the index": 2, SAVED_AGAIN: 1, "repeated": 1,
+                             "unreadable or too small": 1} and len(skipped) == 1
     assert (made.threshold, made.achieved) == (alone.threshold, alone.achieved)
     with pytest.raises(DataError, match="no background image is left.*12 in the index"):
         calibrate_index(index, describer, images_of(photos), QUICK, rate=0.1)
@@ -358,14 +353,14 @@ def test_a_first_call_that_fails_binds_nobody_to_its_model(tmp_path, tool, capsy
     index = str(tmp_path / "index")
     assert main(["index", str(photos), "--index", index, "--method", "phash"]) == 1
     (photos / "broken.png").unlink()
-    assert main(["index", str(photos), "--index", index, *RESNET]) == 0
-    assert "3 images by resnet18" in capsys.readouterr().out
+    assert main(["index", str(photos), "--index", index, *BACKBONE[:-2]]) == 0
+    assert "3 images by mobilenet_v2" in capsys.readouterr().out
     (photos / "broken.png").write_bytes(b"")
     other = str(tmp_path / "other")
-    assert main(["index", str(photos), "--index", other, *RESNET]) == 1
+    assert main(["index", str(photos), "--index", other, *BACKBONE[:-2]]) == 1
     (photos / "broken.png").unlink()
     assert main(["index", str(photos), "--index", other]) == 0      # the model of the call that failed
-    assert "3 images by resnet18" in capsys.readouterr().out
+    assert "3 images by mobilenet_v2" in capsys.readouterr().out
 
 
 def test_an_index_made_anew_meanwhile_is_not_written_to(tmp_path):
@@ -399,9 +394,8 @@ def test_score_normalisation_by_the_background(tmp_path):
     index, describer = bright_index(tmp_path / "index", photos)
     background = images_of(folder_of(tmp_path / "background", range(100, 120), "other"))
     made, _ = calibrate_index(index, describer, background, QUICK, rate=0.25, score_norm=ScoreNorm(1.0, 0, 2))
-    vectors = {path.stem: describer([describer.prepare(Image.open(path))])[0][0] for path in [
-        *background, *images_of(photos)
-    ]}
+    vectors = {path.stem: describer([describer.prepare(Image.open(path))])[0][0]
+               for path in [*background, *images_of(photos)]}
     best = []
     for path in background:
         among = sorted(float(vectors[path.stem] @ vectors[other.stem]) for other in background if other != path)[-3:]
