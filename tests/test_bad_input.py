@@ -86,12 +86,8 @@ def remove_rows(path: Path, ids: list[str]) -> None:
 
 def test_missing_captions(data, tmp_path, train_arguments, assert_refused):
     (data / "captions.json").unlink()
-    assert_refused(
-        "train",
-        train_arguments(data, tmp_path / "new"),
-        f"{data / 'captions.json'} does not exist",
-        "ascl prepare --dataset tiny",
-    )
+    assert_refused("train", train_arguments(data, tmp_path / "new"), f"{data / 'captions.json'} does not exist",
+                   "ascl prepare --dataset tiny")
     assert not (tmp_path / "new").exists()
 
 
@@ -101,12 +97,8 @@ def test_no_data_set_at_all(tmp_path, assert_refused):
 
 def test_missing_features(data, tmp_path, train_arguments, assert_refused, run):
     (data / "globals.h5").unlink()
-    assert_refused(
-        "train",
-        train_arguments(data, tmp_path / "new"),
-        f"{data / 'globals.h5'} does not exist",
-        "ascl prepare --dataset tiny",
-    )
+    assert_refused("train", train_arguments(data, tmp_path / "new"), f"{data / 'globals.h5'} does not exist",
+                   "ascl prepare --dataset tiny")
     assert_refused("eval", ["--checkpoint", str(run), "--features", str(data / "globals.h5")], str(data / "globals.h5"))
     assert not (tmp_path / "new").exists()
 
@@ -118,27 +110,18 @@ def test_an_unknown_split(data, tmp_path, train_arguments, assert_refused, run):
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_an_image_without_features_is_named_before_the_first_step(
-    split, data, tmp_path, train_arguments, assert_refused
-):
+def test_an_image_without_features_is_named_before_the_first_step(split, data, tmp_path, train_arguments,
+                                                                  assert_refused):
     name = "photo03" if split == "train" else "photo14"
     remove_rows(data / "regions.h5", [name])
-    assert_refused(
-        "train", train_arguments(data, tmp_path / "new"), name, str(data / "regions.h5"), "Extract regions"
-    )
+    assert_refused("train", train_arguments(data, tmp_path / "new"), name, str(data / "regions.h5"), "Extract regions")
     assert not (tmp_path / "new").exists()
 
 
 def test_an_image_without_features_at_evaluation(data, assert_refused, run):
     remove_rows(data / "globals.h5", ["photo20", "photo23"])
-    assert_refused(
-        "eval",
-        ["--checkpoint", str(run), "--features", str(data / "regions.h5"), str(data / "globals.h5")],
-        "2 images",
-        str(data / "globals.h5"),
-        "photo20, photo23",
-        "Extract globals of the images",
-    )
+    assert_refused("eval", ["--checkpoint", str(run), "--features", str(data / "regions.h5"), str(data / "globals.h5")],
+                   "2 images", str(data / "globals.h5"), "photo20, photo23", "Extract globals of the images")
 
 
 @pytest.mark.parametrize("keep", [0, 100, 0.5])
@@ -146,9 +129,8 @@ def test_truncated_features(keep, data, tmp_path, train_arguments, assert_refuse
     path = data / "regions.h5"
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content)) if keep == 0.5 else keep])
-    assert_refused(
-        "train", train_arguments(data, tmp_path / "new"), str(path), "truncated or no HDF5", "Extract regions"
-    )
+    assert_refused("train", train_arguments(data, tmp_path / "new"), str(path), "truncated or no HDF5",
+                   "Extract regions")
     assert_refused("eval", ["--checkpoint", str(run), "--features", str(path)], str(path), "truncated or no HDF5")
     assert not (tmp_path / "new").exists()
 
@@ -158,23 +140,12 @@ def test_features_that_are_not_finite(workers, data, tmp_path, train_arguments, 
     with h5py.File(data / "regions.h5", "r+") as file:
         file["regions"][5, 0, 2] = np.nan
         file["regions"][22, 1, 0] = np.inf
-    message = assert_refused(
-        "train",
-        train_arguments(data, tmp_path / "new", "--train.workers", workers),
-        str(data / "regions.h5"),
-        "row 5",
-        "photo05",
-        "not finite",
-        "Extract regions of the images",
-    )
+    message = assert_refused("train", train_arguments(data, tmp_path / "new", "--train.workers", workers),
+                             str(data / "regions.h5"), "row 5", "photo05", "not finite", "Extract regions of the "
+                             "images")
     assert message.startswith(f"error: {data / 'regions.h5'}")
-    assert_refused(
-        "eval",
-        ["--checkpoint", str(run), "--features", str(data / "regions.h5"), str(data / "globals.h5")],
-        "row 22",
-        "photo22",
-        "not finite",
-    )
+    assert_refused("eval", ["--checkpoint", str(run), "--features", str(data / "regions.h5"), str(data / "globals.h5")],
+                   "row 22", "photo22", "not finite")
 
 
 def test_an_empty_caption(data, tmp_path, train_arguments, assert_refused, run):
@@ -183,9 +154,8 @@ def test_an_empty_caption(data, tmp_path, train_arguments, assert_refused, run):
         images[19]["sentences"][0]["raw"] = ""
 
     path = edit_captions(data, empty)
-    assert_refused(
-        "train", train_arguments(data, tmp_path / "new"), str(path), "photo02.jpg", "sentid 21", "empty caption"
-    )
+    assert_refused("train", train_arguments(data, tmp_path / "new"), str(path), "photo02.jpg", "sentid 21",
+                   "empty caption")
     assert_refused("eval", ["--checkpoint", str(run), "--captions", str(path)], str(path), "photo19.jpg", "sentid 190")
 
 
@@ -194,9 +164,8 @@ def test_a_caption_of_which_the_encoder_sees_nothing(data, tmp_path, train_argum
         images[2]["sentences"][1]["raw"] = "\u200b"
 
     edit_captions(data, invisible)
-    assert_refused(
-        "train", train_arguments(data, tmp_path / "new", "--samples.positives", "none"), r"'\u200b'", "no words"
-    )
+    assert_refused("train", train_arguments(data, tmp_path / "new", "--samples.positives", "none"), r"'\u200b'",
+                   "no words")
 
 
 def test_a_longer_caption_is_cut_with_a_count(data, tmp_path, train_arguments, tool, capsys):
@@ -217,33 +186,17 @@ def test_captions_that_are_no_json(data, tmp_path, train_arguments, assert_refus
 
 def test_features_without_globals_or_without_regions(data, tmp_path, train_arguments, assert_refused, run):
     regions, globals_ = f"[{data / 'regions.h5'}]", f"[{data / 'globals.h5'}]"
-    assert_refused(
-        "train",
-        train_arguments(data, tmp_path / "new", "--data.features", regions),
-        str(data / "regions.h5"),
-        "no globals",
-        "extract globals of the images",
-        "data.global_source",
-    )
-    assert_refused(
-        "train",
-        train_arguments(data, tmp_path / "new", "--data.features", globals_),
-        str(data / "globals.h5"),
-        "no regions",
-        "extract regions of the images",
-    )
-    assert_refused(
-        "eval",
-        ["--checkpoint", str(run), "--features", str(data / "regions.h5")],
-        str(data / "regions.h5"),
-        "no globals",
-    )
+    assert_refused("train", train_arguments(data, tmp_path / "new", "--data.features", regions),
+                   str(data / "regions.h5"), "no globals", "extract globals of the images", "data.global_source")
+    assert_refused("train", train_arguments(data, tmp_path / "new", "--data.features", globals_),
+                   str(data / "globals.h5"), "no regions", "extract regions of the images")
+    assert_refused("eval", ["--checkpoint", str(run), "--features", str(data / "regions.h5")], str(data / "regions.h5"),
+                   "no globals")
 
 
 @pytest.mark.parametrize("kind", ["ascl", "two_tower"])
-def test_features_of_another_dimension_than_the_model_was_trained_on(
-    kind, data, tiny_data, tmp_path, train_arguments, assert_refused, tool
-):
+def test_features_of_another_dimension_than_the_model_was_trained_on(kind, data, tiny_data, tmp_path, train_arguments,
+                                                                     assert_refused, tool):
     run = tmp_path / "run"
     assert tool("train")(train_arguments(tiny_data, run, "--train.max_steps", "1", "--model.kind", kind)) == 0
     rng = np.random.default_rng(0)
@@ -255,19 +208,12 @@ def test_features_of_another_dimension_than_the_model_was_trained_on(
         file["globals"] = rng.normal(size=(24, 8)).astype(np.float32)
     features = ["--features", str(data / "regions.h5"), str(data / "globals.h5")]
     for protocol in ["all-pairs", "paired"] if kind == "ascl" else ["all-pairs"]:
-        assert_refused(
-            "eval",
-            ["--checkpoint", str(run), *features, "--protocol", protocol],
-            str(data / "regions.h5"),
-            "regions of 6 and globals of 8",
-            "8 and 6",
-            "trained on",
-        )
+        assert_refused("eval", ["--checkpoint", str(run), *features, "--protocol", protocol], str(data / "regions.h5"),
+                       "regions of 6 and globals of 8", "8 and 6", "trained on")
 
 
-def test_validation_features_of_another_dimension_are_found_before_the_first_step(
-    data, tmp_path, train_arguments, assert_refused
-):
+def test_validation_features_of_another_dimension_are_found_before_the_first_step(data, tmp_path, train_arguments,
+                                                                                  assert_refused):
     for split in ("train", "val"):
         shutil.copy(data / "regions.h5", data / f"{split}_regions.h5")
         shutil.copy(data / "globals.h5", data / f"{split}_globals.h5")
@@ -275,13 +221,8 @@ def test_validation_features_of_another_dimension_are_found_before_the_first_ste
         del file["globals"]
         file["globals"] = np.ones((24, 7), np.float32)
     features = f"[{data}/{{split}}_regions.h5, {data}/{{split}}_globals.h5]"
-    assert_refused(
-        "train",
-        train_arguments(data, tmp_path / "new", "--data.features", features),
-        "val_globals.h5",
-        "globals of 7",
-        "8 and 6",
-    )
+    assert_refused("train", train_arguments(data, tmp_path / "new", "--data.features", features), "val_globals.h5",
+                   "globals of 7", "8 and 6")
     assert not (tmp_path / "new").exists()
 
 
@@ -332,9 +273,8 @@ def test_a_folder_that_is_a_file(tiny_data, tmp_path, train_arguments, assert_re
 
 
 def test_a_folder_that_holds_a_run_already(tiny_data, run, train_arguments, assert_refused):
-    message = assert_refused(
-        "train", train_arguments(tiny_data, run, "--train.seed", "3"), f"{run} already holds a run"
-    )
+    message = assert_refused("train", train_arguments(tiny_data, run, "--train.seed", "3"), f"{run} already holds a "
+                             "run")
     assert "resume" in message
 
 
@@ -378,13 +318,8 @@ def test_a_checkpoint_of_another_architecture(run, assert_refused):
     state = torch.load(run / "best.pt", weights_only=True)
     state["extra"]["settings"]["model"]["embed_dim"] = 16
     torch.save(state, run / "best.pt")
-    assert_refused(
-        "eval",
-        ["--checkpoint", str(run)],
-        str(run / "best.pt"),
-        "another architecture",
-        "image.regions.weight (8, 8) instead of (16, 8)",
-    )
+    assert_refused("eval", ["--checkpoint", str(run)], str(run / "best.pt"), "another architecture",
+                   "image.regions.weight (8, 8) instead of (16, 8)")
 
 
 def test_a_checkpoint_of_another_program(run, assert_refused):
@@ -418,12 +353,8 @@ def test_a_text_encoder_that_has_gone(run, tmp_path, assert_refused):
 
 @pytest.mark.parametrize("folds", ["4", "0", "-1", "7"])
 def test_folds_that_do_not_divide(folds, run, assert_refused):
-    assert_refused(
-        "eval",
-        ["--checkpoint", str(run), "--folds", folds],
-        f"6 images cannot be split into {folds} equal folds",
-        "divisor of 6",
-    )
+    assert_refused("eval", ["--checkpoint", str(run), "--folds", folds], f"6 images cannot be split into {folds} equal "
+                   "folds", "divisor of 6")
 
 
 def test_score_files_that_do_not_fit(tmp_path, assert_refused):

@@ -60,11 +60,9 @@ class CaptionSet:
             raise DataError(f"{self.source}: {len(self.captions)} captions but {len(self.caption_ids)} caption ids")
         repeated = [name for name, count in Counter(self.image_ids).items() if count > 1]
         if repeated:
-            raise DataError(
-                f"{self.source}: image id{'s' if len(repeated) > 1 else ''} {first_of(repeated, 3)} given to more than "
-                "one image; the name of an image "
-                "(its file name without ending) has to be unique, so rename the files or remove the double entries"
-            )
+            raise DataError(f"{self.source}: image id{'s' if len(repeated) > 1 else ''} {first_of(repeated, 3)} given "
+                            "to more than one image; the name of an image (its file name without ending) has to be "
+                            "unique, so rename the files or remove the double entries")
 
     @property
     def described(self) -> str:
@@ -106,12 +104,9 @@ class CaptionSet:
         """The images of the given indices, in that order, with all their captions; an index may occur once."""
         chosen = [int(i) for i in image_indices]
         captions = [self.captions_of(i) for i in chosen]
-        return replace(
-            self,
-            image_ids=[self.image_ids[i] for i in chosen],
-            owner=np.repeat(np.arange(len(chosen)), [len(group) for group in captions]),
-            **self._chosen(c for group in captions for c in group),
-        )
+        return replace(self, image_ids=[self.image_ids[i] for i in chosen],
+                       owner=np.repeat(np.arange(len(chosen)), [len(group) for group in captions]),
+                       **self._chosen(c for group in captions for c in group))
 
 
 def load_karpathy(path: str | os.PathLike, split: str, *, restval_in_train: bool = True) -> CaptionSet:
@@ -159,9 +154,8 @@ def load_scan(folder: str | os.PathLike, split: str, *, captions_per_image: int 
     folder = Path(folder)
     path = locate(folder / f"{split}_caps.txt")
     if path is None:
-        raise DataError(
-            f"no {split}_caps.txt (or .gz) in {folder}; splits there: {_listed(_scan_splits(folder))}. {GET_DATA}"
-        )
+        raise DataError(f"no {split}_caps.txt (or .gz) in {folder}; splits there: {_listed(_scan_splits(folder))}. "
+                        f"{GET_DATA}")
     captions = _read_lines(path)
     _check_captions(captions, path, [f"row {row}" for row in range(1, len(captions) + 1)])
     ids = read_scan_ids(folder, split)
@@ -170,10 +164,8 @@ def load_scan(folder: str | os.PathLike, split: str, *, captions_per_image: int 
         per_image = np.bincount(owner)
         if captions_per_image is not None and (per_image != captions_per_image).any():
             image = int(np.flatnonzero(per_image != captions_per_image)[0])
-            raise DataError(
-                f"{split}_ids.txt in {folder} gives image {image_ids[image]} {per_image[image]} captions, "
-                f"{captions_per_image} were asked for"
-            )
+            raise DataError(f"{split}_ids.txt in {folder} gives image {image_ids[image]} {per_image[image]} captions, "
+                            f"{captions_per_image} were asked for")
     else:
         count = _captions_per_image(len(captions), None if ids is None else len(ids), captions_per_image, path)
         image_ids = [str(i) for i in range(len(captions) // count)] if ids is None else ids
@@ -268,9 +260,8 @@ def _coco(content: dict[str, Any], path: Path) -> CaptionSet:
     for number, image in enumerate(images):
         image_id = _field(image, "id", path, f"images[{number}]")
         if image_id in index_of:
-            raise DataError(
-                f"{path}: two images have the id {image_id} (images[{index_of[image_id]}] and images[{number}])"
-            )
+            raise DataError(f"{path}: two images have the id {image_id} (images[{index_of[image_id]}] and "
+                            f"images[{number}])")
         index_of[image_id] = number
     captions, places, owner, ids = [], [], [], []
     for number, annotation in enumerate(_entries(content, "annotations", path)):
@@ -298,20 +289,15 @@ def _captions_per_image(captions: int, images: int | None, wanted: int | None, p
     if images is None:
         count = SCAN_CAPTIONS_PER_IMAGE if wanted is None else wanted
         if count < 1 or captions % count:
-            raise DataError(
-                f"{path} has {captions} captions, which is not a multiple of {count} captions an image; "
-                "the file is incomplete, or give captions_per_image or an ids file"
-            )
+            raise DataError(f"{path} has {captions} captions, which is not a multiple of {count} captions an image; "
+                            "the file is incomplete, or give captions_per_image or an ids file")
         return count
     if captions % images:
-        raise DataError(
-            f"{path} has {captions} captions for the {images} images of its ids file, which does not divide; "
-            "one of the two files is incomplete or belongs to another split"
-        )
+        raise DataError(f"{path} has {captions} captions for the {images} images of its ids file, which does not "
+                        "divide; one of the two files is incomplete or belongs to another split")
     if wanted is not None and wanted != captions // images:
-        raise DataError(
-            f"{path} has {captions} captions for {images} ids = {captions // images} an image, not {wanted}"
-        )
+        raise DataError(f"{path} has {captions} captions for {images} ids = {captions // images} an image, not "
+                        f"{wanted}")
     return captions // images
 
 
@@ -326,14 +312,11 @@ def _only_caption_file(folder: Path, split: str) -> Path:
     patterns = [f"{split}_caps.txt", "dataset_*.json", f"captions_{split}[0-9]*.json"]
     found = sorted(path for p in patterns for ending in ("", ".gz") for path in folder.glob(p + ending))
     if not found:
-        raise DataError(
-            f"no captions of split {split!r} in {folder}: looked for {', '.join(patterns)} (also .gz). "
-            f"SCAN splits there: {_listed(_scan_splits(folder))}. {GET_DATA}"
-        )
+        raise DataError(f"no captions of split {split!r} in {folder}: looked for {', '.join(patterns)} (also .gz). "
+                        f"SCAN splits there: {_listed(_scan_splits(folder))}. {GET_DATA}")
     if len(found) > 1:
-        raise DataError(
-            f"{folder} holds several caption files ({_listed(p.name for p in found)}): give the path of one of them"
-        )
+        raise DataError(f"{folder} holds several caption files ({_listed(p.name for p in found)}): give the path of "
+                        "one of them")
     return found[0]
 
 
@@ -357,9 +340,8 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     try:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path} is not whole JSON (row {error.lineno}, column {error.colno}: {error.msg}): fetch it again"
-        ) from error
+        raise DataError(f"{path} is not whole JSON (row {error.lineno}, column {error.colno}: {error.msg}): fetch it "
+                        "again") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a JSON {type(content).__name__}, expected an object with `images`")
     return content
@@ -368,10 +350,8 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 def _entries(content: dict[str, Any], key: str, path: Path) -> list[dict[str, Any]]:
     entries = content.get(key)
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
-        raise DataError(
-            f"{path} has no list of objects `{key}` (keys: {_listed(content)}); expected Karpathy's "
-            "`dataset_*.json` or COCO's `captions_*.json`"
-        )
+        raise DataError(f"{path} has no list of objects `{key}` (keys: {_listed(content)}); expected Karpathy's "
+                        "`dataset_*.json` or COCO's `captions_*.json`")
     return entries
 
 
@@ -390,11 +370,9 @@ def _check_captions(captions: list[str], path: Path, places: list[str]) -> None:
     """Refuse empty captions, and files written with `str(bytes)`, which silently halve the accuracy."""
     _check_filled(captions, path, places, "caption")
     if captions and all(_BYTES_LITERAL.fullmatch(caption) for caption in captions):
-        raise DataError(
-            f"{path}: every caption is the text of a Python bytes literal (first: {captions[0][:60]}). "
-            "The file was written from undecoded bytes; write it again with .decode('utf-8'), "
-            "else b, quotes and escapes become words"
-        )
+        raise DataError(f"{path}: every caption is the text of a Python bytes literal (first: {captions[0][:60]}). The "
+                        "file was written from undecoded bytes; write it again with .decode('utf-8'), else b, quotes "
+                        "and escapes become words")
 
 
 def _check_filled(lines: list[str], path: Path, places: list[str], what: str) -> None:

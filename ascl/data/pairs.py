@@ -50,13 +50,10 @@ class Batch:
         return len(self.captions)
 
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return replace(
-            self,
-            regions=change(self.regions),
-            globals=None if self.globals is None else change(self.globals),
-            region_mask=None if self.region_mask is None else change(self.region_mask),
-            positive_order=None if self.positive_order is None else change(self.positive_order),
-        )
+        return replace(self, regions=change(self.regions),
+                       globals=None if self.globals is None else change(self.globals),
+                       region_mask=None if self.region_mask is None else change(self.region_mask),
+                       positive_order=None if self.positive_order is None else change(self.positive_order))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch with its tensors on `device`."""
@@ -86,13 +83,10 @@ class PairDataset(Dataset):
         DataError: an image without features, a store without regions.
     """
 
-    def __init__(
-        self, captions: CaptionSet, store: FeatureStore, positive: PositiveFunction | None = None, *, seed: int = 0
-    ) -> None:
+    def __init__(self, captions: CaptionSet, store: FeatureStore, positive: PositiveFunction | None = None, *,
+                 seed: int = 0) -> None:
         if store.region_dim is None:
-            raise DataError(
-                f"{store.source} has no regions, only globals: extract regions of the images too"
-            )
+            raise DataError(f"{store.source} has no regions, only globals: extract regions of the images too")
         self.captions = captions
         self.store = store
         self._positive = positive
@@ -163,9 +157,8 @@ class UniqueImageBatchSampler(Sampler[list[tuple[int, int]]]):
         self._position = 0
         images = len(self._captions_per_image)
         if not 1 <= batch_size <= images:
-            raise DataError(
-                f"batch size {batch_size} has to be within 1 and the number of images with captions, {images}"
-            )
+            raise DataError(f"batch size {batch_size} has to be within 1 and the number of images with captions, "
+                            f"{images}")
         self._batches = _most_batches(self._captions_per_image, batch_size)
 
     def __len__(self) -> int:
@@ -190,9 +183,8 @@ class UniqueImageBatchSampler(Sampler[list[tuple[int, int]]]):
         if position is None:
             position = self._position if epoch == self._epoch else 0
         if epoch < 0 or not 0 <= position <= self._batches:
-            raise ValueError(
-                f"no batch {position} in epoch {epoch}: an epoch has {self._batches} batches, epochs start at 0"
-            )
+            raise ValueError(f"no batch {position} in epoch {epoch}: an epoch has {self._batches} batches, epochs "
+                             "start at 0")
         self._epoch, self._position = epoch, position
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:

@@ -55,10 +55,8 @@ class _Member(NamedTuple):
         return PurePosixPath(self.name)
 
 
-def unpack(
-    archive: str | os.PathLike, folder: str | os.PathLike, *, wanted: Wanted = lambda member: True,
-    progress: bool = True,
-) -> Unpacked:
+def unpack(archive: str | os.PathLike, folder: str | os.PathLike, *, wanted: Wanted = lambda member: True,
+           progress: bool = True) -> Unpacked:
     """Unpack a zip, or a tar with or without compression, into `folder`, with the folders that the archive has.
 
     Args:

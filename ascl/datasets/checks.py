@@ -163,9 +163,8 @@ def _images(folder: Path, captions: dict[str, CaptionSet], verify: bool, progres
             bad |= _unreadable([path for path in there if path not in bad], split, progress)
         found, wanted = f"{len(there) - len(bad):,} good files", f"{len(ids):,}"
         if missing:
-            yield Check("images", split, found, wanted, "MISSING",
-                        f"{len(missing):,} of {len(ids):,} images of {split} are not in {folder}: "
-                        f"{first_of(missing, 3)}")
+            yield Check("images", split, found, wanted, "MISSING", f"{len(missing):,} of {len(ids):,} images of "
+                        f"{split} are not in {folder}: {first_of(missing, 3)}")
         if bad:
             told = first_of([f"{path} {reason}" for path, reason in bad.items()], 3)
             yield Check("images", split, found, wanted, "WRONG",
@@ -199,8 +198,7 @@ def _features(data: DataConfig, captions: dict[str, CaptionSet]) -> Iterator[Che
         absent = sorted(str(path) for path in files if not path.exists())
         yield Check("features", ALL, f"{len(files) - len(absent)} of {len(files)} files", f"{len(files)} files",
                     "MISSING" if absent else "note", f"feature files {', '.join(absent)} do not exist: extract regions "
-                    "and globals of the images" if absent else
-                    "without captions nothing says which rows are wanted")
+                    "and globals of the images" if absent else "without captions nothing says which rows are wanted")
     groups: dict[tuple[Path, ...], list[str]] = {}
     for split in captions:
         groups.setdefault(tuple(data_paths(data, split)[1:]), []).append(split)
@@ -237,9 +235,8 @@ def _features_of_split(store: FeatureStore, split: str, captions: CaptionSet) ->
     )))
     if lacking:
         instead = ", or set data.global_source to mean-region" if lacking == ["globals"] else ""
-        yield Check("features", split, found, "regions and globals", "MISSING",
-                    f"{store.source} has no {' and no '.join(lacking)}: extract {' and '.join(lacking)} of the "
-                    f"images{instead}")
+        yield Check("features", split, found, "regions and globals", "MISSING", f"{store.source} has no "
+                    f"{' and no '.join(lacking)}: extract {' and '.join(lacking)} of the images{instead}")
     try:
         rows = store.rows(captions.image_ids)
     except DataError as error:

@@ -90,9 +90,8 @@ def at_mirror(file: RemoteFile, mirror: str | None) -> RemoteFile:
     return file if mirror is None else replace(file, url=f"{mirror.rstrip('/')}/{file.name}")
 
 
-def fetch(
-    file: RemoteFile, folder: str | os.PathLike, *, patience: Patience = USUAL_PATIENCE, progress: bool = True
-) -> Path:
+def fetch(file: RemoteFile, folder: str | os.PathLike, *, patience: Patience = USUAL_PATIENCE,
+          progress: bool = True) -> Path:
     """The file in `folder`, with the published size and checksum; what is there already is not fetched again.
 
     Raises:
@@ -210,11 +209,9 @@ def _fetch_all(file: RemoteFile, part: Path, patience: Patience, progress: bool)
                 failures = 0 if have > furthest else failures + 1
                 furthest = max(furthest, have)
                 if failures >= patience.attempts:
-                    raise DataError(
-                        f"{file.url}: {fault}, {failures} times in a row; {have} of {file.size} bytes are in {part} "
-                        "and the same command goes on from there; if the address does not answer any more, try "
-                        "a mirror"
-                    ) from fault
+                    raise DataError(f"{file.url}: {fault}, {failures} times in a row; {have} of {file.size} bytes are "
+                                    f"in {part} and the same command goes on from there; if the address does not "
+                                    "answer any more, try a mirror") from fault
                 pause = min(max(patience.backoff * 2 ** max(failures - 1, 0), fault.wait), _LONGEST_PAUSE)
                 if progress:
                     bar.write(f"{file.name}: {fault}; again in {pause:.0f} s")

@@ -65,8 +65,6 @@ def data_set_images(dataset: str) -> list[Path]:
         wanted |= dict.fromkeys(load_captions(data_paths(data, split)[0], split).image_ids)
     missing = [image_id for image_id in wanted if image_id not in path_of]
     if missing:
-        raise DataError(
-            f"{data.images} lacks {len(missing)} of the {len(wanted)} images that {data.captions} names, "
-            f"such as {', '.join(missing[:5])}; {data.prepare}"
-        )
+        raise DataError(f"{data.images} lacks {len(missing)} of the {len(wanted)} images that {data.captions} names, "
+                        f"such as {', '.join(missing[:5])}; {data.prepare}")
     return [path_of[image_id] for image_id in wanted]

@@ -49,22 +49,14 @@ class Published:
 
 # Sizes and checksums: tensorflow/datasets on GitHub, tensorflow_datasets/url_checksums/coco_captions.txt. COCO's server
 # has no certificate for its own name, hence http; what arrives is checked against the sha256.
-_KARPATHY = RemoteFile(
-    f"https://cs.stanford.edu/people/karpathy/deepimagesent/{CAPTION_ARCHIVE}", 36_745_453,
-    "4cfd70132527b80933105e5829dc9034eaab9573482e2e680abbab6130244817",
-)
-_COCO_TRAIN = RemoteFile(
-    "http://images.cocodataset.org/zips/train2014.zip", 13_510_573_713,
-    "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775",
-)
-_COCO_VAL = RemoteFile(
-    "http://images.cocodataset.org/zips/val2014.zip", 6_645_013_297,
-    "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0",
-)
-_COCO_ANNOTATIONS = RemoteFile(
-    "http://images.cocodataset.org/annotations/annotations_trainval2014.zip", 252_872_794,
-    "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
-)
+_KARPATHY = RemoteFile(f"https://cs.stanford.edu/people/karpathy/deepimagesent/{CAPTION_ARCHIVE}", 36_745_453,
+                       "4cfd70132527b80933105e5829dc9034eaab9573482e2e680abbab6130244817")
+_COCO_TRAIN = RemoteFile("http://images.cocodataset.org/zips/train2014.zip", 13_510_573_713,
+                         "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775")
+_COCO_VAL = RemoteFile("http://images.cocodataset.org/zips/val2014.zip", 6_645_013_297,
+                       "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0")
+_COCO_ANNOTATIONS = RemoteFile("http://images.cocodataset.org/annotations/annotations_trainval2014.zip", 252_872_794,
+                               "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009")
 
 # Counts: Karpathy's split files; COCO's `restval` belongs to train. Forms: the links of the publishers' pages, as
 # many public repositories give them (for Flickr30K: mertyg/vision-language-models-are-bows).

@@ -131,9 +131,8 @@ def dropout(words: Tensor, mask: Tensor, generator: Generator | None, *, p: floa
     return _on_real(words * kept / (1 - p), words, mask)
 
 
-def mixture(
-    words: Tensor, mask: Tensor, generator: Generator | None, *, kinds: tuple[str, ...], settings: NoiseSettings
-) -> Tensor:
+def mixture(words: Tensor, mask: Tensor, generator: Generator | None, *, kinds: tuple[str, ...],
+            settings: NoiseSettings) -> Tensor:
     """Noise of one kind for each caption, drawn from `kinds` with equal chances; amounts from `settings`."""
     _check_inputs(words, mask)
     if not kinds:
@@ -175,9 +174,8 @@ def _check_inputs(words: Tensor, mask: Tensor) -> None:
     if words.ndim != 3 or not words.is_floating_point():
         raise ValueError(f"words have to be floating point (B, L, D), got {tuple(words.shape)} of {words.dtype}")
     if mask.shape != words.shape[:2] or mask.dtype != torch.bool:
-        raise ValueError(
-            f"mask has to be bool {tuple(words.shape[:2])}, True = a real word, got {tuple(mask.shape)} of {mask.dtype}"
-        )
+        raise ValueError(f"mask has to be bool {tuple(words.shape[:2])}, True = a real word, got {tuple(mask.shape)} "
+                         f"of {mask.dtype}")
 
 
 def _check_kind(kind: str, kinds: tuple[str, ...]) -> None:

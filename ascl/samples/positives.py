@@ -117,9 +117,8 @@ def truncate_keywords(caption: str, rng: np.random.Generator, *, ratio: float = 
     return " ".join(word for i, word in enumerate(words) if i not in gone)
 
 
-def generate_positive(
-    strategy: str, captions: Sequence[str], index: int, rng: np.random.Generator, *, ratio: float = 0.5
-) -> Positive:
+def generate_positive(strategy: str, captions: Sequence[str], index: int, rng: np.random.Generator, *,
+                      ratio: float = 0.5) -> Positive:
     """Generated positive of one caption of an image, and which of the two says more.
 
     A concatenation counts as saying more whichever two captions it is made of, though with five an image the

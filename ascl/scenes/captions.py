@@ -181,10 +181,8 @@ class _Writer:
             for i, (relation, kind) in enumerate(zip(joints, kinds[1:], strict=True)):
                 text += f"{', which ' if i else ' '}{self.related(relation)} {self.a(kind)}"
         else:  # a list, then "the ... is above the ..."
-            clauses = [
-                f"the {self.words(names[i])} {self.related(relation)} the {self.words(names[i + 1])}"
-                for i, relation in enumerate(joints)
-            ]
+            clauses = [f"the {self.words(names[i])} {self.related(relation)} the {self.words(names[i + 1])}"
+                       for i, relation in enumerate(joints)]
             text = f"{_enumerated([self.a(k) for k in kinds])}; {_enumerated(clauses)}"
         if self.chance(0.4):
             text = f"{NUMBERS[len(objects)]} {self.words(Kind(), plural=True)}: {text}"
@@ -195,11 +193,8 @@ class _Writer:
         subsets = [("shape",), ("color", "shape"), ("texture", "shape"), ("size", "shape"), ATTRIBUTES]
         names = []
         for kind in kinds:
-            unique = [
-                name
-                for name in (Kind(**{a: getattr(kind, a) for a in subset}) for subset in subsets)
-                if sum(other.says(name) for other in kinds) == 1
-            ]
+            unique = [name for name in (Kind(**{a: getattr(kind, a) for a in subset}) for subset in subsets)
+                      if sum(other.says(name) for other in kinds) == 1]
             if not unique:
                 return None
             names.append(unique[0])

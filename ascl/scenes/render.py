@@ -130,9 +130,8 @@ def write_scenes(folder: str | os.PathLike, *, train: int, val: int, test: int, 
     """
     settings = SceneSettings(train=train, val=val, test=test, seed=seed, side=side)
     if min(train, val, test) < 0 or train + val + test == 0:
-        raise DataError(
-            f"scenes need at least one image and no negative size: got train {train}, val {val}, test {test}"
-        )
+        raise DataError(f"scenes need at least one image and no negative size: got train {train}, val {val}, test "
+                        f"{test}")
     dataset = Path(folder) / DATASET_FILE
     images = Path(folder) / "images"
     finished = dataset.exists()

@@ -76,13 +76,9 @@ def test_caption_set_refuses_what_does_not_fit():
 
 
 def test_karpathy_reads_one_split_with_unequal_captions(tmp_path):
-    path = write_karpathy(
-        tmp_path / "dataset_x.json",
-        image("COCO_val2014_1.jpg", "test", " A dog .\n", "Two\ndogs"),
-        image("b.png", "train", "no"),
-        image("c.jpg", "test"),
-        image("d.e.jpg", "test", "Ein Hündchen"),
-    )
+    path = write_karpathy(tmp_path / "dataset_x.json", image("COCO_val2014_1.jpg", "test", " A dog .\n", "Two\ndogs"),
+                          image("b.png", "train", "no"), image("c.jpg", "test"),
+                          image("d.e.jpg", "test", "Ein Hündchen"))
     captions = load_karpathy(path, "test")
     assert captions.image_ids == ["COCO_val2014_1", "c", "d.e"]
     assert captions.captions == ["A dog .", "Two dogs", "Ein Hündchen"]
@@ -326,11 +322,8 @@ def karpathy(*images: dict) -> dict:
 
 
 def test_a_member_of_the_publishers_zip(tmp_path):
-    archive = write_zip(
-        tmp_path / "caption_datasets.zip",
-        dataset_coco=karpathy(image("a.jpg", "val", "in coco")),
-        dataset_flickr8k=karpathy(image("b.jpg", "val", "in flickr8k")),
-    )
+    archive = write_zip(tmp_path / "caption_datasets.zip", dataset_coco=karpathy(image("a.jpg", "val", "in coco")),
+                        dataset_flickr8k=karpathy(image("b.jpg", "val", "in flickr8k")))
     assert load_captions(archive / "dataset_coco.json", "val").captions == ["in coco"]
     assert load_karpathy(archive / "dataset_flickr8k.json", "val").captions == ["in flickr8k"]
     assert load_captions(archive / "dataset_coco.json", "val").source == str(archive / "dataset_coco.json")

@@ -91,9 +91,7 @@ def test_images_without_captions_need_no_features(store):
 
 def test_dataset_errors(captions, store, tmp_path):
     missing = CaptionSet(["i1", "nowhere"], ["a", "b"], np.array([0, 1]), "c.json")
-    with pytest.raises(
-        DataError, match=r"no features of 1 image in .*f\.h5: nowhere\..*Extract regions"
-    ):
+    with pytest.raises(DataError, match=r"no features of 1 image in .*f\.h5: nowhere\..*Extract regions"):
         PairDataset(missing, store)
     with pytest.raises(IndexError, match=r"caption 36 of 36 \(captions\.json\)"):
         PairDataset(captions, store)[36]
@@ -146,9 +144,8 @@ def everything(loader: DataLoader) -> list[tuple]:
 
 def loader_of(captions: CaptionSet, store: FeatureStore, sampler: UniqueImageBatchSampler, workers: int) -> DataLoader:
     dataset = PairDataset(captions, store, partial(generate_positive, "both"), seed=1)
-    return DataLoader(
-        dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers, persistent_workers=workers > 0
-    )
+    return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers,
+                      persistent_workers=workers > 0)
 
 
 def test_workers_that_outlive_an_epoch_change_nothing(captions, store):

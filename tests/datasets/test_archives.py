@@ -40,9 +40,8 @@ def pack(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def add_to_tar(
-    file: tarfile.TarFile, name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE, to: str = ""
-) -> None:
+def add_to_tar(file: tarfile.TarFile, name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE,
+               to: str = "") -> None:
     info = tarfile.TarInfo(name)
     info.size, info.type, info.linkname = len(content), kind, to
     file.addfile(info, io.BytesIO(content))

@@ -341,9 +341,7 @@ def test_a_full_disk_keeps_what_is_there(server, tmp_path, monkeypatch):
         def __exit__(self, *error):
             self.file.close()
 
-    monkeypatch.setattr(
-        download, "open", lambda path, mode, **more: Sink(open(path, mode, **more)), raising=False
-    )
+    monkeypatch.setattr(download, "open", lambda path, mode, **more: Sink(open(path, mode, **more)), raising=False)
     with pytest.raises(DataError, match=r"the disk is full .* goes on from here"):
         fetch_hastily(remote(server), tmp_path)
     monkeypatch.undo()
@@ -388,10 +386,9 @@ def test_the_program_is_killed_while_the_server_stalls_and_goes_on(server, tmp_p
 
     published = PUBLISHED["flickr8k"].captions
     server.content, server.faults = bytes(published.size), [("stall", 5_000_000)]
-    command = [
-        sys.executable, str(REPOSITORY / "tools" / "prepare_data.py"), "--dataset", "flickr8k", "--mirror", server.url,
-        "--data.captions", str(tmp_path / "dataset_flickr8k.json"), "--data.images", "null", "--data.features", "x.h5",
-    ]
+    command = [sys.executable, str(REPOSITORY / "tools" / "prepare_data.py"), "--dataset", "flickr8k", "--mirror",
+               server.url, "--data.captions", str(tmp_path / "dataset_flickr8k.json"), "--data.images", "null",
+               "--data.features", "x.h5"]
     part = tmp_path / "caption_datasets.zip.part"
     program = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60

@@ -131,10 +131,8 @@ def oracle(caption: str, scene: Scene) -> bool:
     for choice in product(scene.objects, repeat=len(named)):
         if len({id(o) for o in choice}) < len(choice) or not all(map(has, choice, named)):
             continue
-        if all(
-            located(how, choice[a], scene) if b is None else stands(how, choice[a], choice[b], scene)
-            for how, a, b in claims
-        ):
+        if all(located(how, choice[a], scene) if b is None else stands(how, choice[a], choice[b], scene)
+               for how, a, b in claims):
             return True
     return False
 
@@ -270,13 +268,8 @@ def test_any_scene_is_sound_and_its_captions_are_true(seed, index, split, side):
     for a in scene.objects:
         assert 0 <= a.box[0] < a.box[2] <= side and 0 <= a.box[1] < a.box[3] <= side
         for b in scene.objects:
-            if (
-                a is not b
-                and a.box[0] < b.box[2]
-                and b.box[0] < a.box[2]
-                and a.box[1] < b.box[3]
-                and b.box[1] < a.box[3]
-            ):
+            if (a is not b and a.box[0] < b.box[2] and b.box[0] < a.box[2] and a.box[1] < b.box[3]
+                and b.box[1] < a.box[3]):
                 assert stands("in", a, b, scene) or stands("has", a, b, scene)  # boxes overlap in no other way
     assert scene == make_scene(seed, index, split=split, side=side)
     assert captions == scene_captions(scene, seed, index, split=split)
@@ -288,20 +281,8 @@ def test_captions_grow_in_detail_and_use_the_whole_language():
     lengths = [np.mean([len(c.split()) for c in captions[k::CAPTIONS_PER_SCENE]]) for k in range(CAPTIONS_PER_SCENE)]
     assert lengths[0] < min(lengths[1:4]) and max(lengths[1:4]) < lengths[4]
     words = Counter(w for c in captions for w in re.findall(r"\w+", c))
-    for word in [
-        *MEANS,
-        *PLAIN,
-        *BACKGROUNDS,
-        "no",
-        "only",
-        "every",
-        "all",
-        "which",
-        "the",
-        "corner",
-        "violet",
-        "with",
-    ]:
+    for word in [*MEANS, *PLAIN, *BACKGROUNDS, "no", "only", "every", "all", "which", "the", "corner", "violet",
+                 "with"]:
         assert words[word] > 0, word
     assert {len(m.mentions) for c in captions for m in read_caption(c)} == {0, 1, 2, 3, 4, 5}
 
@@ -309,9 +290,8 @@ def test_captions_grow_in_detail_and_use_the_whole_language():
 def test_scenes_share_what_make_scene_says_they_share():
     for first in range(0, 80, 4):
         four = [make_scene(3, first + k) for k in range(4)]
-        bags = [
-            [Counter(getattr(o, a) for o in s.objects) for a in ("color", "shape", "texture", "size")] for s in four
-        ]
+        bags = [[Counter(getattr(o, a) for o in s.objects) for a in ("color", "shape", "texture", "size")]
+                for s in four]
         assert len({s.background for s in four}) == 1
         assert all(bag[0] == bags[0][0] for bag in bags)
         assert bags[0] == bags[1] and bags[2] == bags[3]
@@ -369,9 +349,8 @@ def test_color_alone_does_not_solve_it_and_truth_does():
     owner = np.repeat(np.arange(len(scenes)), CAPTIONS_PER_SCENE)
     words = [*COLORS, *BACKGROUNDS]
     bags = np.array([[c.replace("violet", "purple").split().count(w) for w in words] for c in captions], dtype=float)
-    held = np.array(
-        [[sum(o.color == w for o in s.objects) + (s.background == w) for w in words] for s in scenes], dtype=float
-    )
+    held = np.array([[sum(o.color == w for o in s.objects) + (s.background == w) for w in words] for s in scenes],
+                    dtype=float)
     pixels = np.array([named_colors(np.asarray(render(s))) for s in scenes])
 
     def cosine(a, b):
@@ -436,10 +415,8 @@ def test_same_seed_same_bytes_and_a_larger_data_set_begins_the_same(tmp_path):
     first, larger = content(tmp_path / "a"), content(tmp_path / "larger")
     assert first == content(tmp_path / "b")
     assert all(larger[name] == first[name] for name in first if name.endswith(".png"))
-    raw = [
-        {i["filename"]: [s["raw"] for s in i["sentences"]] for i in json.loads(x["dataset_scenes.json"])["images"]}
-        for x in (first, larger)
-    ]
+    raw = [{i["filename"]: [s["raw"] for s in i["sentences"]] for i in json.loads(x["dataset_scenes.json"])["images"]}
+           for x in (first, larger)]
     assert raw[0].items() <= raw[1].items()
 
 

@@ -161,10 +161,8 @@ def extraction_of(kinds: frozenset[str]) -> str:
 def missing_images(missing: list[str], source: str, present: list[str], remedy: str) -> DataError:
     near = difflib.get_close_matches(missing[0], present, n=1, cutoff=0.8) if len(missing) == 1 else []
     own = f"nearest of the file's own ids is {near[0]!r}" if near else f"file's own ids look like {present[0]!r}"
-    return DataError(
-        f"no features of {len(missing)} image{'s' if len(missing) > 1 else ''} in {source}: {first_of(missing)}. "
-        f"The {own}. {remedy}"
-    )
+    return DataError(f"no features of {len(missing)} image{'s' if len(missing) > 1 else ''} in {source}: "
+                     f"{first_of(missing)}. The {own}. {remedy}")
 
 
 def refuse_repeated(image_ids: list[str], source: str) -> None:
@@ -185,10 +183,8 @@ def first_not_finite(values: np.ndarray) -> int | None:
 
 
 def not_finite(store: FeatureStore, name: str, file_row: int, row: int, remedy: str) -> DataError:
-    return DataError(
-        f"{store.source}: `{name}` of row {file_row} (image {store.image_ids[row]}) has values that are not finite. "
-        f"{remedy}"
-    )
+    return DataError(f"{store.source}: `{name}` of row {file_row} (image {store.image_ids[row]}) has values that are "
+                     f"not finite. {remedy}")
 
 
 def runs_of_neighbors(rows: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -48,18 +48,10 @@ class Conversion:
         return f"{self.path}: {shapes}\n{rate}; {self.checked} images read again, equal bit for bit"
 
 
-def convert(
-    paths: Sequence[str | os.PathLike],
-    out: str | os.PathLike,
-    *,
-    dtype: Literal["float32", "float16"] = "float32",
-    kind: Literal["auto", "regions", "globals"] = "auto",
-    max_regions: int | None = None,
-    ids_from: str | os.PathLike | None = None,
-    id_field: str | None = None,
-    progress: bool = True,
-    block_bytes: int = BLOCK_BYTES,
-) -> Conversion:
+def convert(paths: Sequence[str | os.PathLike], out: str | os.PathLike, *,
+            dtype: Literal["float32", "float16"] = "float32", kind: Literal["auto", "regions", "globals"] = "auto",
+            max_regions: int | None = None, ids_from: str | os.PathLike | None = None, id_field: str | None = None,
+            progress: bool = True, block_bytes: int = BLOCK_BYTES) -> Conversion:
     """Write what `open_features(paths)` reads to one HDF5 file of ours, and read a sample of it again.
 
     Written under another name and renamed when it was checked: `out` is either absent or whole. Called again with the
@@ -111,10 +103,8 @@ def convert(
     return Conversion(out, shapes_of(out), len(store), checked, time.perf_counter() - started)
 
 
-def write(
-    store: FeatureStore, file: h5py.File, kinds: frozenset[str], dtype: str, *, progress: bool = False,
-    block_bytes: int = BLOCK_BYTES,
-) -> None:
+def write(store: FeatureStore, file: h5py.File, kinds: frozenset[str], dtype: str, *, progress: bool = False,
+          block_bytes: int = BLOCK_BYTES) -> None:
     """Write all rows of the store, as data sets of an open file."""
     counts = np.zeros(len(store), dtype=np.int32)
     with tqdm(total=len(store), unit=" images", disable=not progress) as bar:
@@ -130,10 +120,8 @@ def write(
         file.create_dataset("region_count", data=counts)
 
 
-def verify(
-    store: FeatureStore, path: Path, kinds: frozenset[str], dtype: str, image_ids: list[str], *, sample: int = SAMPLE,
-    block_bytes: int = BLOCK_BYTES,
-) -> int:
+def verify(store: FeatureStore, path: Path, kinds: frozenset[str], dtype: str, image_ids: list[str], *,
+           sample: int = SAMPLE, block_bytes: int = BLOCK_BYTES) -> int:
     """Read a random sample of a converted file and compare it, bit for bit, with the source in `dtype`.
 
     Returns:
@@ -181,9 +169,8 @@ def _arrays(features: Features) -> dict[str, np.ndarray]:
     return {name: array for name, array in values.items() if array is not None}
 
 
-def _stored(
-    store: FeatureStore, features: Features, details: dict[str, np.ndarray], rows: np.ndarray, dtype: str
-) -> dict[str, np.ndarray]:
+def _stored(store: FeatureStore, features: Features, details: dict[str, np.ndarray], rows: np.ndarray,
+            dtype: str) -> dict[str, np.ndarray]:
     """Everything of a block that goes to the file, in the types of the file."""
     arrays = _arrays(features)
     for name in ("regions", "globals"):
@@ -228,9 +215,7 @@ def _digest(path: Path) -> dict[str, Any]:
     return {"name": path.name, "bytes": size, "sha256_of_first_and_last_mib": digest.hexdigest()}
 
 
-def _provenance(
-    settings: dict[str, Any], store: FeatureStore, paths: Sequence[str | os.PathLike]
-) -> dict[str, Any]:
+def _provenance(settings: dict[str, Any], store: FeatureStore, paths: Sequence[str | os.PathLike]) -> dict[str, Any]:
     """As the extractors write it, and what the sources said of themselves."""
     modified = [datetime.fromtimestamp(os.stat(path).st_mtime, timezone.utc) for path in paths]
     return {

@@ -54,10 +54,8 @@ class Hdf5Features(FeatureStore):
 
     def _read_layout(self, file: h5py.File) -> None:
         if file.attrs.get("format") != FORMAT:
-            raise DataError(
-                f"{self.path} is HDF5 but not a feature file of this project: attribute `format` is "
-                f"{file.attrs.get('format')!r}, expected {FORMAT!r}. {extraction_of(KINDS)}"
-            )
+            raise DataError(f"{self.path} is HDF5 but not a feature file of this project: attribute `format` is "
+                            f"{file.attrs.get('format')!r}, expected {FORMAT!r}. {extraction_of(KINDS)}")
         if file.attrs.get("version") != VERSION:
             found = file.attrs.get("version")
             raise DataError(f"{self.path} has layout version {found}, this program reads version {VERSION}")
@@ -79,23 +77,19 @@ class Hdf5Features(FeatureStore):
         if self._has_boxes:
             self._shape(file, "boxes", (self.num_regions, 4))
         self._region_count = self._counts(file) if "region_count" in file and self.num_regions is not None else None
-        self._detail_names = [
-            name for name in DETAILS if name in file and (name == "image_sizes" or self.num_regions is not None)
-        ]
+        self._detail_names = [name for name in DETAILS
+                              if name in file and (name == "image_sizes" or self.num_regions is not None)]
         for name in self._detail_names:
             row = (2,) if name == "image_sizes" else (self.num_regions,)
             self._shape(file, name, row, "f" if DETAILS[name][0] is np.float32 else "iu")
         self.names = {name: list(file[name].asstr()[:]) for name in NAMES.values() if name in file}
 
-    def _shape(
-        self, file: h5py.File, name: str, rest: tuple[int | None, ...], types: str = "f"
-    ) -> tuple[int, ...]:
+    def _shape(self, file: h5py.File, name: str, rest: tuple[int | None, ...], types: str = "f") -> tuple[int, ...]:
         """Shape of a data set after a check: (N,) + rest, None = any size of at least 1; floats or whole numbers."""
         data = file[name]
         expected = (len(self.image_ids), *rest)
-        fits = data.ndim == len(expected) and all(
-            size == want if want is not None else size > 0 for size, want in zip(data.shape, expected, strict=True)
-        )
+        fits = data.ndim == len(expected) and all(size == want if want is not None else size > 0
+                                                  for size, want in zip(data.shape, expected, strict=True))
         if not fits:
             wanted = ", ".join("any" if size is None else str(size) for size in expected)
             raise DataError(f"{self.path}: `{name}` has shape {data.shape}, expected ({wanted})")
@@ -111,10 +105,8 @@ class Hdf5Features(FeatureStore):
         wrong = np.flatnonzero((counts < 1) | (counts > self.num_regions))
         if len(wrong):
             row = wrong[0]
-            raise DataError(
-                f"{self.path}, row {row} (image {self.image_ids[row]}): region_count {counts[row]} is not within "
-                f"1 to {self.num_regions}"
-            )
+            raise DataError(f"{self.path}, row {row} (image {self.image_ids[row]}): region_count {counts[row]} is not "
+                            f"within 1 to {self.num_regions}")
         return counts
 
     def read_kinds(self, rows: np.ndarray, kinds: frozenset[str]) -> Features:

@@ -69,10 +69,8 @@ class MergedFeatures(FeatureStore):
             taken = rows[places[rows, 0] >= 0]
             if len(taken):
                 other = self._stores[places[taken[0], 0]].source
-                raise DataError(
-                    f"image {self.image_ids[taken[0]]} has {kind} in both {other} and {store.source} "
-                    f"({len(taken)} such images): give only one of the files"
-                )
+                raise DataError(f"image {self.image_ids[taken[0]]} has {kind} in both {other} and {store.source} "
+                                f"({len(taken)} such images): give only one of the files")
             places[rows] = np.stack([np.full(len(rows), number), np.arange(len(rows))], axis=1)
         return places
 
@@ -104,9 +102,8 @@ class MergedFeatures(FeatureStore):
 
     def _details(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         selections, places = self._selections("regions" if "regions" in self.kinds else "globals", rows)
-        parts = [
-            store.details(places[selected, 1]) for store, selected in zip(self._described, selections, strict=True)
-        ]
+        parts = [store.details(places[selected, 1])
+                 for store, selected in zip(self._described, selections, strict=True)]
         merged = {}
         for name, (_, padding) in DETAILS.items():
             values = [part[name] if name == "image_sizes" else self._filled(part[name], padding)
@@ -135,10 +132,8 @@ class MergedFeatures(FeatureStore):
     def _parts(self, kind: str, rows: np.ndarray) -> tuple[list[np.ndarray], list[Features]]:
         """What each store that has this kind gives: positions in `rows`, and the features for them."""
         selections, places = self._selections(kind, rows)
-        parts = [
-            store.read_kinds(places[selected, 1], frozenset({kind}))
-            for store, selected in zip(self._having(kind), selections, strict=True)
-        ]
+        parts = [store.read_kinds(places[selected, 1], frozenset({kind}))
+                 for store, selected in zip(self._having(kind), selections, strict=True)]
         return selections, parts
 
 
@@ -190,9 +185,8 @@ class MeanRegionGlobals(_Derived):
     def __init__(self, store: FeatureStore) -> None:
         super().__init__(store)
         if store.kinds != {"regions"}:
-            raise DataError(
-                f"{store.source} gives {', '.join(sorted(store.kinds))}: globals from regions need regions alone"
-            )
+            raise DataError(f"{store.source} gives {', '.join(sorted(store.kinds))}: globals from regions need regions "
+                            "alone")
         self.global_dim = store.region_dim
 
     def read_kinds(self, rows: np.ndarray, kinds: frozenset[str]) -> Features:

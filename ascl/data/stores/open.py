@@ -22,13 +22,9 @@ _HDF5 = (".h5", ".hdf5")
 _TSV = re.compile(r"\.tsv(\.\d+)?(\.gz)?$")
 
 
-def open_features(
-    paths: Sequence[str | os.PathLike],
-    *,
-    captions: int | None = None,
-    globals_from: Literal["files", "mean-region"] = "files",
-    max_regions: int | None = None,
-) -> FeatureStore:
+def open_features(paths: Sequence[str | os.PathLike], *, captions: int | None = None,
+                  globals_from: Literal["files", "mean-region"] = "files",
+                  max_regions: int | None = None) -> FeatureStore:
     """Open feature files as one store.
 
     Args:

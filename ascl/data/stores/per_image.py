@@ -196,13 +196,11 @@ def _index_of(path: Path, entries: Iterable[Entry]) -> Index:
                             "have to hold the same: the file is damaged, or files of another kind lie beside it")
     if not found:
         raise DataError(f"{path} holds no image")
-    return Index(
-        image_ids=np.array([entry.image_id for entry in found]),
-        counts=np.array([entry.count for entry in found], dtype=np.int64),
-        sizes=np.array([entry.size for entry in found], dtype=np.int32),
-        places=np.array([entry.place for entry in found], dtype=np.int64),
-        **{name: np.array(getattr(found[0], name)) for name in ("dim", "boxes", "details", "layout")},
-    )
+    return Index(image_ids=np.array([entry.image_id for entry in found]),
+                 counts=np.array([entry.count for entry in found], dtype=np.int64),
+                 sizes=np.array([entry.size for entry in found], dtype=np.int32),
+                 places=np.array([entry.place for entry in found], dtype=np.int64),
+                 **{name: np.array(getattr(found[0], name)) for name in ("dim", "boxes", "details", "layout")})
 
 
 def stamp_of_file(path: Path) -> dict[str, int | str]:

@@ -47,9 +47,8 @@ class ScanFeatures(FeatureStore):
         self.provenance = {}
         array = self._header()
         if array.ndim != 3 or array.dtype.kind != "f" or 0 in array.shape:
-            raise DataError(
-                f"{path} has shape {array.shape} and type {array.dtype}, expected floats (rows, regions, dimension)"
-            )
+            raise DataError(f"{path} has shape {array.shape} and type {array.dtype}, expected floats (rows, regions, "
+                            "dimension)")
         if not array.flags.c_contiguous:
             raise DataError(f"{path} is in Fortran order, which scatters an image over the whole file: save it again "
                             "with numpy.ascontiguousarray")
@@ -71,18 +70,15 @@ class ScanFeatures(FeatureStore):
 
     def _repeat_from_images(self, total: int, images: int) -> int:
         if total % images:
-            raise DataError(
-                f"{self.path} has {total} rows for the {images} images of its ids file: "
-                "one of the two is of another split"
-            )
+            raise DataError(f"{self.path} has {total} rows for the {images} images of its ids file: one of the two is "
+                            "of another split")
         return total // images
 
     def _repeat_from_captions(self, total: int, captions: int) -> int:
         if captions < total or captions % total:
-            raise DataError(
-                f"{self.path} has {total} rows for {captions} captions, which does not fit: the captions are of "
-                "another split, or were cut before they were counted (give the number of captions of the whole split)"
-            )
+            raise DataError(f"{self.path} has {total} rows for {captions} captions, which does not fit: the captions "
+                            "are of another split, or were cut before they were counted (give the number of captions "
+                            "of the whole split)")
         # As many rows as captions: one caption an image, or each image five times; the rows tell.
         repeated = captions == total and total % SCAN_CAPTIONS_PER_IMAGE == 0 and self._equal_rows(0, 1)
         return SCAN_CAPTIONS_PER_IMAGE if repeated else 1
@@ -92,17 +88,14 @@ class ScanFeatures(FeatureStore):
         for row in first:
             for other in range(row + 1, row + self.repeat):
                 if not self._equal_rows(row, other):
-                    raise DataError(
-                        f"{self.path}: rows {row} and {other} should be one image ({self.repeat} rows an image, "
-                        "inferred from the ids or the captions) but differ; they are of different splits"
-                    )
+                    raise DataError(f"{self.path}: rows {row} and {other} should be one image ({self.repeat} rows an "
+                                    "image, inferred from the ids or the captions) but differ; they are of different "
+                                    "splits")
         same = [self._equal_rows(row - self.repeat, row) for row in first[1:]]
         if sum(same) > len(same) / 2:  # a repeat of five leaves four of five neighbors equal, real images next to none
-            raise DataError(
-                f"{self.path}: neighboring images have equal features, so an image has more than {self.repeat} rows; "
-                "put the split's caps.txt or ids.txt beside the features, or give the number of captions of the whole "
-                "split"
-            )
+            raise DataError(f"{self.path}: neighboring images have equal features, so an image has more than "
+                            f"{self.repeat} rows; put the split's caps.txt or ids.txt beside the features, or give the "
+                            "number of captions of the whole split")
 
     def _equal_rows(self, row: int, other: int) -> bool:
         first, second = self._read_rows(np.array([row, other]))

@@ -58,10 +58,8 @@ class TsvFeatures(PerImageFeatures):
 
     def _image(self, row: int) -> ImageFeatures:
         cells = self._cells(row, with_features=True)
-        return ImageFeatures(
-            regions=self._decoded(row, cells, "features").reshape(-1, self.region_dim or 0),
-            boxes=self._decoded(row, cells, "boxes").reshape(-1, 4),
-        )
+        return ImageFeatures(regions=self._decoded(row, cells, "features").reshape(-1, self.region_dim or 0),
+                             boxes=self._decoded(row, cells, "boxes").reshape(-1, 4))
 
     def _image_details(self, row: int) -> dict[str, np.ndarray]:
         cells = self._cells(row, with_features=False)
@@ -136,10 +134,8 @@ def _checked_row(path: Path, line: int, offset: int, content: bytes, layout: str
     if length < 1 or length % (boxes * 4):
         raise DataError(f"{where}: `features` has {length} bytes, which does not divide by {boxes} boxes of float32; "
                         f"{damaged}")
-    return Entry(
-        image_id, where, boxes, length // (boxes * 4), boxes=True, details=layout == "lxmert", layout=layout,
-        size=(found["_w"], found["_h"]), place=(line, offset, len(content), len(content) - len(split[-1])),
-    )
+    return Entry(image_id, where, boxes, length // (boxes * 4), boxes=True, details=layout == "lxmert", layout=layout,
+                 size=(found["_w"], found["_h"]), place=(line, offset, len(content), len(content) - len(split[-1])))
 
 
 def _length(cell: bytes) -> int:

@@ -59,10 +59,9 @@ def write_npz(folder: Path, images: list[Image], *, transposed: bool = False) ->
     folder.mkdir()
     for image in images:
         info = {"image_id": image.image_id, **image.details}  # numpy pickles it, as bottom-up-attention.pytorch does
-        np.savez_compressed(
-            folder / f"{image.image_id}.npz", x=image.regions.T if transposed else image.regions, bbox=image.boxes,
-            num_bbox=len(image.boxes), image_h=image.height, image_w=image.width, info=info,
-        )
+        np.savez_compressed(folder / f"{image.image_id}.npz", x=image.regions.T if transposed else image.regions,
+                            bbox=image.boxes, num_bbox=len(image.boxes), image_h=image.height, image_w=image.width,
+                            info=info)
     return folder
 
 

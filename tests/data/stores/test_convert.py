@@ -271,12 +271,10 @@ def karpathy(path: Path, *images: dict) -> Path:
 @pytest.fixture
 def coco(tmp_path) -> Path:
     """Numbers of which one is another image's in the other field."""
-    return karpathy(
-        tmp_path / "dataset_coco.json",
-        {"filename": "COCO_val2014_000000391895.jpg", "cocoid": 391895, "imgid": 0, "split": "test"},
-        {"filename": "COCO_train2014_000000000009.jpg", "cocoid": 9, "imgid": 1, "split": "train"},
-        {"filename": "COCO_train2014_000000000001.jpg", "cocoid": 1, "imgid": 2, "split": "train"},
-    )
+    return karpathy(tmp_path / "dataset_coco.json",
+                    {"filename": "COCO_val2014_000000391895.jpg", "cocoid": 391895, "imgid": 0, "split": "test"},
+                    {"filename": "COCO_train2014_000000000009.jpg", "cocoid": 9, "imgid": 1, "split": "train"},
+                    {"filename": "COCO_train2014_000000000001.jpg", "cocoid": 1, "imgid": 2, "split": "train"})
 
 
 STEMS = ["COCO_val2014_000000391895", "COCO_train2014_000000000009", "COCO_train2014_000000000001"]

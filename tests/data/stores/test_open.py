@@ -121,9 +121,8 @@ def test_workers_read_the_same_after_the_parent_has_read(tmp_path, suffix):
     loaded = np.concatenate([batch.numpy() for batch in DataLoader(RowsOf(store), batch_size=4, num_workers=2)])
     assert np.array_equal(loaded, regions)
     pickled = pickle.dumps(store)
-    assert len(pickled) < regions.nbytes + 2000 and np.array_equal(
-        pickle.loads(pickled).read([7]).regions[0], regions[7]
-    )
+    assert len(pickled) < regions.nbytes + 2000 and np.array_equal(pickle.loads(pickled).read([7]).regions[0],
+                                                                   regions[7])
 
 
 def test_a_pickled_npy_store_does_not_carry_the_array(tmp_path):
@@ -231,9 +230,8 @@ def test_regions_and_globals_of_two_files_meet_by_image_id(tmp_path):
     assert np.array_equal(read.globals, globals_[[2, 3, 2]])
     assert read.mask is None and read.boxes is None
     assert set(store.provenance) == {str(a), str(b)}
-    with pytest.raises(
-        DataError, match=r"no features of 1 image in .*regions\.h5: w\. .*Extract regions of the images"
-    ):
+    with pytest.raises(DataError,
+                       match=r"no features of 1 image in .*regions\.h5: w\. .*Extract regions of the images"):
         store.rows(["x", "w"])
     with pytest.raises(DataError, match="image w has no regions"):
         store.read([3])
@@ -249,9 +247,8 @@ def test_images_spread_over_files_with_and_without_mask_and_boxes(tmp_path):
     assert np.array_equal(read.regions[[1, 3]], one)
     assert np.array_equal(read.regions[0, 0], two[1, 0]) and np.array_equal(read.regions[2, :2], two[2, :2])
     assert read.mask.sum(axis=1).tolist() == [1, 3, 2, 3]
-    assert np.array_equal(
-        read.globals, np.stack([made(3, 5, seed=1)[1], made(2, 5)[0], made(3, 5, seed=1)[2], made(2, 5)[1]])
-    )
+    assert np.array_equal(read.globals,
+                          np.stack([made(3, 5, seed=1)[1], made(2, 5)[0], made(3, 5, seed=1)[2], made(2, 5)[1]]))
     assert read.boxes is None
     assert store.read(np.array([], dtype=np.int64)).regions.shape == (0, 3, 4)
 
@@ -289,9 +286,8 @@ def test_mean_region_globals_are_the_mean_of_real_regions_and_only_on_request(tm
     store = open_features([path], globals_from="mean-region")
     read = store.read(store.rows(["y", "x"]))
     assert store.global_dim == 4
-    np.testing.assert_allclose(
-        read.globals, [regions[1, :2].mean(axis=0), regions[0].mean(axis=0)], rtol=1e-6, atol=1e-6
-    )
+    np.testing.assert_allclose(read.globals, [regions[1, :2].mean(axis=0), regions[0].mean(axis=0)], rtol=1e-6,
+                               atol=1e-6)
     np.save(tmp_path / "test_ims.npy", made(4, 3, 6))
     read = open_features([tmp_path / "test_ims.npy"], globals_from="mean-region").read([2])
     np.testing.assert_allclose(read.globals[0], made(4, 3, 6)[2].mean(axis=0), rtol=1e-6, atol=1e-6)
@@ -334,9 +330,7 @@ def test_a_value_that_is_not_finite_names_file_row_and_image(tmp_path, name):
 
 def test_missing_truncated_and_foreign_files(tmp_path):
     path = tmp_path / "f.h5"
-    with pytest.raises(
-        DataError, match=r"no file .*f\.h5\. Extract regions or globals of the images"
-    ):
+    with pytest.raises(DataError, match=r"no file .*f\.h5\. Extract regions or globals of the images"):
         open_features([path])
     write_h5(path, IDS, regions=made(5, 3, 400))
     path.write_bytes(path.read_bytes()[:9000])
@@ -373,9 +367,7 @@ def test_a_damaged_chunk_is_reported_when_it_is_read(tmp_path):
     path.write_bytes(content)
     store = open_features([path])
     assert np.array_equal(store.read([0, 5]).regions, values[[0, 5]])
-    with pytest.raises(
-        DataError, match=r"f\.h5: `regions` cannot be read, the file is damaged .*Extract regions"
-    ):
+    with pytest.raises(DataError, match=r"f\.h5: `regions` cannot be read, the file is damaged .*Extract regions"):
         store.read([4])
 
 

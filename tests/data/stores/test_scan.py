@@ -81,9 +81,8 @@ def test_scan_names_file_row_and_image_of_a_value_that_is_not_finite(tmp_path):
     np.save(tmp_path / "test_ims.npy", np.repeat(regions, 5, axis=0))
     store = open_features([tmp_path / "test_ims.npy"], captions=20)
     assert store.read([0, 1, 3]).regions.shape == (3, 3, 6)
-    with pytest.raises(
-        DataError, match=r"test_ims\.npy: `regions` of row 10 \(image 2\) has values that are not finite"
-    ):
+    with pytest.raises(DataError,
+                       match=r"test_ims\.npy: `regions` of row 10 \(image 2\) has values that are not finite"):
         store.read([3, 2])
 
 
