@@ -7,6 +7,7 @@ workers gives the same batches, and a run resumed at (epoch, batch) goes on as i
 
 from __future__ import annotations
 
+import bisect
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ascl.core.errors import DataError
-from ascl.data.captions import CaptionSet
+from ascl.data.captions import CaptionSet, number_within
 from ascl.data.stores.open import FeatureStore
 from ascl.samples.positives import Positive
 
@@ -50,10 +51,8 @@ class Batch:
         return len(self.captions)
 
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return replace(self, regions=change(self.regions),
-                       globals=None if self.globals is None else change(self.globals),
-                       region_mask=None if self.region_mask is None else change(self.region_mask),
-                       positive_order=None if self.positive_order is None else change(self.positive_order))
+        tensors: dict[str, Any] = {name: change(value) for name, value in vars(self).items() if torch.is_tensor(value)}
+        return replace(self, **tensors)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch with its tensors on `device`."""
@@ -235,20 +234,13 @@ class UniqueImageBatchSampler(Sampler[list[tuple[int, int]]]):
 
     def _kept(self, order: np.ndarray) -> np.ndarray:
         """The first `batches * batch_size` captions of a random order, with at most `batches` of one image."""
-        by_image = order[np.argsort(self._owner[order], kind="stable")]
-        starts = np.concatenate([[0], np.cumsum(self._captions_per_image)[:-1]])
-        number = np.empty(len(order), dtype=np.int64)  # of each caption among those of its image, in the random order
-        number[by_image] = np.arange(len(order)) - starts[self._owner[by_image]]
-        return order[number[order] < self._batches][: self._batches * self.batch_size]
+        kept = order[number_within(self._owner[order]) < self._batches]
+        return kept[: self._batches * self.batch_size]
 
 
 def _most_batches(captions_per_image: np.ndarray, batch_size: int) -> int:
     """Largest m with sum_i min(captions_i, m) >= m * batch_size: m full batches exist exactly then."""
-    low, high = 0, int(captions_per_image.sum()) // batch_size
-    while low < high:  # the left side is concave in m, so the m that fit are 0 to the answer
-        middle = (low + high + 1) // 2
-        if np.minimum(captions_per_image, middle).sum() >= middle * batch_size:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    def too_many(m: int) -> bool:  # the sum is concave in m, so that the m that fit are 0 to the answer
+        return bool(np.minimum(captions_per_image, m).sum() < m * batch_size)
+
+    return bisect.bisect(range(1, int(captions_per_image.sum()) // batch_size + 1), False, key=too_many)

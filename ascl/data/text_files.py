@@ -84,9 +84,8 @@ def _members_named(archive: Path, name: str) -> list[str]:
 def _only_json(archive: Path) -> Path:
     found = [name for name in _members(archive) if name.endswith((".json", ".json.gz"))]
     if len(found) != 1:
-        example = found[0] if found else "NAME.json"
         raise DataError(f"{archive} holds {len(found) or 'no'} caption files{' to choose from' if found else ''}: name "
-                        f"one as a path, like {archive}/{example}; it holds: {_listed(archive)}")
+                        f"one as a path, like {archive / [*found, 'NAME.json'][0]}; it holds: {_listed(archive)}")
     return archive / found[0]
 
 

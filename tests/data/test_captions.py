@@ -217,7 +217,7 @@ def test_scan_errors_name_file_row_and_remedy(tmp_path):
     with pytest.raises(DataError, match="7 captions for the 2 images of its ids file"):
         load_scan(tmp_path, "dev")
     write_scan(tmp_path, "dev", ["a"] * 4, ["x", "y"])
-    with pytest.raises(DataError, match="2 an image, not 5"):
+    with pytest.raises(DataError, match="image x has 2 captions, 5 were asked for"):
         load_scan(tmp_path, "dev", captions_per_image=5)
     write_scan(tmp_path, "dev", ["a"] * 4, ["x", "y", "x", "y"])
     with pytest.raises(DataError, match="image ids x, y given to more than one"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ascl.core.errors import DataError, first_of
+from ascl.data.text_files import GET_DATA
 
 KINDS = frozenset({"regions", "globals"})
 # What a store may know beside features: name -> type, and the value of regions that are not real; see `details`.
@@ -44,9 +46,8 @@ class Features:
 
     def taken(self, index: np.ndarray | slice, regions: slice = slice(None)) -> Features:
         """Return the features of some images, with some regions of each."""
-        cut = (None if values is None else values[index][:, regions] for values in
-               (self.regions, self.boxes, self.mask))
-        kept, boxes, mask = cut
+        kept, boxes, mask = (None if values is None else values[index][:, regions]
+                             for values in (self.regions, self.boxes, self.mask))
         return Features(kept, None if self.globals is None else self.globals[index], boxes, mask)
 
     def real_regions(self) -> np.ndarray | None:
@@ -141,17 +142,27 @@ class FeatureStore(ABC):
             raise DataError(f"row {outside[0]} is outside the {len(self)} images of {self.source}")
         return rows
 
+    def _check_finite(self, name: str, values: np.ndarray, rows: np.ndarray, *, repeat: int = 1) -> None:
+        """Refuse values of some rows that are not finite; an image has `repeat` rows in the file."""
+        wrong = first_not_finite(values)
+        if wrong is not None:
+            row = int(rows[wrong])
+            raise DataError(f"{self.source}: `{name}` of row {row * repeat} (image {self.image_ids[row]}) has values "
+                            f"that are not finite. {self._remedy_of_values(name, row)}")
+
+    def _remedy_of_values(self, name: str, row: int) -> str:
+        """What to do where values are not finite, as a sentence."""
+        return extraction_of(frozenset({name}))
+
     def remedy(self, kinds: frozenset[str]) -> str:
         """What to do where images are missing, as a sentence."""
         return extraction_of(kinds)
 
 
 def require_file(path: Path) -> None:
-    if path.is_file():
-        return
-    if path.suffix == ".npy":
-        raise DataError(f"no file {path}; data/README.md says where each data set goes and how to get it")
-    raise DataError(f"no file {path}. {extraction_of(KINDS)}")
+    if not path.is_file():
+        raise DataError(f"no file {path}; {GET_DATA}" if path.suffix == ".npy" else
+                        f"no file {path}. {extraction_of(KINDS)}")
 
 
 def extraction_of(kinds: frozenset[str]) -> str:
@@ -177,19 +188,10 @@ def refuse_repeated(image_ids: list[str], source: str) -> None:
 def first_not_finite(values: np.ndarray) -> int | None:
     """Index of the first entry along axis 0 with a NaN or infinity."""
     finite = np.isfinite(values)
-    if finite.all():
-        return None
-    return int(np.argmin(finite.reshape(len(values), -1).all(axis=1)))
-
-
-def not_finite(store: FeatureStore, name: str, file_row: int, row: int, remedy: str) -> DataError:
-    return DataError(f"{store.source}: `{name}` of row {file_row} (image {store.image_ids[row]}) has values that are "
-                     f"not finite. {remedy}")
+    return None if finite.all() else int(np.argmin(finite.reshape(len(values), -1).all(axis=1)))
 
 
 def runs_of_neighbors(rows: np.ndarray) -> Iterator[tuple[int, int]]:
     """(start, stop) of the stretches of `rows` in which each row is the one after the last."""
-    if not len(rows):
-        return
-    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-    yield from zip([0, *breaks], [*breaks, len(rows)], strict=True)
+    if len(rows):
+        yield from itertools.pairwise([0, *(np.flatnonzero(np.diff(rows) != 1) + 1), len(rows)])

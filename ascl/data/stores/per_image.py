@@ -14,7 +14,7 @@ import numpy as np
 
 from ascl.core.errors import DataError
 from ascl.core.files import atomic_path
-from ascl.data.stores.base import DETAILS, Features, FeatureStore, first_not_finite, not_finite, refuse_repeated
+from ascl.data.stores.base import DETAILS, Features, FeatureStore, refuse_repeated
 
 MOST_REGIONS = 1000  # of an image; detectors give 100 at most, so more means that the file is misread
 _INDEX_VERSION = 2
@@ -101,6 +101,9 @@ class PerImageFeatures(FeatureStore):
     def remedy(self, kinds: frozenset[str]) -> str:
         return "If the file names the same images otherwise, convert it with captions that know both names"
 
+    def _remedy_of_values(self, name: str, row: int) -> str:
+        return f"It is {self.place(row)}"
+
     @abstractmethod
     def _image(self, row: int) -> ImageFeatures:
         """Features of one image in float32."""
@@ -128,24 +131,26 @@ class PerImageFeatures(FeatureStore):
     def read_kinds(self, rows: np.ndarray, kinds: frozenset[str]) -> Features:
         unique, position = np.unique(rows, return_inverse=True)  # in the order of the file, each image once
         read = Features(None, None)
-        if self.global_dim is not None and "globals" in kinds:
-            read.globals = np.zeros((len(unique), self.global_dim), dtype=np.float32)
-            for i, row in enumerate(unique):
-                read.globals[i] = self._checked_image(row).globals
-        if self.num_regions is not None and "regions" in kinds:
-            read.regions = np.zeros((len(unique), self.num_regions, self.region_dim or 0), dtype=np.float32)
+        if "globals" in kinds & self.kinds:
+            read.globals = np.zeros((len(unique), self.global_dim or 0), dtype=np.float32)
+        elif "regions" in kinds & self.kinds:
+            read.regions = np.zeros((len(unique), self.num_regions or 0, self.region_dim or 0), dtype=np.float32)
             read.boxes = np.zeros((*read.regions.shape[:2], 4), dtype=np.float32) if self._has_boxes else None
             if (self._counts != self.num_regions).any():
-                read.mask = np.arange(self.num_regions) < self._counts[unique, None]
-            for i, row in enumerate(unique):
-                image = self._checked_image(row)
-                read.regions[i, : self._counts[row]] = image.regions
-                if read.boxes is not None:
-                    read.boxes[i, : self._counts[row]] = image.boxes
+                read.mask = np.arange(self.num_regions or 0) < self._counts[unique, None]
+        else:
+            return read
+        for i, row in enumerate(unique):
+            image, count = self._checked_image(row), self._counts[row]
+            if read.globals is not None:
+                read.globals[i] = image.globals
+            if read.regions is not None:
+                read.regions[i, :count] = image.regions
+            if read.boxes is not None:
+                read.boxes[i, :count] = image.boxes
         for name, values in (("regions", read.regions), ("globals", read.globals)):
-            wrong = None if values is None else first_not_finite(values)
-            if wrong is not None:
-                raise not_finite(self, name, unique[wrong], unique[wrong], f"It is {self.place(unique[wrong])}")
+            if values is not None:
+                self._check_finite(name, values, unique)
         return read if np.array_equal(unique, rows) else read.taken(position)
 
     def _details(self, rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -10,15 +10,7 @@ import numpy as np
 
 from ascl.core.errors import DataError
 from ascl.data.captions import SCAN_CAPTIONS_PER_IMAGE, count_scan_captions, read_scan_ids
-from ascl.data.stores.base import (
-    Features,
-    FeatureStore,
-    first_not_finite,
-    not_finite,
-    refuse_repeated,
-    require_file,
-    runs_of_neighbors,
-)
+from ascl.data.stores.base import Features, FeatureStore, refuse_repeated, require_file, runs_of_neighbors
 from ascl.data.stores.lazy_file import LazyFile
 
 _SAMPLED_IMAGES = 64  # of a .npy: enough to catch a wrong repeat, cheap on 33 GB
@@ -60,19 +52,16 @@ class ScanFeatures(FeatureStore):
             # A line for each image or for each caption; lines of one image follow one another.
             self.image_ids = [name for name, _ in itertools.groupby(ids)]
             refuse_repeated(self.image_ids, f"{split}_ids.txt beside {path}")
-            self.repeat = self._repeat_from_images(total, len(self.image_ids))
+            if total % len(self.image_ids):
+                raise DataError(f"{path} has {total} rows for the {len(self.image_ids)} images of its ids file: one of "
+                                "the two is of another split")
+            self.repeat = total // len(self.image_ids)
         else:
             captions = count_scan_captions(self.path.parent, split) if captions is None else captions
             self.repeat = 1 if captions is None else self._repeat_from_captions(total, captions)
             self.image_ids = [str(i) for i in range(total // self.repeat)]
             self.numbered = True
         self._check_repeat()
-
-    def _repeat_from_images(self, total: int, images: int) -> int:
-        if total % images:
-            raise DataError(f"{self.path} has {total} rows for the {images} images of its ids file: one of the two is "
-                            "of another split")
-        return total // images
 
     def _repeat_from_captions(self, total: int, captions: int) -> int:
         if captions < total or captions % total:
@@ -123,7 +112,8 @@ class ScanFeatures(FeatureStore):
         if "regions" not in kinds:
             return Features(None, None)
         regions = self._read_rows(rows * self.repeat).astype(np.float32, copy=False)
-        wrong = first_not_finite(regions)
-        if wrong is not None:
-            raise not_finite(self, "regions", rows[wrong] * self.repeat, rows[wrong], "Fetch the file again")
+        self._check_finite("regions", regions, rows, repeat=self.repeat)
         return Features(regions, None)
+
+    def _remedy_of_values(self, name: str, row: int) -> str:
+        return "Fetch the file again"

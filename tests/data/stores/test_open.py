@@ -121,8 +121,8 @@ def test_workers_read_the_same_after_the_parent_has_read(tmp_path, suffix):
     loaded = np.concatenate([batch.numpy() for batch in DataLoader(RowsOf(store), batch_size=4, num_workers=2)])
     assert np.array_equal(loaded, regions)
     pickled = pickle.dumps(store)
-    assert len(pickled) < regions.nbytes + 2000 and np.array_equal(pickle.loads(pickled).read([7]).regions[0],
-                                                                   regions[7])
+    assert len(pickled) < regions.nbytes + 2000
+    assert np.array_equal(pickle.loads(pickled).read([7]).regions[0], regions[7])
 
 
 def test_a_pickled_npy_store_does_not_carry_the_array(tmp_path):
