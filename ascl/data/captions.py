@@ -243,7 +243,8 @@ def _karpathy(content: dict[str, Any], path: Path, split: str, restval_in_train:
     splits = [_field(image, "split", path, f"images[{number}]") for number, image in enumerate(images)]
     if split not in splits:
         raise DataError(f"{path} has no split {split!r}; splits there: {_listed(set(splits))}")
-    image_ids, captions, owner, ids = [], [], [], []
+    image_ids: list[str] = []
+    captions, owner, ids = [], [], []
     for number, image in enumerate(images):
         if splits[number] not in wanted:
             continue

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 from tqdm import tqdm
 
@@ -47,7 +47,7 @@ class _Member(NamedTuple):
     kind: str
     size: int
     crc: int | None
-    open: Callable[[], IO[bytes] | None]
+    open: Callable[[], IO[bytes]]
 
     @property
     def path(self) -> PurePosixPath:
@@ -106,8 +106,9 @@ def _tar_members(file: tarfile.TarFile, folder: Path) -> Iterator[_Member]:
         yield _Member(info.name, kind, info.size, None, partial(_tar_content, file, info, str(folder.absolute())))
 
 
-def _tar_content(file: tarfile.TarFile, info: tarfile.TarInfo, folder: str) -> IO[bytes] | None:
-    return file.extractfile(tarfile.data_filter(info, folder))  # Python's own refusals, beside those of `_checked`
+def _tar_content(file: tarfile.TarFile, info: tarfile.TarInfo, folder: str) -> IO[bytes]:
+    # Python's own refusals, beside those of `_checked`; only files are asked for, which have a content
+    return cast(IO[bytes], file.extractfile(tarfile.data_filter(info, folder)))
 
 
 def _checked(members: Iterable[_Member], archive: Path, wanted: Wanted) -> Iterator[_Member]:
@@ -141,8 +142,7 @@ def _checked(members: Iterable[_Member], archive: Path, wanted: Wanted) -> Itera
 
 def _write_all(members: Iterable[_Member], archive: Path, folder: Path, progress: bool) -> Unpacked:
     files = written = 0
-    bar = tqdm(members, unit=" files", desc=f"unpacking {archive.name}", disable=not progress, leave=False)
-    for member in bar:
+    for member in tqdm(members, unit=" files", desc=f"unpacking {archive.name}", disable=not progress, leave=False):
         files += 1
         if not _is_there(folder / member.path, member):
             _write(member, folder / member.path)
@@ -161,7 +161,7 @@ def _is_there(target: Path, member: _Member) -> bool:
         return False
     with open(target, "rb") as present:
         if member.crc is None:
-            with _opened(member) as packed:
+            with member.open() as packed:
                 return all(chunk == present.read(CHUNK) for chunk in iter(lambda: packed.read(CHUNK), b""))
         crc = 0
         while chunk := present.read(CHUNK):
@@ -170,7 +170,7 @@ def _is_there(target: Path, member: _Member) -> bool:
 
 
 def _write(member: _Member, target: Path) -> None:
-    with _opened(member) as packed:
+    with member.open() as packed:
         try:
             with atomic_path(target, flush=False) as unfinished:
                 with open(unfinished, "wb") as sink:
@@ -180,12 +180,6 @@ def _write(member: _Member, target: Path) -> None:
                     raise zipfile.BadZipFile(f"member {member.path} ends early")
         except OSError as error:
             refuse_full_disk(error, target)
-
-
-def _opened(member: _Member) -> IO[bytes]:
-    content = member.open()
-    assert content is not None  # only asked for files
-    return content
 
 
 def _read(packed: IO[bytes]) -> bytes:

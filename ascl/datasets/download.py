@@ -129,9 +129,7 @@ def fetched(file: RemoteFile, folder: str | os.PathLike) -> int:
 def require_space(folder: str | os.PathLike, needed: int, what: str) -> None:
     """Refuse before the work begins what will not fit on the disk of `folder`, which need not exist yet."""
     place = Path(folder).absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(next(near for near in (place, *place.parents) if near.exists())).free
     if needed > free:
         raise DataError(f"{what} needs {readable(needed)} on the disk of {folder}, {readable(free)} are free: make "
                         f"room, or let {folder} be a link to a larger disk")
@@ -139,20 +137,15 @@ def require_space(folder: str | os.PathLike, needed: int, what: str) -> None:
 
 def readable(size: int) -> str:
     """1234567 -> "1.2 MB"."""
-    value, unit = float(size), "bytes"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 999.5:
-            break
-        value, unit = value / 1000, larger
-    return f"{size} bytes" if unit == "bytes" else f"{value:.1f} {unit}"
+    power = sum(size >= 999.5 * 1000**larger for larger in range(4))
+    return f"{size / 1000**power:.1f} {' kMGT'[power]}B" if power else f"{size} bytes"
 
 
 def refuse_full_disk(error: OSError, path: Path) -> NoReturn:
     """An error while writing, as a message that says what to do; what is there already stays."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(path.parent).free
-        raise DataError(f"{path}: the disk is full ({readable(free)} free); make room, and the same command goes on "
-                        "from here") from error
+        raise DataError(f"{path}: the disk is full ({readable(shutil.disk_usage(path.parent).free)} free); make room, "
+                        "and the same command goes on from here") from error
     raise DataError(f"{path} cannot be written ({error.strerror or error}); the same command goes on from here "
                     "when it can") from error
 

@@ -10,17 +10,9 @@ from typing import Literal
 from ascl.core.errors import DataError
 from ascl.data.captions import captions_exist
 from ascl.data.split import data_paths
+from ascl.datasets import download
 from ascl.datasets.archives import unpack
-from ascl.datasets.download import (
-    USUAL_PATIENCE,
-    Patience,
-    RemoteFile,
-    at_mirror,
-    fetch,
-    fetched,
-    readable,
-    require_space,
-)
+from ascl.datasets.download import USUAL_PATIENCE, Patience, RemoteFile, at_mirror, readable
 from ascl.datasets.locate import missing_images, present_images
 from ascl.datasets.published import ImageArchive, Published
 from ascl.settings.retrieval import Config, DataConfig
@@ -71,19 +63,20 @@ def fetch_dataset(
               sum(archive.file.size for archive in archives), say)
 
     def bring(file: RemoteFile) -> Path:
-        return fetch(at_mirror(file, mirror), where.home, patience=patience, progress=progress)
+        return download.fetch(at_mirror(file, mirror), where.home, patience=patience, progress=progress)
 
     for file in files:
-        if file is published.captions:
-            _unpack_captions(bring(file), where, published, progress)
-        else:
-            unpack(bring(file), where.home, wanted=_is_caption_file, progress=progress)
+        archive = bring(file)
+        if file is published.annotations:
+            unpack(archive, where.home, wanted=lambda member: member.name.startswith("captions_"), progress=progress)
             say(f"{where.home / 'annotations'}: the publisher's caption files")
+        elif where.captions == where.home / published.caption_file:  # else the settings look for it in the zip
+            unpack(archive, where.home, wanted=lambda member: str(member) == published.caption_file, progress=progress)
     if missing is None:  # the captions that have just come tell more
         missing = missing_images(config.data)
         archives = _wanted_archives(published, where, only, missing)
-    for archive in archives:
-        _unpack_images(bring(archive.file), where, progress, say)
+    for images in archives:
+        _unpack_images(bring(images.file), where, progress, say)
     brought = _brought_by_hand(published, where)
     if only in (None, "images") and brought is not None and missing != set():
         say(f"{brought}: no checksum is published for it; only those inside the archive are checked")
@@ -95,13 +88,11 @@ def how_to_get(published: Published, data: DataConfig) -> list[str]:
     by_hand = published.by_hand
     if by_hand is None or data.images is None:
         return []
-    return [
-        "The images are given to those who ask for them, for research and education only:",
-        f"  1. read {by_hand.page} and fill in the form {by_hand.form}; a link comes by mail",
-        f"  2. fetch {by_hand.archives[0]} with it and put it into {places(data, published).home}/",
-        f"  3. run {data.prepare}: it unpacks the archive and checks everything",
-        f"Where it is unpacked already: its folder {by_hand.unpacked} belongs into {data.images}/ (a link will do).",
-    ]
+    return ["The images are given to those who ask for them, for research and education only:",
+            f"  1. read {by_hand.page} and fill in the form {by_hand.form}; a link comes by mail",
+            f"  2. fetch {by_hand.archives[0]} with it and put it into {places(data, published).home}/",
+            f"  3. run {data.prepare}: it unpacks the archive and checks everything",
+            f"Where it is unpacked already: its folder {by_hand.unpacked} belongs into {data.images}/ (or a link)."]
 
 
 def places(data: DataConfig, published: Published) -> Places:
@@ -149,23 +140,13 @@ def _announce(where: Places, files: list[RemoteFile], to_unpack: int, say: Calla
     """Say what comes, of which size, before anything is fetched; refuse what does not fit on the disk."""
     left = 0
     for file in files:
-        rest = max(file.size - fetched(file, where.home), 0)
+        rest = max(file.size - download.fetched(file, where.home), 0)
         there = f", {readable(file.size - rest)} of it is there" if rest < file.size else ""
         say(f"to fetch: {file.url} ({readable(file.size)}{there}) to {where.home / file.name}")
         left += rest
     # photographs are packed as they are: unpacked they take what their archive takes
     unpacked = 0 if where.images is None else sum(path.stat().st_size for path in present_images(where.images).values())
-    require_space(where.home, left + max(to_unpack - unpacked, 0), "fetching and unpacking")
-
-
-def _unpack_captions(archive: Path, where: Places, published: Published, progress: bool) -> None:
-    """The data set's own file beside the zip, unless the settings look for it in the zip."""
-    if where.captions == where.home / published.caption_file:
-        unpack(archive, where.home, wanted=lambda member: str(member) == published.caption_file, progress=progress)
-
-
-def _is_caption_file(member: PurePosixPath) -> bool:
-    return member.name.startswith("captions_")
+    download.require_space(where.home, left + max(to_unpack - unpacked, 0), "fetching and unpacking")
 
 
 def _unpack_images(archive: Path, where: Places, progress: bool, say: Callable[[str], None]) -> None:

@@ -70,18 +70,13 @@ PUBLISHED = {
     "flickr30k": Published(
         _KARPATHY, "dataset_flickr30k.json",
         counts={"train": (29_000, 145_000), "val": (1_014, 5_070), "test": (1_000, 5_000)},
-        by_hand=ByHand(
-            page="https://shannon.cs.illinois.edu/DenotationGraph/", form="https://forms.illinois.edu/sec/229675",
-            archives=("flickr30k-images.tar.gz", "flickr30k-images.tar"), unpacked="flickr30k-images",
-        ),
+        by_hand=ByHand("https://shannon.cs.illinois.edu/DenotationGraph/", "https://forms.illinois.edu/sec/229675",
+                       ("flickr30k-images.tar.gz", "flickr30k-images.tar"), unpacked="flickr30k-images"),
     ),
     "flickr8k": Published(
         _KARPATHY, "dataset_flickr8k.json",
         counts={"train": (6_000, 30_000), "val": (1_000, 5_000), "test": (1_000, 5_000)},
-        by_hand=ByHand(
-            page="https://hockenmaier.cs.illinois.edu/8k-pictures.html",
-            form="https://forms.illinois.edu/sec/1713398",
-            archives=("Flickr8k_Dataset.zip",), unpacked="Flicker8k_Dataset",
-        ),
+        by_hand=ByHand("https://hockenmaier.cs.illinois.edu/8k-pictures.html",
+                       "https://forms.illinois.edu/sec/1713398", ("Flickr8k_Dataset.zip",), "Flicker8k_Dataset"),
     ),
 }

@@ -152,7 +152,7 @@ BROKEN = {
     "no images": (lambda d: shutil.rmtree(d / "images"), "images", "test", "MISSING", "6 of 6 images of test"),
     "empty image": (lambda d: (d / "images/deep/photo13.jpg").write_bytes(b""), "images", "val", "WRONG", "is empty"),
     "image twice": (lambda d: (d / "images/photo01.png").write_bytes(photo(1)), "images", "all", "WRONG", "'photo01'"),
-    "no captions": (lambda d: (d / "captions.json").unlink(), "captions", "val", "MISSING", "prepare_data.py"),
+    "no captions": (lambda d: (d / "captions.json").unlink(), "captions", "val", "MISSING", "ascl prepare"),
     "half a json": (lambda d: rewrite(d / "captions.json", lambda text: text[:99]),
                     "captions", "val", "WRONG", "whole"),
     "no such split": (lambda d: rewrite(d / "captions.json", lambda text: text.replace('"val"', '"dev"')),
