@@ -1,9 +1,8 @@
 """Captions from the files that people already hold: Karpathy JSON, SCAN's text files, COCO caption JSON.
 
-Every reader decodes UTF-8 (with or without a byte order mark; plain, gzip or inside a zip, see `text_files.locate`),
-strips each caption and joins its inner white space, keeps the order of the file, and refuses what would go wrong
-silently later: an empty caption, a caption that is the text of a Python bytes literal, a list that does not fit its
-images, two images of one name.
+Every reader decodes UTF-8 (plain, gzip or inside a zip, see `text_files.locate`), strips each caption and joins its
+inner white space, keeps the order of the file, and refuses what would go wrong silently later: an empty caption, the
+text of Python bytes literals, a list that does not fit its images, two images of one name.
 """
 
 from __future__ import annotations
@@ -41,8 +40,7 @@ class CaptionSet:
         captions: every caption, decoded and stripped, never empty.
         owner: (N_captions,) int64, index into `image_ids` of each caption's image.
         source: the file it came from, for messages.
-        caption_ids: the file's own number of each caption (Karpathy's `sentid`, COCO's annotation `id`: for COCO the
-            same numbers); None where the file gives none.
+        caption_ids: Karpathy's `sentid`, COCO's annotation `id` (the same numbers); None where the file gives none.
     """
 
     image_ids: list[str]
@@ -122,15 +120,14 @@ def load_karpathy(path: str | os.PathLike, split: str, *, restval_in_train: bool
         restval_in_train: the images of COCO's `restval` belong to `train` (113,287 images), as everybody trains.
 
     Raises:
-        DataError: missing or damaged file, unknown split (the message lists those present), empty caption (named by
-            file, image and sentid), two images of one name.
+        DataError: missing or damaged file, unknown split (those present are listed), empty caption (image and sentid
+            named), two images of one name.
     """
     return _karpathy(read_json(path), Path(path), split, restval_in_train)
 
 
 def load_coco(path: str | os.PathLike) -> CaptionSet:
-    """Read a COCO caption file (`captions_val2014.json`, also `.gz`): `images[]` and `annotations[]`; the file is the
-    split.
+    """Read a COCO caption file (`captions_val2014.json`, also `.gz`), which is a split: `images[]` and `annotations[]`.
 
     Captions are grouped by image, in the order of the annotations; an image without captions stays, as a distractor.
 
@@ -141,18 +138,17 @@ def load_coco(path: str | os.PathLike) -> CaptionSet:
 
 
 def load_scan(folder: str | os.PathLike, split: str, *, captions_per_image: int | None = None) -> CaptionSet:
-    """Read SCAN's `{split}_caps.txt` (one caption a line, those of one image together) and `{split}_ids.txt` if it is
-    there.
+    """Read SCAN's `{split}_caps.txt` (a caption a line, those of one image together), and `{split}_ids.txt` if there.
 
     Args:
         folder: where the files lie; each may also be a `.gz`.
         split: "train", "dev", "test", "testall".
-        captions_per_image: without it, from the number of ids; without ids, five. An ids file with one line for each
-            caption gives the images by itself (lines of one image follow one another).
+        captions_per_image: without it, from the ids (a line for each image, or for each caption with those of one image
+            together); without ids, five.
 
     Raises:
-        DataError: missing file (the message lists the splits present), blank line or invalid UTF-8 (file and row
-            named), every line a `b'...'`, a number of captions that does not fit the images.
+        DataError: missing file (the splits present are listed), blank line or invalid UTF-8 (row named), every line a
+            `b'...'`, a number of captions that does not fit the images.
     """
     folder = Path(folder)
     path = locate(folder / f"{split}_caps.txt")
@@ -187,10 +183,9 @@ def load_captions(path_or_folder: str | os.PathLike, split: str) -> CaptionSet:
 
     Args:
         path_or_folder: a `.json` (Karpathy or COCO, told apart by content), a `*_caps.txt`, each also as `.gz` or in a
-            zip (`text_files.locate` has the rule); or a folder that holds exactly one of `{split}_caps.txt`,
-            `dataset_*.json`, `captions_{split}*.json`.
-        split: as in `load_karpathy` and `load_scan`; a COCO caption file or a text file named after another split is
-            refused.
+            zip (see `text_files.locate`); or a folder that holds exactly one of `{split}_caps.txt`, `dataset_*.json`,
+            `captions_{split}*.json`.
+        split: as in `load_karpathy` and `load_scan`; a COCO or text file named after another split is refused.
 
     Raises:
         DataError: nothing or more than one thing found in the folder, or any error of the readers.
@@ -207,15 +202,14 @@ def load_captions(path_or_folder: str | os.PathLike, split: str) -> CaptionSet:
         return _karpathy(content, path, split, restval_in_train=True)
     named = _COCO_NAME.fullmatch(path.name)
     if named is None:
-        raise DataError(f"{path} is a COCO caption file, which does not say its split: name it captions_{split}.json, "
-                        "one file for each split, or every split would be the same images")
+        raise DataError(f"{path} is a COCO caption file, which does not say its split: name it captions_{split}.json")
     if named.group(1) != split:
         raise DataError(f"{path} holds COCO's captions of {named.group(1)}, split {split} was asked for")
     return _coco(content, path)
 
 
 def captions_exist(path_or_folder: str | os.PathLike) -> bool:
-    """Whether there is anything at the path of a caption file or folder, in any of the ways that `load_captions` knows.
+    """Whether there is anything at the path of a caption file or folder, in any way that `load_captions` knows.
 
     Raises:
         DataError: a zip on the way is damaged or does not say which member is meant.
@@ -294,8 +288,7 @@ def _only_caption_file(folder: Path, split: str) -> Path:
         raise DataError(f"no captions of split {split!r} in {folder}: looked for {', '.join(patterns)} (also .gz). "
                         f"SCAN splits there: {_scan_splits(folder)}. {GET_DATA}")
     if len(found) > 1:
-        raise DataError(f"{folder} holds several caption files ({_listed(p.name for p in found)}): give the path of "
-                        "one of them")
+        raise DataError(f"{folder} holds several caption files ({_listed(p.name for p in found)}): give one's path")
     return found[0]
 
 
@@ -317,8 +310,8 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     try:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not whole JSON (row {error.lineno}, column {error.colno}: {error.msg}): fetch it "
-                        "again") from error
+        place = f"row {error.lineno}, column {error.colno}: {error.msg}"
+        raise DataError(f"{path} is not whole JSON ({place}): fetch it again") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a JSON {type(content).__name__}, expected an object with `images`")
     return content

@@ -1,5 +1,4 @@
-"""Image-caption pairs for training: one pair an item, batches without two captions of one image, both exactly
-repeatable.
+"""Image-caption pairs for training: one pair an item, batches without two captions of one image.
 
 Everything random is drawn from (seed, epoch) or (seed, epoch, caption), never from a stream that runs on: any number of
 workers gives the same batches, and a run resumed at (epoch, batch) goes on as if it had not been stopped.
@@ -64,8 +63,7 @@ class Batch:
 
 
 class PairDataset(Dataset):
-    """All pairs of a caption set: item = caption index, or (epoch, caption index) as `UniqueImageBatchSampler` yields
-    it.
+    """All pairs of a caption set: item = caption index, or (epoch, caption index) of a `UniqueImageBatchSampler`.
 
     An item is a `Batch` of one, and several items are one `Batch`. The epoch comes with the index, not from a method,
     because workers that outlive an epoch would not see it change.
@@ -73,9 +71,8 @@ class PairDataset(Dataset):
     Args:
         captions: the pairs.
         store: features of every image that has captions.
-        positive: (captions of the image, index of this one among them, generator) -> generated positive; drawn from
-            (seed, epoch, caption index) alone. None = no positives. `functools.partial(generate_positive, "both")`
-            is one; it has to be picklable where workers are spawned.
+        positive: (captions of the image, index of this one among them, generator) -> generated positive, as
+            `functools.partial(generate_positive, "both")`; picklable where workers are spawned. None = no positives.
         seed: >= 0.
 
     Raises:
@@ -86,10 +83,8 @@ class PairDataset(Dataset):
                  seed: int = 0) -> None:
         if store.region_dim is None:
             raise DataError(f"{store.source} has no regions, only globals: extract regions of the images too")
-        self.captions = captions
-        self.store = store
-        self._positive = positive
-        self._seed = seed
+        self.captions, self.store = captions, store
+        self._positive, self._seed = positive, seed
         self._row_of_image = np.full(len(captions.image_ids), -1, dtype=np.int64)
         with_captions = np.unique(captions.owner)
         self._row_of_image[with_captions] = store.rows([captions.image_ids[i] for i in with_captions])
@@ -147,32 +142,24 @@ class UniqueImageBatchSampler(Sampler[list[tuple[int, int]]]):
     drop_last = True
 
     def __init__(self, owner: np.ndarray | Sequence[int], batch_size: int, *, seed: int = 0, epoch: int = 0) -> None:
-        self._owner = np.asarray(owner, dtype=np.int64)
-        _, self._owner = np.unique(self._owner, return_inverse=True)  # images without captions do not count
-        self._captions_per_image = np.bincount(self._owner)
-        self.batch_size = batch_size
-        self._seed = seed
-        self._epoch = epoch
-        self._position = 0
-        images = len(self._captions_per_image)
-        if not 1 <= batch_size <= images:
+        # images without captions do not count
+        _, self._owner, self._captions_per_image = np.unique(np.asarray(owner, dtype=np.int64), return_inverse=True,
+                                                             return_counts=True)
+        self.batch_size, self._seed = batch_size, seed
+        self._epoch, self._position = epoch, 0
+        if not 1 <= batch_size <= len(self._captions_per_image):
             raise DataError(f"batch size {batch_size} has to be within 1 and the number of images with captions, "
-                            f"{images}")
+                            f"{len(self._captions_per_image)}")
         self._batches = _most_batches(self._captions_per_image, batch_size)
 
     def __len__(self) -> int:
         """Batches of a whole epoch, the same for all epochs, wherever this one starts."""
         return self._batches
 
-    @property
-    def epoch(self) -> int:
-        return self._epoch
-
     def set_epoch(self, epoch: int, position: int | None = None) -> None:
-        """Choose the epoch that the next iteration gives, and the batch it starts at (for a resume).
+        """Choose the epoch that the next iteration gives, and the batch it starts at.
 
-        The loader prefetches, so the loop itself counts the batches that it has used: (epoch, used) is all a resume
-        needs.
+        The loader prefetches, so the loop counts the batches that it has used: (epoch, used) is all a resume needs.
 
         Args:
             epoch: >= 0.
@@ -187,8 +174,8 @@ class UniqueImageBatchSampler(Sampler[list[tuple[int, int]]]):
         self._epoch, self._position = epoch, position
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, position = self._epoch, self._position
-        for batch in self._plan(epoch)[position:]:
+        epoch = self._epoch
+        for batch in self._plan(epoch)[self._position :]:
             yield [(epoch, caption) for caption in batch]
 
     def _plan(self, epoch: int) -> list[list[int]]:

@@ -37,11 +37,7 @@ _LONGEST_PAUSE = 120.0  # seconds
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a publisher.
-
-    url: http or https, another address is a DataError. size: in bytes. sha256: of the whole file, in lower-case
-        hexadecimal digits.
-    """
+    """A file of a publisher: address (http or https, else a DataError), bytes, lower-case hexadecimal SHA-256."""
 
     url: str
     size: int
@@ -96,8 +92,7 @@ def fetch(file: RemoteFile, folder: str | os.PathLike, *, patience: Patience = U
 
     Raises:
         DataError: the server refuses or stays away, offers another size, or sends what has another checksum (nothing is
-            kept then); no room on the disk; another process fetches the same file; or `folder` has a false file of that
-            name. The message says what to do.
+            kept then); no room on the disk; another process fetches the same file; or `folder` has a false one.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,13 +150,15 @@ def _name_when_true(file: RemoteFile, part: Path, final: Path, progress: bool) -
               f"way alters it: try a mirror, or put a true copy at {final}")
     try:
         _refuse_false(part, file, remedy, progress)
+        with open(part, "rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(part, final)
     except DataError:
-        _forget(part)
+        part.unlink()
         raise
-    with open(part, "rb+") as written:
-        os.fsync(written.fileno())
-    os.replace(part, final)
-    _forget(part)
+    finally:
+        if not part.exists():
+            _version_file(part).unlink(missing_ok=True)
 
 
 def _refuse_false(path: Path, file: RemoteFile, remedy: str, progress: bool) -> None:
@@ -179,11 +176,6 @@ def _refuse_false(path: Path, file: RemoteFile, remedy: str, progress: bool) -> 
 
 def _bar(total: int, done: int, what: str, progress: bool) -> tqdm:
     return tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=what, disable=not progress, leave=False)
-
-
-def _forget(part: Path) -> None:
-    part.unlink(missing_ok=True)
-    _version_file(part).unlink(missing_ok=True)
 
 
 def _version_file(part: Path) -> Path:

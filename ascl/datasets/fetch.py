@@ -32,10 +32,9 @@ class Places:
     images: Path | None
 
 
-def fetch_dataset(
-    config: Config, published: Published, *, only: Kind | None = None, mirror: str | None = None,
-    patience: Patience = USUAL_PATIENCE, progress: bool = True, say: Callable[[str], None] = print,
-) -> None:
+def fetch_dataset(config: Config, published: Published, *, only: Kind | None = None, mirror: str | None = None,
+                  patience: Patience = USUAL_PATIENCE, progress: bool = True,
+                  say: Callable[[str], None] = print) -> None:
     """Fetch and unpack what the settings ask for and what is not there; after a kill the next call goes on.
 
     Captions come first, for they tell which images are wanted: an archive whose images are all there is not fetched,
@@ -46,9 +45,7 @@ def fetch_dataset(
         published: what the publisher has (`PUBLISHED[name]`).
         only: fetch this kind alone. `annotations`, the publisher's own caption files, are fetched only so.
         mirror: folder of a web server that has the same files under the same names; checksums stay the publisher's.
-        patience: how long to wait and how often to try.
-        progress: show bars.
-        say: prints a line.
+        patience, progress, say: how long to wait and how often to try; show bars; prints a line.
 
     Raises:
         DataError: whatever `fetch` and `unpack` refuse; no room on the disk for all of it; `only` names what the data
@@ -114,10 +111,8 @@ def _refuse_unknown(only: Kind | None, published: Published, where: Places) -> N
         raise DataError("data.images is not set; it is the folder that the images go to")
     known = where.captions.name == published.caption_file or _archive_in(where.captions, published) is not None
     if not known and not captions_exist(where.captions):
-        raise DataError(
-            f"data.captions is {where.captions}, which does not exist; {published.captions.name} holds "
-            f"{published.caption_file}: give a path that ends so, or that of your own file"
-        )
+        raise DataError(f"data.captions is {where.captions}, which does not exist; {published.captions.name} holds "
+                        f"{published.caption_file}: give a path that ends so, or that of your own file")
 
 
 def _wanted_files(published: Published, where: Places, only: Kind | None) -> list[RemoteFile]:
@@ -126,9 +121,8 @@ def _wanted_files(published: Published, where: Places, only: Kind | None) -> lis
     return [published.annotations] if only == "annotations" and published.annotations is not None else []
 
 
-def _wanted_archives(
-    published: Published, where: Places, only: Kind | None, missing: set[str] | None
-) -> list[ImageArchive]:
+def _wanted_archives(published: Published, where: Places, only: Kind | None,
+                     missing: set[str] | None) -> list[ImageArchive]:
     """Archives that have a missing image; all of them while nobody knows what is missing."""
     if only not in (None, "images") or where.images is None:
         return []
@@ -158,8 +152,7 @@ def _unpack_images(archive: Path, where: Places, progress: bool, say: Callable[[
         return present.get(member.stem, folder / member) == folder / member
 
     done = unpack(archive, folder, wanted=is_no_second_copy, progress=progress)
-    say(f"{folder}: {done.files:,} files of {archive.name}, {done.written:,} of them new; {archive} may be "
-        "deleted now")
+    say(f"{folder}: {done.files:,} files of {archive.name}, {done.written:,} of them new; {archive} may be deleted now")
 
 
 def _brought_by_hand(published: Published, where: Places) -> Path | None:

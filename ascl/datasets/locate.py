@@ -13,11 +13,7 @@ from ascl.settings.retrieval import DataConfig, load_config
 
 
 def present_images(folder: Path) -> dict[str, Path]:
-    """Id -> file of every image below a folder; empty where there is no folder or no image in it.
-
-    Raises:
-        DataError: two images of one id.
-    """
+    """Id -> file of every image below a folder, if any; a DataError for two images of one id."""
     if not folder.is_dir():
         return {}
     try:

@@ -38,14 +38,9 @@ NOUNS: dict[str | None, tuple[tuple[str, str], ...]] = {  # singular, plural; No
     "heart": (("heart", "hearts"),),
     None: (("object", "objects"), ("shape", "shapes"), ("thing", "things")),
 }
-RELATIONS = {
-    "left_of": ("to the left of", "left of"),
-    "right_of": ("to the right of", "right of"),
-    "above": ("above", "over"),
-    "below": ("below", "under", "beneath"),
-    "inside": ("inside", "within", "surrounded by"),
-    "next_to": ("next to", "adjacent to"),
-}
+RELATIONS = {"left_of": ("to the left of", "left of"), "right_of": ("to the right of", "right of"),
+             "above": ("above", "over"), "below": ("below", "under", "beneath"),
+             "inside": ("inside", "within", "surrounded by"), "next_to": ("next to", "adjacent to")}
 CONTAINING = ("contains", "surrounds", "encloses")  # verbs, where the other relations follow "is"
 PLACE_PHRASES = {
     place: (f"in the {place} corner", f"at the {place}") if " " in place else (f"at the {place}",) for place in PLACES

@@ -182,12 +182,8 @@ def test_a_resume_at_a_batch_goes_on_exactly(captions, store):
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    counts=st.lists(st.integers(0, 9), min_size=1, max_size=12),
-    batch_size=st.integers(1, 6),
-    seed=st.integers(0, 1000),
-    epoch=st.integers(0, 3),
-)
+@given(counts=st.lists(st.integers(0, 9), min_size=1, max_size=12), batch_size=st.integers(1, 6),
+       seed=st.integers(0, 1000), epoch=st.integers(0, 3))
 def test_every_plan_is_valid_and_none_has_more_batches(counts, batch_size, seed, epoch):
     owner = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
     assume(sum(c > 0 for c in counts) >= batch_size)
@@ -246,14 +242,14 @@ def test_sampler_errors():
         sampler.set_epoch(-1)
 
 
-def test_an_epoch_of_coco_size_is_planned_in_one_pass():
+def test_a_large_epoch_is_planned_in_one_pass():
     """A plan that went through what waits again for each batch would make millions of calls."""
     calls = [0]
 
     def count(frame, event, what) -> None:
         calls[0] += event == "c_call"
 
-    owner = np.repeat(np.arange(113_287), 5)
+    owner = np.repeat(np.arange(20_000), 5)
     sampler = UniqueImageBatchSampler(owner, 64)
     sys.setprofile(count)
     try:
@@ -261,6 +257,6 @@ def test_an_epoch_of_coco_size_is_planned_in_one_pass():
     finally:
         sys.setprofile(None)
     plan = np.array([[caption for _, caption in batch] for batch in batches])
-    assert plan.shape == (566_435 // 64, 64) and plan.size == len(np.unique(plan))
+    assert plan.shape == (100_000 // 64, 64) and plan.size == len(np.unique(plan))
     assert plan.size <= calls[0] < 2.2 * plan.size                  # one look and one keep for each caption
     assert (np.diff(np.sort(owner[plan], axis=1), axis=1) > 0).all()

@@ -236,9 +236,11 @@ def test_splits_without_image_ids_are_no_reason_to_worry(data):
 
 
 def test_the_real_flickr30k_in_a_zip_has_the_published_counts(shared, tmp_path):
-    content = gzip.decompress((shared / "data/captions/dataset_flickr30k.json.gz").read_bytes())
-    with zipfile.ZipFile(tmp_path / "caption_datasets.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
-        file.writestr("dataset_flickr30k.json", content)
+    content = json.loads(gzip.decompress((shared / "data/captions/dataset_flickr30k.json.gz").read_bytes()))
+    for image in content["images"]:
+        image["sentences"] = [{"raw": sentence["raw"]} for sentence in image["sentences"]]  # a third of the file
+    with zipfile.ZipFile(tmp_path / "caption_datasets.zip", "w") as file:
+        file.writestr("dataset_flickr30k.json", json.dumps(content))
     config = Config(data=DataConfig(captions=str(tmp_path / "dataset_flickr30k.json"), features=["none.h5"]))
     checks = check_dataset(config)
     assert [entry.state for entry in checks] == ["ok", "ok", "ok", "ok", "MISSING"]

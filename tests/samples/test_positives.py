@@ -10,13 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ascl.data.captions import load_karpathy
-from ascl.samples.positives import (
-    STRATEGIES,
-    concatenate,
-    generate_positive,
-    truncate_keywords,
-    truncate_prefix,
-)
+from ascl.samples.positives import STRATEGIES, concatenate, generate_positive, truncate_keywords, truncate_prefix
 
 SENTENCE = "A brown dog and two children are running quickly in front of a large wooden house ."
 KEYWORDS = {"brown", "dog", "children", "running", "large", "wooden", "house"}  # by hand
@@ -35,20 +29,17 @@ captions_strategy = st.lists(st.sampled_from("a dog the red runs on grass . , Tw
                              min_size=1).map(" ".join)
 
 
-@pytest.mark.parametrize(
-    "first, joined",
-    [
-        ("A dog", "A dog. B"),
-        ("A dog .", "A dog. B"),
-        ("A dog.", "A dog. B"),
-        ("A dog...", "A dog. B"),
-        ("A dog !", "A dog! B"),
-        ("Is it a dog?", "Is it a dog? B"),
-        ("A dog ,", "A dog. B"),
-        ("A 'dog'", "A 'dog'. B"),
-        (" . ", "B"),
-    ],
-)
+@pytest.mark.parametrize("first, joined", [
+    ("A dog", "A dog. B"),
+    ("A dog .", "A dog. B"),
+    ("A dog.", "A dog. B"),
+    ("A dog...", "A dog. B"),
+    ("A dog !", "A dog! B"),
+    ("Is it a dog?", "Is it a dog? B"),
+    ("A dog ,", "A dog. B"),
+    ("A 'dog'", "A 'dog'. B"),
+    (" . ", "B"),
+])
 def test_concatenate_ends_the_first_sentence_once(first, joined):
     class FirstTwo:
         def choice(self, n: int, size: int, replace: bool) -> list[int]:

@@ -18,13 +18,9 @@ from ascl.data.text_files import GET_DATA
 
 KINDS = frozenset({"regions", "globals"})
 # What a store may know beside features: name -> type, and the value of regions that are not real; see `details`.
-DETAILS: dict[str, tuple[type, int]] = {
-    "image_sizes": (np.int32, 0),
-    "scores": (np.float32, 0),
-    "class_ids": (np.int32, -1),
-    "attribute_ids": (np.int32, -1),
-    "attribute_scores": (np.float32, 0),
-}
+DETAILS: dict[str, tuple[type, int]] = {"image_sizes": (np.int32, 0), "scores": (np.float32, 0),
+                                        "class_ids": (np.int32, -1), "attribute_ids": (np.int32, -1),
+                                        "attribute_scores": (np.float32, 0)}
 NAMES = {"class_ids": "class_names", "attribute_ids": "attribute_names"}  # ids -> what says what they stand for
 
 
@@ -62,8 +58,7 @@ class FeatureStore(ABC):
 
     Attributes:
         image_ids: one for each row, unique.
-        region_dim, num_regions: R and K, None without regions.
-        global_dim: G, None without globals.
+        region_dim, num_regions, global_dim: R and K, None without regions; G, None without globals.
         source: the file or files, for messages.
         provenance: file -> how its features were made (empty for files that do not say).
         names: what ids of `details` stand for: "class_names", "attribute_names"; empty for files that do not say.
@@ -93,11 +88,7 @@ class FeatureStore(ABC):
         return {image_id: row for row, image_id in enumerate(self.image_ids)}
 
     def rows(self, image_ids: Sequence[str]) -> np.ndarray:
-        """Rows of the given images, (n,) int64, in that order.
-
-        Raises:
-            DataError: an image is not in the store; names the images, the file and the command that makes features.
-        """
+        """Rows of the given images, (n,) int64, in that order; a DataError names images that are not in the store."""
         missing = [image_id for image_id in image_ids if image_id not in self._row_of]
         if missing:
             raise missing_images(missing, self.source, self.image_ids, self.remedy(self.kinds))
@@ -107,7 +98,7 @@ class FeatureStore(ABC):
         """Features of the given rows, in that order; rows may repeat.
 
         Raises:
-            DataError: a row outside the store, or a value that is not finite (names file, row and image id).
+            DataError: a row outside the store, or a value that is not finite (file, row and image id named).
         """
         return self.read_kinds(self._checked(rows), self.kinds)
 

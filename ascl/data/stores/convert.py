@@ -73,23 +73,18 @@ def convert(paths: Sequence[str | os.PathLike], out: str | os.PathLike, *,
     """
     started = time.perf_counter()
     out = Path(out)
-    if any(out.resolve() == Path(path).resolve() for path in paths):
+    if out.resolve() in [Path(path).resolve() for path in paths]:
         raise DataError(f"{out} is both source and target: choose another output file")
-    # A foreign file is told before any long pass.
+    # a foreign file is refused before any long pass
     made = provenance_of(out).get("settings", {}) if out.exists() else None
     store = open_features(paths, max_regions=max_regions)
     kinds = store.kinds if kind == "auto" else frozenset({kind})
     if kinds - store.kinds:
         raise DataError(f"{store.source} has no {kind}, only {', '.join(sorted(store.kinds))}")
     image_ids = _renamed(store, ids_from, id_field)
-    settings = {
-        "converted_from": [_digest(Path(path)) for path in paths],
-        "dtype": dtype,
-        "kind": kind,
-        "max_regions": max_regions,
-        "ids_from": None if ids_from is None else Path(ids_from).name,
-        "id_field": id_field,
-    }
+    settings = {"converted_from": [_digest(Path(path)) for path in paths], "dtype": dtype, "kind": kind,
+                "max_regions": max_regions, "ids_from": None if ids_from is None else Path(ids_from).name,
+                "id_field": id_field}
     if made is not None:
         _refuse_other(out, made, settings, image_ids)
         return Conversion(out, shapes_of(out), 0, 0, time.perf_counter() - started)
@@ -122,10 +117,7 @@ def write(store: FeatureStore, file: h5py.File, kinds: frozenset[str], dtype: st
 
 def verify(store: FeatureStore, path: Path, kinds: frozenset[str], dtype: str, image_ids: list[str], *,
            sample: int = SAMPLE, block_bytes: int = BLOCK_BYTES) -> int:
-    """Read a random sample of a converted file and compare it, bit for bit, with the source in `dtype`.
-
-    Returns:
-        The number of images compared.
+    """Compare a random sample of a converted file, bit for bit, with the source in `dtype`; return its size.
 
     Raises:
         DataError: a difference (image named), other ids, names or kinds, or a file that cannot be read.
@@ -154,11 +146,8 @@ def verify(store: FeatureStore, path: Path, kinds: frozenset[str], dtype: str, i
 
 def _blocks(store: FeatureStore, kinds: frozenset[str], rows: np.ndarray, block_bytes: int) -> Iterator[np.ndarray]:
     """The rows in stretches whose features take about so many bytes."""
-    numbers = 0
-    if "regions" in kinds:
-        numbers += (store.num_regions or 0) * ((store.region_dim or 0) + 4)
-    if "globals" in kinds:
-        numbers += store.global_dim or 0
+    numbers = (store.num_regions or 0) * ((store.region_dim or 0) + 4) if "regions" in kinds else 0
+    numbers += (store.global_dim or 0) if "globals" in kinds else 0
     step = max(1, block_bytes // (4 * max(1, numbers)))
     for start in range(0, len(rows), step):
         yield rows[start : start + step]
@@ -192,8 +181,8 @@ def _renamed(store: FeatureStore, ids_from: str | os.PathLike | None, id_field: 
             raise DataError("id_field says how to read the captions of ids_from: give both")
         return store.image_ids
     if store.numbered:
-        raise DataError(f"{store.source} does not name its images, its ids are the numbers of its rows, which no "
-                        "captions know: put the `ids.txt` of the split beside it, or keep it with its own captions")
+        raise DataError(f"{store.source} does not name its images, its ids are the numbers of its rows: put the "
+                        "`ids.txt` of the split beside it, or keep it with its own captions")
     return stems_of(store.image_ids, ids_from, id_field)
 
 
@@ -218,14 +207,10 @@ def _digest(path: Path) -> dict[str, Any]:
 def _provenance(settings: dict[str, Any], store: FeatureStore, paths: Sequence[str | os.PathLike]) -> dict[str, Any]:
     """As the extractors write it, and what the sources said of themselves."""
     modified = [datetime.fromtimestamp(os.stat(path).st_mtime, timezone.utc) for path in paths]
-    return {
-        "settings": settings,
-        "skipped": [],
-        "sources": list(store.provenance.values()),
-        "sources_modified": [when.isoformat(timespec="seconds") for when in modified],
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "h5py": h5py.__version__},
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
+    return {"settings": settings, "skipped": [], "sources": list(store.provenance.values()),
+            "sources_modified": [when.isoformat(timespec="seconds") for when in modified],
+            "versions": {"python": platform.python_version(), "numpy": np.__version__, "h5py": h5py.__version__},
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
 
 def _refuse_other(out: Path, made: dict[str, Any], settings: dict[str, Any], image_ids: list[str]) -> None:

@@ -18,12 +18,8 @@ from ascl.data.stores.per_image import Entry, ImageFeatures, PerImageFeatures, k
 
 _MOST_OPEN = 64  # files at a time; a process may open 1,024 on most systems
 _BOX_FILE = "region_bbox.h5"
-_DETAILS = {
-    "class_ids": "objects_id",
-    "scores": "objects_conf",
-    "attribute_ids": "attrs_id",
-    "attribute_scores": "attrs_conf",
-}
+_DETAILS = {"class_ids": "objects_id", "scores": "objects_conf", "attribute_ids": "attrs_id",
+            "attribute_scores": "attrs_conf"}
 _NAMES = {"arrays": ("{}", "{}"), "groups": ("{}/features", "{}/boxes"), "detections": ("{}_features", "{}_boxes")}
 
 

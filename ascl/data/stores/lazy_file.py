@@ -24,11 +24,7 @@ class LazyFile:
         self._file: OncePerProcess[io.FileIO] = OncePerProcess(partial(io.FileIO, path))
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return `length` bytes from `offset` on.
-
-        Raises:
-            DataError: the file ends before, or cannot be read.
-        """
+        """Return `length` bytes from `offset` on; a DataError where the file ends before, or cannot be read."""
         data = bytearray(length)
         self._read_into(memoryview(data), offset)
         return bytes(data)

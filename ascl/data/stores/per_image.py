@@ -34,8 +34,7 @@ class Entry:
     """What a pass over the source finds of one image.
 
     where: for messages. count: of its regions, 0 = one vector for the whole image. dim: of a region or the vector.
-    size: width and height of the image, zeros where unknown. place: what the reader needs to find it again.
-    layout: of the file, where a format has several.
+    size: width and height, zeros where unknown. place: what the reader needs. layout: where a format has several.
     """
 
     image_id: str
@@ -70,16 +69,14 @@ class Index:
 
 
 class PerImageFeatures(FeatureStore):
-    """A store that reads image by image. Held in memory: the index.
+    """A store that reads image by image; only the index is held in memory.
 
-    A subclass calls `_describe` when it knows its images, and implements `_image` and, where the format has details,
-    `_image_details`.
+    A subclass calls `_describe` when it knows its images, and has `_image` and, for details, `_image_details`.
     """
 
     _detail_names: tuple[str, ...] = ()
 
     def _describe(self, source: str, index: Index, detail_names: tuple[str, ...] = ()) -> None:
-        """Take over what the images are."""
         self.source, self.provenance = source, {}
         self.image_ids = index.image_ids.tolist()
         refuse_repeated(self.image_ids, source)
@@ -115,11 +112,8 @@ class PerImageFeatures(FeatureStore):
     def _checked_image(self, row: int) -> ImageFeatures:
         """The file may have been replaced since it was indexed, and boxes may lie in files of their own."""
         image, count = self._image(row), int(self._counts[row])
-        expected = {
-            "regions": (count, self.region_dim) if count else None,
-            "boxes": (count, 4) if count and self._has_boxes else None,
-            "globals": None if count else (self.global_dim,),
-        }
+        expected = {"regions": (count, self.region_dim) if count else None, "boxes": (count, 4) if count
+                    and self._has_boxes else None, "globals": None if count else (self.global_dim,)}
         for name, shape in expected.items():
             values = getattr(image, name)
             if shape is not None and (values is None or values.shape != shape):

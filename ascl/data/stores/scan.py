@@ -17,12 +17,10 @@ _SAMPLED_IMAGES = 64  # of a .npy: enough to catch a wrong repeat, cheap on 33 G
 
 
 class ScanFeatures(FeatureStore):
-    """SCAN's `{split}_ims.npy`, floats (rows, K, R), read row by row. It has neither boxes nor features of the whole
-    image.
+    """SCAN's `{split}_ims.npy`, floats (rows, K, R), read row by row; neither boxes nor globals.
 
     Some copies repeat each image's row five times. The repeat is inferred from the ids file beside it, else from the
-    number of captions, and checked on a sample of images: rows of one image are equal, those of neighboring images are
-    not.
+    number of captions, and checked on a sample: rows of one image are equal, those of neighboring images are not.
 
     Args:
         path: the `.npy`.
@@ -49,7 +47,7 @@ class ScanFeatures(FeatureStore):
         split = self.path.name.removesuffix(".npy").removesuffix("_ims")
         ids = read_scan_ids(self.path.parent, split)
         if ids is not None:
-            # A line for each image or for each caption; lines of one image follow one another.
+            # a line for each image or for each caption; lines of one image follow one another
             self.image_ids = [name for name, _ in itertools.groupby(ids)]
             refuse_repeated(self.image_ids, f"{split}_ids.txt beside {path}")
             if total % len(self.image_ids):
@@ -65,10 +63,9 @@ class ScanFeatures(FeatureStore):
 
     def _repeat_from_captions(self, total: int, captions: int) -> int:
         if captions < total or captions % total:
-            raise DataError(f"{self.path} has {total} rows for {captions} captions, which does not fit: the captions "
-                            "are of another split, or were cut before they were counted (give the number of captions "
-                            "of the whole split)")
-        # As many rows as captions: one caption an image, or each image five times; the rows tell.
+            raise DataError(f"{self.path} has {total} rows for {captions} captions, which does not fit: give the "
+                            "number of captions of the whole split, or features of the captions' split")
+        # as many rows as captions: one caption an image, or each image five times; the rows tell
         repeated = captions == total and total % SCAN_CAPTIONS_PER_IMAGE == 0 and self._equal_rows(0, 1)
         return SCAN_CAPTIONS_PER_IMAGE if repeated else 1
 
@@ -78,13 +75,11 @@ class ScanFeatures(FeatureStore):
             for other in range(row + 1, row + self.repeat):
                 if not self._equal_rows(row, other):
                     raise DataError(f"{self.path}: rows {row} and {other} should be one image ({self.repeat} rows an "
-                                    "image, inferred from the ids or the captions) but differ; they are of different "
-                                    "splits")
+                                    "image by the ids or the captions) but differ; these are of another split")
         same = [self._equal_rows(row - self.repeat, row) for row in first[1:]]
         if sum(same) > len(same) / 2:  # a repeat of five leaves four of five neighbors equal, real images next to none
             raise DataError(f"{self.path}: neighboring images have equal features, so an image has more than "
-                            f"{self.repeat} rows; put the split's caps.txt or ids.txt beside the features, or give the "
-                            "number of captions of the whole split")
+                            f"{self.repeat} rows; put the split's caps.txt or ids.txt beside the features")
 
     def _equal_rows(self, row: int, other: int) -> bool:
         first, second = self._read_rows(np.array([row, other]))

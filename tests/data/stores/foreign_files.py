@@ -26,12 +26,8 @@ def make_images(counts: list[int], *, seed: int = 0, prefix: str = "pic") -> lis
     rng = np.random.default_rng(seed)
     images = []
     for i, count in enumerate(counts):
-        details = {
-            "objects_id": rng.integers(0, 1600, count),
-            "objects_conf": rng.random(count, dtype=np.float32),
-            "attrs_id": rng.integers(0, 400, count),
-            "attrs_conf": rng.random(count, dtype=np.float32),
-        }
+        details = {"objects_id": rng.integers(0, 1600, count), "objects_conf": rng.random(count, dtype=np.float32),
+                   "attrs_id": rng.integers(0, 400, count), "attrs_conf": rng.random(count, dtype=np.float32)}
         images.append(Image(f"{prefix}{i}", rng.normal(size=(count, DIM)).astype(np.float32),
                             (100 * rng.random((count, 4))).astype(np.float32), 640 + i, 480 + i, details))
     return images
@@ -118,16 +114,14 @@ def write_detections_h5(path: Path, images: list[Image], probabilities: list[np.
 
 def written(kind: str, folder: Path, images: list[Image]) -> Path:
     """The images in a format with boxes."""
-    writers = {
-        "bottom-up tsv": lambda: write_tsv(folder / "a.tsv", images),
-        "lxmert tsv": lambda: write_tsv(folder / "a.tsv", images, "lxmert", end=b"\n"),
-        "npz": lambda: write_npz(folder / "npz", images),
-        "npz transposed": lambda: write_npz(folder / "npz", images, transposed=True),
-        "cocobu": lambda: write_cocobu(folder / "cocobu", images),
-        "h5 arrays": lambda: write_arrays_h5(folder / "shards", images),
-        "h5 groups": lambda: write_groups_h5(folder / "a.h5", images),
-        "h5 detections": lambda: write_detections_h5(folder / "a.hdf5", images),
-    }
+    writers = {"bottom-up tsv": lambda: write_tsv(folder / "a.tsv", images),
+               "lxmert tsv": lambda: write_tsv(folder / "a.tsv", images, "lxmert", end=b"\n"),
+               "npz": lambda: write_npz(folder / "npz", images),
+               "npz transposed": lambda: write_npz(folder / "npz", images, transposed=True),
+               "cocobu": lambda: write_cocobu(folder / "cocobu", images),
+               "h5 arrays": lambda: write_arrays_h5(folder / "shards", images),
+               "h5 groups": lambda: write_groups_h5(folder / "a.h5", images),
+               "h5 detections": lambda: write_detections_h5(folder / "a.hdf5", images)}
     return writers[kind]()
 
 

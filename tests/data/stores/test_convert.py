@@ -29,6 +29,11 @@ COUNTS = [3, 5, 2, 5, 4]
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "convert_features.py"
 
 
+def refused(message: str, call, *arguments, **more) -> None:
+    with pytest.raises(DataError, match=message):
+        call(*arguments, **more)
+
+
 def same(made: Hdf5Features, source, dtype: str = "float32") -> None:
     """Every row of both, bit for bit."""
     assert made.image_ids == source.image_ids and made.kinds == source.kinds and made.names == source.names
@@ -97,8 +102,7 @@ def test_regions_and_globals_of_several_sources_meet(tmp_path):
     same(Hdf5Features(both.path), open_features(source))
     only = convert([both.path], tmp_path / "only.h5", kind="globals", progress=False)
     assert Hdf5Features(only.path).kinds == {"globals"} and set(only.shapes) == {"image_ids", "globals"}
-    with pytest.raises(DataError, match="has no globals, only regions"):
-        convert([att], tmp_path / "none.h5", kind="globals", progress=False)
+    refused("has no globals, only regions", convert, [att], tmp_path / "none.h5", kind="globals", progress=False)
     assert not (tmp_path / "none.h5").exists()
 
 
@@ -171,8 +175,7 @@ def test_one_wrong_bit_is_found(tmp_path):
     done.path.write_bytes(content)
     with pytest.raises(DataError, match=r"`regions` of image pic0 \(row 0\) is not what"):
         verify(store, done.path, kinds, "float32", store.image_ids)
-    with pytest.raises(DataError, match="image ids, names or kinds"):
-        verify(store, done.path, kinds, "float32", ["other"] * 5)
+    refused("image ids, names or kinds", verify, store, done.path, kinds, "float32", ["other"] * 5)
 
 
 def test_values_beyond_float16_name_the_image(tmp_path):
@@ -193,8 +196,7 @@ def test_a_second_call_does_nothing_and_other_files_stay(tmp_path):
     with pytest.raises(DataError, match=r"out\.h5 exists and was made otherwise \(dtype differ\)"):
         convert([source], out, dtype="float16", progress=False)
     foreign_files.write_tsv(source, make_images([1]))
-    with pytest.raises(DataError, match=r"made otherwise \(converted_from differ\)"):
-        convert([source], out, progress=False)
+    refused(r"made otherwise \(converted_from differ\)", convert, [source], out, progress=False)
     assert out.read_bytes() == before
     np.save(tmp_path / "x_ims.npy", np.random.default_rng(0).random((3, 2, 3)))
     convert([tmp_path / "x_ims.npy"], tmp_path / "x.h5", progress=False)
@@ -203,11 +205,9 @@ def test_a_second_call_does_nothing_and_other_files_stay(tmp_path):
         convert([tmp_path / "x_ims.npy"], tmp_path / "x.h5", progress=False)
     for content in (b"precious", foreign_files.write_groups_h5(tmp_path / "b.h5", make_images([2])).read_bytes()):
         out.write_bytes(content)
-        with pytest.raises(DataError, match="is no features file of this program"):
-            convert([source], out, progress=False)
+        refused("is no features file of this program", convert, [source], out, progress=False)
         assert out.read_bytes() == content
-    with pytest.raises(DataError, match="both source and target"):
-        convert([source], source, progress=False)
+    refused("both source and target", convert, [source], source, progress=False)
 
 
 def test_a_kill_leaves_nothing_under_the_name_and_the_next_start_clears_up(tmp_path):
@@ -301,21 +301,17 @@ def test_ids_become_stems(coco, ids, field, expected):
     (["1", "COCO_train2014_000000000001"], None, r"several image ids are the same image .*000001"),
 ])
 def test_ids_that_do_not_fit_are_listed(coco, ids, field, message):
-    with pytest.raises(DataError, match=message):
-        stems_of(ids, coco, field)
+    refused(message, stems_of, ids, coco, field)
 
 
 def test_captions_that_cannot_tell_are_refused(tmp_path):
     twice = karpathy(tmp_path / "a.json", {"filename": "a_7.jpg", "cocoid": 7}, {"filename": "b_7.jpg", "cocoid": 7})
-    with pytest.raises(DataError, match=r"as filename, 1 fit more than one image \(7\); as cocoid, 1 fit more"):
-        stems_of(["7"], twice)
+    refused(r"as filename, 1 fit more than one image \(7\); as cocoid, 1 fit more", stems_of, ["7"], twice)
     with pytest.raises(DataError, match="b.json: an entry of `images` has no `filename`"):
         stems_of(["7"], karpathy(tmp_path / "b.json", {"file_name": "a.jpg"}))
     (tmp_path / "c.json").write_text("{")
-    with pytest.raises(DataError, match="not whole JSON"):
-        stems_of(["7"], tmp_path / "c.json")
-    with pytest.raises(DataError, match="no file .*nowhere.json"):
-        stems_of(["7"], tmp_path / "nowhere.json")
+    refused("not whole JSON", stems_of, ["7"], tmp_path / "c.json")
+    refused("no file .*nowhere.json", stems_of, ["7"], tmp_path / "nowhere.json")
 
 
 def test_real_split_files_name_their_images(shared):
