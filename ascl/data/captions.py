@@ -61,8 +61,7 @@ class CaptionSet:
         repeated = [name for name, count in Counter(self.image_ids).items() if count > 1]
         if repeated:
             raise DataError(f"{self.source}: image id{'s' if len(repeated) > 1 else ''} {first_of(repeated, 3)} given "
-                            "to more than one image; rename the files (their endings do not count) or remove the "
-                            "double entries")
+                            "to more than one image; rename the files (endings do not count) or remove the double ones")
 
     @property
     def described(self) -> str:
@@ -173,8 +172,7 @@ def load_scan(folder: str | os.PathLike, split: str, *, captions_per_image: int 
         image_ids, counts = ids, [len(captions) // len(ids)] * len(ids)
     for image_id, count in zip(image_ids, counts, strict=True):
         if captions_per_image not in (None, count):
-            raise DataError(f"{path}: by the ids file image {image_id} has {count} captions, {captions_per_image} were "
-                            "asked for")
+            raise DataError(f"{path}: image {image_id} has {count} captions, {captions_per_image} were asked for")
     return CaptionSet(image_ids, captions, np.repeat(np.arange(len(counts)), counts), str(path))
 
 
@@ -259,8 +257,7 @@ def _coco(content: dict[str, Any], path: Path) -> CaptionSet:
     for number, image in enumerate(images):
         image_id = _field(image, "id", path, f"images[{number}]")
         if index_of.setdefault(image_id, number) != number:
-            raise DataError(f"{path}: two images have the id {image_id} (images[{index_of[image_id]}] and "
-                            f"images[{number}])")
+            raise DataError(f"{path}: two images have the id {image_id}, the second is images[{number}]")
     found: list[tuple[int, str, Any]] = []
     for number, annotation in enumerate(entries(content, "annotations", path)):
         place = f"annotation {annotation.get('id', f'? (annotations[{number}])')}"

@@ -169,8 +169,7 @@ class UniqueImageBatchSampler(Sampler[list[tuple[int, int]]]):
         if position is None:
             position = self._position if epoch == self._epoch else 0
         if epoch < 0 or not 0 <= position <= self._batches:
-            raise ValueError(f"no batch {position} in epoch {epoch}: an epoch has {self._batches} batches, epochs "
-                             "start at 0")
+            raise ValueError(f"no batch {position} in epoch {epoch}: epochs start at 0, with {self._batches} batches")
         self._epoch, self._position = epoch, position
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:

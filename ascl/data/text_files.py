@@ -100,9 +100,7 @@ def _read_member(archive: Path, name: str) -> bytes:
         info = file.getinfo(name)
         if info.file_size > _LARGEST_MEMBER:
             raise DataError(f"{archive}, member {name}: {info.file_size} bytes, which is no caption file")
-        if info.flag_bits & 1:
-            raise DataError(f"{archive}, member {name} is encrypted: unpack it by hand and give the path of the file")
         try:
             return file.read(info)
-        except NotImplementedError as error:
+        except RuntimeError as error:  # encrypted, or compressed in a way that Python does not know
             raise DataError(f"{archive}, member {name}: {error}; unpack it by hand and give its path") from error

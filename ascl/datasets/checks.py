@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -29,10 +30,9 @@ SAMPLE = 64  # images of each split whose features are read
 
 @dataclass(frozen=True)
 class Check:
-    """One row of the table.
+    """One row of the table: what was looked at in which split, in few words what was found and wanted, the state.
 
-    what, split: that was looked at. found, wanted: in few words. state: `note` = differs from what was published, and
-    may be meant so. detail: the whole story, where the state is not `ok`.
+    state: `note` = differs from what was published, and may be meant so. detail: the whole story, unless `ok`.
     """
 
     what: str
@@ -59,16 +59,14 @@ def table(checks: list[Check]) -> str:
 
 
 def check_dataset(config: Config, *, verify_images: bool = False, progress: bool = False) -> list[Check]:
-    """Everything that the settings name: captions of each split, their images, their features. Never raises for what is
-    missing or broken: that is in the rows.
+    """Check what the settings name: captions, images, features of each split. What is missing or broken is in the rows.
 
     Counts are compared with the published ones where the captions are of a published data set; a difference is a note,
     for people hold reconstructions that lack an image. Where no images folder is set, images are not looked for.
 
     Args:
         config: what to check.
-        verify_images: decode every image; without it each has to be there and not empty.
-        progress: show a bar while images are decoded.
+        verify_images: decode every image, with a bar where `progress`; without it each has to be there and not empty.
     """
     data = config.data
     rows = {split: _captions(config, split) for split in splits(data)}
@@ -118,16 +116,12 @@ def _separation(captions: dict[str, CaptionSet]) -> list[Check]:
     if any(texts.image_ids == [str(i) for i in range(len(texts.image_ids))] for texts in captions.values()):
         return [Check("images in two splits", ALL, "unknown", "none", "note",
                       "the captions name no images (no {split}_ids.txt), so splits cannot be compared")]
-    seen: dict[str, str] = {}
-    shared: list[str] = []
-    for split, texts in captions.items():
-        shared += [f"{name} ({seen[name]} and {split})" for name in texts.image_ids if name in seen]
-        seen |= dict.fromkeys(texts.image_ids, split)
+    shared = [f"{name} ({one} and {other})" for one, other in itertools.combinations(captions, 2)
+              for name in sorted({*captions[one].image_ids} & {*captions[other].image_ids})]
     if not shared:
         return [Check("images in two splits", ALL, "none", "none", "ok")]
     return [Check("images in two splits", ALL, f"{len(shared):,}", "none", "WRONG",
-                  f"images that are in two splits: {first_of(shared, 3)}; results on them mean nothing, get the split "
-                  "anew")]
+                  f"images that are in two splits: {first_of(shared, 3)}; get the split anew, results mean nothing")]
 
 
 def _images(folder: Path, captions: dict[str, CaptionSet], verify: bool, progress: bool) -> Iterator[Check]:
@@ -241,9 +235,8 @@ def _sample(store: FeatureStore, split: str, rows: np.ndarray) -> Iterator[Check
     except (DataError, OSError) as error:
         yield Check("sampled features", split, "broken", wanted, "WRONG", str(error))
         return
-    for kind, values in (("regions", features.regions), ("globals", features.globals)):
-        if values is None:
-            continue
+    for kind in sorted(store.kinds, reverse=True):
+        values = getattr(features, kind)
         empty = np.flatnonzero(~values.reshape(len(values), -1).any(axis=1))
         if len(empty):
             names = [store.image_ids[chosen[i]] for i in empty]

@@ -60,9 +60,7 @@ class RemoteFile:
 @dataclass(frozen=True)
 class Patience:
     """timeout: seconds without a byte before the connection counts as lost. attempts: in a row without a new byte.
-
-    backoff: seconds before the second attempt, doubled for each further one. sleep: how to wait for so many seconds.
-    """
+    backoff: seconds before the second attempt, doubled for each further one. sleep: how to wait for some seconds."""
 
     timeout: float = 60.0
     attempts: int = 6
@@ -73,12 +71,12 @@ class Patience:
 USUAL_PATIENCE = Patience()
 
 
+@dataclass(eq=False)
 class _Interrupted(Exception):
     """A fault that may pass; `wait` is what the server asks for, in seconds."""
 
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
-        super().__init__(reason)
-        self.wait = wait
+    reason: str
+    wait: float = 0.0
 
 
 def at_mirror(file: RemoteFile, mirror: str | None) -> RemoteFile:
@@ -141,13 +139,12 @@ def refuse_full_disk(error: OSError, path: Path) -> NoReturn:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise DataError(f"{path}: the disk is full ({readable(shutil.disk_usage(path.parent).free)} free); make room, "
                         "and the same command goes on from here") from error
-    raise DataError(f"{path} cannot be written ({error.strerror or error}); the same command goes on from here "
-                    "when it can") from error
+    raise DataError(f"{path} cannot be written ({error.strerror or error}); see to that and call again") from error
 
 
 def _name_when_true(file: RemoteFile, part: Path, final: Path, progress: bool) -> None:
-    remedy = (f"the same command fetches it again; if it ends so again, {file.url} has changed, or something on the "
-              f"way alters it: try a mirror, or put a true copy at {final}")
+    remedy = (f"the same command fetches it again; if it ends so again, {file.url} has changed or is altered on the "
+              f"way: try a mirror, or put a true copy at {final}")
     try:
         _refuse_false(part, file, remedy, progress)
         with open(part, "rb+") as written:
@@ -194,12 +191,11 @@ def _fetch_all(file: RemoteFile, part: Path, patience: Patience, progress: bool)
                 failures = 0 if have > furthest else failures + 1
                 furthest = max(furthest, have)
                 if failures >= patience.attempts:
-                    raise DataError(f"{file.url}: {fault}, {failures} times in a row; {have} of {file.size} bytes are "
-                                    f"in {part} and the same command goes on from there; if the address does not "
-                                    "answer any more, try a mirror") from fault
+                    raise DataError(f"{file.url}: {fault.reason}, {failures} times in a row; {have} of {file.size} "
+                                    f"bytes are in {part}; the same command goes on from there or a mirror") from fault
                 pause = min(max(patience.backoff * 2 ** max(failures - 1, 0), fault.wait), _LONGEST_PAUSE)
                 if progress:
-                    bar.write(f"{file.name}: {fault}; again in {pause:.0f} s")
+                    bar.write(f"{file.name}: {fault.reason}; again in {pause:.0f} s")
                 patience.sleep(pause)
 
 
@@ -219,14 +215,13 @@ def _fetch_rest(file: RemoteFile, part: Path, sink: IO[bytes], timeout: float, b
         else:
             offered = response.headers.get("Content-Length")
             if offered is not None and offered != str(file.size):
-                raise DataError(f"{file.url} offers {offered} bytes, the published file has {file.size}: the file has "
+                raise DataError(f"{file.url} offers {offered} bytes, the published file has {file.size}: it has "
                                 "changed or is an error page; get it from a mirror")
             _start_anew(file, part, sink, bar, _validator_of(response))
         while chunk := response.read1(CHUNK):  # read() would hold back what arrives before a stall
             if sink.tell() + len(chunk) > file.size:
                 _start_anew(file, part, sink, bar)
-                raise DataError(f"{file.url} sends more than the {file.size} bytes of the published file: it has "
-                                "changed; get it from a mirror")
+                raise DataError(f"{file.url} sends more than the {file.size} bytes published; get it from a mirror")
             try:
                 sink.write(chunk)
                 sink.flush()  # what has arrived is in the file, whenever the process is killed
@@ -248,17 +243,14 @@ def _connection(request: urllib.request.Request, timeout: float) -> Iterator[htt
             asked = error.headers.get("Retry-After", "")
             raise _Interrupted(f"the server answers {error.code} {error.reason}",
                                float(asked) if asked.isdecimal() else 0.0) from error
-        raise DataError(
-            f"{request.full_url}: the server answers {error.code} {error.reason}; the file is not (any more) to be had "
-            "there: give a mirror, or fetch it by hand (data/README.md says where it goes)"
-        ) from error
+        raise DataError(f"{request.full_url}: the server answers {error.code} {error.reason}; give a mirror, or fetch "
+                        "it by hand (data/README.md says where it goes)") from error
     except (http.client.InvalidURL, UnicodeError) as error:
         raise DataError(f"{request.full_url} is no valid address ({error})") from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLCertVerificationError):
-            raise DataError(f"{request.full_url}: the server's certificate is not valid "
-                            f"({reason.verify_message}); give a mirror") from error
+            raise DataError(f"{request.full_url}: certificate {reason.verify_message}; give a mirror") from error
         raise _Interrupted(f"the connection failed ({reason or type(error).__name__})") from error
 
 

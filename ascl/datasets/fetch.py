@@ -22,10 +22,7 @@ Kind = Literal["captions", "images", "annotations"]
 
 @dataclass(frozen=True)
 class Places:
-    """Where the files of a data set lie.
-
-    captions: as the settings name it. home: folder of the archives. images: folder of the unpacked images, or None.
-    """
+    """captions: as the settings name it. home: folder of the archives. images: of the unpacked images, or None."""
 
     captions: Path
     home: Path
@@ -74,10 +71,11 @@ def fetch_dataset(config: Config, published: Published, *, only: Kind | None = N
         archives = _wanted_archives(published, where, only, missing)
     for images in archives:
         _unpack_images(bring(images.file), where, progress, say)
-    brought = _brought_by_hand(published, where)
-    if only in (None, "images") and brought is not None and missing != set():
-        say(f"{brought}: no checksum is published for it; only those inside the archive are checked")
-        _unpack_images(brought, where, progress, say)
+    if only in (None, "images") and published.by_hand is not None and where.images is not None and missing != set():
+        candidates = (folder / name for folder in (where.home, where.images) for name in published.by_hand.archives)
+        if (brought := next(filter(Path.is_file, candidates), None)) is not None:
+            say(f"{brought}: no checksum is published for it; only those inside the archive are checked")
+            _unpack_images(brought, where, progress, say)
 
 
 def how_to_get(published: Published, data: DataConfig) -> list[str]:
@@ -153,11 +151,3 @@ def _unpack_images(archive: Path, where: Places, progress: bool, say: Callable[[
 
     done = unpack(archive, folder, wanted=is_no_second_copy, progress=progress)
     say(f"{folder}: {done.files:,} files of {archive.name}, {done.written:,} of them new; {archive} may be deleted now")
-
-
-def _brought_by_hand(published: Published, where: Places) -> Path | None:
-    """The archive that somebody has put into the folder of the data set or of its images."""
-    if published.by_hand is None or where.images is None:
-        return None
-    candidates = [folder / name for folder in (where.home, where.images) for name in published.by_hand.archives]
-    return next((path for path in candidates if path.is_file()), None)

@@ -20,8 +20,7 @@ class ImageArchive:
 class ByHand:
     """Images that the publisher gives to those who ask.
 
-    page, form: addresses of the description and of the form. archives: names of the file that comes, as packed by the
-    publisher. unpacked: name of the folder in it.
+    page, form: addresses. archives: possible names of the file that comes. unpacked: name of the folder in it.
     """
 
     page: str
@@ -34,9 +33,9 @@ class ByHand:
 class Published:
     """A data set.
 
-    captions: zip of Karpathy's split files. caption_file: the member for this data set. images: archives that anybody
-    may fetch. annotations: the publisher's own captions, in no split of Karpathy's. by_hand: set where images have to
-    be asked for. counts: (images, captions) of each split.
+    captions: zip of Karpathy's split files. caption_file: its member. counts: (images, captions) of each split.
+    images: archives that anybody may fetch. annotations: the publisher's own captions, in no split of Karpathy's.
+    by_hand: set where images have to be asked for.
     """
 
     captions: RemoteFile

@@ -119,14 +119,12 @@ def write_scenes(folder: str | os.PathLike, *, train: int, val: int, test: int, 
     """
     settings = SceneSettings(train=train, val=val, test=test, seed=seed, side=side)
     if min(train, val, test) < 0 or train + val + test == 0:
-        raise DataError(f"scenes need at least one image and no negative size: got train {train}, val {val}, test "
-                        f"{test}")
+        raise DataError(f"scenes need an image and no negative size: got train {train}, val {val}, test {test}")
     dataset = Path(folder) / DATASET_FILE
     images = Path(folder) / "images"
     finished = dataset.exists()
     if finished and (found := _read(dataset).get("settings")) != asdict(settings):
-        raise DataError(f"{dataset} was made with {found}, asked for is {asdict(settings)}: delete the folder or name "
-                        "another")
+        raise DataError(f"{dataset} was made with {found}, asked for is {asdict(settings)}: name another folder")
     images.mkdir(parents=True, exist_ok=True)
     present = {entry.name for entry in os.scandir(images)} if finished else set()  # else they may be another seed's
     jobs = [(split, index) for split in SPLITS for index in range(getattr(settings, split))]

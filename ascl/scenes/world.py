@@ -30,6 +30,7 @@ PLACES: dict[str, tuple[int | None, int | None]] = {
     "top left": (0, 0), "top right": (2, 0), "bottom left": (0, 2), "bottom right": (2, 2), "middle": (1, 1),
     "top": (None, 0), "bottom": (None, 2), "left": (0, None), "right": (2, None)}
 MAX_OBJECTS = 5
+_DIRECTIONS = {"left_of": (0, 1), "right_of": (0, -1), "above": (1, 1), "below": (1, -1)}  # axis and sign
 # In fractions of the image's side. Objects stand near the centers of a 3 x 3 grid, so two centers differ along an axis
 # by at most 0.03 (same column or row) or at least 0.29: no relation and no place is ever a matter of opinion.
 _APART, _NEIGHBOR = 0.15, 0.45
@@ -94,18 +95,11 @@ def holds(relation: str, a: SceneObject, b: SceneObject, scene: Scene) -> bool:
     """
     dx = (b.center[0] - a.center[0]) / scene.side
     dy = (b.center[1] - a.center[1]) / scene.side
-    if relation == "left_of":
-        return dx > _APART
-    if relation == "right_of":
-        return dx < -_APART
-    if relation == "above":
-        return dy > _APART
-    if relation == "below":
-        return dy < -_APART
-    if relation == "inside":
-        return inside(a, b)
-    if relation == "contains":
-        return inside(b, a)
+    if relation in _DIRECTIONS:
+        axis, sign = _DIRECTIONS[relation]
+        return sign * (dx, dy)[axis] > _APART
+    if relation in ("inside", "contains"):
+        return inside(a, b) if relation == "inside" else inside(b, a)
     if relation != "next_to":
         raise KeyError(relation)
     nested = any(inside(x, other) for x in (a, b) for other in scene.objects)

@@ -236,7 +236,7 @@ def test_sampler_errors():
     with pytest.raises(DataError, match="batch size 4 has to be within 1 and the number of images with captions, 3"):
         UniqueImageBatchSampler([0, 0, 1, 5], 4)
     sampler = UniqueImageBatchSampler([0, 0, 1, 1], 2)
-    with pytest.raises(ValueError, match="no batch 3 in epoch 0: an epoch has 2 batches"):
+    with pytest.raises(ValueError, match="no batch 3 in epoch 0: epochs start at 0, with 2 batches"):
         sampler.set_epoch(0, position=3)
     with pytest.raises(ValueError, match="epochs start at 0"):
         sampler.set_epoch(-1)

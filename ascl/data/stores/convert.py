@@ -139,8 +139,7 @@ def verify(store: FeatureStore, path: Path, kinds: frozenset[str], dtype: str, i
             for i, row in enumerate(rows):
                 if values is not None and (other is None or values[i].tobytes() != other[i].tobytes()):
                     raise DataError(f"{path}: `{name}` of image {image_ids[row]} (row {row}) is not what "
-                                    f"{store.source} gives; it was not kept. Was the source changed meanwhile, or is "
-                                    "the disk failing?")
+                                    f"{store.source} gives. Was the source changed, or is the disk failing?")
     return len(chosen)
 
 
@@ -154,8 +153,7 @@ def _blocks(store: FeatureStore, kinds: frozenset[str], rows: np.ndarray, block_
 
 
 def _arrays(features: Features) -> dict[str, np.ndarray]:
-    values = {"regions": features.regions, "boxes": features.boxes, "globals": features.globals}
-    return {name: array for name, array in values.items() if array is not None}
+    return {name: array for name, array in vars(features).items() if name != "mask" and array is not None}
 
 
 def _stored(store: FeatureStore, features: Features, details: dict[str, np.ndarray], rows: np.ndarray,
@@ -187,8 +185,7 @@ def _renamed(store: FeatureStore, ids_from: str | os.PathLike | None, id_field: 
 
 
 def _digest(path: Path) -> dict[str, Any]:
-    """What tells a source apart: of a file its size and the SHA-256 of its first and last MiB (hashing 33 GB would take
-    minutes); of a folder the number and total size of its files and the SHA-256 of their names and sizes."""
+    """What tells a source apart: sizes, a SHA-256 of a folder's names and sizes or of a file's first and last MiB."""
     digest = hashlib.sha256()
     if path.is_dir():
         with os.scandir(path) as entries:
@@ -216,7 +213,7 @@ def _provenance(settings: dict[str, Any], store: FeatureStore, paths: Sequence[s
 def _refuse_other(out: Path, made: dict[str, Any], settings: dict[str, Any], image_ids: list[str]) -> None:
     differing = [key for key in sorted({*made, *settings}) if made.get(key) != settings.get(key)]
     if not differing and Hdf5Features(out).image_ids != image_ids:
-        differing = ["image_ids"]  # from the captions or the files beside the source, which have changed
+        differing = ["image_ids"]  # the captions or the files beside the source have changed
     if differing:
         raise DataError(f"{out} exists and was made otherwise ({', '.join(differing)} differ): choose another output "
                         "file or delete it")

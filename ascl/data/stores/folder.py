@@ -197,8 +197,7 @@ def _by_rows(path: Path, shape: tuple[int, ...], count: int) -> bool:
 
 def _flattened(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
     if len(shape) not in (2, 3):
-        raise DataError(f"{path}: `feat` has shape {shape}, expected (regions, dimension) or (height, width, "
-                        "dimension)")
+        raise DataError(f"{path}: `feat` has shape {shape}, expected (regions, dimension) or a map of regions")
     return int(np.prod(shape[:-1])), shape[-1]
 
 

@@ -50,8 +50,7 @@ def stems_of(image_ids: Sequence[str], captions: str | os.PathLike, field: str |
         row = next((row for row, (one, other) in enumerate(zip(first, found, strict=True)) if one != other), None)
         if row is not None:
             raise DataError(f"the image ids fit {captions} as {' and as '.join(fitting)}, which are different images: "
-                            f"id {image_ids[row]} is {first[row]} or, as {name}, {found[row]}; say which field they "
-                            "are")
+                            f"id {image_ids[row]} is {first[row]} or, as {name}, {found[row]}; say which field")
     repeated = [stem for stem, count in Counter(first).items() if count > 1]
     if repeated:
         raise DataError(f"several image ids are the same image of {captions}: {first_of(repeated)}")

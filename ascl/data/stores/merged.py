@@ -32,7 +32,6 @@ class MergedFeatures(FeatureStore):
         self.global_dim = self._common("global_dim")
         self.numbered = any(store.numbered for store in stores)
         self._places = {kind: self._places_of(kind) for kind in self.kinds}
-        self._described = self._having("regions" if "regions" in self.kinds else "globals")
         self.names = self._common_names()
 
     def _common(self, name: str) -> int | None:
@@ -48,15 +47,15 @@ class MergedFeatures(FeatureStore):
     def _common_names(self) -> dict[str, list[str]]:
         """Names that all stores with the ids agree on; none where some store does not say what its ids stand for."""
         names = {}
+        described = self._having("regions" if "regions" in self.kinds else "globals")
         for name in NAMES.values():
-            lists = {store.source: store.names[name] for store in self._described if name in store.names}
-            first = next(iter(lists), None)
-            other = next((source for source, texts in lists.items() if texts != lists[first or ""]), None)
-            if other is not None:
-                raise DataError(f"{first} and {other} cannot be merged: their {name} differ, so equal ids would stand "
-                                "for different things; they come from different detectors")
-            if first is not None and len(lists) == len(self._described):
-                names[name] = lists[first]
+            having = [store for store in described if name in store.names]
+            for other in having[1:]:
+                if other.names[name] != having[0].names[name]:
+                    raise DataError(f"{having[0].source} and {other.source} cannot be merged: their {name} differ; "
+                                    "they come from different detectors")
+            if having and having == described:
+                names[name] = having[0].names[name]
         return names
 
     def _places_of(self, kind: str) -> np.ndarray:
@@ -98,7 +97,7 @@ class MergedFeatures(FeatureStore):
 
     def read_kinds(self, rows: np.ndarray, kinds: frozenset[str]) -> Features:
         merged = Features(None, None)
-        for kind in kinds:
+        for kind in sorted(kinds):
             parts = [(at, store.read_kinds(own, frozenset({kind}))) for store, at, own in self._served(kind, rows)]
             for name in ("regions", "boxes") if kind == "regions" else ("globals",):
                 if all(getattr(part, name) is not None for _, part in parts):
@@ -163,8 +162,7 @@ class MeanRegionGlobals(_Derived):
     def __init__(self, store: FeatureStore) -> None:
         super().__init__(store)
         if store.kinds != {"regions"}:
-            raise DataError(f"{store.source} gives {', '.join(sorted(store.kinds))}: globals from regions need regions "
-                            "alone")
+            raise DataError(f"{store.source} has {', '.join(sorted(store.kinds))}: means of regions need regions alone")
         self.global_dim = store.region_dim
 
     def read_kinds(self, rows: np.ndarray, kinds: frozenset[str]) -> Features:

@@ -112,11 +112,13 @@ class PerImageFeatures(FeatureStore):
     def _checked_image(self, row: int) -> ImageFeatures:
         """The file may have been replaced since it was indexed, and boxes may lie in files of their own."""
         image, count = self._image(row), int(self._counts[row])
-        expected = {"regions": (count, self.region_dim) if count else None, "boxes": (count, 4) if count
-                    and self._has_boxes else None, "globals": None if count else (self.global_dim,)}
+        expected: dict[str, tuple[int | None, ...]]
+        expected = {"regions": (count, self.region_dim)} if count else {"globals": (self.global_dim,)}
+        if self._has_boxes:
+            expected["boxes"] = (count, 4)
         for name, shape in expected.items():
             values = getattr(image, name)
-            if shape is not None and (values is None or values.shape != shape):
+            if values is None or values.shape != shape:
                 found = "none" if values is None else values.shape
                 raise DataError(f"{self.place(row)}: its {name} have shape {found}, expected {shape}; boxes and "
                                 "features are of other images, or the file was replaced since it was opened")

@@ -37,11 +37,9 @@ class ScanFeatures(FeatureStore):
         self.provenance = {}
         array = self._header()
         if array.ndim != 3 or array.dtype.kind != "f" or 0 in array.shape:
-            raise DataError(f"{path} has shape {array.shape} and type {array.dtype}, expected floats (rows, regions, "
-                            "dimension)")
+            raise DataError(f"{path} has shape {array.shape}, type {array.dtype}, expected floats (rows, regions, dim)")
         if not array.flags.c_contiguous:
-            raise DataError(f"{path} is in Fortran order, which scatters an image over the whole file: save it again "
-                            "with numpy.ascontiguousarray")
+            raise DataError(f"{path} is in Fortran order: save it again with numpy.ascontiguousarray")
         total, self.num_regions, self.region_dim = array.shape
         self._file, self._start, self._type = LazyFile(self.path), array.offset, array.dtype
         split = self.path.name.removesuffix(".npy").removesuffix("_ims")

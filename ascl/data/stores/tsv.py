@@ -73,8 +73,7 @@ class TsvFeatures(PerImageFeatures):
         try:
             return np.frombuffer(base64.b64decode(cells[column], validate=True), dtype=dtype)
         except (binascii.Error, ValueError) as error:
-            raise DataError(f"{self.place(row)}: `{column}` is no base64 of {dtype!r} ({error}); the file is damaged, "
-                            "fetch it again") from error
+            raise DataError(f"{self.place(row)}: `{column}` is no base64 ({error}); fetch it again") from error
 
 
 def _entries(path: Path) -> Iterator[Entry]:
@@ -124,11 +123,9 @@ def _checked_row(path: Path, line: int, offset: int, content: bytes, layout: str
     if boxes < 1:
         raise DataError(f"{where}: num_boxes is {boxes}; an image needs at least one, remove the row")
     if box_bytes != boxes * 16:
-        raise DataError(f"{where}: `boxes` has {box_bytes} bytes, {boxes} boxes of 4 float32 have {boxes * 16}; "
-                        f"{damaged}")
+        raise DataError(f"{where}: `boxes` has {box_bytes} bytes, {boxes} boxes have {boxes * 16}; {damaged}")
     if length < 1 or length % (boxes * 4):
-        raise DataError(f"{where}: `features` has {length} bytes, which does not divide by {boxes} boxes of float32; "
-                        f"{damaged}")
+        raise DataError(f"{where}: `features` has {length} bytes, which does not divide by {boxes} boxes; {damaged}")
     return Entry(image_id, where, boxes, length // (boxes * 4), boxes=True, details=layout == "lxmert", layout=layout,
                  size=(found["_w"], found["_h"]), place=(line, offset, len(content), len(content) - len(split[-1])))
 

@@ -1,4 +1,4 @@
-"""Feature files of other projects, written from plain arrays; shared by the tests of readers and of the conversion."""
+"""What the tests of stores share: feature files of other projects, written from plain arrays, and a dataset of rows."""
 
 import base64
 from dataclasses import dataclass, field
@@ -6,8 +6,34 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pytest
+
+from ascl.core.errors import DataError
+from ascl.data.stores.open import FeatureStore
 
 DIM = 6
+
+
+def refused(message: str, call, *arguments, **more) -> None:
+    with pytest.raises(DataError, match=message):
+        call(*arguments, **more)
+
+
+class RowsOf:
+    """A dataset that reads one row, to put a store into workers."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self.store = store
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.store.read([row]).regions[0]
+
+
+def made(*shape: int, seed: int = 0, dtype: type = np.float32) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
 
 @dataclass

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import psutil
 import pytest
-from foreign_files import DIM, KINDS, Image, make_images, written
+from foreign_files import DIM, KINDS, Image, RowsOf, make_images, refused, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
@@ -20,11 +20,6 @@ from ascl.core.errors import DataError
 from ascl.data.stores.open import FeatureStore, open_features
 
 COUNTS = [3, 5, 2, 5, 4]
-
-
-def refused(message: str, call, *arguments, **more) -> None:
-    with pytest.raises(DataError, match=message):
-        call(*arguments, **more)
 
 
 @pytest.fixture(scope="module")
@@ -68,19 +63,6 @@ def test_equal_numbers_of_regions_need_no_mask(tmp_path, kind):
     store = open_features([written(kind, tmp_path, make_images([3, 3]))])
     assert store.read([1, 0]).mask is None
     assert store.read(np.array([], dtype=np.int64)).regions.shape == (0, 3, DIM)
-
-
-class RowsOf:
-    """A dataset that reads one row, to put a store into workers."""
-
-    def __init__(self, store: FeatureStore) -> None:
-        self.store = store
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        return self.store.read([row]).regions[0]
 
 
 @pytest.mark.parametrize("kind", ["bottom-up tsv", "npz", "h5 arrays", "h5 detections"])
@@ -280,7 +262,7 @@ def damaged_tsv(change) -> bytes:
     (lambda c: [*c, b""], r"line 2 .*7 columns"),
     (lambda c: [*c[:3], b"four", *c[4:]], r"line 2 .*whole numbers .*four"),
     (lambda c: [*c[:3], b"0", *c[4:]], r"line 2 .*num_boxes is 0"),
-    (lambda c: [*c[:3], b"3", *c[4:]], r"line 2 .*`boxes` has 64 bytes, 3 boxes of 4 float32 have 48"),
+    (lambda c: [*c[:3], b"3", *c[4:]], r"line 2 .*`boxes` has 64 bytes, 3 boxes have 48"),
     (lambda c: [*c[:5], c[5][:-8]], r"line 2 .*`features` has 9. bytes, which does not divide by 4 boxes"),
     (lambda c: [*c[:5], foreign_files.text(np.zeros((4, 5), np.float32))],
      r"line 1 .* holds regions of dimension 6 .*line 2 .*regions of dimension 5"),

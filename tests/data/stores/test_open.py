@@ -7,19 +7,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from foreign_files import RowsOf, made, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from ascl.core.errors import DataError
-from ascl.data.stores.open import FeatureStore, open_features
+from ascl.data.stores.open import open_features
 
 IDS = ["pic_b", "pic_a", "pic_ü", "pic_d", "pic_e"]
-
-
-def refused(message: str, call, *arguments, **more) -> None:
-    with pytest.raises(DataError, match=message):
-        call(*arguments, **more)
 
 
 def write_h5(path: Path, ids: list[str], *, attributes: dict | None = None, **datasets: np.ndarray) -> Path:
@@ -30,10 +26,6 @@ def write_h5(path: Path, ids: list[str], *, attributes: dict | None = None, **da
         for name, values in datasets.items():
             file.create_dataset(name, data=values, chunks=(1, *values.shape[1:]) if values.ndim > 1 else None)
     return path
-
-
-def made(*shape: int, seed: int = 0, dtype: type = np.float32) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
 
 @pytest.fixture(scope="module")
@@ -98,19 +90,6 @@ def test_region_count_gives_a_mask_and_clears_the_padding(tmp_path):
     assert read.mask.tolist() == [[True, True, False], [True, False, False], [True, True, True]]
     assert np.array_equal(read.regions[0, :2], regions[1, :2])
     assert not read.regions[~read.mask].any()
-
-
-class RowsOf:
-    """A dataset that reads one row, to put a store into workers."""
-
-    def __init__(self, store: FeatureStore) -> None:
-        self.store = store
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        return self.store.read([row]).regions[0]
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".npy"])

@@ -4,18 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from foreign_files import made, refused
 
-from ascl.core.errors import DataError
 from ascl.data.stores.open import open_features
-
-
-def refused(message: str, call, *arguments, **more) -> None:
-    with pytest.raises(DataError, match=message):
-        call(*arguments, **more)
-
-
-def made(*shape: int, seed: int = 0, dtype: type = np.float32) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
 
 @pytest.mark.parametrize("repeat", [1, 5])
