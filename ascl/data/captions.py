@@ -1,20 +1,21 @@
 """Captions from the files that people already hold: Karpathy JSON, SCAN's text files, COCO caption JSON.
 
-Every reader decodes UTF-8 (with or without a byte order mark; plain, gzip or inside a zip, see `text_files.locate`),
-strips each caption and joins its inner white space, keeps the order of the file, and refuses what would go wrong
-silently later: an empty caption, a caption that is the text of a Python bytes literal, a list that does not fit its
-images, two images of one name.
+Every reader decodes UTF-8 (plain, gzip or inside a zip, see `text_files.locate`), strips each caption and joins its
+inner white space, keeps the order of the file, and refuses what would go wrong silently later: an empty caption, the
+text of Python bytes literals, a list that does not fit its images, two images of one name.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import operator
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,7 @@ class CaptionSet:
         captions: every caption, decoded and stripped, never empty.
         owner: (N_captions,) int64, index into `image_ids` of each caption's image.
         source: the file it came from, for messages.
-        caption_ids: the file's own number of each caption (Karpathy's `sentid`, COCO's annotation `id`: for COCO the
-            same numbers); None where the file gives none.
+        caption_ids: Karpathy's `sentid`, COCO's annotation `id` (the same numbers); None where the file gives none.
     """
 
     image_ids: list[str]
@@ -60,11 +60,8 @@ class CaptionSet:
             raise DataError(f"{self.source}: {len(self.captions)} captions but {len(self.caption_ids)} caption ids")
         repeated = [name for name, count in Counter(self.image_ids).items() if count > 1]
         if repeated:
-            raise DataError(
-                f"{self.source}: image id{'s' if len(repeated) > 1 else ''} {first_of(repeated, 3)} given to more than "
-                "one image; the name of an image "
-                "(its file name without ending) has to be unique, so rename the files or remove the double entries"
-            )
+            raise DataError(f"{self.source}: image id{'s' if len(repeated) > 1 else ''} {first_of(repeated, 3)} given "
+                            "to more than one image; rename the files (endings do not count) or remove the double ones")
 
     @property
     def described(self) -> str:
@@ -90,28 +87,26 @@ class CaptionSet:
         """The same images with the first `n` captions of each (COCO's test has 25,010; five an image count)."""
         if n < 1:
             raise ValueError(f"captions per image have to be at least 1, got {n}")
-        by_image, starts = self._captions_by_image
-        position = np.empty(len(by_image), dtype=np.int64)  # of each caption among its image's captions
-        position[by_image] = np.arange(len(by_image)) - starts[self.owner[by_image]]
-        kept = np.flatnonzero(position < n)
-        return replace(self, owner=self.owner[kept], **self._chosen(kept))
-
-    def _chosen(self, indices: Iterable[int]) -> dict[str, Any]:
-        """Texts and ids of some captions."""
-        chosen = list(indices)
-        ids = None if self.caption_ids is None else [self.caption_ids[i] for i in chosen]
-        return {"captions": [self.captions[i] for i in chosen], "caption_ids": ids}
+        kept = np.flatnonzero(number_within(self.owner) < n)
+        return self._chosen(self.image_ids, kept.tolist(), self.owner[kept])
 
     def subset(self, image_indices: Sequence[int] | np.ndarray) -> CaptionSet:
         """The images of the given indices, in that order, with all their captions; an index may occur once."""
-        chosen = [int(i) for i in image_indices]
-        captions = [self.captions_of(i) for i in chosen]
-        return replace(
-            self,
-            image_ids=[self.image_ids[i] for i in chosen],
-            owner=np.repeat(np.arange(len(chosen)), [len(group) for group in captions]),
-            **self._chosen(c for group in captions for c in group),
-        )
+        groups = [self.captions_of(int(i)) for i in image_indices]
+        owner = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+        return self._chosen([self.image_ids[i] for i in image_indices], list(itertools.chain(*groups)), owner)
+
+    def _chosen(self, image_ids: list[str], captions: list[int], owner: np.ndarray) -> CaptionSet:
+        ids = None if self.caption_ids is None else [self.caption_ids[i] for i in captions]
+        return CaptionSet(image_ids, [self.captions[i] for i in captions], owner, self.source, ids)
+
+
+def number_within(owner: np.ndarray) -> np.ndarray:
+    """(N,) int64: how many entries of the same owner come before each one."""
+    by_owner = np.argsort(owner, kind="stable")
+    number = np.empty(len(owner), dtype=np.int64)
+    number[by_owner] = np.arange(len(owner)) - np.searchsorted(owner[by_owner], owner[by_owner])
+    return number
 
 
 def load_karpathy(path: str | os.PathLike, split: str, *, restval_in_train: bool = True) -> CaptionSet:
@@ -124,15 +119,14 @@ def load_karpathy(path: str | os.PathLike, split: str, *, restval_in_train: bool
         restval_in_train: the images of COCO's `restval` belong to `train` (113,287 images), as everybody trains.
 
     Raises:
-        DataError: missing or damaged file, unknown split (the message lists those present), empty caption (named by
-            file, image and sentid), two images of one name.
+        DataError: missing or damaged file, unknown split (those present are listed), empty caption (image and sentid
+            named), two images of one name.
     """
     return _karpathy(read_json(path), Path(path), split, restval_in_train)
 
 
 def load_coco(path: str | os.PathLike) -> CaptionSet:
-    """Read a COCO caption file (`captions_val2014.json`, also `.gz`): `images[]` and `annotations[]`; the file is the
-    split.
+    """Read a COCO caption file (`captions_val2014.json`, also `.gz`), which is a split: `images[]` and `annotations[]`.
 
     Captions are grouped by image, in the order of the annotations; an image without captions stays, as a distractor.
 
@@ -143,42 +137,43 @@ def load_coco(path: str | os.PathLike) -> CaptionSet:
 
 
 def load_scan(folder: str | os.PathLike, split: str, *, captions_per_image: int | None = None) -> CaptionSet:
-    """Read SCAN's `{split}_caps.txt` (one caption a line, those of one image together) and `{split}_ids.txt` if it is
-    there.
+    """Read SCAN's `{split}_caps.txt` (a caption a line, those of one image together), and `{split}_ids.txt` if there.
 
     Args:
         folder: where the files lie; each may also be a `.gz`.
         split: "train", "dev", "test", "testall".
-        captions_per_image: without it, from the number of ids; without ids, five. An ids file with one line for each
-            caption gives the images by itself (lines of one image follow one another).
+        captions_per_image: without it, from the ids (a line for each image, or for each caption with those of one image
+            together); without ids, five.
 
     Raises:
-        DataError: missing file (the message lists the splits present), blank line or invalid UTF-8 (file and row
-            named), every line a `b'...'`, a number of captions that does not fit the images.
+        DataError: missing file (the splits present are listed), blank line or invalid UTF-8 (row named), every line a
+            `b'...'`, a number of captions that does not fit the images.
     """
     folder = Path(folder)
     path = locate(folder / f"{split}_caps.txt")
     if path is None:
-        raise DataError(
-            f"no {split}_caps.txt (or .gz) in {folder}; splits there: {_listed(_scan_splits(folder))}. {GET_DATA}"
-        )
-    captions = _read_lines(path)
-    _check_captions(captions, path, [f"row {row}" for row in range(1, len(captions) + 1)])
+        raise DataError(f"no {split}_caps.txt (or .gz) in {folder}; splits there: {_scan_splits(folder)}. {GET_DATA}")
+    captions = _read_lines(path, "caption")
+    _refuse_bytes(captions, path)
     ids = read_scan_ids(folder, split)
-    if ids is not None and len(ids) == len(captions):
-        image_ids, owner = _runs(ids)
-        per_image = np.bincount(owner)
-        if captions_per_image is not None and (per_image != captions_per_image).any():
-            image = int(np.flatnonzero(per_image != captions_per_image)[0])
-            raise DataError(
-                f"{split}_ids.txt in {folder} gives image {image_ids[image]} {per_image[image]} captions, "
-                f"{captions_per_image} were asked for"
-            )
+    if ids is None:
+        count = SCAN_CAPTIONS_PER_IMAGE if captions_per_image is None else captions_per_image
+        if count < 1 or len(captions) % count:
+            raise DataError(f"{path} has {len(captions)} captions, which is not a multiple of {count} captions an "
+                            "image; the file is incomplete, or give captions_per_image or an ids file")
+        image_ids, counts = [str(i) for i in range(len(captions) // count)], [count] * (len(captions) // count)
+    elif len(ids) == len(captions):
+        groups = [list(lines) for _, lines in itertools.groupby(ids)]
+        image_ids, counts = [group[0] for group in groups], [len(group) for group in groups]
     else:
-        count = _captions_per_image(len(captions), None if ids is None else len(ids), captions_per_image, path)
-        image_ids = [str(i) for i in range(len(captions) // count)] if ids is None else ids
-        owner = np.repeat(np.arange(len(image_ids)), count)
-    return CaptionSet(image_ids, captions, owner, str(path))
+        if len(captions) % len(ids):
+            raise DataError(f"{path} has {len(captions)} captions for the {len(ids)} images of its ids file, which "
+                            "does not divide; one of the two files is incomplete or belongs to another split")
+        image_ids, counts = ids, [len(captions) // len(ids)] * len(ids)
+    for image_id, count in zip(image_ids, counts, strict=True):
+        if captions_per_image not in (None, count):
+            raise DataError(f"{path}: image {image_id} has {count} captions, {captions_per_image} were asked for")
+    return CaptionSet(image_ids, captions, np.repeat(np.arange(len(counts)), counts), str(path))
 
 
 def load_captions(path_or_folder: str | os.PathLike, split: str) -> CaptionSet:
@@ -186,10 +181,9 @@ def load_captions(path_or_folder: str | os.PathLike, split: str) -> CaptionSet:
 
     Args:
         path_or_folder: a `.json` (Karpathy or COCO, told apart by content), a `*_caps.txt`, each also as `.gz` or in a
-            zip (`text_files.locate` has the rule); or a folder that holds exactly one of `{split}_caps.txt`,
-            `dataset_*.json`, `captions_{split}*.json`.
-        split: as in `load_karpathy` and `load_scan`; a COCO caption file or a text file named after another split is
-            refused.
+            zip (see `text_files.locate`); or a folder that holds exactly one of `{split}_caps.txt`, `dataset_*.json`,
+            `captions_{split}*.json`.
+        split: as in `load_karpathy` and `load_scan`; a COCO or text file named after another split is refused.
 
     Raises:
         DataError: nothing or more than one thing found in the folder, or any error of the readers.
@@ -206,15 +200,14 @@ def load_captions(path_or_folder: str | os.PathLike, split: str) -> CaptionSet:
         return _karpathy(content, path, split, restval_in_train=True)
     named = _COCO_NAME.fullmatch(path.name)
     if named is None:
-        raise DataError(f"{path} is a COCO caption file, which does not say its split: name it captions_{split}.json, "
-                        "one file for each split, or every split would be the same images")
+        raise DataError(f"{path} is a COCO caption file, which does not say its split: name it captions_{split}.json")
     if named.group(1) != split:
         raise DataError(f"{path} holds COCO's captions of {named.group(1)}, split {split} was asked for")
     return _coco(content, path)
 
 
 def captions_exist(path_or_folder: str | os.PathLike) -> bool:
-    """Whether there is anything at the path of a caption file or folder, in any of the ways that `load_captions` knows.
+    """Whether there is anything at the path of a caption file or folder, in any way that `load_captions` knows.
 
     Raises:
         DataError: a zip on the way is damaged or does not say which member is meant.
@@ -227,66 +220,57 @@ def read_scan_ids(folder: str | os.PathLike, split: str) -> list[str] | None:
     path = locate(Path(folder) / f"{split}_ids.txt")
     if path is None:
         return None
-    ids = _read_lines(path)
-    _check_filled(ids, path, [f"row {row}" for row in range(1, len(ids) + 1)], "id")
-    return ids
+    return _read_lines(path, "id")
 
 
 def count_scan_captions(folder: str | os.PathLike, split: str) -> int | None:
     """Number of captions in `{split}_caps.txt` (or `.gz`); None where there is no such file."""
     path = locate(Path(folder) / f"{split}_caps.txt")
-    return None if path is None else len(_read_lines(path))
+    return None if path is None else len(_read_lines(path, "caption"))
 
 
 def _karpathy(content: dict[str, Any], path: Path, split: str, restval_in_train: bool) -> CaptionSet:
-    images = _entries(content, "images", path)
+    images = entries(content, "images", path)
     wanted = {split, "restval"} if split == "train" and restval_in_train else {split}
-    chosen = []
+    splits = [_field(image, "split", path, f"images[{number}]") for number, image in enumerate(images)]
+    if split not in splits:
+        raise DataError(f"{path} has no split {split!r}; splits there: {_listed(set(splits))}")
+    image_ids: list[str] = []
+    captions, owner, ids = [], [], []
     for number, image in enumerate(images):
-        if _field(image, "split", path, f"images[{number}]") in wanted:
-            chosen.append((number, image))
-    if not any(image["split"] == split for _, image in chosen):
-        raise DataError(f"{path} has no split {split!r}; splits there: {_listed({str(i['split']) for i in images})}")
-    image_ids, captions, places, counts, ids = [], [], [], [], []
-    for number, image in chosen:
+        if splits[number] not in wanted:
+            continue
         filename = _field(image, "filename", path, f"images[{number}]")
-        sentences = _field(image, "sentences", path, f"images[{number}]")
-        image_ids.append(Path(filename).stem)
-        counts.append(len(sentences))
-        for position, sentence in enumerate(sentences):
+        for position, sentence in enumerate(_field(image, "sentences", path, f"images[{number}]")):
             place = f"image {filename}, sentid {sentence.get('sentid', f'? (sentence {position})')}"
-            captions.append(_clean(_field(sentence, "raw", path, place)))
-            places.append(place)
+            captions.append(_cleaned(_field(sentence, "raw", path, place), path, place))
+            owner.append(len(image_ids))
             ids.append(sentence.get("sentid"))
-    _check_captions(captions, path, places)
-    return CaptionSet(image_ids, captions, np.repeat(np.arange(len(image_ids)), counts), str(path), _numbers(ids))
+        image_ids.append(Path(filename).stem)
+    _refuse_bytes(captions, path)
+    return CaptionSet(image_ids, captions, np.array(owner, dtype=np.int64), str(path), _numbers(ids))
 
 
 def _coco(content: dict[str, Any], path: Path) -> CaptionSet:
-    images = _entries(content, "images", path)
+    images = entries(content, "images", path)
     index_of: dict[Any, int] = {}
     for number, image in enumerate(images):
         image_id = _field(image, "id", path, f"images[{number}]")
-        if image_id in index_of:
-            raise DataError(
-                f"{path}: two images have the id {image_id} (images[{index_of[image_id]}] and images[{number}])"
-            )
-        index_of[image_id] = number
-    captions, places, owner, ids = [], [], [], []
-    for number, annotation in enumerate(_entries(content, "annotations", path)):
+        if index_of.setdefault(image_id, number) != number:
+            raise DataError(f"{path}: two images have the id {image_id}, the second is images[{number}]")
+    found: list[tuple[int, str, Any]] = []
+    for number, annotation in enumerate(entries(content, "annotations", path)):
         place = f"annotation {annotation.get('id', f'? (annotations[{number}])')}"
         image_id = _field(annotation, "image_id", path, place)
         if image_id not in index_of:
             raise DataError(f"{path}, {place}: image_id {image_id} is not among the file's images")
-        captions.append(_clean(_field(annotation, "caption", path, place)))
-        places.append(place)
-        owner.append(index_of[image_id])
-        ids.append(annotation.get("id"))
-    _check_captions(captions, path, places)
+        caption = _cleaned(_field(annotation, "caption", path, place), path, place)
+        found.append((index_of[image_id], caption, annotation.get("id")))
+    found.sort(key=operator.itemgetter(0))
+    owner, captions, ids = (list(column) for column in zip(*found, strict=True))
+    _refuse_bytes(captions, path)
     names = [Path(_field(image, "file_name", path, f"images[{i}]")).stem for i, image in enumerate(images)]
-    by_image = np.argsort(owner, kind="stable")
-    return CaptionSet(names, [captions[i] for i in by_image], np.asarray(owner, dtype=np.int64)[by_image], str(path),
-                      _numbers([ids[i] for i in by_image]))
+    return CaptionSet(names, captions, np.array(owner, dtype=np.int64), str(path), _numbers(ids))
 
 
 def _numbers(ids: list[Any]) -> list[int] | None:
@@ -294,61 +278,27 @@ def _numbers(ids: list[Any]) -> list[int] | None:
     return ids if all(isinstance(number, int) for number in ids) else None
 
 
-def _captions_per_image(captions: int, images: int | None, wanted: int | None, path: Path) -> int:
-    if images is None:
-        count = SCAN_CAPTIONS_PER_IMAGE if wanted is None else wanted
-        if count < 1 or captions % count:
-            raise DataError(
-                f"{path} has {captions} captions, which is not a multiple of {count} captions an image; "
-                "the file is incomplete, or give captions_per_image or an ids file"
-            )
-        return count
-    if captions % images:
-        raise DataError(
-            f"{path} has {captions} captions for the {images} images of its ids file, which does not divide; "
-            "one of the two files is incomplete or belongs to another split"
-        )
-    if wanted is not None and wanted != captions // images:
-        raise DataError(
-            f"{path} has {captions} captions for {images} ids = {captions // images} an image, not {wanted}"
-        )
-    return captions // images
-
-
-def _runs(ids: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Neighboring equal ids are one image: its ids, and for each line the index of its image."""
-    entries = np.asarray(ids)
-    first = np.concatenate([[True], entries[1:] != entries[:-1]])
-    return entries[first].tolist(), np.cumsum(first) - 1
-
-
 def _only_caption_file(folder: Path, split: str) -> Path:
     patterns = [f"{split}_caps.txt", "dataset_*.json", f"captions_{split}[0-9]*.json"]
     found = sorted(path for p in patterns for ending in ("", ".gz") for path in folder.glob(p + ending))
     if not found:
-        raise DataError(
-            f"no captions of split {split!r} in {folder}: looked for {', '.join(patterns)} (also .gz). "
-            f"SCAN splits there: {_listed(_scan_splits(folder))}. {GET_DATA}"
-        )
+        raise DataError(f"no captions of split {split!r} in {folder}: looked for {', '.join(patterns)} (also .gz). "
+                        f"SCAN splits there: {_scan_splits(folder)}. {GET_DATA}")
     if len(found) > 1:
-        raise DataError(
-            f"{folder} holds several caption files ({_listed(p.name for p in found)}): give the path of one of them"
-        )
+        raise DataError(f"{folder} holds several caption files ({_listed(p.name for p in found)}): give one's path")
     return found[0]
 
 
-def _scan_splits(folder: Path) -> set[str]:
-    return {path.name.split("_caps.txt")[0] for path in folder.glob("*_caps.txt*")}
+def _scan_splits(folder: Path) -> str:
+    return _listed({path.name.split("_caps.txt")[0] for path in folder.glob("*_caps.txt*")})
 
 
-def _read_lines(path: Path) -> list[str]:
+def _read_lines(path: Path, what: str) -> list[str]:
     """Lines, cleaned, without empty ones at the end; only the line feed ends a line (`str.splitlines` has ten more)."""
-    lines = [_clean(line) for line in read_text(path).split("\n")]
-    while lines and not lines[-1]:
-        lines.pop()
-    if not lines:
+    text = read_text(path).rstrip()
+    if not text:
         raise DataError(f"{path} is empty: fetch it again")
-    return lines
+    return [_cleaned(line, path, f"row {row}", what) for row, line in enumerate(text.split("\n"), start=1)]
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
@@ -357,22 +307,20 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     try:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path} is not whole JSON (row {error.lineno}, column {error.colno}: {error.msg}): fetch it again"
-        ) from error
+        place = f"row {error.lineno}, column {error.colno}: {error.msg}"
+        raise DataError(f"{path} is not whole JSON ({place}): fetch it again") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a JSON {type(content).__name__}, expected an object with `images`")
     return content
 
 
-def _entries(content: dict[str, Any], key: str, path: Path) -> list[dict[str, Any]]:
-    entries = content.get(key)
-    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
-        raise DataError(
-            f"{path} has no list of objects `{key}` (keys: {_listed(content)}); expected Karpathy's "
-            "`dataset_*.json` or COCO's `captions_*.json`"
-        )
-    return entries
+def entries(content: dict[str, Any], key: str, path: Path) -> list[dict[str, Any]]:
+    """The list of objects under a key of a caption file; DataError where there is none."""
+    found = content.get(key)
+    if not isinstance(found, list) or not found or not all(isinstance(entry, dict) for entry in found):
+        raise DataError(f"{path} has no list of objects `{key}` (keys: {_listed(content)}); expected Karpathy's "
+                        "`dataset_*.json` or COCO's `captions_*.json`")
+    return found
 
 
 def _field(entry: dict[str, Any], key: str, path: Path, place: str) -> Any:
@@ -381,26 +329,19 @@ def _field(entry: dict[str, Any], key: str, path: Path, place: str) -> Any:
     return entry[key]
 
 
-def _clean(caption: str) -> str:
+def _cleaned(text: str, path: Path, place: str, what: str = "caption") -> str:
     """Stripped, with single spaces: COCO has captions with a line break inside."""
-    return " ".join(caption.split())
+    cleaned = " ".join(text.split())
+    if not cleaned:
+        raise DataError(f"{path}, {place}: empty {what}; remove the entry or fill it")
+    return cleaned
 
 
-def _check_captions(captions: list[str], path: Path, places: list[str]) -> None:
-    """Refuse empty captions, and files written with `str(bytes)`, which silently halve the accuracy."""
-    _check_filled(captions, path, places, "caption")
+def _refuse_bytes(captions: list[str], path: Path) -> None:
+    """Files written with `str(bytes)` silently halve the accuracy: b, quotes and escapes become words."""
     if captions and all(_BYTES_LITERAL.fullmatch(caption) for caption in captions):
-        raise DataError(
-            f"{path}: every caption is the text of a Python bytes literal (first: {captions[0][:60]}). "
-            "The file was written from undecoded bytes; write it again with .decode('utf-8'), "
-            "else b, quotes and escapes become words"
-        )
-
-
-def _check_filled(lines: list[str], path: Path, places: list[str], what: str) -> None:
-    for line, place in zip(lines, places, strict=True):
-        if not line:
-            raise DataError(f"{path}, {place}: empty {what}; remove the entry or fill it")
+        raise DataError(f"{path}: every caption is the text of a Python bytes literal (first: {captions[0][:60]}); "
+                        "write the file again from text decoded with .decode('utf-8')")
 
 
 def _listed(names: Iterable[Any]) -> str:

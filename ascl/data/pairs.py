@@ -1,5 +1,4 @@
-"""Image-caption pairs for training: one pair an item, batches without two captions of one image, both exactly
-repeatable.
+"""Image-caption pairs for training: one pair an item, batches without two captions of one image.
 
 Everything random is drawn from (seed, epoch) or (seed, epoch, caption), never from a stream that runs on: any number of
 workers gives the same batches, and a run resumed at (epoch, batch) goes on as if it had not been stopped.
@@ -7,6 +6,7 @@ workers gives the same batches, and a run resumed at (epoch, batch) goes on as i
 
 from __future__ import annotations
 
+import bisect
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ascl.core.errors import DataError
-from ascl.data.captions import CaptionSet
+from ascl.data.captions import CaptionSet, number_within
 from ascl.data.stores.open import FeatureStore
 from ascl.samples.positives import Positive
 
@@ -50,13 +50,8 @@ class Batch:
         return len(self.captions)
 
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return replace(
-            self,
-            regions=change(self.regions),
-            globals=None if self.globals is None else change(self.globals),
-            region_mask=None if self.region_mask is None else change(self.region_mask),
-            positive_order=None if self.positive_order is None else change(self.positive_order),
-        )
+        tensors: dict[str, Any] = {name: change(value) for name, value in vars(self).items() if torch.is_tensor(value)}
+        return replace(self, **tensors)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch with its tensors on `device`."""
@@ -68,8 +63,7 @@ class Batch:
 
 
 class PairDataset(Dataset):
-    """All pairs of a caption set: item = caption index, or (epoch, caption index) as `UniqueImageBatchSampler` yields
-    it.
+    """All pairs of a caption set: item = caption index, or (epoch, caption index) of a `UniqueImageBatchSampler`.
 
     An item is a `Batch` of one, and several items are one `Batch`. The epoch comes with the index, not from a method,
     because workers that outlive an epoch would not see it change.
@@ -77,26 +71,20 @@ class PairDataset(Dataset):
     Args:
         captions: the pairs.
         store: features of every image that has captions.
-        positive: (captions of the image, index of this one among them, generator) -> generated positive; drawn from
-            (seed, epoch, caption index) alone. None = no positives. `functools.partial(generate_positive, "both")`
-            is one; it has to be picklable where workers are spawned.
+        positive: (captions of the image, index of this one among them, generator) -> generated positive, as
+            `functools.partial(generate_positive, "both")`; picklable where workers are spawned. None = no positives.
         seed: >= 0.
 
     Raises:
         DataError: an image without features, a store without regions.
     """
 
-    def __init__(
-        self, captions: CaptionSet, store: FeatureStore, positive: PositiveFunction | None = None, *, seed: int = 0
-    ) -> None:
+    def __init__(self, captions: CaptionSet, store: FeatureStore, positive: PositiveFunction | None = None, *,
+                 seed: int = 0) -> None:
         if store.region_dim is None:
-            raise DataError(
-                f"{store.source} has no regions, only globals: extract regions of the images too"
-            )
-        self.captions = captions
-        self.store = store
-        self._positive = positive
-        self._seed = seed
+            raise DataError(f"{store.source} has no regions, only globals: extract regions of the images too")
+        self.captions, self.store = captions, store
+        self._positive, self._seed = positive, seed
         self._row_of_image = np.full(len(captions.image_ids), -1, dtype=np.int64)
         with_captions = np.unique(captions.owner)
         self._row_of_image[with_captions] = store.rows([captions.image_ids[i] for i in with_captions])
@@ -154,33 +142,24 @@ class UniqueImageBatchSampler(Sampler[list[tuple[int, int]]]):
     drop_last = True
 
     def __init__(self, owner: np.ndarray | Sequence[int], batch_size: int, *, seed: int = 0, epoch: int = 0) -> None:
-        self._owner = np.asarray(owner, dtype=np.int64)
-        _, self._owner = np.unique(self._owner, return_inverse=True)  # images without captions do not count
-        self._captions_per_image = np.bincount(self._owner)
-        self.batch_size = batch_size
-        self._seed = seed
-        self._epoch = epoch
-        self._position = 0
-        images = len(self._captions_per_image)
-        if not 1 <= batch_size <= images:
-            raise DataError(
-                f"batch size {batch_size} has to be within 1 and the number of images with captions, {images}"
-            )
+        # images without captions do not count
+        _, self._owner, self._captions_per_image = np.unique(np.asarray(owner, dtype=np.int64), return_inverse=True,
+                                                             return_counts=True)
+        self.batch_size, self._seed = batch_size, seed
+        self._epoch, self._position = epoch, 0
+        if not 1 <= batch_size <= len(self._captions_per_image):
+            raise DataError(f"batch size {batch_size} has to be within 1 and the number of images with captions, "
+                            f"{len(self._captions_per_image)}")
         self._batches = _most_batches(self._captions_per_image, batch_size)
 
     def __len__(self) -> int:
         """Batches of a whole epoch, the same for all epochs, wherever this one starts."""
         return self._batches
 
-    @property
-    def epoch(self) -> int:
-        return self._epoch
-
     def set_epoch(self, epoch: int, position: int | None = None) -> None:
-        """Choose the epoch that the next iteration gives, and the batch it starts at (for a resume).
+        """Choose the epoch that the next iteration gives, and the batch it starts at.
 
-        The loader prefetches, so the loop itself counts the batches that it has used: (epoch, used) is all a resume
-        needs.
+        The loader prefetches, so the loop counts the batches that it has used: (epoch, used) is all a resume needs.
 
         Args:
             epoch: >= 0.
@@ -190,14 +169,12 @@ class UniqueImageBatchSampler(Sampler[list[tuple[int, int]]]):
         if position is None:
             position = self._position if epoch == self._epoch else 0
         if epoch < 0 or not 0 <= position <= self._batches:
-            raise ValueError(
-                f"no batch {position} in epoch {epoch}: an epoch has {self._batches} batches, epochs start at 0"
-            )
+            raise ValueError(f"no batch {position} in epoch {epoch}: epochs start at 0, with {self._batches} batches")
         self._epoch, self._position = epoch, position
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, position = self._epoch, self._position
-        for batch in self._plan(epoch)[position:]:
+        epoch = self._epoch
+        for batch in self._plan(epoch)[self._position :]:
             yield [(epoch, caption) for caption in batch]
 
     def _plan(self, epoch: int) -> list[list[int]]:
@@ -243,20 +220,13 @@ class UniqueImageBatchSampler(Sampler[list[tuple[int, int]]]):
 
     def _kept(self, order: np.ndarray) -> np.ndarray:
         """The first `batches * batch_size` captions of a random order, with at most `batches` of one image."""
-        by_image = order[np.argsort(self._owner[order], kind="stable")]
-        starts = np.concatenate([[0], np.cumsum(self._captions_per_image)[:-1]])
-        number = np.empty(len(order), dtype=np.int64)  # of each caption among those of its image, in the random order
-        number[by_image] = np.arange(len(order)) - starts[self._owner[by_image]]
-        return order[number[order] < self._batches][: self._batches * self.batch_size]
+        kept = order[number_within(self._owner[order]) < self._batches]
+        return kept[: self._batches * self.batch_size]
 
 
 def _most_batches(captions_per_image: np.ndarray, batch_size: int) -> int:
     """Largest m with sum_i min(captions_i, m) >= m * batch_size: m full batches exist exactly then."""
-    low, high = 0, int(captions_per_image.sum()) // batch_size
-    while low < high:  # the left side is concave in m, so the m that fit are 0 to the answer
-        middle = (low + high + 1) // 2
-        if np.minimum(captions_per_image, middle).sum() >= middle * batch_size:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    def too_many(m: int) -> bool:  # the sum is concave in m, so that the m that fit are 0 to the answer
+        return bool(np.minimum(captions_per_image, m).sum() < m * batch_size)
+
+    return bisect.bisect(range(1, int(captions_per_image.sum()) // batch_size + 1), False, key=too_many)

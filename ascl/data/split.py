@@ -16,9 +16,8 @@ def data_paths(data: DataConfig, split: str) -> list[Path]:
     return [Path(path.replace("{split}", split)) for path in [data.captions, *data.features]]
 
 
-def build_split(
-    config: Config, split: str, *, captions_per_image: int | None = None, images: int | None = None
-) -> tuple[CaptionSet, FeatureStore]:
+def build_split(config: Config, split: str, *, captions_per_image: int | None = None,
+                images: int | None = None) -> tuple[CaptionSet, FeatureStore]:
     """Captions and features of one split, or of its first `images` images and first captions of each.
 
     Raises:

@@ -84,11 +84,8 @@ def _members_named(archive: Path, name: str) -> list[str]:
 def _only_json(archive: Path) -> Path:
     found = [name for name in _members(archive) if name.endswith((".json", ".json.gz"))]
     if len(found) != 1:
-        example = found[0] if found else "NAME.json"
-        raise DataError(
-            f"{archive} holds {len(found) or 'no'} caption files{' to choose from' if found else ''}: name one as a "
-            f"path, like {archive}/{example}; it holds: {_listed(archive)}"
-        )
+        raise DataError(f"{archive} holds {len(found) or 'no'} caption files{' to choose from' if found else ''}: name "
+                        f"one as a path, like {archive / [*found, 'NAME.json'][0]}; it holds: {_listed(archive)}")
     return archive / found[0]
 
 
@@ -103,9 +100,7 @@ def _read_member(archive: Path, name: str) -> bytes:
         info = file.getinfo(name)
         if info.file_size > _LARGEST_MEMBER:
             raise DataError(f"{archive}, member {name}: {info.file_size} bytes, which is no caption file")
-        if info.flag_bits & 1:
-            raise DataError(f"{archive}, member {name} is encrypted: unpack it by hand and give the path of the file")
         try:
             return file.read(info)
-        except NotImplementedError as error:
+        except RuntimeError as error:  # encrypted, or compressed in a way that Python does not know
             raise DataError(f"{archive}, member {name}: {error}; unpack it by hand and give its path") from error

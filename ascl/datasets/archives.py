@@ -6,6 +6,7 @@ the content of the archive is not written again.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import lzma
 import os
@@ -16,9 +17,8 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 from tqdm import tqdm
 
@@ -47,7 +47,7 @@ class _Member(NamedTuple):
     kind: str
     size: int
     crc: int | None
-    open: Callable[[], IO[bytes] | None]
+    open: Callable[[], IO[bytes]]
 
     @property
     def path(self) -> PurePosixPath:
@@ -55,10 +55,8 @@ class _Member(NamedTuple):
         return PurePosixPath(self.name)
 
 
-def unpack(
-    archive: str | os.PathLike, folder: str | os.PathLike, *, wanted: Wanted = lambda member: True,
-    progress: bool = True,
-) -> Unpacked:
+def unpack(archive: str | os.PathLike, folder: str | os.PathLike, *, wanted: Wanted = lambda member: True,
+           progress: bool = True) -> Unpacked:
     """Unpack a zip, or a tar with or without compression, into `folder`, with the folders that the archive has.
 
     Args:
@@ -68,10 +66,9 @@ def unpack(
         progress: show a bar.
 
     Raises:
-        DataError: a truncated or damaged archive; one that is encrypted; a member that leads out of the folder, is a
-            link or a device, or occurs twice; one that would unpack to more than `LARGEST_RATIO` times its size, or to
-            more than the disk holds. Of a zip nothing is written then; of a tar, which has no list of its members, what
-            lies before the fault.
+        DataError: a truncated, damaged or encrypted archive; a member that leads out of the folder, is a link or a
+            device, or occurs twice; more than `LARGEST_RATIO` times the archive's size, or than the disk holds. Of a
+            zip nothing is written then; of a tar, which has no list of its members, what lies before the fault.
     """
     archive, folder = Path(archive), Path(folder)
     if not archive.is_file():
@@ -99,17 +96,19 @@ def _zip_members(file: zipfile.ZipFile) -> Iterator[_Member]:
         mode = stat.S_IFMT(info.external_attr >> 16)  # 0 where the archive was not packed on Unix
         kind = "folder" if info.is_dir() else "encrypted" if info.flag_bits & 1 else "file"
         kind = kind if mode in (0, stat.S_IFREG, stat.S_IFDIR) else "a link or device"
-        yield _Member(info.filename, kind, info.file_size, info.CRC, partial(file.open, info))
+        yield _Member(info.filename, kind, info.file_size, info.CRC, functools.partial(file.open, info))
 
 
 def _tar_members(file: tarfile.TarFile, folder: Path) -> Iterator[_Member]:
     for info in file:
         kind = "file" if info.isreg() else "folder" if info.isdir() else "a link or device"
-        yield _Member(info.name, kind, info.size, None, partial(_tar_content, file, info, str(folder.absolute())))
+        content = functools.partial(_tar_content, file, info, str(folder.absolute()))
+        yield _Member(info.name, kind, info.size, None, content)
 
 
-def _tar_content(file: tarfile.TarFile, info: tarfile.TarInfo, folder: str) -> IO[bytes] | None:
-    return file.extractfile(tarfile.data_filter(info, folder))  # Python's own refusals, beside those of `_checked`
+def _tar_content(file: tarfile.TarFile, info: tarfile.TarInfo, folder: str) -> IO[bytes]:
+    # Python's own refusals, beside those of `_checked`; only files are asked for, which have a content
+    return cast(IO[bytes], file.extractfile(tarfile.data_filter(info, folder)))
 
 
 def _checked(members: Iterable[_Member], archive: Path, wanted: Wanted) -> Iterator[_Member]:
@@ -122,8 +121,7 @@ def _checked(members: Iterable[_Member], archive: Path, wanted: Wanted) -> Itera
             continue
         if (name.startswith("/") or "\\" in name or "\0" in name or ".." in path.parts or not path.parts
                 or re.match("[A-Za-z]:", name)):
-            raise DataError(f"{archive}, member {name!r}: leads out of the folder; nobody packs a data set so: do not "
-                            "trust this archive")
+            raise DataError(f"{archive}, member {name!r}: leads out of the folder; do not trust this archive")
         if member.kind == "folder":
             continue
         if member.kind != "file":
@@ -143,8 +141,7 @@ def _checked(members: Iterable[_Member], archive: Path, wanted: Wanted) -> Itera
 
 def _write_all(members: Iterable[_Member], archive: Path, folder: Path, progress: bool) -> Unpacked:
     files = written = 0
-    bar = tqdm(members, unit=" files", desc=f"unpacking {archive.name}", disable=not progress, leave=False)
-    for member in bar:
+    for member in tqdm(members, unit=" files", desc=f"unpacking {archive.name}", disable=not progress, leave=False):
         files += 1
         if not _is_there(folder / member.path, member):
             _write(member, folder / member.path)
@@ -163,16 +160,14 @@ def _is_there(target: Path, member: _Member) -> bool:
         return False
     with open(target, "rb") as present:
         if member.crc is None:
-            with _opened(member) as packed:
+            with member.open() as packed:
                 return all(chunk == present.read(CHUNK) for chunk in iter(lambda: packed.read(CHUNK), b""))
-        crc = 0
-        while chunk := present.read(CHUNK):
-            crc = zlib.crc32(chunk, crc)
-        return crc == member.crc
+        return member.crc == functools.reduce(lambda crc, chunk: zlib.crc32(chunk, crc),
+                                              iter(lambda: present.read(CHUNK), b""), 0)
 
 
 def _write(member: _Member, target: Path) -> None:
-    with _opened(member) as packed:
+    with member.open() as packed:
         try:
             with atomic_path(target, flush=False) as unfinished:
                 with open(unfinished, "wb") as sink:
@@ -182,12 +177,6 @@ def _write(member: _Member, target: Path) -> None:
                     raise zipfile.BadZipFile(f"member {member.path} ends early")
         except OSError as error:
             refuse_full_disk(error, target)
-
-
-def _opened(member: _Member) -> IO[bytes]:
-    content = member.open()
-    assert content is not None  # only asked for files
-    return content
 
 
 def _read(packed: IO[bytes]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -29,10 +30,9 @@ SAMPLE = 64  # images of each split whose features are read
 
 @dataclass(frozen=True)
 class Check:
-    """One row of the table.
+    """One row of the table: what was looked at in which split, in few words what was found and wanted, the state.
 
-    what, split: that was looked at. found, wanted: in few words. state: `note` = differs from what was published, and
-    may be meant so. detail: the whole story, where the state is not `ok`.
+    state: `note` = differs from what was published, and may be meant so. detail: the whole story, unless `ok`.
     """
 
     what: str
@@ -59,59 +59,46 @@ def table(checks: list[Check]) -> str:
 
 
 def check_dataset(config: Config, *, verify_images: bool = False, progress: bool = False) -> list[Check]:
-    """Everything that the settings name: captions of each split, their images, their features. Never raises for what is
-    missing or broken: that is in the rows.
+    """Check what the settings name: captions, images, features of each split. What is missing or broken is in the rows.
 
     Counts are compared with the published ones where the captions are of a published data set; a difference is a note,
     for people hold reconstructions that lack an image. Where no images folder is set, images are not looked for.
 
     Args:
         config: what to check.
-        verify_images: decode every image; without it each has to be there and not empty.
-        progress: show a bar while images are decoded.
+        verify_images: decode every image, with a bar where `progress`; without it each has to be there and not empty.
     """
     data = config.data
-    checks: list[Check] = []
-    captions: dict[str, CaptionSet] = {}
-    for split in splits(data):
-        loaded = _load(data, split)
-        if isinstance(loaded, Check):
-            checks.append(loaded)
-        else:
-            captions[split] = loaded
-            checks.append(_captions(config, split, loaded))
-    checks += _separation(captions)
+    rows = {split: _captions(config, split) for split in splits(data)}
+    captions = {split: found for split, (_, found) in rows.items() if found is not None}
+    checks = [check for check, _ in rows.values()] + _separation(captions)
     if data.images is not None:
         checks += _images(Path(data.images), captions, verify_images, progress)
-    checks += _features(data, captions)
-    return checks
+    return [*checks, *_features(data, captions)]
 
 
-def _load(data: DataConfig, split: str) -> CaptionSet | Check:
-    path = data_paths(data, split)[0]
+def _captions(config: Config, split: str) -> tuple[Check, CaptionSet | None]:
+    """Row of a split, and its captions where they could be read."""
+    path = data_paths(config.data, split)[0]
     try:
         if not captions_exist(path):
             return Check("captions", split, "nothing", "captions", "MISSING",
-                         f"{path} does not exist; to get it: {data.prepare}")
-        return load_captions(path, split)
+                         f"{path} does not exist; to get it: {config.data.prepare}"), None
+        captions = load_captions(path, split)
     except (DataError, OSError) as error:
-        return Check("captions", split, "unusable", "captions", "WRONG", str(error))
-
-
-def _captions(config: Config, split: str, captions: CaptionSet) -> Check:
-    """Row of a split that could be read."""
-    def words(images: int, texts: int) -> str:
-        return f"{images:,} images, {texts:,} captions"
-
-    found = (len(captions.image_ids), len(captions.captions))
-    wanted = _published_counts(config, captions).get(split)
+        return Check("captions", split, "unusable", "captions", "WRONG", str(error)), None
+    in_words = "{:,} images, {:,} captions".format
+    count = (len(captions.image_ids), len(captions.captions))
+    published = _published_counts(config, captions).get(split)
+    found, wanted = in_words(*count), "any" if published is None else in_words(*published)
     if not captions.captions:
-        return Check("captions", split, words(*found), "captions", "WRONG", f"{captions.source}: no caption of {split}")
-    if wanted is None or wanted == found:
-        return Check("captions", split, words(*found), "any" if wanted is None else words(*wanted), "ok")
-    return Check("captions", split, words(*found), words(*wanted), "note",
-                 f"{captions.source}, split {split}, has {words(*found)}; published are {words(*wanted)}: results are "
-                 "not exactly comparable with those of others")
+        check = Check("captions", split, found, "captions", "WRONG", f"{captions.source}: no caption of {split}")
+    elif published in (None, count):
+        check = Check("captions", split, found, wanted, "ok")
+    else:
+        check = Check("captions", split, found, wanted, "note", f"{captions.source}, split {split}, has {found}; "
+                      f"published are {wanted}: results are not exactly comparable with those of others")
+    return check, captions
 
 
 def _published_counts(config: Config, captions: CaptionSet) -> dict[str, tuple[int, int]]:
@@ -125,24 +112,16 @@ def _separation(captions: dict[str, CaptionSet]) -> list[Check]:
     """No image may be in two splits, or one is tested on what was trained. Within a split the reader sees to that."""
     if len(captions) < 2:
         return []
-    if any(_numbered(split) for split in captions.values()):
+    # ids that are no more than the rows' numbers, as those of SCAN's text without an ids file
+    if any(texts.image_ids == [str(i) for i in range(len(texts.image_ids))] for texts in captions.values()):
         return [Check("images in two splits", ALL, "unknown", "none", "note",
                       "the captions name no images (no {split}_ids.txt), so splits cannot be compared")]
-    seen: dict[str, str] = {}
-    shared: list[str] = []
-    for split, texts in captions.items():
-        shared += [f"{name} ({seen[name]} and {split})" for name in texts.image_ids if name in seen]
-        seen |= dict.fromkeys(texts.image_ids, split)
+    shared = [f"{name} ({one} and {other})" for one, other in itertools.combinations(captions, 2)
+              for name in sorted({*captions[one].image_ids} & {*captions[other].image_ids})]
     if not shared:
         return [Check("images in two splits", ALL, "none", "none", "ok")]
     return [Check("images in two splits", ALL, f"{len(shared):,}", "none", "WRONG",
-                  f"images that are in two splits: {first_of(shared, 3)}; results on them mean nothing, get the split "
-                  "anew")]
-
-
-def _numbered(captions: CaptionSet) -> bool:
-    """Whether ids are no more than the rows' numbers, as those of SCAN's text without an ids file."""
-    return captions.image_ids == [str(i) for i in range(len(captions.image_ids))]
+                  f"images that are in two splits: {first_of(shared, 3)}; get the split anew, results mean nothing")]
 
 
 def _images(folder: Path, captions: dict[str, CaptionSet], verify: bool, progress: bool) -> Iterator[Check]:
@@ -163,9 +142,8 @@ def _images(folder: Path, captions: dict[str, CaptionSet], verify: bool, progres
             bad |= _unreadable([path for path in there if path not in bad], split, progress)
         found, wanted = f"{len(there) - len(bad):,} good files", f"{len(ids):,}"
         if missing:
-            yield Check("images", split, found, wanted, "MISSING",
-                        f"{len(missing):,} of {len(ids):,} images of {split} are not in {folder}: "
-                        f"{first_of(missing, 3)}")
+            yield Check("images", split, found, wanted, "MISSING", f"{len(missing):,} of {len(ids):,} images of "
+                        f"{split} are not in {folder}: {first_of(missing, 3)}")
         if bad:
             told = first_of([f"{path} {reason}" for path, reason in bad.items()], 3)
             yield Check("images", split, found, wanted, "WRONG",
@@ -199,8 +177,7 @@ def _features(data: DataConfig, captions: dict[str, CaptionSet]) -> Iterator[Che
         absent = sorted(str(path) for path in files if not path.exists())
         yield Check("features", ALL, f"{len(files) - len(absent)} of {len(files)} files", f"{len(files)} files",
                     "MISSING" if absent else "note", f"feature files {', '.join(absent)} do not exist: extract regions "
-                    "and globals of the images" if absent else
-                    "without captions nothing says which rows are wanted")
+                    "and globals of the images" if absent else "without captions nothing says which rows are wanted")
     groups: dict[tuple[Path, ...], list[str]] = {}
     for split in captions:
         groups.setdefault(tuple(data_paths(data, split)[1:]), []).append(split)
@@ -220,7 +197,7 @@ def _features(data: DataConfig, captions: dict[str, CaptionSet]) -> Iterator[Che
             dims[split] = (store.region_dim, store.global_dim)
             yield from _features_of_split(store, split, captions[split])
         wanted = {name for split in of_splits for name in captions[split].image_ids}
-        extra = sum(name not in wanted for name in store.image_ids)
+        extra = len(set(store.image_ids) - wanted)
         yield Check("feature rows", named, f"{len(store):,}, {extra:,} without captions", f"{len(wanted):,} or more",
                     "ok" if len(store) >= len(wanted) else "MISSING")
     if len(set(dims.values())) > 1:
@@ -231,21 +208,16 @@ def _features(data: DataConfig, captions: dict[str, CaptionSet]) -> Iterator[Che
 
 def _features_of_split(store: FeatureStore, split: str, captions: CaptionSet) -> Iterator[Check]:
     lacking = [kind for kind in ("regions", "globals") if kind not in store.kinds]
-    found = ", ".join(filter(None, (
-        f"regions {store.num_regions} x {store.region_dim}" if store.region_dim is not None else "",
-        f"globals {store.global_dim}" if store.global_dim is not None else "",
-    )))
+    held = {"regions": f"regions {store.num_regions} x {store.region_dim}", "globals": f"globals {store.global_dim}"}
+    found = ", ".join(text for kind, text in held.items() if kind in store.kinds)
     if lacking:
         instead = ", or set data.global_source to mean-region" if lacking == ["globals"] else ""
-        yield Check("features", split, found, "regions and globals", "MISSING",
-                    f"{store.source} has no {' and no '.join(lacking)}: extract {' and '.join(lacking)} of the "
-                    f"images{instead}")
+        yield Check("features", split, found, "regions and globals", "MISSING", f"{store.source} has no "
+                    f"{' and no '.join(lacking)}: extract {' and '.join(lacking)} of the images{instead}")
     try:
         rows = store.rows(captions.image_ids)
     except DataError as error:
-        have = set(store.image_ids)
-        count = sum(name in have for name in captions.image_ids)
-        whole = len(captions.image_ids)
+        count, whole = len({*captions.image_ids} & {*store.image_ids}), len(captions.image_ids)
         yield Check("features", split, f"{count:,} images" if count < whole else "not of every image",
                     f"{whole:,} images", "MISSING", str(error))
         return
@@ -263,9 +235,8 @@ def _sample(store: FeatureStore, split: str, rows: np.ndarray) -> Iterator[Check
     except (DataError, OSError) as error:
         yield Check("sampled features", split, "broken", wanted, "WRONG", str(error))
         return
-    for kind, values in (("regions", features.regions), ("globals", features.globals)):
-        if values is None:
-            continue
+    for kind in sorted(store.kinds, reverse=True):
+        values = getattr(features, kind)
         empty = np.flatnonzero(~values.reshape(len(values), -1).any(axis=1))
         if len(empty):
             names = [store.image_ids[chosen[i]] for i in empty]

@@ -37,11 +37,7 @@ _LONGEST_PAUSE = 120.0  # seconds
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a publisher.
-
-    url: http or https, another address is a DataError. size: in bytes. sha256: of the whole file, in lower-case
-        hexadecimal digits.
-    """
+    """A file of a publisher: address (http or https, else a DataError), bytes, lower-case hexadecimal SHA-256."""
 
     url: str
     size: int
@@ -64,9 +60,7 @@ class RemoteFile:
 @dataclass(frozen=True)
 class Patience:
     """timeout: seconds without a byte before the connection counts as lost. attempts: in a row without a new byte.
-
-    backoff: seconds before the second attempt, doubled for each further one. sleep: how to wait for so many seconds.
-    """
+    backoff: seconds before the second attempt, doubled for each further one. sleep: how to wait for some seconds."""
 
     timeout: float = 60.0
     attempts: int = 6
@@ -77,12 +71,12 @@ class Patience:
 USUAL_PATIENCE = Patience()
 
 
+@dataclass(eq=False)
 class _Interrupted(Exception):
     """A fault that may pass; `wait` is what the server asks for, in seconds."""
 
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
-        super().__init__(reason)
-        self.wait = wait
+    reason: str
+    wait: float = 0.0
 
 
 def at_mirror(file: RemoteFile, mirror: str | None) -> RemoteFile:
@@ -90,15 +84,13 @@ def at_mirror(file: RemoteFile, mirror: str | None) -> RemoteFile:
     return file if mirror is None else replace(file, url=f"{mirror.rstrip('/')}/{file.name}")
 
 
-def fetch(
-    file: RemoteFile, folder: str | os.PathLike, *, patience: Patience = USUAL_PATIENCE, progress: bool = True
-) -> Path:
+def fetch(file: RemoteFile, folder: str | os.PathLike, *, patience: Patience = USUAL_PATIENCE,
+          progress: bool = True) -> Path:
     """The file in `folder`, with the published size and checksum; what is there already is not fetched again.
 
     Raises:
         DataError: the server refuses or stays away, offers another size, or sends what has another checksum (nothing is
-            kept then); no room on the disk; another process fetches the same file; or `folder` has a false file of that
-            name. The message says what to do.
+            kept then); no room on the disk; another process fetches the same file; or `folder` has a false one.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,9 +122,7 @@ def fetched(file: RemoteFile, folder: str | os.PathLike) -> int:
 def require_space(folder: str | os.PathLike, needed: int, what: str) -> None:
     """Refuse before the work begins what will not fit on the disk of `folder`, which need not exist yet."""
     place = Path(folder).absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(next(near for near in (place, *place.parents) if near.exists())).free
     if needed > free:
         raise DataError(f"{what} needs {readable(needed)} on the disk of {folder}, {readable(free)} are free: make "
                         f"room, or let {folder} be a link to a larger disk")
@@ -140,36 +130,32 @@ def require_space(folder: str | os.PathLike, needed: int, what: str) -> None:
 
 def readable(size: int) -> str:
     """1234567 -> "1.2 MB"."""
-    value, unit = float(size), "bytes"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 999.5:
-            break
-        value, unit = value / 1000, larger
-    return f"{size} bytes" if unit == "bytes" else f"{value:.1f} {unit}"
+    power = sum(size >= 999.5 * 1000**larger for larger in range(4))
+    return f"{size / 1000**power:.1f} {' kMGT'[power]}B" if power else f"{size} bytes"
 
 
 def refuse_full_disk(error: OSError, path: Path) -> NoReturn:
     """An error while writing, as a message that says what to do; what is there already stays."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(path.parent).free
-        raise DataError(f"{path}: the disk is full ({readable(free)} free); make room, and the same command goes on "
-                        "from here") from error
-    raise DataError(f"{path} cannot be written ({error.strerror or error}); the same command goes on from here "
-                    "when it can") from error
+        raise DataError(f"{path}: the disk is full ({readable(shutil.disk_usage(path.parent).free)} free); make room, "
+                        "and the same command goes on from here") from error
+    raise DataError(f"{path} cannot be written ({error.strerror or error}); see to that and call again") from error
 
 
 def _name_when_true(file: RemoteFile, part: Path, final: Path, progress: bool) -> None:
-    remedy = (f"the same command fetches it again; if it ends so again, {file.url} has changed, or something on the "
-              f"way alters it: try a mirror, or put a true copy at {final}")
+    remedy = (f"the same command fetches it again; if it ends so again, {file.url} has changed or is altered on the "
+              f"way: try a mirror, or put a true copy at {final}")
     try:
         _refuse_false(part, file, remedy, progress)
+        with open(part, "rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(part, final)
     except DataError:
-        _forget(part)
+        part.unlink()
         raise
-    with open(part, "rb+") as written:
-        os.fsync(written.fileno())
-    os.replace(part, final)
-    _forget(part)
+    finally:
+        if not part.exists():
+            _version_file(part).unlink(missing_ok=True)
 
 
 def _refuse_false(path: Path, file: RemoteFile, remedy: str, progress: bool) -> None:
@@ -189,11 +175,6 @@ def _bar(total: int, done: int, what: str, progress: bool) -> tqdm:
     return tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=what, disable=not progress, leave=False)
 
 
-def _forget(part: Path) -> None:
-    part.unlink(missing_ok=True)
-    _version_file(part).unlink(missing_ok=True)
-
-
 def _version_file(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
@@ -210,14 +191,11 @@ def _fetch_all(file: RemoteFile, part: Path, patience: Patience, progress: bool)
                 failures = 0 if have > furthest else failures + 1
                 furthest = max(furthest, have)
                 if failures >= patience.attempts:
-                    raise DataError(
-                        f"{file.url}: {fault}, {failures} times in a row; {have} of {file.size} bytes are in {part} "
-                        "and the same command goes on from there; if the address does not answer any more, try "
-                        "a mirror"
-                    ) from fault
+                    raise DataError(f"{file.url}: {fault.reason}, {failures} times in a row; {have} of {file.size} "
+                                    f"bytes are in {part}; the same command goes on from there or a mirror") from fault
                 pause = min(max(patience.backoff * 2 ** max(failures - 1, 0), fault.wait), _LONGEST_PAUSE)
                 if progress:
-                    bar.write(f"{file.name}: {fault}; again in {pause:.0f} s")
+                    bar.write(f"{file.name}: {fault.reason}; again in {pause:.0f} s")
                 patience.sleep(pause)
 
 
@@ -237,14 +215,13 @@ def _fetch_rest(file: RemoteFile, part: Path, sink: IO[bytes], timeout: float, b
         else:
             offered = response.headers.get("Content-Length")
             if offered is not None and offered != str(file.size):
-                raise DataError(f"{file.url} offers {offered} bytes, the published file has {file.size}: the file has "
+                raise DataError(f"{file.url} offers {offered} bytes, the published file has {file.size}: it has "
                                 "changed or is an error page; get it from a mirror")
             _start_anew(file, part, sink, bar, _validator_of(response))
         while chunk := response.read1(CHUNK):  # read() would hold back what arrives before a stall
             if sink.tell() + len(chunk) > file.size:
                 _start_anew(file, part, sink, bar)
-                raise DataError(f"{file.url} sends more than the {file.size} bytes of the published file: it has "
-                                "changed; get it from a mirror")
+                raise DataError(f"{file.url} sends more than the {file.size} bytes published; get it from a mirror")
             try:
                 sink.write(chunk)
                 sink.flush()  # what has arrived is in the file, whenever the process is killed
@@ -266,17 +243,14 @@ def _connection(request: urllib.request.Request, timeout: float) -> Iterator[htt
             asked = error.headers.get("Retry-After", "")
             raise _Interrupted(f"the server answers {error.code} {error.reason}",
                                float(asked) if asked.isdecimal() else 0.0) from error
-        raise DataError(
-            f"{request.full_url}: the server answers {error.code} {error.reason}; the file is not (any more) to be had "
-            "there: give a mirror, or fetch it by hand (data/README.md says where it goes)"
-        ) from error
+        raise DataError(f"{request.full_url}: the server answers {error.code} {error.reason}; give a mirror, or fetch "
+                        "it by hand (data/README.md says where it goes)") from error
     except (http.client.InvalidURL, UnicodeError) as error:
         raise DataError(f"{request.full_url} is no valid address ({error})") from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLCertVerificationError):
-            raise DataError(f"{request.full_url}: the server's certificate is not valid "
-                            f"({reason.verify_message}); give a mirror") from error
+            raise DataError(f"{request.full_url}: certificate {reason.verify_message}; give a mirror") from error
         raise _Interrupted(f"the connection failed ({reason or type(error).__name__})") from error
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
-from ascl.core.errors import DataError
+from ascl.core.errors import DataError, first_of
 from ascl.data.captions import captions_exist, load_captions
 from ascl.data.split import data_paths
 from ascl.images.read import find_images, is_image_name
@@ -12,11 +13,7 @@ from ascl.settings.retrieval import DataConfig, load_config
 
 
 def present_images(folder: Path) -> dict[str, Path]:
-    """Id -> file of every image below a folder; empty where there is no folder or no image in it.
-
-    Raises:
-        DataError: two images of one id.
-    """
+    """Id -> file of every image below a folder, if any; a DataError for two images of one id."""
     if not folder.is_dir():
         return {}
     try:
@@ -33,12 +30,16 @@ def missing_images(data: DataConfig) -> set[str] | None:
     Raises:
         DataError: the captions cannot be read, or two images have one id.
     """
-    paths = {split: data_paths(data, split)[0] for split in splits(data)}
-    if not all(captions_exist(path) for path in paths.values()):
+    if not all(captions_exist(data_paths(data, split)[0]) for split in splits(data)):
         return None
-    wanted = {name for split, path in paths.items() for name in load_captions(path, split).image_ids}
     present = {} if data.images is None else present_images(Path(data.images))
-    return {name for name in wanted if name not in present or not present[name].stat().st_size}
+    return {name for name in _wanted(data) if name not in present or not present[name].stat().st_size}
+
+
+def _wanted(data: DataConfig) -> list[str]:
+    """Ids of the captions' images, split after split, each once."""
+    each = (load_captions(data_paths(data, split)[0], split).image_ids for split in splits(data))
+    return list(dict.fromkeys(itertools.chain.from_iterable(each)))
 
 
 def splits(data: DataConfig) -> list[str]:
@@ -59,14 +60,9 @@ def data_set_images(dataset: str) -> list[Path]:
     data = load_config(["--dataset", dataset]).data
     if data.images is None:
         raise DataError(f"{dataset} names no folder of images: set data.images")
-    path_of = present_images(Path(data.images))
-    wanted: dict[str, None] = {}
-    for split in splits(data):
-        wanted |= dict.fromkeys(load_captions(data_paths(data, split)[0], split).image_ids)
+    path_of, wanted = present_images(Path(data.images)), _wanted(data)
     missing = [image_id for image_id in wanted if image_id not in path_of]
     if missing:
-        raise DataError(
-            f"{data.images} lacks {len(missing)} of the {len(wanted)} images that {data.captions} names, "
-            f"such as {', '.join(missing[:5])}; {data.prepare}"
-        )
+        raise DataError(f"{data.images} lacks {len(missing)} of the {len(wanted)} images that {data.captions} names, "
+                        f"such as {first_of(missing)}; {data.prepare}")
     return [path_of[image_id] for image_id in wanted]

@@ -20,8 +20,7 @@ class ImageArchive:
 class ByHand:
     """Images that the publisher gives to those who ask.
 
-    page, form: addresses of the description and of the form. archives: names of the file that comes, as packed by the
-    publisher. unpacked: name of the folder in it.
+    page, form: addresses. archives: possible names of the file that comes. unpacked: name of the folder in it.
     """
 
     page: str
@@ -34,9 +33,9 @@ class ByHand:
 class Published:
     """A data set.
 
-    captions: zip of Karpathy's split files. caption_file: the member for this data set. images: archives that anybody
-    may fetch. annotations: the publisher's own captions, in no split of Karpathy's. by_hand: set where images have to
-    be asked for. counts: (images, captions) of each split.
+    captions: zip of Karpathy's split files. caption_file: its member. counts: (images, captions) of each split.
+    images: archives that anybody may fetch. annotations: the publisher's own captions, in no split of Karpathy's.
+    by_hand: set where images have to be asked for.
     """
 
     captions: RemoteFile
@@ -49,22 +48,14 @@ class Published:
 
 # Sizes and checksums: tensorflow/datasets on GitHub, tensorflow_datasets/url_checksums/coco_captions.txt. COCO's server
 # has no certificate for its own name, hence http; what arrives is checked against the sha256.
-_KARPATHY = RemoteFile(
-    f"https://cs.stanford.edu/people/karpathy/deepimagesent/{CAPTION_ARCHIVE}", 36_745_453,
-    "4cfd70132527b80933105e5829dc9034eaab9573482e2e680abbab6130244817",
-)
-_COCO_TRAIN = RemoteFile(
-    "http://images.cocodataset.org/zips/train2014.zip", 13_510_573_713,
-    "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775",
-)
-_COCO_VAL = RemoteFile(
-    "http://images.cocodataset.org/zips/val2014.zip", 6_645_013_297,
-    "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0",
-)
-_COCO_ANNOTATIONS = RemoteFile(
-    "http://images.cocodataset.org/annotations/annotations_trainval2014.zip", 252_872_794,
-    "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
-)
+_KARPATHY = RemoteFile(f"https://cs.stanford.edu/people/karpathy/deepimagesent/{CAPTION_ARCHIVE}", 36_745_453,
+                       "4cfd70132527b80933105e5829dc9034eaab9573482e2e680abbab6130244817")
+_COCO_TRAIN = RemoteFile("http://images.cocodataset.org/zips/train2014.zip", 13_510_573_713,
+                         "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775")
+_COCO_VAL = RemoteFile("http://images.cocodataset.org/zips/val2014.zip", 6_645_013_297,
+                       "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0")
+_COCO_ANNOTATIONS = RemoteFile("http://images.cocodataset.org/annotations/annotations_trainval2014.zip", 252_872_794,
+                               "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009")
 
 # Counts: Karpathy's split files; COCO's `restval` belongs to train. Forms: the links of the publishers' pages, as
 # many public repositories give them (for Flickr30K: mertyg/vision-language-models-are-bows).
@@ -78,18 +69,13 @@ PUBLISHED = {
     "flickr30k": Published(
         _KARPATHY, "dataset_flickr30k.json",
         counts={"train": (29_000, 145_000), "val": (1_014, 5_070), "test": (1_000, 5_000)},
-        by_hand=ByHand(
-            page="https://shannon.cs.illinois.edu/DenotationGraph/", form="https://forms.illinois.edu/sec/229675",
-            archives=("flickr30k-images.tar.gz", "flickr30k-images.tar"), unpacked="flickr30k-images",
-        ),
+        by_hand=ByHand("https://shannon.cs.illinois.edu/DenotationGraph/", "https://forms.illinois.edu/sec/229675",
+                       ("flickr30k-images.tar.gz", "flickr30k-images.tar"), unpacked="flickr30k-images"),
     ),
     "flickr8k": Published(
         _KARPATHY, "dataset_flickr8k.json",
         counts={"train": (6_000, 30_000), "val": (1_000, 5_000), "test": (1_000, 5_000)},
-        by_hand=ByHand(
-            page="https://hockenmaier.cs.illinois.edu/8k-pictures.html",
-            form="https://forms.illinois.edu/sec/1713398",
-            archives=("Flickr8k_Dataset.zip",), unpacked="Flicker8k_Dataset",
-        ),
+        by_hand=ByHand("https://hockenmaier.cs.illinois.edu/8k-pictures.html",
+                       "https://forms.illinois.edu/sec/1713398", ("Flickr8k_Dataset.zip",), "Flicker8k_Dataset"),
     ),
 }

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from ascl.core.tensors import at_least_float32
+from ascl.core.tensors import at_least_float32, check_positive
 
 CUTOFFS = ("token_cutoff", "feature_cutoff")
 BASIC_KINDS = ("gaussian", "shuffle", *CUTOFFS, "dropout")
@@ -48,7 +48,7 @@ class NoiseSettings:
             raise ValueError(f"mixture_kinds is empty: name at least one of {', '.join(BASIC_KINDS)}")
         for kind in self.mixture_kinds:
             _check_kind(kind, BASIC_KINDS)
-        _check_positive("gaussian_scale", self.gaussian_scale)
+        check_positive(gaussian_scale=self.gaussian_scale)
         for name in ("token_ratio", "feature_ratio", "dropout"):
             _check_share(name, getattr(self, name))
 
@@ -65,10 +65,9 @@ def add_noise(words: Tensor, mask: Tensor, settings: NoiseSettings, generator: G
     Returns:
         (B, L, D), type and device of `words`.
     """
-    if settings.kind == "mixture":
-        return mixture(words, mask, generator, kinds=settings.mixture_kinds, settings=settings)
-    if settings.kind == "cutoff":
-        return mixture(words, mask, generator, kinds=CUTOFFS, settings=settings)
+    if settings.kind in ("mixture", "cutoff"):
+        kinds = CUTOFFS if settings.kind == "cutoff" else settings.mixture_kinds
+        return mixture(words, mask, generator, kinds=kinds, settings=settings)
     return _basic(settings.kind, words, mask, generator, settings)
 
 
@@ -79,7 +78,7 @@ def gaussian(words: Tensor, mask: Tensor, generator: Generator | None, *, scale:
     is taken without gradient: else the words would learn to be small.
     """
     _check_inputs(words, mask)
-    _check_positive("scale", scale)
+    check_positive(scale=scale)
     real = at_least_float32(words.detach().masked_fill(~mask[..., None], 0.0))
     elements = mask.sum(dim=1).clamp(min=1) * words.shape[2]
     deviation = scale * (real.square().sum(dim=(1, 2)) / elements).sqrt()  # (B,)
@@ -131,9 +130,8 @@ def dropout(words: Tensor, mask: Tensor, generator: Generator | None, *, p: floa
     return _on_real(words * kept / (1 - p), words, mask)
 
 
-def mixture(
-    words: Tensor, mask: Tensor, generator: Generator | None, *, kinds: tuple[str, ...], settings: NoiseSettings
-) -> Tensor:
+def mixture(words: Tensor, mask: Tensor, generator: Generator | None, *, kinds: tuple[str, ...],
+            settings: NoiseSettings) -> Tensor:
     """Noise of one kind for each caption, drawn from `kinds` with equal chances; amounts from `settings`."""
     _check_inputs(words, mask)
     if not kinds:
@@ -175,19 +173,13 @@ def _check_inputs(words: Tensor, mask: Tensor) -> None:
     if words.ndim != 3 or not words.is_floating_point():
         raise ValueError(f"words have to be floating point (B, L, D), got {tuple(words.shape)} of {words.dtype}")
     if mask.shape != words.shape[:2] or mask.dtype != torch.bool:
-        raise ValueError(
-            f"mask has to be bool {tuple(words.shape[:2])}, True = a real word, got {tuple(mask.shape)} of {mask.dtype}"
-        )
+        raise ValueError(f"mask has to be bool {tuple(words.shape[:2])}, True = a real word, got {tuple(mask.shape)} "
+                         f"of {mask.dtype}")
 
 
 def _check_kind(kind: str, kinds: tuple[str, ...]) -> None:
     if kind not in kinds:
         raise ValueError(f"no noise {kind!r}: use one of {', '.join(kinds)}")
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name} has to be above 0, got {value}")
 
 
 def _check_share(name: str, value: float) -> None:

@@ -31,17 +31,15 @@ three four five six seven eight nine ten several many few much lot lots couple
 """
 _EDGE = re.compile(r"^\W+|\W+$")
 # The last rule takes what is left, so that an unknown word is a noun, as in every such tagger.
-_TAGGER = RegexpTagger(
-    [
-        (rf"^(?:{'|'.join(_FUNCTION_WORDS.split())})$", "FUNCTION"),
-        (r"^\W*$", "PUNCTUATION"),
-        (r"^\d[\d.,:]*$", "NUMBER"),
-        (r"^.+ly$", "ADVERB"),
-        (r"^.+(?:ing|ed)$", "VERB"),
-        (r"^.+(?:ful|ous|ish|ive|less|able|ible)$", "ADJECTIVE"),
-        (r"^.+$", "NOUN"),
-    ]
-)
+_TAGGER = RegexpTagger([
+    (rf"^(?:{'|'.join(_FUNCTION_WORDS.split())})$", "FUNCTION"),
+    (r"^\W*$", "PUNCTUATION"),
+    (r"^\d[\d.,:]*$", "NUMBER"),
+    (r"^.+ly$", "ADVERB"),
+    (r"^.+(?:ing|ed)$", "VERB"),
+    (r"^.+(?:ful|ous|ish|ive|less|able|ible)$", "ADJECTIVE"),
+    (r"^.+$", "NOUN"),
+])
 _KEYWORD_TAGS = frozenset({"VERB", "ADJECTIVE", "NOUN"})
 
 
@@ -117,9 +115,8 @@ def truncate_keywords(caption: str, rng: np.random.Generator, *, ratio: float = 
     return " ".join(word for i, word in enumerate(words) if i not in gone)
 
 
-def generate_positive(
-    strategy: str, captions: Sequence[str], index: int, rng: np.random.Generator, *, ratio: float = 0.5
-) -> Positive:
+def generate_positive(strategy: str, captions: Sequence[str], index: int, rng: np.random.Generator, *,
+                      ratio: float = 0.5) -> Positive:
     """Generated positive of one caption of an image, and which of the two says more.
 
     A concatenation counts as saying more whichever two captions it is made of, though with five an image the
@@ -141,11 +138,10 @@ def generate_positive(
     if strategy == "concatenate" or (strategy.startswith("both") and rng.random() < 0.5):
         text = concatenate(captions, rng)
         return Positive(text, 0 if text in captions else 1)
-    if strategy.endswith("prefix"):
-        text = truncate_prefix(captions[index], ratio=ratio)
-    else:
-        text = truncate_keywords(captions[index], rng, ratio=ratio)
-    return Positive(text, -1 if len(text.split()) < len(captions[index].split()) else 0)
+    caption = captions[index]
+    text = (truncate_prefix(caption, ratio=ratio) if strategy.endswith("prefix") else
+            truncate_keywords(caption, rng, ratio=ratio))
+    return Positive(text, -1 if len(text.split()) < len(caption.split()) else 0)
 
 
 def _words(caption: str) -> list[str]:

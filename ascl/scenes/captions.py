@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from ascl.scenes.language import (
-    ADJECTIVES,
-    ATTRIBUTES,
-    CONTAINING,
-    GROUND_PHRASES,
-    INTRODUCTIONS,
-    NOUNS,
-    NUMBERS,
-    PATTERNS,
-    PLACE_PHRASES,
-    RELATIONS,
-    VALUES,
-    Kind,
-)
+from ascl.scenes import language
+from ascl.scenes.language import ADJECTIVES, ATTRIBUTES, GROUND_PHRASES, NUMBERS, RELATIONS, Kind
 from ascl.scenes.world import INVERSE, PLACES, Scene, SceneObject, generator, holds, is_at, pick
 
 CAPTIONS_PER_SCENE = 5
@@ -36,10 +25,10 @@ def write_captions(scene: Scene, rng: np.random.Generator) -> list[str]:
     return [writer.glance(), writer.pair(), writer.facts(), writer.inventory(), writer.everything()]
 
 
+@dataclass
 class _Writer:
-    def __init__(self, scene: Scene, rng: np.random.Generator):
-        self.scene = scene
-        self.rng = rng
+    scene: Scene
+    rng: np.random.Generator
 
     def pick(self, choices):
         return pick(self.rng, choices)
@@ -55,13 +44,13 @@ class _Writer:
 
     def words(self, kind: Kind, *, plural: bool = False) -> str:
         """ "little red disc with stripes": the kind without an article, in one of its wordings."""
-        noun = self.pick(NOUNS[kind.shape])[plural]
+        noun = self.pick(language.NOUNS[kind.shape])[plural]
         pattern = ""
         adjectives = []
         for attribute in ("size", "texture", "color"):
             value = getattr(kind, attribute)
-            if attribute == "texture" and value in PATTERNS and self.chance(0.35):
-                pattern = " " + self.pick(PATTERNS[value])
+            if attribute == "texture" and value in language.PATTERNS and self.chance(0.35):
+                pattern = " " + self.pick(language.PATTERNS[value])
             elif value is not None:
                 adjectives.append(self.pick(ADJECTIVES[attribute][value]))
         return " ".join([*adjectives, noun]) + pattern
@@ -87,7 +76,7 @@ class _Writer:
         return f", and {ground}" if ground.startswith("the") else f" {ground}"
 
     def introduced(self, text: str) -> str:
-        return f"{self.pick(INTRODUCTIONS)} {text}".strip()
+        return f"{self.pick(language.INTRODUCTIONS)} {text}".strip()
 
     def relation_between(self, a: SceneObject, b: SceneObject) -> str:
         true = [r for r in INVERSE if holds(r, a, b, self.scene)]
@@ -96,7 +85,7 @@ class _Writer:
 
     def related(self, relation: str) -> str:
         """The relation after its subject: "is above", "contains"."""
-        return self.pick(CONTAINING) if relation == "contains" else f"is {self.pick(RELATIONS[relation])}"
+        return self.pick(language.CONTAINING) if relation == "contains" else f"is {self.pick(RELATIONS[relation])}"
 
     # captions
 
@@ -115,7 +104,7 @@ class _Writer:
         if self.chance(0.2):
             places = [self.pick([p for p in PLACES if is_at(p, x, self.scene)] or [""]) for x in (a, b)]
             if all(places):
-                first, second = (self.pick(PLACE_PHRASES[p]) for p in places)
+                first, second = (self.pick(language.PLACE_PHRASES[p]) for p in places)
                 return f"{first} is {self.a(kinds[0])}, and {self.a(kinds[1])} is {second}"
         relation = self.relation_between(a, b)
         if relation == "contains" and self.chance(0.4):
@@ -130,7 +119,7 @@ class _Writer:
         """Two or three things that need a look at all objects."""
         objects = self.scene.objects
         number, absent, same = [], [], []
-        for attribute, values in VALUES.items():
+        for attribute, values in language.VALUES.items():
             for value in values:
                 kind = Kind(**{attribute: value})
                 count = sum(kind.fits(o) for o in objects)
@@ -181,10 +170,8 @@ class _Writer:
             for i, (relation, kind) in enumerate(zip(joints, kinds[1:], strict=True)):
                 text += f"{', which ' if i else ' '}{self.related(relation)} {self.a(kind)}"
         else:  # a list, then "the ... is above the ..."
-            clauses = [
-                f"the {self.words(names[i])} {self.related(relation)} the {self.words(names[i + 1])}"
-                for i, relation in enumerate(joints)
-            ]
+            clauses = [f"the {self.words(names[i])} {self.related(relation)} the {self.words(names[i + 1])}"
+                       for i, relation in enumerate(joints)]
             text = f"{_enumerated([self.a(k) for k in kinds])}; {_enumerated(clauses)}"
         if self.chance(0.4):
             text = f"{NUMBERS[len(objects)]} {self.words(Kind(), plural=True)}: {text}"
@@ -195,11 +182,8 @@ class _Writer:
         subsets = [("shape",), ("color", "shape"), ("texture", "shape"), ("size", "shape"), ATTRIBUTES]
         names = []
         for kind in kinds:
-            unique = [
-                name
-                for name in (Kind(**{a: getattr(kind, a) for a in subset}) for subset in subsets)
-                if sum(other.says(name) for other in kinds) == 1
-            ]
+            unique = [name for name in (Kind(**{a: getattr(kind, a) for a in subset}) for subset in subsets)
+                      if sum(other.says(name) for other in kinds) == 1]
             if not unique:
                 return None
             names.append(unique[0])

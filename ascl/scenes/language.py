@@ -24,12 +24,8 @@ ATTRIBUTES = ("size", "texture", "color", "shape")
 VALUES = {"size": SIZES, "texture": TEXTURES, "color": tuple(COLORS), "shape": SHAPES}
 ADJECTIVES: dict[str, dict[str, tuple[str, ...]]] = {
     "size": {"small": ("small", "little", "tiny"), "large": ("large", "big")},
-    "texture": {
-        "solid": ("solid", "plain"),
-        "striped": ("striped",),
-        "dotted": ("dotted", "spotted"),
-        "checkered": ("checkered",),
-    },
+    "texture": {"solid": ("solid", "plain"), "striped": ("striped",), "dotted": ("dotted", "spotted"),
+                "checkered": ("checkered",)},
     "color": {color: (color, "violet") if color == "purple" else (color,) for color in COLORS},
 }
 PATTERNS = {"striped": ("with stripes",), "dotted": ("with dots", "with spots"), "checkered": ("with checks",)}
@@ -42,14 +38,9 @@ NOUNS: dict[str | None, tuple[tuple[str, str], ...]] = {  # singular, plural; No
     "heart": (("heart", "hearts"),),
     None: (("object", "objects"), ("shape", "shapes"), ("thing", "things")),
 }
-RELATIONS = {
-    "left_of": ("to the left of", "left of"),
-    "right_of": ("to the right of", "right of"),
-    "above": ("above", "over"),
-    "below": ("below", "under", "beneath"),
-    "inside": ("inside", "within", "surrounded by"),
-    "next_to": ("next to", "adjacent to"),
-}
+RELATIONS = {"left_of": ("to the left of", "left of"), "right_of": ("to the right of", "right of"),
+             "above": ("above", "over"), "below": ("below", "under", "beneath"),
+             "inside": ("inside", "within", "surrounded by"), "next_to": ("next to", "adjacent to")}
 CONTAINING = ("contains", "surrounds", "encloses")  # verbs, where the other relations follow "is"
 PLACE_PHRASES = {
     place: (f"in the {place} corner", f"at the {place}") if " " in place else (f"at the {place}",) for place in PLACES
@@ -153,8 +144,8 @@ class _Reader:
             position = word.end()
 
     def _unreadable(self, rest: str) -> DataError:
-        only = "truth is defined for captions of the data set `scenes` only"
-        return DataError(f"caption {self.caption!r}: cannot read {rest!r}; {only}")
+        return DataError(f"caption {self.caption!r}: cannot read {rest!r}; truth is defined for captions of the data "
+                         "set `scenes` only")
 
     def next_is(self, *categories: str) -> bool:
         return self.at < len(self.words) and self.words[self.at][0] in categories
@@ -252,8 +243,7 @@ class _Reader:
             self.take("is")
             self.place(self.mention(), place)
         else:
-            relation = self.take("relation")
-            other = self.mention()
+            relation, other = self.take("relation"), self.mention()
             self.take("is")
             self.meaning.relations.append((self.mention(), relation, other))
 
@@ -267,8 +257,7 @@ class _Reader:
                 subject = last
             self.skip("is")
             if self.next_is("relation"):
-                relation = self.take("relation")
-                last = self.mention()
+                relation, last = self.take("relation"), self.mention()
                 self.meaning.relations.append((subject, relation, last))
             elif self.next_is("place"):
                 self.place(subject, self.take("place"))

@@ -15,9 +15,8 @@ from ascl.models.small_bert import write_small_bert
 from ascl.scenes.render import write_scenes
 
 
-def prepare_scenes(
-    folder: str | os.PathLike, *, train: int, val: int, test: int, seed: int, backbone: str, layer: str | None
-) -> None:
+def prepare_scenes(folder: str | os.PathLike, *, train: int, val: int, test: int, seed: int, backbone: str,
+                   layer: str | None) -> None:
     """Images, captions, features and a small text encoder of the data set `scenes`; what is there already stays.
 
     No pretrained weights are used: the backbone's are random from the seed, and the text encoder starts untrained. A

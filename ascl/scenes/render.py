@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,20 +27,8 @@ from ascl.scenes.captions import CAPTIONS_PER_SCENE, scene_captions
 from ascl.scenes.truth import caption_is_true, truth_matrix
 from ascl.scenes.world import SPLITS, Scene, SceneObject, make_scene, outline, scene_id
 
-__all__ = [
-    "CAPTIONS_PER_SCENE",
-    "SPLITS",
-    "Scene",
-    "SceneObject",
-    "SceneSettings",
-    "caption_is_true",
-    "load_scene_records",
-    "make_scene",
-    "render",
-    "scene_captions",
-    "truth_matrix",
-    "write_scenes",
-]
+__all__ = ["CAPTIONS_PER_SCENE", "SPLITS", "Scene", "SceneObject", "SceneSettings", "caption_is_true",
+           "load_scene_records", "make_scene", "render", "scene_captions", "truth_matrix", "write_scenes"]
 
 DATASET_FILE = "dataset_scenes.json"
 VERSION = 1  # of what a seed means: raised whenever the same settings would draw or say something else
@@ -130,19 +119,15 @@ def write_scenes(folder: str | os.PathLike, *, train: int, val: int, test: int, 
     """
     settings = SceneSettings(train=train, val=val, test=test, seed=seed, side=side)
     if min(train, val, test) < 0 or train + val + test == 0:
-        raise DataError(
-            f"scenes need at least one image and no negative size: got train {train}, val {val}, test {test}"
-        )
+        raise DataError(f"scenes need an image and no negative size: got train {train}, val {val}, test {test}")
     dataset = Path(folder) / DATASET_FILE
     images = Path(folder) / "images"
     finished = dataset.exists()
     if finished and (found := _read(dataset).get("settings")) != asdict(settings):
-        wanted = f"asked for is {asdict(settings)}: delete the folder or name another"
-        raise DataError(f"{dataset} was made with {found}, {wanted}")
+        raise DataError(f"{dataset} was made with {found}, asked for is {asdict(settings)}: name another folder")
     images.mkdir(parents=True, exist_ok=True)
     present = {entry.name for entry in os.scandir(images)} if finished else set()  # else they may be another seed's
-    counts = {"train": train, "val": val, "test": test}
-    jobs = [(split, index) for split in SPLITS for index in range(counts[split])]
+    jobs = [(split, index) for split in SPLITS for index in range(getattr(settings, split))]
 
     def draw(imgid: int) -> dict:
         split, index = jobs[imgid]
@@ -162,15 +147,10 @@ def write_scenes(folder: str | os.PathLike, *, train: int, val: int, test: int, 
 
 def _entry(scene: Scene, captions: list[str], split: str, imgid: int) -> dict:
     sentids = [imgid * CAPTIONS_PER_SCENE + k for k in range(len(captions))]
-    sentences = [
-        {"raw": caption, "tokens": caption.translate(_NO_PUNCTUATION).split(), "imgid": imgid, "sentid": sentid}
-        for caption, sentid in zip(captions, sentids, strict=True)
-    ]
-    head = {"split": split, "filename": f"{scene.image_id}.png", "imgid": imgid, "sentids": sentids}
-    return head | {"sentences": sentences} | scene.record()
-
-
-_NO_PUNCTUATION = str.maketrans("", "", ",;:.")
+    sentences = [{"raw": caption, "tokens": re.sub("[,;:.]", "", caption).split(), "imgid": imgid, "sentid": sentid}
+                 for caption, sentid in zip(captions, sentids, strict=True)]
+    return {"split": split, "filename": f"{scene.image_id}.png", "imgid": imgid, "sentids": sentids,
+            "sentences": sentences, **scene.record()}
 
 
 def _read(dataset: Path) -> dict:

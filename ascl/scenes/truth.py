@@ -61,8 +61,7 @@ class _SceneTable:
     def __init__(self, scenes: Sequence[Scene]):
         slots = max((len(s.objects) for s in scenes), default=0)
         self.scenes = scenes
-        self.real = np.array([[i < len(s.objects) for i in range(slots)] for s in scenes], dtype=bool)
-        self.real = self.real.reshape(len(scenes), slots)
+        self.real = np.arange(slots) < np.array([len(s.objects) for s in scenes], dtype=np.int64)[:, None]
         self.background = np.array([s.background for s in scenes], dtype=object)
         self.values = {a: np.full((len(scenes), slots), None, dtype=object) for a in ATTRIBUTES}
         self.places = {p: np.zeros((len(scenes), slots), dtype=bool) for p in PLACES}

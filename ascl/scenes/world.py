@@ -18,52 +18,24 @@ SIZES = ("small", "large")
 TEXTURES = ("solid", "striped", "dotted", "checkered")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
 CONTAINERS = ("circle", "square")  # roomy enough to show another object inside
-COLORS = {
-    "red": (214, 38, 42),
-    "green": (40, 150, 62),
-    "blue": (42, 92, 214),
-    "yellow": (247, 214, 44),
-    "orange": (246, 132, 22),
-    "purple": (138, 58, 178),
-}
-BACKGROUNDS = {  # no word in common with COLORS, so that a color word says whether it means an object
-    "white": (244, 244, 242),
-    "gray": (150, 152, 156),
-    "black": (34, 34, 38),
-    "beige": (226, 208, 170),
-    "pink": (244, 190, 206),
-}
-INVERSE = {
-    "left_of": "right_of",
-    "right_of": "left_of",
-    "above": "below",
-    "below": "above",
-    "inside": "contains",
-    "contains": "inside",
-    "next_to": "next_to",
-}
+COLORS = {"red": (214, 38, 42), "green": (40, 150, 62), "blue": (42, 92, 214), "yellow": (247, 214, 44),
+          "orange": (246, 132, 22), "purple": (138, 58, 178)}
+# no word in common with COLORS, so that a color word says whether it means an object
+BACKGROUNDS = {"white": (244, 244, 242), "gray": (150, 152, 156), "black": (34, 34, 38), "beige": (226, 208, 170),
+               "pink": (244, 190, 206)}
+INVERSE = {"left_of": "right_of", "right_of": "left_of", "above": "below", "below": "above", "inside": "contains",
+           "contains": "inside", "next_to": "next_to"}
 # place -> (column or None, row or None) of the image's 3 x 3 thirds
 PLACES: dict[str, tuple[int | None, int | None]] = {
-    "top left": (0, 0),
-    "top right": (2, 0),
-    "bottom left": (0, 2),
-    "bottom right": (2, 2),
-    "middle": (1, 1),
-    "top": (None, 0),
-    "bottom": (None, 2),
-    "left": (0, None),
-    "right": (2, None),
-}
+    "top left": (0, 0), "top right": (2, 0), "bottom left": (0, 2), "bottom right": (2, 2), "middle": (1, 1),
+    "top": (None, 0), "bottom": (None, 2), "left": (0, None), "right": (2, None)}
 MAX_OBJECTS = 5
+_DIRECTIONS = {"left_of": (0, 1), "right_of": (0, -1), "above": (1, 1), "below": (1, -1)}  # axis and sign
 # In fractions of the image's side. Objects stand near the centers of a 3 x 3 grid, so two centers differ along an axis
 # by at most 0.03 (same column or row) or at least 0.29: no relation and no place is ever a matter of opinion.
-_APART = 0.15
-_NEIGHBOR = 0.45
-_LARGE = (0.255, 0.28)
-_SMALL = (0.15, 0.17)
-_INNER = (0.125, 0.145)
-_PITCH = (0.315, 0.33)
-_JITTER = 0.012
+_APART, _NEIGHBOR = 0.15, 0.45
+_LARGE, _SMALL, _INNER = (0.255, 0.28), (0.15, 0.17), (0.125, 0.145)
+_PITCH, _JITTER = (0.315, 0.33), 0.012
 
 
 @dataclass(frozen=True)
@@ -95,14 +67,10 @@ class Scene:
 
     def record(self) -> dict[str, Any]:
         """The scene as JSON types; `Scene.from_record` reads it back exactly."""
-        return {
-            "side": self.side,
-            "background": self.background,
-            "background_rgb": list(self.background_rgb),
-            # "colour" is what version 1 of the file calls it
-            "objects": [{"colour" if name == "color" else name: list(value) if isinstance(value, tuple) else value
-                         for name, value in vars(o).items()} for o in self.objects],
-        }
+        objects = [{"colour" if name == "color" else name: list(value) if isinstance(value, tuple) else value
+                    for name, value in vars(o).items()} for o in self.objects]  # version 1 of the file says "colour"
+        return {"side": self.side, "background": self.background, "background_rgb": list(self.background_rgb),
+                "objects": objects}
 
     @classmethod
     def from_record(cls, image_id: str, record: dict[str, Any]) -> Scene:
@@ -127,18 +95,11 @@ def holds(relation: str, a: SceneObject, b: SceneObject, scene: Scene) -> bool:
     """
     dx = (b.center[0] - a.center[0]) / scene.side
     dy = (b.center[1] - a.center[1]) / scene.side
-    if relation == "left_of":
-        return dx > _APART
-    if relation == "right_of":
-        return dx < -_APART
-    if relation == "above":
-        return dy > _APART
-    if relation == "below":
-        return dy < -_APART
-    if relation == "inside":
-        return inside(a, b)
-    if relation == "contains":
-        return inside(b, a)
+    if relation in _DIRECTIONS:
+        axis, sign = _DIRECTIONS[relation]
+        return sign * (dx, dy)[axis] > _APART
+    if relation in ("inside", "contains"):
+        return inside(a, b) if relation == "inside" else inside(b, a)
     if relation != "next_to":
         raise KeyError(relation)
     nested = any(inside(x, other) for x in (a, b) for other in scene.objects)
@@ -154,12 +115,9 @@ def is_at(place: str, item: SceneObject, scene: Scene) -> bool:
 
 
 def outline(shape: str, angle: float) -> np.ndarray:
-    """Polygon (P, 2) of a shape turned by `angle` degrees, in units of its own bounding box's longer side.
-
-    Its bounding box starts at (0, 0) and the longer side is 1.
-    """
+    """Polygon (P, 2) of a shape turned by `angle` degrees; its bounding box starts at (0, 0), the longer side is 1."""
+    turn = np.linspace(0, 2 * math.pi, 60, endpoint=False)
     if shape == "circle":
-        turn = np.linspace(0, 2 * math.pi, 60, endpoint=False)
         points = np.stack([np.cos(turn), np.sin(turn)], axis=1)
     elif shape == "square":
         points = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], dtype=float)
@@ -174,7 +132,6 @@ def outline(shape: str, angle: float) -> np.ndarray:
         corner = [(-arm, -1), (arm, -1), (arm, -arm), (1, -arm), (1, arm), (arm, arm)]
         points = np.array(corner + [(-x, -y) for x, y in corner])
     elif shape == "heart":
-        turn = np.linspace(0, 2 * math.pi, 60, endpoint=False)
         x = 16 * np.sin(turn) ** 3
         y = -(13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn))
         points = np.stack([x, y], axis=1)
@@ -206,23 +163,21 @@ def make_scene(seed: int, index: int, *, split: str = "train", side: int = 224) 
     colors, background = _draw_colors(generator(seed, split, 0, index // 4))
     shapes, textures, sizes, nested = _draw_attributes(generator(seed, split, 1, index // 2), len(colors))
     rng = generator(seed, split, 2, index)
-    while True:  # ends: some arrangement always fits, and each is drawn with the same chance
-        shapes, textures, sizes, colors = (_permuted(rng, x) for x in (shapes, textures, sizes, colors))
+    pairs: list[tuple[int, int]] = []
+    while not pairs:  # ends: some arrangement always fits, and each is drawn with the same chance
+        shapes, textures, sizes, colors = ([x[i] for i in rng.permutation(len(x))]
+                                           for x in (shapes, textures, sizes, colors))
         pairs = _nestings(shapes, sizes, colors) if nested else [(-1, -1)]
-        if pairs:
-            break
     outer, inner = pick(rng, pairs)
     pitch = rng.uniform(*_PITCH)
     middle = 0.5 + rng.uniform(-1, 1, 2) * (1 - 3 * pitch) / 2
     cells = rng.permutation(9)[: len(colors)]
     steps = np.stack([cells % 3, cells // 3], axis=1) - 1
     centers = middle + steps * pitch + rng.uniform(-_JITTER, _JITTER, (len(colors), 2))
-    order = list(range(len(colors)))
     if nested:
         centers[inner] = centers[outer]
-        order.sort(key=lambda i: i == inner)  # drawn last, over its container
     objects = []
-    for i in order:
+    for i in sorted(range(len(colors)), key=lambda i: i == inner):  # drawn last, over its container
         extent = rng.uniform(*(_INNER if i == inner else _LARGE if sizes[i] == "large" else _SMALL))
         angle = round(float(rng.uniform(-12, 12)), 1)
         reach = outline(shapes[i], angle).max(axis=0) * extent
@@ -231,8 +186,7 @@ def make_scene(seed: int, index: int, *, split: str = "train", side: int = 224) 
         objects.append(
             SceneObject(shapes[i], colors[i], sizes[i], textures[i], tuple(box.round(2).tolist()), rgb, angle)
         )
-    ground = _tinted(rng, BACKGROUNDS[background])
-    return Scene(scene_id(split, index), side, background, ground, tuple(objects))
+    return Scene(scene_id(split, index), side, background, _tinted(rng, BACKGROUNDS[background]), tuple(objects))
 
 
 def scene_id(split: str, index: int) -> str:
@@ -252,18 +206,17 @@ def generator(seed: int, split: str, purpose: int, index: int) -> np.random.Gene
 
 def _draw_colors(rng: np.random.Generator) -> tuple[list[str], str]:
     count = int(rng.choice([2, 3, 4, MAX_OBJECTS], p=[0.15, 0.35, 0.3, 0.2]))
-    while True:
+    colors: list[str] = []
+    while len(set(colors)) < 2:  # else exchanging colors changes nothing
         colors = [pick(rng, list(COLORS)) for _ in range(count)]
-        if len(set(colors)) > 1:  # else exchanging colors changes nothing
-            return colors, pick(rng, list(BACKGROUNDS))
+    return colors, pick(rng, list(BACKGROUNDS))
 
 
 def _draw_attributes(rng: np.random.Generator, count: int) -> tuple[list[str], list[str], list[str], bool]:
     """Shapes, textures, sizes of `count` objects, and whether one of them holds another."""
-    while True:
+    shapes: list[str] = []
+    while len(set(shapes)) < 2:
         shapes = [pick(rng, SHAPES) for _ in range(count)]
-        if len(set(shapes)) > 1:
-            break
     textures = [pick(rng, TEXTURES) for _ in range(count)]
     nested = bool(rng.random() < 0.5 and set(shapes) & set(CONTAINERS))
     sizes = [pick(rng, SIZES) for _ in range(count)]
@@ -279,12 +232,7 @@ def _nestings(shapes: list[str], sizes: list[str], colors: list[str]) -> list[tu
     return [(o, i) for o in outers for i in inners if colors[o] != colors[i]]
 
 
-def _permuted(rng: np.random.Generator, values: list[str]) -> list[str]:
-    return [values[i] for i in rng.permutation(len(values))]
-
-
 def _tinted(rng: np.random.Generator, rgb: tuple[int, int, int]) -> tuple[int, int, int]:
     """The color as it comes out of the tin: up to 9 levels off in each channel."""
-    shift = rng.integers(-9, 10, 3)
-    red, green, blue = (int(min(255, max(0, c + d))) for c, d in zip(rgb, shift, strict=True))
+    red, green, blue = np.clip(rgb + rng.integers(-9, 10, 3), 0, 255).tolist()
     return red, green, blue

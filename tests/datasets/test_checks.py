@@ -152,7 +152,7 @@ BROKEN = {
     "no images": (lambda d: shutil.rmtree(d / "images"), "images", "test", "MISSING", "6 of 6 images of test"),
     "empty image": (lambda d: (d / "images/deep/photo13.jpg").write_bytes(b""), "images", "val", "WRONG", "is empty"),
     "image twice": (lambda d: (d / "images/photo01.png").write_bytes(photo(1)), "images", "all", "WRONG", "'photo01'"),
-    "no captions": (lambda d: (d / "captions.json").unlink(), "captions", "val", "MISSING", "prepare_data.py"),
+    "no captions": (lambda d: (d / "captions.json").unlink(), "captions", "val", "MISSING", "ascl prepare"),
     "half a json": (lambda d: rewrite(d / "captions.json", lambda text: text[:99]),
                     "captions", "val", "WRONG", "whole"),
     "no such split": (lambda d: rewrite(d / "captions.json", lambda text: text.replace('"val"', '"dev"')),
@@ -236,9 +236,11 @@ def test_splits_without_image_ids_are_no_reason_to_worry(data):
 
 
 def test_the_real_flickr30k_in_a_zip_has_the_published_counts(shared, tmp_path):
-    content = gzip.decompress((shared / "data/captions/dataset_flickr30k.json.gz").read_bytes())
-    with zipfile.ZipFile(tmp_path / "caption_datasets.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
-        file.writestr("dataset_flickr30k.json", content)
+    content = json.loads(gzip.decompress((shared / "data/captions/dataset_flickr30k.json.gz").read_bytes()))
+    for image in content["images"]:
+        image["sentences"] = [{"raw": sentence["raw"]} for sentence in image["sentences"]]  # a third of the file
+    with zipfile.ZipFile(tmp_path / "caption_datasets.zip", "w") as file:
+        file.writestr("dataset_flickr30k.json", json.dumps(content))
     config = Config(data=DataConfig(captions=str(tmp_path / "dataset_flickr30k.json"), features=["none.h5"]))
     checks = check_dataset(config)
     assert [entry.state for entry in checks] == ["ok", "ok", "ok", "ok", "MISSING"]

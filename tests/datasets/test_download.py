@@ -29,6 +29,11 @@ OTHER = np.random.default_rng(1).bytes(len(CONTENT))
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+def refused(message: str, call, *arguments, **more) -> None:
+    with pytest.raises(DataError, match=message):
+        call(*arguments, **more)
+
+
 class Server(ThreadingHTTPServer):
     """Serves one content under every name; `faults` are taken one a request, then all is well.
 
@@ -121,8 +126,7 @@ def fetch_hastily(file: RemoteFile, folder: Path, patience: Patience = HASTY) ->
 def broken_off(server: Server, folder: Path, at: int = 1_234_567) -> None:
     """Leave the first `at` bytes as an earlier call that broke off would."""
     server.faults = [("cut", at)] + [("status", 503, {})] * HASTY.attempts
-    with pytest.raises(DataError, match="503"):
-        fetch_hastily(remote(server), folder)
+    refused("503", fetch_hastily, remote(server), folder)
     assert fetched(remote(server), folder) == at
     server.faults, server.requests, server.sent = [], [], 0
 
@@ -184,8 +188,7 @@ def test_a_server_that_lies_about_its_version_is_caught_by_the_checksum(server, 
     """The planted fault: with the same ETag for another content the pieces are spliced, and may not pass."""
     broken_off(server, tmp_path)
     server.content = OTHER
-    with pytest.raises(DataError, match="sha256"):
-        fetch_hastily(remote(server, OTHER), tmp_path)
+    refused("sha256", fetch_hastily, remote(server, OTHER), tmp_path)
     assert names(tmp_path) == []
     assert fetch_hastily(remote(server, OTHER), tmp_path).read_bytes() == OTHER
 
@@ -241,8 +244,7 @@ def test_a_wrong_checksum_leaves_nothing_and_says_what_to_do(server, tmp_path):
 
 def test_another_size_is_refused_before_the_first_byte(server, tmp_path):
     server.content = CONTENT + b"!"
-    with pytest.raises(DataError, match="offers 3000001 bytes, the published file has 3000000"):
-        fetch_hastily(remote(server), tmp_path)
+    refused("offers 3000001 bytes, the published file has 3000000", fetch_hastily, remote(server), tmp_path)
     assert len(server.requests) == 1 and fetched(remote(server), tmp_path) == 0
 
 
@@ -250,24 +252,21 @@ def test_a_stream_without_a_length_may_not_go_on_for_ever(server, tmp_path):
     server.faults = [("chunked",)]
     assert fetch_hastily(remote(server), tmp_path / "right").read_bytes() == CONTENT
     server.content, server.faults = CONTENT * 2, [("chunked",)]
-    with pytest.raises(DataError, match="sends more than the 3000000 bytes"):
-        fetch_hastily(remote(server), tmp_path / "long")
+    refused("sends more than the 3000000 bytes", fetch_hastily, remote(server), tmp_path / "long")
     assert fetched(remote(server), tmp_path / "long") == 0
 
 
 def test_a_false_file_under_the_final_name_is_named_and_kept(server, tmp_path):
     for content, told in ((b"short", "has 5 bytes"), (OTHER, "has the sha256")):
         (tmp_path / "file.zip").write_bytes(content)
-        with pytest.raises(DataError, match=f"{told}.*remove it"):
-            fetch_hastily(remote(server), tmp_path)
+        refused(f"{told}.*remove it", fetch_hastily, remote(server), tmp_path)
         assert (tmp_path / "file.zip").read_bytes() == content
     assert server.requests == []
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://a/b", "a/b.zip", "http:///b.zip", "http://[a/b.zip", "http://a/"])
 def test_an_address_that_is_none_is_refused(url):
-    with pytest.raises(DataError, match="is no address of a file"):
-        RemoteFile(url, 1, "0")
+    refused("is no address of a file", RemoteFile, url, 1, "0")
 
 
 # ---- faults of network and server
@@ -276,8 +275,7 @@ def test_an_address_that_is_none_is_refused(url):
 @pytest.mark.parametrize("code", [404, 403, 410, 401])
 def test_a_final_refusal_is_not_tried_again(server, tmp_path, code):
     server.faults = [("status", code, {})]
-    with pytest.raises(DataError, match=f"answers {code} .*give a mirror, or fetch it by hand"):
-        fetch_hastily(remote(server), tmp_path)
+    refused(f"answers {code} .*give a mirror, or fetch it by hand", fetch_hastily, remote(server), tmp_path)
     assert len(server.requests) == 1
 
 
@@ -299,8 +297,7 @@ def test_attempts_without_a_new_byte_end(server, tmp_path):
 
 def test_a_server_without_ranges_that_always_breaks_off_does_not_keep_us_for_ever(server, tmp_path):
     server.ranges, server.faults = False, [("cut", 1000)] * 50
-    with pytest.raises(DataError, match="3 times in a row"):
-        fetch_hastily(remote(server), tmp_path)
+    refused("3 times in a row", fetch_hastily, remote(server), tmp_path)
     assert len(server.requests) == 4
 
 
@@ -315,8 +312,7 @@ def test_nobody_there(tmp_path):
     server = Server(b"")
     server.shutdown()
     server.server_close()
-    with pytest.raises(DataError, match="connection failed .*, 3 times in a row"):
-        fetch_hastily(remote(server), tmp_path)
+    refused("connection failed .*, 3 times in a row", fetch_hastily, remote(server), tmp_path)
 
 
 # ---- this machine
@@ -341,11 +337,8 @@ def test_a_full_disk_keeps_what_is_there(server, tmp_path, monkeypatch):
         def __exit__(self, *error):
             self.file.close()
 
-    monkeypatch.setattr(
-        download, "open", lambda path, mode, **more: Sink(open(path, mode, **more)), raising=False
-    )
-    with pytest.raises(DataError, match=r"the disk is full .* goes on from here"):
-        fetch_hastily(remote(server), tmp_path)
+    monkeypatch.setattr(download, "open", lambda path, mode, **more: Sink(open(path, mode, **more)), raising=False)
+    refused(r"the disk is full .* goes on from here", fetch_hastily, remote(server), tmp_path)
     monkeypatch.undo()
     kept = fetched(remote(server), tmp_path)
     assert 0 < kept <= 1_500_000 and len(server.requests) == 1
@@ -355,8 +348,7 @@ def test_a_full_disk_keeps_what_is_there(server, tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_written_is_no_fault_of_the_network(server, tmp_path):
     (tmp_path / "file.zip.part.json").mkdir()
-    with pytest.raises(DataError, match="cannot be written .Is a directory"):
-        fetch_hastily(remote(server), tmp_path)
+    refused("cannot be written .Is a directory", fetch_hastily, remote(server), tmp_path)
     assert len(server.requests) == 1
 
 
@@ -388,10 +380,9 @@ def test_the_program_is_killed_while_the_server_stalls_and_goes_on(server, tmp_p
 
     published = PUBLISHED["flickr8k"].captions
     server.content, server.faults = bytes(published.size), [("stall", 5_000_000)]
-    command = [
-        sys.executable, str(REPOSITORY / "tools" / "prepare_data.py"), "--dataset", "flickr8k", "--mirror", server.url,
-        "--data.captions", str(tmp_path / "dataset_flickr8k.json"), "--data.images", "null", "--data.features", "x.h5",
-    ]
+    command = [sys.executable, str(REPOSITORY / "tools" / "prepare_data.py"), "--dataset", "flickr8k", "--mirror",
+               server.url, "--data.captions", str(tmp_path / "dataset_flickr8k.json"), "--data.images", "null",
+               "--data.features", "x.h5"]
     part = tmp_path / "caption_datasets.zip.part"
     program = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60

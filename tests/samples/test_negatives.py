@@ -206,7 +206,7 @@ def test_settings_are_checked():
         NoiseSettings(mixture_kinds=("gaussian", "mixture"))
     with pytest.raises(ValueError, match="mixture_kinds is empty"):
         NoiseSettings(mixture_kinds=())
-    with pytest.raises(ValueError, match="gaussian_scale has to be above 0, got nan"):
+    with pytest.raises(ValueError, match="gaussian_scale must be positive, got nan"):
         NoiseSettings(gaussian_scale=float("nan"))
     for name in ("token_ratio", "feature_ratio", "dropout"):
         for value in (0.0, 1.0, -0.5):

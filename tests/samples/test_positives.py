@@ -10,13 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ascl.data.captions import load_karpathy
-from ascl.samples.positives import (
-    STRATEGIES,
-    concatenate,
-    generate_positive,
-    truncate_keywords,
-    truncate_prefix,
-)
+from ascl.samples.positives import STRATEGIES, concatenate, generate_positive, truncate_keywords, truncate_prefix
 
 SENTENCE = "A brown dog and two children are running quickly in front of a large wooden house ."
 KEYWORDS = {"brown", "dog", "children", "running", "large", "wooden", "house"}  # by hand
@@ -31,25 +25,21 @@ def is_subsequence(short: list[str], long: list[str]) -> bool:
     return all(word in rest for word in short)
 
 
-captions_strategy = st.lists(
-    st.sampled_from("a dog the red runs on grass . , Two ' tree-house 7 !".split()), min_size=1
-).map(" ".join)
+captions_strategy = st.lists(st.sampled_from("a dog the red runs on grass . , Two ' tree-house 7 !".split()),
+                             min_size=1).map(" ".join)
 
 
-@pytest.mark.parametrize(
-    "first, joined",
-    [
-        ("A dog", "A dog. B"),
-        ("A dog .", "A dog. B"),
-        ("A dog.", "A dog. B"),
-        ("A dog...", "A dog. B"),
-        ("A dog !", "A dog! B"),
-        ("Is it a dog?", "Is it a dog? B"),
-        ("A dog ,", "A dog. B"),
-        ("A 'dog'", "A 'dog'. B"),
-        (" . ", "B"),
-    ],
-)
+@pytest.mark.parametrize("first, joined", [
+    ("A dog", "A dog. B"),
+    ("A dog .", "A dog. B"),
+    ("A dog.", "A dog. B"),
+    ("A dog...", "A dog. B"),
+    ("A dog !", "A dog! B"),
+    ("Is it a dog?", "Is it a dog? B"),
+    ("A dog ,", "A dog. B"),
+    ("A 'dog'", "A 'dog'. B"),
+    (" . ", "B"),
+])
 def test_concatenate_ends_the_first_sentence_once(first, joined):
     class FirstTwo:
         def choice(self, n: int, size: int, replace: bool) -> list[int]:
@@ -172,12 +162,8 @@ def test_bad_arguments():
 
 
 def test_no_corpus_of_nltk_is_needed(tmp_path):
-    program = (
-        "import nltk; nltk.data.path[:] = []\n"
-        "import numpy as np\n"
-        "from ascl.samples.positives import truncate_keywords\n"
-        f"print(truncate_keywords({SENTENCE!r}, np.random.default_rng(0), ratio=0.5))"
-    )
+    program = ("import nltk; nltk.data.path[:] = []\nimport numpy as np\nfrom ascl.samples.positives import "
+               f"truncate_keywords\nprint(truncate_keywords({SENTENCE!r}, np.random.default_rng(0), ratio=0.5))")
     environment = {**os.environ, "NLTK_DATA": str(tmp_path), "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == truncate_keywords(SENTENCE, rng(), ratio=0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,16 +14,13 @@ from typing import Any
 import numpy as np
 
 from ascl.core.errors import DataError, first_of
+from ascl.data.text_files import GET_DATA
 
 KINDS = frozenset({"regions", "globals"})
 # What a store may know beside features: name -> type, and the value of regions that are not real; see `details`.
-DETAILS: dict[str, tuple[type, int]] = {
-    "image_sizes": (np.int32, 0),
-    "scores": (np.float32, 0),
-    "class_ids": (np.int32, -1),
-    "attribute_ids": (np.int32, -1),
-    "attribute_scores": (np.float32, 0),
-}
+DETAILS: dict[str, tuple[type, int]] = {"image_sizes": (np.int32, 0), "scores": (np.float32, 0),
+                                        "class_ids": (np.int32, -1), "attribute_ids": (np.int32, -1),
+                                        "attribute_scores": (np.float32, 0)}
 NAMES = {"class_ids": "class_names", "attribute_ids": "attribute_names"}  # ids -> what says what they stand for
 
 
@@ -44,9 +42,8 @@ class Features:
 
     def taken(self, index: np.ndarray | slice, regions: slice = slice(None)) -> Features:
         """Return the features of some images, with some regions of each."""
-        cut = (None if values is None else values[index][:, regions] for values in
-               (self.regions, self.boxes, self.mask))
-        kept, boxes, mask = cut
+        kept, boxes, mask = (None if values is None else values[index][:, regions]
+                             for values in (self.regions, self.boxes, self.mask))
         return Features(kept, None if self.globals is None else self.globals[index], boxes, mask)
 
     def real_regions(self) -> np.ndarray | None:
@@ -61,8 +58,7 @@ class FeatureStore(ABC):
 
     Attributes:
         image_ids: one for each row, unique.
-        region_dim, num_regions: R and K, None without regions.
-        global_dim: G, None without globals.
+        region_dim, num_regions, global_dim: R and K, None without regions; G, None without globals.
         source: the file or files, for messages.
         provenance: file -> how its features were made (empty for files that do not say).
         names: what ids of `details` stand for: "class_names", "attribute_names"; empty for files that do not say.
@@ -92,11 +88,7 @@ class FeatureStore(ABC):
         return {image_id: row for row, image_id in enumerate(self.image_ids)}
 
     def rows(self, image_ids: Sequence[str]) -> np.ndarray:
-        """Rows of the given images, (n,) int64, in that order.
-
-        Raises:
-            DataError: an image is not in the store; names the images, the file and the command that makes features.
-        """
+        """Rows of the given images, (n,) int64, in that order; a DataError names images that are not in the store."""
         missing = [image_id for image_id in image_ids if image_id not in self._row_of]
         if missing:
             raise missing_images(missing, self.source, self.image_ids, self.remedy(self.kinds))
@@ -106,7 +98,7 @@ class FeatureStore(ABC):
         """Features of the given rows, in that order; rows may repeat.
 
         Raises:
-            DataError: a row outside the store, or a value that is not finite (names file, row and image id).
+            DataError: a row outside the store, or a value that is not finite (file, row and image id named).
         """
         return self.read_kinds(self._checked(rows), self.kinds)
 
@@ -141,17 +133,27 @@ class FeatureStore(ABC):
             raise DataError(f"row {outside[0]} is outside the {len(self)} images of {self.source}")
         return rows
 
+    def _check_finite(self, name: str, values: np.ndarray, rows: np.ndarray, *, repeat: int = 1) -> None:
+        """Refuse values of some rows that are not finite; an image has `repeat` rows in the file."""
+        wrong = first_not_finite(values)
+        if wrong is not None:
+            row = int(rows[wrong])
+            raise DataError(f"{self.source}: `{name}` of row {row * repeat} (image {self.image_ids[row]}) has values "
+                            f"that are not finite. {self._remedy_of_values(name, row)}")
+
+    def _remedy_of_values(self, name: str, row: int) -> str:
+        """What to do where values are not finite, as a sentence."""
+        return extraction_of(frozenset({name}))
+
     def remedy(self, kinds: frozenset[str]) -> str:
         """What to do where images are missing, as a sentence."""
         return extraction_of(kinds)
 
 
 def require_file(path: Path) -> None:
-    if path.is_file():
-        return
-    if path.suffix == ".npy":
-        raise DataError(f"no file {path}; data/README.md says where each data set goes and how to get it")
-    raise DataError(f"no file {path}. {extraction_of(KINDS)}")
+    if not path.is_file():
+        raise DataError(f"no file {path}; {GET_DATA}" if path.suffix == ".npy" else
+                        f"no file {path}. {extraction_of(KINDS)}")
 
 
 def extraction_of(kinds: frozenset[str]) -> str:
@@ -161,10 +163,8 @@ def extraction_of(kinds: frozenset[str]) -> str:
 def missing_images(missing: list[str], source: str, present: list[str], remedy: str) -> DataError:
     near = difflib.get_close_matches(missing[0], present, n=1, cutoff=0.8) if len(missing) == 1 else []
     own = f"nearest of the file's own ids is {near[0]!r}" if near else f"file's own ids look like {present[0]!r}"
-    return DataError(
-        f"no features of {len(missing)} image{'s' if len(missing) > 1 else ''} in {source}: {first_of(missing)}. "
-        f"The {own}. {remedy}"
-    )
+    return DataError(f"no features of {len(missing)} image{'s' if len(missing) > 1 else ''} in {source}: "
+                     f"{first_of(missing)}. The {own}. {remedy}")
 
 
 def refuse_repeated(image_ids: list[str], source: str) -> None:
@@ -179,21 +179,10 @@ def refuse_repeated(image_ids: list[str], source: str) -> None:
 def first_not_finite(values: np.ndarray) -> int | None:
     """Index of the first entry along axis 0 with a NaN or infinity."""
     finite = np.isfinite(values)
-    if finite.all():
-        return None
-    return int(np.argmin(finite.reshape(len(values), -1).all(axis=1)))
-
-
-def not_finite(store: FeatureStore, name: str, file_row: int, row: int, remedy: str) -> DataError:
-    return DataError(
-        f"{store.source}: `{name}` of row {file_row} (image {store.image_ids[row]}) has values that are not finite. "
-        f"{remedy}"
-    )
+    return None if finite.all() else int(np.argmin(finite.reshape(len(values), -1).all(axis=1)))
 
 
 def runs_of_neighbors(rows: np.ndarray) -> Iterator[tuple[int, int]]:
     """(start, stop) of the stretches of `rows` in which each row is the one after the last."""
-    if not len(rows):
-        return
-    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-    yield from zip([0, *breaks], [*breaks, len(rows)], strict=True)
+    if len(rows):
+        yield from itertools.pairwise([0, *(np.flatnonzero(np.diff(rows) != 1) + 1), len(rows)])

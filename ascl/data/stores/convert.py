@@ -48,18 +48,10 @@ class Conversion:
         return f"{self.path}: {shapes}\n{rate}; {self.checked} images read again, equal bit for bit"
 
 
-def convert(
-    paths: Sequence[str | os.PathLike],
-    out: str | os.PathLike,
-    *,
-    dtype: Literal["float32", "float16"] = "float32",
-    kind: Literal["auto", "regions", "globals"] = "auto",
-    max_regions: int | None = None,
-    ids_from: str | os.PathLike | None = None,
-    id_field: str | None = None,
-    progress: bool = True,
-    block_bytes: int = BLOCK_BYTES,
-) -> Conversion:
+def convert(paths: Sequence[str | os.PathLike], out: str | os.PathLike, *,
+            dtype: Literal["float32", "float16"] = "float32", kind: Literal["auto", "regions", "globals"] = "auto",
+            max_regions: int | None = None, ids_from: str | os.PathLike | None = None, id_field: str | None = None,
+            progress: bool = True, block_bytes: int = BLOCK_BYTES) -> Conversion:
     """Write what `open_features(paths)` reads to one HDF5 file of ours, and read a sample of it again.
 
     Written under another name and renamed when it was checked: `out` is either absent or whole. Called again with the
@@ -81,23 +73,18 @@ def convert(
     """
     started = time.perf_counter()
     out = Path(out)
-    if any(out.resolve() == Path(path).resolve() for path in paths):
+    if out.resolve() in [Path(path).resolve() for path in paths]:
         raise DataError(f"{out} is both source and target: choose another output file")
-    # A foreign file is told before any long pass.
+    # a foreign file is refused before any long pass
     made = provenance_of(out).get("settings", {}) if out.exists() else None
     store = open_features(paths, max_regions=max_regions)
     kinds = store.kinds if kind == "auto" else frozenset({kind})
     if kinds - store.kinds:
         raise DataError(f"{store.source} has no {kind}, only {', '.join(sorted(store.kinds))}")
     image_ids = _renamed(store, ids_from, id_field)
-    settings = {
-        "converted_from": [_digest(Path(path)) for path in paths],
-        "dtype": dtype,
-        "kind": kind,
-        "max_regions": max_regions,
-        "ids_from": None if ids_from is None else Path(ids_from).name,
-        "id_field": id_field,
-    }
+    settings = {"converted_from": [_digest(Path(path)) for path in paths], "dtype": dtype, "kind": kind,
+                "max_regions": max_regions, "ids_from": None if ids_from is None else Path(ids_from).name,
+                "id_field": id_field}
     if made is not None:
         _refuse_other(out, made, settings, image_ids)
         return Conversion(out, shapes_of(out), 0, 0, time.perf_counter() - started)
@@ -111,10 +98,8 @@ def convert(
     return Conversion(out, shapes_of(out), len(store), checked, time.perf_counter() - started)
 
 
-def write(
-    store: FeatureStore, file: h5py.File, kinds: frozenset[str], dtype: str, *, progress: bool = False,
-    block_bytes: int = BLOCK_BYTES,
-) -> None:
+def write(store: FeatureStore, file: h5py.File, kinds: frozenset[str], dtype: str, *, progress: bool = False,
+          block_bytes: int = BLOCK_BYTES) -> None:
     """Write all rows of the store, as data sets of an open file."""
     counts = np.zeros(len(store), dtype=np.int32)
     with tqdm(total=len(store), unit=" images", disable=not progress) as bar:
@@ -130,14 +115,9 @@ def write(
         file.create_dataset("region_count", data=counts)
 
 
-def verify(
-    store: FeatureStore, path: Path, kinds: frozenset[str], dtype: str, image_ids: list[str], *, sample: int = SAMPLE,
-    block_bytes: int = BLOCK_BYTES,
-) -> int:
-    """Read a random sample of a converted file and compare it, bit for bit, with the source in `dtype`.
-
-    Returns:
-        The number of images compared.
+def verify(store: FeatureStore, path: Path, kinds: frozenset[str], dtype: str, image_ids: list[str], *,
+           sample: int = SAMPLE, block_bytes: int = BLOCK_BYTES) -> int:
+    """Compare a random sample of a converted file, bit for bit, with the source in `dtype`; return its size.
 
     Raises:
         DataError: a difference (image named), other ids, names or kinds, or a file that cannot be read.
@@ -159,31 +139,25 @@ def verify(
             for i, row in enumerate(rows):
                 if values is not None and (other is None or values[i].tobytes() != other[i].tobytes()):
                     raise DataError(f"{path}: `{name}` of image {image_ids[row]} (row {row}) is not what "
-                                    f"{store.source} gives; it was not kept. Was the source changed meanwhile, or is "
-                                    "the disk failing?")
+                                    f"{store.source} gives. Was the source changed, or is the disk failing?")
     return len(chosen)
 
 
 def _blocks(store: FeatureStore, kinds: frozenset[str], rows: np.ndarray, block_bytes: int) -> Iterator[np.ndarray]:
     """The rows in stretches whose features take about so many bytes."""
-    numbers = 0
-    if "regions" in kinds:
-        numbers += (store.num_regions or 0) * ((store.region_dim or 0) + 4)
-    if "globals" in kinds:
-        numbers += store.global_dim or 0
+    numbers = (store.num_regions or 0) * ((store.region_dim or 0) + 4) if "regions" in kinds else 0
+    numbers += (store.global_dim or 0) if "globals" in kinds else 0
     step = max(1, block_bytes // (4 * max(1, numbers)))
     for start in range(0, len(rows), step):
         yield rows[start : start + step]
 
 
 def _arrays(features: Features) -> dict[str, np.ndarray]:
-    values = {"regions": features.regions, "boxes": features.boxes, "globals": features.globals}
-    return {name: array for name, array in values.items() if array is not None}
+    return {name: array for name, array in vars(features).items() if name != "mask" and array is not None}
 
 
-def _stored(
-    store: FeatureStore, features: Features, details: dict[str, np.ndarray], rows: np.ndarray, dtype: str
-) -> dict[str, np.ndarray]:
+def _stored(store: FeatureStore, features: Features, details: dict[str, np.ndarray], rows: np.ndarray,
+            dtype: str) -> dict[str, np.ndarray]:
     """Everything of a block that goes to the file, in the types of the file."""
     arrays = _arrays(features)
     for name in ("regions", "globals"):
@@ -205,14 +179,13 @@ def _renamed(store: FeatureStore, ids_from: str | os.PathLike | None, id_field: 
             raise DataError("id_field says how to read the captions of ids_from: give both")
         return store.image_ids
     if store.numbered:
-        raise DataError(f"{store.source} does not name its images, its ids are the numbers of its rows, which no "
-                        "captions know: put the `ids.txt` of the split beside it, or keep it with its own captions")
+        raise DataError(f"{store.source} does not name its images, its ids are the numbers of its rows: put the "
+                        "`ids.txt` of the split beside it, or keep it with its own captions")
     return stems_of(store.image_ids, ids_from, id_field)
 
 
 def _digest(path: Path) -> dict[str, Any]:
-    """What tells a source apart: of a file its size and the SHA-256 of its first and last MiB (hashing 33 GB would take
-    minutes); of a folder the number and total size of its files and the SHA-256 of their names and sizes."""
+    """What tells a source apart: sizes, a SHA-256 of a folder's names and sizes or of a file's first and last MiB."""
     digest = hashlib.sha256()
     if path.is_dir():
         with os.scandir(path) as entries:
@@ -228,25 +201,19 @@ def _digest(path: Path) -> dict[str, Any]:
     return {"name": path.name, "bytes": size, "sha256_of_first_and_last_mib": digest.hexdigest()}
 
 
-def _provenance(
-    settings: dict[str, Any], store: FeatureStore, paths: Sequence[str | os.PathLike]
-) -> dict[str, Any]:
+def _provenance(settings: dict[str, Any], store: FeatureStore, paths: Sequence[str | os.PathLike]) -> dict[str, Any]:
     """As the extractors write it, and what the sources said of themselves."""
     modified = [datetime.fromtimestamp(os.stat(path).st_mtime, timezone.utc) for path in paths]
-    return {
-        "settings": settings,
-        "skipped": [],
-        "sources": list(store.provenance.values()),
-        "sources_modified": [when.isoformat(timespec="seconds") for when in modified],
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "h5py": h5py.__version__},
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
+    return {"settings": settings, "skipped": [], "sources": list(store.provenance.values()),
+            "sources_modified": [when.isoformat(timespec="seconds") for when in modified],
+            "versions": {"python": platform.python_version(), "numpy": np.__version__, "h5py": h5py.__version__},
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
 
 def _refuse_other(out: Path, made: dict[str, Any], settings: dict[str, Any], image_ids: list[str]) -> None:
     differing = [key for key in sorted({*made, *settings}) if made.get(key) != settings.get(key)]
     if not differing and Hdf5Features(out).image_ids != image_ids:
-        differing = ["image_ids"]  # from the captions or the files beside the source, which have changed
+        differing = ["image_ids"]  # the captions or the files beside the source have changed
     if differing:
         raise DataError(f"{out} exists and was made otherwise ({', '.join(differing)} differ): choose another output "
                         "file or delete it")

@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,8 +17,6 @@ from tqdm import tqdm
 
 from ascl.core.errors import DataError
 from ascl.data.stores.per_image import Entry, ImageFeatures, PerImageFeatures, kept_index
-
-_DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 class FolderFeatures(PerImageFeatures):
@@ -50,41 +49,36 @@ class FolderFeatures(PerImageFeatures):
         """Names of the files, sorted, and what tells that they are still the same."""
         if not self.folder.is_dir():
             raise DataError(f"no folder {self.folder}")
-        with os.scandir(self.folder) as entries:
-            files = sorted((entry for entry in entries if _is_of(entry.name, self.ending)), key=lambda e: e.name)
-            about = [(entry.name, entry.stat()) for entry in files]
-        digest = hashlib.sha256()
-        for name, stat in about:
-            digest.update(f"{name}\n{stat.st_size} {stat.st_mtime_ns}\n".encode())
-        if not about:
+        files = files_of(self.folder, self.ending)
+        if not files:
             raise DataError(f"{self.folder} has no {self.ending} file")
-        return [name for name, _ in about], {"files": len(about), "sha256": digest.hexdigest()}
+        digest = hashlib.sha256()
+        for path in files:
+            digest.update(f"{path.name}\n{path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
+        return [path.name for path in files], {"files": len(files), "sha256": digest.hexdigest()}
 
     def _entries(self, names: Sequence[str]) -> Iterator[Entry]:
         for name in tqdm(names, unit=" files", desc=f"index of {self.folder.name}", disable=None):
-            try:
+            with _named(self.folder / name):
                 entry = self._look(self.folder / name)
-            except _DAMAGED as error:
-                raise _damaged(self.folder / name, error) from error
             yield entry
 
     def _image(self, row: int) -> ImageFeatures:
-        try:
+        with _named(self._path(row)):
             image = self._load(self._path(row))
             if self._box_folder is not None and image.regions is not None and image.boxes is None:
                 path = self._box_folder / f"{self.image_ids[row]}.npy"
                 image.boxes = _float32(path, np.load(path, allow_pickle=False), "fiu")
-        except _DAMAGED as error:
-            raise _damaged(self._path(row), error) from error
         return image
 
     def _entry(self, path: Path, shape: tuple[int, ...], boxes: bool = False, size: tuple[int, int] = (0, 0)) -> Entry:
         """Of features (k, R) or (G,)."""
-        count = shape[0] if len(shape) == 2 else 0
-        if len(shape) == 2 and count == 0:
+        name = path.name.removesuffix(self.ending)
+        if len(shape) == 1:
+            return Entry(name, str(path), 0, shape[0], size=size)
+        if shape[0] == 0:
             raise DataError(f"{path} holds no region; an image needs at least one, move it away")
-        has_boxes = len(shape) == 2 and (boxes or self._box_folder is not None)
-        return Entry(path.name.removesuffix(self.ending), str(path), count, shape[-1], has_boxes, size=size)
+        return Entry(name, str(path), shape[0], shape[1], boxes or self._box_folder is not None, size=size)
 
     @abstractmethod
     def _look(self, path: Path) -> Entry:
@@ -108,9 +102,13 @@ class NpzFolder(FolderFeatures):
     def _look(self, path: Path) -> Entry:
         with zipfile.ZipFile(path) as archive:
             members = {name.removesuffix(".npy") for name in archive.namelist()}
-            shapes = {name: _shape_in(archive, name) for name in ("x", "feat", "bbox") if name in members}
-            numbers = {name: _number_in(archive, name) for name in ("num_bbox", "image_w", "image_h")
-                       if name in members}
+            shapes, numbers = {}, {}
+            for name in members & {"x", "feat", "bbox", "num_bbox", "image_w", "image_h"}:
+                with archive.open(f"{name}.npy") as file:
+                    if name in ("x", "feat", "bbox"):
+                        shapes[name] = _header(file)
+                    else:
+                        numbers[name] = int(np.lib.format.read_array(file, allow_pickle=False).item())
         if "x" not in shapes and "feat" not in shapes:
             raise DataError(f"{path} has neither `x` nor `feat` (it has: {', '.join(sorted(members)) or 'nothing'}); "
                             "boxes alone are no features")
@@ -153,20 +151,19 @@ class NpyFolder(FolderFeatures):
         return ImageFeatures(globals=values) if values.ndim == 1 else ImageFeatures(regions=values)
 
 
-def folder_kinds(folder: Path, endings: Sequence[str]) -> dict[str, int]:
-    """Which of these endings occur in a folder, and how often."""
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries]
-    counts = {ending: sum(_is_of(name, ending) for name in names) for ending in endings}
-    return {ending: count for ending, count in counts.items() if count}
+def files_of(folder: Path, ending: str) -> list[Path]:
+    """The files of an ending in a folder, without hidden ones, in the order of their names."""
+    return sorted(folder.glob(f"[!.]*{ending}"))
 
 
-def _is_of(name: str, ending: str) -> bool:
-    return name.endswith(ending) and not name.startswith(".")
-
-
-def _damaged(path: Path, error: Exception) -> DataError:
-    return error if isinstance(error, DataError) else DataError(f"{path} cannot be read ({error}): fetch it again")
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} cannot be read ({error}): fetch it again") from error
 
 
 def _float32(path: Path, values: Any, types: str = "f") -> np.ndarray:
@@ -200,19 +197,8 @@ def _by_rows(path: Path, shape: tuple[int, ...], count: int) -> bool:
 
 def _flattened(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
     if len(shape) not in (2, 3):
-        raise DataError(f"{path}: `feat` has shape {shape}, expected (regions, dimension) or "
-                        "(height, width, dimension)")
+        raise DataError(f"{path}: `feat` has shape {shape}, expected (regions, dimension) or a map of regions")
     return int(np.prod(shape[:-1])), shape[-1]
-
-
-def _shape_in(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
-    with archive.open(f"{name}.npy") as file:
-        return _header(file)
-
-
-def _number_in(archive: zipfile.ZipFile, name: str) -> int:
-    with archive.open(f"{name}.npy") as file:
-        return int(np.lib.format.read_array(file, allow_pickle=False).item())
 
 
 def _header(file: IO[bytes]) -> tuple[int, ...]:

@@ -20,19 +20,8 @@ import numpy as np
 
 from ascl.core.errors import DataError
 from ascl.core.files import OncePerProcess
-from ascl.data.stores.base import (
-    DETAILS,
-    KINDS,
-    NAMES,
-    Features,
-    FeatureStore,
-    extraction_of,
-    first_not_finite,
-    not_finite,
-    refuse_repeated,
-    require_file,
-    runs_of_neighbors,
-)
+from ascl.data.stores import base
+from ascl.data.stores.base import DETAILS, KINDS, NAMES, Features, FeatureStore
 
 FORMAT = "ascl-features"
 VERSION = 1
@@ -54,18 +43,15 @@ class Hdf5Features(FeatureStore):
 
     def _read_layout(self, file: h5py.File) -> None:
         if file.attrs.get("format") != FORMAT:
-            raise DataError(
-                f"{self.path} is HDF5 but not a feature file of this project: attribute `format` is "
-                f"{file.attrs.get('format')!r}, expected {FORMAT!r}. {extraction_of(KINDS)}"
-            )
-        if file.attrs.get("version") != VERSION:
-            found = file.attrs.get("version")
+            raise DataError(f"{self.path} is HDF5 but not a feature file of this project: attribute `format` is "
+                            f"{file.attrs.get('format')!r}, expected {FORMAT!r}. {base.extraction_of(KINDS)}")
+        if (found := file.attrs.get("version")) != VERSION:
             raise DataError(f"{self.path} has layout version {found}, this program reads version {VERSION}")
         if "image_ids" not in file or not {"regions", "globals"} & set(file):
             there = ", ".join(file) or "nothing"
             raise DataError(f"{self.path} needs `image_ids` and `regions` or `globals`, it has: {there}")
         self.image_ids = list(file["image_ids"].asstr()[:])
-        refuse_repeated(self.image_ids, self.source)
+        base.refuse_repeated(self.image_ids, self.source)
         provenance = file.attrs.get("provenance")
         try:
             self.provenance = {} if provenance is None else {self.source: json.loads(provenance)}
@@ -79,24 +65,19 @@ class Hdf5Features(FeatureStore):
         if self._has_boxes:
             self._shape(file, "boxes", (self.num_regions, 4))
         self._region_count = self._counts(file) if "region_count" in file and self.num_regions is not None else None
-        self._detail_names = [
-            name for name in DETAILS if name in file and (name == "image_sizes" or self.num_regions is not None)
-        ]
+        self._detail_names = [name for name in DETAILS
+                              if name in file and (name == "image_sizes" or self.num_regions is not None)]
         for name in self._detail_names:
             row = (2,) if name == "image_sizes" else (self.num_regions,)
             self._shape(file, name, row, "f" if DETAILS[name][0] is np.float32 else "iu")
         self.names = {name: list(file[name].asstr()[:]) for name in NAMES.values() if name in file}
 
-    def _shape(
-        self, file: h5py.File, name: str, rest: tuple[int | None, ...], types: str = "f"
-    ) -> tuple[int, ...]:
+    def _shape(self, file: h5py.File, name: str, rest: tuple[int | None, ...], types: str = "f") -> tuple[int, ...]:
         """Shape of a data set after a check: (N,) + rest, None = any size of at least 1; floats or whole numbers."""
         data = file[name]
         expected = (len(self.image_ids), *rest)
-        fits = data.ndim == len(expected) and all(
-            size == want if want is not None else size > 0 for size, want in zip(data.shape, expected, strict=True)
-        )
-        if not fits:
+        if data.ndim != len(expected) or any(size != want if want is not None else size < 1
+                                             for size, want in zip(data.shape, expected, strict=True)):
             wanted = ", ".join("any" if size is None else str(size) for size in expected)
             raise DataError(f"{self.path}: `{name}` has shape {data.shape}, expected ({wanted})")
         if data.dtype.kind not in types:
@@ -111,10 +92,8 @@ class Hdf5Features(FeatureStore):
         wrong = np.flatnonzero((counts < 1) | (counts > self.num_regions))
         if len(wrong):
             row = wrong[0]
-            raise DataError(
-                f"{self.path}, row {row} (image {self.image_ids[row]}): region_count {counts[row]} is not within "
-                f"1 to {self.num_regions}"
-            )
+            raise DataError(f"{self.path}, row {row} (image {self.image_ids[row]}): region_count {counts[row]} is not "
+                            f"within 1 to {self.num_regions}")
         return counts
 
     def read_kinds(self, rows: np.ndarray, kinds: frozenset[str]) -> Features:
@@ -152,13 +131,13 @@ class Hdf5Features(FeatureStore):
         stored = np.empty((len(unique), *rest), dtype=np.float16 if half else dtype)
         try:
             space = data.id.get_space()
-            for start, stop in runs_of_neighbors(unique):
+            for start, stop in base.runs_of_neighbors(unique):
                 shape = (stop - start, *rest)
                 space.select_hyperslab((int(unique[start]), *(0 for _ in rest)), shape)
                 data.id.read(h5py.h5s.create_simple(shape), space, stored[start:stop])
         except OSError as error:
             raise DataError(f"{self.path}: `{name}` cannot be read, the file is damaged ({error}). "
-                            f"{extraction_of(KINDS)}") from error
+                            f"{base.extraction_of(KINDS)}") from error
         if not np.array_equal(unique, rows):
             stored = stored[position]
         if half:            # numpy takes forty times longer for these
@@ -167,15 +146,10 @@ class Hdf5Features(FeatureStore):
             return torch.from_numpy(stored).float().numpy()
         return stored
 
-    def _check_finite(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
-        wrong = first_not_finite(values)
-        if wrong is not None:
-            raise not_finite(self, name, rows[wrong], rows[wrong], extraction_of(frozenset({name})))
-
 
 def open_hdf5(path: Path) -> h5py.File:
-    require_file(path)
+    base.require_file(path)
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        raise DataError(f"{path} is truncated or no HDF5 file ({error}). {extraction_of(KINDS)}") from error
+        raise DataError(f"{path} is truncated or no HDF5 file ({error}). {base.extraction_of(KINDS)}") from error

@@ -18,12 +18,9 @@ from ascl.data.stores.per_image import Entry, ImageFeatures, PerImageFeatures, k
 
 _MOST_OPEN = 64  # files at a time; a process may open 1,024 on most systems
 _BOX_FILE = "region_bbox.h5"
-_DETAILS = {
-    "class_ids": "objects_id",
-    "scores": "objects_conf",
-    "attribute_ids": "attrs_id",
-    "attribute_scores": "attrs_conf",
-}
+_DETAILS = {"class_ids": "objects_id", "scores": "objects_conf", "attribute_ids": "attrs_id",
+            "attribute_scores": "attrs_conf"}
+_NAMES = {"arrays": ("{}", "{}"), "groups": ("{}/features", "{}/boxes"), "detections": ("{}_features", "{}_boxes")}
 
 
 class Hdf5PerImage(PerImageFeatures):
@@ -73,46 +70,35 @@ class Hdf5PerImage(PerImageFeatures):
             names = sorted(key.removesuffix("_features") for key in keys if layout != "detections" or
                            key.endswith("_features"))
             for name in tqdm(names, unit=" images", desc=f"index of {path.name}", disable=None):
-                where = f"{path}, entry {name}"
-                shape, boxes, details = self._look(where, file, keys, layout, name)
-                count = shape[0] if len(shape) == 2 else 0
-                yield Entry(name, where, count, shape[-1], boxes, details, place=(number,), layout=layout)
+                yield self._look(number, file, keys, layout, name)
 
-    def _look(
-        self, where: str, file: h5py.File, keys: set[str], layout: str, name: str
-    ) -> tuple[tuple[int, ...], bool, bool]:
-        """Shape of an entry's features, whether it has boxes, and whether it has classes."""
+    def _look(self, number: int, file: h5py.File, keys: set[str], layout: str, name: str) -> Entry:
+        where = f"{self._paths[number]}, entry {name}"
+        boxes = details = False
         if layout == "detections":
-            features = file[f"{name}_features"]
             boxes, details = f"{name}_boxes" in keys, f"{name}_cls_prob" in keys
         elif layout == "groups":
             group = file[name]
             if not isinstance(group, h5py.Group) or "features" not in group:
                 raise DataError(f"{where} has no `features`")
-            features, boxes = group["features"], "boxes" in group
-            details = all(column in group for column in _DETAILS.values())
-        else:
-            features, details = file[name], False
-            boxes = self._box_file is not None and getattr(features, "ndim", 0) == 2
+            boxes, details = "boxes" in group, all(column in group for column in _DETAILS.values())
+        features = file[_NAMES[layout][0].format(name)]
         if not isinstance(features, h5py.Dataset) or features.ndim not in (1, 2) or features.dtype.kind != "f":
             raise DataError(f"{where}: expected features of floats, (regions, dimension) or (dimension,); found "
                             f"{features}")
-        return features.shape, boxes, details
+        count = features.shape[0] if features.ndim == 2 else 0
+        if layout == "arrays":
+            boxes = self._box_file is not None and count > 0
+        return Entry(name, where, count, features.shape[-1], boxes, details, place=(number,), layout=layout)
 
     def _image(self, row: int) -> ImageFeatures:
         name, file = self.image_ids[row], self._opened(self._paths[self._places[row, 0]])
+        of_regions, of_boxes = (pattern.format(name) for pattern in _NAMES[self._layout])
+        beside = file if self._box_file is None or self._layout != "arrays" else self._opened(self._box_file)
         try:
             if self.num_regions is None:
-                return ImageFeatures(globals=file[name][:])
-            boxes = None
-            if self._layout == "arrays":
-                regions = file[name][:]
-                if self._box_file is not None:
-                    boxes = self._opened(self._box_file)[name][:]
-            else:
-                separator = "/" if self._layout == "groups" else "_"
-                regions = file[f"{name}{separator}features"][:]
-                boxes = file[f"{name}{separator}boxes"][:] if self._has_boxes else None
+                return ImageFeatures(globals=file[of_regions][:])
+            regions, boxes = file[of_regions][:], beside[of_boxes][:] if self._has_boxes else None
             if self._sorted:
                 order = self._order(file[f"{name}_cls_prob"][:])
                 regions, boxes = regions[order], None if boxes is None else boxes[order]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ascl.core.errors import DataError, first_of
-from ascl.data.captions import read_json
+from ascl.data.captions import entries, read_json
 
 FIELDS = ("filename", "cocoid", "imgid")
 
@@ -28,14 +28,15 @@ def stems_of(image_ids: Sequence[str], captions: str | os.PathLike, field: str |
         DataError: an id that the captions do not know or that fits several images, or ids that fit more than one field
             and would give other images (each listed).
     """
-    images = _images(Path(captions))
-    wanted = FIELDS if field is None else (field,)
+    images = entries(read_json(captions), "images", Path(captions))
+    if not all("filename" in image for image in images):
+        raise DataError(f"{captions}: an entry of `images` has no `filename`; expected Karpathy's `dataset_*.json`")
     fitting: dict[str, list[str]] = {}
     reasons = []
-    for name in wanted:
+    for name in FIELDS if field is None else (field,):
         stems = _stems_by(name, images)
         unknown = [image_id for image_id in image_ids if image_id not in stems]
-        several = [image_id for image_id in image_ids if len(stems.get(image_id, ())) > 1]
+        several = [image_id for image_id in image_ids if image_id in stems and len(stems[image_id]) > 1]
         if unknown:
             reasons.append(f"as {name}, {len(unknown)} of {len(image_ids)} are unknown ({first_of(unknown)})")
         elif several:
@@ -49,20 +50,11 @@ def stems_of(image_ids: Sequence[str], captions: str | os.PathLike, field: str |
         row = next((row for row, (one, other) in enumerate(zip(first, found, strict=True)) if one != other), None)
         if row is not None:
             raise DataError(f"the image ids fit {captions} as {' and as '.join(fitting)}, which are different images: "
-                            f"id {image_ids[row]} is {first[row]} or, as {name}, {found[row]}; say which field they "
-                            "are")
+                            f"id {image_ids[row]} is {first[row]} or, as {name}, {found[row]}; say which field")
     repeated = [stem for stem, count in Counter(first).items() if count > 1]
     if repeated:
         raise DataError(f"several image ids are the same image of {captions}: {first_of(repeated)}")
     return first
-
-
-def _images(path: Path) -> list[dict[str, Any]]:
-    images = read_json(path).get("images")
-    if not isinstance(images, list) or not images or not all("filename" in image for image in images):
-        raise DataError(f"{path} has no list `images` whose entries have a `filename`; expected Karpathy's "
-                        "`dataset_*.json`")
-    return images
 
 
 def _stems_by(field: str, images: Sequence[dict[str, Any]]) -> dict[str, set[str]]:
@@ -70,11 +62,10 @@ def _stems_by(field: str, images: Sequence[dict[str, Any]]) -> dict[str, set[str
     stems: dict[str, set[str]] = defaultdict(set)
     for image in images:
         stem = Path(image["filename"]).stem
-        if field != "filename":
-            names = {str(image[field])} if field in image else set()
-        else:
+        names = {str(image[field])} if field in image else set()
+        if field == "filename":
             number = stem.rpartition("_")[2]
-            names = {image["filename"], stem} | ({str(int(number))} if number.isascii() and number.isdigit() else set())
+            names |= {stem, str(int(number)) if number.isascii() and number.isdigit() else stem}
         for name in names:
             stems[name].add(stem)
-    return dict(stems)
+    return stems

@@ -24,11 +24,7 @@ class LazyFile:
         self._file: OncePerProcess[io.FileIO] = OncePerProcess(partial(io.FileIO, path))
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return `length` bytes from `offset` on.
-
-        Raises:
-            DataError: the file ends before, or cannot be read.
-        """
+        """Return `length` bytes from `offset` on; a DataError where the file ends before, or cannot be read."""
         data = bytearray(length)
         self._read_into(memoryview(data), offset)
         return bytes(data)
@@ -45,8 +41,7 @@ class LazyFile:
             while filled < len(buffer):  # one call returns 2 GiB at most
                 count = file.readinto(buffer[filled:])
                 if not count:
-                    raise DataError(f"{self.path} ends before byte {offset + filled}, where more was when it was "
-                                    "opened: it was changed, start again")
+                    raise DataError(f"{self.path} ends before byte {offset + filled}: it was changed, start again")
                 filled += count
         except OSError as error:
             raise DataError(f"{self.path} cannot be read at byte {offset} ({error})") from error

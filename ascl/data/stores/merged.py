@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -27,11 +28,10 @@ class MergedFeatures(FeatureStore):
         self.provenance = {name: made for store in stores for name, made in store.provenance.items()}
         self.image_ids = list(dict.fromkeys(image_id for store in stores for image_id in store.image_ids))
         self.region_dim = self._common("region_dim")
-        self.num_regions = max((n for n in (store.num_regions for store in stores) if n is not None), default=None)
+        self.num_regions = max((store.num_regions or 0 for store in stores), default=0) or None
         self.global_dim = self._common("global_dim")
         self.numbered = any(store.numbered for store in stores)
         self._places = {kind: self._places_of(kind) for kind in self.kinds}
-        self._described = self._having("regions" if "regions" in self.kinds else "globals")
         self.names = self._common_names()
 
     def _common(self, name: str) -> int | None:
@@ -47,32 +47,29 @@ class MergedFeatures(FeatureStore):
     def _common_names(self) -> dict[str, list[str]]:
         """Names that all stores with the ids agree on; none where some store does not say what its ids stand for."""
         names = {}
+        described = self._having("regions" if "regions" in self.kinds else "globals")
         for name in NAMES.values():
-            lists = {store.source: store.names[name] for store in self._described if name in store.names}
-            first = next(iter(lists), None)
-            other = next((source for source, texts in lists.items() if texts != lists[first or ""]), None)
-            if other is not None:
-                raise DataError(f"{first} and {other} cannot be merged: their {name} differ, so equal ids would stand "
-                                "for different things; they come from different detectors")
-            if first is not None and len(lists) == len(self._described):
-                names[name] = lists[first]
+            having = [store for store in described if name in store.names]
+            for other in having[1:]:
+                if other.names[name] != having[0].names[name]:
+                    raise DataError(f"{having[0].source} and {other.source} cannot be merged: their {name} differ; "
+                                    "they come from different detectors")
+            if having and having == described:
+                names[name] = having[0].names[name]
         return names
 
     def _places_of(self, kind: str) -> np.ndarray:
         """(N, 2) int64: the store and its row that hold this kind for each image, -1 where none does."""
-        row_of = {image_id: row for row, image_id in enumerate(self.image_ids)}
         places = np.full((len(self.image_ids), 2), -1, dtype=np.int64)
         for number, store in enumerate(self._stores):
             if kind not in store.kinds:
                 continue
-            rows = np.array([row_of[image_id] for image_id in store.image_ids], dtype=np.int64)
+            rows = np.array([self._row_of[image_id] for image_id in store.image_ids], dtype=np.int64)
             taken = rows[places[rows, 0] >= 0]
             if len(taken):
                 other = self._stores[places[taken[0], 0]].source
-                raise DataError(
-                    f"image {self.image_ids[taken[0]]} has {kind} in both {other} and {store.source} "
-                    f"({len(taken)} such images): give only one of the files"
-                )
+                raise DataError(f"image {self.image_ids[taken[0]]} has {kind} in both {other} and {store.source} "
+                                f"({len(taken)} such images): give only one of the files")
             places[rows] = np.stack([np.full(len(rows), number), np.arange(len(rows))], axis=1)
         return places
 
@@ -87,59 +84,34 @@ class MergedFeatures(FeatureStore):
                 raise missing_images(missing, source, having[0].image_ids, having[0].remedy(frozenset({kind})))
         return super().rows(image_ids)
 
-    def read_kinds(self, rows: np.ndarray, kinds: frozenset[str]) -> Features:
-        merged = Features(None, None)
-        if "regions" in kinds:
-            selections, parts = self._parts("regions", rows)
-            merged.regions = _assemble(len(rows), selections, [self._filled(part.regions) for part in parts])
-            merged.boxes = _assemble(len(rows), selections, [self._filled(part.boxes) for part in parts])
-            fewer = any(store.num_regions != self.num_regions for store in self._having("regions"))
-            if fewer or any(part.mask is not None for part in parts):
-                real = [self._filled(part.real_regions(), False) for part in parts]
-                merged.mask = _assemble(len(rows), selections, real)
-        if "globals" in kinds:
-            selections, parts = self._parts("globals", rows)
-            merged.globals = _assemble(len(rows), selections, [part.globals for part in parts])
-        return merged
-
-    def _details(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        selections, places = self._selections("regions" if "regions" in self.kinds else "globals", rows)
-        parts = [
-            store.details(places[selected, 1]) for store, selected in zip(self._described, selections, strict=True)
-        ]
-        merged = {}
-        for name, (_, padding) in DETAILS.items():
-            values = [part[name] if name == "image_sizes" else self._filled(part[name], padding)
-                      for part in parts if name in part]
-            if len(values) == len(parts):
-                merged[name] = _assemble(len(rows), selections, values)
-        return {name: values for name, values in merged.items() if values is not None}
-
-    def _filled(self, values: np.ndarray | None, padding: float = 0) -> np.ndarray | None:
-        """(n, k, ...) with regions that are not real up to K."""
-        if values is None or self.num_regions is None or values.shape[1] == self.num_regions:
-            return values
-        filled = np.full((len(values), self.num_regions, *values.shape[2:]), padding, dtype=values.dtype)
-        filled[:, : values.shape[1]] = values
-        return filled
-
-    def _selections(self, kind: str, rows: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        """For each store with this kind, the positions in `rows` that it serves; and the place of each row."""
+    def _served(self, kind: str, rows: np.ndarray) -> Iterator[tuple[FeatureStore, np.ndarray, np.ndarray]]:
+        """Each store that has this kind, the positions in `rows` that it serves, and its own rows for them."""
         places = self._places[kind][rows]
         without = rows[places[:, 0] < 0]
         if len(without):
             raise DataError(f"image {self.image_ids[without[0]]} has no {kind} in {self.source}")
-        having = [number for number, store in enumerate(self._stores) if kind in store.kinds]
-        return [np.flatnonzero(places[:, 0] == number) for number in having], places
+        for number, store in enumerate(self._stores):
+            if kind in store.kinds:
+                selected = np.flatnonzero(places[:, 0] == number)
+                yield store, selected, places[selected, 1]
 
-    def _parts(self, kind: str, rows: np.ndarray) -> tuple[list[np.ndarray], list[Features]]:
-        """What each store that has this kind gives: positions in `rows`, and the features for them."""
-        selections, places = self._selections(kind, rows)
-        parts = [
-            store.read_kinds(places[selected, 1], frozenset({kind}))
-            for store, selected in zip(self._having(kind), selections, strict=True)
-        ]
-        return selections, parts
+    def read_kinds(self, rows: np.ndarray, kinds: frozenset[str]) -> Features:
+        merged = Features(None, None)
+        for kind in sorted(kinds):
+            parts = [(at, store.read_kinds(own, frozenset({kind}))) for store, at, own in self._served(kind, rows)]
+            for name in ("regions", "boxes") if kind == "regions" else ("globals",):
+                if all(getattr(part, name) is not None for _, part in parts):
+                    setattr(merged, name, _assembled(len(rows), [(at, getattr(part, name)) for at, part in parts]))
+            fewer = any(store.num_regions != self.num_regions for store in self._having(kind))
+            if kind == "regions" and (fewer or any(part.mask is not None for _, part in parts)):
+                merged.mask = _assembled(len(rows), [(at, part.real_regions()) for at, part in parts], False)
+        return merged
+
+    def _details(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        kind = "regions" if "regions" in self.kinds else "globals"
+        parts = [(at, store.details(own)) for store, at, own in self._served(kind, rows)]
+        return {name: _assembled(len(rows), [(at, part[name]) for at, part in parts], padding)
+                for name, (_, padding) in DETAILS.items() if all(name in part for _, part in parts)}
 
 
 class _Derived(FeatureStore):
@@ -190,9 +162,7 @@ class MeanRegionGlobals(_Derived):
     def __init__(self, store: FeatureStore) -> None:
         super().__init__(store)
         if store.kinds != {"regions"}:
-            raise DataError(
-                f"{store.source} gives {', '.join(sorted(store.kinds))}: globals from regions need regions alone"
-            )
+            raise DataError(f"{store.source} has {', '.join(sorted(store.kinds))}: means of regions need regions alone")
         self.global_dim = store.region_dim
 
     def read_kinds(self, rows: np.ndarray, kinds: frozenset[str]) -> Features:
@@ -204,12 +174,12 @@ class MeanRegionGlobals(_Derived):
         return features if "regions" in kinds else Features(None, features.globals)
 
 
-def _assemble(n: int, selections: Sequence[np.ndarray], parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    """One array of n rows from parts and their positions; None where a part is missing."""
-    present = [part for part in parts if part is not None]
-    if len(present) < len(parts):
-        return None
-    whole = np.empty((n, *present[0].shape[1:]), dtype=present[0].dtype)
-    for selected, part in zip(selections, present, strict=True):
-        whole[selected] = part
+def _assembled(n: int, parts: list[tuple[np.ndarray, Any]], padding: float = 0) -> np.ndarray:
+    """One array of n rows from parts and their positions; regions up to the most of a part are filled up."""
+    if len(parts) == 1:
+        return parts[0][1]
+    width = max(values.shape[1] for _, values in parts)
+    whole = np.full((n, width, *parts[0][1].shape[2:]), padding, dtype=parts[0][1].dtype)
+    for selected, values in parts:
+        whole[selected, : values.shape[1]] = values
     return whole

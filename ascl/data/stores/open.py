@@ -10,7 +10,7 @@ from typing import Literal
 
 from ascl.core.errors import DataError
 from ascl.data.stores.base import Features, FeatureStore
-from ascl.data.stores.folder import NpyFolder, NpzFolder, folder_kinds
+from ascl.data.stores.folder import NpyFolder, NpzFolder, files_of
 from ascl.data.stores.hdf5 import Hdf5Features, open_hdf5
 from ascl.data.stores.hdf5_per_image import Hdf5PerImage, looks_per_image
 from ascl.data.stores.merged import FirstRegions, MeanRegionGlobals, MergedFeatures
@@ -22,13 +22,9 @@ _HDF5 = (".h5", ".hdf5")
 _TSV = re.compile(r"\.tsv(\.\d+)?(\.gz)?$")
 
 
-def open_features(
-    paths: Sequence[str | os.PathLike],
-    *,
-    captions: int | None = None,
-    globals_from: Literal["files", "mean-region"] = "files",
-    max_regions: int | None = None,
-) -> FeatureStore:
+def open_features(paths: Sequence[str | os.PathLike], *, captions: int | None = None,
+                  globals_from: Literal["files", "mean-region"] = "files",
+                  max_regions: int | None = None) -> FeatureStore:
     """Open feature files as one store.
 
     Args:
@@ -71,14 +67,11 @@ def _open(path: Path, captions: int | None) -> FeatureStore:
 
 
 def _open_folder(folder: Path) -> FeatureStore:
-    kinds = folder_kinds(folder, [".npz", ".npy", *_HDF5])
-    if len(kinds) != 1:
-        found = ", ".join(f"{count} {ending}" for ending, count in kinds.items()) or "none of them"
+    files = {ending: paths for ending in (".npz", ".npy", *_HDF5) if (paths := files_of(folder, ending))}
+    if len(files) != 1:
+        found = ", ".join(f"{len(paths)} {ending}" for ending, paths in files.items()) or "none of them"
         raise DataError(f"{folder}: a folder of features holds files of one of .npz, .npy and .h5, one for each image "
                         f"or shard; found: {found}. Give the file or the folder that holds the features")
-    ending = next(iter(kinds))
-    if ending == ".npz":
-        return NpzFolder(folder)
-    if ending == ".npy":
-        return NpyFolder(folder)
-    return Hdf5PerImage(sorted(path for path in folder.iterdir() if path.name.endswith(ending) and path.name[0] != "."))
+    if ".npz" in files or ".npy" in files:
+        return NpzFolder(folder) if ".npz" in files else NpyFolder(folder)
+    return Hdf5PerImage(*files.values())

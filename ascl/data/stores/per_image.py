@@ -14,7 +14,7 @@ import numpy as np
 
 from ascl.core.errors import DataError
 from ascl.core.files import atomic_path
-from ascl.data.stores.base import DETAILS, Features, FeatureStore, first_not_finite, not_finite, refuse_repeated
+from ascl.data.stores.base import DETAILS, Features, FeatureStore, refuse_repeated
 
 MOST_REGIONS = 1000  # of an image; detectors give 100 at most, so more means that the file is misread
 _INDEX_VERSION = 2
@@ -34,8 +34,7 @@ class Entry:
     """What a pass over the source finds of one image.
 
     where: for messages. count: of its regions, 0 = one vector for the whole image. dim: of a region or the vector.
-    size: width and height of the image, zeros where unknown. place: what the reader needs to find it again.
-    layout: of the file, where a format has several.
+    size: width and height, zeros where unknown. place: what the reader needs. layout: where a format has several.
     """
 
     image_id: str
@@ -70,16 +69,14 @@ class Index:
 
 
 class PerImageFeatures(FeatureStore):
-    """A store that reads image by image. Held in memory: the index.
+    """A store that reads image by image; only the index is held in memory.
 
-    A subclass calls `_describe` when it knows its images, and implements `_image` and, where the format has details,
-    `_image_details`.
+    A subclass calls `_describe` when it knows its images, and has `_image` and, for details, `_image_details`.
     """
 
     _detail_names: tuple[str, ...] = ()
 
     def _describe(self, source: str, index: Index, detail_names: tuple[str, ...] = ()) -> None:
-        """Take over what the images are."""
         self.source, self.provenance = source, {}
         self.image_ids = index.image_ids.tolist()
         refuse_repeated(self.image_ids, source)
@@ -101,6 +98,9 @@ class PerImageFeatures(FeatureStore):
     def remedy(self, kinds: frozenset[str]) -> str:
         return "If the file names the same images otherwise, convert it with captions that know both names"
 
+    def _remedy_of_values(self, name: str, row: int) -> str:
+        return f"It is {self.place(row)}"
+
     @abstractmethod
     def _image(self, row: int) -> ImageFeatures:
         """Features of one image in float32."""
@@ -112,14 +112,13 @@ class PerImageFeatures(FeatureStore):
     def _checked_image(self, row: int) -> ImageFeatures:
         """The file may have been replaced since it was indexed, and boxes may lie in files of their own."""
         image, count = self._image(row), int(self._counts[row])
-        expected = {
-            "regions": (count, self.region_dim) if count else None,
-            "boxes": (count, 4) if count and self._has_boxes else None,
-            "globals": None if count else (self.global_dim,),
-        }
+        expected: dict[str, tuple[int | None, ...]]
+        expected = {"regions": (count, self.region_dim)} if count else {"globals": (self.global_dim,)}
+        if self._has_boxes:
+            expected["boxes"] = (count, 4)
         for name, shape in expected.items():
             values = getattr(image, name)
-            if shape is not None and (values is None or values.shape != shape):
+            if values is None or values.shape != shape:
                 found = "none" if values is None else values.shape
                 raise DataError(f"{self.place(row)}: its {name} have shape {found}, expected {shape}; boxes and "
                                 "features are of other images, or the file was replaced since it was opened")
@@ -128,24 +127,26 @@ class PerImageFeatures(FeatureStore):
     def read_kinds(self, rows: np.ndarray, kinds: frozenset[str]) -> Features:
         unique, position = np.unique(rows, return_inverse=True)  # in the order of the file, each image once
         read = Features(None, None)
-        if self.global_dim is not None and "globals" in kinds:
-            read.globals = np.zeros((len(unique), self.global_dim), dtype=np.float32)
-            for i, row in enumerate(unique):
-                read.globals[i] = self._checked_image(row).globals
-        if self.num_regions is not None and "regions" in kinds:
-            read.regions = np.zeros((len(unique), self.num_regions, self.region_dim or 0), dtype=np.float32)
+        if "globals" in kinds & self.kinds:
+            read.globals = np.zeros((len(unique), self.global_dim or 0), dtype=np.float32)
+        elif "regions" in kinds & self.kinds:
+            read.regions = np.zeros((len(unique), self.num_regions or 0, self.region_dim or 0), dtype=np.float32)
             read.boxes = np.zeros((*read.regions.shape[:2], 4), dtype=np.float32) if self._has_boxes else None
             if (self._counts != self.num_regions).any():
-                read.mask = np.arange(self.num_regions) < self._counts[unique, None]
-            for i, row in enumerate(unique):
-                image = self._checked_image(row)
-                read.regions[i, : self._counts[row]] = image.regions
-                if read.boxes is not None:
-                    read.boxes[i, : self._counts[row]] = image.boxes
+                read.mask = np.arange(self.num_regions or 0) < self._counts[unique, None]
+        else:
+            return read
+        for i, row in enumerate(unique):
+            image, count = self._checked_image(row), self._counts[row]
+            if read.globals is not None:
+                read.globals[i] = image.globals
+            if read.regions is not None:
+                read.regions[i, :count] = image.regions
+            if read.boxes is not None:
+                read.boxes[i, :count] = image.boxes
         for name, values in (("regions", read.regions), ("globals", read.globals)):
-            wrong = None if values is None else first_not_finite(values)
-            if wrong is not None:
-                raise not_finite(self, name, unique[wrong], unique[wrong], f"It is {self.place(unique[wrong])}")
+            if values is not None:
+                self._check_finite(name, values, unique)
         return read if np.array_equal(unique, rows) else read.taken(position)
 
     def _details(self, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -196,13 +197,11 @@ def _index_of(path: Path, entries: Iterable[Entry]) -> Index:
                             "have to hold the same: the file is damaged, or files of another kind lie beside it")
     if not found:
         raise DataError(f"{path} holds no image")
-    return Index(
-        image_ids=np.array([entry.image_id for entry in found]),
-        counts=np.array([entry.count for entry in found], dtype=np.int64),
-        sizes=np.array([entry.size for entry in found], dtype=np.int32),
-        places=np.array([entry.place for entry in found], dtype=np.int64),
-        **{name: np.array(getattr(found[0], name)) for name in ("dim", "boxes", "details", "layout")},
-    )
+    return Index(image_ids=np.array([entry.image_id for entry in found]),
+                 counts=np.array([entry.count for entry in found], dtype=np.int64),
+                 sizes=np.array([entry.size for entry in found], dtype=np.int32),
+                 places=np.array([entry.place for entry in found], dtype=np.int64),
+                 **{name: np.array(getattr(found[0], name)) for name in ("dim", "boxes", "details", "layout")})
 
 
 def stamp_of_file(path: Path) -> dict[str, int | str]:

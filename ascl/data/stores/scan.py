@@ -10,27 +10,17 @@ import numpy as np
 
 from ascl.core.errors import DataError
 from ascl.data.captions import SCAN_CAPTIONS_PER_IMAGE, count_scan_captions, read_scan_ids
-from ascl.data.stores.base import (
-    Features,
-    FeatureStore,
-    first_not_finite,
-    not_finite,
-    refuse_repeated,
-    require_file,
-    runs_of_neighbors,
-)
+from ascl.data.stores.base import Features, FeatureStore, refuse_repeated, require_file, runs_of_neighbors
 from ascl.data.stores.lazy_file import LazyFile
 
 _SAMPLED_IMAGES = 64  # of a .npy: enough to catch a wrong repeat, cheap on 33 GB
 
 
 class ScanFeatures(FeatureStore):
-    """SCAN's `{split}_ims.npy`, floats (rows, K, R), read row by row. It has neither boxes nor features of the whole
-    image.
+    """SCAN's `{split}_ims.npy`, floats (rows, K, R), read row by row; neither boxes nor globals.
 
     Some copies repeat each image's row five times. The repeat is inferred from the ids file beside it, else from the
-    number of captions, and checked on a sample of images: rows of one image are equal, those of neighboring images are
-    not.
+    number of captions, and checked on a sample: rows of one image are equal, those of neighboring images are not.
 
     Args:
         path: the `.npy`.
@@ -47,21 +37,21 @@ class ScanFeatures(FeatureStore):
         self.provenance = {}
         array = self._header()
         if array.ndim != 3 or array.dtype.kind != "f" or 0 in array.shape:
-            raise DataError(
-                f"{path} has shape {array.shape} and type {array.dtype}, expected floats (rows, regions, dimension)"
-            )
+            raise DataError(f"{path} has shape {array.shape}, type {array.dtype}, expected floats (rows, regions, dim)")
         if not array.flags.c_contiguous:
-            raise DataError(f"{path} is in Fortran order, which scatters an image over the whole file: save it again "
-                            "with numpy.ascontiguousarray")
+            raise DataError(f"{path} is in Fortran order: save it again with numpy.ascontiguousarray")
         total, self.num_regions, self.region_dim = array.shape
         self._file, self._start, self._type = LazyFile(self.path), array.offset, array.dtype
         split = self.path.name.removesuffix(".npy").removesuffix("_ims")
         ids = read_scan_ids(self.path.parent, split)
         if ids is not None:
-            # A line for each image or for each caption; lines of one image follow one another.
+            # a line for each image or for each caption; lines of one image follow one another
             self.image_ids = [name for name, _ in itertools.groupby(ids)]
             refuse_repeated(self.image_ids, f"{split}_ids.txt beside {path}")
-            self.repeat = self._repeat_from_images(total, len(self.image_ids))
+            if total % len(self.image_ids):
+                raise DataError(f"{path} has {total} rows for the {len(self.image_ids)} images of its ids file: one of "
+                                "the two is of another split")
+            self.repeat = total // len(self.image_ids)
         else:
             captions = count_scan_captions(self.path.parent, split) if captions is None else captions
             self.repeat = 1 if captions is None else self._repeat_from_captions(total, captions)
@@ -69,21 +59,11 @@ class ScanFeatures(FeatureStore):
             self.numbered = True
         self._check_repeat()
 
-    def _repeat_from_images(self, total: int, images: int) -> int:
-        if total % images:
-            raise DataError(
-                f"{self.path} has {total} rows for the {images} images of its ids file: "
-                "one of the two is of another split"
-            )
-        return total // images
-
     def _repeat_from_captions(self, total: int, captions: int) -> int:
         if captions < total or captions % total:
-            raise DataError(
-                f"{self.path} has {total} rows for {captions} captions, which does not fit: the captions are of "
-                "another split, or were cut before they were counted (give the number of captions of the whole split)"
-            )
-        # As many rows as captions: one caption an image, or each image five times; the rows tell.
+            raise DataError(f"{self.path} has {total} rows for {captions} captions, which does not fit: give the "
+                            "number of captions of the whole split, or features of the captions' split")
+        # as many rows as captions: one caption an image, or each image five times; the rows tell
         repeated = captions == total and total % SCAN_CAPTIONS_PER_IMAGE == 0 and self._equal_rows(0, 1)
         return SCAN_CAPTIONS_PER_IMAGE if repeated else 1
 
@@ -92,17 +72,12 @@ class ScanFeatures(FeatureStore):
         for row in first:
             for other in range(row + 1, row + self.repeat):
                 if not self._equal_rows(row, other):
-                    raise DataError(
-                        f"{self.path}: rows {row} and {other} should be one image ({self.repeat} rows an image, "
-                        "inferred from the ids or the captions) but differ; they are of different splits"
-                    )
+                    raise DataError(f"{self.path}: rows {row} and {other} should be one image ({self.repeat} rows an "
+                                    "image by the ids or the captions) but differ; these are of another split")
         same = [self._equal_rows(row - self.repeat, row) for row in first[1:]]
         if sum(same) > len(same) / 2:  # a repeat of five leaves four of five neighbors equal, real images next to none
-            raise DataError(
-                f"{self.path}: neighboring images have equal features, so an image has more than {self.repeat} rows; "
-                "put the split's caps.txt or ids.txt beside the features, or give the number of captions of the whole "
-                "split"
-            )
+            raise DataError(f"{self.path}: neighboring images have equal features, so an image has more than "
+                            f"{self.repeat} rows; put the split's caps.txt or ids.txt beside the features")
 
     def _equal_rows(self, row: int, other: int) -> bool:
         first, second = self._read_rows(np.array([row, other]))
@@ -130,7 +105,8 @@ class ScanFeatures(FeatureStore):
         if "regions" not in kinds:
             return Features(None, None)
         regions = self._read_rows(rows * self.repeat).astype(np.float32, copy=False)
-        wrong = first_not_finite(regions)
-        if wrong is not None:
-            raise not_finite(self, "regions", rows[wrong] * self.repeat, rows[wrong], "Fetch the file again")
+        self._check_finite("regions", regions, rows, repeat=self.repeat)
         return Features(regions, None)
+
+    def _remedy_of_values(self, name: str, row: int) -> str:
+        return "Fetch the file again"

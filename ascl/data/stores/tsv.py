@@ -21,12 +21,9 @@ BOTTOM_UP = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 LXMERT = ("img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes", "boxes",
           "features")
 _LAYOUTS = {"bottom-up": BOTTOM_UP, "lxmert": LXMERT}
-_DETAILS = {
-    "class_ids": ("objects_id", "<i8"),
-    "scores": ("objects_conf", "<f4"),
-    "attribute_ids": ("attrs_id", "<i8"),
-    "attribute_scores": ("attrs_conf", "<f4"),
-}  # our name -> column and type
+# our name -> column and type
+_DETAILS = {"class_ids": ("objects_id", "<i8"), "scores": ("objects_conf", "<f4"),
+            "attribute_ids": ("attrs_id", "<i8"), "attribute_scores": ("attrs_conf", "<f4")}
 _LONGEST_ROW = 1 << 26  # bytes; 100 regions of 2048 take 1.1e6, so that a file without line ends is told early
 _BUFFER = 1 << 20
 
@@ -46,8 +43,7 @@ class TsvFeatures(PerImageFeatures):
         self.path = Path(path)
         require_file(self.path)
         if self.path.suffix == ".gz":
-            raise DataError(f"{path} is compressed, and a compressed file cannot be read from the middle: unpack it "
-                            f"with gunzip {path}")
+            raise DataError(f"{path} is compressed: unpack it with gunzip {path}")
         index = kept_index(self.path, stamp_of_file(self.path), lambda: _entries(self.path))
         self._columns = _LAYOUTS[str(index.layout)]
         self._file = LazyFile(self.path)
@@ -58,10 +54,8 @@ class TsvFeatures(PerImageFeatures):
 
     def _image(self, row: int) -> ImageFeatures:
         cells = self._cells(row, with_features=True)
-        return ImageFeatures(
-            regions=self._decoded(row, cells, "features").reshape(-1, self.region_dim or 0),
-            boxes=self._decoded(row, cells, "boxes").reshape(-1, 4),
-        )
+        return ImageFeatures(regions=self._decoded(row, cells, "features").reshape(-1, self.region_dim or 0),
+                             boxes=self._decoded(row, cells, "boxes").reshape(-1, 4))
 
     def _image_details(self, row: int) -> dict[str, np.ndarray]:
         cells = self._cells(row, with_features=False)
@@ -79,8 +73,7 @@ class TsvFeatures(PerImageFeatures):
         try:
             return np.frombuffer(base64.b64decode(cells[column], validate=True), dtype=dtype)
         except (binascii.Error, ValueError) as error:
-            raise DataError(f"{self.place(row)}: `{column}` is no base64 of {dtype!r} ({error}); the file is damaged, "
-                            "fetch it again") from error
+            raise DataError(f"{self.place(row)}: `{column}` is no base64 ({error}); fetch it again") from error
 
 
 def _entries(path: Path) -> Iterator[Entry]:
@@ -126,20 +119,15 @@ def _checked_row(path: Path, line: int, offset: int, content: bytes, layout: str
         found = {name.removeprefix("image").removeprefix("img"): int(cells[name]) for name in numbers}
     except ValueError as error:
         raise DataError(f"{where}: {', '.join(numbers)} have to be whole numbers ({error}); {damaged}") from error
-    boxes = found["num_boxes"]
+    boxes, box_bytes, length = found["num_boxes"], _length(cells["boxes"]), _length(cells["features"])
     if boxes < 1:
         raise DataError(f"{where}: num_boxes is {boxes}; an image needs at least one, remove the row")
-    if _length(cells["boxes"]) != boxes * 4 * 4:
-        raise DataError(f"{where}: `boxes` has {_length(cells['boxes'])} bytes, {boxes} boxes of 4 float32 have "
-                        f"{boxes * 4 * 4}; {damaged}")
-    length = _length(cells["features"])
+    if box_bytes != boxes * 16:
+        raise DataError(f"{where}: `boxes` has {box_bytes} bytes, {boxes} boxes have {boxes * 16}; {damaged}")
     if length < 1 or length % (boxes * 4):
-        raise DataError(f"{where}: `features` has {length} bytes, which does not divide by {boxes} boxes of float32; "
-                        f"{damaged}")
-    return Entry(
-        image_id, where, boxes, length // (boxes * 4), boxes=True, details=layout == "lxmert", layout=layout,
-        size=(found["_w"], found["_h"]), place=(line, offset, len(content), len(content) - len(split[-1])),
-    )
+        raise DataError(f"{where}: `features` has {length} bytes, which does not divide by {boxes} boxes; {damaged}")
+    return Entry(image_id, where, boxes, length // (boxes * 4), boxes=True, details=layout == "lxmert", layout=layout,
+                 size=(found["_w"], found["_h"]), place=(line, offset, len(content), len(content) - len(split[-1])))
 
 
 def _length(cell: bytes) -> int:

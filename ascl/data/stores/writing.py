@@ -17,9 +17,7 @@ from ascl.data.stores.hdf5 import FORMAT, VERSION
 CHUNK_BYTES = 1 << 16
 
 
-def write_frame(
-    file: h5py.File, image_ids: list[str], names: dict[str, list[str]], provenance: dict[str, Any]
-) -> None:
+def write_frame(file: h5py.File, image_ids: list[str], names: dict[str, list[str]], provenance: dict[str, Any]) -> None:
     """All but the rows."""
     file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
     file.attrs["provenance"] = json.dumps(provenance)

@@ -1,4 +1,4 @@
-"""Feature files of other projects, written from plain arrays; shared by the tests of readers and of the conversion."""
+"""What the tests of stores share: feature files of other projects, written from plain arrays, and a dataset of rows."""
 
 import base64
 from dataclasses import dataclass, field
@@ -6,8 +6,34 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pytest
+
+from ascl.core.errors import DataError
+from ascl.data.stores.open import FeatureStore
 
 DIM = 6
+
+
+def refused(message: str, call, *arguments, **more) -> None:
+    with pytest.raises(DataError, match=message):
+        call(*arguments, **more)
+
+
+class RowsOf:
+    """A dataset that reads one row, to put a store into workers."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self.store = store
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.store.read([row]).regions[0]
+
+
+def made(*shape: int, seed: int = 0, dtype: type = np.float32) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
 
 @dataclass
@@ -26,12 +52,8 @@ def make_images(counts: list[int], *, seed: int = 0, prefix: str = "pic") -> lis
     rng = np.random.default_rng(seed)
     images = []
     for i, count in enumerate(counts):
-        details = {
-            "objects_id": rng.integers(0, 1600, count),
-            "objects_conf": rng.random(count, dtype=np.float32),
-            "attrs_id": rng.integers(0, 400, count),
-            "attrs_conf": rng.random(count, dtype=np.float32),
-        }
+        details = {"objects_id": rng.integers(0, 1600, count), "objects_conf": rng.random(count, dtype=np.float32),
+                   "attrs_id": rng.integers(0, 400, count), "attrs_conf": rng.random(count, dtype=np.float32)}
         images.append(Image(f"{prefix}{i}", rng.normal(size=(count, DIM)).astype(np.float32),
                             (100 * rng.random((count, 4))).astype(np.float32), 640 + i, 480 + i, details))
     return images
@@ -59,10 +81,9 @@ def write_npz(folder: Path, images: list[Image], *, transposed: bool = False) ->
     folder.mkdir()
     for image in images:
         info = {"image_id": image.image_id, **image.details}  # numpy pickles it, as bottom-up-attention.pytorch does
-        np.savez_compressed(
-            folder / f"{image.image_id}.npz", x=image.regions.T if transposed else image.regions, bbox=image.boxes,
-            num_bbox=len(image.boxes), image_h=image.height, image_w=image.width, info=info,
-        )
+        np.savez_compressed(folder / f"{image.image_id}.npz", x=image.regions.T if transposed else image.regions,
+                            bbox=image.boxes, num_bbox=len(image.boxes), image_h=image.height, image_w=image.width,
+                            info=info)
     return folder
 
 
@@ -119,16 +140,14 @@ def write_detections_h5(path: Path, images: list[Image], probabilities: list[np.
 
 def written(kind: str, folder: Path, images: list[Image]) -> Path:
     """The images in a format with boxes."""
-    writers = {
-        "bottom-up tsv": lambda: write_tsv(folder / "a.tsv", images),
-        "lxmert tsv": lambda: write_tsv(folder / "a.tsv", images, "lxmert", end=b"\n"),
-        "npz": lambda: write_npz(folder / "npz", images),
-        "npz transposed": lambda: write_npz(folder / "npz", images, transposed=True),
-        "cocobu": lambda: write_cocobu(folder / "cocobu", images),
-        "h5 arrays": lambda: write_arrays_h5(folder / "shards", images),
-        "h5 groups": lambda: write_groups_h5(folder / "a.h5", images),
-        "h5 detections": lambda: write_detections_h5(folder / "a.hdf5", images),
-    }
+    writers = {"bottom-up tsv": lambda: write_tsv(folder / "a.tsv", images),
+               "lxmert tsv": lambda: write_tsv(folder / "a.tsv", images, "lxmert", end=b"\n"),
+               "npz": lambda: write_npz(folder / "npz", images),
+               "npz transposed": lambda: write_npz(folder / "npz", images, transposed=True),
+               "cocobu": lambda: write_cocobu(folder / "cocobu", images),
+               "h5 arrays": lambda: write_arrays_h5(folder / "shards", images),
+               "h5 groups": lambda: write_groups_h5(folder / "a.h5", images),
+               "h5 detections": lambda: write_detections_h5(folder / "a.hdf5", images)}
     return writers[kind]()
 
 

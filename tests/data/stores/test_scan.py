@@ -4,13 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from foreign_files import made, refused
 
-from ascl.core.errors import DataError
 from ascl.data.stores.open import open_features
-
-
-def made(*shape: int, seed: int = 0, dtype: type = np.float32) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
 
 @pytest.mark.parametrize("repeat", [1, 5])
@@ -37,42 +33,30 @@ def test_scan_with_one_caption_an_image_is_not_taken_for_a_repeat(tmp_path):
 
 def test_scan_errors(tmp_path):
     path = tmp_path / "test_ims.npy"
-    with pytest.raises(DataError, match=r"no file .*test_ims\.npy; data/README\.md"):
-        open_features([path])
+    refused(r"no file .*test_ims\.npy; data/README\.md", open_features, [path])
     np.save(path, made(4, 3, 6))
-    with pytest.raises(DataError, match="4 rows for 21 captions, which does not fit"):
-        open_features([path], captions=21)
-    with pytest.raises(DataError, match="4 rows for 2 captions, which does not fit"):
-        open_features([path], captions=2)
+    refused("4 rows for 21 captions, which does not fit", open_features, [path], captions=21)
+    refused("4 rows for 2 captions, which does not fit", open_features, [path], captions=2)
     (tmp_path / "test_ids.txt").write_text("a\nb\nc\n")
-    with pytest.raises(DataError, match="4 rows for the 3 images of its ids file"):
-        open_features([path])
+    refused("4 rows for the 3 images of its ids file", open_features, [path])
     (tmp_path / "test_ids.txt").write_text("a\nb\n")
-    with pytest.raises(DataError, match="rows 0 and 1 should be one image"):
-        open_features([path])
+    refused("rows 0 and 1 should be one image", open_features, [path])
     (tmp_path / "test_ids.txt").write_text("a\nb\na\nc\n")
-    with pytest.raises(DataError, match="image id a is given twice, in rows 0 and 2"):
-        open_features([path])
+    refused("image id a is given twice, in rows 0 and 2", open_features, [path])
     (tmp_path / "test_ids.txt").unlink()
     np.save(path, np.repeat(made(200, 1, 2), 5, axis=0))
-    with pytest.raises(DataError, match="an image has more than 1 rows"):
-        open_features([path])
+    refused("an image has more than 1 rows", open_features, [path])
     np.save(path, np.repeat(made(3, 1, 2), 5, axis=0) + (np.arange(15) == 8)[:, None, None])
-    with pytest.raises(DataError, match="rows 5 and 8 should be one image"):
-        open_features([path], captions=15)
+    refused("rows 5 and 8 should be one image", open_features, [path], captions=15)
     np.save(path, made(4, 6))
-    with pytest.raises(DataError, match=r"has shape \(4, 6\)"):
-        open_features([path])
+    refused(r"has shape \(4, 6\)", open_features, [path])
     np.save(path, np.zeros((4, 3, 6), dtype=np.int64))
-    with pytest.raises(DataError, match="type int64, expected floats"):
-        open_features([path])
+    refused("type int64, expected floats", open_features, [path])
     np.save(path, made(40, 3, 6))
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DataError, match=r"test_ims\.npy is truncated or no \.npy file .*fetch it again"):
-        open_features([path])
+    refused(r"test_ims\.npy is truncated or no \.npy file .*fetch it again", open_features, [path])
     path.write_bytes(b"hello")
-    with pytest.raises(DataError, match="is truncated or no .npy file"):
-        open_features([path])
+    refused("is truncated or no .npy file", open_features, [path])
 
 
 def test_scan_names_file_row_and_image_of_a_value_that_is_not_finite(tmp_path):
@@ -81,10 +65,7 @@ def test_scan_names_file_row_and_image_of_a_value_that_is_not_finite(tmp_path):
     np.save(tmp_path / "test_ims.npy", np.repeat(regions, 5, axis=0))
     store = open_features([tmp_path / "test_ims.npy"], captions=20)
     assert store.read([0, 1, 3]).regions.shape == (3, 3, 6)
-    with pytest.raises(
-        DataError, match=r"test_ims\.npy: `regions` of row 10 \(image 2\) has values that are not finite"
-    ):
-        store.read([3, 2])
+    refused(r"test_ims\.npy: `regions` of row 10 \(image 2\) has values that are not finite", store.read, [3, 2])
 
 
 def test_scan_reads_any_type_and_order_without_mapping_the_file(tmp_path):
@@ -99,10 +80,8 @@ def test_scan_reads_any_type_and_order_without_mapping_the_file(tmp_path):
     maps = Path("/proc/self/maps")
     assert not maps.exists() or "x_ims.npy" not in maps.read_text()
     np.save(tmp_path / "x_ims.npy", np.asfortranarray(values))
-    with pytest.raises(DataError, match=r"x_ims\.npy is in Fortran order"):
-        open_features([tmp_path / "x_ims.npy"])
+    refused(r"x_ims\.npy is in Fortran order", open_features, [tmp_path / "x_ims.npy"])
     np.save(tmp_path / "x_ims.npy", values)
     with open(tmp_path / "x_ims.npy", "r+b") as file:
         file.truncate(3000)  # behind the back of an open store
-    with pytest.raises(DataError, match=r"x_ims\.npy ends before byte 5744.*it was changed"):
-        store.read([39])
+    refused(r"x_ims\.npy ends before byte 5744.*it was changed", store.read, [39])
