@@ -30,13 +30,14 @@ class Made:
     steps: tuple[Step, ...]
 
 
+@dataclass(frozen=True)
 class QueryMaker(Dataset):
     """Makes and writes query i; what it draws depends on the seed and i alone. A photo that fails comes as a text."""
 
-    def __init__(
-        self, folder: Path, plans: Sequence[QueryPlan], mix_ins: Sequence[Path], settings: BenchmarkSettings
-    ) -> None:
-        self.folder, self.plans, self.mix_ins, self.settings = folder, plans, mix_ins, settings
+    folder: Path
+    plans: Sequence[QueryPlan]
+    mix_ins: Sequence[Path]
+    settings: BenchmarkSettings
 
     def __len__(self) -> int:
         return len(self.plans)

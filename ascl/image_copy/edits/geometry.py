@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.random import Generator
@@ -30,12 +30,9 @@ def crop(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Cha
 
 
 def crop_share(canvas: Canvas, share: float, stretch: float, rng: Generator) -> Change:
-    """Cut out a rectangle of a share of the area anywhere in the picture.
+    """Cut out a rectangle of a share of the area, in (0, 1], anywhere in the picture.
 
-    Args:
-        share: of the area, in (0, 1].
-        stretch: width over height of the rectangle, in units of the picture's own; brought near 1 where a rectangle
-            of that area and shape does not fit.
+    `stretch` is its width over height in units of the picture's own, brought near 1 where that does not fit.
     """
     width, height = canvas.image.size
     stretch = min(max(stretch, share), 1 / share)
@@ -61,8 +58,7 @@ def quarter_turn(canvas: Canvas, strength: float, rng: Generator, others: Others
 def rotation(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
     """Turn by 5 to 60 degrees to either side, in one of the three frames of `rotated`."""
     degrees = between(5, 60, strength) * (1 if rng.random() < 0.5 else -1)
-    frames: tuple[Frame, ...] = ("expand", "same", "inscribed")
-    frame, fill = frames[int(rng.integers(3))], random_fill(rng)
+    frame, fill = get_args(Frame)[int(rng.integers(3))], random_fill(rng)
     parameters = {"degrees": degrees, "frame": frame} | ({} if frame == "inscribed" else {"fill": list(fill)})
     return rotated(canvas, degrees, frame, fill), parameters
 
@@ -75,24 +71,21 @@ def rotated(canvas: Canvas, degrees: float, frame: Frame, fill: Color) -> Canvas
             upright rectangle without an empty corner. An expanded picture of more than twice the area is scaled down to
             that: a strip of 10,000 x 1 pixels turned by 45 degrees would otherwise take 50 million.
     """
-    width, height = canvas.image.size
+    new_width, new_height = width, height = canvas.image.size
     angle = math.radians(degrees)
     sine, cosine = math.sin(angle), math.cos(angle)
     scale = 1.0
     if frame == "expand":
         new_width, new_height = abs(width * cosine) + abs(height * sine), abs(width * sine) + abs(height * cosine)
         scale = min(1.0, math.sqrt(2 * width * height / (new_width * new_height)))
-    elif frame == "same":
-        new_width, new_height = width, height
-    else:
+    elif frame == "inscribed":
         new_width, new_height = inscribed(width, height, angle)
     if scale < 1:  # averaged here: the warp itself would only pick pixels
         canvas = canvas.resized(pixels(width * scale), pixels(height * scale))
         new_width, new_height = new_width * scale, new_height * scale
     out_width, out_height = pixels(new_width), pixels(new_height)
-    middle_x, middle_y = canvas.image.width / 2, canvas.image.height / 2
     turn = np.array([[cosine, sine, 0.0], [-sine, cosine, 0.0], [0.0, 0.0, 1.0]])  # y points down
-    matrix = shift(out_width / 2, out_height / 2) @ turn @ shift(-middle_x, -middle_y)
+    matrix = shift(out_width / 2, out_height / 2) @ turn @ shift(-canvas.image.width / 2, -canvas.image.height / 2)
     return canvas.warped(matrix, out_width, out_height, fill)
 
 
@@ -142,8 +135,7 @@ def perspective(canvas: Canvas, strength: float, rng: Generator, others: Others)
     inwards = bool(rng.random() < 0.5)
     fill = random_fill(rng)
     corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], dtype=float)
-    towards = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) * (width, height)
-    quad = corners + moves * towards
+    quad = corners + moves * np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) * (width, height)
     matrix = homography(corners, quad) if inwards else homography(quad, corners)
     parameters = {"corners": quad.round(2).tolist(), "inwards": inwards} | ({"fill": list(fill)} if inwards else {})
     return canvas.warped(matrix, width, height, fill), parameters
@@ -151,8 +143,7 @@ def perspective(canvas: Canvas, strength: float, rng: Generator, others: Others)
 
 def homography(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Return the (3, 3) that takes four points (4, 2) to four others; no three of either on one line."""
-    rows, values = [], []
+    rows = []
     for (x, y), (u, v) in zip(source, target, strict=True):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
-        values += [u, v]
-    return np.append(np.linalg.solve(np.array(rows), np.array(values)), 1.0).reshape(3, 3)
+    return np.append(np.linalg.solve(np.array(rows), target.ravel()), 1.0).reshape(3, 3)
