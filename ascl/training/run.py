@@ -19,6 +19,7 @@ from ascl.settings.retrieval import Config
 from ascl.training.batches import TrainBatches
 from ascl.training.checkpoints import Progress, RunFolder
 from ascl.training.loop import LoopSettings, StepLoss, Validate, fit
+from ascl.training.schedule import Schedule
 
 
 def loop_settings(
@@ -34,22 +35,10 @@ def loop_settings(
 
 
 def train_run(
-    config: Config | CopyConfig,
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    batches: TrainBatches,
-    step_loss: StepLoss,
-    validate: Validate,
-    learning_rate: Callable[[int], float],
-    settings: LoopSettings,
-    resume: bool,
-    described: Sequence[str],
-    extra: dict[str, Any],
-    saved: Callable[[str], bool] = lambda name: True,
-    environment_extra: dict[str, Any] | None = None,
-    files: dict[str, str] | None = None,
+    config: Config | CopyConfig, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, *,
+    batches: TrainBatches, step_loss: StepLoss, validate: Validate, learning_rate: Schedule, settings: LoopSettings,
+    resume: bool, described: Sequence[str], extra: dict[str, Any], saved: Callable[[str], bool] = lambda name: True,
+    environment_extra: dict[str, Any] | None = None, files: dict[str, str] | None = None,
 ) -> Progress:
     """Open `config.out`, write what the run is, print what is trained, and train.
 
@@ -58,10 +47,8 @@ def train_run(
     Args:
         config: all settings of the run, saved as settings.yaml and in its checkpoints.
         accelerator, model, optimizer, batches, step_loss, validate, learning_rate, settings: see `fit`.
-        resume: continue from last.pt in `config.out`.
+        resume, saved: see `RunFolder`. extra: plain values that checkpoints carry along beside the settings.
         described: lines on the data and the model, printed before the first step.
-        extra: plain values that checkpoints carry along beside the settings.
-        saved: see `RunFolder`.
         environment_extra: what environment.json says beside `provenance.environment`.
         files: name -> text of further files that a new run begins with.
 
@@ -73,11 +60,12 @@ def train_run(
         saved=saved, extra={"settings": asdict(config), **extra},
     )
     if accelerator.is_main_process:
-        write_text(run.path / "settings.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
+        texts = {"settings.yaml": yaml.safe_dump(asdict(config), sort_keys=False)}
         if not resume:
             about = environment() | (environment_extra or {})
-            for name, text in {"environment.json": json.dumps(about, indent=2) + "\n", **(files or {})}.items():
-                write_text(run.path / name, text)
+            texts |= {"environment.json": json.dumps(about, indent=2) + "\n"} | (files or {})
+        for name, text in texts.items():
+            write_text(run.path / name, text)
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         print(*described, sep="\n")
         print(f"{trained / 1e6:.1f} M trained parameters; {settings.total_steps} steps, {settings.steps_per_epoch} an "

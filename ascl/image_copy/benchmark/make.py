@@ -50,9 +50,7 @@ def make_benchmark(images: str | Path, out: str | Path, settings: BenchmarkSetti
     run left there is removed by the next one.
 
     Args:
-        images: folder of photos, searched at any depth.
-        out: folder to make; its `references`, `queries` and `background` hold the images, beside ground_truth.csv,
-            edits.csv, hard_negatives.csv, sources.csv, skipped.csv, benchmark.json and README.md.
+        images: folder of photos, searched at any depth. out: folder to make; the README.md in it describes its files.
         workers: processes that decode and edit; 0 = none apart. They change nothing but the time.
 
     Raises:

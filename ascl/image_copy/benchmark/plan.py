@@ -36,26 +36,17 @@ MIX_INS = 100  # photos looked for beyond the roles, where the folder has them
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """Sizes and seed; a size of None is a share of the usable photos (`SHARES`), `queries` as many as references.
-
-    Attributes:
-        references, queries, distractors, reverse_crops, background: how many of each; `queries` are those with a
-            reference, beside the distractor queries and those of the reverse crops.
-        seed: of every choice, from 0 to 2**32 - 1.
-        jpeg_quality: of the pictures that are written (queries, cropped references); the others are copied as they are.
-        max_side: photos are scaled to at most this many pixels a side before they are edited.
-        min_side: photos with a shorter side are left out.
-    """
+    """Sizes and seed; a size of None is a share of the usable photos (`SHARES`), `queries` as many as references."""
 
     references: int | None = None
-    queries: int | None = None
+    queries: int | None = None  # with a reference, beside the distractor queries and those of the reverse crops
     distractors: int | None = None
     reverse_crops: int | None = None
     background: int | None = None
-    seed: int = 0
-    jpeg_quality: int = 95
-    max_side: int = 1024
-    min_side: int = 32
+    seed: int = 0  # of every choice, from 0 to 2**32 - 1
+    jpeg_quality: int = 95  # of queries and cropped references; the others are copied as they are
+    max_side: int = 1024  # photos are scaled to at most this many pixels a side before they are edited
+    min_side: int = 32  # photos with a shorter side are left out
 
     def __post_init__(self) -> None:
         for name, least in (("references", 1), ("queries", 1), ("distractors", 0), ("reverse_crops", 0),

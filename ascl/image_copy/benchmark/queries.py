@@ -83,8 +83,7 @@ class QueryMaker(Dataset):
 def make_queries(maker: QueryMaker, workers: int) -> list[Made]:
     """Make all queries, in `workers` processes (0 = in this one), and return what was made of each.
 
-    Raises:
-        DataError: a photo that is gone since it was looked at, or a process that was killed.
+    Raises DataError: a photo that is gone since it was looked at, or a process that was killed.
     """
     loader = DataLoader(maker, batch_size=None, num_workers=workers, worker_init_fn=depend_on_parent)
     made = []

@@ -47,36 +47,27 @@ class CopyAugmentation:
     What the paper leaves open is read so: a rotated picture keeps the largest upright rectangle without empty corners;
     the crop has torchvision's ranges; blur radii scale with the size of the square. Images of more than four times
     `size` on the short side are reduced first, by a whole factor: nothing finer would be seen.
-
-    Attributes:
-        size: side of the square in pixels, >= 1.
-        crop_area, crop_ratio: ranges of the crop's share of the area (uniform) and of width over height (log-uniform).
-        flip .. jpeg: probability of each change.
-        text_size, text_opacity, sticker_size, sticker_opacity: ranges; sizes in short sides of the picture.
-        jitter: most relative change of brightness, contrast, saturation, and most shift of hue (a circle is 1).
-        blur_radius: range in pixels of a square of 224.
-        jpeg_quality: range of whole numbers, both ends included.
     """
 
-    size: int = 224
-    crop_area: tuple[float, float] = (0.08, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
+    size: int = 224  # side of the square in pixels, >= 1
+    crop_area: tuple[float, float] = (0.08, 1.0)  # range of the share of the area, uniform
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # range of width over height, log-uniform
+    flip: float = 0.5  # probability, as of each change
     quarter_turn: float = 0.05
     text: float = 0.1
-    text_size: tuple[float, float] = (0.1, 0.3)
+    text_size: tuple[float, float] = (0.1, 0.3)  # in short sides of the picture, as of stickers
     text_opacity: tuple[float, float] = (0.1, 1.0)
     sticker: float = 0.2
     sticker_size: tuple[float, float] = (0.1, 0.5)
     sticker_opacity: tuple[float, float] = (0.7, 1.0)
     rotation: float = 0.05
     colour_jitter: float = 0.8
-    jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)
+    jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)  # most change of JITTERS; a circle of hue is 1
     grey: float = 0.2
     blur: float = 0.5
-    blur_radius: tuple[float, float] = (1.0, 5.0)
+    blur_radius: tuple[float, float] = (1.0, 5.0)  # in pixels of a square of 224
     jpeg: float = 0.2
-    jpeg_quality: tuple[int, int] = (0, 100)
+    jpeg_quality: tuple[int, int] = (0, 100)  # both ends included
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -143,8 +134,7 @@ Strength = Literal["simclr", "strong_blur", "advanced"]
 def augmentation_of(strength: Strength, size: int = 224) -> CopyAugmentation:
     """Return one of SSCD's strengths: SimCLR's list, the same with stronger blur, and that with RDCD's edits too.
 
-    Raises:
-        ValueError: another name.
+    Raises ValueError: another name.
     """
     if strength == "advanced":
         return CopyAugmentation(size)
@@ -173,18 +163,12 @@ class IdentityAugmentation:
     CROP: a rectangle of the original and nothing else done to it.
     POSITIVE: the original edited one to three times at random (`random_chain`), so it shows as much or less.
     NEGATIVE: all of the photo, up to two harmless edits made: the original is a crop of it, and it no copy.
-
-    Attributes:
-        size: side of the square in pixels, >= 1.
-        kinds: one for each image of an identity; view i of the batch sampler is image i.
-        original_area: range of the share of the photo that the original keeps beside a hard negative, uniform.
-        crop_area: range of the share of the original that a crop keeps, uniform.
     """
 
-    size: int = 256
-    kinds: tuple[ImageKind, ...] = (ImageKind.ORIGINAL, ImageKind.CROP, ImageKind.POSITIVE, ImageKind.NEGATIVE)
-    original_area: tuple[float, float] = (0.3, 0.8)
-    crop_area: tuple[float, float] = (0.1, 0.9)
+    size: int = 256  # side of the square in pixels, >= 1
+    kinds: tuple[ImageKind, ...] = tuple(ImageKind)  # view i of the batch sampler is image i, of kinds[i]
+    original_area: tuple[float, float] = (0.3, 0.8)  # share of the photo that it keeps beside a hard negative, uniform
+    crop_area: tuple[float, float] = (0.1, 0.9)  # share of the original that a crop keeps, uniform
 
     def __post_init__(self) -> None:
         if self.size < 1 or not self.kinds:
@@ -201,12 +185,8 @@ class IdentityAugmentation:
         """Image `view` of the identity of sample `index`: the same in every process, in any order of the views.
 
         Args:
-            image: the photo, upright RGB.
-            view: 0 to len(kinds) - 1.
+            image: the photo, upright RGB. view: 0 to len(kinds) - 1, ValueError beyond.
             others: photos to mix in, none of them the photo itself; drawn pictures where there is none.
-
-        Raises:
-            ValueError: a view that has no kind.
         """
         if not 0 <= view < len(self.kinds):
             raise ValueError(f"view {view}: the identity has {len(self.kinds)} kinds of images")
@@ -247,6 +227,6 @@ def reduced(image: Image.Image, short_side: int) -> Image.Image:
     return image.reduce(factor) if factor > 1 else image
 
 
-def to_tensor(image: Image.Image) -> Tensor:
+def to_tensor(image: Image.Image | np.ndarray) -> Tensor:
     """Return an RGB image as (3, height, width) uint8 with its own memory."""
     return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())

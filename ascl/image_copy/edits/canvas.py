@@ -33,17 +33,11 @@ def _column(x: float, y: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Canvas:
-    """An RGB picture with the sample points of the original that it still shows. Every method gives a new one.
-
-    Attributes:
-        image: the picture as it is now.
-        points: (2, n) float32, x and y in pixels of `image`, each inside it; n <= POINTS.
-        seen: (n,) float32 in [0, 1]: how much of each point shines through what lies over it.
-    """
+    """An RGB picture with the sample points of the original that it still shows. Every method gives a new one."""
 
     image: Image.Image
-    points: np.ndarray
-    seen: np.ndarray
+    points: np.ndarray  # (2, n) float32, x and y in pixels of `image`, each inside it; n <= POINTS
+    seen: np.ndarray  # (n,) float32 in [0, 1]: how much of each point shines through what lies over it
 
     @classmethod
     def of(cls, image: Image.Image) -> Canvas:

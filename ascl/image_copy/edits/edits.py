@@ -36,17 +36,13 @@ class Step:
 class Edited:
     """An edited copy.
 
-    Attributes:
-        image: upright RGB, at least one pixel.
-        steps: the edits, in the order in which they were made.
-        content_scale: share of the ORIGINAL's area that the copy still shows, in [0, 1], as ASL reads it: a crop has
-            the share it keeps, a sticker 1 minus the share it covers (times its opacity), pixels that fall outside are
-            lost, and whatever only moves or changes colors has 1, a small copy on another photo too. Right to about
-            0.001 for each step.
+    `content_scale` is the share of the ORIGINAL's area that it still shows, in [0, 1], as ASL reads it: a crop has the
+    share it keeps, a sticker 1 minus the share it covers (times its opacity), pixels that fall outside are lost, and
+    whatever only moves or changes colors has 1, a small copy on another photo too. Right to about 0.001 for each step.
     """
 
-    image: Image.Image
-    steps: tuple[Step, ...]
+    image: Image.Image  # upright RGB, at least one pixel
+    steps: tuple[Step, ...]  # in the order in which they were made
     content_scale: float
 
 
@@ -64,12 +60,10 @@ class Edit:
 
         Args:
             image: upright RGB of any size (`ascl.images.read.load_image` gives it); not changed.
-            strength: in [0, 1], from mild to hard.
-            rng: where all chances are drawn from; see `sample_rng`.
+            strength: in [0, 1], from mild to hard. rng: where all chances are drawn from; see `sample_rng`.
             others: RGB photos to mix in (overlays, collage); where there is none, pictures are drawn.
 
-        Raises:
-            ValueError: a strength outside [0, 1], an image that is not RGB or has no pixels.
+        Raises ValueError: a strength outside [0, 1], an image that is not RGB or has no pixels.
         """
         return edit_chain(image, (self.name,), strength, rng, others)
 
@@ -123,13 +117,9 @@ def random_chain(
 
 
 def sample_rng(seed: int, index: int, draw: int = 0) -> np.random.Generator:
-    """Return the generator of one sample.
+    """Return the generator of one sample: of a run's seed, the sample's index, and a draw, say epoch x views + view.
 
-    Args:
-        seed: of the run. index: of the sample in its data set. draw: which of its views: epoch x views + view, say.
-
-    Raises:
-        ValueError: a number outside [0, 2**32).
+    Raises ValueError: a number outside [0, 2**32).
     """
     if not all(0 <= number < SEED_END for number in (seed, index, draw)):
         raise ValueError(f"seed {seed}, index {index}, draw {draw}: each from 0 to 2**32 - 1")

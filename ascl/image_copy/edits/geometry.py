@@ -34,12 +34,11 @@ def crop_share(canvas: Canvas, share: float, stretch: float, rng: Generator) -> 
 
     `stretch` is its width over height in units of the picture's own, brought near 1 where that does not fit.
     """
-    width, height = canvas.image.size
-    stretch = min(max(stretch, share), 1 / share)
-    cut_width = min(width, pixels(width * math.sqrt(share * stretch)))
-    cut_height = min(height, pixels(height * math.sqrt(share / stretch)))
-    left, top = int(rng.integers(width - cut_width + 1)), int(rng.integers(height - cut_height + 1))
-    box = {"left": left, "top": top, "width": cut_width, "height": cut_height}
+    (all_width, all_height), stretch = canvas.image.size, min(max(stretch, share), 1 / share)
+    width = min(all_width, pixels(all_width * math.sqrt(share * stretch)))
+    height = min(all_height, pixels(all_height * math.sqrt(share / stretch)))
+    left, top = int(rng.integers(all_width - width + 1)), int(rng.integers(all_height - height + 1))
+    box = {"left": left, "top": top, "width": width, "height": height}
     return canvas.cropped(**box), box
 
 
@@ -66,12 +65,12 @@ def rotation(canvas: Canvas, strength: float, rng: Generator, others: Others) ->
 def rotated(canvas: Canvas, degrees: float, frame: Frame, fill: Color) -> Canvas:
     """Turn counter-clockwise about the center.
 
-    Args:
-        frame: "expand" grows the picture so that nothing is lost, "same" keeps its size, "inscribed" keeps the largest
-            upright rectangle without an empty corner. An expanded picture of more than twice the area is scaled down to
-            that: a strip of 10,000 x 1 pixels turned by 45 degrees would otherwise take 50 million.
+    The frame "expand" grows the picture so that nothing is lost, "same" keeps its size, "inscribed" keeps the largest
+    upright rectangle without an empty corner. An expanded picture of more than twice the area is scaled down to that: a
+    strip of 10,000 x 1 pixels turned by 45 degrees would otherwise take 50 million.
     """
-    new_width, new_height = width, height = canvas.image.size
+    width, height = canvas.image.size
+    new_width, new_height = float(width), float(height)
     angle = math.radians(degrees)
     sine, cosine = math.sin(angle), math.cos(angle)
     scale = 1.0
@@ -107,8 +106,8 @@ def shift(x: float, y: float) -> np.ndarray:
 def padding(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
     """Add a border of one color, together 10 to 80 % of the width and of the height, shared out at random."""
     width, height = canvas.image.size
-    left, right, top, bottom = rng.dirichlet([3, 3, 3, 3]) * 2 * between(0.1, 0.8, strength)
-    left, right, top, bottom = round(left * width), round(right * width), round(top * height), round(bottom * height)
+    shares = rng.dirichlet([3, 3, 3, 3]) * 2 * between(0.1, 0.8, strength) * (width, width, height, height)
+    left, right, top, bottom = map(round, shares.tolist())
     fill = random_fill(rng)
     background = Image.new("RGB", (width + left + right, height + top + bottom), fill)
     parameters = {"left": left, "right": right, "top": top, "bottom": bottom, "fill": list(fill)}
@@ -117,9 +116,8 @@ def padding(canvas: Canvas, strength: float, rng: Generator, others: Others) -> 
 
 def aspect(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
     """Stretch to a width over height 1.1 to 2.5 times larger or smaller, at the same area."""
-    stretch = between(1.1, 2.5, strength)
-    if rng.random() < 0.5:
-        stretch = 1 / stretch
+    larger = between(1.1, 2.5, strength)
+    stretch = 1 / larger if rng.random() < 0.5 else larger
     width, height = canvas.image.size
     return canvas.resized(pixels(width * math.sqrt(stretch)), pixels(height / math.sqrt(stretch))), {"stretch": stretch}
 
@@ -132,8 +130,7 @@ def perspective(canvas: Canvas, strength: float, rng: Generator, others: Others)
     """
     width, height = canvas.image.size
     moves = rng.uniform(0.3, 1.0, (4, 2)) * between(0.05, 0.35, strength)
-    inwards = bool(rng.random() < 0.5)
-    fill = random_fill(rng)
+    inwards, fill = bool(rng.random() < 0.5), random_fill(rng)
     corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], dtype=float)
     quad = corners + moves * np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) * (width, height)
     matrix = homography(corners, quad) if inwards else homography(quad, corners)
