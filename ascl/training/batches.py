@@ -46,8 +46,7 @@ class TrainBatches:
             sampler: the batches of all processes, the same in each.
             workers: processes that read; 0 = this one. They change nothing but the time.
             process, processes: rank of this process, and their number.
-            shared: deal each batch of the sampler out to the processes in equal parts; False = each process takes every
-                `processes`-th batch.
+            shared: deal each batch out to the processes in equal parts; False = each takes every `processes`-th batch.
 
         Raises:
             DataError: fewer batches than processes.

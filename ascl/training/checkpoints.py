@@ -43,8 +43,7 @@ class RunFolder:
     ) -> None:
         """
         Args:
-            model: moved to the accelerator's device; a resume reads the saved weights into it.
-            optimizer: over all parameters that are trained; a resume reads its state.
+            model, optimizer: of all that is trained; a resume reads their state. The model moves to the device.
             conditions: what has to be the same for a resume to be a continuation, `LoopSettings.conditions`.
             resume: continue from last.pt.
             saved: name of a parameter or buffer -> whether checkpoints hold it. May refuse frozen weights only.

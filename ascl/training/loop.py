@@ -1,7 +1,7 @@
-"""The training loop: one function, control flow in the open.
+"""The training loop: one function, control flow in the open, what is trained as callables.
 
-It knows nothing of images and texts; what is trained comes as callables. In the spirit of nanoGPT's train.py, with what
-a long run needs: exact resume, atomic checkpoints, a clean stop on a signal, model selection, several processes.
+In the spirit of nanoGPT's train.py, with what a long run needs: exact resume, atomic checkpoints, a clean stop on a
+signal, model selection, several processes.
 """
 
 from __future__ import annotations
@@ -86,16 +86,16 @@ def fit(
     train_batches: BatchesOf, step_loss: StepLoss, validate: Validate, learning_rate: Schedule, settings: LoopSettings,
     clock: Callable[[], float] = time.monotonic,
 ) -> Progress:
-    """Train `model` and leave last.pt, best.pt, metrics.jsonl and tensorboard/ in the run's folder.
+    """Train `model`, leave last.pt, best.pt, metrics.jsonl and tensorboard/ in the run's folder, and return how far.
 
     A line of training has beside the step's metrics `learning_rate`, `gradient_norm` (before clipping),
     `steps_per_second` and `data_wait`: the share of the time since the last line that this program spent waiting for
     the next batch, averaged over processes. A GPU may meanwhile work off earlier steps: there a share that is not near
     0 asks for more workers only where `steps_per_second` rises with them.
 
-    Nothing of a step is read from the device but where metrics are logged, a checkpoint is written or the model is
-    validated. A loss or gradient that is not finite is an error at the next such read: it names the first step where
-    that happened, and nothing that comes after it is ever saved.
+    The device is read only where metrics are logged, a checkpoint is written or the model is validated. A loss or
+    gradient that is not finite is an error at the next such read: it names the first step where that happened, and
+    nothing that comes after it is ever saved.
 
     Resume is exact: 2N steps equal N steps, resume, N steps, bit for bit on a CPU. For this the random draws of a step
     come from a generator seeded by (seed, step, process), the global generators (dropout) are saved, and neither the
@@ -110,12 +110,9 @@ def fit(
         step_loss: (model, batch, step, generator) -> {"loss": () tensor, other metrics to be logged: () tensors}, the
             same names at each step. Moves the batch to the device; every draw of its own uses `generator`, which lies
             on the device. In mixed precision it runs under autocast.
-        validate: (model in eval mode) -> metrics, among them `settings.select`. Runs in every process, without
+        validate: (model in eval mode) -> metrics, among them `settings.select`. Runs in every process without
             gradients; the main process's metrics count.
         learning_rate: step (0-based, about to be taken) -> rate. clock: seconds, for the two metrics of time.
-
-    Returns:
-        Progress at the end.
 
     Raises:
         DataError: a loader that ends early, a loss or gradient that is not finite, a checkpoint that cannot be written.

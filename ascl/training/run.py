@@ -26,11 +26,10 @@ def loop_settings(
     config: Config | CopyConfig, steps_per_epoch: int, *, select: str = "rsum", trained_on: str = ""
 ) -> LoopSettings:
     """Return the settings of the loop, of which both halves have the same."""
-    train = config.train
+    names = ("epochs", "seed", "max_steps", "validate_every", "checkpoint_every", "log_every")
     return LoopSettings(
-        epochs=train.epochs, steps_per_epoch=steps_per_epoch, seed=train.seed, max_steps=train.max_steps,
-        clip_norm=config.optimizer.clip_norm, validate_every=train.validate_every,
-        checkpoint_every=train.checkpoint_every, log_every=train.log_every, select=select, trained_on=trained_on,
+        steps_per_epoch=steps_per_epoch, clip_norm=config.optimizer.clip_norm, select=select, trained_on=trained_on,
+        **{name: getattr(config.train, name) for name in names},
     )
 
 
@@ -51,9 +50,6 @@ def train_run(
         described: lines on the data and the model, printed before the first step.
         environment_extra: what environment.json says beside `provenance.environment`.
         files: name -> text of further files that a new run begins with.
-
-    Raises:
-        DataError, TrainingInterrupted: see `RunFolder` and `fit`.
     """
     run = RunFolder(
         config.out, accelerator, model, optimizer, conditions=settings.conditions(accelerator), resume=resume,

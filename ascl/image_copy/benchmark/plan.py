@@ -129,11 +129,7 @@ def count_reasons(skipped: Sequence[tuple[Path, str]]) -> dict[str, int]:
 
 
 def assign_roles(photos: UsablePhotos, settings: BenchmarkSettings, found: int) -> dict[str, list[Path]]:
-    """Return the photos of each role; "mix_ins" has what is left.
-
-    Raises:
-        DataError: too few photos.
-    """
+    """Return the photos of each role; "mix_ins" has what is left. Raises DataError: too few photos."""
     needed = settings.photos
     assert needed is not None
     if len(photos.paths) < needed:

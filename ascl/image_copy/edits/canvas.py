@@ -85,8 +85,7 @@ class Canvas:
         """Turn by 90 degrees, one to three times, counter-clockwise."""
         (x, y), (width, height) = self.points, self.image.size
         return self._transposed(*{
-            1: (Image.Transpose.ROTATE_90, y, width - x),
-            2: (Image.Transpose.ROTATE_180, width - x, height - y),
+            1: (Image.Transpose.ROTATE_90, y, width - x), 2: (Image.Transpose.ROTATE_180, width - x, height - y),
             3: (Image.Transpose.ROTATE_270, height - y, x),
         }[quarter_turns])
 

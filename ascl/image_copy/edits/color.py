@@ -29,12 +29,10 @@ def blur(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Cha
 
 
 def quickly_blurred(image: Image.Image, radius: float) -> Image.Image:
-    """Blur by a Gaussian, from radius 2 on at half the size: half the time, about half a level away on average.
-
-    The halving itself and the enlarging blur as well, by a variance of about 0.7 pixels that is taken off.
-    """
+    """Blur by a Gaussian, from radius 2 on at half the size: half the time, about half a level away on average."""
     if radius < 2 or min(image.size) < 4:
         return image.filter(ImageFilter.GaussianBlur(radius))
+    # the halving and the enlarging blur as well, by a variance of about 0.7 pixels that is taken off
     half = image.reduce(2).filter(ImageFilter.GaussianBlur(math.sqrt(radius * radius - 0.7) / 2))
     return half.resize(image.size, Image.Resampling.BILINEAR)
 
@@ -79,9 +77,7 @@ def colour_jitter(canvas: Canvas, strength: float, rng: Generator, others: Other
 
 
 def jittered(image: Image.Image, factors: Parameters) -> Image.Image:
-    """Make the changes in the order given: of brightness, contrast, saturation by a factor in [0, inf), 1 = none; of
-    hue by a shift in [-0.5, 0.5] of the color circle.
-    """
+    """Make the changes in the order given, each by a factor >= 0, of hue by a shift in [-0.5, 0.5] of its circle."""
     for name, factor in factors.items():
         image = ENHANCERS[name](image).enhance(factor) if name in ENHANCERS else hue_shifted(image, factor)
     return image

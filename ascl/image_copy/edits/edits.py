@@ -3,8 +3,8 @@
     edited = EDITS["crop"](image, 0.5, sample_rng(seed, index))
     edited.image, edited.steps, edited.content_scale
 
-Only Pillow, numpy and what is drawn here. An edit draws all its chances from the generator it is given, so a sample is
-the same in every process and in any order once its generator is made by `sample_rng`.
+An edit draws all its chances from the generator it is given, so a sample is the same in every process and in any order
+once its generator is made by `sample_rng`.
 """
 
 from __future__ import annotations
@@ -107,11 +107,9 @@ def random_chain(
     A crop of a collage can miss the original: a chain that leaves less than `LEAST_CONTENT` of it is drawn again, up to
     `CHAIN_DRAWS` times, and then the one that shows most is taken.
     """
-    if count is None:
-        count = 2 + round(2 * strength)
     tried: list[Edited] = []
     while len(tried) < CHAIN_DRAWS and not (tried and tried[-1].content_scale >= LEAST_CONTENT):
-        names = rng.choice(list(EDITS), count, replace=False).tolist()
+        names = rng.choice(list(EDITS), count or 2 + round(2 * strength), replace=False).tolist()
         tried.append(edit_chain(image, names, strength, rng, others))
     return max(tried, key=lambda edited: edited.content_scale)
 

@@ -1,7 +1,7 @@
 """Edits that move pixels: crop, flip, turns, rotation, padding, aspect ratio, perspective.
 
-Every edit of this room is a function (canvas, strength, rng, others) -> (canvas, parameters): strength in [0, 1] from
-mild to hard, `others` photos to mix in, which most edits do not need. `ascl.image_copy.edits.edits` makes them public.
+Every edit of this room is a function (canvas, strength, rng, others) -> (canvas, parameters), where `others` are photos
+to mix in, which most edits do not need. `ascl.image_copy.edits.edits` makes them public.
 """
 
 from __future__ import annotations
@@ -91,9 +91,8 @@ def rotated(canvas: Canvas, degrees: float, frame: Frame, fill: Color) -> Canvas
 def inscribed(width: float, height: float, angle: float) -> tuple[float, float]:
     """Return the size of the largest upright rectangle inside a width x height one turned by an angle in radians."""
     sine, cosine = abs(math.sin(angle)), abs(math.cos(angle))
-    long, short = max(width, height), min(width, height)
-    if short <= 2 * sine * cosine * long or abs(sine - cosine) < 1e-10:  # two corners touch one long side each
-        half = short / 2
+    half, long = min(width, height) / 2, max(width, height)
+    if half <= sine * cosine * long or abs(sine - cosine) < 1e-10:  # two corners touch one long side each
         return (half / sine, half / cosine) if width >= height else (half / cosine, half / sine)
     double = cosine * cosine - sine * sine
     return (width * cosine - height * sine) / double, (height * cosine - width * sine) / double

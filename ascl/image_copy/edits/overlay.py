@@ -68,8 +68,8 @@ def overlay_of_photo(canvas: Canvas, strength: float, rng: Generator, others: Ot
     photo = _photo(*size_of_area(width, height, share * width * height), others, rng)
     opacity = 1.0 if rng.random() < 0.5 else between(0.6, 0.9, rng.random())
     left, top = _corner(canvas, photo.size, rng)
-    mask = Image.new("L", photo.size, round(255 * opacity))
-    return canvas.covered(photo, mask, left, top), {"share": share, "opacity": opacity, "left": left, "top": top}
+    parameters = {"share": share, "opacity": opacity, "left": left, "top": top}
+    return canvas.covered(photo, Image.new("L", photo.size, round(255 * opacity)), left, top), parameters
 
 
 def collage(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
@@ -124,8 +124,7 @@ def drawn_screen(width: int, height: int, dark: bool, rng: Generator) -> Image.I
     for row in range(max(0, int((height - 8 * unit) / (2 * unit)))):  # most of them end up under the picture
         line(0.5 * unit, (5 + 2 * row) * unit, unit)
     draw.rectangle([0, height - 2 * unit, width, height], fill=bar)
-    for button in range(4):
-        x = (button + 0.5) * width / 4
+    for x in (width / 8, 3 * width / 8, 5 * width / 8, 7 * width / 8):  # buttons
         draw.ellipse([x - 0.5 * unit, height - 1.5 * unit, x + 0.5 * unit, height - 0.5 * unit], fill=ink)
     return screen
 

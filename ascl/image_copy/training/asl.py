@@ -64,8 +64,7 @@ class AslObjective:
         logits = model.classifier(described.embeddings)
         metrics = {
             "classification": smoothed_cross_entropy(logits, labels, smoothing=self.smoothing),
-            "triplet": soft_triplet_loss(described.features, labels),
-            "norm_ratio": order,
+            "triplet": soft_triplet_loss(described.features, labels), "norm_ratio": order,
         }
         weights = (self.classification_weight, self.triplet_weight, self.norm_ratio_weight)
         terms = [weight * term for weight, term in zip(weights, metrics.values(), strict=True) if weight]

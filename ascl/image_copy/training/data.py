@@ -78,8 +78,7 @@ class Photos:
 class SmallImages(Photos):
     """Images decoded once, reduced, and kept in memory as one array of bytes, which forked workers share.
 
-    Attributes:
-        skipped: (path, reason) of the unreadable images that were left out of `paths`.
+    `skipped` has (path, reason) of the unreadable images that were left out of `paths`.
     """
 
     def __init__(self, paths: Sequence[Path], side: int, *, workers: int, skip_unreadable: bool) -> None:
@@ -136,8 +135,7 @@ class Others(Sequence[Image.Image]):
         return len(self._items)
 
     def __getitem__(self, index: Any) -> Any:
-        items = self._items[index]
-        return [self._images[item] for item in items] if isinstance(items, list) else self._images[items]
+        return self._images[self._items[index]]
 
 
 class Views(Dataset):

@@ -96,9 +96,7 @@ class RdcdObjective:
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum {self.momentum}: has to lie between 0 and 1")
 
-    def __call__(
-        self, model: RdcdModel, batch: ViewBatch, step: int, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def __call__(self, model: RdcdModel, batch: ViewBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         first, second = batch.pixels.to(generator.device, non_blocking=True)
         metrics: dict[str, Tensor] = {}
         keys = None

@@ -41,9 +41,7 @@ class SscdObjective:
         if not 0 <= self.mixup <= 1:
             raise ValueError(f"mixup {self.mixup}: a probability lies between 0 and 1")
 
-    def __call__(
-        self, model: SscdModel, batch: ViewBatch, step: int, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def __call__(self, model: SscdModel, batch: ViewBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         pixels = batch.pixels.to(generator.device, non_blocking=True)
         count = pixels.shape[1]
         if self.mixup:

@@ -59,8 +59,10 @@ def build_data(config: CopyConfig) -> CopyData:
     train, validation = held_out(found, settings.validation_share, settings.validation_images)
     if settings.cache_side is None:
         return CopyData(Photos(train), Photos(validation), skipped)
-    how = {"workers": settings.workers, "skip_unreadable": settings.skip_unreadable}
-    small, small_validation = (SmallImages(paths, settings.cache_side, **how) for paths in (train, validation))
+    small, small_validation = (
+        SmallImages(paths, settings.cache_side, workers=settings.workers, skip_unreadable=settings.skip_unreadable)
+        for paths in (train, validation)
+    )
     return CopyData(small, small_validation, small.skipped + small_validation.skipped)
 
 

@@ -60,10 +60,9 @@ def make_validation_set(
     """The same for the same images and seed, whatever the number of workers.
 
     Args:
-        images: held-out photos, at least two.
+        images: held-out photos, at least two. prepare: an image to the square that the descriptor takes.
         mixed_in: photos that overlays and collages take; none of `images`, or a query would show two references and
             one true pair would count as false.
-        prepare: an image to the square that the descriptor takes.
     """
     loader = DataLoader(_Copies(images, mixed_in, prepare, seed), batch_size=16, num_workers=workers)
     return ValidationSet(*map(torch.cat, zip(*loader, strict=True)))
