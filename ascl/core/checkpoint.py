@@ -30,27 +30,22 @@ BEST = "best.pt"  # of a run: the best weights by its validation
 def find(run: str | os.PathLike) -> Path:
     """Return `run` itself where it is a file, else its best.pt, else its last.pt, with a warning.
 
-    Raises:
-        DataError: none of them.
+    Raises DataError: none of them.
     """
     run = Path(run)
-    if run.is_file():
-        return run
-    if (run / BEST).is_file():
-        return run / BEST
-    if (run / LAST).is_file():
-        warnings.warn(f"{run} has no {BEST}, so {LAST} is read: the newest weights, not the best on the validation "
-                      "split", stacklevel=3)
-        return run / LAST
+    for path in (run, run / BEST, run / LAST):
+        if path.is_file():
+            if path == run / LAST:
+                warnings.warn(f"{run} has no {BEST}, so {LAST} is read: the newest weights, not the best on the "
+                              "validation split", stacklevel=3)
+            return path
     raise DataError(f"no checkpoint in {run}: expected {BEST} or {LAST} of a training run")
 
 
 def save(path: str | os.PathLike, state: dict[str, Any]) -> None:
     """Write a state of tensors, numbers, strings, lists, tuples and dicts; `path` holds the old or the new one, whole.
 
-    Raises:
-        DataError: the file cannot be written, for example because the disk is full. What `path` held stays, and the
-            unfinished file is removed.
+    Raises DataError: the file cannot be written, for example to a full disk; what `path` held stays, and nothing else.
     """
     path = Path(path)
     try:
@@ -58,27 +53,23 @@ def save(path: str | os.PathLike, state: dict[str, Any]) -> None:
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             torch.save({"format": FORMAT, "version": VERSION, **state}, file)
     except (OSError, RuntimeError) as error:
-        cause = _os_error(error)
+        cause: BaseException | None = error  # torch's writer raises its own error on top of the system's
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
-        full = cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = (
-            f"There is no room for it ({_free(path)} free on this disk): make some"
-            if full
-            else "Check the folder and its permissions"
-        )
+        advice = "Check the folder and its permissions"
+        if cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            advice = f"Make room on this disk ({shutil.disk_usage(path.parent).free / 2**20:.0f} MiB free)"
         kept = f"the previous {path.name} is whole and was kept" if path.exists() else f"there is no {path.name} yet"
-        raise DataError(
-            f"could not write the checkpoint {path}: {cause.strerror}; {kept}. {advice}, then resume."
-        ) from error
+        message = f"could not write the checkpoint {path}: {cause.strerror}; {kept}. {advice}, then resume."
+        raise DataError(message) from error
 
 
 def load(path: str | os.PathLike) -> dict[str, Any]:
     """Read what `save` wrote, onto the CPU. Only tensors and plain containers are read; no code of the file is run.
 
-    Raises:
-        FileNotFoundError: no such file.
-        DataError: truncated, damaged, or not a checkpoint of this project.
+    Raises FileNotFoundError: no such file; DataError: truncated, damaged, or not a checkpoint of this project.
     """
     path = Path(path)
     if not path.is_file():
@@ -86,10 +77,8 @@ def load(path: str | os.PathLike) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(
-            f"{path} ({path.stat().st_size} bytes) is truncated, damaged or no checkpoint of this project: {first_line}"
-        ) from error
+        raise DataError(f"{path} ({path.stat().st_size} bytes) is truncated, damaged or no checkpoint of this project: "
+                        f"{_first_line(error)}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise DataError(f"{path} is readable but no checkpoint of this project: it has no format {FORMAT!r}")
     if state.get("version") != VERSION:
@@ -100,8 +89,7 @@ def load(path: str | os.PathLike) -> dict[str, Any]:
 def check_plain(values: Any, what: str) -> None:
     """Refuse what `load` would refuse to read, before hours of training depend on it.
 
-    Raises:
-        TypeError: `values` hold something else than tensors, numbers, strings, None and plain containers of them.
+    Raises TypeError: `values` hold something else than tensors, numbers, strings, None and plain containers of them.
     """
     written = io.BytesIO()
     try:
@@ -109,15 +97,18 @@ def check_plain(values: Any, what: str) -> None:
         written.seek(0)
         torch.load(written, weights_only=True)
     except Exception as error:  # whatever pickle meets; each kind has an exception of its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise TypeError(f"{what} has to be tensors, numbers, strings and plain containers: {reason}") from error
+        kinds = "tensors, numbers, strings and plain containers"
+        raise TypeError(f"{what} has to be {kinds}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def model_state(model: nn.Module, keep: Callable[[str], bool]) -> dict[str, Tensor]:
     """The parameters and buffers whose names `keep` accepts; a frozen encoder can be left out because it has a source.
 
-    Raises:
-        ValueError: `keep` leaves out a parameter that is trained.
+    Raises ValueError: `keep` leaves out a parameter that is trained.
     """
     lost = [name for name, parameter in model.named_parameters() if parameter.requires_grad and not keep(name)]
     if lost:
@@ -130,37 +121,28 @@ def load_model_state(
 ) -> None:
     """Copy saved values into `model`, in place; what `keep` refuses stays as it is.
 
-    Raises:
-        DataError: the checkpoint is of another architecture; the names and shapes that differ are listed.
+    Raises DataError: the checkpoint is of another architecture; the names and shapes that differ are listed.
     """
     wanted = {name: value for name, value in model.state_dict().items() if keep(name)}
     state = {name: value for name, value in state.items() if keep(name)}
-    missing = [name for name in wanted if name not in state]
-    unknown = [name for name in state if name not in wanted]
-    shapes = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in wanted.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    if missing or unknown or shapes:
-        differences = [
-            f"{what}: {first_of(names)}"
-            for what, names in (("missing", missing), ("unknown to the model", unknown), ("other shapes", shapes))
-            if names
-        ]
-        raise DataError(
-            f"{path} is a checkpoint of another architecture. {'; '.join(differences)}. "
-            "Use the settings that the run was trained with."
-        )
+    differences = {
+        "missing": [name for name in wanted if name not in state],
+        "unknown to the model": [name for name in state if name not in wanted],
+        "other shapes": [f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+                         for name, value in wanted.items() if name in state and state[name].shape != value.shape],
+    }
+    listed = "; ".join(f"{what}: {first_of(names)}" for what, names in differences.items() if names)
+    if listed:
+        raise DataError(f"{path} is a checkpoint of another architecture. {listed}. Use the settings that the run was "
+                        "trained with.")
     model.load_state_dict(state, strict=False)
 
 
 def rng_state() -> dict[str, Any]:
     """The global random generators of python, numpy, torch and this process's GPU, as tensors and plain numbers."""
-    kind, keys, position, has_gauss, cached = cast(tuple, np.random.get_state(legacy=True))
+    kind, keys, *rest = cast(tuple, np.random.get_state(legacy=True))
     state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": (str(kind), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)),
+        "python": random.getstate(), "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_initialized():
@@ -170,9 +152,9 @@ def rng_state() -> dict[str, Any]:
 
 def restore_rng(state: dict[str, Any]) -> None:
     """Put the global random generators back to what `rng_state` returned."""
-    kind, keys, position, has_gauss, cached = state["numpy"]
+    kind, keys, *rest = state["numpy"]
     random.setstate(state["python"])
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
@@ -186,14 +168,3 @@ def undisturbed_rng() -> Iterator[None]:
         yield
     finally:
         restore_rng(state)
-
-
-def _os_error(error: BaseException | None) -> OSError | None:
-    """The OSError at the root of an error; torch's writer raises its own error on top of it."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def _free(path: Path) -> str:
-    return f"{shutil.disk_usage(path.parent).free / 2**20:.0f} MiB"

@@ -18,11 +18,7 @@ def make_accelerator(*, mixed_precision: str = "no", cpu: bool = False) -> Accel
     """Return the device and the processes of this run; start several with `torchrun` or `accelerate launch`.
 
     Args:
-        mixed_precision: "no", "bf16" or "fp16" (fp16 needs a GPU).
-        cpu: stay on the CPU even where there is a GPU.
-
-    Returns:
-        Accelerator; `.device`, `.process_index` and `.num_processes` are what a data loader needs to take its share.
+        mixed_precision: "no", "bf16" or "fp16" (fp16 needs a GPU). cpu: stay on the CPU even where there is a GPU.
 
     Raises:
         DataError: the precision is unknown or not possible on this machine.
@@ -48,8 +44,7 @@ def any_process(accelerator: Accelerator, flag: bool) -> bool:
     """Return True in every process if `flag` is true in one, so that all of them stop at the same step."""
     if accelerator.num_processes == 1:
         return flag
-    count = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), reduction="sum")
-    return bool(count.item() > 0)
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), reduction="sum").item())
 
 
 def of_every_process(accelerator: Accelerator, value: Any) -> list[Any]:
@@ -63,8 +58,6 @@ def of_every_process(accelerator: Accelerator, value: Any) -> list[Any]:
 
 def mean_over_processes(accelerator: Accelerator, values: dict[str, float]) -> dict[str, float]:
     """Return the mean of each metric; the names have to be the same in every process."""
-    if accelerator.num_processes == 1:
-        return values
     each = of_every_process(accelerator, values)
     return {name: sum(process[name] for process in each) / len(each) for name in values}
 
@@ -82,7 +75,7 @@ def rows_of_all(rows: Tensor) -> Tensor:
 class _GatherWithGradient(torch.autograd.Function):
     """Forward as `rows_of_all`; backward gives each process the sum of all processes' gradients of its rows.
 
-    Ours, because `torch.distributed.nn` is deprecated in favor of a private module of torch that changes its names.
+    Ours, because `torch.distributed.nn` is deprecated in favor of a private module that changes its names.
     """
 
     @staticmethod

@@ -18,15 +18,13 @@ from ascl.core.errors import DataError
 def code_version() -> str:
     """Return which code runs: the commit with `-dirty` where it has changes, or the version of an installed package.
 
-    The commit is that of the repository which tracks this very file: a package installed into some repository's virtual
-    environment says nothing of that repository. An installed package adds the SHA-256 of its wheel, or where the
-    installer did not keep that, of its list of files: "0.2.0 (wheel sha256 0123456789ab)". The bare version stands
-    for files that are neither tracked nor installed.
+    The commit is that of the repository which tracks this very file, not of one that some virtual environment lies in.
+    An installed package adds the SHA-256 of its wheel, or where the installer did not keep that, of its list of files:
+    "0.2.0 (wheel sha256 0123456789ab)". The bare version is for files that are neither tracked nor installed.
     """
-    folder, name = Path(__file__).parent, Path(__file__).name
     try:
-        _git(folder, "ls-files", "--error-unmatch", name)
-        return _git(folder, "describe", "--always", "--dirty", "--abbrev=12")
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _git("describe", "--always", "--dirty", "--abbrev=12")
     except (OSError, subprocess.CalledProcessError):
         return _installed_version()
 
@@ -50,7 +48,8 @@ def refused_settings() -> Iterator[None]:
         raise DataError(f"settings: {error}") from error
 
 
-def _git(folder: Path, *arguments: str) -> str:
+def _git(*arguments: str) -> str:
+    folder = Path(__file__).parent
     return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -62,8 +61,7 @@ def _installed_version() -> str:
     if Path(str(package.locate_file("ascl/core/provenance.py"))).resolve() != Path(__file__).resolve():
         return __version__  # the installed package is another copy
     archive = json.loads(package.read_text("direct_url.json") or "{}").get("archive_info", {})
-    wheel = archive.get("hashes", {}).get("sha256")
-    if wheel is not None:
+    if wheel := archive.get("hashes", {}).get("sha256"):
         return f"{__version__} (wheel sha256 {wheel[:12]})"
     files = hashlib.sha256((package.read_text("RECORD") or "").encode()).hexdigest()
     return f"{__version__} (RECORD sha256 {files[:12]})"

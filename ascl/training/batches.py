@@ -24,8 +24,6 @@ class EpochSampler(Protocol):
 
 
 class _KeysOfEpoch:
-    """What the loader asks for keys each time that it is iterated."""
-
     keys: Iterator[Sequence[Any]] = iter(())
 
     def __iter__(self) -> Iterator[Sequence[Any]]:
@@ -35,10 +33,7 @@ class _KeysOfEpoch:
 class TrainBatches:
     """(epoch, first batch) -> this process's batches from there on: what `fit` asks for.
 
-    Workers start once and stay for all epochs; one epoch is read at a time.
-
-    Attributes:
-        steps_per_epoch: batches of each process.
+    Workers start once and stay for all epochs; one epoch is read at a time. An epoch has `steps_per_epoch` batches.
     """
 
     def __init__(
@@ -47,13 +42,11 @@ class TrainBatches:
     ) -> None:
         """
         Args:
-            dataset: gives a sample for each key.
+            dataset: gives a sample for each key. collate: samples -> batch.
             sampler: the batches of all processes, the same in each.
-            collate: samples -> batch.
             workers: processes that read; 0 = this one. They change nothing but the time.
             process, processes: rank of this process, and their number.
-            shared: deal each batch of the sampler out to the processes in equal parts; False = each process takes every
-                `processes`-th batch.
+            shared: deal each batch out to the processes in equal parts; False = each takes every `processes`-th batch.
 
         Raises:
             DataError: fewer batches than processes.

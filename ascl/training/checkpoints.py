@@ -33,27 +33,17 @@ class RunFolder:
     """Where a run lives. Opening it refuses what cannot be trained, reads the checkpoint of a resume, writes nothing.
 
     Attributes:
-        path: of the folder.
-        progress: of the run; the loop moves it on.
-        resumed: whether the run continues from last.pt.
+        path: of the folder. progress: of the run; the loop moves it on. resumed: whether it continues from last.pt.
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike,
-        accelerator: Accelerator,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        *,
-        conditions: Mapping[str, int | str],
-        resume: bool = False,
-        saved: Callable[[str], bool] = lambda name: True,
+        self, path: str | os.PathLike, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, *,
+        conditions: Mapping[str, int | str], resume: bool = False, saved: Callable[[str], bool] = lambda name: True,
         extra: dict[str, Any] | None = None,
     ) -> None:
         """
         Args:
-            model: moved to the accelerator's device; a resume reads the saved weights into it.
-            optimizer: over all parameters that are trained; a resume reads its state.
+            model, optimizer: of all that is trained; a resume reads their state. The model moves to the device.
             conditions: what has to be the same for a resume to be a continuation, `LoopSettings.conditions`.
             resume: continue from last.pt.
             saved: name of a parameter or buffer -> whether checkpoints hold it. May refuse frozen weights only.
@@ -65,11 +55,11 @@ class RunFolder:
             TypeError: `extra` holds what a checkpoint cannot.
         """
         self.path, self.progress, self.resumed = Path(path), Progress(), resume
-        self._accelerator, self._model, self._optimizer = accelerator, model, optimizer
+        self._last, self._accelerator, self._model, self._optimizer = self.path / LAST, accelerator, model, optimizer
         self._conditions, self._saved, self._extra = dict(conditions), saved, extra or {}
-        if resume and not (self.path / LAST).exists():
-            raise DataError(f"nothing to resume: {self.path / LAST} is missing; start without resume")
-        if not resume and any((self.path / name).exists() for name in (LAST, BEST)):
+        if resume and not self._last.exists():
+            raise DataError(f"nothing to resume: {self._last} is missing; start without resume")
+        if not resume and (self._last.exists() or (self.path / BEST).exists()):
             raise DataError(f"{self.path} already holds a run; resume it, or choose another folder")
         optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         forgotten = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in optimized]
@@ -81,30 +71,27 @@ class RunFolder:
         self._generators = self._resume() if resume else {}
 
     def _resume(self) -> dict[str, Any]:
-        path = self.path / LAST
-        state = checkpoint.load(path)
+        state = checkpoint.load(self._last)
         if "optimizer" not in state:
-            raise DataError(f"{path} holds a model but no state of a training run; resume needs a run's {LAST}")
+            raise DataError(f"{self._last} holds a model but no state of a training run; resume needs a run's {LAST}")
         for name, value in self._conditions.items():
             before = state["conditions"].get(name, value)  # what an older checkpoint does not tell cannot be asked
             if before != value:
-                raise DataError(
-                    f"{path} was trained with {name} = {before}, now it is {value}: "
-                    "a resume would not continue that run. Use the same value, or start a new run"
-                )
-        checkpoint.load_model_state(self._model, state["model"], keep=self._saved, path=path)
+                raise DataError(f"{self._last} was trained with {name} = {before}, now it is {value}: a resume would "
+                                "not continue that run. Use the same value, or start a new run")
+        checkpoint.load_model_state(self._model, state["model"], keep=self._saved, path=self._last)
         try:
             self._optimizer.load_state_dict(state["optimizer"])
         except ValueError as error:
-            raise DataError(f"{path} holds the state of another optimizer: {error}") from error
+            raise DataError(f"{self._last} holds the state of another optimizer: {error}") from error
         self.progress = Progress(**state["progress"])
-        return {"processes": state["rng"], "scaler": state["scaler"]}
+        return {"rng": state["rng"], "scaler": state["scaler"]}
 
     def restore_generators(self) -> None:
         """Put the scaler and this process's random generators where the resumed run left them."""
         if self._accelerator.scaler is not None and self._generators["scaler"]:
             self._accelerator.scaler.load_state_dict(self._generators["scaler"])
-        checkpoint.restore_rng(self._generators["processes"][self._accelerator.process_index])
+        checkpoint.restore_rng(self._generators["rng"][self._accelerator.process_index])
 
     def save_last(self) -> None:
         """Write last.pt. Called in every process: each of them has random generators of its own."""
@@ -129,5 +116,4 @@ class RunFolder:
 
     def kept(self) -> str:
         """Return a sentence on what is left after an error."""
-        last = self.path / LAST
-        return f"The last checkpoint {last} is kept" if last.exists() else "There is no checkpoint yet"
+        return f"The last checkpoint {self._last} is kept" if self._last.exists() else "There is no checkpoint yet"

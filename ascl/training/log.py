@@ -25,8 +25,7 @@ class RunLog:
     the metrics, and `time` (seconds since 1970). A metric that is not finite is written as null.
 
     Args:
-        folder: the run's folder.
-        total_steps: length of the progress bar.
+        folder: the run's folder. total_steps: length of the progress bar.
         resume_at: (step, step of the last validation) of the checkpoint that the run continues from: lines written
             after it are dropped, because those steps are taken again. None starts anew.
         enabled: False in every process but the main one; such a log does nothing.
@@ -41,16 +40,15 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter  # here: slow to import, and no other module needs it
 
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        if resume_at is None:
-            write_text(folder / METRICS, "")
-        else:
-            _drop_lines_after(folder / METRICS, *resume_at)
-        self._file = open(folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
-        first_step = 0 if resume_at is None else resume_at[0]
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        step, validated_step = resume_at or (0, 0)
+        last = {"train": step, "validation": validated_step}
+        records = read_metrics(folder / METRICS) if resume_at and (folder / METRICS).exists() else []
+        kept = [record for record in records if record["step"] <= last.get(record["kind"], step)]
+        write_text(folder / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = open(folder / METRICS, "a", encoding="utf-8")
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         # disable=None: no bar where the output is no terminal; there each line is printed instead
-        self._bar = tqdm(total=total_steps, initial=first_step, unit="step", disable=None, dynamic_ncols=True)
+        self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
 
     def advance(self) -> None:
         """Count one more step."""
@@ -78,26 +76,20 @@ class RunLog:
         if self.enabled:
             tqdm.write(text, file=sys.stderr)
 
-    def close(self) -> None:
-        """Flush and close the files and the bar."""
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         if self.enabled:
             self._bar.close()
             self._file.close()
             self._tensorboard.close()
 
-    def __enter__(self) -> RunLog:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Read the lines of a metrics.jsonl; a last line that a kill cut short is left out.
 
-    Raises:
-        FileNotFoundError: no such file.
-        DataError: another line is not a JSON object.
+    Raises FileNotFoundError: no such file; DataError: another line is not a JSON object.
     """
     path = Path(path)
     if not path.is_file():
@@ -115,10 +107,3 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
             raise DataError(f"{path}, line {number} is not a record with `kind` and `step`; repair or remove the line")
         records.append(record)
     return records
-
-
-def _drop_lines_after(path: Path, step: int, validated_step: int) -> None:
-    last = {"train": step, "validation": validated_step}
-    records = read_metrics(path) if path.exists() else []
-    kept = [record for record in records if record["step"] <= last.get(record["kind"], step)]
-    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))

@@ -1,7 +1,7 @@
-"""The training loop: one function, control flow in the open.
+"""The training loop: one function, control flow in the open, what is trained as callables.
 
-It knows nothing of images and texts; what is trained comes as callables. In the spirit of nanoGPT's train.py, with what
-a long run needs: exact resume, atomic checkpoints, a clean stop on a signal, model selection, several processes.
+In the spirit of nanoGPT's train.py, with what a long run needs: exact resume, atomic checkpoints, a clean stop on a
+signal, model selection, several processes.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ascl.core.errors import DataError
 from ascl.core.signals import stop_on_signals
 from ascl.training.checkpoints import Progress, RunFolder
 from ascl.training.log import RunLog
+from ascl.training.schedule import Schedule
 
 BatchesOf = Callable[[int, int], Iterable[Any]]
 StepLoss = Callable[[Any, Any, int, torch.Generator], dict[str, Tensor]]
@@ -32,41 +33,27 @@ Validate = Callable[[Any], dict[str, float]]
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Settings of `fit`. A step is one update of the weights.
+    """Settings of `fit`. A step is one update of the weights."""
 
-    Attributes:
-        epochs: passes over the data.
-        steps_per_epoch: batches of one epoch, in each process.
-        seed: of everything that is drawn while training.
-        max_steps: stop after this many steps in all, whatever `epochs` says. None: no limit.
-        clip_norm: largest norm of the gradient; None: not clipped.
-        validate_every: validate every N steps; None: at the end of each epoch. Always after the last step.
-        checkpoint_every: write last.pt every N steps, beside once before and once after each validation.
-        log_every: log metrics every N steps.
-        select: name of the validation's metric by which best.pt is chosen; larger is better.
-        trained_on: what the training data are, in words; a resume on others is refused.
-    """
-
-    epochs: int
-    steps_per_epoch: int
-    seed: int = 0
-    max_steps: int | None = None
-    clip_norm: float | None = None
-    validate_every: int | None = None
-    checkpoint_every: int = 500
-    log_every: int = 10
-    select: str = "rsum"
-    trained_on: str = ""
+    epochs: int  # passes over the data
+    steps_per_epoch: int  # batches of one epoch, in each process
+    seed: int = 0  # of everything that is drawn while training
+    max_steps: int | None = None  # stop after this many steps in all, whatever `epochs` says; None: no limit
+    clip_norm: float | None = None  # largest norm of the gradient; None: not clipped
+    validate_every: int | None = None  # in steps; None: at the end of each epoch. Always after the last step
+    checkpoint_every: int = 500  # write last.pt every N steps, beside once before and once after each validation
+    log_every: int = 10  # in steps
+    select: str = "rsum"  # name of the validation's metric by which best.pt is chosen; larger is better
+    trained_on: str = ""  # what the training data are, in words; a resume on others is refused
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "steps_per_epoch", "max_steps", "validate_every", "checkpoint_every", "log_every"):
+        for name, least in (("epochs", 1), ("steps_per_epoch", 1), ("max_steps", 1), ("validate_every", 1),
+                            ("checkpoint_every", 1), ("log_every", 1), ("seed", 0)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise DataError(f"{name} is {value}: has to be at least 1")
+            if value is not None and value < least:
+                raise DataError(f"{name} is {value}: has to be at least {least}")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise DataError(f"clip_norm is {self.clip_norm}: has to be > 0, or none for no clipping")
-        if self.seed < 0:
-            raise DataError(f"seed is {self.seed}: has to be at least 0")
 
     @property
     def total_steps(self) -> int:
@@ -82,52 +69,40 @@ class LoopSettings:
     def conditions(self, accelerator: Accelerator) -> dict[str, int | str]:
         """Return what has to be the same for a resume to be a continuation."""
         return {
-            "seed": self.seed,
-            "steps_per_epoch": self.steps_per_epoch,
-            "processes": accelerator.num_processes,
-            "mixed_precision": accelerator.mixed_precision,
-            "training data": self.trained_on,
+            "seed": self.seed, "steps_per_epoch": self.steps_per_epoch, "processes": accelerator.num_processes,
+            "mixed_precision": accelerator.mixed_precision, "training data": self.trained_on,
         }
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM came and the run was saved. No `except Exception` of a caller goes on as if it had ended.
+    """Ctrl-C or SIGTERM came and the run was saved; a program prints the message and exits with code 130.
 
-    A program prints the message and exits with code 130.
+    No `except Exception` of a caller goes on as if the run had ended.
     """
 
 
 def fit(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    run: RunFolder,
-    *,
-    train_batches: BatchesOf,
-    step_loss: StepLoss,
-    validate: Validate,
-    learning_rate: Callable[[int], float],
-    settings: LoopSettings,
+    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, run: RunFolder, *,
+    train_batches: BatchesOf, step_loss: StepLoss, validate: Validate, learning_rate: Schedule, settings: LoopSettings,
     clock: Callable[[], float] = time.monotonic,
 ) -> Progress:
-    """Train `model` and leave last.pt, best.pt, metrics.jsonl and tensorboard/ in the run's folder.
+    """Train `model`, leave last.pt, best.pt, metrics.jsonl and tensorboard/ in the run's folder, and return how far.
 
     A line of training has beside the step's metrics `learning_rate`, `gradient_norm` (before clipping),
     `steps_per_second` and `data_wait`: the share of the time since the last line that this program spent waiting for
-    the next batch, averaged over processes. A GPU may meanwhile work off earlier steps, so on a GPU a share that is
-    not near 0 asks for more workers only where `steps_per_second` rises with them.
+    the next batch, averaged over processes. A GPU may meanwhile work off earlier steps: there a share that is not near
+    0 asks for more workers only where `steps_per_second` rises with them.
 
-    Nothing of a step is read from the device but where metrics are logged, a checkpoint is written or the model is
-    validated. A loss or gradient that is not finite is an error at the next such read: it names the first step where
-    that happened, and nothing that comes after it is ever saved.
+    The device is read only where metrics are logged, a checkpoint is written or the model is validated. A loss or
+    gradient that is not finite is an error at the next such read: it names the first step where that happened, and
+    nothing that comes after it is ever saved.
 
     Resume is exact: 2N steps equal N steps, resume, N steps, bit for bit on a CPU. For this the random draws of a step
     come from a generator seeded by (seed, step, process), the global generators (dropout) are saved, and neither the
     loader nor the validation moves them.
 
     Args:
-        accelerator: from `make_accelerator`, a new one for each run; device, precision, processes.
-        model: trained in place.
+        accelerator: from `make_accelerator`, a new one for each run. model: trained in place.
         optimizer: over the model's parameters. A group with a key `lr_factor` gets that multiple of the learning rate.
         run: the folder, opened with the same accelerator, model and optimizer and `settings.conditions`.
         train_batches: (epoch, first batch) -> the batches of that epoch from there on, this process's share of them;
@@ -135,14 +110,9 @@ def fit(
         step_loss: (model, batch, step, generator) -> {"loss": () tensor, other metrics to be logged: () tensors}, the
             same names at each step. Moves the batch to the device; every draw of its own uses `generator`, which lies
             on the device. In mixed precision it runs under autocast.
-        validate: (model in eval mode) -> metrics, among them `settings.select`. Runs in every process, without
+        validate: (model in eval mode) -> metrics, among them `settings.select`. Runs in every process without
             gradients; the main process's metrics count.
-        learning_rate: step (0-based, about to be taken) -> rate.
-        settings: see LoopSettings.
-        clock: seconds, for the two metrics of time.
-
-    Returns:
-        Progress at the end.
+        learning_rate: step (0-based, about to be taken) -> rate. clock: seconds, for the two metrics of time.
 
     Raises:
         DataError: a loader that ends early, a loss or gradient that is not finite, a checkpoint that cannot be written.
@@ -150,14 +120,16 @@ def fit(
             more than a second after the first, ends the process at once.
     """
     device, process, progress = accelerator.device, accelerator.process_index, run.progress
-    # DDP synchronises gradients in forward only, and a model of retrieval is called by other methods: so what is
-    # wrapped is the whole step
+    # DDP synchronises gradients in forward only, and models are called by other methods: the whole step is wrapped
     step_module, optimizer = accelerator.prepare(_Step(model, step_loss), optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if run.resumed:
         run.restore_generators()
     else:
-        _seed_everything(settings.seed, process)
+        seed = _seed_of(settings.seed, process)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
     # in fp16 the scaler skips a step of such a gradient by itself and lowers its scale
     watch = _FiniteWatch(device, gradients=accelerator.scaler is None)
 
@@ -169,25 +141,21 @@ def fit(
         epoch, batch_index = divmod(step, settings.steps_per_epoch)
         what, but = ("gradient", ", though the loss is") if math.isfinite(values["loss"]) else ("loss", "")
         listed = ", ".join(f"{name} = {value:g}" for name, value in values.items())
-        raise DataError(
-            f"the {what} of step {step} (epoch {epoch}, batch {batch_index}) is not finite{but}: {listed}; learning "
-            f"rate {learning_rate(step):g}. {run.kept()}. A smaller learning rate, gradient clipping or a longer "
-            "warm-up are the usual remedies."
-        )
+        raise DataError(f"the {what} of step {step} (epoch {epoch}, batch {batch_index}) is not finite{but}: {listed}; "
+                        f"learning rate {learning_rate(step):g}. {run.kept()}. A smaller learning rate, gradient "
+                        "clipping or a longer warm-up are the usual remedies.")
 
     def save_last() -> None:
         check_finite()
         run.save_last()
 
-    resume_at = (progress.step, progress.validated_step) if run.resumed else None
     batches: Iterator[Any] | None = None
     logged_at, logged_step, waited = clock(), progress.step, 0.0
-    with (
-        RunLog(
-            run.path, total_steps=settings.total_steps, resume_at=resume_at, enabled=accelerator.is_main_process
-        ) as log,
-        stop_on_signals() as stop,
-    ):
+    run_log = RunLog(
+        run.path, total_steps=settings.total_steps, enabled=accelerator.is_main_process,
+        resume_at=(progress.step, progress.validated_step) if run.resumed else None,
+    )
+    with run_log as log, stop_on_signals() as stop:
         while True:
             epoch, batch_index = divmod(progress.step, settings.steps_per_epoch)
 
@@ -226,10 +194,8 @@ def fit(
                 with undisturbed_rng():
                     batch = next(batches)
             except StopIteration:
-                raise DataError(
-                    f"the batches of epoch {epoch} ended before batch {batch_index}, but steps_per_epoch is "
-                    f"{settings.steps_per_epoch}; {run.kept()}"
-                ) from None
+                raise DataError(f"the batches of epoch {epoch} ended before batch {batch_index}, but steps_per_epoch "
+                                f"is {settings.steps_per_epoch}; {run.kept()}") from None
             except RuntimeError:
                 if stop.signal is None:
                     raise
@@ -261,8 +227,8 @@ def fit(
                 now = clock()
                 passed = max(now - logged_at, 1e-9)
                 values = mean_over_processes(accelerator, read | {"data_wait": waited / passed})
-                values |= {"learning_rate": rate, "gradient_norm": float(gradient_norm)}
-                values["steps_per_second"] = (progress.step - logged_step) / passed
+                values |= {"learning_rate": rate, "gradient_norm": float(gradient_norm),
+                           "steps_per_second": (progress.step - logged_step) / passed}
                 log.write("train", progress.step, epoch, values)
                 logged_at, logged_step, waited = now, progress.step, 0.0
             # a validation takes long and may fail: what was learned is safe before it starts
@@ -271,12 +237,11 @@ def fit(
 
 
 class _Step(nn.Module):
-    """One training step as a module's forward, which is where accelerate and DDP put their hands on."""
+    """One training step as a module's forward, which is what accelerate and DDP wrap."""
 
     def __init__(self, model: nn.Module, step_loss: StepLoss) -> None:
         super().__init__()
-        self.model = model
-        self.step_loss = step_loss
+        self.model, self.step_loss = model, step_loss
 
     def forward(self, batch: Any, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         return self.step_loss(self.model, batch, step, generator)
@@ -286,8 +251,7 @@ class _FiniteWatch:
     """Remembers on the device the first step that was not finite, so that no step has to wait for the device."""
 
     def __init__(self, device: torch.device, *, gradients: bool) -> None:
-        self._gradients = gradients
-        self._step = torch.full((), -1, device=device)
+        self._gradients, self._step = gradients, torch.full((), -1, device=device)
         self._values: Tensor | None = None
         self._names: list[str] = []
 
@@ -320,10 +284,3 @@ def _selected(metrics: dict[str, float], select: str, step: int) -> float:
 def _seed_of(*parts: int) -> int:
     """A seed for torch from several numbers, without the collisions of a sum."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _seed_everything(seed: int, process: int) -> None:
-    value = _seed_of(seed, process)
-    random.seed(value)
-    np.random.seed(value % 2**32)
-    torch.manual_seed(value)

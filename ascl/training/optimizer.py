@@ -15,10 +15,8 @@ def build_optimizer(
     """Return an optimizer over every parameter that is trained: Adam, or SGD where a momentum is given.
 
     Args:
-        model: its parameters that require gradients are trained.
+        model: its parameters that require gradients are trained. weight_decay: >= 0. momentum: of SGD; None = Adam.
         lr: learning rate, > 0; the loop sets it anew at each step.
-        weight_decay: >= 0.
-        momentum: of SGD; None = Adam.
         own_rates: beginning of parameter names -> learning rate of these; the schedule moves all rates alike.
     """
     rates = own_rates or {}

@@ -19,37 +19,25 @@ from ascl.settings.retrieval import Config
 from ascl.training.batches import TrainBatches
 from ascl.training.checkpoints import Progress, RunFolder
 from ascl.training.loop import LoopSettings, StepLoss, Validate, fit
+from ascl.training.schedule import Schedule
 
 
 def loop_settings(
     config: Config | CopyConfig, steps_per_epoch: int, *, select: str = "rsum", trained_on: str = ""
 ) -> LoopSettings:
     """Return the settings of the loop, of which both halves have the same."""
-    train = config.train
+    names = ("epochs", "seed", "max_steps", "validate_every", "checkpoint_every", "log_every")
     return LoopSettings(
-        epochs=train.epochs, steps_per_epoch=steps_per_epoch, seed=train.seed, max_steps=train.max_steps,
-        clip_norm=config.optimizer.clip_norm, validate_every=train.validate_every,
-        checkpoint_every=train.checkpoint_every, log_every=train.log_every, select=select, trained_on=trained_on,
+        steps_per_epoch=steps_per_epoch, clip_norm=config.optimizer.clip_norm, select=select, trained_on=trained_on,
+        **{name: getattr(config.train, name) for name in names},
     )
 
 
 def train_run(
-    config: Config | CopyConfig,
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    batches: TrainBatches,
-    step_loss: StepLoss,
-    validate: Validate,
-    learning_rate: Callable[[int], float],
-    settings: LoopSettings,
-    resume: bool,
-    described: Sequence[str],
-    extra: dict[str, Any],
-    saved: Callable[[str], bool] = lambda name: True,
-    environment_extra: dict[str, Any] | None = None,
-    files: dict[str, str] | None = None,
+    config: Config | CopyConfig, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, *,
+    batches: TrainBatches, step_loss: StepLoss, validate: Validate, learning_rate: Schedule, settings: LoopSettings,
+    resume: bool, described: Sequence[str], extra: dict[str, Any], saved: Callable[[str], bool] = lambda name: True,
+    environment_extra: dict[str, Any] | None = None, files: dict[str, str] | None = None,
 ) -> Progress:
     """Open `config.out`, write what the run is, print what is trained, and train.
 
@@ -58,26 +46,22 @@ def train_run(
     Args:
         config: all settings of the run, saved as settings.yaml and in its checkpoints.
         accelerator, model, optimizer, batches, step_loss, validate, learning_rate, settings: see `fit`.
-        resume: continue from last.pt in `config.out`.
+        resume, saved: see `RunFolder`. extra: plain values that checkpoints carry along beside the settings.
         described: lines on the data and the model, printed before the first step.
-        extra: plain values that checkpoints carry along beside the settings.
-        saved: see `RunFolder`.
         environment_extra: what environment.json says beside `provenance.environment`.
         files: name -> text of further files that a new run begins with.
-
-    Raises:
-        DataError, TrainingInterrupted: see `RunFolder` and `fit`.
     """
     run = RunFolder(
         config.out, accelerator, model, optimizer, conditions=settings.conditions(accelerator), resume=resume,
         saved=saved, extra={"settings": asdict(config), **extra},
     )
     if accelerator.is_main_process:
-        write_text(run.path / "settings.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
+        texts = {"settings.yaml": yaml.safe_dump(asdict(config), sort_keys=False)}
         if not resume:
             about = environment() | (environment_extra or {})
-            for name, text in {"environment.json": json.dumps(about, indent=2) + "\n", **(files or {})}.items():
-                write_text(run.path / name, text)
+            texts |= {"environment.json": json.dumps(about, indent=2) + "\n"} | (files or {})
+        for name, text in texts.items():
+            write_text(run.path / name, text)
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         print(*described, sep="\n")
         print(f"{trained / 1e6:.1f} M trained parameters; {settings.total_steps} steps, {settings.steps_per_epoch} an "

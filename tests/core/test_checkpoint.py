@@ -168,9 +168,7 @@ def test_the_best_checkpoint_of_a_run_is_found_or_the_last_with_a_warning(tmp_pa
 
 
 @pytest.mark.parametrize("reader", [
-    lambda run: load_model(run),
-    lambda run: load_descriptor(run),
-    lambda run: load_teacher(str(run)),
+    lambda run: load_model(run), lambda run: load_descriptor(run), lambda run: load_teacher(str(run)),
     lambda run: RunFolder(run, Accelerator(cpu=True), *made(), conditions={"steps_per_epoch": 1}, resume=True),
 ], ids=["load_model", "load_descriptor", "teacher", "resume"])
 def test_every_reader_refuses_a_checkpoint_of_another_version(tmp_path, reader):

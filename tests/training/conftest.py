@@ -65,11 +65,7 @@ def make_tiny(seed=3):
     torch.manual_seed(seed)
     model = Tiny()
     optimizer = torch.optim.Adam(
-        [
-            {"params": model.layers[0].parameters(), "lr_factor": 0.5},
-            {"params": model.layers[3].parameters()},
-        ],
-        lr=1e-2,
+        [{"params": model.layers[0].parameters(), "lr_factor": 0.5}, {"params": model.layers[3].parameters()}], lr=1e-2,
     )
     return model, optimizer
 
@@ -84,27 +80,31 @@ def open_and_fit(accelerator, made, folder, *, settings, resume=False, saved=is_
     return fit(accelerator, model, optimizer, run, settings=settings, **callables)
 
 
+def train_tiny(folder, *, accelerator=None, made=None, **changes):
+    """Train in a folder, with changes of the settings or of the callables; return (model, progress)."""
+    made = made or make_tiny()
+    handed = {
+        "train_batches": tiny_batches, "step_loss": tiny_loss, "validate": tiny_validation,
+        "learning_rate": warmed_up(cosine(1e-2, final=1e-4, total_steps=20), warmup_steps=3), "extra": {"name": "tiny"},
+    }
+    for name in (*handed, "saved", "resume", "clock"):
+        if name in changes:
+            handed[name] = changes.pop(name)
+    settings = {"epochs": 4, "steps_per_epoch": STEPS_PER_EPOCH, "seed": 7, "clip_norm": 0.5, "log_every": 1}
+    settings = LoopSettings(**(settings | changes))
+    return made[0], open_and_fit(accelerator or make_accelerator(cpu=True), made, folder, settings=settings, **handed)
+
+
 @pytest.fixture
 def run_tiny():
-    """Run (folder, resume=..., **changes of the settings or of the callables) -> (model, progress)."""
-
-    def run(folder, *, accelerator=None, **changes):
-        made = changes.pop("made", None) or make_tiny()
-        handed = {
-            "train_batches": tiny_batches,
-            "step_loss": tiny_loss,
-            "validate": tiny_validation,
-            "learning_rate": warmed_up(cosine(1e-2, final=1e-4, total_steps=20), warmup_steps=3),
-        }
-        for name in (*handed, "saved", "resume", "extra", "clock"):
-            if name in changes:
-                handed[name] = changes.pop(name)
-        settings = {"epochs": 4, "steps_per_epoch": STEPS_PER_EPOCH, "seed": 7, "clip_norm": 0.5, "log_every": 1}
-        progress = open_and_fit(
-            accelerator or make_accelerator(cpu=True), made, folder, settings=LoopSettings(**(settings | changes)),
-            **handed,
-        )
-        return made[0], progress
-
-    yield run
+    yield train_tiny
     AcceleratorState._reset_state(True)  # accelerate keeps one state for each process; tests differ in precision
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was never stopped: its folder, its model and its progress."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    trained = train_tiny(folder)
+    AcceleratorState._reset_state(True)
+    return folder, *trained

@@ -45,29 +45,29 @@ def stopping_loss(at, number=signal.SIGINT):
 # 7: in the middle of an epoch; 4: the step that ends one, so that the resume begins with a validation; 0: the first
 @pytest.mark.parametrize("at", [0, 4, 7, 19])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stop_and_resume_equal_a_run_that_was_never_stopped(tmp_path, run_tiny, at, number):
+def test_stop_and_resume_equal_a_run_that_was_never_stopped(tmp_path, run_tiny, whole, at, number):
     handler = signal.getsignal(signal.SIGINT)
-    model, progress = run_tiny(tmp_path / "whole", extra={"name": "tiny"})
+    folder, model, progress = whole
     assert progress.step == 20 and progress.best_step is not None
-
     with pytest.raises(TrainingInterrupted, match=rf"{number.name} after step {at + 1} of 20; saved to .*last\.pt"):
-        run_tiny(tmp_path / "parts", step_loss=stopping_loss(at, number), extra={"name": "tiny"})
-    assert checkpoint.load(tmp_path / "parts" / "last.pt")["progress"]["step"] == at + 1
+        run_tiny(tmp_path, step_loss=stopping_loss(at, number))
+    assert checkpoint.load(tmp_path / "last.pt")["progress"]["step"] == at + 1
     torch.manual_seed(99)  # a new process starts with other generators
     np.random.seed(99)
-    resumed, resumed_progress = run_tiny(tmp_path / "parts", resume=True, extra={"name": "tiny"})
-
+    resumed, resumed_progress = run_tiny(tmp_path, resume=True)
     same_bits(model.state_dict(), resumed.state_dict())
-    assert progress == resumed_progress
+    assert progress == resumed_progress and signal.getsignal(signal.SIGINT) is handler
+    same_run(folder, tmp_path)
+
+
+def same_run(whole, parts):
     for name in ("last.pt", "best.pt"):
-        same_bits(checkpoint.load(tmp_path / "whole" / name), checkpoint.load(tmp_path / "parts" / name))
-    assert lines_of(tmp_path / "whole") == lines_of(tmp_path / "parts")
-    assert signal.getsignal(signal.SIGINT) is handler
+        same_bits(checkpoint.load(whole / name), checkpoint.load(parts / name))
+    assert lines_of(whole) == lines_of(parts)
 
 
-def test_two_halves_equal_a_whole_after_a_hard_kill(tmp_path, run_tiny):
+def test_two_halves_equal_a_whole_after_a_hard_kill(tmp_path, run_tiny, whole):
     """Nothing is saved at the kill: the run goes back to the last checkpoint, and takes the steps again."""
-    run_tiny(tmp_path / "whole", checkpoint_every=4)
 
     class Killed(BaseException):
         pass
@@ -78,41 +78,33 @@ def test_two_halves_equal_a_whole_after_a_hard_kill(tmp_path, run_tiny):
         return tiny_loss(model, batch, step, generator)
 
     with pytest.raises(Killed):
-        run_tiny(tmp_path / "parts", checkpoint_every=4, step_loss=killed_loss)
-    assert checkpoint.load(tmp_path / "parts" / "last.pt")["progress"]["step"] == 12
-    assert lines_of(tmp_path / "parts")[-1]["step"] == 14
-    run_tiny(tmp_path / "parts", checkpoint_every=4, resume=True)
-    same_bits(checkpoint.load(tmp_path / "whole" / "last.pt"), checkpoint.load(tmp_path / "parts" / "last.pt"))
-    assert lines_of(tmp_path / "whole") == lines_of(tmp_path / "parts")
+        run_tiny(tmp_path, checkpoint_every=4, step_loss=killed_loss)
+    assert checkpoint.load(tmp_path / "last.pt")["progress"]["step"] == 12
+    assert lines_of(tmp_path)[-1]["step"] == 14
+    run_tiny(tmp_path, checkpoint_every=4, resume=True)
+    same_run(whole[0], tmp_path)
 
 
-def test_a_validation_that_fails_is_done_again_on_resume(tmp_path, run_tiny):
-    run_tiny(tmp_path / "whole")
-
+def test_a_validation_that_fails_is_done_again_on_resume(tmp_path, run_tiny, whole):
     def failing(model):
         raise RuntimeError("no memory")
 
     with pytest.raises(RuntimeError, match="no memory"):
-        run_tiny(tmp_path / "parts", validate=failing)
-    run_tiny(tmp_path / "parts", resume=True)
-    assert lines_of(tmp_path / "whole") == lines_of(tmp_path / "parts")
-    same_bits(checkpoint.load(tmp_path / "whole" / "last.pt"), checkpoint.load(tmp_path / "parts" / "last.pt"))
+        run_tiny(tmp_path, validate=failing)
+    run_tiny(tmp_path, resume=True)
+    same_run(whole[0], tmp_path)
 
 
-def test_the_comparison_above_would_see_another_dropout(tmp_path, run_tiny):
+def test_the_comparison_above_would_see_another_dropout(tmp_path, run_tiny, whole):
     """The gate's own check: with generators in another state, a resumed run differs."""
-    run_tiny(tmp_path / "whole")
     with pytest.raises(TrainingInterrupted):
-        run_tiny(tmp_path / "parts", step_loss=stopping_loss(7))
-    state = checkpoint.load(tmp_path / "parts" / "last.pt")
+        run_tiny(tmp_path, step_loss=stopping_loss(7))
+    state = checkpoint.load(tmp_path / "last.pt")
     state["rng"][0]["torch"] = torch.Generator().manual_seed(99).get_state()
-    checkpoint.save(tmp_path / "parts" / "last.pt", state)
-    run_tiny(tmp_path / "parts", resume=True)
+    checkpoint.save(tmp_path / "last.pt", state)
+    run_tiny(tmp_path, resume=True)
     with pytest.raises(AssertionError):
-        same_bits(
-            checkpoint.load(tmp_path / "whole" / "last.pt")["model"],
-            checkpoint.load(tmp_path / "parts" / "last.pt")["model"],
-        )
+        same_bits(checkpoint.load(whole[0] / "last.pt")["model"], checkpoint.load(tmp_path / "last.pt")["model"])
 
 
 def test_one_step_equals_one_step_by_hand(tmp_path, run_tiny):
@@ -204,9 +196,7 @@ def test_best_is_chosen_by_the_metric_and_last_goes_on(tmp_path, run_tiny):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, [5, 10, 15, 20]),
-        ({"validate_every": 8}, [8, 16, 20]),
-        ({"max_steps": 7}, [5, 7]),
+        ({}, [5, 10, 15, 20]), ({"validate_every": 8}, [8, 16, 20]), ({"max_steps": 7}, [5, 7]),
         ({"max_steps": 100}, [5, 10, 15, 20]),
     ],
 )
@@ -221,13 +211,12 @@ def test_validation_does_not_move_the_training(tmp_path, run_tiny):
     same_bits(often.state_dict(), rarely.state_dict())
 
 
-def test_a_run_that_ended_can_be_given_more_epochs(tmp_path, run_tiny):
-    run_tiny(tmp_path / "long")
-    run_tiny(tmp_path / "short", epochs=2)
-    _, progress = run_tiny(tmp_path / "short", epochs=2, resume=True)  # nothing left to do
+def test_a_run_that_ended_can_be_given_more_epochs(tmp_path, run_tiny, whole):
+    run_tiny(tmp_path, epochs=2)
+    _, progress = run_tiny(tmp_path, epochs=2, resume=True)  # nothing left to do
     assert progress.step == 10
-    run_tiny(tmp_path / "short", resume=True)
-    same_bits(checkpoint.load(tmp_path / "long" / "last.pt"), checkpoint.load(tmp_path / "short" / "last.pt"))
+    run_tiny(tmp_path, resume=True)
+    same_bits(checkpoint.load(whole[0] / "last.pt"), checkpoint.load(tmp_path / "last.pt"))
 
 
 @pytest.mark.parametrize("log_every", [1, 4, 100])  # read at once, at the line of step 16, before the validation
@@ -522,10 +511,7 @@ def test_two_processes_average_their_gradients_stop_together_and_one_of_them_wri
     run = tmp_path / "run"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*launch, tmp_path / "train.py", run, repository],
-        capture_output=True,
-        text=True,
-        timeout=120,
+        [*launch, tmp_path / "train.py", run, repository], capture_output=True, text=True, timeout=120,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr

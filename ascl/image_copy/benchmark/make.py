@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -18,17 +17,8 @@ from filelock import FileLock, Timeout
 
 from ascl.core.errors import DataError
 from ascl.core.files import write_text
-from ascl.image_copy.benchmark.plan import (
-    KINDS,
-    LEVELS,
-    REVERSE_CROP,
-    BenchmarkSettings,
-    UsablePhotos,
-    assign_roles,
-    count_reasons,
-    plan_queries,
-    usable_photos,
-)
+from ascl.image_copy.benchmark import plan
+from ascl.image_copy.benchmark.plan import REVERSE_CROP, BenchmarkSettings, UsablePhotos, count_reasons
 from ascl.image_copy.benchmark.queries import QueryMaker, make_queries
 from ascl.image_copy.descriptors.perceptual_hash import HASH_DISTANCE
 from ascl.image_copy.edits.edits import sample_rng
@@ -53,34 +43,31 @@ class Benchmark:
         return f"{self.folder}: {counts}{left_out}" + (f"\nlisted in {self.folder / 'skipped.csv'}" if left_out else "")
 
 
-def make_benchmark(
-    images: str | Path, out: str | Path, settings: BenchmarkSettings, *, workers: int = 0
-) -> Benchmark:
+def make_benchmark(images: str | Path, out: str | Path, settings: BenchmarkSettings, *, workers: int = 0) -> Benchmark:
     """Make a benchmark; the same folder, settings and versions of Pillow and numpy give the same files, byte for byte.
 
     Everything is written to `OUT.tmp` and renamed at the end, so that a folder `out` is always whole. What a killed
     run left there is removed by the next one.
 
     Args:
-        images: folder of photos, searched at any depth.
-        out: folder to make; its `references`, `queries` and `background` hold the images, beside ground_truth.csv,
-            edits.csv, hard_negatives.csv, sources.csv, skipped.csv, benchmark.json and README.md.
+        images: folder of photos, searched at any depth. out: folder to make; the README.md in it describes its files.
         workers: processes that decode and edit; 0 = none apart. They change nothing but the time.
 
     Raises:
         DataError: an empty folder, two photos of one id, too few photos (with the numbers), `out` exists or lies among
             the photos, or another process is making it.
     """
-    out = Path(out)
+    images, out = Path(images), Path(out)
     _refuse_existing(out)
-    if out.resolve().is_relative_to(Path(images).resolve()):
+    if out.resolve().is_relative_to(images.resolve()):
         raise DataError(f"{out} lies in the folder of photos, {images}: the next benchmark would be made of this one")
     found = find_images(images)
     with _folder_in_progress(out) as temporary:
-        photos = usable_photos(found, settings, workers)
+        photos = plan.usable_photos(found, settings, workers)
         settings = settings.for_photos(len(photos.paths))
-        roles = assign_roles(photos, settings, len(found))
-        return _write(Path(images), out, temporary, photos, settings, roles, workers)
+        roles = plan.assign_roles(photos, settings, len(found))
+        counts = _write(images, temporary, photos, settings, roles, workers)
+    return Benchmark(out, counts, photos.skipped)
 
 
 def _refuse_existing(out: Path) -> None:
@@ -95,23 +82,23 @@ def _folder_in_progress(out: Path) -> Iterator[Path]:
     temporary = out.with_name(f"{out.name}.tmp")
     lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)  # the system lets go of it when the process dies
     try:
-        with lock:
-            try:
-                _refuse_existing(out)  # once more: another process may have finished it since
-                _make_empty(temporary)
-                try:
-                    yield temporary
-                    (temporary / MARK).unlink()
-                    os.sync()  # the pictures before the name that says they are whole
-                    temporary.rename(out)
-                except BaseException:
-                    shutil.rmtree(temporary, ignore_errors=True)
-                    raise
-            finally:
-                with suppress(OSError):  # some systems keep the file of a lock that is held
-                    Path(lock.lock_file).unlink()
+        lock.acquire()
     except Timeout:
         raise DataError(f"another process is making {out} at this moment") from None
+    try:
+        _refuse_existing(out)  # once more: another process may have finished it since
+        _make_empty(temporary)
+        try:
+            yield temporary
+            (temporary / MARK).unlink()
+            os.sync()  # the pictures before the name that says they are whole
+            temporary.rename(out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    finally:
+        with suppress(OSError):  # some systems keep the file of a lock that is held
+            Path(lock.lock_file).unlink()
+        lock.release()
 
 
 def _make_empty(temporary: Path) -> None:
@@ -125,80 +112,69 @@ def _make_empty(temporary: Path) -> None:
 
 
 def _write(
-    images: Path,
-    out: Path,
-    temporary: Path,
-    photos: UsablePhotos,
-    settings: BenchmarkSettings,
-    roles: dict[str, list[Path]],
+    images: Path, folder: Path, photos: UsablePhotos, settings: BenchmarkSettings, roles: dict[str, list[Path]],
     workers: int,
-) -> Benchmark:
+) -> dict[str, int]:
+    """Write all files of a benchmark, and return its counts."""
     for name in ("references", "queries", "background"):
-        (temporary / name).mkdir()
+        (folder / name).mkdir()
     with_reference = roles["references"] + roles["reverse_crops"]
     places = sample_rng(settings.seed, 0, 3).permutation(len(with_reference)).tolist()
     width = max(5, len(str(len(with_reference) - 1)))
-    reference_ids = {path: f"R{place:0{width}}" for path, place in zip(with_reference, places, strict=True)}
-    background_ids = {path: f"B{place:0{width}}" for place, path in enumerate(roles["background"])}
-    for path in roles["references"]:
-        shutil.copyfile(path, temporary / "references" / f"{reference_ids[path]}{path.suffix.lower()}")
-    for path in roles["background"]:
-        shutil.copyfile(path, temporary / "background" / f"{background_ids[path]}{path.suffix.lower()}")
-
-    plans = plan_queries(roles, reference_ids, settings)
-    made = make_queries(QueryMaker(temporary, plans, roles["mix_ins"] or roles["distractors"], settings), workers)
+    ids = {path: f"R{place:0{width}}" for path, place in zip(with_reference, places, strict=True)}
+    ids |= {path: f"B{place:0{width}}" for place, path in enumerate(roles["background"])}
+    for name in ("references", "background"):
+        for path in roles[name]:
+            shutil.copyfile(path, folder / name / f"{ids[path]}{path.suffix.lower()}")
+    plans = plan.plan_queries(roles, ids, settings)
+    made = make_queries(QueryMaker(folder, plans, roles["mix_ins"] or roles["distractors"], settings), workers)
 
     def source(path: Path) -> str:
         return path.relative_to(images).as_posix()
 
-    copies = [plan for plan in plans if plan.role == "copy"]
-    write_ground_truth(temporary / "ground_truth.csv", GroundTruth(
-        [plan.query_id for plan in plans], [plan.query_id for plan in copies], [plan.reference_id for plan in copies]
+    copies = [one for one in plans if one.role == "copy"]
+    write_ground_truth(folder / "ground_truth.csv", GroundTruth(
+        [one.query_id for one in plans], [one.query_id for one in copies], [one.reference_id for one in copies]
     ))
     write_csv(
-        temporary / "edits.csv",
+        folder / "edits.csv",
         ["query_id", "kind", "strength", "content_scale", "source_image", "role", "strength_value", "steps"],
-        ([plan.query_id, plan.kind, plan.level, f"{done.content_scale:.4f}", source(plan.source), plan.role,
+        ([one.query_id, one.kind, one.level, f"{done.content_scale:.4f}", source(one.source), one.role,
           f"{done.strength_value:.4f}", json.dumps([asdict(step) for step in done.steps])]
-         for plan, done in zip(plans, made, strict=True)),
+         for one, done in zip(plans, made, strict=True)),
     )
     write_csv(
-        temporary / "hard_negatives.csv", ["query_id", "reference_id", "reference_content_scale"],
-        ([plan.query_id, plan.reference_id, f"{done.reference_content_scale:.4f}"]
-         for plan, done in zip(plans, made, strict=True) if plan.role == REVERSE_CROP),
+        folder / "hard_negatives.csv", ["query_id", "reference_id", "reference_content_scale"],
+        ([one.query_id, one.reference_id, f"{done.reference_content_scale:.4f}"]
+         for one, done in zip(plans, made, strict=True) if one.role == REVERSE_CROP),
     )
-    sources = [[reference_ids[path], "reference", source(path)] for path in roles["references"]]
-    sources += [[reference_ids[path], REVERSE_CROP, source(path)] for path in roles["reverse_crops"]]
-    sources += [[image_id, "background", source(path)] for path, image_id in background_ids.items()]
-    write_csv(temporary / "sources.csv", ["image_id", "role", "source_image"], sorted(sources))
-    write_csv(
-        temporary / "skipped.csv", ["source_image", "reason"],
-        ([source(path), reason] for path, reason in photos.skipped),
-    )
-    roles_of_queries = Counter(plan.role for plan in plans)
+    in_files = {"references": "reference", "reverse_crops": REVERSE_CROP, "background": "background"}
+    sources = [[ids[path], role, source(path)] for name, role in in_files.items() for path in roles[name]]
+    write_csv(folder / "sources.csv", ["image_id", "role", "source_image"], sorted(sources))
+    skipped = ([source(path), reason] for path, reason in photos.skipped)
+    write_csv(folder / "skipped.csv", ["source_image", "reason"], skipped)
     counts = {
-        "references": len(with_reference), "queries": len(plans), "copies": roles_of_queries["copy"],
-        "distractors": roles_of_queries["distractor"], "reverse_crops": roles_of_queries[REVERSE_CROP],
-        "background": len(roles["background"]), "mix_ins": len(roles["mix_ins"]),
+        "references": len(with_reference), "queries": len(plans), "copies": len(copies),
+        **{name: len(roles[name]) for name in ("distractors", "reverse_crops", "background", "mix_ins")},
         "images_looked_at": photos.looked_at, "images_left_out": len(photos.skipped),
     }
     description = {
         "format": FORMAT, "images": str(images), "settings": asdict(settings), "counts": counts,
         "left_out": count_reasons(photos.skipped),
-        "kinds": list(KINDS), "strengths": LEVELS, "near_duplicate_bits": HASH_DISTANCE,
+        "kinds": list(plan.KINDS), "strengths": plan.LEVELS, "near_duplicate_bits": HASH_DISTANCE,
         "mixed_in": "left-over photos" if roles["mix_ins"] else
                     "photos of distractor queries" if roles["distractors"] else "drawn pictures",
         "versions": {"pillow": PIL.__version__, "numpy": np.__version__},
     }
-    write_text(temporary / "benchmark.json", json.dumps(description, indent=2) + "\n")
-    write_text(temporary / "README.md", readme(description))
-    return Benchmark(out, counts, photos.skipped)
+    write_text(folder / "benchmark.json", json.dumps(description, indent=2) + "\n")
+    write_text(folder / "README.md", readme(description))
+    return counts
 
 
 def readme(description: dict[str, Any]) -> str:
     """Return what a user of the folder wants to know, in Markdown."""
     counts, settings = description["counts"], description["settings"]
-    levels = ", ".join(f"{name} {low} to {high}" for name, (low, high) in LEVELS.items())
+    levels = ", ".join(f"{name} {low} to {high}" for name, (low, high) in plan.LEVELS.items())
     return f"""# A generated benchmark of image copy detection
 
 Made from `{description['images']}` with seed {settings['seed']}; all settings and counts are in `benchmark.json`.

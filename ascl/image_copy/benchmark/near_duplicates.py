@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import pairwise
 
 import numpy as np
 
@@ -17,16 +18,15 @@ class NearDuplicates:
     def __init__(self, distance: int) -> None:
         self.distance = distance
         ends = [64 * i // (distance + 1) for i in range(distance + 2)]
-        self._groups = [(start, (1 << (end - start)) - 1) for start, end in zip(ends, ends[1:], strict=False)]
+        self._groups = [(start, (1 << (end - start)) - 1) for start, end in pairwise(ends)]
         self._seen: list[dict[int, list[int]]] = [defaultdict(list) for _ in self._groups]
 
     def add(self, hash_bytes: np.ndarray) -> bool:
         """Whether it is near one that was kept; if not, it is kept."""
         bits = int.from_bytes(hash_bytes.tobytes(), "big")
-        keys = [(bits >> start) & mask for start, mask in self._groups]
-        for seen, key in zip(self._seen, keys, strict=True):
-            if any((bits ^ other).bit_count() <= self.distance for other in seen.get(key, ())):
-                return True
-        for seen, key in zip(self._seen, keys, strict=True):
-            seen[key].append(bits)
+        sharing = [seen[(bits >> start) & mask] for seen, (start, mask) in zip(self._seen, self._groups, strict=True)]
+        if any((bits ^ other).bit_count() <= self.distance for group in sharing for other in group):
+            return True
+        for group in sharing:
+            group.append(bits)
         return False

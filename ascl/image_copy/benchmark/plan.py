@@ -14,7 +14,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -34,26 +36,17 @@ MIX_INS = 100  # photos looked for beyond the roles, where the folder has them
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """Sizes and seed; a size of None is a share of the usable photos (`SHARES`), `queries` as many as references.
-
-    Attributes:
-        references, queries, distractors, reverse_crops, background: how many of each; `queries` are those with a
-            reference, beside the distractor queries and those of the reverse crops.
-        seed: of every choice, from 0 to 2**32 - 1.
-        jpeg_quality: of the pictures that are written (queries, cropped references); the others are copied as they are.
-        max_side: photos are scaled to at most this many pixels a side before they are edited.
-        min_side: photos with a shorter side are left out.
-    """
+    """Sizes and seed; a size of None is a share of the usable photos (`SHARES`), `queries` as many as references."""
 
     references: int | None = None
-    queries: int | None = None
+    queries: int | None = None  # with a reference, beside the distractor queries and those of the reverse crops
     distractors: int | None = None
     reverse_crops: int | None = None
     background: int | None = None
-    seed: int = 0
-    jpeg_quality: int = 95
-    max_side: int = 1024
-    min_side: int = 32
+    seed: int = 0  # of every choice, from 0 to 2**32 - 1
+    jpeg_quality: int = 95  # of queries and cropped references; the others are copied as they are
+    max_side: int = 1024  # photos are scaled to at most this many pixels a side before they are edited
+    min_side: int = 32  # photos with a shorter side are left out
 
     def __post_init__(self) -> None:
         for name, least in (("references", 1), ("queries", 1), ("distractors", 0), ("reverse_crops", 0),
@@ -77,15 +70,12 @@ class BenchmarkSettings:
         open_shares = {name: share for name, share in SHARES.items() if getattr(self, name) is None}
         left = max(0, usable - sum(getattr(self, name) or 0 for name in SHARES))
         whole = sum(open_shares.values()) + 1 - sum(SHARES.values())
-        sizes = {
-            name: max(int(share / whole * left + 1e-9), name == "references") for name, share in open_shares.items()
-        }
+        sizes = {n: max(int(share / whole * left + 1e-9), n == "references") for n, share in open_shares.items()}
         filled = replace(self, **sizes)
         return filled if filled.queries is not None else replace(filled, queries=filled.references)
 
 
-@dataclass(frozen=True)
-class UsablePhotos:
+class UsablePhotos(NamedTuple):
     """The photos of a folder in the seeded order in which roles take them, and what was left out, with reasons."""
 
     paths: list[Path]
@@ -93,8 +83,7 @@ class UsablePhotos:
     looked_at: int
 
 
-@dataclass(frozen=True)
-class QueryPlan:
+class QueryPlan(NamedTuple):
     """A query before it is made."""
 
     query_id: str
@@ -118,12 +107,10 @@ def usable_photos(
     duplicates = NearDuplicates(HASH_DISTANCE)
     paths: list[Path] = []
     skipped: list[tuple[Path, str]] = []
-    looked_at = 0
-    bar = tqdm(total=len(order), desc="looking at photos", unit="photo", disable=None)
-    while looked_at < len(order) and len(paths) < enough:
+    for _ in tqdm(order, desc="looking at photos", unit="photo", disable=None):
+        if len(paths) >= enough:
+            break
         photo = decoder.take()
-        looked_at += 1
-        bar.update()
         path = found[photo.index]
         if photo.pixels is None:
             skipped.append((path, f"unreadable: {photo.reason}"))
@@ -133,8 +120,7 @@ def usable_photos(
             skipped.append((path, "near-duplicate of another photo"))
         else:
             paths.append(path)
-    bar.close()
-    return UsablePhotos(paths, skipped, looked_at)
+    return UsablePhotos(paths, skipped, len(paths) + len(skipped))
 
 
 def count_reasons(skipped: Sequence[tuple[Path, str]]) -> dict[str, int]:
@@ -143,26 +129,16 @@ def count_reasons(skipped: Sequence[tuple[Path, str]]) -> dict[str, int]:
 
 
 def assign_roles(photos: UsablePhotos, settings: BenchmarkSettings, found: int) -> dict[str, list[Path]]:
-    """Return the photos of each role; "mix_ins" has what is left.
-
-    Raises:
-        DataError: too few photos.
-    """
+    """Return the photos of each role; "mix_ins" has what is left. Raises DataError: too few photos."""
     needed = settings.photos
     assert needed is not None
     if len(photos.paths) < needed:
-        reasons = count_reasons(photos.skipped)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in count_reasons(photos.skipped).items())
         sizes = " + ".join(f"{getattr(settings, name)} {name.replace('_', ' ')}" for name in SHARES)
-        raise DataError(
-            f"{sizes} need {needed} different photos, but of {found} images {len(photos.paths)} can be used"
-            + (f" ({', '.join(f'{count} {reason}' for reason, count in reasons.items())})" if reasons else "")
-            + "; give more images or ask for less"
-        )
-    roles, start = {}, 0
-    for name in SHARES:
-        end = start + getattr(settings, name)
-        roles[name], start = photos.paths[start:end], end
-    return roles | {"mix_ins": photos.paths[start:]}
+        raise DataError(f"{sizes} need {needed} different photos, but of {found} images {len(photos.paths)} can be used"
+                        f"{f' ({reasons})' if reasons else ''}; give more images or ask for less")
+    paths = iter(photos.paths)
+    return {name: list(islice(paths, getattr(settings, name))) for name in SHARES} | {"mix_ins": list(paths)}
 
 
 def plan_queries(
@@ -170,24 +146,20 @@ def plan_queries(
 ) -> list[QueryPlan]:
     """Plan all queries in a shuffled order, so that an id tells nothing; no reference comes twice before all once."""
     rng = sample_rng(settings.seed, 0, 1)
-    plans: list[tuple[str, Path, str, str, str]] = []
     assert settings.queries is not None
 
-    def balanced(count: int, kinds: Sequence[str]) -> list[tuple[str, str]]:
-        cells = [(kind, level) for kind in kinds for level in LEVELS]
-        return [cells[i] for _ in range(-(-count // len(cells))) for i in rng.permutation(len(cells))][:count]
+    def in_turn(items: Sequence[Any], count: int) -> list[Any]:
+        """Take every item once, in a new random order, before any again."""
+        return [items[i] for _ in range(-(-count // len(items))) for i in rng.permutation(len(items))][:count]
 
-    references = roles["references"]
-    order = [references[i] for _ in range(-(-settings.queries // len(references))) for i in
-             rng.permutation(len(references))]
-    for source, (kind, level) in zip(order, balanced(settings.queries, KINDS), strict=False):
-        plans.append(("copy", source, reference_ids[source], kind, level))
-    for source, (kind, level) in zip(roles["distractors"], balanced(len(roles["distractors"]), KINDS), strict=True):
-        plans.append(("distractor", source, "", kind, level))
-    crops = roles["reverse_crops"]
-    for source, (kind, level) in zip(crops, balanced(len(crops), [REVERSE_CROP]), strict=True):
-        plans.append((REVERSE_CROP, source, reference_ids[source], kind, level))
+    plans: list[tuple[str, Path, str, str, str]] = []
+    for role, sources, kinds in (
+        ("copy", in_turn(roles["references"], settings.queries), KINDS), ("distractor", roles["distractors"], KINDS),
+        (REVERSE_CROP, roles["reverse_crops"], (REVERSE_CROP,)),
+    ):
+        cells = in_turn([(kind, level) for kind in kinds for level in LEVELS], len(sources))
+        plans += [(role, source, reference_ids.get(source, ""), kind, level)
+                  for source, (kind, level) in zip(sources, cells, strict=True)]
     width = max(5, len(str(len(plans) - 1)))
-    return [
-        QueryPlan(f"Q{number:0{width}}", *plans[i]) for number, i in enumerate(rng.permutation(len(plans)).tolist())
-    ]
+    order = rng.permutation(len(plans)).tolist()
+    return [QueryPlan(f"Q{number:0{width}}", *plans[i]) for number, i in enumerate(order)]

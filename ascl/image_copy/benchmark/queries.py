@@ -30,13 +30,14 @@ class Made:
     steps: tuple[Step, ...]
 
 
+@dataclass(frozen=True)
 class QueryMaker(Dataset):
     """Makes and writes query i; what it draws depends on the seed and i alone. A photo that fails comes as a text."""
 
-    def __init__(
-        self, folder: Path, plans: Sequence[QueryPlan], mix_ins: Sequence[Path], settings: BenchmarkSettings
-    ) -> None:
-        self.folder, self.plans, self.mix_ins, self.settings = folder, plans, mix_ins, settings
+    folder: Path
+    plans: Sequence[QueryPlan]
+    mix_ins: Sequence[Path]
+    settings: BenchmarkSettings
 
     def __len__(self) -> int:
         return len(self.plans)
@@ -82,8 +83,7 @@ class QueryMaker(Dataset):
 def make_queries(maker: QueryMaker, workers: int) -> list[Made]:
     """Make all queries, in `workers` processes (0 = in this one), and return what was made of each.
 
-    Raises:
-        DataError: a photo that is gone since it was looked at, or a process that was killed.
+    Raises DataError: a photo that is gone since it was looked at, or a process that was killed.
     """
     loader = DataLoader(maker, batch_size=None, num_workers=workers, worker_init_fn=depend_on_parent)
     made = []

@@ -1,7 +1,7 @@
 """Training views of an image: the augmentation of RDCD and SSCD, and ASL's identities of several content scales.
 
-Both are small objects of settings that pickle, so worker processes can hold them; all chances come from the numbers of
-the sample. Pixels are uint8; the model's own normalization comes later, on the device.
+Both pickle, so worker processes can hold them; all chances come from the numbers of the sample. Pixels are uint8; the
+model's own normalization comes later, on the device.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 
 from ascl.image_copy.edits.canvas import Canvas
 from ascl.image_copy.edits.color import JITTERS, jittered, jpeg_compressed, quickly_blurred
-from ascl.image_copy.edits.edits import edit_chain, random_chain, sample_rng
+from ascl.image_copy.edits.edits import Edited, edit_chain, random_chain, sample_rng
 from ascl.image_copy.edits.geometry import crop_share, rotated
 from ascl.image_copy.edits.overlay import with_sticker, with_text
 from ascl.image_copy.training.sampler import ImageKind
@@ -47,36 +47,27 @@ class CopyAugmentation:
     What the paper leaves open is read so: a rotated picture keeps the largest upright rectangle without empty corners;
     the crop has torchvision's ranges; blur radii scale with the size of the square. Images of more than four times
     `size` on the short side are reduced first, by a whole factor: nothing finer would be seen.
-
-    Attributes:
-        size: side of the square in pixels, >= 1.
-        crop_area, crop_ratio: ranges of the crop's share of the area (uniform) and of width over height (log-uniform).
-        flip .. jpeg: probability of each change.
-        text_size, text_opacity, sticker_size, sticker_opacity: ranges; sizes in short sides of the picture.
-        jitter: most relative change of brightness, contrast, saturation, and most shift of hue (a circle is 1).
-        blur_radius: range in pixels of a square of 224.
-        jpeg_quality: range of whole numbers, both ends included.
     """
 
-    size: int = 224
-    crop_area: tuple[float, float] = (0.08, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
+    size: int = 224  # side of the square in pixels, >= 1
+    crop_area: tuple[float, float] = (0.08, 1.0)  # range of the share of the area, uniform
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # range of width over height, log-uniform
+    flip: float = 0.5  # probability, as of each change
     quarter_turn: float = 0.05
     text: float = 0.1
-    text_size: tuple[float, float] = (0.1, 0.3)
+    text_size: tuple[float, float] = (0.1, 0.3)  # in short sides of the picture, as of stickers
     text_opacity: tuple[float, float] = (0.1, 1.0)
     sticker: float = 0.2
     sticker_size: tuple[float, float] = (0.1, 0.5)
     sticker_opacity: tuple[float, float] = (0.7, 1.0)
     rotation: float = 0.05
     colour_jitter: float = 0.8
-    jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)
+    jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)  # most change of JITTERS; a circle of hue is 1
     grey: float = 0.2
     blur: float = 0.5
-    blur_radius: tuple[float, float] = (1.0, 5.0)
+    blur_radius: tuple[float, float] = (1.0, 5.0)  # in pixels of a square of 224
     jpeg: float = 0.2
-    jpeg_quality: tuple[int, int] = (0, 100)
+    jpeg_quality: tuple[int, int] = (0, 100)  # both ends included
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -84,16 +75,12 @@ class CopyAugmentation:
         for name in ("flip", "quarter_turn", "text", "sticker", "rotation", "colour_jitter", "grey", "blur", "jpeg"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)}: a probability lies between 0 and 1")
+        ends = {"crop_area": 1, "text_opacity": 1, "sticker_opacity": 1, "jpeg_quality": 100}
         for name in ("crop_area", "crop_ratio", "text_size", "text_opacity", "sticker_size", "sticker_opacity",
                      "blur_radius", "jpeg_quality"):
-            low, high = getattr(self, name)
-            if not 0 <= low <= high:
-                raise ValueError(f"{name} {low}, {high}: a range goes up from at least 0")
-        if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1 or self.crop_ratio[0] <= 0:
-            raise ValueError(f"crop_area {self.crop_area} lies in (0, 1], crop_ratio {self.crop_ratio} above 0")
-        for name, end in (("text_opacity", 1), ("sticker_opacity", 1), ("jpeg_quality", 100)):
-            if getattr(self, name)[1] > end:
-                raise ValueError(f"{name} {getattr(self, name)}: ends at {end}")
+            (low, high), end = getattr(self, name), ends.get(name, math.inf)
+            if not 0 <= low <= high <= end or (low == 0 and name.startswith("crop")):
+                raise ValueError(f"{name} {low}, {high}: goes up, from 0 (of a crop: above it) to at most {end}")
         if min(self.jitter) < 0 or self.jitter[3] > 0.5:
             raise ValueError(f"jitter {self.jitter}: at least 0, and hue at most 0.5")
 
@@ -123,17 +110,14 @@ class CopyAugmentation:
         torchvision draws from torch's own generator: it is seeded from `rng` and left as it was.
         """
         with seeded(int(rng.integers(2**63))):
-            top, left, height, width = v2.RandomResizedCrop.get_params(
-                image, scale=list(self.crop_area), ratio=list(self.crop_ratio)
-            )
+            top, left, height, width = v2.RandomResizedCrop.get_params(image, [*self.crop_area], [*self.crop_ratio])
         return left, top, left + width, top + height
 
     def _recolored(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         if rng.random() < self.colour_jitter:
             most = np.array(self.jitter)
-            drawn = rng.uniform(-most, most) + (1, 1, 1, 0)
-            image = jittered(image, {JITTERS[i]: max(0.0, float(drawn[i])) if i < 3 else float(drawn[i])
-                                     for i in rng.permutation(4)})
+            drawn = np.maximum(rng.uniform(-most, most) + (1, 1, 1, 0), (0, 0, 0, -1)).tolist()
+            image = jittered(image, {JITTERS[i]: drawn[i] for i in rng.permutation(4)})
         if rng.random() < self.grey:
             image = image.convert("L").convert("RGB")
         if rng.random() < self.blur:
@@ -150,8 +134,7 @@ Strength = Literal["simclr", "strong_blur", "advanced"]
 def augmentation_of(strength: Strength, size: int = 224) -> CopyAugmentation:
     """Return one of SSCD's strengths: SimCLR's list, the same with stronger blur, and that with RDCD's edits too.
 
-    Raises:
-        ValueError: another name.
+    Raises ValueError: another name.
     """
     if strength == "advanced":
         return CopyAugmentation(size)
@@ -180,18 +163,12 @@ class IdentityAugmentation:
     CROP: a rectangle of the original and nothing else done to it.
     POSITIVE: the original edited one to three times at random (`random_chain`), so it shows as much or less.
     NEGATIVE: all of the photo, up to two harmless edits made: the original is a crop of it, and it no copy.
-
-    Attributes:
-        size: side of the square in pixels, >= 1.
-        kinds: one for each image of an identity; view i of the batch sampler is image i.
-        original_area: range of the share of the photo that the original keeps beside a hard negative, uniform.
-        crop_area: range of the share of the original that a crop keeps, uniform.
     """
 
-    size: int = 256
-    kinds: tuple[ImageKind, ...] = (ImageKind.ORIGINAL, ImageKind.CROP, ImageKind.POSITIVE, ImageKind.NEGATIVE)
-    original_area: tuple[float, float] = (0.3, 0.8)
-    crop_area: tuple[float, float] = (0.1, 0.9)
+    size: int = 256  # side of the square in pixels, >= 1
+    kinds: tuple[ImageKind, ...] = tuple(ImageKind)  # view i of the batch sampler is image i, of kinds[i]
+    original_area: tuple[float, float] = (0.3, 0.8)  # share of the photo that it keeps beside a hard negative, uniform
+    crop_area: tuple[float, float] = (0.1, 0.9)  # share of the original that a crop keeps, uniform
 
     def __post_init__(self) -> None:
         if self.size < 1 or not self.kinds:
@@ -202,55 +179,41 @@ class IdentityAugmentation:
                 raise ValueError(f"{name} {low}, {high}: a range in (0, 1]")
 
     def __call__(
-        self,
-        image: Image.Image,
-        view: int,
-        *,
-        seed: int,
-        index: int,
-        epoch: int = 0,
+        self, image: Image.Image, view: int, *, seed: int, index: int, epoch: int = 0,
         others: Sequence[Image.Image] = (),
     ) -> IdentityView:
         """Image `view` of the identity of sample `index`: the same in every process, in any order of the views.
 
         Args:
-            image: the photo, upright RGB.
-            view: 0 to len(kinds) - 1.
+            image: the photo, upright RGB. view: 0 to len(kinds) - 1, ValueError beyond.
             others: photos to mix in, none of them the photo itself; drawn pictures where there is none.
-
-        Raises:
-            ValueError: a view that has no kind.
         """
         if not 0 <= view < len(self.kinds):
             raise ValueError(f"view {view}: the identity has {len(self.kinds)} kinds of images")
         draw = epoch * (len(self.kinds) + 1)
         rng = sample_rng(seed, index, draw + 1 + view)
-        photo = Canvas.of(reduced(image, WORKING_SIDES * self.size))
+        original = Canvas.of(reduced(image, WORKING_SIDES * self.size))
         kind = self.kinds[view]
+        if kind != ImageKind.NEGATIVE and ImageKind.NEGATIVE in self.kinds:  # one crop for all views of the identity
+            original = _random_crop(original, self.original_area, sample_rng(seed, index, draw))
+        shown: Canvas | Edited = original
+        scale = 1.0
         if kind == ImageKind.NEGATIVE:
-            names = [str(name) for name in rng.choice(HARMLESS, int(rng.integers(3)), replace=False)]
-            edited = edit_chain(photo.image, names, rng.uniform(0.0, 0.6), rng, others)
-            return IdentityView(self._square(edited.image), edited.content_scale, kind)
-        original = photo
-        if ImageKind.NEGATIVE in self.kinds:
-            original = _random_crop(photo, self.original_area, sample_rng(seed, index, draw))  # one for all its views
-        if kind == ImageKind.POSITIVE:
-            edited = random_chain(original.image, rng.random(), rng, others, count=int(rng.integers(1, 4)))
-            scale = original.content_scale * edited.content_scale
-            return IdentityView(self._square(edited.image), scale, kind)
-        shown = _random_crop(original, self.crop_area, rng) if kind == ImageKind.CROP else original
-        return IdentityView(self._square(shown.image), shown.content_scale, kind)
+            names = rng.choice(HARMLESS, int(rng.integers(3)), replace=False).tolist()
+            shown = edit_chain(original.image, names, rng.uniform(0.0, 0.6), rng, others)
+        elif kind == ImageKind.POSITIVE:
+            shown = random_chain(original.image, rng.random(), rng, others, count=int(rng.integers(1, 4)))
+            scale = original.content_scale  # its own is a share of what it was made of
+        elif kind == ImageKind.CROP:
+            shown = _random_crop(original, self.crop_area, rng)
+        square = shown.image.resize((self.size, self.size), Image.Resampling.BILINEAR)
+        return IdentityView(to_tensor(square), scale * shown.content_scale, kind)
 
     def views(
         self, image: Image.Image, *, seed: int, index: int, epoch: int = 0, others: Sequence[Image.Image] = ()
     ) -> list[IdentityView]:
         """Return all images of the identity, in the order of `kinds`."""
-        return [
-            self(image, view, seed=seed, index=index, epoch=epoch, others=others) for view in range(len(self.kinds))
-        ]
-
-    def _square(self, image: Image.Image) -> Tensor:
-        return to_tensor(image.resize((self.size, self.size), Image.Resampling.BILINEAR))
+        return [self(image, i, seed=seed, index=index, epoch=epoch, others=others) for i in range(len(self.kinds))]
 
 
 def _random_crop(canvas: Canvas, area: tuple[float, float], rng: np.random.Generator) -> Canvas:
@@ -264,6 +227,6 @@ def reduced(image: Image.Image, short_side: int) -> Image.Image:
     return image.reduce(factor) if factor > 1 else image
 
 
-def to_tensor(image: Image.Image) -> Tensor:
+def to_tensor(image: Image.Image | np.ndarray) -> Tensor:
     """Return an RGB image as (3, height, width) uint8 with its own memory."""
     return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())

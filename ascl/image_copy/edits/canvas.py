@@ -1,16 +1,14 @@
 """A picture under edit, and how much of the original it still shows.
 
-The content scale is followed by sample points instead of a mask: points spread evenly over the original are carried
-along with every step, lost where they leave the picture, and dimmed where something is laid over them. Each point
-stands for the same share of the original whatever happens to it, so a resize, a perspective or a chain of both needs no
-Jacobian, the cost does not depend on the size of the picture, and steps compose by themselves.
+The content scale is followed by sample points: spread evenly over the original, carried along with every step, lost
+where they leave the picture, dimmed where something is laid over them. Each stands for the same share of the original,
+so a resize or a perspective needs no Jacobian, the cost does not depend on the picture's size, and steps compose.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,25 +33,15 @@ def _column(x: float, y: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Canvas:
-    """An RGB picture with the sample points of the original that it still shows. Every method gives a new one.
-
-    Attributes:
-        image: the picture as it is now.
-        points: (2, n) float32, x and y in pixels of `image`, each inside it; n <= POINTS.
-        seen: (n,) float32 in [0, 1]: how much of each point shines through what lies over it.
-    """
+    """An RGB picture with the sample points of the original that it still shows. Every method gives a new one."""
 
     image: Image.Image
-    points: np.ndarray
-    seen: np.ndarray
+    points: np.ndarray  # (2, n) float32, x and y in pixels of `image`, each inside it; n <= POINTS
+    seen: np.ndarray  # (n,) float32 in [0, 1]: how much of each point shines through what lies over it
 
     @classmethod
     def of(cls, image: Image.Image) -> Canvas:
-        """Return a canvas of all of an upright RGB image.
-
-        Raises:
-            ValueError: another mode, or no pixels.
-        """
+        """Return a canvas of all of an upright RGB image; ValueError for another mode, or no pixels."""
         if image.mode != "RGB":
             raise ValueError(f"edits take RGB images, not {image.mode}; ascl.images.read.load_image gives RGB")
         if image.width < 1 or image.height < 1:
@@ -90,18 +78,16 @@ class Canvas:
         """Mirror left to right, or top to bottom."""
         x, y = self.points
         if horizontal:
-            return self._kept(Image.Transpose.FLIP_LEFT_RIGHT, self.image.width - x, y)
-        return self._kept(Image.Transpose.FLIP_TOP_BOTTOM, x, self.image.height - y)
+            return self._transposed(Image.Transpose.FLIP_LEFT_RIGHT, self.image.width - x, y)
+        return self._transposed(Image.Transpose.FLIP_TOP_BOTTOM, x, self.image.height - y)
 
     def turned(self, quarter_turns: int) -> Canvas:
         """Turn by 90 degrees, one to three times, counter-clockwise."""
-        x, y = self.points
-        width, height = self.image.size
-        if quarter_turns == 1:
-            return self._kept(Image.Transpose.ROTATE_90, y, width - x)
-        if quarter_turns == 2:
-            return self._kept(Image.Transpose.ROTATE_180, width - x, height - y)
-        return self._kept(Image.Transpose.ROTATE_270, height - y, x)
+        (x, y), (width, height) = self.points, self.image.size
+        return self._transposed(*{
+            1: (Image.Transpose.ROTATE_90, y, width - x), 2: (Image.Transpose.ROTATE_180, width - x, height - y),
+            3: (Image.Transpose.ROTATE_270, height - y, x),
+        }[quarter_turns])
 
     def warped(self, matrix: np.ndarray, width: int, height: int, fill: Color) -> Canvas:
         """Move every point by a homography into a picture of the given size.
@@ -112,12 +98,10 @@ class Canvas:
         """
         inverse = np.linalg.inv(matrix)
         inverse = inverse / inverse[2, 2]
-        affine = bool(np.allclose(inverse[2, :2], 0.0, atol=1e-12))
+        affine = np.allclose(inverse[2, :2], 0.0, atol=1e-12)
         method = Image.Transform.AFFINE if affine else Image.Transform.PERSPECTIVE
-        coefficients = tuple(float(value) for value in inverse.ravel()[: 6 if affine else 8])
-        image = self.image.transform(
-            (width, height), method, coefficients, resample=Image.Resampling.BILINEAR, fillcolor=fill
-        )
+        coefficients = inverse.ravel()[: 6 if affine else 8].tolist()
+        image = self.image.transform((width, height), method, coefficients, Image.Resampling.BILINEAR, fillcolor=fill)
         moved = matrix[:, :2] @ self.points + matrix[:, 2:]
         return self._moved(image, (moved[:2] / moved[2:]).astype(np.float32))
 
@@ -128,12 +112,9 @@ class Canvas:
         return self._moved(image, self.points + _column(left, top))
 
     def covered(self, overlay: Image.Image | Color, mask: Image.Image, left: int, top: int) -> Canvas:
-        """Lay something over the picture.
+        """Lay an RGB picture of the mask's size, or one color, over this one.
 
-        Args:
-            overlay: RGB of the mask's size, or one color.
-            mask: mode L, opacity of the overlay from 0 to 255; it may stick out over the edges.
-            left, top: where the mask's corner lies.
+        `mask` is its opacity (mode L, 0 to 255), with its corner at (left, top); it may stick out over the edges.
         """
         image = self.image.copy()
         image.paste(overlay, (left, top), mask)
@@ -143,7 +124,7 @@ class Canvas:
         seen[inside] *= 1.0 - np.asarray(mask, dtype=np.float32)[y[inside], x[inside]] / np.float32(255)
         return Canvas(image, self.points, seen)
 
-    def _kept(self, transpose: Image.Transpose, x: np.ndarray, y: np.ndarray) -> Canvas:
+    def _transposed(self, transpose: Image.Transpose, x: np.ndarray, y: np.ndarray) -> Canvas:
         return Canvas(self.image.transpose(transpose), np.stack([x, y]), self.seen)
 
     def _moved(self, image: Image.Image, points: np.ndarray) -> Canvas:
@@ -178,8 +159,3 @@ def random_fill(rng: np.random.Generator) -> Color:
     """Draw what programs put where a picture ends: black, white, or now and then another color."""
     kind = rng.integers(3)
     return ((0, 0, 0), (255, 255, 255), random_color(rng))[kind]
-
-
-def pick(others: Sequence[Image.Image], rng: np.random.Generator) -> Image.Image | None:
-    """Draw one of the other photos, or None where there is none."""
-    return others[int(rng.integers(len(others)))] if others else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 
 import numpy as np
@@ -17,7 +18,8 @@ REC_601 = np.array([0.299, 0.587, 0.114])  # luma, as Pillow's own conversion to
 REC_709 = np.array([0.213, 0.715, 0.072])  # luma, in the digits of the W3C
 HUE_MEAN = np.tile(REC_709, (3, 1))
 HUE_SINE = np.array([[-0.213, -0.715, 0.928], [0.143, 0.140, -0.283], [-0.787, 0.715, 0.072]])
-JITTERS = ("brightness", "contrast", "saturation", "hue")
+ENHANCERS = {"brightness": ImageEnhance.Brightness, "contrast": ImageEnhance.Contrast, "saturation": ImageEnhance.Color}
+JITTERS = (*ENHANCERS, "hue")
 
 
 def blur(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
@@ -27,12 +29,10 @@ def blur(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Cha
 
 
 def quickly_blurred(image: Image.Image, radius: float) -> Image.Image:
-    """Blur by a Gaussian, from radius 2 on at half the size: half the time, about half a level away on average.
-
-    The halving itself and the enlarging blur as well, by a variance of about 0.7 pixels that is taken off.
-    """
+    """Blur by a Gaussian, from radius 2 on at half the size: half the time, about half a level away on average."""
     if radius < 2 or min(image.size) < 4:
         return image.filter(ImageFilter.GaussianBlur(radius))
+    # the halving and the enlarging blur as well, by a variance of about 0.7 pixels that is taken off
     half = image.reduce(2).filter(ImageFilter.GaussianBlur(math.sqrt(radius * radius - 0.7) / 2))
     return half.resize(image.size, Image.Resampling.BILINEAR)
 
@@ -45,17 +45,14 @@ def jpeg(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Cha
 
 def jpeg_compressed(image: Image.Image, quality: int) -> Image.Image:
     """Go through JPEG and back at a quality in [0, 100]; images too large for the format go in tiles."""
-    result = Image.new("RGB", image.size) if max(image.size) > JPEG_TILE else None
-    for top in range(0, image.height, JPEG_TILE):
-        for left in range(0, image.width, JPEG_TILE):
-            box = (left, top, min(left + JPEG_TILE, image.width), min(top + JPEG_TILE, image.height))
-            buffer = io.BytesIO()
-            (image.crop(box) if result else image).save(buffer, "JPEG", quality=max(quality, 1))  # 0 may mean default
-            tile = Image.open(buffer).convert("RGB")
-            if result is None:
-                return tile
-            result.paste(tile, (left, top))
-    assert result is not None
+    if max(image.size) <= JPEG_TILE:
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=max(quality, 1))  # 0 may mean default
+        return Image.open(buffer).convert("RGB")
+    result = Image.new("RGB", image.size)
+    for top, left in itertools.product(range(0, image.height, JPEG_TILE), range(0, image.width, JPEG_TILE)):
+        box = (left, top, min(left + JPEG_TILE, image.width), min(top + JPEG_TILE, image.height))
+        result.paste(jpeg_compressed(image.crop(box), quality), (left, top))
     return result
 
 
@@ -80,21 +77,9 @@ def colour_jitter(canvas: Canvas, strength: float, rng: Generator, others: Other
 
 
 def jittered(image: Image.Image, factors: Parameters) -> Image.Image:
-    """Make the changes in the order given.
-
-    Args:
-        factors: name -> size: brightness, contrast, saturation by a factor in [0, inf), 1 = none; hue by a shift in
-            [-0.5, 0.5] of the color circle.
-    """
+    """Make the changes in the order given, each by a factor >= 0, of hue by a shift in [-0.5, 0.5] of its circle."""
     for name, factor in factors.items():
-        if name == "brightness":
-            image = ImageEnhance.Brightness(image).enhance(factor)
-        elif name == "contrast":
-            image = ImageEnhance.Contrast(image).enhance(factor)
-        elif name == "saturation":
-            image = ImageEnhance.Color(image).enhance(factor)
-        else:
-            image = hue_shifted(image, factor)
+        image = ENHANCERS[name](image).enhance(factor) if name in ENHANCERS else hue_shifted(image, factor)
     return image
 
 
@@ -111,5 +96,5 @@ def hue_shifted(image: Image.Image, shift: float) -> Image.Image:
 def grey(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
     """Make it black and white, from the eye's weights of red, green and blue (strength 0) to any (strength 1)."""
     weights = (1 - strength) * REC_601 + strength * rng.dirichlet([1, 1, 1])
-    row = (*weights.tolist(), 0.0)
-    return canvas.recolored(canvas.image.convert("L", row).convert("RGB")), {"weights": weights.round(4).tolist()}
+    image = canvas.image.convert("L", (*weights.tolist(), 0.0)).convert("RGB")
+    return canvas.recolored(image), {"weights": weights.round(4).tolist()}

@@ -3,8 +3,8 @@
     edited = EDITS["crop"](image, 0.5, sample_rng(seed, index))
     edited.image, edited.steps, edited.content_scale
 
-Only Pillow, numpy and what is drawn here. An edit draws all its chances from the generator it is given, so a sample is
-the same in every process and in any order once its generator is made by `sample_rng`.
+An edit draws all its chances from the generator it is given, so a sample is the same in every process and in any order
+once its generator is made by `sample_rng`.
 """
 
 from __future__ import annotations
@@ -16,20 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ascl.image_copy.edits import color, geometry, overlay
 from ascl.image_copy.edits.canvas import Canvas
-from ascl.image_copy.edits.color import blur, colour_jitter, grey, jpeg, pixelisation
-from ascl.image_copy.edits.geometry import (
-    Change,
-    Others,
-    aspect,
-    crop,
-    flip,
-    padding,
-    perspective,
-    quarter_turn,
-    rotation,
-)
-from ascl.image_copy.edits.overlay import collage, overlay_of_photo, overlay_onto_photo, screenshot, sticker, text
+from ascl.image_copy.edits.geometry import Change, Others
 
 LEAST_CONTENT, CHAIN_DRAWS = 0.05, 10
 SEED_END = 2**32  # numpy cuts larger ones in words, and two different samples could then share their chances
@@ -37,12 +26,7 @@ SEED_END = 2**32  # numpy cuts larger ones in words, and two different samples c
 
 @dataclass(frozen=True)
 class Step:
-    """One edit that was made.
-
-    Attributes:
-        name: of EDITS, or of a step of `ascl.image_copy.edits.augment`.
-        parameters: what was drawn for it, in plain numbers, words and lists: JSON takes them.
-    """
+    """One edit that was made: its name in EDITS, and what was drawn for it, which JSON takes."""
 
     name: str
     parameters: dict[str, Any]
@@ -52,17 +36,13 @@ class Step:
 class Edited:
     """An edited copy.
 
-    Attributes:
-        image: upright RGB, at least one pixel.
-        steps: the edits, in the order in which they were made.
-        content_scale: share of the ORIGINAL's area that the copy still shows, in [0, 1], as ASL reads it: a crop has
-            the share it keeps, a sticker 1 minus the share it covers (times its opacity), pixels that fall outside are
-            lost, and whatever only moves or changes colors has 1, a small copy on another photo too. Followed
-            through a chain of edits by sample points; right to about 0.001 for each step.
+    `content_scale` is the share of the ORIGINAL's area that it still shows, in [0, 1], as ASL reads it: a crop has the
+    share it keeps, a sticker 1 minus the share it covers (times its opacity), pixels that fall outside are lost, and
+    whatever only moves or changes colors has 1, a small copy on another photo too. Right to about 0.001 for each step.
     """
 
-    image: Image.Image
-    steps: tuple[Step, ...]
+    image: Image.Image  # upright RGB, at least one pixel
+    steps: tuple[Step, ...]  # in the order in which they were made
     content_scale: float
 
 
@@ -80,12 +60,10 @@ class Edit:
 
         Args:
             image: upright RGB of any size (`ascl.images.read.load_image` gives it); not changed.
-            strength: in [0, 1], from mild to hard.
-            rng: where all chances are drawn from; see `sample_rng`.
+            strength: in [0, 1], from mild to hard. rng: where all chances are drawn from; see `sample_rng`.
             others: RGB photos to mix in (overlays, collage); where there is none, pictures are drawn.
 
-        Raises:
-            ValueError: a strength outside [0, 1], an image that is not RGB or has no pixels.
+        Raises ValueError: a strength outside [0, 1], an image that is not RGB or has no pixels.
         """
         return edit_chain(image, (self.name,), strength, rng, others)
 
@@ -93,23 +71,21 @@ class Edit:
 EDITS: dict[str, Edit] = {
     change.__name__: Edit(change.__name__, change)
     for change in (
-        crop, flip, quarter_turn, rotation, padding, aspect, perspective, text, sticker, overlay_onto_photo,
-        overlay_of_photo, collage, screenshot, blur, jpeg, pixelisation, colour_jitter, grey,
+        geometry.crop, geometry.flip, geometry.quarter_turn, geometry.rotation, geometry.padding, geometry.aspect,
+        geometry.perspective, overlay.text, overlay.sticker, overlay.overlay_onto_photo, overlay.overlay_of_photo,
+        overlay.collage, overlay.screenshot,
+        color.blur, color.jpeg, color.pixelisation, color.colour_jitter, color.grey,
     )
 }
 
 
 def edit_chain(
-    image: Image.Image,
-    names: Sequence[str],
-    strength: float,
-    rng: np.random.Generator,
+    image: Image.Image, names: Sequence[str], strength: float, rng: np.random.Generator,
     others: Sequence[Image.Image] = (),
 ) -> Edited:
-    """Make several edits, one on the result of the other, all at one strength; see `Edit` for arguments and errors.
+    """Make several edits, one on the result of the other, all at one strength.
 
-    Raises:
-        ValueError: a name that is not in EDITS, too.
+    Arguments and errors are those of `Edit`, and ValueError for a name that is not in EDITS.
     """
     if not 0 <= strength <= 1:
         raise ValueError(f"strength {strength}: between 0 (mild) and 1 (hard)")
@@ -123,11 +99,7 @@ def edit_chain(
 
 
 def random_chain(
-    image: Image.Image,
-    strength: float,
-    rng: np.random.Generator,
-    others: Sequence[Image.Image] = (),
-    *,
+    image: Image.Image, strength: float, rng: np.random.Generator, others: Sequence[Image.Image] = (), *,
     count: int | None = None,
 ) -> Edited:
     """Make different edits at random, in a random order: two (mild) to four (hard) where `count` is None.
@@ -135,30 +107,17 @@ def random_chain(
     A crop of a collage can miss the original: a chain that leaves less than `LEAST_CONTENT` of it is drawn again, up to
     `CHAIN_DRAWS` times, and then the one that shows most is taken.
     """
-    if count is None:
-        count = 2 + round(2 * strength)
-    best: Edited | None = None
-    for _ in range(CHAIN_DRAWS):
-        names = [str(name) for name in rng.choice(list(EDITS), count, replace=False)]
-        edited = edit_chain(image, names, strength, rng, others)
-        if best is None or edited.content_scale > best.content_scale:
-            best = edited
-        if best.content_scale >= LEAST_CONTENT:
-            break
-    assert best is not None
-    return best
+    tried: list[Edited] = []
+    while len(tried) < CHAIN_DRAWS and not (tried and tried[-1].content_scale >= LEAST_CONTENT):
+        names = rng.choice(list(EDITS), count or 2 + round(2 * strength), replace=False).tolist()
+        tried.append(edit_chain(image, names, strength, rng, others))
+    return max(tried, key=lambda edited: edited.content_scale)
 
 
 def sample_rng(seed: int, index: int, draw: int = 0) -> np.random.Generator:
-    """Return the generator of one sample.
+    """Return the generator of one sample: of a run's seed, the sample's index, and a draw, say epoch x views + view.
 
-    Args:
-        seed: of the run.
-        index: of the sample in its data set.
-        draw: which of the sample's views: epoch x views + view, say.
-
-    Raises:
-        ValueError: a number outside [0, 2**32).
+    Raises ValueError: a number outside [0, 2**32).
     """
     if not all(0 <= number < SEED_END for number in (seed, index, draw)):
         raise ValueError(f"seed {seed}, index {index}, draw {draw}: each from 0 to 2**32 - 1")

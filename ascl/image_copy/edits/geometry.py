@@ -1,14 +1,14 @@
 """Edits that move pixels: crop, flip, turns, rotation, padding, aspect ratio, perspective.
 
-Every edit of this room is a function (canvas, strength, rng, others) -> (canvas, parameters): strength in [0, 1] from
-mild to hard, `others` photos to mix in, which most edits do not need. `ascl.image_copy.edits.edits` makes them public.
+Every edit of this room is a function (canvas, strength, rng, others) -> (canvas, parameters), where `others` are photos
+to mix in, which most edits do not need. `ascl.image_copy.edits.edits` makes them public.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.random import Generator
@@ -30,19 +30,15 @@ def crop(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Cha
 
 
 def crop_share(canvas: Canvas, share: float, stretch: float, rng: Generator) -> Change:
-    """Cut out a rectangle of a share of the area anywhere in the picture.
+    """Cut out a rectangle of a share of the area, in (0, 1], anywhere in the picture.
 
-    Args:
-        share: of the area, in (0, 1].
-        stretch: width over height of the rectangle, in units of the picture's own; brought near 1 where a rectangle
-            of that area and shape does not fit.
+    `stretch` is its width over height in units of the picture's own, brought near 1 where that does not fit.
     """
-    width, height = canvas.image.size
-    stretch = min(max(stretch, share), 1 / share)
-    cut_width = min(width, pixels(width * math.sqrt(share * stretch)))
-    cut_height = min(height, pixels(height * math.sqrt(share / stretch)))
-    left, top = int(rng.integers(width - cut_width + 1)), int(rng.integers(height - cut_height + 1))
-    box = {"left": left, "top": top, "width": cut_width, "height": cut_height}
+    (all_width, all_height), stretch = canvas.image.size, min(max(stretch, share), 1 / share)
+    width = min(all_width, pixels(all_width * math.sqrt(share * stretch)))
+    height = min(all_height, pixels(all_height * math.sqrt(share / stretch)))
+    left, top = int(rng.integers(all_width - width + 1)), int(rng.integers(all_height - height + 1))
+    box = {"left": left, "top": top, "width": width, "height": height}
     return canvas.cropped(**box), box
 
 
@@ -61,8 +57,7 @@ def quarter_turn(canvas: Canvas, strength: float, rng: Generator, others: Others
 def rotation(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
     """Turn by 5 to 60 degrees to either side, in one of the three frames of `rotated`."""
     degrees = between(5, 60, strength) * (1 if rng.random() < 0.5 else -1)
-    frames: tuple[Frame, ...] = ("expand", "same", "inscribed")
-    frame, fill = frames[int(rng.integers(3))], random_fill(rng)
+    frame, fill = get_args(Frame)[int(rng.integers(3))], random_fill(rng)
     parameters = {"degrees": degrees, "frame": frame} | ({} if frame == "inscribed" else {"fill": list(fill)})
     return rotated(canvas, degrees, frame, fill), parameters
 
@@ -70,38 +65,34 @@ def rotation(canvas: Canvas, strength: float, rng: Generator, others: Others) ->
 def rotated(canvas: Canvas, degrees: float, frame: Frame, fill: Color) -> Canvas:
     """Turn counter-clockwise about the center.
 
-    Args:
-        frame: "expand" grows the picture so that nothing is lost, "same" keeps its size, "inscribed" keeps the largest
-            upright rectangle without an empty corner. An expanded picture of more than twice the area is scaled down to
-            that: a strip of 10,000 x 1 pixels turned by 45 degrees would otherwise take 50 million.
+    The frame "expand" grows the picture so that nothing is lost, "same" keeps its size, "inscribed" keeps the largest
+    upright rectangle without an empty corner. An expanded picture of more than twice the area is scaled down to that: a
+    strip of 10,000 x 1 pixels turned by 45 degrees would otherwise take 50 million.
     """
     width, height = canvas.image.size
+    new_width, new_height = float(width), float(height)
     angle = math.radians(degrees)
     sine, cosine = math.sin(angle), math.cos(angle)
     scale = 1.0
     if frame == "expand":
         new_width, new_height = abs(width * cosine) + abs(height * sine), abs(width * sine) + abs(height * cosine)
         scale = min(1.0, math.sqrt(2 * width * height / (new_width * new_height)))
-    elif frame == "same":
-        new_width, new_height = width, height
-    else:
+    elif frame == "inscribed":
         new_width, new_height = inscribed(width, height, angle)
     if scale < 1:  # averaged here: the warp itself would only pick pixels
         canvas = canvas.resized(pixels(width * scale), pixels(height * scale))
         new_width, new_height = new_width * scale, new_height * scale
     out_width, out_height = pixels(new_width), pixels(new_height)
-    middle_x, middle_y = canvas.image.width / 2, canvas.image.height / 2
     turn = np.array([[cosine, sine, 0.0], [-sine, cosine, 0.0], [0.0, 0.0, 1.0]])  # y points down
-    matrix = shift(out_width / 2, out_height / 2) @ turn @ shift(-middle_x, -middle_y)
+    matrix = shift(out_width / 2, out_height / 2) @ turn @ shift(-canvas.image.width / 2, -canvas.image.height / 2)
     return canvas.warped(matrix, out_width, out_height, fill)
 
 
 def inscribed(width: float, height: float, angle: float) -> tuple[float, float]:
     """Return the size of the largest upright rectangle inside a width x height one turned by an angle in radians."""
     sine, cosine = abs(math.sin(angle)), abs(math.cos(angle))
-    long, short = max(width, height), min(width, height)
-    if short <= 2 * sine * cosine * long or abs(sine - cosine) < 1e-10:  # two corners touch one long side each
-        half = short / 2
+    half, long = min(width, height) / 2, max(width, height)
+    if half <= sine * cosine * long or abs(sine - cosine) < 1e-10:  # two corners touch one long side each
         return (half / sine, half / cosine) if width >= height else (half / cosine, half / sine)
     double = cosine * cosine - sine * sine
     return (width * cosine - height * sine) / double, (height * cosine - width * sine) / double
@@ -114,8 +105,8 @@ def shift(x: float, y: float) -> np.ndarray:
 def padding(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
     """Add a border of one color, together 10 to 80 % of the width and of the height, shared out at random."""
     width, height = canvas.image.size
-    left, right, top, bottom = rng.dirichlet([3, 3, 3, 3]) * 2 * between(0.1, 0.8, strength)
-    left, right, top, bottom = round(left * width), round(right * width), round(top * height), round(bottom * height)
+    shares = rng.dirichlet([3, 3, 3, 3]) * 2 * between(0.1, 0.8, strength) * (width, width, height, height)
+    left, right, top, bottom = map(round, shares.tolist())
     fill = random_fill(rng)
     background = Image.new("RGB", (width + left + right, height + top + bottom), fill)
     parameters = {"left": left, "right": right, "top": top, "bottom": bottom, "fill": list(fill)}
@@ -124,9 +115,8 @@ def padding(canvas: Canvas, strength: float, rng: Generator, others: Others) -> 
 
 def aspect(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
     """Stretch to a width over height 1.1 to 2.5 times larger or smaller, at the same area."""
-    stretch = between(1.1, 2.5, strength)
-    if rng.random() < 0.5:
-        stretch = 1 / stretch
+    larger = between(1.1, 2.5, strength)
+    stretch = 1 / larger if rng.random() < 0.5 else larger
     width, height = canvas.image.size
     return canvas.resized(pixels(width * math.sqrt(stretch)), pixels(height / math.sqrt(stretch))), {"stretch": stretch}
 
@@ -139,11 +129,9 @@ def perspective(canvas: Canvas, strength: float, rng: Generator, others: Others)
     """
     width, height = canvas.image.size
     moves = rng.uniform(0.3, 1.0, (4, 2)) * between(0.05, 0.35, strength)
-    inwards = bool(rng.random() < 0.5)
-    fill = random_fill(rng)
+    inwards, fill = bool(rng.random() < 0.5), random_fill(rng)
     corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], dtype=float)
-    towards = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) * (width, height)
-    quad = corners + moves * towards
+    quad = corners + moves * np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) * (width, height)
     matrix = homography(corners, quad) if inwards else homography(quad, corners)
     parameters = {"corners": quad.round(2).tolist(), "inwards": inwards} | ({"fill": list(fill)} if inwards else {})
     return canvas.warped(matrix, width, height, fill), parameters
@@ -151,8 +139,7 @@ def perspective(canvas: Canvas, strength: float, rng: Generator, others: Others)
 
 def homography(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Return the (3, 3) that takes four points (4, 2) to four others; no three of either on one line."""
-    rows, values = [], []
+    rows = []
     for (x, y), (u, v) in zip(source, target, strict=True):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
-        values += [u, v]
-    return np.append(np.linalg.solve(np.array(rows), np.array(values)), 1.0).reshape(3, 3)
+    return np.append(np.linalg.solve(np.array(rows), target.ravel()), 1.0).reshape(3, 3)

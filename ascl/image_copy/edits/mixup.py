@@ -17,8 +17,7 @@ def mixed_images(
     Source: Pizzi et al. 2022, section 4.3; Zhang et al. 2018; Yun et al. 2019.
 
     Args:
-        pixels: (B, C, H, W), any range; integers become float32.
-        generator: of torch, for all draws.
+        pixels: (B, C, H, W), any range; integers become float32. generator: of torch, for all draws.
         probability: of each image to be mixed; in [0, 1].
         alpha: of Beta(alpha, alpha), the share that an image keeps; > 0.
         cut_share: of the mixed images that get a rectangle instead of a blend.
@@ -38,8 +37,7 @@ def mixed_images(
     source = mixed.clone()
     shares = torch.eye(count, device=pixels.device)
     # one number of the step's generator seeds numpy's, which has a Beta that takes one
-    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
     for row in range(count if count > 1 else 0):
         if rng.random() >= probability:
             continue

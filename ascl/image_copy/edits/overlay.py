@@ -5,7 +5,7 @@ from __future__ import annotations
 from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageOps
 
-from ascl.image_copy.edits.canvas import Canvas, between, pick, pixels, random_color, size_of_area
+from ascl.image_copy.edits.canvas import Canvas, between, pixels, random_color, size_of_area
 from ascl.image_copy.edits.geometry import Change, Others
 from ascl.image_copy.edits.stickers import drawn_picture, drawn_sticker, random_words, text_mask
 
@@ -27,9 +27,8 @@ def with_text(canvas: Canvas, size: float, opacity: float, rng: Generator) -> Ch
     words = random_words(int(rng.integers(1, 4)), rng)
     mask = text_mask(words, pixels(size * canvas.short_side), canvas.image.width)
     left, top = _corner(canvas, mask.size, rng)
-    color = random_color(rng)
     parameters = {"text": words, "opacity": opacity, "left": left, "top": top, "height": mask.height}
-    return canvas.covered(color, _dimmed(mask, opacity), left, top), parameters
+    return canvas.covered(random_color(rng), _dimmed(mask, opacity), left, top), parameters
 
 
 def sticker(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
@@ -52,14 +51,12 @@ def with_sticker(canvas: Canvas, size: float, opacity: float, rng: Generator) ->
 def overlay_onto_photo(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
     """Paste it at 70 to 10 % of the area onto another photo, which is cut to the shape of this one.
 
-    All of the original is still shown, so its content scale stays; that the picture now shows more than the
-    original is not what the scale is about.
+    All of the original is still shown, so its content scale stays; what the picture shows beside it does not count.
     """
     width, height = canvas.image.size
     share = between(0.7, 0.1, strength)
     small = canvas.resized(*size_of_area(width, height, share * width * height))
-    left = int(rng.integers(width - small.image.width + 1))
-    top = int(rng.integers(height - small.image.height + 1))
+    left, top = _corner(canvas, small.image.size, rng)
     background = _photo(width, height, others, rng)
     return small.pasted_on(background, left, top), {"share": share, "left": left, "top": top}
 
@@ -68,31 +65,27 @@ def overlay_of_photo(canvas: Canvas, strength: float, rng: Generator, others: Ot
     """Lay another photo over 5 to 50 % of the area, opaque or (as often) 60 to 90 % so."""
     width, height = canvas.image.size
     share = between(0.05, 0.5, strength)
-    over_width, over_height = size_of_area(width, height, share * width * height)
-    photo = _photo(over_width, over_height, others, rng)
+    photo = _photo(*size_of_area(width, height, share * width * height), others, rng)
     opacity = 1.0 if rng.random() < 0.5 else between(0.6, 0.9, rng.random())
     left, top = _corner(canvas, photo.size, rng)
-    mask = Image.new("L", photo.size, round(255 * opacity))
-    return canvas.covered(photo, mask, left, top), {"share": share, "opacity": opacity, "left": left, "top": top}
+    parameters = {"share": share, "opacity": opacity, "left": left, "top": top}
+    return canvas.covered(photo, Image.new("L", photo.size, round(255 * opacity)), left, top), parameters
 
 
 def collage(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
     """Make it one of 2 (mild) to 9 cells of its own shape, other photos in the others; the area stays."""
-    grids = [(2, 1), (2, 2), (3, 2), (3, 3)]
-    columns, rows = grids[min(3, int(4 * strength))]
+    columns, rows = [(2, 1), (2, 2), (3, 2), (3, 3)][min(3, int(4 * strength))]
     if rng.random() < 0.5:
         columns, rows = rows, columns
     width, height = canvas.image.size
     cell_width, cell_height = size_of_area(width, height, width * height / (columns * rows))
     picture = Image.new("RGB", (columns * cell_width, rows * cell_height))
+    corners = [(column * cell_width, row * cell_height) for row in range(rows) for column in range(columns)]
     mine = int(rng.integers(columns * rows))
-    for cell in range(columns * rows):
+    for cell, corner in enumerate(corners):
         if cell != mine:
-            photo = _photo(cell_width, cell_height, others, rng)
-            picture.paste(photo, (cell % columns * cell_width, cell // columns * cell_height))
-    result = canvas.resized(cell_width, cell_height).pasted_on(
-        picture, mine % columns * cell_width, mine // columns * cell_height
-    )
+            picture.paste(_photo(cell_width, cell_height, others, rng), corner)
+    result = canvas.resized(cell_width, cell_height).pasted_on(picture, *corners[mine])
     return result, {"columns": columns, "rows": rows, "cell": mine}
 
 
@@ -107,10 +100,9 @@ def screenshot(canvas: Canvas, strength: float, rng: Generator, others: Others) 
     shown_width, shown_height = min(shown_width, screen_width), min(shown_height, screen_height)
     dark = bool(rng.random() < 0.4)
     screen = drawn_screen(screen_width, screen_height, dark, rng)
-    left = (screen_width - shown_width) // 2
-    top = (screen_height - shown_height) // 2
     small = canvas.resized(shown_width, shown_height)
-    return small.pasted_on(screen, left, top), {"share": share, "screen": [screen_width, screen_height], "dark": dark}
+    shown = small.pasted_on(screen, (screen_width - shown_width) // 2, (screen_height - shown_height) // 2)
+    return shown, {"share": share, "screen": [screen_width, screen_height], "dark": dark}
 
 
 def drawn_screen(width: int, height: int, dark: bool, rng: Generator) -> Image.Image:
@@ -132,24 +124,23 @@ def drawn_screen(width: int, height: int, dark: bool, rng: Generator) -> Image.I
     for row in range(max(0, int((height - 8 * unit) / (2 * unit)))):  # most of them end up under the picture
         line(0.5 * unit, (5 + 2 * row) * unit, unit)
     draw.rectangle([0, height - 2 * unit, width, height], fill=bar)
-    for button in range(4):
-        x = (button + 0.5) * width / 4
+    for x in (width / 8, 3 * width / 8, 5 * width / 8, 7 * width / 8):  # buttons
         draw.ellipse([x - 0.5 * unit, height - 1.5 * unit, x + 0.5 * unit, height - 0.5 * unit], fill=ink)
     return screen
 
 
 def _photo(width: int, height: int, others: Others, rng: Generator) -> Image.Image:
-    other = pick(others, rng)
-    if other is None:
+    if not others:
         return drawn_picture(width, height, rng)
-    return ImageOps.fit(other, (width, height), Image.Resampling.BILINEAR)
+    return ImageOps.fit(others[int(rng.integers(len(others)))], (width, height), Image.Resampling.BILINEAR)
 
 
 def _corner(canvas: Canvas, size: tuple[int, int], rng: Generator) -> tuple[int, int]:
     """A place for something of a size: inside the picture where it fits, else sticking out on both sides alike."""
-    free_x, free_y = canvas.image.width - size[0], canvas.image.height - size[1]
-    left = int(rng.integers(free_x + 1)) if free_x >= 0 else free_x // 2
-    top = int(rng.integers(free_y + 1)) if free_y >= 0 else free_y // 2
+    left, top = (
+        int(rng.integers(free + 1)) if free >= 0 else free // 2
+        for free in (canvas.image.width - size[0], canvas.image.height - size[1])
+    )
     return left, top
 
 

@@ -32,14 +32,13 @@ def drawn_sticker(size: int, rng: np.random.Generator) -> tuple[Image.Image, Ima
 
 def face(draw: ImageDraw.ImageDraw, side: int, rng: np.random.Generator) -> None:
     """Draw a round face that smiles, laughs, frowns, wonders or winks."""
-    mood = int(rng.integers(5))
+    mood, stroke = int(rng.integers(5)), pixels(0.05 * side)
     _ellipse(draw, side, 0.5, 0.5, 0.48, 0.48, _bright(rng), outline=0.03)
     for x in (0.33, 0.67):
         if mood == 4 and x > 0.5:
-            draw.line(_scaled(side, (0.58, 0.4, 0.76, 0.4)), fill=INK, width=_stroke(side, 0.05))
+            draw.line(_scaled(side, (0.58, 0.4, 0.76, 0.4)), fill=INK, width=stroke)
         else:
             _ellipse(draw, side, x, 0.38, 0.06, 0.09, INK)
-    stroke = _stroke(side, 0.05)
     if mood in (0, 4):
         draw.arc(_scaled(side, (0.25, 0.3, 0.75, 0.8)), 25, 155, fill=INK, width=stroke)
     elif mood == 1:
@@ -53,10 +52,8 @@ def face(draw: ImageDraw.ImageDraw, side: int, rng: np.random.Generator) -> None
 def star(draw: ImageDraw.ImageDraw, side: int, rng: np.random.Generator) -> None:
     """Draw a star of five to eight rays."""
     rays = int(rng.integers(5, 9))
-    radii = [0.48 if i % 2 == 0 else 0.22 for i in range(2 * rays)]
-    angles = [math.pi * i / rays for i in range(2 * rays)]
-    points = [(0.5 + r * math.sin(a), 0.5 - r * math.cos(a)) for r, a in zip(radii, angles, strict=True)]
-    _polygon(draw, side, points, _bright(rng))
+    corners = [((0.48, 0.22)[i % 2], math.pi * i / rays) for i in range(2 * rays)]
+    _polygon(draw, side, [(0.5 + r * math.sin(a), 0.5 - r * math.cos(a)) for r, a in corners], _bright(rng))
 
 
 def heart(draw: ImageDraw.ImageDraw, side: int, rng: np.random.Generator) -> None:
@@ -78,10 +75,8 @@ def arrow(draw: ImageDraw.ImageDraw, side: int, rng: np.random.Generator) -> Non
 def bubble(draw: ImageDraw.ImageDraw, side: int, rng: np.random.Generator) -> None:
     """Draw a speech bubble with a word."""
     _polygon(draw, side, [(0.25, 0.6), (0.5, 0.6), (0.2, 0.97)], (255, 255, 255))
-    draw.rounded_rectangle(
-        _scaled(side, (0.03, 0.12, 0.97, 0.7)), radius=0.2 * side, fill=(255, 255, 255), outline=INK,
-        width=_stroke(side, 0.02),
-    )
+    box = _scaled(side, (0.03, 0.12, 0.97, 0.7))
+    draw.rounded_rectangle(box, 0.2 * side, fill=(255, 255, 255), outline=INK, width=pixels(0.02 * side))
     words = text_mask(random_words(1, rng)[:6], pixels(0.3 * side), 0.8 * side)
     draw.bitmap(((side - words.width) // 2, round(0.41 * side - words.height / 2)), words, fill=INK)
 
@@ -98,9 +93,9 @@ def flower(draw: ImageDraw.ImageDraw, side: int, rng: np.random.Generator) -> No
 
 def ring(draw: ImageDraw.ImageDraw, side: int, rng: np.random.Generator) -> None:
     """Draw a road sign: a ring with a bar, the photo seen between them."""
-    color = _bright(rng)
-    draw.ellipse(_scaled(side, (0.03, 0.03, 0.97, 0.97)), outline=color, width=_stroke(side, 0.13))
-    draw.line(_scaled(side, (0.2, 0.2, 0.8, 0.8)), fill=color, width=_stroke(side, 0.13))
+    color, width = _bright(rng), pixels(0.13 * side)
+    draw.ellipse(_scaled(side, (0.03, 0.03, 0.97, 0.97)), outline=color, width=width)
+    draw.line(_scaled(side, (0.2, 0.2, 0.8, 0.8)), fill=color, width=width)
 
 
 DRAWINGS: tuple[Callable[[ImageDraw.ImageDraw, int, np.random.Generator], None], ...] = (
@@ -116,19 +111,15 @@ def _scaled(side: int, values: tuple[float, ...]) -> list[float]:
     return [value * side for value in values]
 
 
-def _stroke(side: int, width: float) -> int:
-    return pixels(width * side)
-
-
 def _ellipse(
     draw: ImageDraw.ImageDraw, side: int, x: float, y: float, rx: float, ry: float, fill: Color, outline: float = 0.0
 ) -> None:
     box = _scaled(side, (x - rx, y - ry, x + rx, y + ry))
-    draw.ellipse(box, fill=fill, outline=INK if outline else None, width=_stroke(side, outline) if outline else 1)
+    draw.ellipse(box, fill=fill, outline=INK if outline else None, width=pixels(outline * side))
 
 
 def _polygon(draw: ImageDraw.ImageDraw, side: int, points: list[tuple[float, float]], fill: Color) -> None:
-    draw.polygon([(x * side, y * side) for x, y in points], fill=fill, outline=INK, width=_stroke(side, 0.02))
+    draw.polygon([(x * side, y * side) for x, y in points], fill=fill, outline=INK, width=pixels(0.02 * side))
 
 
 def random_words(count: int, rng: np.random.Generator) -> str:
@@ -145,8 +136,7 @@ def default_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def text_mask(text: str, height: int, most_width: float) -> Image.Image:
     """Draw a line of text as a mask (L): letters of a height in pixels, smaller where the line would be too wide."""
     measured = default_font(FONT_MEASURE).getlength(text)
-    size = max(1, min(height, int(FONT_MEASURE * most_width / measured)))
-    font = default_font(size)
+    font = default_font(max(1, min(height, int(FONT_MEASURE * most_width / measured))))
     left, top, right, bottom = font.getbbox(text)
     mask = Image.new("L", (pixels(right - left), pixels(bottom - top)))
     ImageDraw.Draw(mask).text((-left, -top), text, fill=255, font=font)

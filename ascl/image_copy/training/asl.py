@@ -31,29 +31,19 @@ class AslModel(nn.Module):
 
 @dataclass(frozen=True)
 class AslObjective:
-    """ASL on its baseline: smoothed cross-entropy of the descriptor, soft triplet of the feature, norm ratio.
-
-    Attributes:
-        classification_weight, smoothing, triplet_weight: of the baseline.
-        norm_ratio_weight: 0 = the baseline alone.
-        reading: which pairs are ordered, see `draw_pairs`; "triplet" orders all by a margin instead of the ratio.
-        margin: of the reading "triplet".
-    """
+    """ASL on its baseline: smoothed cross-entropy of the descriptor, soft triplet of the feature, norm ratio."""
 
     classification_weight: float
     smoothing: float
     triplet_weight: float
-    norm_ratio_weight: float
-    reading: PairSelection | Literal["triplet"]
-    margin: float
+    norm_ratio_weight: float  # 0 = the baseline alone
+    reading: PairSelection | Literal["triplet"]  # see `draw_pairs`; "triplet" orders all by a margin, not the ratio
+    margin: float  # of the reading "triplet"
 
     def __post_init__(self) -> None:
-        weights = {
-            "classification_weight": self.classification_weight, "triplet_weight": self.triplet_weight,
-            "norm_ratio_weight": self.norm_ratio_weight,
-        }
-        check_not_negative(**weights, margin=self.margin)
-        if not any(weights.values()):
+        names = ("classification_weight", "triplet_weight", "norm_ratio_weight")
+        check_not_negative(**{name: getattr(self, name) for name in (*names, "margin")})
+        if not any(getattr(self, name) for name in names):
             raise ValueError("all weights of asl are 0: nothing would be trained")
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing {self.smoothing}: has to lie in [0, 1)")
@@ -63,30 +53,23 @@ class AslObjective:
     ) -> dict[str, Tensor]:
         device = generator.device
         described = model.student(batch.pixels.to(device, non_blocking=True))
-        images = batch.scales.shape[1]
-        labels = batch.items.to(device).repeat_interleave(images)
-        pairs = draw_pairs(
-            batch.scales.to(device), generator, kinds=batch.kinds.to(device),
-            selection="all" if self.reading == "triplet" else self.reading,
-        )
+        labels = batch.items.to(device).repeat_interleave(batch.scales.shape[1])
+        selection: PairSelection = "all" if self.reading == "triplet" else self.reading
+        pairs = draw_pairs(batch.scales.to(device), generator, kinds=batch.kinds.to(device), selection=selection)
         more, less = described.content[pairs.more], described.content[pairs.less]
-        order = norm_triplet_loss(more, less, margin=self.margin) if self.reading == "triplet" else norm_ratio_loss(
-            more, less
-        )
+        if self.reading == "triplet":
+            order = norm_triplet_loss(more, less, margin=self.margin)
+        else:
+            order = norm_ratio_loss(more, less)
+        logits = model.classifier(described.embeddings)
         metrics = {
-            "classification": smoothed_cross_entropy(
-                model.classifier(described.embeddings), labels, smoothing=self.smoothing
-            ),
-            "triplet": soft_triplet_loss(described.features, labels),
-            "norm_ratio": order,
+            "classification": smoothed_cross_entropy(logits, labels, smoothing=self.smoothing),
+            "triplet": soft_triplet_loss(described.features, labels), "norm_ratio": order,
         }
-        weights = {
-            "classification": self.classification_weight, "triplet": self.triplet_weight,
-            "norm_ratio": self.norm_ratio_weight,
-        }
-        loss = torch.stack([weight * metrics[name] for name, weight in weights.items() if weight]).sum()
+        weights = (self.classification_weight, self.triplet_weight, self.norm_ratio_weight)
+        terms = [weight * term for weight, term in zip(weights, metrics.values(), strict=True) if weight]
         with torch.no_grad():
             ordered = (norm_ratio(more, less) > 1) & ~pairs.tied
             metrics["ordered_pairs"] = ordered.sum() / (~pairs.tied).sum().clamp_min(1)
             metrics["tied_pairs"] = pairs.tied.float().mean()
-        return {"loss": loss, **metrics}
+        return {"loss": torch.stack(terms).sum(), **metrics}

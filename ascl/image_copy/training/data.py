@@ -27,9 +27,8 @@ OTHERS_DRAW = SEED_END - 1  # of `sample_rng`: which photos those are; no view h
 def held_out(paths: Sequence[Path], share: float, most: int) -> tuple[list[Path], list[Path]]:
     """Training images, and those kept from them for validation: the ones whose ids hash lowest.
 
-    By the id and not by place: an image's name alone, and how many images there are, decide. Where others come to the
-    folder, none that was trained on is held out while the number held out stays the same; some that were held out are
-    then trained on. Runs on two states of a folder have therefore different held-out images.
+    An image's name alone, and how many images there are, decide. Where others come to the folder, none that was trained
+    on is held out while the number held out stays the same; some that were held out are then trained on.
 
     Args:
         share: of the images, in (0, 1). most: at most so many are held out.
@@ -45,11 +44,8 @@ def held_out(paths: Sequence[Path], share: float, most: int) -> tuple[list[Path]
             f"{len(paths)} images with a validation share of {share:g} (at most {most}) leave {count} to validate and "
             f"{len(paths) - count} to train with; at least two of each are needed"
         )
-    kept_out = set(sorted(range(len(paths)), key=lambda i: hashlib.sha256(paths[i].stem.encode()).digest())[:count])
-    return (
-        [path for i, path in enumerate(paths) if i not in kept_out],
-        [path for i, path in enumerate(paths) if i in kept_out],
-    )
+    kept_out = set(sorted(paths, key=lambda path: hashlib.sha256(path.stem.encode()).digest())[:count])
+    return [path for path in paths if path not in kept_out], [path for path in paths if path in kept_out]
 
 
 @dataclass(frozen=True)
@@ -67,11 +63,7 @@ class ShortSide:
 
 
 class Photos:
-    """Images decoded anew at each use.
-
-    Attributes:
-        paths: of the images, in their order.
-    """
+    """Images decoded anew at each use, in the order of their `paths`."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = list(paths)
@@ -86,40 +78,33 @@ class Photos:
 class SmallImages(Photos):
     """Images decoded once, reduced, and kept in memory as one array of bytes, which forked workers share.
 
-    Attributes:
-        skipped: (path, reason) of the unreadable images that were left out of `paths`.
+    `skipped` has (path, reason) of the unreadable images that were left out of `paths`.
     """
 
     def __init__(self, paths: Sequence[Path], side: int, *, workers: int, skip_unreadable: bool) -> None:
-        """
-        Args:
-            side: of the short side in pixels, see `ShortSide`.
-            workers: processes that decode.
+        """Decode in `workers` processes to a short side of `side` pixels.
 
-        Raises:
-            DataError: an unreadable image that is not to be skipped, or none that can be read.
+        Raises DataError: an unreadable image that is not to be skipped, or none that can be read.
         """
         self.skipped: list[tuple[Path, str]] = []
         decoder = Decoder(paths, range(len(paths)), ShortSide(side), workers)
-        kept, images = [], []
+        images: dict[Path, np.ndarray] = {}
         for path in paths:
             decoded = decoder.take()
-            if decoded.pixels is None:
-                if not skip_unreadable:
-                    raise UnreadableImage(path, f"{decoded.reason}; data.skip_unreadable true leaves such images out")
+            if decoded.pixels is not None:
+                images[path] = decoded.pixels
+            elif skip_unreadable:
                 self.skipped.append((path, decoded.reason))
             else:
-                kept.append(path)
-                images.append(decoded.pixels)
+                raise UnreadableImage(path, f"{decoded.reason}; data.skip_unreadable true leaves such images out")
         if not images:
             raise DataError(f"none of the {len(paths)} images can be read")
-        super().__init__(kept)
-        self._shapes = [image.shape for image in images]
-        self._starts = np.cumsum([0, *(image.size for image in images)])
+        super().__init__(list(images))
+        self._shapes = [image.shape for image in images.values()]
+        self._starts = np.cumsum([0, *(image.size for image in images.values())])
         self._bytes = np.empty(self._starts[-1], dtype=np.uint8)
-        for number in range(len(images)):
-            self._bytes[self._starts[number] : self._starts[number + 1]] = images[number].ravel()
-            images[number] = np.empty(0, np.uint8)  # the two copies never lie in memory whole
+        for path, start, end in zip(self.paths, self._starts, self._starts[1:], strict=False):
+            self._bytes[start:end] = images.pop(path).ravel()  # the two copies never lie in memory whole
 
     @property
     def nbytes(self) -> int:
@@ -133,9 +118,9 @@ class SmallImages(Photos):
 def readable(paths: Sequence[Path], *, workers: int) -> tuple[list[Path], list[tuple[Path, str]]]:
     """The images that can be decoded, and the others with their reasons; each file is read once."""
     decoder = Decoder(paths, range(len(paths)), ShortSide(1), workers)
-    reasons = [decoder.take() for _ in paths]
-    good = [path for path, decoded in zip(paths, reasons, strict=True) if decoded.pixels is not None]
-    return good, [(p, d.reason) for p, d in zip(paths, reasons, strict=True) if d.pixels is None]
+    decoded = [(path, decoder.take()) for path in paths]
+    return ([path for path, one in decoded if one.pixels is not None],
+            [(path, one.reason) for path, one in decoded if one.pixels is None])
 
 
 class Others(Sequence[Image.Image]):
@@ -150,8 +135,7 @@ class Others(Sequence[Image.Image]):
         return len(self._items)
 
     def __getitem__(self, index: Any) -> Any:
-        items = self._items[index]
-        return [self._images[item] for item in items] if isinstance(items, list) else self._images[items]
+        return self._images[self._items[index]]
 
 
 class Views(Dataset):
@@ -168,9 +152,7 @@ class Views(Dataset):
 
     def collate(self, samples: list[tuple[torch.Tensor, int]]) -> ViewBatch:
         pixels, items = zip(*samples, strict=True)
-        return ViewBatch(
-            torch.stack(pixels, dim=1), torch.tensor(items, dtype=torch.int64), [self.ids[item] for item in items]
-        )
+        return ViewBatch(torch.stack(pixels, dim=1), torch.tensor(items), [self.ids[item] for item in items])
 
 
 class Identities(Dataset):
@@ -182,15 +164,14 @@ class Identities(Dataset):
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[torch.Tensor, float, int, int]:
         epoch, item, view = key
         rng = sample_rng(self.seed, item, OTHERS_DRAW - (epoch * len(self.augmentation.kinds) + view))
-        made = self.augmentation(
-            self.images[item], view, seed=self.seed, index=item, epoch=epoch, others=Others(self.images, item, rng)
-        )
+        others = Others(self.images, item, rng)
+        made = self.augmentation(self.images[item], view, seed=self.seed, index=item, epoch=epoch, others=others)
         return made.pixels, made.content_scale, int(made.kind), item
 
     def collate(self, samples: list[tuple[torch.Tensor, float, int, int]]) -> IdentityBatch:
         pixels, scales, kinds, items = zip(*samples, strict=True)
         count = len(self.augmentation.kinds)
+        by_identity = torch.tensor(scales, dtype=torch.float64).view(-1, count)
         return IdentityBatch(
-            torch.stack(pixels), torch.tensor(items[::count], dtype=torch.int64),
-            torch.tensor(scales, dtype=torch.float64).view(-1, count), torch.tensor(kinds).view(-1, count),
+            torch.stack(pixels), torch.tensor(items[::count]), by_identity, torch.tensor(kinds).view(-1, count)
         )

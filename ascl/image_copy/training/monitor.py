@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ascl.core.errors import DataError
+from ascl.core.tensors import unit
 from ascl.losses.spread import uniformity
 
 TOLERANCE = 0.01  # singular values of the covariance above this share of the largest count for the rank
@@ -19,19 +21,12 @@ UNIFORMITY_PAIRS = 2048  # of the first images, for the uniformity: all of their
 
 @dataclass(frozen=True)
 class Spectrum:
-    """How many dimensions descriptors use.
+    """How many dimensions descriptors use."""
 
-    Attributes:
-        singular_values: (d,) of the covariance, largest first.
-        rank: how many of them exceed `tolerance` times the largest.
-        tolerance: as said; the rank is of little meaning without it.
-        vectors: how many descriptors were looked at; with no more than d of them the rank cannot be d.
-    """
-
-    singular_values: Tensor
-    rank: int
+    singular_values: Tensor  # (d,) of the covariance, largest first
+    rank: int  # how many of them exceed `tolerance` times the largest
     tolerance: float
-    vectors: int
+    vectors: int  # how many were looked at; with no more than d of them the rank cannot be d
 
     @property
     def rpr(self) -> float:
@@ -60,15 +55,8 @@ def spectrum(vectors: Tensor, *, tolerance: float = TOLERANCE) -> Spectrum:
     return Spectrum(values, rank, tolerance, len(vectors))
 
 
-@dataclass(frozen=True)
-class Health:
-    """What the monitor says of a descriptor.
-
-    Attributes:
-        metrics: for the log: rpr, rpr_tolerance, singular_largest, singular_median, singular_smallest, uniformity,
-            positive_cosine, hardest_negative_cosine, gap, content_norm, content_norm_spread.
-        warnings: sentences, empty where all is well.
-    """
+class Health(NamedTuple):
+    """What the monitor says of a descriptor: metrics for the log, and warnings, none where all is well."""
 
     metrics: dict[str, float]
     warnings: list[str]
@@ -82,22 +70,19 @@ def health(
     Args:
         queries, references: (N, d) descriptors, row i of the one a copy of row i of the other; no other pair matches.
         content_norms: (M,) of any images of these; None = not looked at.
-        tolerance: see `spectrum`; it is taken of the references.
-
-    Raises:
-        DataError: as `spectrum`.
+        tolerance: see `spectrum`, whose errors come too; it is taken of the references.
     """
-    seen = spectrum(torch.nn.functional.normalize(references.double(), dim=1), tolerance=tolerance)
-    cosine = _unit(queries) @ _unit(references).T
+    unit_references = unit(references.double())
+    seen = spectrum(unit_references, tolerance=tolerance)
+    cosine = unit(queries.double()) @ unit_references.T
     positive = cosine.diagonal()
     negative = cosine.masked_fill(torch.eye(len(cosine), dtype=torch.bool, device=cosine.device), -math.inf).amax(1)
-    gap = float((positive - negative).mean())
-    dim = len(seen.singular_values)
+    values, dim = seen.singular_values.tolist(), len(seen.singular_values)
     metrics = {
-        "rpr": seen.rpr, "rpr_tolerance": tolerance, "singular_largest": float(seen.singular_values[0]),
-        "singular_median": float(seen.singular_values[dim // 2]), "singular_smallest": float(seen.singular_values[-1]),
-        "uniformity": uniformity(references[:UNIFORMITY_PAIRS]), "positive_cosine": float(positive.mean()),
-        "hardest_negative_cosine": float(negative.mean()), "gap": gap,
+        "rpr": seen.rpr, "rpr_tolerance": tolerance, "singular_largest": values[0], "singular_median": values[dim // 2],
+        "singular_smallest": values[-1], "uniformity": uniformity(references[:UNIFORMITY_PAIRS]),
+        "positive_cosine": float(positive.mean()), "hardest_negative_cosine": float(negative.mean()),
+        "gap": float((positive - negative).mean()),
     }
     warnings = []
     possible = min(dim, seen.vectors - 1)  # few images cannot show every dimension, which is no collapse
@@ -107,23 +92,17 @@ def health(
             f"(less than {LOWEST_RPR:.0%}; singular values above {tolerance:g} of the largest; RPR {seen.rpr:.2f}). A "
             "larger weight of the hard-negative or entropy loss spreads the descriptor"
         )
-    if not gap > 0:
+    if not metrics["gap"] > 0:
         warnings.append(
-            f"copies are no nearer than strangers: mean cosine of copies {float(positive.mean()):.3f}, of the nearest "
-            f"stranger {float(negative.mean()):.3f}. A smaller weight of the hard-negative or entropy loss, a smaller "
-            "learning rate, or weaker augmentation may help"
+            f"copies are no nearer than strangers: mean cosine of copies {metrics['positive_cosine']:.3f}, of the "
+            f"nearest stranger {metrics['hardest_negative_cosine']:.3f}. A smaller weight of the hard-negative or "
+            "entropy loss, a smaller learning rate, or weaker augmentation may help"
         )
     if content_norms is not None:
         mean = float(content_norms.double().mean())
         spread = float(content_norms.double().std()) / max(mean, 1e-30)
         metrics |= {"content_norm": mean, "content_norm_spread": spread}
         if not spread > LOWEST_NORM_SPREAD:
-            warnings.append(
-                f"the content norms have collapsed: {mean:.4g} with a relative spread of {spread:.1e}; no direction "
-                "can be told from them"
-            )
+            warnings.append(f"the content norms have collapsed: {mean:.4g} with a relative spread of {spread:.1e}; no "
+                            "direction can be told from them")
     return Health(metrics, warnings)
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(vectors.double(), dim=1)

@@ -22,10 +22,6 @@ class EmbeddingQueue(nn.Module):
     written: Tensor
 
     def __init__(self, size: int, dim: int) -> None:
-        """
-        Args:
-            size: rows kept, >= 1. dim: of a row, >= 1.
-        """
         super().__init__()
         if size < 1 or dim < 1:
             raise ValueError(f"a queue needs a size and a dimension of at least 1, got {size} and {dim}")
@@ -38,31 +34,24 @@ class EmbeddingQueue(nn.Module):
 
     @property
     def rows(self) -> Tensor:
-        """(filled, dim) unit rows in the order of their places, a copy.
+        """(filled, dim) unit rows in the order of their places: a copy, to be taken once a step.
 
-        A copy, because losses are computed against the old queue and their backward comes after `enqueue`, which
-        writes in place. Take it once a step.
+        Losses are computed against the old queue, and their backward comes after `enqueue`, which writes in place.
         """
         return self.storage[: len(self)].clone()
 
     @torch.no_grad()
     def enqueue(self, unit_rows: Tensor) -> None:
-        """Put rows in place of the oldest ones; of more rows than the queue has places, the last ones stay.
+        """Put (B, dim) rows, B >= 0, in place of the oldest ones; of more rows than places, the last ones stay.
 
-        Args:
-            unit_rows: (B, dim), L2-normalised, of every process (see above); B may be 0.
-
-        Raises:
-            ValueError: another shape, or rows that are not of length 1 (NaN too): the losses take them as they are.
+        Raises ValueError: another shape, or rows that are not of length 1 (NaN too): the losses take them as they are.
         """
         if unit_rows.dim() != 2 or unit_rows.shape[1] != self.dim:
             raise ValueError(f"the queue takes rows (B, {self.dim}), got {tuple(unit_rows.shape)}")
         norms = at_least_float32(unit_rows).norm(dim=1)
         if not bool(((norms - 1).abs() <= UNIT_TOLERANCE).all()):
-            raise ValueError(
-                f"the queue takes rows of length 1, got lengths from {norms.min():.4g} to {norms.max():.4g}: "
-                "normalise them first"
-            )
+            raise ValueError(f"the queue takes rows of length 1, got lengths from {norms.min():.4g} to "
+                             f"{norms.max():.4g}: normalise them first")
         start, count = int(self.written), len(unit_rows)
         kept = min(count, self.size)
         places = torch.arange(start + count - kept, start + count, device=self.storage.device) % self.size

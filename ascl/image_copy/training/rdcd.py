@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ascl import losses
 from ascl.core.distributed import rows_of_all, rows_of_all_with_gradient
 from ascl.core.errors import DataError
 from ascl.core.tensors import check_not_negative, check_positive
@@ -20,33 +21,19 @@ from ascl.image_copy.descriptors.teachers import Teacher
 from ascl.image_copy.training.batch import ViewBatch
 from ascl.image_copy.training.queue import EmbeddingQueue
 from ascl.image_copy.training.sscd import mean_cosine
-from ascl.losses import (
-    feature_distillation_loss,
-    hard_negative_loss,
-    info_nce_queue,
-    relational_distillation_loss,
-    sscd_loss,
-)
 
 Contrastive = Literal["moco", "simclr"]
 Distillation = Literal["rsd", "seed", "fkd", "none"]
 
 
 class RdcdModel(nn.Module):
-    """Student, its momentum encoder where there is one, and the queues; all of it is saved.
+    """Student, its momentum encoder where there is one, and the queues of both; all of it is saved.
 
-    Attributes:
-        key_queue: embeddings of the momentum encoder. teacher_queue: vectors of the teacher.
-        bridge: to the teacher's dimension, for FKD with a student of another.
+    `bridge` leads to the teacher's dimension, for FKD with a student of another.
     """
 
     def __init__(
-        self,
-        settings: DescriptorSettings,
-        *,
-        contrastive: Contrastive,
-        distillation: Distillation,
-        queue_size: int,
+        self, settings: DescriptorSettings, *, contrastive: Contrastive, distillation: Distillation, queue_size: int,
         teacher_dim: int | None,
     ) -> None:
         """
@@ -67,16 +54,14 @@ class RdcdModel(nn.Module):
             return
         if teacher_dim is None:
             raise DataError(f"distillation {distillation} needs a teacher: give one, or set distillation to none")
-        if distillation == "fkd":
-            if teacher_dim != self.student.feature_dim:
-                self.bridge = nn.Linear(self.student.feature_dim, teacher_dim)
-            return
-        if teacher_dim != self.student.feature_dim:
-            raise DataError(
-                f"the teacher's vectors have {teacher_dim} dimensions and the student's feature "
-                f"{self.student.feature_dim}: they have to be equal; leave model.feature_dim out to take the teacher's"
-            )
-        self.teacher_queue = EmbeddingQueue(queue_size, teacher_dim)
+        of_student = self.student.feature_dim
+        if distillation != "fkd":
+            if teacher_dim != of_student:
+                raise DataError(f"the teacher's vectors have {teacher_dim} dimensions and the student's feature "
+                                f"{of_student}: leave model.feature_dim out to take the teacher's")
+            self.teacher_queue = EmbeddingQueue(queue_size, teacher_dim)
+        elif teacher_dim != of_student:
+            self.bridge = nn.Linear(of_student, teacher_dim)
 
     def restart_key(self) -> None:
         """The key encoder as the student is now."""
@@ -91,41 +76,27 @@ class RdcdObjective:
     Order of a step: the key encoder follows the student, keys are made, losses are taken against the old queues, the
     batch's rows (of all processes) are enqueued. The hard-negative loss looks at the key queue; with SimCLR, which has
     none, at the keys of the other images of the batch.
-
-    Attributes:
-        teacher: sees the first view, as the student; None with distillation "none".
-        contrastive_weight, distillation_weight, hard_negative_weight: of the sum.
-        temperature: of the contrastive loss. student_temperature, teacher_temperature: of RSD.
-        momentum: of the key encoder. entropy_weight: of SimCLR's loss, which is SSCD's.
     """
 
-    teacher: Teacher | None
+    teacher: Teacher | None  # sees the first view, as the student; None with distillation "none"
     contrastive: Contrastive
     distillation: Distillation
     contrastive_weight: float
     distillation_weight: float
     hard_negative_weight: float
-    temperature: float
-    student_temperature: float
+    temperature: float  # of the contrastive loss
+    student_temperature: float  # of RSD, as the next
     teacher_temperature: float
-    momentum: float
-    entropy_weight: float
+    momentum: float  # of the key encoder
+    entropy_weight: float  # of SimCLR's loss, which is SSCD's
 
     def __post_init__(self) -> None:
-        check_positive(
-            temperature=self.temperature, student_temperature=self.student_temperature,
-            teacher_temperature=self.teacher_temperature,
-        )
-        check_not_negative(
-            contrastive_weight=self.contrastive_weight, distillation_weight=self.distillation_weight,
-            hard_negative_weight=self.hard_negative_weight, entropy_weight=self.entropy_weight,
-        )
+        check_positive(**{name: value for name, value in vars(self).items() if name.endswith("temperature")})
+        check_not_negative(**{name: value for name, value in vars(self).items() if name.endswith("_weight")})
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum {self.momentum}: has to lie between 0 and 1")
 
-    def __call__(
-        self, model: RdcdModel, batch: ViewBatch, step: int, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def __call__(self, model: RdcdModel, batch: ViewBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         first, second = batch.pixels.to(generator.device, non_blocking=True)
         metrics: dict[str, Tensor] = {}
         keys = None
@@ -139,26 +110,23 @@ class RdcdObjective:
             both = model.student(torch.cat([first, second]))
             query = type(both)(*(part[: len(first)] for part in both))
             metrics |= self._simclr(both.embeddings, batch.items.to(generator.device))
-        loss = self.contrastive_weight * metrics["contrastive"]
-        loss = loss + self.hard_negative_weight * metrics["hard_negative"]
-        rows = None
+        loss = self.contrastive_weight * metrics["contrastive"] + self.hard_negative_weight * metrics["hard_negative"]
         if self.teacher is not None and self.distillation != "none":
             vectors = self.teacher.embed(first, batch.ids)
             metrics["distillation"] = self._distil(model, query.features, vectors)
             loss = loss + self.distillation_weight * metrics["distillation"]
-            rows = unit_rows(vectors)
+            if model.teacher_queue is not None:
+                model.teacher_queue.enqueue(rows_of_all(unit_rows(vectors)))
         if model.key_queue is not None and keys is not None:
             model.key_queue.enqueue(rows_of_all(keys))
-        if model.teacher_queue is not None and rows is not None:
-            model.teacher_queue.enqueue(rows_of_all(rows))
         return {"loss": loss, **metrics}
 
     def _moco(self, model: RdcdModel, embeddings: Tensor, keys: Tensor) -> dict[str, Tensor]:
         assert model.key_queue is not None
         queue = model.key_queue.rows
         return {
-            "contrastive": info_nce_queue(embeddings, keys, queue, temperature=self.temperature),
-            "hard_negative": hard_negative_loss(embeddings, queue),
+            "contrastive": losses.info_nce_queue(embeddings, keys, queue, temperature=self.temperature),
+            "hard_negative": losses.hard_negative_loss(embeddings, queue),
             "positive_cosine": mean_cosine(embeddings, keys),
         }
 
@@ -166,31 +134,26 @@ class RdcdObjective:
         everything = rows_of_all_with_gradient(embeddings)
         labels = rows_of_all(items.repeat(2))
         own, other = embeddings.chunk(2)
+        weights = {"temperature": self.temperature, "entropy_weight": self.entropy_weight}
         return {
-            "contrastive": sscd_loss(
-                everything, labels, temperature=self.temperature, entropy_weight=self.entropy_weight
-            ),
-            "hard_negative": hard_negative_loss(
-                own, unit_rows(everything), others=items.unsqueeze(1) != labels.unsqueeze(0)
-            ),
+            "contrastive": losses.sscd_loss(everything, labels, **weights),
+            "hard_negative": losses.hard_negative_loss(own, unit_rows(everything), others=items[:, None] != labels),
             "positive_cosine": mean_cosine(own, other),
         }
 
     def _distil(self, model: RdcdModel, features: Tensor, vectors: Tensor) -> Tensor:
         if self.distillation == "fkd":
-            return feature_distillation_loss(features if model.bridge is None else model.bridge(features), vectors)
+            bridged = features if model.bridge is None else model.bridge(features)
+            return losses.feature_distillation_loss(bridged, vectors)
         assert model.teacher_queue is not None
-        return relational_distillation_loss(
+        return losses.relational_distillation_loss(
             features, vectors, model.teacher_queue.rows, student_temperature=self.student_temperature,
             teacher_temperature=self.teacher_temperature, own_column=self.distillation == "seed",
         )
 
 
 def unit_rows(vectors: Tensor) -> Tensor:
-    """Rows of length 1 in float32, without gradients, as a queue takes them.
-
-    A zero vector has no direction; it becomes the first axis, because a queue of unit rows cannot hold it.
-    """
+    """Rows of length 1 in float32, without gradients, as a queue takes them; a zero vector becomes the first axis."""
     vectors = F.normalize(vectors.detach().float(), dim=1)
     axis = torch.zeros_like(vectors)
     axis[:, 0] = 1
@@ -201,13 +164,8 @@ def unit_rows(vectors: Tensor) -> Tensor:
 def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
     """key <- momentum * key + (1 - momentum) * query, parameter by parameter, in place (MoCo, equation 2).
 
-    Buffers are left alone: the key encoder's batch norm follows the keys that it sees itself.
-
-    Args:
-        key, query: modules of one architecture. momentum: in [0, 1].
-
-    Raises:
-        ValueError: a momentum outside [0, 1].
+    Buffers are left alone: the key encoder's batch norm follows the keys that it sees itself. The modules are of one
+    architecture; ValueError for a momentum outside [0, 1].
     """
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum has to lie in [0, 1], got {momentum}")

@@ -6,9 +6,8 @@ Everything random is drawn from a generator or from (seed, epoch): the same in e
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -31,22 +30,16 @@ class ImageKind(IntEnum):
     NEGATIVE = 3    # hard negative: no copy, though the original may be a crop or an edit of it
 
 
-@dataclass(frozen=True)
-class ContentPairs:
+class ContentPairs(NamedTuple):
     """One pair an identity.
 
-    Attributes:
-        more, less: (P,) int64 rows of the batch, the image that shows more and the one that shows less.
-        tied: (P,) bool, True where no draw gave a pair to order; `more` and `less` are one row then, so that
-            exp(1 - |more| / |less|) is 1 and has no gradient.
+    Where no draw gave a pair to order, `more` and `less` are one row, so that exp(1 - |more| / |less|) is 1 and has no
+    gradient.
     """
 
-    more: Tensor
-    less: Tensor
-    tied: Tensor
-
-    def to(self, device: torch.device | str) -> ContentPairs:
-        return ContentPairs(self.more.to(device), self.less.to(device), self.tied.to(device))
+    more: Tensor  # (P,) int64 rows of the batch, the image that shows more
+    less: Tensor  # the one that shows less
+    tied: Tensor  # (P,) bool, True where no draw gave a pair
 
 
 def draw_pairs(
@@ -54,14 +47,10 @@ def draw_pairs(
 ) -> ContentPairs:
     """For each identity two of its images, drawn with replacement, at most five times until one shows more.
 
-    Use: `norm_ratio_loss(features[pairs.more], features[pairs.less])`, or `losses.norm_triplet_loss` on the same pairs
-    for the ablation "Triplet".
-
     Args:
         scales: (P, K) content scale of image k of identity p, the share of the original that it shows; its row in the
             batch is p * K + k.
-        generator: of torch, for the draws.
-        kinds: (P, K) `ImageKind`; needed for every selection but "all".
+        generator: of torch, for the draws. kinds: (P, K) `ImageKind`; needed for every selection but "all".
         selection: which pairs count, beside having two scales. "all" is ASL. The others are our readings of ablations
             that the paper names without defining them: "crop" (ASL-Crop) pairs of originals and crops alone,
             "positive" (ASL-Positive) pairs without hard negatives, "negative" (ASL-Negative) pairs of a hard negative
@@ -80,11 +69,9 @@ def draw_pairs(
 def pairs_of_draws(
     scales: Tensor, draws: Tensor, *, kinds: Tensor | None = None, selection: PairSelection = "all"
 ) -> ContentPairs:
-    """The first draw of each identity that gives a pair; `draw_pairs` with the draws given.
+    """`draw_pairs` with the draws given: (P, n, 2) int64, images of identity p in the order in which they are tried.
 
-    Args:
-        draws: (P, n, 2) int64, images of identity p, in the order in which they are tried; where none of the n will
-            do, both rows are the first image of the last draw.
+    Where none of the n gives a pair, both rows are the first image of the last draw.
     """
     identities, images = scales.shape
     if draws.dim() != 3 or draws.shape[0] != identities or draws.shape[1] < 1 or draws.shape[2] != 2:
@@ -109,26 +96,22 @@ def _counts(draws: Tensor, kinds: Tensor | None, selection: PairSelection, shape
     if kinds is None or kinds.shape != shape:
         found = None if kinds is None else tuple(kinds.shape)
         raise ValueError(f"the selection {selection!r} needs the kind of each image, {tuple(shape)}, got {found}")
-    first, second = (kinds.gather(1, draws[..., i]) for i in (0, 1))
+    pair = kinds.gather(1, draws.flatten(1)).view_as(draws)
     if selection == "crop":
-        return (first <= ImageKind.CROP) & (second <= ImageKind.CROP)
-    if selection == "positive":
-        return (first != ImageKind.NEGATIVE) & (second != ImageKind.NEGATIVE)
-    if selection == "negative":
-        return (first == ImageKind.NEGATIVE) != (second == ImageKind.NEGATIVE)
+        return (pair <= ImageKind.CROP).all(dim=2)
+    if selection in ("positive", "negative"):
+        return (pair == ImageKind.NEGATIVE).sum(dim=2) == (selection == "negative")
     raise ValueError(f"no selection {selection!r} of ASL: use all, crop, negative or positive")
 
 
 class IdentityBatchSampler(Sampler[list[tuple[int, int, int]]]):
     """Batches of P identities x K views, as keys (epoch, item, view); the K views of an identity are consecutive.
 
-    An identity is an original; a data set that edits originals as it goes draws another edit for each view, from
-    (seed, epoch, item, view). Each occurs at most once an epoch. The order depends on (seed, epoch) alone.
+    An identity is an original, and occurs at most once an epoch. The order depends on (seed, epoch) alone.
 
     Args:
-        originals: how many there are.
+        originals: how many there are. seed: >= 0.
         identities, views: P and K of a batch, >= 1; the published training of ASL has 32 and 4.
-        seed: >= 0.
 
     Raises:
         DataError: too few originals for one batch.
@@ -138,8 +121,7 @@ class IdentityBatchSampler(Sampler[list[tuple[int, int, int]]]):
         if identities < 1 or views < 1:
             raise ValueError(f"needs identities and views of at least 1, got {identities} and {views}")
         if originals < identities:
-            raise DataError(f"{originals} identities give no batch of {identities}: use more images, or fewer "
-                            "identities a batch")
+            raise DataError(f"{originals} identities give no batch of {identities}: use more images or smaller batches")
         self._originals, self._identities, self._views, self._seed = originals, identities, views, seed
         self.set_epoch(0)
 
@@ -155,7 +137,7 @@ class IdentityBatchSampler(Sampler[list[tuple[int, int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         epoch = self._epoch
-        order = np.random.default_rng([self._seed, epoch]).permutation(self._originals).tolist()
-        for batch in range(self._position, len(self)):
-            items = order[batch * self._identities : (batch + 1) * self._identities]
+        order = np.random.default_rng([self._seed, epoch]).permutation(self._originals)
+        batches = order[: len(self) * self._identities].reshape(len(self), self._identities)
+        for items in batches[self._position :].tolist():
             yield [(epoch, item, view) for item in items for view in range(self._views)]

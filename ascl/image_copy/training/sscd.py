@@ -29,16 +29,11 @@ class SscdModel(nn.Module):
 
 @dataclass(frozen=True)
 class SscdObjective:
-    """SSCD: the two views of an image against all other images of the batch, of all processes together.
+    """SSCD: the two views of an image against all other images of the batch, of all processes together."""
 
-    Attributes:
-        temperature, entropy_weight: see `sscd_loss`.
-        mixup: probability of each image to be mixed with another.
-    """
-
-    temperature: float
+    temperature: float  # see `sscd_loss`, also for the next
     entropy_weight: float
-    mixup: float = 0.0
+    mixup: float = 0.0  # probability of each image to be mixed with another
 
     def __post_init__(self) -> None:
         check_positive(temperature=self.temperature)
@@ -46,32 +41,20 @@ class SscdObjective:
         if not 0 <= self.mixup <= 1:
             raise ValueError(f"mixup {self.mixup}: a probability lies between 0 and 1")
 
-    def __call__(
-        self, model: SscdModel, batch: ViewBatch, step: int, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def __call__(self, model: SscdModel, batch: ViewBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         pixels = batch.pixels.to(generator.device, non_blocking=True)
         count = pixels.shape[1]
         if self.mixup:
-            views, shares = zip(
-                *(mixed_images(view, generator, probability=self.mixup) for view in pixels), strict=True
-            )
-            embeddings = model.student(torch.cat(views)).embeddings
-            labels = _shares_of_all(torch.cat(shares))
+            mixed = [mixed_images(view, generator, probability=self.mixup) for view in pixels]
+            images, shares = (torch.cat(parts) for parts in zip(*mixed, strict=True))
+            # (2B, B) shares of this process's images -> (processes * 2B, processes * B): no image is in two processes
+            labels = torch.block_diag(*rows_of_all(shares).split(len(shares)))
         else:
-            embeddings = model.student(pixels.flatten(0, 1)).embeddings
-            labels = rows_of_all(batch.items.to(generator.device).repeat(2))
-        loss = sscd_loss(
-            rows_of_all_with_gradient(embeddings), labels, temperature=self.temperature,
-            entropy_weight=self.entropy_weight,
-        )
+            images, labels = pixels.flatten(0, 1), rows_of_all(batch.items.to(generator.device).repeat(2))
+        embeddings = model.student(images).embeddings
+        everything = rows_of_all_with_gradient(embeddings)
+        loss = sscd_loss(everything, labels, temperature=self.temperature, entropy_weight=self.entropy_weight)
         return {"loss": loss, "positive_cosine": mean_cosine(embeddings[:count], embeddings[count:])}
-
-
-def _shares_of_all(shares: Tensor) -> Tensor:
-    """(2B, B) shares of this process's images -> (processes * 2B, processes * B): no image is in two processes."""
-    gathered = rows_of_all(shares)
-    blocks = gathered.split(len(shares))
-    return torch.block_diag(*blocks) if len(blocks) > 1 else gathered
 
 
 def mean_cosine(a: Tensor, b: Tensor) -> Tensor:

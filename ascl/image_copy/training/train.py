@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -37,8 +37,7 @@ CENTRED_ON = 256  # views
 IMAGES = "images.txt"  # of a run: what it was trained and validated with, in order
 
 
-@dataclass(frozen=True)
-class CopyData:
+class CopyData(NamedTuple):
     """Images of a run. skipped: (path, reason) of those that could not be read."""
 
     train: Photos
@@ -60,35 +59,32 @@ def build_data(config: CopyConfig) -> CopyData:
     train, validation = held_out(found, settings.validation_share, settings.validation_images)
     if settings.cache_side is None:
         return CopyData(Photos(train), Photos(validation), skipped)
-    cached = [
+    small, small_validation = (
         SmallImages(paths, settings.cache_side, workers=settings.workers, skip_unreadable=settings.skip_unreadable)
         for paths in (train, validation)
-    ]
-    return CopyData(cached[0], cached[1], [skip for one in cached for skip in one.skipped])
+    )
+    return CopyData(small, small_validation, small.skipped + small_validation.skipped)
 
 
 def build_teacher(config: CopyConfig, train: Photos) -> Teacher | None:
     """Load the teacher of an RDCD run; None where nothing is distilled."""
-    settings = config.teacher
-    wanted = config.objective == "rdcd" and config.rdcd.distillation != "none"
-    if not wanted:
-        if settings.source is not None and config.objective != "rdcd":
-            raise DataError(f"teacher.source says nothing to {config.objective}, which distils nothing; leave it out")
+    if config.objective != "rdcd" and config.teacher.source is not None:
+        raise DataError(f"teacher.source says nothing to {config.objective}, which distils nothing; leave it out")
+    if config.objective != "rdcd" or config.rdcd.distillation == "none":
         return None
-    if settings.source is None:
+    if config.teacher.source is None:
         raise DataError("rdcd follows a teacher: set teacher.source, or set rdcd.distillation to none")
-    return load_teacher(items=[path.stem for path in train.paths], **asdict(settings))
+    return load_teacher(items=[path.stem for path in train.paths], **asdict(config.teacher))
 
 
 def descriptor_settings(config: CopyConfig, teacher: Teacher | None) -> DescriptorSettings:
     """Return the settings of a run's descriptor, with the sizes that depend on the teacher filled in."""
     values = asdict(config.model)
     del values["centred"]
-    feature_dim = config.model.feature_dim
-    if feature_dim is None:
-        relations = teacher is not None and config.rdcd.distillation in ("rsd", "seed")
-        feature_dim = teacher.dim if teacher is not None and relations else DEFAULT_FEATURE_DIM
-    return DescriptorSettings(**values | {"feature_dim": feature_dim or None, "dim": config.model.dim or None})
+    if values["feature_dim"] is None:
+        relations = config.rdcd.distillation in ("rsd", "seed")
+        values["feature_dim"] = teacher.dim if teacher is not None and relations else DEFAULT_FEATURE_DIM
+    return DescriptorSettings(**values | {name: values[name] or None for name in ("feature_dim", "dim")})
 
 
 def build_objective(
@@ -97,37 +93,33 @@ def build_objective(
     """Return what is trained, and its step."""
     if config.objective == "sscd":
         return SscdModel(settings), SscdObjective(**asdict(config.sscd))
-    if config.objective == "rdcd":
-        values = asdict(config.rdcd)
-        model = RdcdModel(
-            settings, contrastive=config.rdcd.contrastive, distillation=config.rdcd.distillation,
-            queue_size=values.pop("queue_size"), teacher_dim=None if teacher is None else teacher.dim,
-        )
-        return model, RdcdObjective(teacher=teacher, **values)
-    return AslModel(settings, classes), AslObjective(**asdict(config.asl))
+    if config.objective == "asl":
+        return AslModel(settings, classes), AslObjective(**asdict(config.asl))
+    values = asdict(config.rdcd)
+    model = RdcdModel(
+        settings, contrastive=config.rdcd.contrastive, distillation=config.rdcd.distillation,
+        queue_size=values.pop("queue_size"), teacher_dim=None if teacher is None else teacher.dim,
+    )
+    return model, RdcdObjective(teacher=teacher, **values)
 
 
 def build_batches(config: CopyConfig, train: Photos, process: int, processes: int) -> TrainBatches:
     """Return the training batches of one process; an image occurs once an epoch at most, in one process."""
-    seed, size = config.train.seed, config.views.size
+    seed, size, workers, views = config.train.seed, config.views.size, config.data.workers, 1
     dataset: Views | Identities
     if config.objective == "asl":
-        augmentation = IdentityAugmentation(size)
-        dataset, views = Identities(train, augmentation, seed), len(augmentation.kinds)
+        dataset = Identities(train, IdentityAugmentation(size), seed)
+        views = len(dataset.augmentation.kinds)
     else:
-        dataset, views = Views(train, augmentation_of(config.views.augmentation, size), seed), 1
+        dataset = Views(train, augmentation_of(config.views.augmentation, size), seed)
     sampler = IdentityBatchSampler(len(train), config.train.batch_size, views, seed=seed)
-    return TrainBatches(
-        dataset, sampler, dataset.collate, workers=config.data.workers, process=process, processes=processes
-    )
+    return TrainBatches(dataset, sampler, dataset.collate, workers=workers, process=process, processes=processes)
 
 
 def centre(model: Any, batches: TrainBatches, batch_size: int) -> None:
     """Centre a fresh student on the first views of the run, and its momentum encoder with it."""
-    pixels: list[torch.Tensor] = []
-    for batch in itertools.islice(batches(0, 0), -(-CENTRED_ON // batch_size)):
-        pixels += batch.pixels.flatten(0, -4)
-    model.student.centre(torch.stack(pixels[:CENTRED_ON]))
+    first = itertools.islice(batches(0, 0), -(-CENTRED_ON // batch_size))
+    model.student.centre(torch.cat([batch.pixels.flatten(0, -4) for batch in first])[:CENTRED_ON])
     if isinstance(model, RdcdModel):
         model.restart_key()
 
@@ -143,8 +135,7 @@ def build_schedule(config: CopyConfig, loop: LoopSettings, processes: int) -> Sc
 def train(config: CopyConfig, *, resume: bool = False) -> Progress:
     """Train one descriptor and leave everything in `config.out`: checkpoints, metrics, settings, environment.
 
-    Raises:
-        DataError, FileNotFoundError: images or settings that do not fit, before the first step.
+    Raises DataError, FileNotFoundError: images or settings that do not fit, before the first step.
     """
     accelerator = make_accelerator(mixed_precision=config.train.mixed_precision)
     data = build_data(config)
@@ -165,24 +156,18 @@ def train(config: CopyConfig, *, resume: bool = False) -> Progress:
         loop = loop_settings(config, batches.steps_per_epoch, select=config.train.select)
         learning_rate = build_schedule(config, loop, accelerator.num_processes)
         rates = config.optimizer
-        optimizer = build_optimizer(
-            model, lr=rates.lr, weight_decay=rates.weight_decay,
-            momentum=rates.momentum if rates.kind == "sgd" else None,
-        )
+        momentum = rates.momentum if rates.kind == "sgd" else None
+        optimizer = build_optimizer(model, lr=rates.lr, weight_decay=rates.weight_decay, momentum=momentum)
+    prepare = SquarePixels(settings.input_size, settings.resize)
     held_back = make_validation_set(
-        data.validation, data.train, SquarePixels(settings.input_size, settings.resize), seed=config.train.seed,
-        workers=config.data.workers,
+        data.validation, data.train, prepare, seed=config.train.seed, workers=config.data.workers
     )
-    images = [f"{side} {path.stem}" for side, one in (("train", data.train), ("validation", data.validation))
-              for path in one.paths]
+    images = [f"{side} {path.stem}" for side in ("train", "validation") for path in getattr(data, side).paths]
     if resume:
         check_same_images(Path(config.out) / IMAGES, images)
 
     def validate_student(model: Any) -> dict[str, float]:
-        def describe(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            with accelerator.autocast():  # the networks alone: a search in bfloat16 would count false ties
-                return model.student.describe(pixels)
-
+        describe = accelerator.autocast()(model.student.describe)  # alone: a search in bfloat16 would count false ties
         seen = validate(describe, held_back, device=accelerator.device, tolerance=config.train.rank_tolerance)
         if accelerator.is_main_process:
             for warning in seen.warnings:
@@ -193,10 +178,8 @@ def train(config: CopyConfig, *, resume: bool = False) -> Progress:
         config, accelerator, model, optimizer, batches=batches, step_loss=objective, validate=validate_student,
         learning_rate=learning_rate, settings=loop, resume=resume, described=described(config, data, model, teacher),
         extra={"descriptor": asdict(settings), "teacher": None if teacher is None else teacher.model},
-        environment_extra={
-            "teacher": None if teacher is None else {"model": teacher.model, **teacher.about},
-            "unreadable": [[path.name, reason] for path, reason in data.skipped],
-        },
+        environment_extra={"teacher": None if teacher is None else {"model": teacher.model, **teacher.about},
+                           "unreadable": [[path.name, reason] for path, reason in data.skipped]},
         files={IMAGES: "\n".join(images) + "\n"},
     )
 
@@ -204,37 +187,31 @@ def train(config: CopyConfig, *, resume: bool = False) -> Progress:
 def check_same_images(path: Path, images: list[str]) -> None:
     """Refuse to go on with other images: rows of queues and classes, order and the held-out side go by their places.
 
-    Args:
-        path: what the run began with, `train ID` or `validation ID` a line.
+    `path` lists what the run began with, `train ID` or `validation ID` a line.
 
-    Raises:
-        DataError: the list is gone, or images came, went, or changed sides or places.
+    Raises DataError: the list is gone, or images came, went, or changed sides or places.
     """
     if not path.exists():
         raise DataError(f"{path} is gone: which images the run was trained with is not known, so it cannot go on")
     began = path.read_text(encoding="utf-8").splitlines()
     if began != images:
-        before, now = ({line.partition(" ")[2]: line for line in lines} for lines in (began, images))
+        before, now = (dict(line.split(" ", 1)[::-1] for line in lines) for lines in (began, images))
         changed = sum(before[image] != now[image] for image in before.keys() & now.keys())
-        raise DataError(
-            f"the images are not those that the run began with ({path}): {len(now.keys() - before.keys())} came, "
-            f"{len(before.keys() - now.keys())} went, {changed} changed between training and validation. Put them "
-            "back, or start a new run"
-        )
+        raise DataError(f"the images are not those that the run began with ({path}): {len(now.keys() - before.keys())} "
+                        f"came, {len(before.keys() - now.keys())} went, {changed} changed between training and "
+                        "validation. Put them back, or start a new run")
 
 
 def described(config: CopyConfig, data: CopyData, model: nn.Module, teacher: Teacher | None) -> list[str]:
     """Return what is about to be trained, in the lines that a run begins with."""
     student = model.get_submodule("student")
     cache = ""
-    if isinstance(data.train, SmallImages) and isinstance(data.validation, SmallImages):
-        size = (data.train.nbytes + data.validation.nbytes) / 2**20
+    if config.data.cache_side is not None:
+        size = sum(images.nbytes for images in data[:2] if isinstance(images, SmallImages)) / 2**20
         cache = f", in memory with short sides of {config.data.cache_side} pixels ({size:.0f} MiB)"
-    lines = [
-        f"{len(data.train)} images to train with, {len(data.validation)} held out{cache}",
-        f"{config.objective}: {config.model.backbone}, feature {student.feature_dim}, descriptor {student.dim}; "
-        f"{config.train.batch_size} originals a step",
-    ]
+    lines = [f"{len(data.train)} images to train with, {len(data.validation)} held out{cache}",
+             f"{config.objective}: {config.model.backbone}, feature {student.feature_dim}, descriptor {student.dim}; "
+             f"{config.train.batch_size} originals a step"]
     if data.skipped:
         lines.append(f"{len(data.skipped)} unreadable images were left out, such as {data.skipped[0][0]}")
     if teacher is not None:

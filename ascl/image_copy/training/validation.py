@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ascl.image_copy.edits.augment import reduced
+from ascl.core.tensors import unit
+from ascl.image_copy.edits.augment import reduced, to_tensor
 from ascl.image_copy.edits.edits import EDITS, random_chain, sample_rng
 from ascl.image_copy.evaluation.metrics import micro_average_precision
 from ascl.image_copy.training.data import Others, Photos
@@ -24,24 +26,21 @@ NEIGHBOURS = 10
 SHOWS_LESS = 0.9  # content scale below which a copy counts for the order of norms
 
 
-@dataclass(frozen=True)
-class ValidationSet:
-    """Held-out originals, an edited copy and a crop of each.
+class ValidationSet(NamedTuple):
+    """Held-out originals, an edited copy and a crop of each; row i of all comes from photo i."""
 
-    Attributes:
-        references, queries, crops: (N, 3, S, S) uint8, row i of each from photo i.
-        scales: (N,) float64 content scale of the queries.
-    """
-
-    references: Tensor
+    references: Tensor  # this and the next two: (N, 3, S, S) uint8
     queries: Tensor
     crops: Tensor
-    scales: Tensor
+    scales: Tensor  # (N,) float64 content scale of the queries
 
 
+@dataclass(frozen=True)
 class _Copies(Dataset):
-    def __init__(self, images: Photos, mixed_in: Photos, prepare: SquarePixels, seed: int) -> None:
-        self.images, self.mixed_in, self.prepare, self.seed = images, mixed_in, prepare, seed
+    images: Photos
+    mixed_in: Photos
+    prepare: SquarePixels
+    seed: int
 
     def __len__(self) -> int:
         return len(self.images)
@@ -51,11 +50,8 @@ class _Copies(Dataset):
         rng = sample_rng(self.seed, index)
         edited = random_chain(photo, STRENGTHS[index % len(STRENGTHS)], rng, Others(self.mixed_in, index, rng))
         crop = EDITS["crop"](photo, CROP_STRENGTHS[index % len(CROP_STRENGTHS)], rng)
-        photo_, copy, part = (
-            torch.from_numpy(self.prepare(image).transpose(2, 0, 1).copy())
-            for image in (photo, edited.image, crop.image)
-        )
-        return photo_, copy, part, edited.content_scale
+        shown, copy, part = (to_tensor(self.prepare(image)) for image in (photo, edited.image, crop.image))
+        return shown, copy, part, edited.content_scale
 
 
 def make_validation_set(
@@ -64,22 +60,16 @@ def make_validation_set(
     """The same for the same images and seed, whatever the number of workers.
 
     Args:
-        images: held-out photos, at least two.
+        images: held-out photos, at least two. prepare: an image to the square that the descriptor takes.
         mixed_in: photos that overlays and collages take; none of `images`, or a query would show two references and
             one true pair would count as false.
-        prepare: an image to the square that the descriptor takes.
     """
     loader = DataLoader(_Copies(images, mixed_in, prepare, seed), batch_size=16, num_workers=workers)
-    references, queries, crops, scales = zip(*loader, strict=True)
-    return ValidationSet(torch.cat(references), torch.cat(queries), torch.cat(crops), torch.cat(scales))
+    return ValidationSet(*map(torch.cat, zip(*loader, strict=True)))
 
 
 def validate(
-    describe: Callable[[Tensor], tuple[Tensor, Tensor]],
-    data: ValidationSet,
-    *,
-    device: torch.device,
-    tolerance: float,
+    describe: Callable[[Tensor], tuple[Tensor, Tensor]], data: ValidationSet, *, device: torch.device, tolerance: float,
     batch_size: int = 128,
 ) -> Health:
     """Measure a descriptor on a validation set, with the collapse monitor.
@@ -93,25 +83,20 @@ def validate(
         each query are the candidates), `ordered_crops` and `ordered_copies`: share of the crops, and of the copies that
         show less than 0.9 of their original, whose norm is smaller than the original's.
     """
-    vectors, norms = {}, {}
-    for name in ("references", "queries", "crops"):
-        parts = [describe(part.to(device)) for part in getattr(data, name).split(batch_size)]
-        vectors[name] = torch.nn.functional.normalize(torch.cat([part[0] for part in parts]).float(), dim=1).cpu()
-        norms[name] = torch.cat([part[1] for part in parts]).float().cpu()
-    seen = health(vectors["queries"], vectors["references"], norms["references"], tolerance=tolerance)
-    count = len(data.references)
-    found, score = nearest_references(
-        vectors["queries"].numpy(), vectors["references"].numpy(), NEIGHBOURS, metric="ip"
-    )
-    own = np.arange(count)
-    precision = micro_average_precision(
-        np.repeat(own, found.shape[1]), found.ravel(), score.ravel(), own, own
-    )
-    less = norms["queries"] < norms["references"]
-    shows_less = data.scales < SHOWS_LESS
+    def described(images: Tensor) -> tuple[Tensor, Tensor]:
+        vectors, norms = map(torch.cat, zip(*(describe(x.to(device)) for x in images.split(batch_size)), strict=True))
+        return unit(vectors.float()).cpu(), norms.float().cpu()
+
+    (references, norms), (queries, query_norms) = described(data.references), described(data.queries)
+    _, crop_norms = described(data.crops)
+    seen = health(queries, references, norms, tolerance=tolerance)
+    found, score = nearest_references(queries.numpy(), references.numpy(), NEIGHBOURS, metric="ip")
+    own = np.arange(len(references))
+    precision = micro_average_precision(np.repeat(own, found.shape[1]), found.ravel(), score.ravel(), own, own)
+    ordered_copies = (query_norms < norms)[data.scales < SHOWS_LESS]
     metrics = {
         "muap": precision.muap, "recall_at_1": precision.recall_rank1,
-        "ordered_crops": float((norms["crops"] < norms["references"]).float().mean()),
-        "ordered_copies": float(less[shows_less].float().mean()) if bool(shows_less.any()) else 0.0,
+        "ordered_crops": float((crop_norms < norms).float().mean()),
+        "ordered_copies": float(ordered_copies.float().mean()) if len(ordered_copies) else 0.0,
     }
     return Health(metrics | seen.metrics, seen.warnings)

@@ -244,9 +244,7 @@ def test_a_step_of_asl_by_hand(reading, margin):
         logits = out.embeddings @ model.classifier.weight.T
     labels = torch.tensor([4] * 4 + [0] * 4 + [2] * 4)
     spread = -(0.9 * logits.log_softmax(1)[range(12), labels] + 0.1 * logits.log_softmax(1).mean(1)).mean()
-    pairs = draw_pairs(
-        batch.scales, rng(9), kinds=batch.kinds, selection="all" if reading == "triplet" else reading
-    )
+    pairs = draw_pairs(batch.scales, rng(9), kinds=batch.kinds, selection="all" if reading == "triplet" else reading)
     terms = []
     for more, less in zip(pairs.more.tolist(), pairs.less.tolist(), strict=True):
         big, small = out.content[more].norm(), out.content[less].norm()

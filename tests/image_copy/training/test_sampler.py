@@ -19,9 +19,7 @@ def counts(first, second, selection):
     """Which pairs of kinds a selection takes, written out."""
     pair = {first, second}
     return {
-        "all": True,
-        "crop": pair <= {ImageKind.ORIGINAL, ImageKind.CROP},
-        "positive": ImageKind.NEGATIVE not in pair,
+        "all": True, "crop": pair <= {ImageKind.ORIGINAL, ImageKind.CROP}, "positive": ImageKind.NEGATIVE not in pair,
         "negative": ImageKind.NEGATIVE in pair and len(pair) == 2,
     }[selection]
 
