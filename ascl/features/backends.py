@@ -18,31 +18,24 @@ def backend_class(kind: str) -> type:
     """Return a backend's class; only the libraries of this one are imported."""
     if kind == "grid":
         from ascl.features.grid import GridBackend
-
         return GridBackend
     if kind == "classifier":
         from ascl.features.globals import GlobalBackend
-
         return GlobalBackend
     if kind == "patches":
         from ascl.features.patches import PatchBackend
-
         return PatchBackend
     if kind == "encoder":
         from ascl.features.patches import PatchGlobalBackend
-
         return PatchGlobalBackend
     if kind == "bottom-up":
         from ascl.features.detectors.bottom_up import BottomUpBackend
-
         return BottomUpBackend
     if kind == "torchvision":
         from ascl.features.detectors.torchvision_detector import TorchvisionDetectorBackend
-
         return TorchvisionDetectorBackend
     if kind == "detectron2":
         from ascl.features.detectors.detectron2_backend import Detectron2Backend
-
         return Detectron2Backend
     raise DataError(f"no backend {kind!r}; there are {', '.join((*REGION_BACKENDS, *GLOBAL_BACKENDS))}")
 

@@ -6,6 +6,7 @@ this package and sees the images and the output under the same path (a network d
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,27 +27,27 @@ def on_ray(
         actors: number of backends at work at a time; None = as many as Ray finds room for.
         gpus: of each actor; None = one where the cluster has any.
 
-    Raises:
-        DataError: Ray is not installed. From the result: whatever `compute_parts` finds wrong in an actor.
+    A DataError where Ray is not installed; from the result, whatever `compute_parts` finds wrong in an actor.
     """
-    ray = import_ray()
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise DataError(f"an extraction by Ray needs Ray Data ({error}): pip install 'ascl[scale]'") from error
 
     def compute(plan: Plan, spans: Sequence[range], bar: tqdm) -> Worked:
         if not spans:
             return Worked(0.0, 0.0)
         if not ray.is_initialized():
-            ray.init(logging_level="warning", log_to_driver=False)
+            ray.init(logging_level=logging.WARNING, log_to_driver=False)
         there = ray.cluster_resources()
         each = gpus if gpus is not None else float(there.get("GPU", 0) >= 1)
         room = there.get("GPU", 1) / each if each else there.get("CPU", 1)
         parts = ray.data.from_items([{"start": span.start, "stop": span.stop} for span in spans])
+        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(actors or int(room), len(spans))))
         done = parts.repartition(len(spans)).map_batches(
-            PartActor,
-            fn_constructor_args=(make_backend, plan),
-            batch_size=1,
-            num_gpus=each or None,
-            num_cpus=0 if each else 1,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(actors or int(room), len(spans)))),
+            PartActor, fn_constructor_args=(make_backend, plan), batch_size=1, num_gpus=each or None,
+            num_cpus=0 if each else 1, compute=pool,
         )
         busy = waited = 0.0
         for part in done.iter_rows():
@@ -67,18 +68,8 @@ class PartActor:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         span = range(int(batch["start"][0]), int(batch["stop"][0]))
-        silent = tqdm(disable=True)
         try:
-            worked, error = compute_parts(self.backend, self.plan, [span], silent), ""
+            worked, error = compute_parts(self.backend, self.plan, [span], tqdm(disable=True)), ""
         except DataError as wrong:
             worked, error = Worked(0.0, 0.0), str(wrong)
         return {"images": [len(span)], "busy": [worked.busy], "waited": [worked.waited], "error": [error]}
-
-
-def import_ray() -> Any:
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise DataError(f"an extraction by Ray needs Ray Data ({error}): pip install 'ascl[scale]'") from error
-    return ray

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 # Paul Tol's "bright" scheme and black: told apart in print and by people who see few colors.
 COLORS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#000000")
@@ -25,11 +25,15 @@ class Region:
     attribute: str | None = None
 
     @property
+    def words(self) -> str:
+        """`brown dog`, as far as it is known."""
+        return " ".join(filter(None, (self.attribute, self.class_name)))
+
+    @property
     def label(self) -> str:
         """`3: brown dog 0.91`, as far as it is known."""
-        words = " ".join(word for word in (self.attribute, self.class_name) if word)
         score = "" if self.score is None else f"{self.score:.2f}"
-        return f"{self.number}: {words} {score}".replace("  ", " ").strip().removesuffix(":")
+        return " ".join(filter(None, (f"{self.number}:", self.words, score))).removesuffix(":")
 
 
 def regions_of(
@@ -38,23 +42,17 @@ def regions_of(
     """Return the regions of one image, by falling score where there are scores.
 
     Args:
-        boxes: (K, 4).
+        boxes, count: (K, 4); the number of real regions, None = all.
         details: of `scores`, `class_ids`, `attribute_ids` (K,) those that are known.
         names: `class_names`, `attribute_names`; an id without a name is shown as `class 17`.
-        count: real regions; None = all.
     """
-    real = len(boxes) if count is None else count
-    regions = []
-    for row in range(real):
-        regions.append(
-            Region(
-                number=row,
-                box=tuple(float(side) for side in boxes[row]),  # type: ignore[arg-type]  # four of them
-                score=float(details["scores"][row]) if "scores" in details else None,
-                class_name=named("class", row, details, names),
-                attribute=named("attribute", row, details, names),
-            )
+    regions = [
+        Region(
+            number=row, box=tuple(box), score=float(details["scores"][row]) if "scores" in details else None,
+            class_name=named("class", row, details, names), attribute=named("attribute", row, details, names),
         )
+        for row, box in enumerate(boxes[:count].tolist())
+    ]
     return sorted(regions, key=lambda region: -(region.score or 0.0))  # stable: a grid keeps its order
 
 
@@ -77,26 +75,22 @@ def draw_regions(image: Image.Image, size: tuple[int, int], regions: Sequence[Re
     width, height = (max(1, round(side * scale)) for side in size)
     drawing = image.resize((width, height), Image.Resampling.LANCZOS)
     canvas = ImageDraw.Draw(drawing)
-    text_height = max(12, height // 45)
-    font = ImageFont.load_default(text_height)
-    line = max(2, height // 250)
-    for region in sorted(regions, key=area, reverse=True):
-        color = color_of(region)
+    font = ImageFont.load_default(max(12, height // 45))
+    by_area = sorted(regions, key=lambda region: np.subtract(region.box[2:], region.box[:2]).prod(), reverse=True)
+    for region in by_area:
         x1, y1, x2, y2 = (side * scale for side in region.box)
-        canvas.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=color, width=line)
-    for region in sorted(regions, key=area, reverse=True):  # after all boxes: a label is never crossed by a line
+        corners = (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1))
+        canvas.rectangle(corners, outline=color_of(region), width=max(2, height // 250))
+    for region in by_area:  # after all boxes: a label is never crossed by a line
         x1, y1 = (side * scale for side in region.box[:2])
         left, top, right, bottom = canvas.textbbox((0, 0), region.label, font=font)
         x = min(max(0.0, x1), max(0.0, width - (right - left) - 4))  # inside the drawing, whatever the box
         y = min(max(0.0, y1), max(0.0, height - (bottom - top) - 4))
-        canvas.rectangle((x, y, x + right - left + 4, y + bottom - top + 4), fill=color_of(region))
-        canvas.text((x + 2 - left, y + 2 - top), region.label, font=font, fill=text_color(color_of(region)))
+        color = color_of(region)
+        ink = "black" if int(ImageColor.getcolor(color, "L")) > 140 else "white"  # type: ignore[arg-type]  # grey
+        canvas.rectangle((x, y, x + right - left + 4, y + bottom - top + 4), fill=color)
+        canvas.text((x + 2 - left, y + 2 - top), region.label, font=font, fill=ink)
     return drawing
-
-
-def area(region: Region) -> float:
-    x1, y1, x2, y2 = region.box
-    return (x2 - x1) * (y2 - y1)
 
 
 def color_of(region: Region) -> str:
@@ -105,18 +99,11 @@ def color_of(region: Region) -> str:
     return COLORS[key % len(COLORS)]
 
 
-def text_color(background: str) -> str:
-    """Return black or white, whichever stands out."""
-    red, green, blue = (int(background[i : i + 2], 16) for i in (1, 3, 5))
-    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
-
-
 def table(regions: Sequence[Region]) -> str:
     """Return the regions as text, a line each."""
     lines = [f"{'region':>6}  {'score':>5}  {'x1 y1 x2 y2':<27}  class"]
     for region in regions:
         score = "" if region.score is None else f"{region.score:.3f}"
         box = " ".join(f"{side:6.1f}" for side in region.box)
-        words = " ".join(word for word in (region.attribute, region.class_name) if word)
-        lines.append(f"{region.number:>6}  {score:>5}  {box:<27}  {words}".rstrip())
+        lines.append(f"{region.number:>6}  {score:>5}  {box:<27}  {region.words}".rstrip())
     return "\n".join(lines)

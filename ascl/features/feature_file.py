@@ -21,7 +21,7 @@ import numpy as np
 
 from ascl import __version__
 from ascl.core.errors import DataError
-from ascl.core.files import atomic_path
+from ascl.core.files import atomic_path, clear_killed
 from ascl.core.provenance import code_version
 from ascl.data.stores.base import NAMES
 from ascl.data.stores.writing import create_rows, provenance_of, shapes_of, write_frame
@@ -48,7 +48,7 @@ def join_parts(
         raise DataError(f"an earlier call passed over unreadable images ({unread}); skip them (skip_unreadable) again")
     if not ids and "shard" not in settings:  # of a shard, the others may be readable
         raise DataError(f"{out} is not written: none of the {len(skipped)} images can be read")
-    made_with = unique([json.loads(str(head["versions"])) for head in heads])
+    made_with = [json.loads(str(head["versions"])) for head in heads]
     joined = parts[0].with_name("joined.h5")  # where a kill leaves nothing that the next call does not clear
     write_joined(joined, map(read_part, parts), ids, names, provenance(settings, skipped, made_with))
     os.replace(joined, out)
@@ -64,26 +64,19 @@ def read_part(path: Path, *names: str) -> dict[str, np.ndarray]:
         raise DataError(f"{path} is damaged ({error}); delete this one file and go on with resume") from error
 
 
-def provenance(
-    settings: dict[str, Any], skipped: list[Skipped], made_with: list[dict[str, str]]
-) -> dict[str, Any]:
-    """Return what the file says of its making; several entries of `made_with` where versions made parts."""
+def provenance(settings: dict[str, Any], skipped: list[Skipped], made_with: list[dict[str, str]]) -> dict[str, Any]:
+    """Return what the file says of its making; several `versions` where several made parts."""
+    distinct = [made for number, made in enumerate(made_with) if made not in made_with[:number]]
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return {"settings": settings, "skipped": skipped, "versions": made_with, "date": date}
+    return {"settings": settings, "skipped": skipped, "versions": distinct, "date": date}
 
 
 @cache
 def versions() -> dict[str, str]:
     """Return the versions of this program (with its commit), Python, and the libraries behind the numbers."""
-    found = {"ascl": f"{__version__}, {code_version()}", "python": platform.python_version()}
-    for name in ("torch", "torchvision", "transformers", "detectron2", "numpy", "PIL", "h5py"):
-        if name in sys.modules:
-            found[name] = str(getattr(sys.modules[name], "__version__", "unknown"))
-    return found
-
-
-def unique(entries: list[dict[str, str]]) -> list[dict[str, str]]:
-    return [entry for number, entry in enumerate(entries) if entry not in entries[:number]]
+    libraries = map(sys.modules.get, ("torch", "torchvision", "transformers", "detectron2", "numpy", "PIL", "h5py"))
+    found = {library.__name__: str(getattr(library, "__version__", "unknown")) for library in libraries if library}
+    return {"ascl": f"{__version__}, {code_version()}", "python": platform.python_version(), **found}
 
 
 def shards_beside(out: str | os.PathLike) -> list[Path]:
@@ -96,33 +89,22 @@ def shards_beside(out: str | os.PathLike) -> list[Path]:
 def merge_shards(shards: Sequence[Path], out: str | os.PathLike) -> dict[str, tuple[int, ...]]:
     """Join the files that `extract` made with `shard` to the one it would have made without; they stay.
 
-    Args:
-        shards: all of them, in any order.
-        out: the file to write; its folder is made.
-
-    Returns:
-        The shape of each data set of `out`.
-
-    Raises:
-        DataError: a file that is no shard, shards missing or given twice (named), shards of other settings, images or
-            names, or `out` exists.
+    `shards` are all of them, in any order; the result is the shape of each data set of `out`, whose folder is made. A
+    DataError where a file is no shard, shards are missing, given twice (named) or of other settings, images or names,
+    or `out` exists.
     """
     out = Path(out)
     if out.exists():
         raise DataError(f"{out} exists; delete it or choose another file")
     ordered, settings = checked_shards(shards)
-    names = names_of(ordered[0])
-    for shard in ordered:
-        if names_of(shard) != names:
-            raise DataError(f"{shard} names its classes or attributes differently from {ordered[0]}")
+    with h5py.File(ordered[0], "r") as file:  # the others have the same: their digest is among the settings
+        names = {name: file[name].asstr()[:].tolist() for name in NAMES.values() if name in file}
     made = [provenance_of(shard) for shard in ordered]
-    skipped = [skip for of_shard in made for skip in of_shard["skipped"]]
-    made_with = unique([one for of_shard in made for one in of_shard["versions"]])
-    ids = [name for shard in ordered for name in strings(shard, "image_ids")]
+    skipped, made_with = ([one for of_shard in made for one in of_shard[key]] for key in ("skipped", "versions"))
+    ids = [name for file in opened(ordered) for name in file["image_ids"].asstr()[:]]
     if not ids:
         raise DataError(f"{out} is not written: none of the {len(skipped)} images can be read")
-    for dropping in out.parent.glob(f".{out.name}.*.tmp"):  # of a merge that was killed
-        dropping.unlink()
+    clear_killed(out.parent)
     write_joined(out, opened(ordered), ids, names, provenance(settings, skipped, made_with))
     return shapes_of(out)
 
@@ -137,16 +119,7 @@ def opened(files: Sequence[Path]) -> Iterator[h5py.File]:
 def write_joined(
     path: Path, blocks: Iterable[Mapping[str, Any]], ids: list[str], names: dict[str, list[str]], about: dict[str, Any]
 ) -> None:
-    """Write a feature file with the rows of all blocks, one block under the other.
-
-    Args:
-        path: the file.
-        blocks: name -> rows, arrays or data sets, `image_ids` among them; where a block has no `region_count`, all of
-            its regions are real.
-        ids: of all images.
-        names: see `Backend`.
-        about: the provenance.
-    """
+    """Write a feature file with the rows of all blocks (name -> rows, `image_ids` among them), one under the other."""
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         write_frame(file, ids, names, about)
         start = 0
@@ -158,22 +131,10 @@ def write_joined(
             start += count
         if "region_count" in file:
             counts, most = file["region_count"][:], file["regions"].shape[1]
-            counts[counts == 0] = most  # of a block without counts
+            counts[counts == 0] = most  # of a block without counts: all of its regions are real
             file["region_count"][:] = counts
             if (counts == most).all():
                 del file["region_count"]  # all full: readers then need no mask
-
-
-def names_of(path: Path) -> dict[str, list[str]]:
-    """Return what the ids of a finished file stand for."""
-    with h5py.File(path, "r") as file:
-        there = [name for name in NAMES.values() if name in file]
-    return {name: strings(path, name) for name in there}
-
-
-def strings(path: Path, name: str) -> list[str]:
-    with h5py.File(path, "r") as file:
-        return file[name].asstr()[:].tolist()
 
 
 def checked_shards(shards: Sequence[Path]) -> tuple[list[Path], dict[str, Any]]:
@@ -181,31 +142,29 @@ def checked_shards(shards: Sequence[Path]) -> tuple[list[Path], dict[str, Any]]:
     if not shards:
         raise DataError("no shard to merge; extract the shards 1/4, 2/4 ... first")
     found: dict[int, Path] = {}
-    first: tuple[Path, int, dict[str, Any]] | None = None
+    first: dict[str, Any] = {}
     for shard in shards:
         settings = provenance_of(shard)["settings"]
-        number, _, count = settings.pop("shard", "").partition("/")
-        if not count:
+        number, _, settings["shards"] = settings.pop("shard", "").partition("/")
+        if not number:
             raise DataError(f"{shard} is a whole file and no shard")
-        first = first or (shard, int(count), settings)
+        first = first or settings
         if int(number) in found:
-            raise DataError(f"{found[int(number)]} and {shard} are both shard {number} of {count}")
-        if (int(count), settings) != first[1:]:
-            theirs, ours = {**settings, "shards": count}, {**first[2], "shards": str(first[1])}
-            differing = ", ".join(key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key))
-            raise DataError(f"{shard} and {first[0]} differ in {differing}: they are no shards of one file")
+            raise DataError(f"{found[int(number)]} and {shard} are both shard {number} of {settings['shards']}")
+        differing = [key for key in sorted({*settings, *first}) if settings.get(key) != first.get(key)]
+        if differing:
+            raise DataError(f"{shard} and {shards[0]} differ in {', '.join(differing)}: they are no shards of one file")
         found[int(number)] = shard
-    assert first is not None  # there is a shard
-    missing = [f"{number}/{first[1]}" for number in range(1, first[1] + 1) if number not in found]
+    count = int(first.pop("shards"))
+    missing = [f"{number}/{count}" for number in range(1, count + 1) if number not in found]
     if missing:
         raise DataError(f"shards missing: {', '.join(missing)}")
-    return [found[number] for number in sorted(found)], first[2]
+    return [found[number] for number in sorted(found)], first
 
 
 def copy_rows(source: np.ndarray | h5py.Dataset, target: h5py.Dataset, start: int) -> None:
     """Copy the rows of `source` to `target` from row `start` on, some megabytes at a time."""
-    row_bytes = max(1, source.dtype.itemsize * math.prod(source.shape[1:]))
-    step = max(1, COPIED_BYTES // row_bytes)
+    step = max(1, COPIED_BYTES // max(1, source.dtype.itemsize * math.prod(source.shape[1:])))
     for row in range(0, len(source), step):
         block = source[row : row + step]
         target[start + row : start + row + len(block)] = block

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch.nn.functional as F
+from torch import Tensor
 
 from ascl.core.errors import DataError
 from ascl.images.backbones import Backbone, Normalize, Precision
@@ -21,25 +22,15 @@ class GridBackend:
     names: dict[str, list[str]] = {}
 
     def __init__(
-        self,
-        backbone: str = "resnet152",
-        weights: str = "default",
-        layer: str | None = None,
-        *,
-        grid: int = 6,
-        input_size: int = 224,
-        resize: Literal["squash", "crop"] = "squash",
-        normalize: Normalize = "imagenet",
-        same_padding: bool = False,
-        precision: Precision = "float32",
-        device: str = "cpu",
+        self, backbone: str = "resnet152", weights: str = "default", layer: str | None = None, *, grid: int = 6,
+        input_size: int = 224, resize: Literal["squash", "crop"] = "squash", normalize: Normalize = "imagenet",
+        same_padding: bool = False, precision: Precision = "float32", device: str = "cpu",
     ) -> None:
         """Load the backbone.
 
         Args:
             backbone: name of any torchvision classifier.
-            weights: `default` (torchvision's own, downloaded at the first use), `random:SEED`, or the path of a state
-                dict.
+            weights: `default` (torchvision's own, downloaded at the first use), `random:SEED`, or a state dict's path.
             layer: torchvision's name of a layer, or of a part of the model; None = the last spatial map.
             grid: cells on a side; 6 gives 36 regions.
             input_size: side in pixels of the square that goes in.
@@ -47,8 +38,7 @@ class GridBackend:
                 size and keeps the center.
             normalize: what the weights were trained with: `imagenet` mean and std, `half` = [-1, 1], `none` = [0, 1].
             same_padding: pad stride-2 convolutions as TensorFlow does, for weights from there.
-            precision: of the network (autocast); the features are float32.
-            device: a torch device.
+            precision: of the network (autocast); the features are float32. device: a torch device.
 
         Raises:
             DataError: see `Backbone`; a layer without a map, or with too small a one.
@@ -73,36 +63,35 @@ class GridBackend:
     def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
         """Return `regions`, each the mean over its cell of the map, and `boxes`; see `Backend.extract`.
 
-        Where the grid does not divide the map (7x7 to 6x6) cells and boxes overlap: a box covers exactly the places
-        that were averaged.
+        A box covers exactly the places averaged; where the grid does not divide the map (7x7 to 6x6), cells overlap.
         """
-        maps = F.adaptive_avg_pool2d(self.backbone(pixels), self.grid)  # (B, C, grid, grid)
-        regions = maps.flatten(2).transpose(1, 2).float().cpu().numpy()
-        cells = grid_boxes(self.grid, *self.map_size)
-        return {"regions": regions, "boxes": boxes_in_view(cells, self.prepare.view, sizes)}
+        return grid_regions(self.backbone(pixels), self.grid, self.prepare.view, sizes)
 
 
 def grid_boxes(grid: int, height: int, width: int) -> np.ndarray:
     """Return (grid * grid, 4) x1 y1 x2 y2 in [0, 1]: the part of a (height, width) map that each cell averages."""
-    index = np.arange(grid)
-    top, bottom = index * height // grid / height, -(-(index + 1) * height // grid) / height
-    left, right = index * width // grid / width, -(-(index + 1) * width // grid) / width
-    y1, x1 = np.meshgrid(top, left, indexing="ij")
-    y2, x2 = np.meshgrid(bottom, right, indexing="ij")
-    return np.stack([x1, y1, x2, y2], axis=-1).reshape(-1, 4)
+    row, column = np.divmod(np.arange(grid * grid), grid)
+    x1, y1 = column * width // grid / width, row * height // grid / height
+    x2, y2 = -(-(column + 1) * width // grid) / width, -(-(row + 1) * height // grid) / height
+    return np.stack([x1, y1, x2, y2], axis=-1)
 
 
-def boxes_in_view(
-    cells: np.ndarray, view: Callable[[int, int], tuple[float, float, float, float]], sizes: np.ndarray
-) -> np.ndarray:
-    """Return (B, K, 4) float32 boxes in pixels of the originals.
+def grid_regions(
+    maps: Tensor, grid: int, view: Callable[[int, int], tuple[float, float, float, float]], sizes: np.ndarray,
+    seen: tuple[float, float] = (1.0, 1.0),
+) -> dict[str, np.ndarray]:
+    """Return `regions` (B, K, C) float32, the means over K = grid * grid cells, and their `boxes` in the originals.
 
     Args:
-        cells: (K, 4) x1 y1 x2 y2, in [0, 1] of the part that is shown.
-        view: width and height of an original -> that part of it, x1 y1 x2 y2 in its pixels.
+        maps: (B, C, h, w).
+        view: width and height of an original -> the part of it that is shown, x1 y1 x2 y2 in its pixels.
         sizes: (B, 2) width and height of the originals.
+        seen: shares of that part's height and width that the maps cover.
     """
+    regions = F.adaptive_avg_pool2d(maps, grid).flatten(2).transpose(1, 2).cpu().numpy()
+    cells = grid_boxes(grid, maps.shape[2], maps.shape[3]) * np.tile(seen[::-1], 2)  # (K, 4)
     views = np.array([view(int(width), int(height)) for width, height in sizes])  # (B, 4)
     corners, extents = views[:, :2], views[:, 2:] - views[:, :2]
     boxes = np.tile(corners, 2)[:, None] + cells[None] * np.tile(extents, 2)[:, None]
-    return np.clip(boxes, 0, np.tile(sizes, 2)[:, None]).astype(np.float32)  # a sum may be over by the last digit
+    boxes = np.clip(boxes, 0, np.tile(sizes, 2)[:, None]).astype(np.float32)  # a sum may be over by the last digit
+    return {"regions": regions, "boxes": boxes}

@@ -14,12 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from ascl.core.errors import DataError
-from ascl.features.grid import boxes_in_view, grid_boxes
+from ascl.features.grid import grid_regions
 from ascl.images.backbones import Precision, autocast, digest_of_parameters, listed
 
 Resize = Literal["processor", "squash"]
@@ -28,8 +27,8 @@ SUPPORTED = (
     "registers or without), DINOv3 ViT, ViT, DeiT, BEiT"
 )
 # How transformers' vision models call the parameters of the tokens that come before those of the patches.
-CLASS_TOKENS = ("cls_token", "class_embedding")
-OTHER_PREFIX_TOKENS = ("register_tokens", "distillation_token")
+CLASS_TOKENS = {"cls_token", "class_embedding"}
+PREFIX_TOKENS = {*CLASS_TOKENS, "register_tokens", "distillation_token"}
 PROCESSOR_TOLERANCE = 3.0  # grey levels of 255; see `refuse_other_preprocessing`
 
 
@@ -37,28 +36,23 @@ PROCESSOR_TOLERANCE = 3.0  # grey levels of 255; see `refuse_other_preprocessing
 class ProcessorPixels:
     """Scales and crops an image as a checkpoint's own image processor does; cheap to send to a worker process.
 
-    Attributes:
-        height, width: of the output, in pixels.
-        scaled: (height, width) to which the whole image is scaled before its center is cut out, or one number: the
-            short side's length, the aspect ratio kept.
-        resample: Pillow's number of the filter.
+    The whole image is scaled to `scaled` before its center is cut out: (height, width), or the short side's length.
     """
 
-    height: int
+    height: int  # of the output, in pixels
     width: int
     scaled: tuple[int, int] | int
-    resample: int
+    resample: int  # Pillow's number of the filter
 
     def view(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Return the part of a (width, height) image that is shown: x1, y1, x2, y2 in pixels of that image."""
         if isinstance(self.scaled, int):
-            short = min(width, height)
             # The processors round the long side down.
-            scaled_height, scaled_width = self.scaled * height // short, self.scaled * width // short
+            rows, columns = (self.scaled * side // min(width, height) for side in (height, width))
         else:
-            scaled_height, scaled_width = self.scaled
-        top, left = (scaled_height - self.height) // 2, (scaled_width - self.width) // 2
-        x, y = width / scaled_width, height / scaled_height
+            rows, columns = self.scaled
+        top, left = (rows - self.height) // 2, (columns - self.width) // 2
+        x, y = width / columns, height / rows
         return (left * x, top * y, (left + self.width) * x, (top + self.height) * y)
 
     def __call__(self, image: Image.Image) -> np.ndarray:
@@ -67,8 +61,7 @@ class ProcessorPixels:
         The part to be shown is scaled at once: scaling all of a 1x10000 strip first would take gigabytes. The filter
         sees the pixels around that part, so the result is that of scaling and then cropping.
         """
-        resample = Image.Resampling(self.resample)
-        return np.asarray(image.resize((self.width, self.height), resample, box=self.view(*image.size)))
+        return np.asarray(image.resize((self.width, self.height), self.resample, box=self.view(*image.size)))
 
 
 @dataclass(frozen=True)
@@ -81,8 +74,8 @@ class Normalization:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """(B, H, W, 3) uint8 -> (B, 3, H, W) float32."""
-        mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.mean, self.std))
-        return (pixels.permute(0, 3, 1, 2).float() * self.scale - mean) / std
+        mean, std = (torch.tensor(values, device=pixels.device) for values in (self.mean, self.std))
+        return ((pixels.float() * self.scale - mean) / std).permute(0, 3, 1, 2)
 
 
 class VisionEncoder:
@@ -90,21 +83,16 @@ class VisionEncoder:
 
     Attributes:
         prepare: PIL image -> (H, W, 3) uint8; runs in the workers.
-        prefix: number of tokens before those of the patches (class, registers, distillation).
-        class_token: whether the first token is a class token.
-        map_size: (rows, columns) of patches.
-        dim: of a token.
-        layers: number of blocks.
+        map_size, dim, layers: (rows, columns) of patches; length of a token; number of blocks.
+        prefix, class_token: number of tokens before those of the patches; whether the first is a class token.
         pooled_dim: of the trained pooled vector; None where there is none.
-        settings: all that decides the numbers, fit for JSON.
     """
 
     def __init__(self, model: str, *, resize: Resize, device: str, precision: Precision) -> None:
         """See `PatchBackend` for the arguments.
 
-        Raises:
-            DataError: no such folder or hub name; an architecture without patch tokens; weights that are missing; a
-                processor that does something else than scale, crop and normalize.
+        A DataError for no such folder or hub name, an architecture without patch tokens, weights that are missing, a
+        processor that does something else than scale, crop and normalize.
         """
         self.model, config, untrained_pooler = load_vision_tower(model)
         processor = load_processor(model)
@@ -112,54 +100,41 @@ class VisionEncoder:
         refuse_other_preprocessing(processor, model, self.prepare, self.normalize, resize)
         self.settings: dict[str, Any] = {
             "model": Path(model).resolve().name if Path(model).exists() else model,  # no path of this machine in files
-            "model_type": config.model_type,
-            "weights_sha256": digest_of_parameters(self.model),
+            "model_type": config.model_type, "weights_sha256": digest_of_parameters(self.model),
             "input_size": [self.prepare.height, self.prepare.width],
             "scaled": list(scaled) if isinstance(scaled := self.prepare.scaled, tuple) else scaled,
-            "resample": self.prepare.resample,
-            "resize": resize,
-            "rescale_factor": self.normalize.scale,
-            "image_mean": list(self.normalize.mean),
-            "image_std": list(self.normalize.std),
-            "precision": precision,
+            "resample": self.prepare.resample, "resize": resize, "rescale_factor": self.normalize.scale,
+            "image_mean": list(self.normalize.mean), "image_std": list(self.normalize.std), "precision": precision,
         }
         self.precision: Precision = precision
         self.device = torch.device(device)
         self.model.to(self.device)
-        self._measure(model, config, untrained_pooler)
-
-    def _measure(self, model: str, config: Any, untrained_pooler: bool) -> None:
-        """Find the tokens' layout from the parameters, and check it on the output for a blank image."""
+        # The tokens' layout is found from the parameters, and checked on the output for a blank image.
         height, width = self.prepare.height, self.prepare.width
-        size = config.patch_size
-        patch_height, patch_width = (size, size) if isinstance(size, int) else size
-        self.map_size = (height // patch_height, width // patch_width)
+        patch_height, patch_width = np.broadcast_to(config.patch_size, 2).tolist()
+        rows, columns = self.map_size = (height // patch_height, width // patch_width)
         # A side that the patch does not divide (384 by 14) leaves a margin at the right and the bottom unseen.
-        self.seen = (self.map_size[0] * patch_height / height, self.map_size[1] * patch_width / width)
-        unsupported = f"{model}: the architecture {config.model_type} gives no patch tokens that are known here"
+        self.seen = (rows * patch_height / height, columns * patch_width / width)
+        architecture = f"{model}: the architecture {config.model_type}"
         try:
             output = self([np.zeros((height, width, 3), dtype=np.uint8)], hidden_states=True)
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"{model}: the architecture {config.model_type} does not take the {width}x{height} images that its "
-                f"image processor makes ({first_line(error)}); {SUPPORTED}"
-            ) from error
+            problem = f"does not take the {width}x{height} images that its image processor makes ({first_line(error)})"
+            raise DataError(f"{architecture} {problem}; {SUPPORTED}") from error
         tokens = getattr(output, "last_hidden_state", None)
         if tokens is None or tokens.dim() != 3 or output.hidden_states is None:
-            raise DataError(f"{unsupported}; {SUPPORTED}")
+            raise DataError(f"{architecture} gives no patch tokens that are known here; {SUPPORTED}")
         self.dim = tokens.shape[2]
         self.layers = len(output.hidden_states) - 1
         pooled = None if untrained_pooler else getattr(output, "pooler_output", None)
         self.pooled_dim = None if pooled is None else pooled.shape[1]
-        names = {name.rpartition(".")[2]: parameter for name, parameter in self.model.named_parameters()}
-        prefix = [names[name] for name in (*CLASS_TOKENS, *OTHER_PREFIX_TOKENS) if name in names]
-        self.class_token = any(name in names for name in CLASS_TOKENS)
-        self.prefix = sum(parameter.numel() for parameter in prefix) // self.dim
-        rows, columns = self.map_size
+        sizes = {name.rpartition(".")[2]: parameter.numel() for name, parameter in self.model.named_parameters()}
+        self.class_token = not CLASS_TOKENS.isdisjoint(sizes)
+        self.prefix = sum(sizes[name] for name in PREFIX_TOKENS & sizes.keys()) // self.dim
         if tokens.shape[1] != self.prefix + rows * columns:
             raise DataError(
-                f"{unsupported}: {tokens.shape[1]} tokens where {rows}x{columns} patches and {self.prefix} tokens "
-                f"before them are wanted; {SUPPORTED}"
+                f"{architecture} gives no patch tokens that are known here: {tokens.shape[1]} tokens where "
+                f"{rows}x{columns} patches and {self.prefix} tokens before them are wanted; {SUPPORTED}"
             )
 
     def __call__(self, pixels: list[np.ndarray], *, hidden_states: bool = False) -> Any:
@@ -176,13 +151,7 @@ class PatchBackend:
     names: dict[str, list[str]] = {}
 
     def __init__(
-        self,
-        model: str,
-        *,
-        grid: int = 6,
-        layer: int = -1,
-        resize: Resize = "processor",
-        device: str = "cpu",
+        self, model: str, *, grid: int = 6, layer: int = -1, resize: Resize = "processor", device: str = "cpu",
         precision: Precision = "float32",
     ) -> None:
         """Load the vision tower and the image processor.
@@ -195,10 +164,8 @@ class PatchBackend:
                 (ViT, DeiT, DINOv2, DINOv3, SigLIP), before it where that norm is the pooled vector's alone (CLIP; BEiT
                 with mean pooling). Negative numbers count from the end: -1 the last, -2 the last block but one.
             resize: `processor` does what the checkpoint's processor does, a crop of the center included: what is
-                outside is in no region, and the boxes say so. `squash` scales the whole image to the same input size:
-                nothing is lost but the aspect ratio.
-            device: a torch device.
-            precision: of the network (autocast); the features are float32.
+                outside is in no region. `squash` scales the whole image: nothing is lost but the aspect ratio.
+            precision: of the network (autocast); the features are float32. device: a torch device.
 
         Raises:
             DataError: see `VisionEncoder`; a grid or a layer that the model has not.
@@ -210,25 +177,21 @@ class PatchBackend:
         layers = self.encoder.layers
         if not -layers - 1 <= layer <= layers:
             raise DataError(f"{model} has {layers} blocks: layer {layer} is not one of {-layers - 1} to {layers}")
-        self.grid, self.layer, self.dim = grid, layer, self.encoder.dim
+        self.grid, self.layer, self.dim, self.prepare = grid, layer, self.encoder.dim, self.encoder.prepare
         self.last = layer in (-1, layers)
-        self.prepare = self.encoder.prepare
         self.settings = {"backend": "patches", **self.encoder.settings, "grid": grid, "layer": layer}
 
     def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
         """Return `regions`, each the mean over its cell's patch tokens, and `boxes`; see `Backend.extract`.
 
-        A box covers exactly the patches that were averaged. Where the grid does not divide the patches (16x16 to 6x6)
-        cells and boxes overlap.
+        A box covers exactly the patches averaged; where the grid does not divide them (16x16 to 6x6), cells overlap.
         """
         encoder = self.encoder
         output = encoder(pixels, hidden_states=not self.last)
         # The library's versions differ in whether the last of `hidden_states` has passed the norm: it is never read.
         tokens = output.last_hidden_state if self.last else output.hidden_states[self.layer]
         patches = tokens[:, encoder.prefix :].float().transpose(1, 2).unflatten(2, encoder.map_size)  # (B, D, h, w)
-        regions = F.adaptive_avg_pool2d(patches, self.grid).flatten(2).transpose(1, 2).cpu().numpy()
-        cells = grid_boxes(self.grid, *encoder.map_size) * np.tile(encoder.seen[::-1], 2)
-        return {"regions": regions, "boxes": boxes_in_view(cells, self.prepare.view, sizes)}
+        return grid_regions(patches, self.grid, self.prepare.view, sizes, encoder.seen)
 
 
 class PatchGlobalBackend:
@@ -243,29 +206,12 @@ class PatchGlobalBackend:
     names: dict[str, list[str]] = {}
 
     def __init__(
-        self,
-        model: str,
-        *,
-        resize: Resize = "processor",
-        device: str = "cpu",
-        precision: Precision = "float32",
+        self, model: str, *, resize: Resize = "processor", device: str = "cpu", precision: Precision = "float32"
     ) -> None:
-        """Load the vision tower and the image processor.
-
-        Args:
-            model: a folder with `config.json`, weights and `preprocessor_config.json`, or a name on the hub.
-            resize: `processor` does what the checkpoint's processor does; `squash` scales the whole image to its size.
-            device: a torch device.
-            precision: of the network (autocast); the features are float32.
-
-        Raises:
-            DataError: see `VisionEncoder`.
-        """
+        """Load the vision tower and the image processor; arguments as of `PatchBackend`, errors of `VisionEncoder`."""
         self.encoder = VisionEncoder(model, resize=resize, device=device, precision=precision)
         self.prepare = self.encoder.prepare
-        self.pooling: Literal["pooler_output", "class_token", "mean_patch"] = "mean_patch"
-        if self.encoder.class_token:
-            self.pooling = "class_token"
+        self.pooling = "class_token" if self.encoder.class_token else "mean_patch"
         if self.encoder.pooled_dim is not None:
             self.pooling = "pooler_output"
         self.dim = self.encoder.pooled_dim or self.encoder.dim
@@ -275,20 +221,16 @@ class PatchGlobalBackend:
         """Return `globals` (B, G) float32 of B arrays from `prepare`; `sizes` does not matter here."""
         output = self.encoder(pixels)
         if self.pooling == "pooler_output":
-            vectors = output.pooler_output.float()
+            vectors = output.pooler_output
         elif self.pooling == "class_token":
-            vectors = output.last_hidden_state[:, 0].float()
+            vectors = output.last_hidden_state[:, 0]
         else:
             vectors = output.last_hidden_state[:, self.encoder.prefix :].float().mean(dim=1)
-        return {"globals": vectors.cpu().numpy()}
+        return {"globals": vectors.float().cpu().numpy()}
 
 
 def load_vision_tower(model: str) -> tuple[nn.Module, Any, bool]:
-    """Load the vision tower in float32, its configuration, and whether the file lacks its pooler (untrained then).
-
-    Raises:
-        DataError: nothing of that name, no vision transformer, or a file without all of its weights.
-    """
+    """Load the vision tower in float32, its configuration, and whether the file lacks its pooler (untrained then)."""
     from transformers import AutoConfig, AutoModel  # seconds to import, and not needed by the other backends
     from transformers.utils import logging
 
@@ -306,7 +248,7 @@ def load_vision_tower(model: str) -> tuple[nn.Module, Any, bool]:
     except DataError:
         raise
     except Exception as error:  # each of the libraries behind it has exceptions of its own
-        raise DataError(f"{cannot_load(model, 'model')} ({first_line(error)})") from error
+        raise DataError(cannot_load(model, "model", error)) from error
     finally:
         logging.set_verbosity(verbosity)
     missing = sorted(report["missing_keys"])
@@ -323,15 +265,13 @@ def load_processor(model: str) -> Any:
     try:
         return AutoImageProcessor.from_pretrained(model)
     except Exception as error:  # as above
-        raise DataError(
-            f"{cannot_load(model, 'image processor')} ({first_line(error)}); it is described in "
-            "preprocessor_config.json beside the weights"
-        ) from error
+        problem = cannot_load(model, "image processor", error)
+        raise DataError(f"{problem}; it is described in preprocessor_config.json beside the weights") from error
 
 
-def cannot_load(model: str, what: str) -> str:
+def cannot_load(model: str, what: str, error: Exception) -> str:
     where = "this folder" if Path(model).exists() else "no such folder, and the hub under this name"
-    return f"{model}: no {what} could be loaded from {where}"
+    return f"{model}: no {what} could be loaded from {where} ({first_line(error)})"
 
 
 def first_line(error: Exception) -> str:
@@ -346,39 +286,34 @@ def preprocessing_of(processor: Any, model: str, resize: Resize) -> tuple[Proces
     exact = (size["height"], size["width"]) if {"height", "width"} <= size.keys() else None
     output = (crop["height"], crop["width"]) if crop else exact
     scaled = exact or (size.get("shortest_edge") if size.keys() == {"shortest_edge"} else None)
-    described = f"size {size}, crop_size {crop or None}, do_resize {settings.get('do_resize')}"
+    resized, padded = settings.get("do_resize"), settings.get("do_pad")
+    described = f"size {size}, crop_size {crop or None}, do_resize {resized}, do_pad {padded}"
     if resize == "squash":
         if output is None and "shortest_edge" in size:
-            output = (size["shortest_edge"], size["shortest_edge"])
+            output = (size["shortest_edge"],) * 2
         if output is None:
             raise DataError(f"{model}: its image processor names no input size ({described}); {SUPPORTED}")
         scaled = output
-    elif output is None or scaled is None or not settings.get("do_resize") or settings.get("do_pad"):
-        raise DataError(
-            f"{model}: its image processor gives no images of one size ({described}, do_pad {settings.get('do_pad')}); "
-            "resize `squash` scales every image to one size"
-        )
-    least = scaled if isinstance(scaled, tuple) else (scaled, scaled)
-    if least[0] < output[0] or least[1] < output[1]:  # the processor would pad with black
+    elif output is None or scaled is None or not resized or padded:
+        remedy = "resize `squash` scales every image to one size"
+        raise DataError(f"{model}: its image processor gives no images of one size ({described}); {remedy}")
+    if np.less(scaled, output).any():  # the processor would pad with black
         raise DataError(f"{model}: its image processor cuts out more than it has scaled ({described}); try `squash`")
-    ones, zeros = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
-    normalization = Normalization(
-        scale=float(settings.get("rescale_factor") or 1 / 255) if settings.get("do_rescale") else 1.0,
-        mean=tuple(map(float, settings["image_mean"])) if settings.get("do_normalize") else zeros,
-        std=tuple(map(float, settings["image_std"])) if settings.get("do_normalize") else ones,
-    )
+    mean_and_std: list[tuple[float, ...]] = [(0.0,) * 3, (1.0,) * 3]
+    if settings.get("do_normalize"):
+        mean_and_std = [tuple(map(float, settings[name])) for name in ("image_mean", "image_std")]
+    scale = float(settings.get("rescale_factor") or 1 / 255) if settings.get("do_rescale") else 1.0
     resample = settings.get("resample")
     pixels = ProcessorPixels(*output, scaled, int(Image.Resampling.BILINEAR if resample is None else resample))
-    return pixels, normalization
+    return pixels, Normalization(scale, *mean_and_std)
 
 
 def refuse_other_preprocessing(
     processor: Any, model: str, prepare: ProcessorPixels, normalize: Normalization, resize: Resize
 ) -> None:
-    """Compare with the processor itself on a probe, for a class of processors may do more than its settings tell.
+    """Compare with the processor itself on a probe: flipped channels or another crop would ruin features unseen.
 
-    Flipped channels, an offset or another rule for the crop would ruin features without an error. Pillow and torch
-    round differently, by a grey level or two; a crop that is off by one pixel changes this probe by more than ten.
+    Pillow and torch round differently, by a grey level or two; a crop off by one pixel changes this by more than ten.
     """
     if resize == "squash":  # the geometry differs on purpose; one color has none
         probe = Image.new("RGB", (prepare.width, prepare.height), (30, 128, 220))
@@ -390,17 +325,15 @@ def refuse_other_preprocessing(
     try:
         theirs = torch.as_tensor(processor(probe, return_tensors="pt")["pixel_values"])
     except Exception as error:  # processors of other tasks fail in ways of their own
-        raise DataError(
-            f"{model}: its image processor takes no plain image ({first_line(error)}); {SUPPORTED}"
-        ) from error
-    if theirs.shape == ours.shape:
+        problem = f"its image processor takes no plain image ({first_line(error)})"
+        raise DataError(f"{model}: {problem}; {SUPPORTED}") from error
+    if theirs.shape != ours.shape:
+        found = f"it gives {tuple(theirs.shape)} where {tuple(ours.shape)} is wanted"
+    else:
         levels = torch.tensor(normalize.std).view(3, 1, 1) / normalize.scale
         difference = ((ours - theirs).abs() * levels).max().item()
         if difference <= PROCESSOR_TOLERANCE:
             return
         found = f"its pixels differ by {difference:.0f} grey levels"
-    else:
-        found = f"it gives {tuple(theirs.shape)} where {tuple(ours.shape)} is wanted"
-    raise DataError(
-        f"{model}: {type(processor).__name__} does more than scale, crop and normalize ({found}); {SUPPORTED}"
-    )
+    does = f"{type(processor).__name__} does more than scale, crop and normalize"
+    raise DataError(f"{model}: {does} ({found}); {SUPPORTED}")

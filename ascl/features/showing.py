@@ -37,11 +37,7 @@ def regions_from_store(
 ) -> list[Region]:
     """Return what files of features hold of an image, best first.
 
-    Args:
-        size: width and height of the photograph, checked against the one the features were made of where they tell.
-
-    Raises:
-        DataError: the file has no boxes, not this image, or features of an image of another size.
+    A DataError where they have no boxes, not this image, or features of one of another (width, height) than `size`.
     """
     store = open_features(paths)
     rows = store.rows([image_id])
@@ -50,9 +46,7 @@ def regions_from_store(
         raise DataError(f"{store.source} has no boxes: nothing can be drawn")
     if size is not None and "image_sizes" in details and tuple(details["image_sizes"][0]) != tuple(size):
         made = "x".join(map(str, details["image_sizes"][0]))
-        raise DataError(
-            f"image {image_id} is {size[0]}x{size[1]} pixels, but {store.source} was made of one of {made}: boxes "
-            "would lie wrong; show the photograph that the features were made of"
-        )
+        problem = f"image {image_id} is {size[0]}x{size[1]} pixels, but {store.source} was made of one of {made}"
+        raise DataError(f"{problem}; show the photograph that the features were made of")
     count = None if features.mask is None else int(features.mask[0].sum())
     return regions_of(features.boxes[0], {name: array[0] for name, array in details.items()}, store.names, count)

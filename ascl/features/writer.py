@@ -12,9 +12,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -29,7 +30,7 @@ from ascl.features.feature_file import Skipped, join_parts, read_part, versions
 from ascl.images.loader import Decoded, Decoder, batches_of_one_shape
 from ascl.images.read import UnreadableImage, image_ids
 
-FEATURES = ("regions", "globals")  # stored in the wished precision; boxes and scores stay as they are
+FEATURES = {"regions", "globals"}  # stored in the wished precision; boxes and scores stay as they are
 PART_SIZE = 256  # images a part: what a kill can cost
 
 
@@ -65,31 +66,22 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class Extraction:
-    """What `extract` did.
-
-    Attributes:
-        skipped: the unreadable images.
-        extracted: images that this call went through, without those that an earlier call had done.
-        seconds: of this call.
-        waiting: share of the time of the processes at work that they waited for decoded images.
-    """
+    """What `extract` did."""
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
-    skipped: list[Skipped]
-    extracted: int
-    seconds: float
-    waiting: float = 0.0
+    skipped: list[Skipped]  # the unreadable images
+    extracted: int  # images that this call went through, without those that an earlier call had done
+    seconds: float  # of this call
+    waiting: float = 0.0  # share of the time of the processes at work that they waited for decoded images
 
     def summary(self) -> str:
         """Return the lines that a program prints."""
         shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in self.shapes.items())
-        rate = (
-            f"{self.extracted / self.seconds:.3g} images/s, {self.waiting:.0%} of the time waiting for "
-            "decoded images"
-            if self.extracted
-            else "nothing was left to do"
-        )
+        rate = "nothing was left to do"
+        if self.extracted:
+            speed = self.extracted / self.seconds
+            rate = f"{speed:.3g} images/s, {self.waiting:.0%} of the time waiting for decoded images"
         lines = [f"{self.path}: {shapes}", f"{self.extracted} images in {self.seconds:.1f} s: {rate}"]
         if self.skipped:
             lines.append(f"skipped {len(self.skipped)} unreadable images:")
@@ -113,8 +105,7 @@ class Shard:
 
     def of(self, images: Sequence[Path]) -> Sequence[Path]:
         """Return its images; sizes differ by one at most."""
-        start, stop = (len(images) * n // self.count for n in (self.number - 1, self.number))
-        return images[start:stop]
+        return images[len(images) * (self.number - 1) // self.count : len(images) * self.number // self.count]
 
     def path(self, out: Path) -> Path:
         """Return `regions.shard-2-of-8.h5` for `regions.h5`."""
@@ -123,18 +114,13 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be extracted and how; enough for any process to compute any part of it.
-
-    Attributes:
-        spans: rows of `images` of each part.
-        settings: of the backend, the images and the file: what parts and file are checked against.
-    """
+    """What is to be extracted and how; enough for any process to compute any part of it."""
 
     images: Sequence[Path]
     out: Path
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # of the backend, the images and the file: what parts and file are checked against
     names: dict[str, list[str]]
-    spans: Sequence[range]
+    spans: Sequence[range]  # rows of `images` of each part
     batch_size: int
     workers: int
     dtype: Literal["float16", "float32"]
@@ -156,8 +142,7 @@ class Plan:
         return part.exists() and str(read_part(part, "digest")["digest"]) == digest(self.images[span.start : span.stop])
 
 
-@dataclass(frozen=True)
-class Worked:
+class Worked(NamedTuple):
     """Seconds that processes worked on parts, and what they waited of it for decoded images."""
 
     busy: float
@@ -165,18 +150,9 @@ class Worked:
 
 
 def extract(
-    backend: Backend,
-    images: Sequence[Path],
-    out: str | os.PathLike,
-    *,
-    batch_size: int = 32,
-    workers: int = 2,
-    dtype: Literal["float16", "float32"] = "float16",
-    skip_unreadable: bool = False,
-    resume: bool = False,
-    shard: Shard | None = None,
-    part_size: int = PART_SIZE,
-    progress: bool = True,
+    backend: Backend, images: Sequence[Path], out: str | os.PathLike, *, batch_size: int = 32, workers: int = 2,
+    dtype: Literal["float16", "float32"] = "float16", skip_unreadable: bool = False, resume: bool = False,
+    shard: Shard | None = None, part_size: int = PART_SIZE, progress: bool = True,
     compute: Callable[[Plan, Sequence[range], tqdm], Worked] | None = None,
 ) -> Extraction:
     """Run `backend` over `images` and write `out`; after a kill at any moment, `resume` goes on where it stopped.
@@ -211,23 +187,20 @@ def extract(
         settings, images, out = settings | {"shard": str(shard)}, shard.of(images), shard.path(out)
         if not images:
             raise DataError(f"shard {shard} has no image: there are fewer images than shards")
+    spans = [range(len(images))[start : start + part_size] for start in range(0, len(images), part_size)]
     plan = Plan(
-        images, out.absolute(), json.loads(json.dumps(settings)), backend.names,
-        [range(start, min(start + part_size, len(images))) for start in range(0, len(images), part_size)],
-        batch_size, workers, dtype, skip_unreadable,
+        images, out.absolute(), json.loads(json.dumps(settings)), backend.names, spans, batch_size, workers, dtype,
+        skip_unreadable,
     )
     if out.exists():
         refuse_other_settings(out, provenance_of(out).get("settings", {}), plan.settings)
         shutil.rmtree(plan.parts, ignore_errors=True)  # a kill between the last rename and the clearing leaves them
         return Extraction(out, shapes_of(out), provenance_of(out)["skipped"], 0, time.perf_counter() - started)
-    with claimed(plan, resume):
-        todo = plan.todo()
+    with claimed(plan, resume) as todo:
         count = sum(map(len, todo))
         with tqdm(total=len(images), initial=len(images) - count, unit=" images", disable=not progress) as bar:
             worked = compute(plan, todo, bar) if compute else compute_parts(backend, plan, todo, bar)
-        skipped = join_parts(
-            [plan.part(span) for span in plan.spans], plan.out, plan.settings, plan.names, skip_unreadable
-        )
+        skipped = join_parts([*map(plan.part, plan.spans)], plan.out, plan.settings, plan.names, skip_unreadable)
         shutil.rmtree(plan.parts)
     waiting = worked.waited / worked.busy if worked.busy else 0.0
     return Extraction(out, shapes_of(plan.out), skipped, count, time.perf_counter() - started, waiting)
@@ -239,21 +212,19 @@ def digest(images: Sequence[Path]) -> str:
 
 
 def refuse_other_settings(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    differing = [
+    differing = "; ".join(
         f"{key} was {found.get(key)!r} and is now {wanted.get(key)!r}"
         for key in sorted({*found, *wanted})
         if found.get(key) != wanted.get(key)
-    ]
+    )
     if differing:
-        raise DataError(
-            f"{path} was made with other settings: {'; '.join(differing)}. "
-            "Use those settings again, choose another output file, or delete this one"
-        )
+        remedy = "Use those settings again, choose another output file, or delete this one"
+        raise DataError(f"{path} was made with other settings: {differing}. {remedy}")
 
 
 @contextmanager
-def claimed(plan: Plan, resume: bool) -> Iterator[None]:
-    """Hold the folder of parts for this process alone, made or checked against the plan's settings."""
+def claimed(plan: Plan, resume: bool) -> Iterator[list[range]]:
+    """Hold the folder of parts for this process alone, made or checked against the plan; yield what is to be done."""
     plan.parts.mkdir(parents=True, exist_ok=True)
     lock = FileLock(plan.parts / "lock", timeout=0)  # the system lets go of it when the process dies
     try:
@@ -267,27 +238,21 @@ def claimed(plan: Plan, resume: bool) -> Iterator[None]:
         if not note.exists():
             write_text(note, json.dumps(settings, indent=1))
         refuse_other_settings(plan.parts, json.loads(note.read_text(encoding="utf-8")), settings)
-        for dropping in plan.parts.glob(".*.tmp"):  # of a process that was killed while it wrote
-            dropping.unlink()
-        done = len(plan.spans) - len(plan.todo())
+        todo = plan.todo()
+        done = len(plan.spans) - len(todo)
         if done and not resume:
-            raise DataError(
-                f"{plan.parts} holds {done} of {len(plan.spans)} finished parts of an earlier run: go on with "
-                "resume, or delete that folder to start anew"
-            )
-        yield
+            found = f"{plan.parts} holds {done} of {len(plan.spans)} finished parts of an earlier run"
+            raise DataError(f"{found}: go on with resume, or delete that folder to start anew")
+        yield todo
     finally:
         lock.release()
 
 
 def compute_parts(backend: Backend, plan: Plan, spans: Sequence[range], bar: tqdm) -> Worked:
-    """Compute and save these parts one after the other.
-
-    No batch reaches over the end of a part, so a part is the same whenever and wherever it is computed.
-    """
+    """Compute and save these parts one after the other."""
     started = time.perf_counter()
-    decoder = Decoder(plan.images, [index for span in spans for index in span], backend.prepare, plan.workers)
-    for span in spans:
+    decoder = Decoder(plan.images, list(chain(*spans)), backend.prepare, plan.workers)
+    for span in spans:  # no batch reaches over the end of a part: it is the same whenever and wherever it is computed
         save_part(plan.part(span), rows_of(backend, plan, span, decoder, bar), plan.dtype)
     return Worked(time.perf_counter() - started, decoder.waited)
 
@@ -301,50 +266,44 @@ def rows_of(backend: Backend, plan: Plan, span: range, decoder: Decoder, bar: tq
             image = decoder.take()
             if image.pixels is not None:
                 yield image
-                continue
-            if not plan.skip_unreadable:
-                raise DataError(
-                    f"{UnreadableImage(plan.images[image.index], image.reason)}; repair it, or leave such images out "
-                    "with skip_unreadable, and go on with resume (the work so far is kept)"
-                )
-            bad.append(image)
-            bar.update(1)
+            elif plan.skip_unreadable:
+                bad.append(image)
+                bar.update(1)
+            else:
+                remedy = "repair it, or leave such images out with skip_unreadable, and go on with resume"
+                raise DataError(f"{UnreadableImage(plan.images[image.index], image.reason)}; {remedy}")
 
-    good: list[Decoded] = []  # in the order of the network, without their pixels
+    good: list[tuple[int, tuple[int, int]]] = []  # index and size, in the order of the network
     arrays: list[dict[str, np.ndarray]] = []
     for batch in batches_of_one_shape(readable(), plan.batch_size):
         pixels = [image.pixels for image in batch if image.pixels is not None]
         arrays.append(backend.extract(pixels, np.array([image.size for image in batch], dtype=np.int32)))
-        good += [replace(image, pixels=None) for image in batch]
+        good += [(image.index, image.size) for image in batch]
         bar.update(len(batch))
-    order = sorted(range(len(good)), key=lambda position: good[position].index)
-    good = [good[position] for position in order]
+    order = sorted(range(len(good)), key=good.__getitem__)
+    good.sort()
     rows = {
-        "image_ids": np.array([plan.images[image.index].stem for image in good], dtype=np.str_),
-        "image_sizes": np.array([image.size for image in good], dtype=np.int32).reshape(-1, 2),
+        "image_ids": np.array([plan.images[index].stem for index, _ in good], dtype=np.str_),
+        "image_sizes": np.array([size for _, size in good], dtype=np.int32).reshape(-1, 2),
         "skipped_images": np.array([plan.images[image.index].name for image in bad], dtype=np.str_),
         "skipped_reasons": np.array([image.reason for image in bad], dtype=np.str_),
-        "digest": np.array(digest(plan.images[span.start : span.stop])),
-        "versions": np.array(json.dumps(versions())),
+        "digest": np.array(digest(plan.images[span.start : span.stop])), "versions": np.array(json.dumps(versions())),
     }
     if good:
         rows |= {name: np.concatenate([array[name] for array in arrays])[order] for name in arrays[0]}
     return rows
 
 
-def save_part(path: Path, rows: dict[str, Any], dtype: str) -> None:
-    for name in FEATURES:
-        if name in rows:
-            rows[name] = in_precision(rows[name], dtype, rows["image_ids"])
+def save_part(path: Path, rows: dict[str, np.ndarray], dtype: str) -> None:
+    """Save a part, its features in the wished precision; a DataError where that holds no finite number."""
+    for name in FEATURES & rows.keys():
+        with np.errstate(over="ignore"):  # looked for in the next line
+            cast = rows[name].astype(dtype)
+        wrong = np.flatnonzero(~np.isfinite(cast).reshape(len(cast), -1).all(axis=1))
+        if len(wrong):
+            overflow = np.isfinite(rows[name]).all()
+            remedy = "try dtype float32" if overflow else "look at the weights and their normalization"
+            raise DataError(f"image {rows['image_ids'][wrong[0]]}: its features are not finite in {dtype}; {remedy}")
+        rows[name] = cast
     with atomic_path(path) as temporary, open(temporary, "wb") as file:  # by name, savez would add a suffix
-        np.savez(file, **rows)
-
-
-def in_precision(features: np.ndarray, dtype: str, ids: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # looked for in the next line
-        cast = features.astype(dtype)
-    wrong = np.flatnonzero(~np.isfinite(cast).reshape(len(cast), -1).all(axis=1))
-    if len(wrong):
-        remedy = "try dtype float32" if np.isfinite(features).all() else "look at the weights and their normalization"
-        raise DataError(f"image {ids[wrong[0]]}: its features are not finite in {dtype}; {remedy}")
-    return cast
+        np.savez(file, **rows)  # type: ignore[arg-type]  # no array is called `allow_pickle`

@@ -28,11 +28,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def normalize_pixels(pixels: Tensor, normalize: Normalize) -> Tensor:
-    """Bring pixels to the range that a network was trained with.
+    """Bring (B, 3, H, W) pixels of 0..255 to the range that a network was trained with; integers become float32.
 
-    Args:
-        pixels: (B, 3, H, W) of 0..255; integers become float32.
-        normalize: `imagenet` = ImageNet's mean and std, `half` = [-1, 1], `none` = [0, 1].
+    `imagenet` = ImageNet's mean and std, `half` = [-1, 1], `none` = [0, 1].
     """
     pixels = pixels if pixels.is_floating_point() else pixels.float()
     if normalize == "half":
@@ -51,20 +49,14 @@ class SamePadConv2d(nn.Conv2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        (top, bottom), (left, right) = (
-            same_padding(side, kernel, stride, dilation)
-            for side, kernel, stride, dilation in zip(
-                input.shape[-2:], self.kernel_size, self.stride, self.dilation, strict=True
-            )
-        )
-        padded = F.pad(input, (left, right, top, bottom))
+        rows, columns = map(same_padding, input.shape[-2:], self.kernel_size, self.stride, self.dilation)
+        padded = F.pad(input, (*columns, *rows))
         return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 def same_padding(side: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
     """Return the pixels that TensorFlow's "SAME" adds before and after a side, for ceil(side / stride) outputs."""
-    needed = (math.ceil(side / stride) - 1) * stride + (kernel - 1) * dilation + 1 - side
-    total = max(needed, 0)
+    total = max((math.ceil(side / stride) - 1) * stride + (kernel - 1) * dilation + 1 - side, 0)
     return total // 2, total - total // 2
 
 
@@ -80,22 +72,21 @@ TRACING = {"tracer_kwargs": {"leaf_modules": [SamePadConv2d]}, "suppress_diff_wa
 
 
 def load_classifier(backbone: str, weights: str) -> tuple[nn.Module, dict[str, str]]:
-    """Return a torchvision classifier by name, and where its weights come from.
+    """Return a torchvision classifier by name (such as `resnet152`), and where its weights come from.
 
-    Args:
-        backbone: a name of `torchvision.models.list_models(module=torchvision.models)`, such as `resnet152`.
-        weights: see `load_torchvision`.
-
-    Raises:
-        DataError: no such backbone (the nearest name is given), or as `load_torchvision`.
+    See `load_torchvision`; a backbone that is unknown is a DataError too, which gives the nearest names.
     """
-    known = torchvision.models.list_models(module=torchvision.models)
-    if backbone not in known:
-        near = difflib.get_close_matches(backbone, known, n=3, cutoff=0.4)
-        raise DataError(f"torchvision has no backbone {backbone!r}; the nearest are {', '.join(near) or 'none'}")
+    refuse_unknown("torchvision", backbone, torchvision.models.list_models(module=torchvision.models))
     # The two Inceptions take most of a minute to draw weights that a file overwrites, and warn without this argument.
     slow = backbone in ("googlenet", "inception_v3") and weights != "default"
     return load_torchvision(backbone, weights, **({"init_weights": weights.startswith("random:")} if slow else {}))
+
+
+def refuse_unknown(library: str, backbone: str, known: Sequence[str]) -> None:
+    """Raise a DataError with the nearest names unless the backbone is `known`."""
+    if backbone not in known:
+        near = difflib.get_close_matches(backbone, known, n=3, cutoff=0.4)
+        raise DataError(f"{library} has no backbone {backbone!r}; the nearest are {', '.join(near) or 'none'}")
 
 
 def load_torchvision(name: str, weights: str, **untrained: Any) -> tuple[Any, dict[str, str]]:
@@ -108,12 +99,10 @@ def load_torchvision(name: str, weights: str, **untrained: Any) -> tuple[Any, di
         untrained: further arguments of the model where its weights are not the published ones.
 
     Returns:
-        The model in evaluation mode, and `{"weights": a name, "weights_sha256": digest}`; the digest is the file's for
-        a path and the parameters' otherwise.
+        The model in evaluation mode, and `{"weights": a name, "weights_sha256": digest of the file or parameters}`.
 
     Raises:
-        DataError: no network for the published weights, no such file, or a file that does not fit (every missing and
-            left-over key is listed).
+        DataError: no network for the published weights, no such file, or one that does not fit (all keys are listed).
     """
     seed = random_seed(weights)
     if weights == "default":
@@ -121,9 +110,9 @@ def load_torchvision(name: str, weights: str, **untrained: Any) -> tuple[Any, di
         try:
             model = torchvision.models.get_model(name, weights=published)
         except OSError as error:  # urllib's errors are OSErrors
+            remedy = "fetch that file elsewhere and give its path as the weights"
             raise DataError(
-                f"the weights {published} could not be downloaded from {published.url} ({error}); "
-                "fetch that file elsewhere and give its path as the weights"
+                f"the weights {published} could not be downloaded from {published.url} ({error}); {remedy}"
             ) from error
         origin = {"weights": str(published), "weights_sha256": digest_of_parameters(model)}
     elif seed is not None:
@@ -167,21 +156,16 @@ def fill_from_file(model: nn.Module, backbone: str, path: Path) -> None:
         found = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
         raise DataError(f"{path}: wanted a state dict of {backbone} (names to tensors), found: {found[:500]}")
     # Files from before torch 0.4.1 lack the counters of batches, which evaluation never reads.
-    optional = [key for key in model.state_dict() if key.endswith("num_batches_tracked")]
-    refuse_misfit(
-        f"{path} does not fit {backbone}", state, {key: value.shape for key, value in model.state_dict().items()},
-        optional,
-    )
+    wanted = {key: value.shape for key, value in model.state_dict().items()}
+    optional = [key for key in wanted if key.endswith("num_batches_tracked")]
+    refuse_misfit(f"{path} does not fit {backbone}", state, wanted, optional)
     model.load_state_dict(state, strict=False)
 
 
 def refuse_misfit(
     problem: str, found: Mapping[str, Tensor], wanted: Mapping[str, Sequence[int]], optional: Sequence[str] = ()
 ) -> None:
-    """Raise a DataError that begins with `problem` unless the tensors have the wanted names and shapes.
-
-    It lists all that are missing (but for the `optional` ones), left over, or of another shape.
-    """
+    """Raise a DataError with all names that are missing (optional ones apart), left over, or of another shape."""
     missing = [name for name in wanted if name not in found and name not in optional]
     left_over = [name for name in found if name not in wanted]
     misshapen = [
@@ -190,9 +174,8 @@ def refuse_misfit(
         if name in found and tuple(found[name].shape) != tuple(shape)
     ]
     if missing or left_over or misshapen:
-        raise DataError(
-            f"{problem}: missing {listed(missing)}; left over {listed(left_over)}; of another shape {listed(misshapen)}"
-        )
+        lists = f"missing {listed(missing)}; left over {listed(left_over)}; of another shape {listed(misshapen)}"
+        raise DataError(f"{problem}: {lists}")
 
 
 def listed(names: list[str]) -> str:
@@ -211,25 +194,13 @@ def digest_of_parameters(model: nn.Module) -> str:
 class Backbone:
     """A frozen classifier, from image to one layer's output. Always in evaluation mode, whatever was done to it.
 
-    Attributes:
-        prepare: PIL image -> (S, S, 3) uint8; runs in the workers.
-        layer: the name of the layer, chosen or found.
-        shape: of the layer's output for one image: (C, H, W) of a map, (C,) of a vector.
-        settings: all that decides the numbers, fit for JSON.
+    `prepare` turns a PIL image into (S, S, 3) uint8, in the workers; `layer` is the name of the layer, chosen or found,
+    `shape` that of its output for one image: (C, H, W) of a map, (C,) of a vector; `settings` fit JSON.
     """
 
     def __init__(
-        self,
-        backbone: str,
-        weights: str,
-        layer: str | None,
-        *,
-        input_size: int,
-        resize: Literal["squash", "crop"],
-        normalize: Normalize,
-        same_padding: bool,
-        precision: Precision,
-        device: str,
+        self, backbone: str, weights: str, layer: str | None, *, input_size: int, resize: Literal["squash", "crop"],
+        normalize: Normalize, same_padding: bool, precision: Precision, device: str,
     ) -> None:
         """`layer` is a node of `torchvision.models.feature_extraction.get_graph_node_names`, or a part of the model
         that holds nodes (`layer3`, `features.14`); None = the last spatial map. Other arguments: `load_classifier`,
@@ -275,11 +246,6 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     return torch.autocast(device.type, dtype=wanted, enabled=precision != "float32")
 
 
-def is_map(shape: tuple[int, ...]) -> bool:
-    """Return whether it is (B, C, H, W) with something to pool."""
-    return len(shape) == 4 and min(shape[2:]) > 1
-
-
 def is_token_shape(shape: tuple[int, ...]) -> bool:
     """Return whether it is (B, 1 + n * n, C): a class token and a square of patches, as of vision transformers."""
     return len(shape) == 3 and shape[1] > 2 and math.isqrt(shape[1] - 1) ** 2 == shape[1] - 1
@@ -306,8 +272,8 @@ def last_map(classifier: nn.Module, backbone: str, input_size: int) -> str:
             raise DataError(f"{backbone} takes no images of {input_size}x{input_size} pixels: {error}") from error
     pooled = {name for name, module in classifier.named_modules() if isinstance(module, nn.AdaptiveAvgPool2d)}
     for name in reversed(names):
-        output = outputs.get(name)
-        if isinstance(output, Tensor) and name not in pooled and (is_map(output.shape) or is_token_shape(output.shape)):
+        shape = getattr(outputs.get(name), "shape", ())
+        if name not in pooled and (is_token_shape(shape) or (len(shape) == 4 and min(shape[2:]) > 1)):
             return name
     raise DataError(f"{backbone} makes no map of {input_size}x{input_size} images; name a layer or enlarge them")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -40,9 +41,6 @@ class DecodedImages(Dataset):
     def __init__(self, images: Sequence[Path], prepare: Callable[[Image.Image], np.ndarray]) -> None:
         self.images, self.prepare = images, prepare
 
-    def __len__(self) -> int:
-        return len(self.images)
-
     def __getitem__(self, index: int) -> Decoded:
         try:
             loaded = load_image(self.images[index])
@@ -56,26 +54,17 @@ class DecodedImages(Dataset):
 class Decoder:
     """Images of the given indices one after the other, decoded ahead in `workers` processes (0 = in this one).
 
-    Attributes:
-        waited: seconds spent waiting for an image so far; with workers, what decoding costs beyond the network's time.
+    `waited` is the seconds spent waiting for an image so far; with workers, what decoding costs beyond the network.
     """
 
     def __init__(
-        self,
-        images: Sequence[Path],
-        indices: Sequence[int],
-        prepare: Callable[[Image.Image], np.ndarray],
+        self, images: Sequence[Path], indices: Sequence[int], prepare: Callable[[Image.Image], np.ndarray],
         workers: int,
     ) -> None:
         loader = DataLoader(
-            DecodedImages(images, prepare),
-            sampler=indices,
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=DECODED_AHEAD if workers else None,
-            # Arrays through the pipe: /dev/shm is small in many containers.
-            collate_fn=_as_it_is,  # type: ignore[arg-type]
-            worker_init_fn=depend_on_parent,
+            # A dataclass is not turned into tensors: its arrays go through the pipe, for /dev/shm is often small.
+            DecodedImages(images, prepare), sampler=indices, batch_size=None, num_workers=workers,
+            prefetch_factor=DECODED_AHEAD if workers else None, worker_init_fn=depend_on_parent,
         )
         self._images = iter(loader)
         self.waited = 0.0
@@ -83,9 +72,8 @@ class Decoder:
     def take(self) -> Decoded:
         """Return the next image.
 
-        Raises:
-            DataError: the disk did not give a file, which is no fault of the image and never passed over; or a worker
-                process was killed, as the system does where memory is short.
+        A DataError where the disk did not give a file, which is no fault of the image and never passed over, or where
+        a worker process was killed, as the system does where memory is short.
         """
         started = time.perf_counter()
         with killed_workers_named("decodes images"):
@@ -96,10 +84,6 @@ class Decoder:
         return image
 
 
-def _as_it_is(image: Decoded) -> Decoded:
-    return image
-
-
 @contextmanager
 def killed_workers_named(work: str) -> Iterator[None]:
     """Turn torch's error about a killed worker of a `DataLoader` into a DataError; `work` is what the worker does."""
@@ -108,9 +92,8 @@ def killed_workers_named(work: str) -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise DataError(
-            f"a process that {work} was killed ({error}); that is mostly too little memory: use fewer workers"
-        ) from error
+        remedy = "that is mostly too little memory: use fewer workers"
+        raise DataError(f"a process that {work} was killed ({error}); {remedy}") from error
 
 
 def depend_on_parent(worker: int) -> None:
@@ -140,16 +123,12 @@ def batches_of_one_shape(
         assert image.pixels is not None  # the caller has taken the unreadable ones out
         shape = image.pixels.shape
         waiting[shape].append(image)
-        held += image.pixels.nbytes
+        held += math.prod(shape)  # of uint8
         if held > waiting_bytes:
-            shape = max(waiting, key=lambda kind: sum(_bytes(item) for item in waiting[kind]))
+            shape = max(waiting, key=lambda kind: math.prod(kind) * len(waiting[kind]))
         elif len(waiting[shape]) < batch_size:
             continue
         batch = waiting.pop(shape)
-        held -= sum(map(_bytes, batch))
+        held -= math.prod(shape) * len(batch)
         yield batch
     yield from waiting.values()
-
-
-def _bytes(image: Decoded) -> int:
-    return 0 if image.pixels is None else image.pixels.nbytes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,19 +10,9 @@ from torch import Tensor, nn
 
 from ascl.core.errors import DataError
 from ascl.core.hashing import sha256_of
-from ascl.core.tensors import at_least_float32
-from ascl.images.backbones import (
-    Normalize,
-    cut_at,
-    digest_of_parameters,
-    fill_from_file,
-    last_map,
-    load_classifier,
-    normalize_pixels,
-    random_seed,
-    seeded,
-    use_same_padding,
-)
+from ascl.core.tensors import at_least_float32, check_positive
+from ascl.images import backbones
+from ascl.images.backbones import Normalize
 
 TIMM = "timm:"
 TRACED_SIZE = 224  # pixels of the image by which the last map is found; images of other sizes are taken all the same
@@ -42,38 +31,27 @@ def gem_pool(maps: Tensor, *, p: float = 3.0, floor: float = 1e-6) -> Tensor:
         floor: what smaller values count as, > 0, so that roots and gradients stay finite.
 
     Returns:
-        (B, C) >= floor.
-
-    Raises:
-        ValueError: other shapes, p or floor not positive.
+        (B, C) >= floor; a ValueError for other shapes, p or floor not positive.
     """
     if maps.dim() != 4 or 0 in maps.shape:
         raise ValueError(f"maps must be (B, C, H, W), got {tuple(maps.shape)}")
-    if not (p > 0 and floor > 0):
-        raise ValueError(f"p and floor have to be positive, got {p} and {floor}")
+    check_positive(p=p, floor=floor)
     with torch.autocast(maps.device.type, enabled=False):
         return at_least_float32(maps).clamp_min(floor).pow(p).mean(dim=(2, 3)).pow(1 / p)
 
 
 class PooledBackbone(nn.Module):
-    """Pixels to one vector by the last map and GeM.
+    """Pixels to one vector of length `dim` by the last map and GeM.
 
-    Attributes:
-        dim: of the vector.
-        origin: `{"weights": name, "weights_sha256": digest}` of the weights it was made with.
+    `origin` is `{"weights": name, "weights_sha256": digest}` of the weights it was made with.
     """
 
     def __init__(
-        self,
-        backbone: str,
-        weights: str,
-        *,
-        same_padding: bool = False,
-        normalize: Normalize = "imagenet",
-        last_stride: int = 2,
-        pool: Pool = "gem",
+        self, backbone: str, weights: str, *, same_padding: bool = False, normalize: Normalize = "imagenet",
+        last_stride: int = 2, pool: Pool = "gem",
     ) -> None:
-        """
+        """Build the backbone up to its last map.
+
         Args:
             backbone: name of a torchvision classifier, or `timm:NAME`.
             weights: `default` (the publisher's), `random:SEED`, or the path of a state dict.
@@ -83,8 +61,7 @@ class PooledBackbone(nn.Module):
             pool: "class+gem" puts the class token of a vision transformer before the GeM of its patches (DINO).
 
         Raises:
-            DataError: an unknown backbone (with the nearest names), weights that do not fit, an option that this
-                backbone cannot have.
+            DataError: an unknown backbone (with the nearest names), weights or options that do not fit it.
         """
         super().__init__()
         self.normalize: Normalize = normalize
@@ -98,14 +75,14 @@ class PooledBackbone(nn.Module):
                 raise DataError(f"{backbone}: same padding and last stride 1 are for torchvision's backbones")
             self.network, self.origin = _timm_network(backbone.removeprefix(TIMM), weights)
         else:
-            classifier, self.origin = load_classifier(backbone, weights)
+            classifier, self.origin = backbones.load_classifier(backbone, weights)
             if same_padding:
-                use_same_padding(classifier)
+                backbones.use_same_padding(classifier)
             if last_stride == 1:
                 _undo_last_stride(classifier, backbone)
             if backbone not in _LAST_MAPS:
-                _LAST_MAPS[backbone] = last_map(classifier, backbone, TRACED_SIZE)
-            self.network = cut_at(classifier, backbone, _LAST_MAPS[backbone])
+                _LAST_MAPS[backbone] = backbones.last_map(classifier, backbone, TRACED_SIZE)
+            self.network = backbones.cut_at(classifier, backbone, _LAST_MAPS[backbone])
         was_training = self.network.training
         with torch.no_grad():
             self.dim = self.eval()(torch.zeros(1, 3, TRACED_SIZE, TRACED_SIZE)).shape[1]
@@ -116,12 +93,8 @@ class PooledBackbone(nn.Module):
 
         A backbone whose last layer is a vector or a single place pools to just that.
         """
-        images = normalize_pixels(pixels, self.normalize)
-        if self.is_timm:
-            return self._pooled(self.network.forward_features(images))
-        return self._pooled(self.network(images)["out"])
-
-    def _pooled(self, output: Tensor) -> Tensor:
+        images = backbones.normalize_pixels(pixels, self.normalize)
+        output = self.network.forward_features(images) if self.is_timm else self.network(images)["out"]
         if output.dim() == 4:
             if self.pool != "gem":
                 raise DataError("pool class+gem: this backbone has no class token; use gem")
@@ -137,14 +110,12 @@ class PooledBackbone(nn.Module):
 
 def _undo_last_stride(classifier: nn.Module, backbone: str) -> None:
     """Stride 1 in the first block of a ResNet's last stage."""
-    stage = getattr(classifier, "layer4", None)
-    strided = [] if stage is None else [
-        module for module in stage.modules() if isinstance(module, nn.Conv2d) and module.stride == (2, 2)
-    ]
+    stage = getattr(classifier, "layer4", nn.Identity())
+    strided = [conv for conv in stage.modules() if isinstance(conv, nn.Conv2d) and conv.stride == (2, 2)]
     if not strided:
         raise DataError(f"last stride 1 is for ResNets, and {backbone} is none")
-    for module in strided:
-        module.stride = (1, 1)
+    for conv in strided:
+        conv.stride = (1, 1)
 
 
 def _timm_network(name: str, weights: str) -> tuple[Any, dict[str, str]]:
@@ -152,21 +123,19 @@ def _timm_network(name: str, weights: str) -> tuple[Any, dict[str, str]]:
         import timm
     except ImportError as error:
         raise DataError(f"backbone {TIMM}{name} needs timm: pip install 'ascl[copy]', or pip install timm") from error
-    if name.split(".")[0] not in timm.list_models():
-        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
-        raise DataError(f"timm has no backbone {name!r}; the nearest are {', '.join(near) or 'none'}")
+    backbones.refuse_unknown("timm", name.split(".")[0], timm.list_models())
     network: Any
-    seed, published = random_seed(weights), weights == "default"
+    seed, published = backbones.random_seed(weights), weights == "default"
     try:
-        with seeded(seed or 0):
+        with backbones.seeded(seed or 0):
             network = timm.create_model(name, pretrained=published)
     except Exception as error:  # the hub's client raises a dozen unrelated types
         raise DataError(f"{TIMM}{name} could not be made with weights {weights!r}: {error}") from error
-    if published or seed is not None:
-        network.reset_classifier(0, "")
-        made_with, digest = f"{TIMM}{name} (pretrained)" if published else weights, digest_of_parameters(network)
-    else:
-        fill_from_file(network, name, Path(weights))
-        network.reset_classifier(0, "")
-        made_with, digest = Path(weights).name, sha256_of(weights)
-    return network, {"weights": made_with, "weights_sha256": digest}
+    from_file = not published and seed is None
+    if from_file:
+        backbones.fill_from_file(network, name, Path(weights))
+    network.reset_classifier(0, "")
+    if from_file:
+        return network, {"weights": Path(weights).name, "weights_sha256": sha256_of(weights)}
+    source = f"{TIMM}{name} (pretrained)" if published else weights
+    return network, {"weights": source, "weights_sha256": backbones.digest_of_parameters(network)}

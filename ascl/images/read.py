@@ -34,10 +34,8 @@ def find_images(folder: str | os.PathLike) -> list[Path]:
     """Return every image below `folder`, at any depth and through linked folders, sorted by path.
 
     An image's id is its file name without the suffix (`Path.stem`), as in every public split file. Names that begin
-    with a dot are passed over: they are the droppings of operating systems.
-
-    Raises:
-        DataError: no such folder, no image in it, or two images of the same id.
+    with a dot are passed over: they are the droppings of operating systems. A DataError where there is no such folder,
+    no image in it, or two images of the same id.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -46,11 +44,8 @@ def find_images(folder: str | os.PathLike) -> list[Path]:
     visited: set[str] = set()  # a link to a folder above would otherwise be followed for ever
     for root, folders, files in os.walk(folder, followlinks=True):
         visited.add(os.path.realpath(root))
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(root, name)) not in visited
-        ]
+        shown = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in shown if os.path.realpath(os.path.join(root, name)) not in visited]
         paths += [Path(root, name) for name in files if not name.startswith(".") and is_image_name(name)]
     if not paths:
         raise DataError(f"{folder}: no image in this folder or below it (looked for {', '.join(sorted(SUFFIXES))})")
@@ -62,10 +57,8 @@ def find_images(folder: str | os.PathLike) -> list[Path]:
 def images_of(*sources: str | os.PathLike) -> list[Path]:
     """Return the images of folders (`find_images`), of lists in .txt files (`listed_images`) and of single files.
 
-    They come in the order of the sources; what several sources name comes once.
-
-    Raises:
-        DataError: no source, one that is not there, or as the two functions.
+    They come in the order of the sources; what several sources name comes once. A DataError where there is no source,
+    or one that is not there, or as of the two functions.
     """
     if not sources or "" in sources:
         raise DataError("no images: name a folder, a list of images (.txt) or an image")
@@ -97,10 +90,9 @@ def image_ids(paths: Sequence[Path]) -> list[str]:
     first_of: dict[str, Path] = {}
     for path in paths:
         if path.stem in first_of:
-            raise DataError(
-                f"two images have the id {path.stem!r}: {first_of[path.stem]} and {path}; "
-                "rename one, or extract the two folders into two files"
-            )
+            both = f"{first_of[path.stem]} and {path}"
+            remedy = "rename one, or extract the two folders into two files"
+            raise DataError(f"two images have the id {path.stem!r}: {both}; {remedy}")
         first_of[path.stem] = path
         check_utf8(path)
     return list(first_of)
@@ -117,10 +109,8 @@ def check_utf8(path: Path) -> None:
 def listed_images(path: str | os.PathLike) -> list[Path]:
     """Return the images that a text file names, one a line, in its order; relative to the file's own folder.
 
-    Empty lines and lines that begin with `#` are passed over.
-
-    Raises:
-        DataError: no such file, not UTF-8, no line in it, a name without a file (with its row), two images of one id.
+    Empty lines and lines that begin with `#` are passed over. A DataError where there is no such file, it is not UTF-8
+    or names no image, or a name (with its row) has no file, or two images have one id.
     """
     path = Path(path)
     try:
@@ -165,8 +155,7 @@ def load_image(path: str | os.PathLike, *, whole_pixels: int = WHOLE_PIXELS) -> 
     """Return the image upright (its EXIF orientation applied) and in RGB, whatever its mode on disk.
 
     Transparent pixels are laid over white, as a page shows them; 16-bit grey is brought to 8 bits; of an animation the
-    first frame counts. Above `whole_pixels` the image is reduced by a whole factor (a JPEG while it is decoded, which
-    saves the memory too).
+    first frame counts. Above `whole_pixels` it is reduced by a whole factor (a JPEG while it is decoded).
 
     Raises:
         UnreadableImage: empty, truncated, of no format or range that is known, or of more than `MOST_PIXELS`.
@@ -181,8 +170,8 @@ def load_image(path: str | os.PathLike, *, whole_pixels: int = WHOLE_PIXELS) -> 
         raise
     except Exception as error:  # broken files make Pillow's decoders raise a dozen unrelated types
         if isinstance(error, OSError) and error.errno is not None:
-            reason = f"the disk does not give this file ({error.strerror}); see to it, then run the same again"
-            raise DataError(f"{path}: {reason}") from error
+            problem = f"the disk does not give this file ({error.strerror})"
+            raise DataError(f"{path}: {problem}; see to it, then run the same again") from error
         reason = str(error).replace(repr(stream), "the file")  # reasons are kept: no path of this machine in them
         raise UnreadableImage(path, f"{type(error).__name__}: {reason}") from error
 
@@ -216,23 +205,20 @@ def decoded(file: Image.Image, whole_pixels: int) -> LoadedImage:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Turn any mode into RGB: see `load_image`."""
     if image.mode.startswith("I"):
-        return Image.fromarray(eight_bits(np.asarray(image), image.format)).convert("RGB")
+        # 16-bit grey, also in 32-bit numbers: Pillow's own conversion clips at 255, and all is white.
+        pixels = np.asarray(image)
+        lowest, highest = int(pixels.min()), int(pixels.max())
+        if lowest < 0 or highest > 65535:
+            raise ValueError(f"grey values from {lowest} to {highest}, where 0 to 65535 is wanted")
+        if pixels.dtype.itemsize == 2 or highest > 255 or image.format == "PPM":
+            pixels = pixels >> 8  # others are 8-bit values in a wider type; Pillow brings those of a PGM to 16 bits
+        return Image.fromarray(pixels.astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("pixels are floating-point numbers, whose range nothing tells")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
-
-
-def eight_bits(pixels: np.ndarray, format: str | None) -> np.ndarray:
-    """Turn 16-bit grey, also in 32-bit numbers, into uint8; Pillow's own conversion clips at 255: all white."""
-    lowest, highest = int(pixels.min()), int(pixels.max())
-    if lowest < 0 or highest > 65535:
-        raise ValueError(f"grey values from {lowest} to {highest}, where 0 to 65535 is wanted")
-    if pixels.dtype.itemsize > 2 and highest <= 255 and format != "PPM":
-        return pixels.astype(np.uint8)  # 8-bit values in a wider type; Pillow brings those of a PGM to 16 bits
-    return (pixels >> 8).astype(np.uint8)
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,7 @@ NARROW = (
 def ray():
     """One Ray instance on this machine for all tests."""
     ray = pytest.importorskip("ray", reason="Ray is not installed (extra `scale`)")
-    ray.init(
-        num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False
-    )
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
     yield ray
     ray.shutdown()
 

@@ -107,13 +107,8 @@ def test_settings_hold_all_that_decides_the_numbers(make):
     base = make(**plain).settings
     assert json.loads(json.dumps(base)) == base
     changes = {
-        "weights": "random:1",
-        "layer": "features.4",
-        "input_size": 96,
-        "normalize": "none",
-        "same_padding": True,
-        "backbone": "squeezenet1_0",
-        "resize": "crop" if make is GridBackend else "squash",
+        "weights": "random:1", "layer": "features.4", "input_size": 96, "normalize": "none", "same_padding": True,
+        "backbone": "squeezenet1_0", "resize": "crop" if make is GridBackend else "squash",
     }
     for name, value in changes.items():
         assert make(**plain | {name: value}).settings != base, name

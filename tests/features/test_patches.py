@@ -18,14 +18,8 @@ from ascl.features.patches import PatchBackend, PatchGlobalBackend, ProcessorPix
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8}
 WITH_MLP = {**TINY, "intermediate_size": 32}
 TEXT = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 8,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
+    "vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 2,
 }
 SQUARE = {"height": 48, "width": 48}
 CROPPED = {"size": {"shortest_edge": 56}, "crop_size": SQUARE}
@@ -34,54 +28,30 @@ CROPPED = {"size": {"shortest_edge": 56}, "crop_size": SQUARE}
 # settings, the class of its vision tower, and the number of tokens before the patches.
 FAMILIES = {
     "clip": (
-        "CLIPModel",
-        {"text_config": TEXT, "vision_config": {**WITH_MLP, "image_size": 48}, "projection_dim": 12},
-        "CLIPImageProcessor",
-        {"size": {"shortest_edge": 48}, "crop_size": SQUARE},
-        "CLIPVisionModel",
-        1,
+        "CLIPModel", {"text_config": TEXT, "vision_config": {**WITH_MLP, "image_size": 48}, "projection_dim": 12},
+        "CLIPImageProcessor", {"size": {"shortest_edge": 48}, "crop_size": SQUARE}, "CLIPVisionModel", 1,
     ),
     "siglip": (
-        "SiglipModel",
-        {"text_config": TEXT, "vision_config": {**WITH_MLP, "image_size": 48}},
-        "SiglipImageProcessor",
-        {"size": SQUARE},
-        "SiglipVisionModel",
-        0,
+        "SiglipModel", {"text_config": TEXT, "vision_config": {**WITH_MLP, "image_size": 48}}, "SiglipImageProcessor",
+        {"size": SQUARE}, "SiglipVisionModel", 0,
     ),
     "dinov2": ("Dinov2Model", {**TINY, "image_size": 64}, "BitImageProcessor", CROPPED, "Dinov2Model", 1),
     "dinov2_with_registers": (
-        "Dinov2WithRegistersModel",
-        {**TINY, "image_size": 64, "num_register_tokens": 3},
-        "BitImageProcessor",
-        CROPPED,
-        "Dinov2WithRegistersModel",
-        4,
+        "Dinov2WithRegistersModel", {**TINY, "image_size": 64, "num_register_tokens": 3}, "BitImageProcessor", CROPPED,
+        "Dinov2WithRegistersModel", 4,
     ),
     "dinov3_vit": (
-        "DINOv3ViTModel",
-        {**WITH_MLP, "image_size": 48, "num_register_tokens": 3},
-        "DINOv3ViTImageProcessorFast",
-        {"size": SQUARE},
-        "DINOv3ViTModel",
-        4,
+        "DINOv3ViTModel", {**WITH_MLP, "image_size": 48, "num_register_tokens": 3}, "DINOv3ViTImageProcessorFast",
+        {"size": SQUARE}, "DINOv3ViTModel", 4,
     ),
     "vit": ("ViTModel", {**WITH_MLP, "image_size": 48}, "ViTImageProcessor", {"size": SQUARE}, "ViTModel", 1),
     "deit": (
-        "DeiTModel",
-        {**WITH_MLP, "image_size": 48},
-        "DeiTImageProcessor",
-        {"size": {"height": 56, "width": 56}, "crop_size": SQUARE},
-        "DeiTModel",
-        2,
+        "DeiTModel", {**WITH_MLP, "image_size": 48}, "DeiTImageProcessor",
+        {"size": {"height": 56, "width": 56}, "crop_size": SQUARE}, "DeiTModel", 2,
     ),
     "beit": (
-        "BeitModel",
-        {**WITH_MLP, "image_size": 48, "drop_path_rate": 0.5},
-        "BeitImageProcessor",
-        {"size": SQUARE, "do_center_crop": False},
-        "BeitModel",
-        1,
+        "BeitModel", {**WITH_MLP, "image_size": 48, "drop_path_rate": 0.5}, "BeitImageProcessor",
+        {"size": SQUARE, "do_center_crop": False}, "BeitModel", 1,
     ),
 }
 CONFIGS = {
@@ -467,8 +437,7 @@ OTHERS = {
     "resnet": ("ResNetModel", "ResNetConfig", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}),
     "bert": ("BertModel", "BertConfig", {**{k: v for k, v in WITH_MLP.items() if k != "patch_size"}, "vocab_size": 9}),
     "swin": (
-        "SwinModel",
-        "SwinConfig",
+        "SwinModel", "SwinConfig",
         {"image_size": 48, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1], "window_size": 3},
     ),
     "vit_mae": ("ViTMAEModel", "ViTMAEConfig", {**WITH_MLP, "image_size": 48}),
@@ -500,8 +469,7 @@ def test_grids_layers_and_sizes_that_do_not_fit(checkpoint, copy):
     "processing",
     [
         {"size": {"shortest_edge": 48, "longest_edge": 90}, "do_center_crop": False},
-        {"size": {"shortest_edge": 48}, "do_center_crop": False},
-        {"size": {"shortest_edge": 48}, "do_resize": False},
+        {"size": {"shortest_edge": 48}, "do_center_crop": False}, {"size": {"shortest_edge": 48}, "do_resize": False},
     ],
 )
 def test_a_processor_without_one_output_size_can_be_squashed(copy, processing):

@@ -174,10 +174,7 @@ def test_a_full_disk_keeps_the_finished_parts(images, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         extract(Colors(), images, tmp_path / "full.h5", **QUICK)
     assert sorted(path.name for path in (tmp_path / "full.h5.parts").glob("*")) == [
-        "00000000.npz",
-        "00000005.npz",
-        "lock",
-        "settings.json",
+        "00000000.npz", "00000005.npz", "lock", "settings.json"
     ]
     monkeypatch.undo()
     assert extract(Colors(), images, tmp_path / "full.h5", **QUICK).extracted == 13
@@ -374,10 +371,8 @@ class WholeImages(Colors):
         real = np.arange(4) < count[:, None]
         means = np.stack([array.reshape(-1, 3).mean(axis=0) for array in pixels])
         return {
-            "regions": np.where(real[..., None], means[:, None], 0).astype(np.float32),
-            "region_count": count,
-            "scores": real.astype(np.float32),
-            "class_ids": np.where(real, 1, -1).astype(np.int32),
+            "regions": np.where(real[..., None], means[:, None], 0).astype(np.float32), "region_count": count,
+            "scores": real.astype(np.float32), "class_ids": np.where(real, 1, -1).astype(np.int32),
         }
 
 

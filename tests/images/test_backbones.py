@@ -138,8 +138,7 @@ def test_without_a_network_published_weights_say_what_to_fetch(monkeypatch):
 def test_normalizations_against_one_pixel_by_hand():
     pixel = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
     wanted = {
-        "none": [0.0, 0.2, 1.0],
-        "half": [-1.0, (51 - 127.5) / 127.5, 1.0],
+        "none": [0.0, 0.2, 1.0], "half": [-1.0, (51 - 127.5) / 127.5, 1.0],
         "imagenet": [(0 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, (1 - 0.406) / 0.225],
     }
     for normalize, values in wanted.items():

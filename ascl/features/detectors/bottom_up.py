@@ -12,27 +12,14 @@ import torch
 from torch import Tensor
 
 from ascl.core.errors import DataError
-from ascl.features.detectors.input import AllPixels, ResizedSize, network_input, resized_size
+from ascl.features.detectors import selection as rules
+from ascl.features.detectors.input import ResizedSize, network_input, resized_size
 from ascl.features.detectors.network import BottomUpDetector, DetectorShape, Proposals
-from ascl.features.detectors.selection import (
-    padded,
-    raised_thresholds,
-    select_by_confidence,
-    select_by_raising_nms,
-    surviving_confidence,
-)
 from ascl.features.detectors.weights import Kind, load_detector
 from ascl.images.backbones import Precision
 
 Selection = Literal["fixed", "adaptive", "raise-nms", "single-nms"]
 DEFAULT_SELECTION: dict[Kind, Selection] = {"caffe": "fixed", "detectron2": "raise-nms", "huggingface": "single-nms"}
-DEFAULT_COUNTS: dict[Selection, tuple[int, int]] = {
-    "fixed": (36, 36),
-    "adaptive": (10, 100),
-    "raise-nms": (36, 36),
-    "single-nms": (36, 36),
-}
-DEFAULT_NMS: dict[Selection, float] = {"fixed": 0.3, "adaptive": 0.3, "raise-nms": 0.3, "single-nms": 0.6}
 BACKGROUND, NO_ATTRIBUTE = "__background__", "__no_attribute__"  # as the original extraction code names index 0
 
 
@@ -50,20 +37,10 @@ class BottomUpBackend:
     """
 
     def __init__(
-        self,
-        weights: str,
-        *,
-        selection: Selection | None = None,
-        min_regions: int | None = None,
-        max_regions: int | None = None,
-        score_threshold: float = 0.2,
-        nms_threshold: float | None = None,
-        short_side: int = 600,
-        long_side: int = 1000,
-        class_names: str | None = None,
-        attribute_names: str | None = None,
-        precision: Precision = "float32",
-        device: str = "cpu",
+        self, weights: str, *, selection: Selection | None = None, min_regions: int | None = None,
+        max_regions: int | None = None, score_threshold: float = 0.2, nms_threshold: float | None = None,
+        short_side: int = 600, long_side: int = 1000, class_names: str | None = None,
+        attribute_names: str | None = None, precision: Precision = "float32", device: str = "cpu",
         shape: DetectorShape | None = None,
     ) -> None:
         """Load the weights and settle what was left open.
@@ -71,22 +48,17 @@ class BottomUpBackend:
         Args:
             weights: path of a published checkpoint (`weights` says which) or `random:SEED`.
             selection: None = that of the checkpoint's publisher: `fixed`, `raise-nms` or `single-nms`.
-            min_regions: fewest regions of an image; None = 36, but 10 of `adaptive`.
-            max_regions: most regions of an image; None = 36, but 100 of `adaptive`.
+            min_regions, max_regions: fewest and most regions of an image; None = 36, but 10 and 100 of `adaptive`.
             score_threshold: confidence from which `adaptive` keeps a proposal, in [0, 1].
             nms_threshold: overlap from which a box is suppressed, in (0, 1); None = 0.3, but 0.6 of `single-nms`.
             short_side: pixels to which the image is scaled, unless its long side would pass `long_side`. The published
                 features were made with 600 and 1000; notebooks of the second port run at 800 and 1333.
-            long_side: most pixels of the long side.
-            class_names: path of the publisher's objects_vocab.txt, one name a line, synonyms behind commas; without it
-                the ids have no names.
-            attribute_names: path of the publisher's attributes_vocab.txt.
-            precision: of the convolutions; outputs are float32.
-            device: a torch device.
+            class_names, attribute_names: paths of the publisher's objects_vocab.txt and attributes_vocab.txt, one name
+                a line, synonyms behind commas; without them the ids have no names.
+            precision: of the convolutions; outputs are float32. device: a torch device.
             shape: sizes of the network; None = the published ones.
 
-        Raises:
-            DataError: weights that do not fit, a vocabulary of another length, or settings out of range.
+        A DataError where the weights do not fit, a vocabulary has another length, or settings are out of range.
         """
         detector, self.kind, origin = load_detector(weights, shape or DetectorShape())
         # Convolutions in half precision on a GPU, and oneDNN's on a CPU, would else reorder every activation.
@@ -94,51 +66,48 @@ class BottomUpBackend:
         self.device = torch.device(device)
         self.precision: Precision = precision
         self.selection: Selection = selection or DEFAULT_SELECTION[self.kind]
-        least, most = DEFAULT_COUNTS[self.selection]
+        least, most = (10, 100) if self.selection == "adaptive" else (36, 36)
         self.min_regions = least if min_regions is None else min_regions
         self.max_regions = most if max_regions is None else max_regions
         self.score_threshold = score_threshold
-        self.nms_threshold = DEFAULT_NMS[self.selection] if nms_threshold is None else nms_threshold
+        default_nms = 0.6 if self.selection == "single-nms" else 0.3
+        self.nms_threshold = default_nms if nms_threshold is None else nms_threshold
         self.short_side, self.long_side = short_side, long_side
-        self.refuse_bad_settings()
-        self.dim = self.detector.shape.region_dim
-        self.prepare = AllPixels()
-        self.names: dict[str, list[str]] = {}
-        if class_names is not None:
-            self.names["class_names"] = read_names(class_names, self.detector.shape.classes, BACKGROUND)
-        if attribute_names is not None:
-            if not self.detector.shape.attributes:
-                raise DataError(f"{weights} predicts no attributes; leave out the attribute names {attribute_names}")
-            self.names["attribute_names"] = read_names(attribute_names, self.detector.shape.attributes, NO_ATTRIBUTE)
-        shape_values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.detector.shape).items()}
-        self.settings: dict[str, Any] = {"backend": "bottom-up", **origin, "kind": self.kind, "shape": shape_values}
-        for name in ("selection", "min_regions", "max_regions", "score_threshold", "nms_threshold", "short_side",
-                     "long_side", "precision"):
-            self.settings[name] = getattr(self, name)
-
-    def refuse_bad_settings(self) -> None:
-        if not 1 <= self.min_regions <= self.max_regions <= self.detector.shape.proposals:
-            raise DataError(
-                f"min_regions {self.min_regions} and max_regions {self.max_regions}: want "
-                f"1 <= min_regions <= max_regions <= {self.detector.shape.proposals}, the number of proposals"
-            )
+        shape = self.detector.shape
+        if not 1 <= self.min_regions <= self.max_regions <= shape.proposals:
+            given = f"min_regions {self.min_regions} and max_regions {self.max_regions}"
+            limit = f"{shape.proposals}, the number of proposals"
+            raise DataError(f"{given}: want 1 <= min_regions <= max_regions <= {limit}")
         if self.selection == "fixed" and self.min_regions != self.max_regions:
-            raise DataError(
-                f"selection fixed gives one number of regions, not {self.min_regions} to {self.max_regions}; "
-                "use selection adaptive"
-            )
-        if not 0 <= self.score_threshold <= 1:
-            raise DataError(f"score_threshold {self.score_threshold} is no probability: give one in [0, 1]")
+            counts = f"{self.min_regions} to {self.max_regions}"
+            raise DataError(f"selection fixed gives one number of regions, not {counts}; use selection adaptive")
+        if not 0 <= score_threshold <= 1:
+            raise DataError(f"score_threshold {score_threshold} is no probability: give one in [0, 1]")
         if not 0 < self.nms_threshold < 1:
             raise DataError(f"nms_threshold {self.nms_threshold} is no overlap: give one between 0 and 1")
-        if not 16 <= self.short_side <= self.long_side:
-            raise DataError(f"short_side {self.short_side}, long_side {self.long_side}: want 16 <= short <= long")
+        if not 16 <= short_side <= long_side:
+            raise DataError(f"short_side {short_side}, long_side {long_side}: want 16 <= short <= long")
+        self.dim = shape.region_dim
+        self.prepare = np.asarray  # the image at its size: the network resizes on its own device
+        self.names: dict[str, list[str]] = {}
+        if class_names is not None:
+            self.names["class_names"] = read_names(class_names, shape.classes, BACKGROUND)
+        if attribute_names is not None:
+            if not shape.attributes:
+                raise DataError(f"{weights} predicts no attributes; leave out the attribute names {attribute_names}")
+            self.names["attribute_names"] = read_names(attribute_names, shape.attributes, NO_ATTRIBUTE)
+        sizes = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(shape).items()}
+        self.settings: dict[str, Any] = {
+            "backend": "bottom-up", **origin, "kind": self.kind, "shape": sizes, "selection": self.selection,
+            "min_regions": self.min_regions, "max_regions": self.max_regions, "precision": precision,
+            "score_threshold": score_threshold, "nms_threshold": self.nms_threshold, "short_side": short_side,
+            "long_side": long_side,
+        }
 
     def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the regions of a batch, K = max_regions; see `Backend.extract`.
+        """Return the regions of a batch, K = max_regions, attributes where they are predicted; see `Backend.extract`.
 
-        A score is the probability of the likeliest class that is not the background; ids are from 1. Attributes are
-        there where the network predicts them.
+        A score is the probability of the likeliest class that is not the background; ids are from 1.
         """
         self.detector.eval()
         with torch.inference_mode():
@@ -152,57 +121,38 @@ class BottomUpBackend:
             images = torch.cat([network_input(image[None], size, resize) for image in batch])
             proposals = self.detector(images, scales, self.precision)
             chosen = self.select(proposals, size)
-        rows = [self.row(*image) for image in zip(proposals, *chosen, strict=True)]
-        arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        originals = sizes[:, None, [0, 1, 0, 1]].astype(np.float32)
-        enlarged = arrays["boxes"] * (originals / np.array([width, height] * 2, dtype=np.float32))
-        return arrays | {"boxes": np.clip(enlarged, 0, originals)}  # rounding may pass the edge by a last digit
+        regions = [described(*image) for image in zip(proposals, *chosen, strict=True)]
+        arrays = rules.padded_rows(regions, self.max_regions)
+        return arrays | {"boxes": rules.in_originals(arrays["boxes"], width, height, sizes)}
 
     def select(self, proposals: Sequence[Proposals], size: ResizedSize) -> tuple[list[Tensor], list[Tensor]]:
         """Return of every image the indices of the chosen proposals, and all boxes in pixels of the prepared image."""
         factors = torch.tensor([size.scale_x, size.scale_y] * 2, device=self.device)
-        legacy = self.detector.convention.legacy
+        legacy, limits = self.detector.convention.legacy, (self.min_regions, self.max_regions)
         if self.selection in ("fixed", "adaptive"):
             boxes = [image.boxes / factors for image in proposals]
             probabilities = [image.class_probabilities[:, 1:] for image in proposals]
-            confidences = surviving_confidence(boxes, probabilities, self.nms_threshold, legacy)
-            indices = [
-                select_by_confidence(confidence, self.min_regions, self.max_regions, self.score_threshold)
-                for confidence in confidences
-            ]
-            return indices, boxes
-        thresholds = raised_thresholds(self.nms_threshold) if self.selection == "raise-nms" else (self.nms_threshold,)
-        indices, boxes = [], []
-        for image in proposals:
-            corners, scores = self.detector.regressed(image, size.height, size.width)
-            indices.append(
-                select_by_raising_nms(corners, scores, self.min_regions, self.max_regions, thresholds, legacy)
-            )
-            boxes.append(corners / factors)
-        return indices, boxes
+            confidences = rules.surviving_confidence(boxes, probabilities, self.nms_threshold, legacy)
+            return [rules.select_by_confidence(one, *limits, self.score_threshold) for one in confidences], boxes
+        thresholds: tuple[float, ...] = (self.nms_threshold,)
+        if self.selection == "raise-nms":
+            thresholds = rules.raised_thresholds(self.nms_threshold)
+        regressed = [self.detector.regressed(image, size.height, size.width) for image in proposals]
+        indices = [rules.select_by_raising_nms(*image, *limits, thresholds, legacy) for image in regressed]
+        return indices, [corners / factors for corners, _ in regressed]
 
-    def row(self, image: Proposals, index: Tensor, boxes: Tensor) -> dict[str, np.ndarray]:
-        """Return everything of one image, padded to `max_regions`."""
-        scores, classes = image.class_probabilities[index, 1:].max(dim=1)
-        row = {
-            "regions": padded(image.features[index], self.max_regions),
-            "boxes": padded(boxes[index], self.max_regions),
-            "region_count": np.array(len(index), dtype=np.int32),
-            "scores": padded(scores, self.max_regions),
-            "class_ids": padded((classes + 1).int(), self.max_regions, -1),
-        }
-        if image.attribute_ids is not None and image.attribute_scores is not None:
-            row["attribute_ids"] = padded(image.attribute_ids[index].int(), self.max_regions, -1)
-            row["attribute_scores"] = padded(image.attribute_scores[index], self.max_regions)
-        return row
+
+def described(image: Proposals, index: Tensor, boxes: Tensor) -> dict[str, Tensor]:
+    """Return everything of one image's regions, the proposals of these indices."""
+    scores, classes = image.class_probabilities[index, 1:].max(dim=1)
+    row = {"regions": image.features[index], "boxes": boxes[index], "scores": scores, "class_ids": classes + 1}
+    if image.attribute_ids is not None and image.attribute_scores is not None:
+        row |= {"attribute_ids": image.attribute_ids[index], "attribute_scores": image.attribute_scores[index]}
+    return row
 
 
 def read_names(path: str, count: int, first: str) -> list[str]:
-    """Read a publisher's vocabulary, one name a line and its synonyms behind commas, after a name for the id 0.
-
-    Raises:
-        DataError: no such file, no UTF-8, another number of lines than `count`, or an empty one.
-    """
+    """Read a publisher's vocabulary, one name a line and its synonyms behind commas, after a name for the id 0."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

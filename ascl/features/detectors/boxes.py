@@ -8,6 +8,7 @@ Source: S. Ren et al., Faster R-CNN, NeurIPS 2015; its Caffe code for the legacy
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -27,35 +28,27 @@ def caffe_anchors(scales: Sequence[float], stride: int = 16) -> Tensor:
     """
     center = (stride - 1) / 2
     anchors = []
-    for ratio in ASPECT_RATIOS:
+    for ratio, scale in itertools.product(ASPECT_RATIOS, scales):
         width = round(math.sqrt(stride * stride / ratio))
-        height = round(width * ratio)
-        for scale in scales:
-            x, y = (width * scale - 1) / 2, (height * scale - 1) / 2
-            anchors.append((center - x, center - y, center + x, center + y))
+        x, y = (width * scale - 1) / 2, (round(width * ratio) * scale - 1) / 2
+        anchors.append((center - x, center - y, center + x, center + y))
     return torch.tensor(anchors)
 
 
 def centered_anchors(scales: Sequence[float], stride: int = 16) -> Tensor:
     """Return (3 * len(scales), 4) float32 continuous anchors around (0, 0), equal areas; scale outer, ratio inner."""
     anchors = []
-    for scale in scales:
-        for ratio in ASPECT_RATIOS:
-            width = scale * stride / math.sqrt(ratio)
-            x, y = width / 2, width * ratio / 2
-            anchors.append((-x, -y, x, y))
+    for scale, ratio in itertools.product(scales, ASPECT_RATIOS):
+        width = scale * stride / math.sqrt(ratio)
+        anchors.append((-width / 2, -width * ratio / 2, width / 2, width * ratio / 2))
     return torch.tensor(anchors)
 
 
 def anchors_of_map(cell_anchors: Tensor, height: int, width: int, stride: int) -> Tensor:
     """(A, 4) anchors of one cell -> (height * width * A, 4) of a map, rows outermost, anchors innermost."""
-    y, x = torch.meshgrid(
-        torch.arange(height, device=cell_anchors.device) * stride,
-        torch.arange(width, device=cell_anchors.device) * stride,
-        indexing="ij",
-    )
-    shifts = torch.stack([x, y, x, y], dim=-1)  # (height, width, 4)
-    return (shifts[:, :, None] + cell_anchors).reshape(-1, 4)
+    y, x = (torch.arange(count, device=cell_anchors.device) * stride for count in (height, width))
+    shifts = torch.cartesian_prod(y, x)[:, [1, 0, 1, 0]]  # (height * width, 4)
+    return (shifts[:, None] + cell_anchors).reshape(-1, 4)
 
 
 def decode_boxes(boxes: Tensor, deltas: Tensor, weights: tuple[float, float, float, float], legacy: bool) -> Tensor:
@@ -64,13 +57,10 @@ def decode_boxes(boxes: Tensor, deltas: Tensor, weights: tuple[float, float, flo
     Args:
         boxes: (..., 4).
         deltas: (..., 4), of a shape that broadcasts with `boxes`: shift of the center in widths and heights, logarithm
-            of the factors of width and height, each times its weight.
+            of the factors of width and height, each times its weight. The result has that shape and is not clipped.
         weights: what the deltas were multiplied by in training.
         legacy: see the module. The legacy width counts both end pixels, yet the decoded corner is center + width / 2
             without taking one off again: Caffe's code does so, and the weights expect it.
-
-    Returns:
-        Decoded boxes of the broadcast shape, not clipped.
     """
     widths = boxes[..., 2] - boxes[..., 0] + legacy
     heights = boxes[..., 3] - boxes[..., 1] + legacy
@@ -101,9 +91,7 @@ def overlaps(boxes: Tensor, legacy: bool) -> Tensor:
 def nms(boxes: Tensor, scores: Tensor, threshold: float, legacy: bool) -> Tensor:
     """Suppress greedily: a box goes if it overlaps a better one that stays by more than `threshold`.
 
+    Returns (K,) int64 indices of those that stay, best first; of equal scores the first in `boxes` is the better.
     Caffe's GPU code, which made the published features, compares with > as here; its CPU code and one port with >=.
-
-    Returns:
-        (K,) int64 indices of the boxes that stay, best first; of equal scores the first in `boxes` is the better.
     """
     return torchvision.ops.nms(continuous(boxes, legacy), scores, threshold)

@@ -10,29 +10,24 @@ S. Ren et al., Faster R-CNN: Towards Real-Time Object Detection with Region Prop
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
 
 from ascl.core.errors import DataError
-from ascl.features.detectors.detectron2_network import (
-    class_names,
-    digest_of_config,
-    import_detectron2,
-    load_network,
-    read_config,
-    refuse_other_detectors,
-)
-from ascl.features.detectors.selection import first_survivors, padded
+from ascl.features.detectors import detectron2_network
+from ascl.features.detectors.selection import first_survivors, padded_rows
 from ascl.images.backbones import Precision, autocast
 
-FIRST_CANDIDATES = 32  # boxes that NMS looks at first, for each region wanted
+FIRST_CANDIDATES = 32  # of NMS, for each region wanted
 
 
 @dataclass(frozen=True)
@@ -66,29 +61,16 @@ class ShortestEdgePixels:
 class Detectron2Backend:
     """A `Backend`: the best boxes of a detectron2 Faster R-CNN, each with its feature, score and class.
 
-    A region's feature is what the box head made
-    of the proposal, from which its class and its box were then predicted: the mean over the last stage's map of a C4
-    network (2048-d of a ResNet-50), the output of the last fully connected layer of an FPN or DC5 network (1024-d).
-    A proposal that scores well as two classes gives two regions with one feature.
-
-    Attributes:
-        dim: R, the length of a region's feature.
-        model: the detectron2 network, on the device.
+    A region's feature is what the box head made of the proposal, from which its class and its box were then predicted:
+    the mean over the last stage's map of a C4 network (2048-d of a ResNet-50), the output of the last fully connected
+    layer of an FPN or DC5 network (1024-d). A proposal that scores well as two classes gives two regions with one
+    feature. `dim` is its length, `model` the detectron2 network on the device.
     """
 
     def __init__(
-        self,
-        config: str,
-        weights: str = "default",
-        *,
-        options: Sequence[str] = (),
-        max_regions: int = 36,
-        min_size: int | None = None,
-        max_size: int | None = None,
-        nms_threshold: float | None = None,
-        score_threshold: float = 0.0,
-        precision: Precision = "float32",
-        device: str = "cpu",
+        self, config: str, weights: str = "default", *, options: Sequence[str] = (), max_regions: int = 36,
+        min_size: int | None = None, max_size: int | None = None, nms_threshold: float | None = None,
+        score_threshold: float = 0.0, precision: Precision = "float32", device: str = "cpu",
     ) -> None:
         """Build the network and fill it.
 
@@ -99,8 +81,7 @@ class Detectron2Backend:
                 `random:SEED` (see `settle_batch_norm`), or a path to a checkpoint of exactly this network. A `.pkl`
                 (the zoo's own are) is a pickle, which can run any code when detectron2 opens it: take it only from a
                 publisher you trust.
-            options: further settings in detectron2's manner, key and value in turn: ("MODEL.ROI_HEADS.NUM_CLASSES",
-                "20").
+            options: further settings in detectron2's manner, key and value: ("MODEL.ROI_HEADS.NUM_CLASSES", "20").
             max_regions: K, regions an image, >= 1. Boxes fill them up in the order of their scores, however low.
             min_size: of the short side in pixels, 0 = images as they are; None = the config's `MIN_SIZE_TEST`.
             max_size: limit of the long side in pixels; None = the config's `MAX_SIZE_TEST`.
@@ -111,52 +92,46 @@ class Detectron2Backend:
             device: a torch device.
 
         Raises:
-            DataError: no detectron2; no such config, or none of a Faster R-CNN; options that detectron2 refuses;
-                no such weights, or weights that do not fit (every missing and left-over key is listed).
+            DataError: no detectron2; a config, options or weights that do not fit (every wrong key is listed).
         """
-        refuse_out_of_range(max_regions, min_size, max_size, nms_threshold, score_threshold)
-        import_detectron2()
-        cfg = read_config(config, options)
-        refuse_other_detectors(cfg, config)
-        self.prepare = ShortestEdgePixels(
-            cfg.INPUT.MIN_SIZE_TEST if min_size is None else min_size,
-            cfg.INPUT.MAX_SIZE_TEST if max_size is None else max_size,
-        )
+        for name, value, least, most, remedy in (
+            ("max_regions", max_regions, 1, math.inf, "give at least 1"),
+            ("min_size", min_size, 0, math.inf, "give pixels, or 0 for images as they are"),
+            ("max_size", max_size, 1, math.inf, "give at least 1 pixel"),
+            ("nms_threshold", nms_threshold, 0, 1, "an IoU is within 0 and 1"),
+            ("score_threshold", score_threshold, 0, 1, "a score is within 0 and 1"),
+        ):
+            if value is not None and not least <= value <= most:
+                raise DataError(f"{name} {value}: {remedy}")
+        detectron2_network.import_detectron2()
+        cfg = detectron2_network.read_config(config, options)
+        detectron2_network.refuse_other_detectors(cfg, config)
+        min_size = cfg.INPUT.MIN_SIZE_TEST if min_size is None else min_size
+        max_size = cfg.INPUT.MAX_SIZE_TEST if max_size is None else max_size
+        self.prepare = ShortestEdgePixels(min_size, max_size)
         self.max_regions, self.score_threshold = max_regions, score_threshold
         self.precision: Precision = precision
         self.nms_threshold = float(cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST if nms_threshold is None else nms_threshold)
         self.bgr = cfg.INPUT.FORMAT == "BGR"
         self.device = torch.device(device)
-        network, origin = load_network(cfg, config, weights)
+        network, origin = detectron2_network.load_network(cfg, config, weights)
         self.model = network.to(self.device)
         self.dim = self.model.roi_heads.box_predictor.cls_score.in_features
-        self.names = class_names(cfg)
+        self.names = detectron2_network.class_names(cfg)
         self.settings = {
-            "backend": "detectron2",
-            "config": Path(config).name if Path(config).is_file() else config,
-            "config_sha256": digest_of_config(cfg),
-            "options": list(options),
-            **origin,
-            "min_size": self.prepare.min_size,
-            "max_size": self.prepare.max_size,
-            "max_regions": max_regions,
-            "nms_threshold": self.nms_threshold,
-            "score_threshold": score_threshold,
-            "precision": precision,
+            "backend": "detectron2", "config": Path(config).name if Path(config).is_file() else config,
+            "config_sha256": detectron2_network.digest_of_config(cfg), "options": list(options), **origin,
+            "min_size": min_size, "max_size": max_size, "max_regions": max_regions,
+            "nms_threshold": self.nms_threshold, "score_threshold": score_threshold, "precision": precision,
         }
 
     def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the regions of a batch, K = max_regions; see `Backend.extract`.
-
-        Raises:
-            DataError: the network finds no box of finite numbers in an image.
-        """
+        """Return the regions of a batch, K = max_regions; a DataError where an image has no box of finite numbers."""
         self.model.eval()  # here and not once: batch norm left training would drift with every batch, unseen
         with torch.inference_mode():
             batch = torch.from_numpy(np.stack(pixels)).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-            images = self.model.preprocess_image(
-                [{"image": image.float()} for image in (batch.flip(1) if self.bgr else batch)]
-            )
+            batch = batch.flip(1) if self.bgr else batch
+            images = self.model.preprocess_image([{"image": image.float()} for image in batch])
             with autocast(self.device, self.precision):
                 maps = self.model.backbone(images.tensor)
                 proposals, _ = self.model.proposal_generator(images, maps, None)
@@ -165,10 +140,10 @@ class Detectron2Backend:
                 self.regions_of({name: value[i : i + 1] for name, value in maps.items()}, proposals[i], sizes[i])
                 for i in range(len(pixels))
             ]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return padded_rows(rows, self.max_regions)
 
-    def regions_of(self, maps: dict[str, Tensor], proposals: Any, size: np.ndarray) -> dict[str, np.ndarray]:
-        """Return one image's row of each array from its maps (1, C, h, w) by level, proposals, original (2,) size."""
+    def regions_of(self, maps: dict[str, Tensor], proposals: Any, size: np.ndarray) -> dict[str, Tensor]:
+        """Return one image's regions from its maps (1, C, h, w) by level, proposals, original (2,) size."""
         found = None
         if len(proposals):
             features = self.box_features(maps, proposals)  # (N, R)
@@ -177,27 +152,17 @@ class Detectron2Backend:
             (boxes,) = predictor.predict_boxes(predictions, [proposals])  # (N, C * 4), or (N, 4) for all classes
             (probabilities,) = predictor.predict_probs(predictions, [proposals])  # (N, C + 1), background last
             found = best_boxes(
-                boxes.unflatten(1, (-1, 4)).expand(-1, probabilities.shape[1] - 1, -1),
-                probabilities[:, :-1],
-                proposals.image_size,
-                size,
-                max_regions=self.max_regions,
-                nms_threshold=self.nms_threshold,
+                boxes.unflatten(1, (-1, 4)).expand(-1, probabilities.shape[1] - 1, -1), probabilities[:, :-1],
+                proposals.image_size, size, max_regions=self.max_regions, nms_threshold=self.nms_threshold,
                 score_threshold=self.score_threshold,
             )
         if found is None or not len(found.scores):
             height, width = proposals.image_size
-            raise DataError(
-                f"detectron2 finds no box of finite numbers in an image of {size[0]}x{size[1]} pixels, scaled to "
-                f"{width}x{height}; look at the weights, enlarge min_size, or take precision float32"
-            )
-        return {
-            "regions": padded(features[found.proposals].float(), self.max_regions),
-            "boxes": padded(found.boxes.float(), self.max_regions),
-            "scores": padded(found.scores.float(), self.max_regions),
-            "class_ids": padded(found.classes.int(), self.max_regions, -1),
-            "region_count": np.array(len(found.scores), np.int32),
-        }
+            image = f"an image of {size[0]}x{size[1]} pixels, scaled to {width}x{height}"
+            remedy = "look at the weights, enlarge min_size, or take precision float32"
+            raise DataError(f"detectron2 finds no box of finite numbers in {image}; {remedy}")
+        regions = features[found.proposals]
+        return {"regions": regions, "boxes": found.boxes, "scores": found.scores, "class_ids": found.classes}
 
     def box_features(self, maps: dict[str, Tensor], proposals: Any) -> Tensor:
         """Return (N, R) float32: what the box head makes of the N proposals of one image."""
@@ -211,8 +176,7 @@ class Detectron2Backend:
         return output.float().mean(dim=(2, 3)) if c4 else output.float().flatten(1)
 
 
-@dataclass(frozen=True)
-class FoundBoxes:
+class FoundBoxes(NamedTuple):
     """Boxes of one image in falling order of their scores."""
 
     boxes: Tensor  # (M, 4) x1 y1 x2 y2 in pixels of the original
@@ -222,65 +186,30 @@ class FoundBoxes:
 
 
 def best_boxes(
-    boxes: Tensor,
-    scores: Tensor,
-    image_size: tuple[int, int],
-    original: np.ndarray,
-    *,
-    max_regions: int,
-    nms_threshold: float,
-    score_threshold: float,
+    boxes: Tensor, scores: Tensor, image_size: tuple[int, int], original: np.ndarray, *, max_regions: int,
+    nms_threshold: float, score_threshold: float, first: int = FIRST_CANDIDATES,
 ) -> FoundBoxes:
     """Return the best boxes of one image after non-maximum suppression within each class.
 
     Args:
         boxes: (N, C, 4) x1 y1 x2 y2 in pixels of the scaled image: N proposals as each of C classes.
         scores: (N, C) in [0, 1].
-        image_size: height and width of the scaled image in pixels.
-        original: (2,) width and height of the original in pixels.
-        max_regions: boxes kept at most.
-        nms_threshold: IoU in [0, 1].
-        score_threshold: boxes that score less are left out, but for the best one.
+        image_size, original: (height, width) of the scaled image, (2,) width and height of the original, in pixels.
+        max_regions, nms_threshold, score_threshold: see `Detectron2Backend`.
+        first: boxes that NMS looks at first, for each region wanted.
 
-    Returns:
-        At least one box unless none has finite numbers and a positive area.
+    Returns at least one box unless none has finite numbers and a positive area.
     """
-    height, width = image_size
-    outer_width, outer_height = (int(side) for side in original)
     finite = (boxes.isfinite().all(dim=2) & scores.isfinite()).flatten()
-    inner = boxes.new_tensor([width, height, width, height])
-    outer = boxes.new_tensor([outer_width, outer_height, outer_width, outer_height])
-    scale_x, scale_y = outer_width / width, outer_height / height
-    boxes = boxes.clamp(min=torch.zeros_like(inner), max=inner).flatten(0, 1)  # (N * C, 4)
-    scaled = torch.minimum(boxes * boxes.new_tensor([scale_x, scale_y, scale_x, scale_y]), outer)
+    inner, outer = np.tile(image_size[::-1], 2), np.tile(original, 2)  # width, height, width, height
+    boxes = clip_boxes_to_image(boxes, image_size).flatten(0, 1)  # (N * C, 4)
+    scaled = torch.minimum(boxes * boxes.new_tensor(outer / inner), boxes.new_tensor(outer))
     usable = finite & (scaled[:, 2:] > scaled[:, :2]).all(dim=1)
     flat = scores.flatten()
     order = flat.masked_fill(~usable, -1.0).argsort(descending=True, stable=True)
     above = int((usable & (flat >= score_threshold)).sum())
     order = order[: max(above, min(1, int(usable.sum())))]  # (M,) indices of usable boxes, best first
-    kept = order[
-        first_survivors(
-            boxes[order].double(), flat[order].double(), order % scores.shape[1], nms_threshold, max_regions,
-            first=FIRST_CANDIDATES * max_regions,
-        )
-    ]
-    return FoundBoxes(scaled[kept], flat[kept], kept % scores.shape[1], kept // scores.shape[1])
-
-
-def refuse_out_of_range(
-    max_regions: int,
-    min_size: int | None,
-    max_size: int | None,
-    nms_threshold: float | None,
-    score_threshold: float,
-) -> None:
-    if max_regions < 1:
-        raise DataError(f"max_regions {max_regions}: give at least 1")
-    if min_size is not None and min_size < 0:
-        raise DataError(f"min_size {min_size}: give pixels, or 0 for images as they are")
-    if max_size is not None and max_size < 1:
-        raise DataError(f"max_size {max_size}: give at least 1 pixel")
-    if nms_threshold is not None and not 0 <= nms_threshold <= 1:
-        raise DataError(f"nms_threshold {nms_threshold}: an IoU is within 0 and 1")
-    if not 0 <= score_threshold <= 1:
-        raise DataError(f"score_threshold {score_threshold}: a score is within 0 and 1")
+    classes, candidates = scores.shape[1], (boxes[order].double(), flat[order].double())
+    best = first_survivors(*candidates, order % classes, nms_threshold, max_regions, first=first * max_regions)
+    kept = order[best]
+    return FoundBoxes(scaled[kept], flat[kept], kept % classes, kept // classes)

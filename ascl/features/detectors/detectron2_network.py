@@ -26,13 +26,12 @@ def import_detectron2() -> None:
     """Import what is used of detectron2 here; a DataError that says what to install where that fails."""
     try:
         import detectron2
-    except ImportError as error:
-        raise DataError(f"this backend needs detectron2, which is not there; install it with {INSTALL}") from error
-    try:
         import detectron2.checkpoint
         import detectron2.model_zoo
         import detectron2.modeling  # noqa: F401
     except ImportError as error:
+        if error.name == "detectron2":
+            raise DataError(f"this backend needs detectron2, which is not there; install it with {INSTALL}") from error
         remedy = f"install it anew with {INSTALL}"
         if error.name == "pkg_resources":  # gone from setuptools 82
             remedy = "it needs an older setuptools: python -m pip install 'setuptools<82'"
@@ -48,8 +47,8 @@ def read_config(config: str, options: Sequence[str]) -> Any:
     if not config.endswith((".yaml", ".yml")):
         raise DataError(f"config {config!r}: give a yaml, by its name in the model zoo or by its path")
     own = Path(config).is_file()
-    if not own and config not in zoo_names():
-        near = ", ".join(difflib.get_close_matches(config, zoo_names(), n=3, cutoff=0.4)) or "none"
+    if not own and config not in (known := zoo_names()):
+        near = ", ".join(difflib.get_close_matches(config, known, n=3, cutoff=0.4)) or "none"
         raise DataError(f"config {config!r}: no such file, and no such name in detectron2's model zoo; near: {near}")
     cfg = get_cfg()
     try:
@@ -60,10 +59,8 @@ def read_config(config: str, options: Sequence[str]) -> Any:
     try:
         cfg.merge_from_list(list(options))
     except (KeyError, ValueError, AssertionError) as error:
-        raise DataError(
-            f"options {' '.join(options)}: {error}; give keys of {config} and values in turn, such as "
-            "MODEL.ROI_HEADS.NUM_CLASSES 20"
-        ) from error
+        wanted = f"give keys of {config} and values in turn, such as MODEL.ROI_HEADS.NUM_CLASSES 20"
+        raise DataError(f"options {' '.join(options)}: {error}; {wanted}") from error
     # Built on the CPU, so that random weights and digests do not depend on the device.
     cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
@@ -75,7 +72,7 @@ def zoo_names() -> list[str]:
     from detectron2 import model_zoo
 
     folder = Path(model_zoo.__file__).parent / "configs"
-    return sorted(str(path.relative_to(folder).as_posix()) for path in folder.rglob("*.yaml"))
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml"))
 
 
 def refuse_other_detectors(cfg: Any, config: str) -> None:
@@ -88,10 +85,8 @@ def refuse_other_detectors(cfg: Any, config: str) -> None:
     }
     for part, (found, known) in wanted.items():
         if found not in known:
-            raise DataError(
-                f"{config} is no Faster R-CNN that this backend knows: its {part} is {found}, not "
-                f"{' or '.join(known)}; take one of COCO-Detection/faster_rcnn_*.yaml"
-            )
+            problem = f"its {part} is {found}, not {' or '.join(known)}; take one of COCO-Detection/faster_rcnn_*.yaml"
+            raise DataError(f"{config} is no Faster R-CNN that this backend knows: {problem}")
 
 
 def digest_of_config(cfg: Any) -> str:
@@ -148,10 +143,8 @@ def weights_file(config: str, weights: str) -> Path:
     try:
         return Path(PathManager.get_local_path(url))
     except OSError as error:  # urllib's errors are OSErrors
-        raise DataError(
-            f"the weights of {config} could not be downloaded from {url} ({error}); "
-            "fetch that file elsewhere and give its path as the weights"
-        ) from error
+        remedy = "fetch that file elsewhere and give its path as the weights"
+        raise DataError(f"the weights of {config} could not be downloaded from {url} ({error}); {remedy}") from error
 
 
 def build_network(cfg: Any, config: str) -> Any:
@@ -161,9 +154,8 @@ def build_network(cfg: Any, config: str) -> Any:
     try:
         return build_model(cfg).eval()
     except (AssertionError, KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"detectron2 cannot build the network of {config} with these options ({type(error).__name__}: {error})"
-        ) from error
+        problem = f"{type(error).__name__}: {error}"
+        raise DataError(f"detectron2 cannot build the network of {config} with these options ({problem})") from error
 
 
 def settle_batch_norm(network: Any) -> None:
@@ -177,11 +169,8 @@ def settle_batch_norm(network: Any) -> None:
         norm.running_mean.copy_(inputs[0].mean(dim=(0, 2, 3)))
         norm.running_var.copy_(inputs[0].var(dim=(0, 2, 3)))
 
-    hooks = [
-        module.register_forward_pre_hook(measure)
-        for module in network.modules()
-        if getattr(module, "running_mean", None) is not None
-    ]
+    norms = [module for module in network.modules() if getattr(module, "running_mean", None) is not None]
+    hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
     # Blobs, as in photographs: of white noise the first layers pass little, and a photograph would come out far larger.
     blobs = F.interpolate(torch.rand(1, 3, 16, 16) * 255, size=(256, 256), mode="bilinear")[0]
     with torch.inference_mode():
@@ -195,26 +184,24 @@ def settle_batch_norm(network: Any) -> None:
 def fill_from_checkpoint(network: Any, config: str, path: Path) -> None:
     """Load a checkpoint as detectron2 does; where it would only warn of keys that do not fit, a DataError lists them.
 
-    What it holds to be harmless stays so: `pixel_mean` and `pixel_std` (they come from the config) and the anchors'
-    `cell_anchors` (computed), which old checkpoints have and new networks do not store.
+    What it holds to be harmless stays so: `pixel_mean` and `pixel_std` (of the config), `cell_anchors` (computed).
     """
     from detectron2.checkpoint import DetectionCheckpointer
 
-    computed = ("pixel_mean", "pixel_std")
     problems: dict[str, list[str]] = {}
 
     class Listing(DetectionCheckpointer):
         def _load_model(self, checkpoint: Any) -> Any:
-            given = set(checkpoint["model"])
+            given = {key.removeprefix("module.") for key in checkpoint["model"]}
             renamed = checkpoint.get("matching_heuristics", False)  # older formats: batch norm may be folded into them
             incompatible = super()._load_model(checkpoint)
             misshapen = {key: (found, wanted) for key, found, wanted in incompatible.incorrect_shapes}
-            missing = {key for key in incompatible.missing_keys if key not in misshapen}
+            missing = set(incompatible.missing_keys) - misshapen.keys()
             if not renamed:  # detectron2 fills in absent statistics of batch norm without a word
-                stripped = {key.removeprefix("module.") for key in given}
-                missing |= {key for key in network.state_dict() if is_statistic(key) and key not in stripped}
+                statistics = (".running_mean", ".running_var")
+                missing |= {key for key in network.state_dict() if key.endswith(statistics) and key not in given}
             problems["missing"] = sorted(missing)
-            problems["left over"] = sorted(set(incompatible.unexpected_keys) - set(computed))
+            problems["left over"] = sorted(set(incompatible.unexpected_keys) - {"pixel_mean", "pixel_std"})
             problems["of another shape"] = [
                 f"{key} {found} where {wanted} is wanted" for key, (found, wanted) in misshapen.items()
             ]
@@ -222,13 +209,8 @@ def fill_from_checkpoint(network: Any, config: str, path: Path) -> None:
     try:
         Listing(network).load(str(path))
     except Exception as error:  # a broken pickle can raise anything
-        raise DataError(
-            f"{path}: not a whole file of weights that detectron2 can read ({type(error).__name__}: {error})"
-        ) from error
+        problem = f"{type(error).__name__}: {error}"
+        raise DataError(f"{path}: not a whole file of weights that detectron2 can read ({problem})") from error
     if any(problems.values()):
         parts = "; ".join(f"{what} {listed(keys)}" for what, keys in problems.items())
         raise DataError(f"{path} does not fit {config}: {parts}")
-
-
-def is_statistic(key: str) -> bool:
-    return key.endswith((".running_mean", ".running_var"))

@@ -10,30 +10,17 @@ image comes from a file and B G R where it comes from an address; the weights wa
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 MEAN_BGR = (102.9801, 115.9465, 122.7717)
 SMALLEST_SIDE = 16  # of a resized image: one cell of the map
 
 
-@dataclass(frozen=True)
-class AllPixels:
-    """Leaves the image at its size, for the network resizes on its own device; cheap to send to a worker process."""
-
-    def __call__(self, image: Image.Image) -> np.ndarray:
-        """RGB image -> (height, width, 3) uint8."""
-        return np.asarray(image)
-
-
-@dataclass(frozen=True)
-class ResizedSize:
+class ResizedSize(NamedTuple):
     """Size of a resized image, and the factors by which it was resized (those of the interpolation)."""
 
     height: int
@@ -64,7 +51,7 @@ def resized_size(
         rows, factors[0] = SMALLEST_SIDE, SMALLEST_SIDE / height
     if columns < SMALLEST_SIDE:
         columns, factors[1] = SMALLEST_SIDE, SMALLEST_SIDE / width
-    return ResizedSize(rows, columns, factors[0], factors[1])
+    return ResizedSize(rows, columns, *factors)
 
 
 def network_input(pixels: Tensor, size: ResizedSize, resize: Literal["opencv", "pillow", "torch"]) -> Tensor:
@@ -80,11 +67,10 @@ def network_input(pixels: Tensor, size: ResizedSize, resize: Literal["opencv", "
     images = pixels.flip(3).permute(0, 3, 1, 2).float()
     mean = torch.tensor(MEAN_BGR, device=pixels.device).view(3, 1, 1)
     if resize == "opencv":
-        wanted, factors = [size.height, size.width], (size.scale_y, size.scale_x)
-        return torch.ops.aten.upsample_bilinear2d((images - mean).contiguous(), wanted, False, *factors)
+        return torch.ops.aten.upsample_bilinear2d((images - mean).contiguous(), size[:2], False, *size[2:])
     if resize == "torch":
-        return F.interpolate(images, (size.height, size.width), mode="bilinear") - mean
+        return F.interpolate(images, size[:2], mode="bilinear") - mean
     # Pillow keeps 8 bits between its two passes, and rounds halves up.
-    for shape in ((images.shape[2], size.width), (size.height, size.width)):
+    for shape in ((images.shape[2], size.width), size[:2]):
         images = (F.interpolate(images, shape, mode="bilinear", antialias=True) + 0.5).floor()
     return images - mean

@@ -12,53 +12,35 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from ascl.features.detectors.boxes import (
-    anchors_of_map,
-    caffe_anchors,
-    centered_anchors,
-    clip_boxes,
-    decode_boxes,
-    nms,
-)
+from ascl.features.detectors.boxes import anchors_of_map, caffe_anchors, centered_anchors, clip_boxes, decode_boxes, nms
 from ascl.images.backbones import Precision, autocast
 
 STRIDE = 16  # pixels of the image for one cell of the map
-BATCH_NORM_EPSILON = 1e-5
 PROPOSALS_AT_ONCE = 128  # through res5, whatever the batch: a few activations of 0.2 GB each in float32
+
 
 @dataclass(frozen=True)
 class DetectorShape:
-    """Sizes of the network; the defaults are the published ones.
+    """Sizes of the network; the defaults are the published ones."""
 
-    Attributes:
-        blocks: bottlenecks in res2, res3, res4 and res5.
-        width: channels of the stem; res2 to res5 give 4, 8, 16 and 32 times as many.
-        rpn_channels: of the hidden layer of the region proposal network.
-        anchor_scales: sides of the square anchors, in strides: 64 to 512 pixels.
-        classes, attributes: without the background; attributes = 0 is a network without that head.
-        class_embedding, attribute_hidden: widths inside the attribute head.
-        pool_size: cells on a side of the pooled region.
-        proposals_before_nms, proposals: how many go into the suppression of proposals, and out of it at most.
-    """
-
-    blocks: tuple[int, int, int, int] = (3, 4, 23, 3)
-    width: int = 64
-    rpn_channels: int = 512
-    anchor_scales: tuple[float, ...] = (4, 8, 16, 32)
-    classes: int = 1600
-    attributes: int = 400
-    class_embedding: int = 256
+    blocks: tuple[int, int, int, int] = (3, 4, 23, 3)  # bottlenecks in res2, res3, res4 and res5
+    width: int = 64  # channels of the stem; res2 to res5 give 4, 8, 16 and 32 times as many
+    rpn_channels: int = 512  # of the hidden layer of the region proposal network
+    anchor_scales: tuple[float, ...] = (4, 8, 16, 32)  # sides of the square anchors, in strides: 64 to 512 pixels
+    classes: int = 1600  # without the background
+    attributes: int = 400  # without the background; 0 is a network without that head
+    class_embedding: int = 256  # and the next: widths inside the attribute head
     attribute_hidden: int = 512
-    pool_size: int = 14
-    proposals_before_nms: int = 6000
-    proposals: int = 300
+    pool_size: int = 14  # cells on a side of the pooled region
+    proposals_before_nms: int = 6000  # that go into the suppression of proposals
+    proposals: int = 300  # that come out of it at most
 
     @property
     def region_dim(self) -> int:
@@ -67,24 +49,14 @@ class DetectorShape:
 
 @dataclass(frozen=True)
 class Convention:
-    """What a port does besides its weights. The network's layers are the same in all.
+    """What a port does besides its weights. The network's layers are the same in all."""
 
-    Attributes:
-        legacy: boxes hold both end pixels (see `boxes`).
-        minimum_side: of a proposal, in pixels of the image before it was resized.
-        filter_first: small proposals go before the best `proposals_before_nms` are taken, not after.
-        box_weights: what the box regression was multiplied by in training.
-        background_attribute: the attributes' softmax counts the background, which is then passed over; otherwise the
-            background is left out of the softmax.
-        resize: how the image is brought to size: see `input`.
-    """
-
-    legacy: bool
-    minimum_side: float
-    filter_first: bool
-    box_weights: tuple[float, float, float, float]
-    background_attribute: bool
-    resize: Literal["opencv", "pillow", "torch"]
+    legacy: bool  # boxes hold both end pixels (see `boxes`)
+    minimum_side: float  # of a proposal, in pixels of the image before it was resized
+    filter_first: bool  # small proposals go before the best `proposals_before_nms` are taken, not after
+    box_weights: tuple[float, float, float, float]  # what the box regression was multiplied by in training
+    background_attribute: bool  # counted by the attributes' softmax and then passed over; else left out of the softmax
+    resize: Literal["opencv", "pillow", "torch"]  # how the image is brought to size: see `input`
 
     def anchors(self, shape: DetectorShape) -> Tensor:
         """(A, 4) float32, for checkpoints that bring none."""
@@ -99,42 +71,21 @@ HUGGING_FACE = Convention(False, 0, False, (10, 10, 5, 5), False, "torch")
 
 @dataclass(frozen=True)
 class Proposals:
-    """Of one image: everything the network says about its N proposals, float32, best objectness first.
+    """Of one image: everything the network says about its N proposals, float32, best objectness first."""
 
-    Attributes:
-        boxes: (N, 4) in pixels of the resized image.
-        features: (N, 32 * width), `pool5_flat`.
-        class_probabilities: (N, 1 + classes), background first.
-        box_deltas: (N, 1 + classes, 4), regression for each class.
-        attribute_ids: (N,) int64 from 1 (0 is "no attribute"), None without that head.
-        attribute_scores: (N,) in [0, 1], None without that head.
-    """
-
-    boxes: Tensor
-    features: Tensor
-    class_probabilities: Tensor
-    box_deltas: Tensor
-    attribute_ids: Tensor | None
-    attribute_scores: Tensor | None
+    boxes: Tensor  # (N, 4) in pixels of the resized image
+    features: Tensor  # (N, 32 * width), `pool5_flat`
+    class_probabilities: Tensor  # (N, 1 + classes), background first
+    box_deltas: Tensor  # (N, 1 + classes, 4), regression for each class
+    attribute_ids: Tensor | None  # (N,) int64 from 1 (0 is "no attribute"), None without that head
+    attribute_scores: Tensor | None  # (N,) in [0, 1], None without that head
 
 
-class FrozenBatchNorm2d(nn.Module):
-    """Batch norm whose statistics are constants, in training mode too; buffers alone, as in the checkpoints."""
-
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        for name, value in {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}.items():
-            self.register_buffer(name, torch.full((channels,), value))
+class FrozenBatchNorm2d(torchvision.ops.FrozenBatchNorm2d):
+    """Batch norm whose statistics are constants, in training mode too; torch's kernel, which is the faster."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=BATCH_NORM_EPSILON
-        )
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
 class NormalizedConv2d(nn.Conv2d):
@@ -154,10 +105,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int, dilation: int) -> None:
         super().__init__()
-        if inputs != outputs:
-            self.shortcut = NormalizedConv2d(inputs, outputs, 1, stride)
-        else:
-            self.register_module("shortcut", None)
+        self.shortcut = None if inputs == outputs else NormalizedConv2d(inputs, outputs, 1, stride)
         self.conv1 = NormalizedConv2d(inputs, outputs // 4, 1, stride)
         self.conv2 = NormalizedConv2d(outputs // 4, outputs // 4, 3, 1, dilation)
         self.conv3 = NormalizedConv2d(outputs // 4, outputs, 1)
@@ -189,10 +137,8 @@ def c4(shape: DetectorShape) -> nn.Sequential:
     """Return image -> map of stride 16: the stem and res2 to res4."""
     width = shape.width
     return nn.Sequential(OrderedDict(
-        stem=Stem(width),
-        res2=stage(shape.blocks[0], width, 4 * width, 1),
-        res3=stage(shape.blocks[1], 4 * width, 8 * width, 2),
-        res4=stage(shape.blocks[2], 8 * width, 16 * width, 2),
+        stem=Stem(width), res2=stage(shape.blocks[0], width, 4 * width, 1),
+        res3=stage(shape.blocks[1], 4 * width, 8 * width, 2), res4=stage(shape.blocks[2], 8 * width, 16 * width, 2),
     ))
 
 
@@ -219,21 +165,6 @@ class ProposalHead(nn.Module):
         return objectness, deltas
 
 
-class ProposalGenerator(nn.Module):
-    """The head and, as a buffer of the checkpoints' name, the (A, 4) float32 anchors of the cell at (0, 0)."""
-
-    def __init__(self, shape: DetectorShape, convention: Convention) -> None:
-        super().__init__()
-        self.rpn_head = ProposalHead(shape)
-        levels = nn.Module()  # one map, so one level
-        levels.register_buffer("0", convention.anchors(shape))
-        self.anchor_generator = nn.ModuleDict({"cell_anchors": levels})
-
-    def anchors(self, height: int, width: int) -> Tensor:
-        """(height * width * A, 4) of a map of that size."""
-        return anchors_of_map(self.anchor_generator["cell_anchors"].get_buffer("0"), height, width, STRIDE)
-
-
 class BoxPredictor(nn.Module):
     """Classes, boxes and attributes of a region from its feature vector; the background has index 0 in each."""
 
@@ -252,14 +183,6 @@ class BoxPredictor(nn.Module):
         return self.attr_linear2(F.relu(self.attr_linear1(torch.cat([features, embedded], dim=1))))
 
 
-class RoiHeads(nn.Module):
-    def __init__(self, shape: DetectorShape) -> None:
-        super().__init__()
-        # Stride 1 with dilation 2 sees as much of the image as the classifier's stride 2, at twice the resolution.
-        self.res5 = stage(shape.blocks[3], 16 * shape.width, 32 * shape.width, stride=1, dilation=2)
-        self.box_predictor = BoxPredictor(shape)
-
-
 class BottomUpDetector(nn.Module):
     """Images of one size -> proposals with features, classes, boxes and attributes."""
 
@@ -267,8 +190,13 @@ class BottomUpDetector(nn.Module):
         super().__init__()
         self.shape, self.convention = shape, convention
         self.backbone = c4(shape)
-        self.proposal_generator = ProposalGenerator(shape, convention)
-        self.roi_heads = RoiHeads(shape)
+        levels = nn.Module()  # one map, so one level: the (A, 4) float32 anchors of the cell at (0, 0)
+        levels.register_buffer("0", convention.anchors(shape))
+        anchors = nn.ModuleDict({"cell_anchors": levels})
+        self.proposal_generator = nn.ModuleDict({"rpn_head": ProposalHead(shape), "anchor_generator": anchors})
+        # Stride 1 with dilation 2 sees as much of the image as the classifier's stride 2, at twice the resolution.
+        res5 = stage(shape.blocks[3], 16 * shape.width, 32 * shape.width, stride=1, dilation=2)
+        self.roi_heads = nn.ModuleDict({"res5": res5, "box_predictor": BoxPredictor(shape)})
 
     def forward(self, images: Tensor, scales: Sequence[float], precision: Precision = "float32") -> list[Proposals]:
         """Return what the network sees in each image.
@@ -279,8 +207,8 @@ class BottomUpDetector(nn.Module):
             precision: of the convolutions; everything else is float32.
 
         Returns:
-            B `Proposals`, each of at least one: where none is left (all are smaller than the smallest side, as in an
-            image of 10 pixels) the whole image is the one. The ports give no region there.
+            B `Proposals`, each of at least one: the whole image where all are smaller than the smallest side, as in an
+            image of 10 pixels. The ports give no region there.
         """
         feature_map = self.feature_map(images, precision)
         boxes = self.propose(feature_map, images.shape[2], images.shape[3], scales, precision)
@@ -295,14 +223,16 @@ class BottomUpDetector(nn.Module):
         self, feature_map: Tensor, height: int, width: int, scales: Sequence[float], precision: Precision
     ) -> list[Tensor]:
         """(B, C, h, w) map of (height, width) images -> B tensors (N_i, 4), best objectness first."""
-        objectness, deltas = self.proposal_generator.rpn_head(feature_map, precision)
-        anchors = self.proposal_generator.anchors(*feature_map.shape[2:])
+        objectness, deltas = self.proposal_generator["rpn_head"](feature_map, precision)
+        cell_anchors = self.get_buffer("proposal_generator.anchor_generator.cell_anchors.0")
+        anchors = anchors_of_map(cell_anchors, feature_map.shape[2], feature_map.shape[3], STRIDE)
         legacy = self.convention.legacy
         boxes = clip_boxes(decode_boxes(anchors, deltas, (1, 1, 1, 1), legacy), height, width, legacy)
-        edges = (height - legacy, width - legacy)
-        return [self.best_boxes(*image, *edges) for image in zip(boxes, objectness, scales, strict=True)]
+        whole = boxes.new_tensor([[0, 0, width - legacy, height - legacy]])
+        best = [self.best_boxes(*image) for image in zip(boxes, objectness, scales, strict=True)]
+        return [corners if len(corners) else whole for corners in best]
 
-    def best_boxes(self, boxes: Tensor, objectness: Tensor, scale: float, bottom: int, right: int) -> Tensor:
+    def best_boxes(self, boxes: Tensor, objectness: Tensor, scale: float) -> Tensor:
         """(M, 4), (M,) of one image -> (N, 4): large enough, not suppressed, best first."""
         legacy, minimum = self.convention.legacy, self.convention.minimum_side * scale
         order = objectness.argsort(descending=True, stable=True)
@@ -313,10 +243,7 @@ class BottomUpDetector(nn.Module):
         kept = ((sides > 0) & (sides + legacy > minimum)).all(dim=1).nonzero()[:, 0]
         kept = kept[: self.shape.proposals_before_nms]
         boxes, objectness = boxes[kept], objectness[kept]
-        boxes = boxes[nms(boxes, objectness, 0.7, legacy)[: self.shape.proposals]]
-        if len(boxes):
-            return boxes
-        return boxes.new_tensor([[0, 0, right, bottom]])
+        return boxes[nms(boxes, objectness, 0.7, legacy)[: self.shape.proposals]]
 
     def region_features(self, feature_map: Tensor, boxes: list[Tensor], precision: Precision) -> list[Tensor]:
         """`pool5_flat` of every box: B tensors (N_i, 4) in pixels of the images -> B tensors (N_i, D) float32."""
@@ -326,30 +253,24 @@ class BottomUpDetector(nn.Module):
         for part in rows.split(PROPOSALS_AT_ONCE):
             pooled = torchvision.ops.roi_pool(feature_map, part, self.shape.pool_size, 1 / STRIDE)
             with autocast(pooled.device, precision):
-                features.append(self.roi_heads.res5(pooled).mean(dim=(2, 3), dtype=torch.float32))
+                features.append(self.roi_heads["res5"](pooled).mean(dim=(2, 3), dtype=torch.float32))
         return list(torch.cat(features).split([len(corners) for corners in boxes]))
 
     def describe(self, boxes: Tensor, features: Tensor) -> Proposals:
-        predictor = self.roi_heads.box_predictor
+        predictor: Any = self.roi_heads["box_predictor"]
         class_logits = predictor.cls_score(features)
         deltas = predictor.bbox_pred(features).unflatten(1, (-1, 4))
         attribute_ids = attribute_scores = None
         if self.shape.attributes:
             logits = predictor.attribute_logits(features, class_logits)
-            if self.convention.background_attribute:
-                likelihood = logits.softmax(dim=1)[:, 1:]
-            else:
-                likelihood = logits[:, 1:].softmax(dim=1)
+            with_background = self.convention.background_attribute
+            likelihood = logits.softmax(dim=1)[:, 1:] if with_background else logits[:, 1:].softmax(dim=1)
             attribute_scores, attribute_ids = likelihood.max(dim=1)
             attribute_ids = attribute_ids + 1
         return Proposals(boxes, features, class_logits.softmax(dim=1), deltas, attribute_ids, attribute_scores)
 
     def regressed(self, proposals: Proposals, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Move each proposal to where its own best class wants it.
-
-        Returns:
-            (N, 4) boxes clipped to the (height, width) image, and (N,) the probability of that class.
-        """
+        """Move each proposal to where its best class wants it: (N, 4), clipped; (N,) the probability of that class."""
         scores, best = proposals.class_probabilities[:, 1:].max(dim=1)
         deltas = proposals.box_deltas[torch.arange(len(best), device=best.device), best + 1]
         legacy = self.convention.legacy
@@ -369,11 +290,10 @@ def initialize(detector: BottomUpDetector, seed: int) -> None:
             if parameter.dim() == 1:
                 parameter.zero_()
                 continue
-            fan_in = parameter[0].numel()
+            deviation = (2 / parameter[0].numel()) ** 0.5
             if "proposal_generator" in name or "box_predictor" in name:
-                parameter.normal_(0, 0.001 if "bbox_pred" in name else 0.01, generator=generator)
-            else:
-                parameter.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
+                deviation = 0.001 if "bbox_pred" in name else 0.01
+            parameter.normal_(0, deviation, generator=generator)
     for module in detector.modules():
         if isinstance(module, Stem):
             module.conv1.norm.weight.fill_(1 / 70)

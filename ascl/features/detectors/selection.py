@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torchvision
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ascl.features.detectors.boxes import nms, overlaps
 
@@ -27,20 +28,16 @@ def surviving_confidence(
     Args:
         boxes: B tensors (N_i, 4), the proposals of an image, in pixels of the original.
         probabilities: B tensors (N_i, C) in [0, 1], without the background.
-        threshold: of the overlap, in [0, 1]; a box that overlaps a better one that stays by more is suppressed.
-        legacy: the convention of overlaps, see `boxes`.
+        threshold, legacy: of the overlap, in [0, 1], and its convention; see `boxes.nms`.
 
-    Returns:
-        B tensors (N_i,) in [0, 1]; 0 for a proposal that stays for no class.
-
+    Returns B tensors (N_i,) in [0, 1]; 0 for a proposal that stays for no class.
     Source: P. Anderson et al., Bottom-Up and Top-Down Attention, CVPR 2018, and its extraction code (0.3).
     """
-    count, longest, classes = len(boxes), max(map(len, boxes)), probabilities[0].shape[1]
-    overlapping = torch.zeros(count, longest, longest, dtype=torch.bool, device=boxes[0].device)
-    scores = torch.full((count, longest, classes), -1.0, device=boxes[0].device)  # padding comes last in every order
-    for image, (corners, values) in enumerate(zip(boxes, probabilities, strict=True)):
+    scores = pad_sequence(list(probabilities), batch_first=True, padding_value=-1.0)  # padding is last in every order
+    count, longest, _ = scores.shape
+    overlapping = scores.new_zeros((count, longest, longest), dtype=torch.bool)
+    for image, corners in enumerate(boxes):
         overlapping[image, : len(corners), : len(corners)] = overlaps(corners, legacy) > threshold
-        scores[image, : len(corners)] = values
     overlapping &= ~torch.eye(longest, dtype=torch.bool, device=overlapping.device)  # no box suppresses itself
     by_class = scores.transpose(1, 2)  # (B, C, N)
     order = by_class.argsort(dim=2, descending=True, stable=True)
@@ -60,13 +57,8 @@ def select_by_confidence(confidence: Tensor, minimum: int, maximum: int, thresho
 
     Where minimum = maximum the threshold does not matter (36 fixed); 10 to 100 is the adaptive variant.
 
-    Args:
-        confidence: (N,) from `surviving_confidence`.
-
-    Returns:
-        (K,) int64 indices, most confident first; K < minimum only where N is.
-
-    Source: as `surviving_confidence`. Its files keep the adaptive variant in the order of the proposals.
+    (N,) from `surviving_confidence` -> (K,) int64 indices, most confident first; K < minimum only where N is.
+    Source: as there; its files keep the adaptive variant in the order of the proposals.
     """
     order = confidence.argsort(descending=True, stable=True)
     above = int((confidence >= threshold).sum())
@@ -84,15 +76,12 @@ def select_by_raising_nms(
     """Suppress over all classes at once, ever milder, until at least `minimum` boxes stay.
 
     Args:
-        boxes: (N, 4), each regressed for its own best class.
-        scores: (N,) probability of that class.
+        boxes, scores: (N, 4), each regressed for its own best class; (N,) probability of that class.
         thresholds: of the overlap, tried in this order; the last one's result counts however few it leaves. With one
             threshold this is plain class-agnostic suppression.
         legacy: the convention of overlaps, see `boxes`.
 
-    Returns:
-        (K,) int64 indices, best first, K <= maximum.
-
+    Returns (K,) int64 indices, best first, K <= maximum.
     Source: the extraction code of H. Tan and M. Bansal, LXMERT, EMNLP 2019 (0.3, 0.4 ... 0.9).
     """
     keep = torch.arange(0, device=boxes.device)
@@ -114,13 +103,11 @@ def first_survivors(
     Args:
         boxes: (N, 4) x1 y1 x2 y2, best first. torchvision tells classes apart by moving boxes by many image widths,
             which costs float32 its digits; float64 keeps them.
-        scores: (N,) falling. classes: (N,).
-        threshold: of the overlap, in [0, 1].
-        wanted: boxes to return at most.
+        scores, classes: (N,) falling; (N,).
+        threshold, wanted: of the overlap, in [0, 1]; boxes to return at most.
         first: candidates to look at first; four times as many each time that they leave too few.
 
-    Returns:
-        (K,) int64 indices in rising order, K <= wanted.
+    Returns (K,) int64 indices in rising order, K <= wanted.
     """
     while True:
         kept = torchvision.ops.batched_nms(boxes[:first], scores[:first], classes[:first], threshold)
@@ -129,7 +116,19 @@ def first_survivors(
         first *= 4
 
 
-def padded(values: Tensor, count: int, padding: int = 0) -> np.ndarray:
-    """Return (n, ...) as (count, ...) on the CPU, filled up with `padding`."""
-    rest = values.new_full((count - len(values), *values.shape[1:]), padding)
-    return torch.cat([values, rest]).cpu().numpy()
+def in_originals(boxes: np.ndarray, width: int, height: int, sizes: np.ndarray) -> np.ndarray:
+    """Scale (B, K, 4) boxes of (width, height) images to their originals of (B, 2) sizes."""
+    edges = np.tile(sizes, 2)[:, None].astype(np.float32)
+    scaled = boxes * (edges / np.array([width, height] * 2, dtype=np.float32))
+    return np.clip(scaled, 0, edges)  # a product may be over by the last digit
+
+
+def padded_rows(images: Sequence[dict[str, Tensor]], count: int) -> dict[str, np.ndarray]:
+    """Return B images' (n, ...) as (B, count, ...) with `region_count`: float32 filled up with 0, ids int32 with -1."""
+    rows = {"region_count": np.array([len(image["boxes"]) for image in images], dtype=np.int32)}
+    for name, first in images[0].items():
+        dtype, padding = (np.int32, -1) if name.endswith("_ids") else (np.float32, 0)
+        rows[name] = np.full((len(images), count, *first.shape[1:]), padding, dtype=dtype)
+        for row, image in zip(rows[name], images, strict=True):
+            row[: len(image[name])] = image[name].cpu().numpy()
+    return rows

@@ -10,6 +10,7 @@ Transformers, 2021 (the recipe of version 2); torchvision's `models/detection`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torchvision.models.detection.faster_rcnn import FasterRCNN
 from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
 from ascl.core.errors import DataError
-from ascl.features.detectors.selection import first_survivors, padded
+from ascl.features.detectors.selection import first_survivors, in_originals, padded_rows
 from ascl.images.backbones import Precision, autocast, load_torchvision
 
 MODEL = "fasterrcnn_resnet50_fpn_v2"
@@ -51,13 +52,12 @@ class DetectorPixels:
         return np.asarray(image)
 
 
-@dataclass(frozen=True)
-class Detections:
-    """Of one image, best first: boxes (N, 4) in pixels of the network's input, scores (N,), labels (N,)."""
+class Detections(NamedTuple):
+    """Of one image, best first."""
 
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
+    boxes: Tensor  # (N, 4) in pixels of the network's input
+    scores: Tensor  # (N,)
+    labels: Tensor  # (N,)
 
 
 class TorchvisionDetectorBackend:
@@ -69,28 +69,19 @@ class TorchvisionDetectorBackend:
     """
 
     def __init__(
-        self,
-        weights: str = "default",
-        *,
-        max_regions: int = 36,
-        score_threshold: float = 0.0,
-        nms_threshold: float = 0.5,
-        short_side: int = 800,
-        long_side: int = 1333,
-        precision: Precision = "float32",
+        self, weights: str = "default", *, max_regions: int = 36, score_threshold: float = 0.0,
+        nms_threshold: float = 0.5, short_side: int = 800, long_side: int = 1333, precision: Precision = "float32",
         device: str = "cpu",
     ) -> None:
         """Load the network.
 
         Args:
-            weights: `default` (torchvision's, trained on COCO, downloaded to its cache at the first use),
-                `random:SEED`, or a path to a state dict of exactly this model.
+            weights: see `load_torchvision`; `default` was trained on COCO.
             max_regions: detections to keep; fewer only where there are no more.
             score_threshold: detections of this probability or less are left out, the best one excepted. 0 keeps the
                 best `max_regions` however sure; torchvision itself leaves out 0.05 and less.
             nms_threshold: of two boxes of one class with a larger intersection over union the weaker goes.
             short_side: pixels to which the image is scaled, unless its long side would pass `long_side`.
-            long_side: most pixels of the long side.
             precision: of the backbone and the box head (autocast). Everything that computes coordinates is float32:
                 above 256 a bfloat16 pixel coordinate is off by a pixel and more.
             device: a torch device.
@@ -99,10 +90,8 @@ class TorchvisionDetectorBackend:
             DataError: numbers out of range; weights that cannot be had or do not fit.
         """
         if max_regions < 1 or not 1 <= short_side <= long_side:
-            raise DataError(
-                f"max_regions {max_regions}, short_side {short_side}, long_side {long_side}: wanted at least 1 each, "
-                "and no short side above the long one"
-            )
+            given = f"max_regions {max_regions}, short_side {short_side}, long_side {long_side}"
+            raise DataError(f"{given}: wanted at least 1 each, and no short side above the long one")
         if not (0 <= score_threshold < 1 and 0 <= nms_threshold <= 1):
             raise DataError(f"score_threshold {score_threshold} and nms_threshold {nms_threshold}: wanted 0 to 1")
         self.model, origin = load_detector(weights)
@@ -116,49 +105,37 @@ class TorchvisionDetectorBackend:
         self.dim: int = self.model.roi_heads.box_predictor.cls_score.in_features
         self.names = {"class_names": list(get_model_weights(MODEL).DEFAULT.meta["categories"])}
         self.settings = {
-            "backend": "torchvision_detector",
-            "model": MODEL,
-            **origin,
-            "max_regions": max_regions, "score_threshold": score_threshold, "nms_threshold": nms_threshold,
-            "short_side": short_side, "long_side": long_side, "precision": precision,
+            "backend": "torchvision_detector", "model": MODEL, **origin, "max_regions": max_regions,
+            "score_threshold": score_threshold, "nms_threshold": nms_threshold, "short_side": short_side,
+            "long_side": long_side, "precision": precision,
         }
 
     def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
         """Return the detections of a batch and their features (1024), K = max_regions; see `Backend.extract`."""
         self.model.eval()  # here and not once: batch norm left training would drift with every batch, unseen
         with torch.inference_mode():
-            found, features, network_size = self._detect(pixels)
-        most = self.max_regions
-        rows = {
-            "regions": np.stack([padded(vectors, most) for vectors in features]),
-            "boxes": np.stack([padded(image.boxes, most) for image in found]),
-            "scores": np.stack([padded(image.scores, most) for image in found]),
-            "class_ids": np.stack([padded(image.labels.int(), most, -1) for image in found]),
-            "region_count": np.array([len(image.scores) for image in found], dtype=np.int32),
-        }
-        height, width = network_size
-        limits = np.tile(sizes, 2)[:, None].astype(np.float32)
-        scaled = rows["boxes"] * (limits / np.array([width, height] * 2, dtype=np.float32))
-        return rows | {"boxes": np.clip(scaled, 0, limits)}  # a product may be over by the last digit
-
-    def _detect(self, pixels: list[np.ndarray]) -> tuple[list[Detections], list[Tensor], tuple[int, int]]:
-        """Detections of each image, their features (N, 1024), and the (height, width) of the network's input."""
-        batch = torch.from_numpy(np.stack(pixels)).to(self.device, non_blocking=True)
-        images, _ = self.model.transform(list(batch.permute(0, 3, 1, 2).float() / 255))
-        with autocast(self.device, self.precision):
-            maps = self.model.backbone(images.tensors)
-        maps = {name: values.float() for name, values in maps.items()}
-        proposals, _ = self.model.rpn(images, maps)
-        logits, deltas = self.model.roi_heads.box_predictor(self._box_features(maps, proposals, images.image_sizes))
-        boxes = self.model.roi_heads.box_coder.decode(deltas, proposals)  # (all proposals, classes, 4)
-        counts = [len(of_image) for of_image in proposals]
-        size = images.image_sizes[0]
-        found = [
-            select_detections(candidates, scores, size, self.max_regions, self.score_threshold, self.nms_threshold)
-            for candidates, scores in zip(boxes.split(counts), logits.softmax(dim=1).split(counts), strict=True)
+            batch = torch.from_numpy(np.stack(pixels)).to(self.device, non_blocking=True)
+            images, _ = self.model.transform(list(batch.permute(0, 3, 1, 2).float() / 255))
+            with autocast(self.device, self.precision):
+                maps = self.model.backbone(images.tensors)
+            maps = {name: values.float() for name, values in maps.items()}
+            proposals, _ = self.model.rpn(images, maps)
+            logits, deltas = self.model.roi_heads.box_predictor(self._box_features(maps, proposals, images.image_sizes))
+            boxes = self.model.roi_heads.box_coder.decode(deltas, proposals)  # (all proposals, classes, 4)
+            counts = [len(of_image) for of_image in proposals]
+            size = images.image_sizes[0]  # (height, width) of the network's input
+            found = [
+                select_detections(candidates, scores, size, self.max_regions, self.score_threshold, self.nms_threshold)
+                for candidates, scores in zip(boxes.split(counts), logits.softmax(dim=1).split(counts), strict=True)
+            ]
+            features = self._box_features(maps, [image.boxes for image in found], images.image_sizes)
+        vectors = features.split([len(image.boxes) for image in found])
+        regions = [
+            {"regions": of_image, "boxes": image.boxes, "scores": image.scores, "class_ids": image.labels}
+            for image, of_image in zip(found, vectors, strict=True)
         ]
-        features = self._box_features(maps, [image.boxes for image in found], images.image_sizes)
-        return found, list(features.split([len(image.boxes) for image in found])), size
+        rows = padded_rows(regions, self.max_regions)
+        return rows | {"boxes": in_originals(rows["boxes"], size[1], size[0], sizes)}
 
     def _box_features(self, maps: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> Tensor:
         """(all boxes of all images, 1024) float32, the box head's output for each."""
@@ -168,12 +145,8 @@ class TorchvisionDetectorBackend:
 
 
 def select_detections(
-    boxes: Tensor,
-    probabilities: Tensor,
-    size: tuple[int, int],
-    max_regions: int,
-    score_threshold: float,
-    nms_threshold: float,
+    boxes: Tensor, probabilities: Tensor, size: tuple[int, int], max_regions: int, score_threshold: float,
+    nms_threshold: float, *, first: int = FIRST_CANDIDATES,
 ) -> Detections:
     """Select the best detections of one image after suppression within each class, as torchvision does.
 
@@ -181,10 +154,9 @@ def select_detections(
     one, where there is no box at all the whole image, as background of score 0.
 
     Args:
-        boxes: (P, C, 4) of each proposal for each class, in pixels of the network's input; class 0 is the background.
-        probabilities: (P, C), of each class.
-        size: height and width of the network's input, to which boxes are clipped.
-        max_regions, score_threshold, nms_threshold: see `TorchvisionDetectorBackend`.
+        boxes, probabilities: (P, C, 4), (P, C) of each proposal for each class; class 0 is the background.
+        size: height and width of the network's input, in whose pixels boxes are and to which they are clipped.
+        max_regions, score_threshold, nms_threshold: see `TorchvisionDetectorBackend`. first: see `first_survivors`.
     """
     boxes = clip_boxes_to_image(boxes, size)[:, 1:].reshape(-1, 4)
     scores = probabilities[:, 1:].reshape(-1)
@@ -192,11 +164,10 @@ def select_detections(
     order = scores.argsort(descending=True, stable=True)
     order = order[remove_small_boxes(boxes[order], SMALLEST_BOX)]
     if not len(order):
-        height, width = size
-        return Detections(boxes.new_tensor([[0, 0, width, height]]), scores.new_zeros(1), labels.new_zeros(1))
+        return Detections(boxes.new_tensor([[0, 0, *size[::-1]]]), scores.new_zeros(1), labels.new_zeros(1))
     order = order[: max(1, int((scores[order] > score_threshold).sum()))]
-    boxes, scores, labels = boxes[order], scores[order], labels[order]
-    kept = first_survivors(boxes, scores, labels, nms_threshold, max_regions, first=FIRST_CANDIDATES)
+    best = first_survivors(boxes[order], scores[order], labels[order], nms_threshold, max_regions, first=first)
+    kept = order[best]
     return Detections(boxes[kept], scores[kept], labels[kept])
 
 
@@ -208,8 +179,8 @@ def load_detector(weights: str) -> tuple[FasterRCNN, dict[str, str]]:
 def fix_pooling_scales(model: FasterRCNN) -> None:
     """Have the RoI pooling settle on the strides 4, 8, 16 and 32 of its maps.
 
-    It infers them from the first image that it ever sees and keeps them. Maps are padded to 32 pixels, so a strip of
-    one row as the first image would have it read every later image at wrong places.
+    It keeps those of the first image that it sees. Maps are padded to 32 pixels, so after a strip of one row it would
+    read every later image at wrong places.
     """
     pool = model.roi_heads.box_roi_pool
     maps = {name: torch.zeros(1, 1, side, side) for name, side in zip(pool.featmap_names, (64, 32, 16, 8), strict=True)}

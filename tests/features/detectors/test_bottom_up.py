@@ -12,21 +12,15 @@ from PIL import Image
 from ascl.core.errors import DataError
 from ascl.features.detectors.bottom_up import BottomUpBackend, read_names
 from ascl.features.detectors.input import network_input, resized_size
-from ascl.features.detectors.network import CAFFE, DETECTRON2, HUGGING_FACE, BottomUpDetector, DetectorShape
+from ascl.features.detectors.network import BottomUpDetector, DetectorShape
+
+from .cases import CONVENTIONS, greedy
 
 SMALL = DetectorShape(
-    blocks=(1, 1, 2, 1),
-    width=4,
-    rpn_channels=8,
-    classes=9,
-    attributes=5,
-    class_embedding=4,
-    attribute_hidden=8,
-    pool_size=3,
-    proposals=60,
+    blocks=(1, 1, 2, 1), width=4, rpn_channels=8, classes=9, attributes=5, class_embedding=4, attribute_hidden=8,
+    pool_size=3, proposals=60,
 )
 SIDES = {"short_side": 96, "long_side": 160}
-CONVENTIONS = {"caffe": CAFFE, "detectron2": DETECTRON2, "huggingface": HUGGING_FACE}
 
 
 def backend(kind: str = "caffe", shape: DetectorShape = SMALL, **more) -> BottomUpBackend:
@@ -51,22 +45,6 @@ def photographs(count: int, height: int, width: int) -> list[np.ndarray]:
 
 def sizes_of(pixels: list[np.ndarray]) -> np.ndarray:
     return np.array([[array.shape[1], array.shape[0]] for array in pixels], dtype=np.int32)
-
-
-def suppressed(boxes, scores, threshold, legacy) -> list[int]:
-    one, kept = (1 if legacy else 0), []
-    for index in np.argsort(-np.asarray(scores), kind="stable").tolist():
-        a = boxes[index]
-        for other in kept:
-            b = boxes[other]
-            width = max(min(a[2], b[2]) - max(a[0], b[0]) + one, 0)
-            height = max(min(a[3], b[3]) - max(a[1], b[1]) + one, 0)
-            areas = [(box[2] - box[0] + one) * (box[3] - box[1] + one) for box in (a, b)]
-            if width * height / (sum(areas) - width * height) > threshold:
-                break
-        else:
-            kept.append(index)
-    return kept
 
 
 @pytest.mark.parametrize(
@@ -97,7 +75,7 @@ def test_the_arrays_are_the_networks_proposals_chosen_by_loops(kind, selection, 
             boxes = image.boxes.numpy() / factors
             confidence = np.zeros(len(boxes))
             for scores in probabilities.T:
-                kept = suppressed(boxes, scores, 0.3, convention.legacy)
+                kept = greedy(boxes, scores, 0.3, convention.legacy)
                 confidence[kept] = np.maximum(confidence[kept], scores[kept])
             chosen = np.argsort(-confidence, kind="stable")
             number = max((confidence >= 0.2).sum(), counts[0]) if selection == "adaptive" else counts[0]
@@ -105,7 +83,7 @@ def test_the_arrays_are_the_networks_proposals_chosen_by_loops(kind, selection, 
         else:
             regressed, scores = made.detector.regressed(image, size.height, size.width)
             for threshold in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9) if selection == "raise-nms" else (0.6,):
-                chosen = suppressed(regressed.tolist(), scores.tolist(), threshold, convention.legacy)
+                chosen = greedy(regressed.tolist(), scores.tolist(), threshold, convention.legacy)
                 if len(chosen) >= counts[0]:
                     break
             chosen, boxes = np.array(chosen[: counts[1]]), regressed.numpy() / factors
@@ -125,12 +103,9 @@ def check_interface(found: dict[str, np.ndarray], sizes: np.ndarray, most: int, 
     """All that every region backend promises."""
     count = len(sizes)
     shapes = {
-        "regions": ((count, most, dim), np.float32),
-        "boxes": ((count, most, 4), np.float32),
-        "region_count": ((count,), np.int32),
-        "scores": ((count, most), np.float32),
-        "class_ids": ((count, most), np.int32),
-        "attribute_ids": ((count, most), np.int32),
+        "regions": ((count, most, dim), np.float32), "boxes": ((count, most, 4), np.float32),
+        "region_count": ((count,), np.int32), "scores": ((count, most), np.float32),
+        "class_ids": ((count, most), np.int32), "attribute_ids": ((count, most), np.int32),
         "attribute_scores": ((count, most), np.float32),
     }
     assert {name: (array.shape, array.dtype) for name, array in found.items()} == shapes
@@ -202,14 +177,8 @@ def test_settings_hold_all_that_decides_the_numbers():
     single = BottomUpBackend("random:0", shape=SMALL, selection="single-nms")
     assert (single.min_regions, single.nms_threshold) == (36, 0.6)
     changes = {
-        "weights": "random:1",
-        "selection": "raise-nms",
-        "score_threshold": 0.1,
-        "nms_threshold": 0.4,
-        "short_side": 500,
-        "long_side": 900,
-        "precision": "bfloat16",
-        "shape": replace(SMALL, pool_size=4),
+        "weights": "random:1", "selection": "raise-nms", "score_threshold": 0.1, "nms_threshold": 0.4,
+        "short_side": 500, "long_side": 900, "precision": "bfloat16", "shape": replace(SMALL, pool_size=4),
     }
     for name, value in changes.items():
         changed = BottomUpBackend(**{"weights": "random:0", "shape": SMALL} | {name: value})

@@ -19,9 +19,10 @@ from PIL import Image
 from torchvision.ops import roi_align
 
 from ascl.core.errors import DataError
-from ascl.features.detectors import detectron2_backend
 from ascl.features.detectors.detectron2_backend import Detectron2Backend, ShortestEdgePixels, best_boxes
 from ascl.features.writer import extract
+
+from .cases import overlap
 
 ZOO = "COCO-Detection/faster_rcnn_R_50_{}_3x.yaml"
 
@@ -84,13 +85,6 @@ def test_the_short_side_is_scaled_unless_the_long_one_grows_too_long(size, wante
     assert np.array_equal(ShortestEdgePixels(0, 1333)(image), np.asarray(image))
 
 
-def overlap(one: list[float], other: list[float]) -> float:
-    width = max(0.0, min(one[2], other[2]) - max(one[0], other[0]))
-    height = max(0.0, min(one[3], other[3]) - max(one[1], other[1]))
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
-    return width * height / (sum(areas) - width * height)
-
-
 def naive_best(boxes, scores, image_size, original, max_regions, nms_threshold, score_threshold):
     """[(score, class, proposal, box in the original)], best first: one pair of boxes after the other."""
     height, width = image_size
@@ -143,9 +137,7 @@ def test_the_best_boxes_are_those_of_naive_loops(
     if seed % 3 == 0:
         boxes[0, 0, 2], scores[-1, -1] = math.inf, math.nan
     rules = {"max_regions": max_regions, "nms_threshold": nms_threshold, "score_threshold": score_threshold}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(detectron2_backend, "FIRST_CANDIDATES", first)
-        found = best_boxes(boxes, scores, (60, 80), np.array([300, 150]), **rules)
+    found = best_boxes(boxes, scores, (60, 80), np.array([300, 150]), first=first, **rules)
     wanted = naive_best(boxes, scores, (60, 80), (300, 150), **rules)
     assert found.scores.tolist() == [item[0] for item in wanted]
     assert found.classes.tolist() == [item[1] for item in wanted]
@@ -160,13 +152,8 @@ def test_no_box_leaves_the_original_by_a_rounding():
         whole = torch.tensor([[[0.0, 0.0, scaled_width, scaled_height]]])
         beyond += bool(np.float32(scaled_width) * np.float32(width / scaled_width) > width)
         found = best_boxes(
-            whole,
-            torch.ones(1, 1),
-            (scaled_height, scaled_width),
-            np.array([width, 300]),
-            max_regions=1,
-            nms_threshold=0.5,
-            score_threshold=0.0,
+            whole, torch.ones(1, 1), (scaled_height, scaled_width), np.array([width, 300]), max_regions=1,
+            nms_threshold=0.5, score_threshold=0.0,
         )
         assert found.boxes[0, 2] <= width and found.boxes[0, 3] <= 300
     assert beyond  # the multiplication alone does leave it
@@ -407,14 +394,8 @@ def test_settings_hold_all_that_decides_the_numbers(detectron2, narrow):
     base = Detectron2Backend(**plain).settings
     assert json.loads(json.dumps(base)) == base
     changes = {
-        "config": ZOO.format("DC5"),
-        "weights": "random:1",
-        "options": [*narrow, "MODEL.RPN.NMS_THRESH", "0.6"],
-        "max_regions": 10,
-        "min_size": 64,
-        "max_size": 100,
-        "nms_threshold": 0.3,
-        "score_threshold": 0.1,
+        "config": ZOO.format("DC5"), "weights": "random:1", "options": [*narrow, "MODEL.RPN.NMS_THRESH", "0.6"],
+        "max_regions": 10, "min_size": 64, "max_size": 100, "nms_threshold": 0.3, "score_threshold": 0.1,
         "precision": "bfloat16",
     }
     for name, value in changes.items():

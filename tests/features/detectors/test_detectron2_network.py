@@ -29,8 +29,7 @@ def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 
 MISSING, LEFT_OVER, MISSHAPEN = (
-    "proposal_generator.rpn_head.conv.bias",
-    "roi_heads.mask_head.extra.weight",
+    "proposal_generator.rpn_head.conv.bias", "roi_heads.mask_head.extra.weight",
     "roi_heads.box_predictor.cls_score.bias",
 )
 
@@ -121,10 +120,7 @@ def test_files_that_are_no_weights_are_refused(detectron2_checkpoint, tmp_path, 
     buffer = io.BytesIO()
     torch.save([1, 2], buffer)
     contents = {
-        "cut.pth": whole[: len(whole) // 2],
-        "text.pth": b"none",
-        "empty.pkl": b"",
-        "list.pth": buffer.getvalue(),
+        "cut.pth": whole[: len(whole) // 2], "text.pth": b"none", "empty.pkl": b"", "list.pth": buffer.getvalue()
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
@@ -179,8 +175,7 @@ def test_a_config_by_its_path_is_the_zoos(detectron2_checkpoint, tmp_path, narro
 def test_configs_that_cannot_be_read_say_why(detectron2, tmp_path):
     marker = tmp_path / "ran"
     contents = {
-        "broken.yaml": "MODEL: [",
-        "unknown.yaml": "MODEL: {NO_SUCH_KEY: 1}",
+        "broken.yaml": "MODEL: [", "unknown.yaml": "MODEL: {NO_SUCH_KEY: 1}",
         "mistyped.yaml": "MODEL: {MASK_ON: 'perhaps'}",
         "code.yaml": f"MODEL: {{WEIGHTS: !!python/object/apply:os.mkdir ['{marker}']}}",
     }

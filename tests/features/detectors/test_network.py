@@ -20,22 +20,9 @@ from ascl.features.detectors.boxes import (
     nms,
     overlaps,
 )
-from ascl.features.detectors.network import CAFFE, DETECTRON2, HUGGING_FACE, BottomUpDetector, DetectorShape, initialize
+from ascl.features.detectors.network import CAFFE, DETECTRON2, BottomUpDetector, DetectorShape, initialize
 
-SMALL = DetectorShape(
-    blocks=(1, 2, 2, 2),
-    width=4,
-    rpn_channels=8,
-    anchor_scales=(1, 2),
-    classes=9,
-    attributes=5,
-    class_embedding=4,
-    attribute_hidden=8,
-    pool_size=3,
-    proposals_before_nms=60,
-    proposals=20,
-)
-CONVENTIONS = {"caffe": CAFFE, "detectron2": DETECTRON2, "huggingface": HUGGING_FACE}
+from .cases import CONVENTIONS, SMALL, greedy, overlap
 
 
 def small_detector(convention, seed: int = 0, shape: DetectorShape = SMALL) -> BottomUpDetector:
@@ -112,24 +99,6 @@ def test_decoding_and_clipping_against_scalars(legacy, weights):
     edge_x, edge_y = (79, 59) if legacy else (80, 60)
     clipped = [[min(max(v, 0), edge_y if i % 2 else edge_x) for i, v in enumerate(box)] for box in wanted]
     assert np.allclose(clip_boxes(found, 60, 80, legacy), clipped)
-
-
-def overlap(a, b, legacy) -> float:
-    one = 1 if legacy else 0
-    width = min(a[2], b[2]) - max(a[0], b[0]) + one
-    height = min(a[3], b[3]) - max(a[1], b[1]) + one
-    area = [(box[2] - box[0] + one) * (box[3] - box[1] + one) for box in (a, b)]
-    common = max(width, 0) * max(height, 0)
-    return common / (area[0] + area[1] - common)
-
-
-def greedy(boxes, scores, threshold, legacy) -> list[int]:
-    """Suppression as it is defined, box by box."""
-    kept: list[int] = []
-    for index in sorted(range(len(boxes)), key=lambda i: -scores[i]):
-        if all(overlap(boxes[index], boxes[other], legacy) <= threshold for other in kept):
-            kept.append(index)
-    return kept
 
 
 corner = st.integers(0, 12)
@@ -266,12 +235,10 @@ def oracle(state, images, scale, convention, shape):
             attributes = attributes[:, 1:].softmax(dim=1)
         results.append(
             {
-                "boxes": torch.tensor(corners),
-                "features": features,
+                "boxes": torch.tensor(corners), "features": features,
                 "class_probabilities": class_logits.softmax(dim=1),
                 "box_deltas": linear(features, "bbox_pred").view(len(corners), -1, 4),
-                "attribute_ids": attributes.argmax(dim=1) + 1,
-                "attribute_scores": attributes.amax(dim=1),
+                "attribute_ids": attributes.argmax(dim=1) + 1, "attribute_scores": attributes.amax(dim=1),
             }
         )
     return results

@@ -10,28 +10,14 @@ from torchvision.ops import nms
 
 from ascl.features.detectors.selection import (
     first_survivors,
-    padded,
+    padded_rows,
     raised_thresholds,
     select_by_confidence,
     select_by_raising_nms,
     surviving_confidence,
 )
 
-
-def overlap(a, b, legacy) -> float:
-    one = 1 if legacy else 0
-    width = max(min(a[2], b[2]) - max(a[0], b[0]) + one, 0)
-    height = max(min(a[3], b[3]) - max(a[1], b[1]) + one, 0)
-    area = [(box[2] - box[0] + one) * (box[3] - box[1] + one) for box in (a, b)]
-    return width * height / (area[0] + area[1] - width * height)
-
-
-def greedy(boxes, scores, threshold, legacy) -> list[int]:
-    kept: list[int] = []
-    for index in sorted(range(len(boxes)), key=lambda i: -scores[i]):
-        if all(overlap(boxes[index], boxes[other], legacy) <= threshold for other in kept):
-            kept.append(index)
-    return kept
+from .cases import greedy
 
 
 def confidence_oracle(boxes, probabilities, threshold, legacy) -> list[float]:
@@ -93,9 +79,7 @@ def test_1600_classes_and_300_proposals_match_class_after_class():
 
 
 @given(
-    st.lists(st.integers(0, 10), min_size=1, max_size=30),
-    st.integers(1, 12),
-    st.integers(0, 12),
+    st.lists(st.integers(0, 10), min_size=1, max_size=30), st.integers(1, 12), st.integers(0, 12),
     st.sampled_from([0.0, 0.2, 0.5, 1.0]),
 )
 def test_selection_by_confidence_against_its_words(tenths, minimum, more, threshold):
@@ -170,5 +154,8 @@ def test_the_first_survivors_are_those_of_each_class_alone(first, wanted):
 
 
 def test_rows_are_filled_up():
-    assert padded(torch.tensor([[1, 2]], dtype=torch.int32), 3, -1).tolist() == [[1, 2], [-1, -1], [-1, -1]]
-    assert padded(torch.ones(2), 2).tolist() == [1, 1] and padded(torch.ones(2), 2).dtype == np.float32
+    images = [{"boxes": torch.ones(count, 4), "class_ids": torch.arange(count)} for count in (1, 2)]
+    rows = padded_rows(images, 3)
+    assert rows["class_ids"].tolist() == [[0, -1, -1], [0, 1, -1]] and rows["region_count"].tolist() == [1, 2]
+    assert rows["boxes"].sum(axis=2).tolist() == [[4, 0, 0], [4, 4, 0]]
+    assert (rows["class_ids"].dtype, rows["boxes"].dtype) == (np.int32, np.float32)

@@ -17,13 +17,14 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from ascl.core.errors import DataError
-from ascl.features.detectors import torchvision_detector
 from ascl.features.detectors.torchvision_detector import (
     DetectorPixels,
     TorchvisionDetectorBackend,
     load_detector,
     select_detections,
 )
+
+from .cases import overlap
 
 SMALL = {"weights": "random:0", "short_side": 96, "long_side": 160}
 SIZE = (130, 90)
@@ -164,12 +165,6 @@ def test_there_is_always_one_region(backend):
 
 def naive_selection(boxes, scores, most, score_threshold, nms_threshold):
     """Greedy, one candidate after the other. boxes (P, C, 4), scores (P, C) -> [(score, class, box)]."""
-
-    def overlap(a, b):
-        w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-        inter = max(w, 0) * max(h, 0)
-        return inter / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter)
-
     candidates = []
     for of_proposal, row in zip(boxes, scores, strict=True):
         for label in range(1, len(row)):
@@ -189,11 +184,8 @@ def naive_selection(boxes, scores, most, score_threshold, nms_threshold):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    seed=st.integers(0, 1000),
-    proposals=st.integers(0, 30),
-    most=st.integers(1, 20),
-    first=st.sampled_from([1, 3, 2048]),
-    score_threshold=st.sampled_from([0.0, 0.2, 0.8]),
+    seed=st.integers(0, 1000), proposals=st.integers(0, 30), most=st.integers(1, 20),
+    first=st.sampled_from([1, 3, 2048]), score_threshold=st.sampled_from([0.0, 0.2, 0.8]),
     nms_threshold=st.sampled_from([0.3, 0.5]),
 )
 def test_selection_is_the_naive_one_however_few_candidates_it_begins_with(
@@ -205,11 +197,9 @@ def test_selection_is_the_naive_one_however_few_candidates_it_begins_with(
     logits = rng.normal(0, 2, (proposals, 4))
     scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     wanted = naive_selection(boxes.tolist(), scores.tolist(), most, score_threshold, nms_threshold)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torchvision_detector, "FIRST_CANDIDATES", first)
-        found = select_detections(
-            torch.tensor(boxes), torch.tensor(scores), (40, 60), most, score_threshold, nms_threshold
-        )
+    found = select_detections(
+        torch.tensor(boxes), torch.tensor(scores), (40, 60), most, score_threshold, nms_threshold, first=first
+    )
     assert found.labels.tolist() == [label for _, label, _ in wanted]
     assert found.scores.tolist() == pytest.approx([score for score, _, _ in wanted])
     assert np.allclose(found.boxes, np.array([box for _, _, box in wanted]).reshape(-1, 4))
@@ -340,13 +330,8 @@ def test_settings_hold_all_that_decides_the_numbers(backend):
     base = backend.settings
     assert json.loads(json.dumps(base)) == base
     changes = {
-        "weights": "random:1",
-        "max_regions": 10,
-        "score_threshold": 0.1,
-        "nms_threshold": 0.4,
-        "short_side": 80,
-        "long_side": 161,
-        "precision": "bfloat16",
+        "weights": "random:1", "max_regions": 10, "score_threshold": 0.1, "nms_threshold": 0.4, "short_side": 80,
+        "long_side": 161, "precision": "bfloat16",
     }
     assert set(changes) <= set(base)
     changed = backend_of(**changes).settings

@@ -11,23 +11,11 @@ import torch
 
 from ascl.core.errors import DataError
 from ascl.features.detectors.boxes import caffe_anchors, centered_anchors
-from ascl.features.detectors.network import CAFFE, DETECTRON2, HUGGING_FACE, BottomUpDetector, DetectorShape
+from ascl.features.detectors.network import BottomUpDetector, DetectorShape
 from ascl.features.detectors.weights import load_detector, wanted_shapes
 
-SMALL = DetectorShape(
-    blocks=(1, 2, 2, 2),
-    width=4,
-    rpn_channels=8,
-    anchor_scales=(1, 2),
-    classes=9,
-    attributes=5,
-    class_embedding=4,
-    attribute_hidden=8,
-    pool_size=3,
-    proposals_before_nms=60,
-    proposals=20,
-)
-CONVENTIONS = {"caffe": CAFFE, "detectron2": DETECTRON2, "huggingface": HUGGING_FACE}
+from .cases import CONVENTIONS, SMALL
+
 ANCHORS = "proposal_generator.anchor_generator.cell_anchors.0"
 HEAD, PREDICTOR = "proposal_generator.rpn_head", "roi_heads.box_predictor"
 
@@ -353,14 +341,9 @@ def test_code_inside_a_torch_archive_is_refused_too(tmp_path):
 @pytest.mark.parametrize(
     "opcodes",
     [
-        b"cbuiltins\neval\n(S'1'\ntR.",
-        b"cnumpy\nload\n(S'x'\ntR.",
-        b"cnumpy.core.multiarray\nfromfile\n(S'x'\ntR.",
-        b"cnumpy\nndarray.tofile\n(S'x'\ntR.",
-        b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.",
-        b"ccodecs\nopen\n(S'x'\ntR.",
-        b"c_codecs\nencode\n(Vx\nVidna\ntR.",
-        b"cascl.core.errors\nDataError\n(S'x'\ntR.",
+        b"cbuiltins\neval\n(S'1'\ntR.", b"cnumpy\nload\n(S'x'\ntR.", b"cnumpy.core.multiarray\nfromfile\n(S'x'\ntR.",
+        b"cnumpy\nndarray.tofile\n(S'x'\ntR.", b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.",
+        b"ccodecs\nopen\n(S'x'\ntR.", b"c_codecs\nencode\n(Vx\nVidna\ntR.", b"cascl.core.errors\nDataError\n(S'x'\ntR.",
     ],
 )
 def test_only_the_rebuilding_of_arrays_is_admitted(opcodes, tmp_path):
