@@ -41,10 +41,8 @@ class RandomWords(torch.nn.Module):
 def noise_batch(first: int, count: int, captions_each: int = 1) -> Batch:
     """Images and captions that have nothing to do with each other."""
     generator = torch.Generator().manual_seed(first)
-    return Batch(
-        torch.randn(count, 8, 24, generator=generator), torch.randn(count, 24, generator=generator), None,
-        [f"caption {first * 10 + i}" for i in range(count * captions_each)], None,
-    )
+    return Batch(torch.randn(count, 8, 24, generator=generator), torch.randn(count, 24, generator=generator), None,
+                 [f"caption {first * 10 + i}" for i in range(count * captions_each)], None)
 
 
 def ascl() -> AsCL:

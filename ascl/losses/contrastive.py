@@ -75,15 +75,9 @@ def asymmetry_loss(scores: Tensor, negatives: Tensor | None, contrast: Callable[
     return contrast(scores.T, None) + contrast(scores, negatives)
 
 
-def ascl_loss(
-    scores: Tensor,
-    negatives: Tensor | None = None,
-    positive_scores: Tensor | None = None,
-    positive_negatives: Tensor | None = None,
-    *,
-    temperature: float,
-    contrast: Callable[..., Tensor] | None = None,
-) -> Tensor:
+def ascl_loss(scores: Tensor, negatives: Tensor | None = None, positive_scores: Tensor | None = None,
+              positive_negatives: Tensor | None = None, *, temperature: float,
+              contrast: Callable[..., Tensor] | None = None) -> Tensor:
     """Total loss of AsCL (equation 5): the mean of the terms for Asymmetry-I and for Asymmetry-II and III.
 
     Args:

@@ -9,15 +9,8 @@ from torch import Tensor
 from ascl.core.tensors import check_positive, check_queue, check_vectors, products, unit
 
 
-def relational_distillation_loss(
-    student: Tensor,
-    teacher: Tensor,
-    queue: Tensor,
-    *,
-    student_temperature: float,
-    teacher_temperature: float,
-    own_column: bool = False,
-) -> Tensor:
+def relational_distillation_loss(student: Tensor, teacher: Tensor, queue: Tensor, *, student_temperature: float,
+                                 teacher_temperature: float, own_column: bool = False) -> Tensor:
     """KL divergence between what teacher and student find similar to an image, averaged over the batch (RDCD's RSD).
 
     Both compare with the teacher's embeddings of earlier images: KL(softmax(t Q^T / T_t) || softmax(s Q^T / T_s)).
@@ -44,10 +37,8 @@ def relational_distillation_loss(
     if own_column:
         of_student = torch.cat([(student * teacher).sum(dim=1, keepdim=True), of_student], dim=1)
         of_teacher = torch.cat([(teacher * teacher).sum(dim=1, keepdim=True), of_teacher], dim=1)
-    return F.kl_div(
-        (of_student / student_temperature).log_softmax(dim=1), (of_teacher / teacher_temperature).log_softmax(dim=1),
-        log_target=True, reduction="batchmean",
-    )
+    return F.kl_div((of_student / student_temperature).log_softmax(dim=1),
+                    (of_teacher / teacher_temperature).log_softmax(dim=1), log_target=True, reduction="batchmean")
 
 
 def feature_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -12,9 +12,8 @@ from ascl.core.tensors import at_least_float32, check_labels, check_vectors
 from ascl.losses.contrastive import check_square
 
 
-def hardest_triplet(
-    scores: Tensor, extra_negatives: Tensor | None = None, *, margin: float, hardness: float = 1.0
-) -> Tensor:
+def hardest_triplet(scores: Tensor, extra_negatives: Tensor | None = None, *, margin: float,
+                    hardness: float = 1.0) -> Tensor:
     """Hinge on the hardest negative of each query, averaged over the batch (VSE++, Faghri et al. 2018, equation 6).
 
     With the hardest negative alone, training from scratch often collapses at the start: all scores become equal and

@@ -33,22 +33,10 @@ class AsCL(RetrievalModel):
     numbers fast.
     """
 
-    def __init__(
-        self,
-        region_dim: int = 2048,
-        global_dim: int = 2048,
-        text: TextEncoder | None = None,
-        embed_dim: int = 1024,
-        num_heads: int = 8,
-        local_weight: float = 0.8,
-        *,
-        projections: bool = True,
-        fusion: bool = True,
-        normalize_regions: bool = True,
-        normalize_words: bool = True,
-        sharpness: float = 4.0,
-        standardize: bool = False,
-    ) -> None:
+    def __init__(self, region_dim: int = 2048, global_dim: int = 2048, text: TextEncoder | None = None,
+                 embed_dim: int = 1024, num_heads: int = 8, local_weight: float = 0.8, *, projections: bool = True,
+                 fusion: bool = True, normalize_regions: bool = True, normalize_words: bool = True,
+                 sharpness: float = 4.0, standardize: bool = False) -> None:
         """
         Args:
             region_dim, global_dim: dimensions of the precomputed features.
@@ -77,18 +65,14 @@ class AsCL(RetrievalModel):
         # norm^2 * cos / (H * sqrt(d)) is a head's logit on average, d = D / H
         norm = (sharpness * num_heads * (embed_dim / num_heads) ** 0.5) ** 0.5 if projections else 1.0
         self.word_norm = norm if normalize_words else None
-        self.image = ImageEncoder(
-            region_dim, global_dim, embed_dim, region_norm=norm if normalize_regions else None
-        )
+        self.image = ImageEncoder(region_dim, global_dim, embed_dim, region_norm=norm if normalize_regions else None)
         self.text = text
         self.word_projection = None if text is None else nn.Linear(text.dim, embed_dim)
         if fusion:
-            self.region_to_word = cross_attention(
-                embed_dim, num_heads, projections=projections, scale=RELEASED_SCALES[0]
-            )
-            self.word_to_region = cross_attention(
-                embed_dim, num_heads, projections=projections, scale=RELEASED_SCALES[1]
-            )
+            self.region_to_word = cross_attention(embed_dim, num_heads, projections=projections,
+                                                  scale=RELEASED_SCALES[0])
+            self.word_to_region = cross_attention(embed_dim, num_heads, projections=projections,
+                                                  scale=RELEASED_SCALES[1])
         self.text_global = nn.Linear(embed_dim, embed_dim, bias=False)              # X_w
         self.attended_image_global = nn.Linear(embed_dim, embed_dim, bias=False)    # X_v
         self.image_global = nn.Linear(embed_dim, embed_dim, bias=False)             # X_g
@@ -150,13 +134,10 @@ class AsCL(RetrievalModel):
         region_to_word, word_to_region = map(attention_weights, (self.region_to_word, self.word_to_region))
         first_gate, second_gate = self.gate.weight.chunk(2, dim=1)
         to_global = self.attended_image_global.weight
-        return FusionWeights(
-            region_to_word, word_to_region,
-            of_texts=region_to_word.then(self.text_global.weight),
-            of_images=word_to_region.then(torch.cat([to_global, first_gate @ to_global])),
-            image_global=self.image_global.weight, gate=second_gate, gate_bias=self.gate.bias,
-            local_weight=self.local_weight,
-        )
+        return FusionWeights(region_to_word, word_to_region, of_texts=region_to_word.then(self.text_global.weight),
+                             of_images=word_to_region.then(torch.cat([to_global, first_gate @ to_global])),
+                             image_global=self.image_global.weight, gate=second_gate, gate_bias=self.gate.bias,
+                             local_weight=self.local_weight)
 
     def _scores_of_image(self, image: EncodedImages, texts: EncodedTexts) -> Tensor:
         """One image with N texts -> (N,)."""

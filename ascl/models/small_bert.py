@@ -14,10 +14,8 @@ import torch
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def write_small_bert(
-    folder: str | os.PathLike, texts: Iterable[str], *, dim: int = 128, layers: int = 2, heads: int = 4,
-    max_words: int = 126, seed: int = 0,
-) -> None:
+def write_small_bert(folder: str | os.PathLike, texts: Iterable[str], *, dim: int = 128, layers: int = 2,
+                     heads: int = 4, max_words: int = 126, seed: int = 0) -> None:
     """Random weights and one token for each distinct word of `texts`, ready for `text.encoder` with `text.finetune`.
 
     Captions of a few dozen distinct words need no pretrained encoder. The folder appears whole or not at all.
@@ -45,10 +43,8 @@ def write_small_bert(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             BertModel(
-                BertConfig(
-                    vocab_size=len(vocabulary), hidden_size=dim, num_hidden_layers=layers, num_attention_heads=heads,
-                    intermediate_size=4 * dim, max_position_embeddings=max_words + 2,
-                )
+                BertConfig(vocab_size=len(vocabulary), hidden_size=dim, num_hidden_layers=layers,
+                           num_attention_heads=heads, intermediate_size=4 * dim, max_position_embeddings=max_words + 2)
             ).save_pretrained(temporary)
         os.replace(temporary, folder)
     except BaseException:

@@ -80,10 +80,8 @@ class BertWords(TextEncoder):
             if not ids:
                 raise DataError(f"the text {text!r} has no words: remove this caption or fill it")
         self.truncated += sum(len(ids) > self.max_words for ids in pieces)
-        tokens = self.tokenizer(
-            list(texts), return_tensors="pt", padding=True, truncation=True, max_length=self.max_words + special,
-            return_special_tokens_mask=True,
-        )
+        tokens = self.tokenizer(list(texts), return_tensors="pt", padding=True, truncation=True,
+                                max_length=self.max_words + special, return_special_tokens_mask=True)
         real = (tokens.pop("special_tokens_mask") == 0) & (tokens["attention_mask"] == 1)         # (N, tokens)
         tokens = tokens.to(self.encoder.device)
         with torch.set_grad_enabled(self.finetune and torch.is_grad_enabled()):

@@ -59,24 +59,20 @@ def build_model(config: Config, region_dim: int, global_dim: int) -> RetrievalMo
         case "clip":
             return Clip(*inputs, temperature=config.loss.temperature, standardize=standardize)
         case "scan_t2i" | "scan_i2t":
-            return Scan(
-                *inputs, direction="t2i" if settings.kind == "scan_t2i" else "i2t", pooling=settings.pooling,
-                lambda_softmax=settings.lambda_softmax, lambda_lse=settings.lambda_lse, standardize=standardize,
-            )
+            return Scan(*inputs, direction="t2i" if settings.kind == "scan_t2i" else "i2t", pooling=settings.pooling,
+                        lambda_softmax=settings.lambda_softmax, lambda_lse=settings.lambda_lse, standardize=standardize)
         case "imram":
             return Imram(
                 *inputs, steps=settings.matching_steps, lambda_softmax=settings.lambda_softmax, standardize=standardize
             )
-    return AsCL(
-        region_dim, global_dim, text, settings.embed_dim, settings.num_heads, settings.local_weight,
-        projections=settings.projections, fusion=settings.fusion, normalize_regions=settings.normalize_regions,
-        normalize_words=settings.normalize_words, sharpness=settings.sharpness, standardize=settings.standardize,
-    )
+    return AsCL(region_dim, global_dim, text, settings.embed_dim, settings.num_heads, settings.local_weight,
+                projections=settings.projections, fusion=settings.fusion, normalize_regions=settings.normalize_regions,
+                normalize_words=settings.normalize_words, sharpness=settings.sharpness,
+                standardize=settings.standardize)
 
 
-def fit_standardization(
-    model: RetrievalModel, captions: CaptionSet, store: FeatureStore, *, images: int = 1000
-) -> None:
+def fit_standardization(model: RetrievalModel, captions: CaptionSet, store: FeatureStore, *,
+                        images: int = 1000) -> None:
     """Take statistics of the image features, where the model uses them, of training images spread over the split."""
     for_regions, for_globals = model.standardize_regions, model.standardize_globals
     if for_regions is None or for_globals is None:
@@ -94,10 +90,9 @@ def build_objective(config: Config) -> RetrievalObjective:
     samples, loss = config.samples, config.loss
     noise = None
     if samples.negatives != "none":
-        noise = NoiseSettings(
-            kind=samples.negatives, gaussian_scale=samples.gaussian_scale, token_ratio=samples.token_ratio,
-            feature_ratio=samples.feature_ratio, dropout=samples.dropout, mixture_kinds=tuple(samples.mixture_kinds),
-        )
+        noise = NoiseSettings(kind=samples.negatives, gaussian_scale=samples.gaussian_scale,
+                              token_ratio=samples.token_ratio, feature_ratio=samples.feature_ratio,
+                              dropout=samples.dropout, mixture_kinds=tuple(samples.mixture_kinds))
     triplet = None if loss.kind == "contrastive" else TripletSettings(loss.margin, loss.triplet_warmup_steps)
     if loss.norm_ratio_weight and samples.positives == "none":
         raise DataError(
@@ -139,9 +134,7 @@ def build_batches(config: Config, pairs: PairDataset, process: int, processes: i
                             "train.gather_negatives to false")
         size *= processes
     sampler = UniqueImageBatchSampler(pairs.captions.owner, size, seed=config.train.seed)
-    return TrainBatches(
-        pairs, sampler, collate, workers=workers, process=process, processes=processes, shared=together
-    )
+    return TrainBatches(pairs, sampler, collate, workers=workers, process=process, processes=processes, shared=together)
 
 
 def build_schedule(config: Config, loop: LoopSettings) -> Schedule:
@@ -150,16 +143,13 @@ def build_schedule(config: Config, loop: LoopSettings) -> Schedule:
     if settings.schedule == "cosine":
         schedule = cosine(settings.lr, final=settings.final_lr, total_steps=loop.total_steps)
     else:
-        schedule = step_decay(
-            settings.lr, gamma=settings.decay_factor, every_epochs=settings.decay_epochs,
-            steps_per_epoch=loop.steps_per_epoch,
-        )
+        schedule = step_decay(settings.lr, gamma=settings.decay_factor, every_epochs=settings.decay_epochs,
+                              steps_per_epoch=loop.steps_per_epoch)
     return warmed_up(schedule, warmup_steps=settings.warmup_steps)
 
 
-def encode_split(
-    model: RetrievalModel, captions: CaptionSet, store: FeatureStore
-) -> tuple[EncodedImages, EncodedTexts]:
+def encode_split(model: RetrievalModel, captions: CaptionSet,
+                 store: FeatureStore) -> tuple[EncodedImages, EncodedTexts]:
     """Encode every image and every caption of a split once."""
     return encode_images(model, captions, store), encode_texts(model, captions.captions)
 

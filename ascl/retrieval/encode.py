@@ -22,9 +22,8 @@ def check_dimensions(model: RetrievalModel, store: FeatureStore) -> None:
 
 
 @torch.no_grad()
-def encode_images(
-    model: RetrievalModel, captions: CaptionSet, store: FeatureStore, *, batch: int = 128
-) -> EncodedImages:
+def encode_images(model: RetrievalModel, captions: CaptionSet, store: FeatureStore, *,
+                  batch: int = 128) -> EncodedImages:
     """Encode the images of a caption set, in its order, to the CPU."""
     check_dimensions(model, store)
     device = next(model.parameters()).device
@@ -34,9 +33,8 @@ def encode_images(
         features = store.read(rows[start : start + batch])
         assert features.regions is not None and features.globals is not None         # `check_dimensions`
         mask = None if features.mask is None else torch.from_numpy(features.mask).to(device)
-        encoded = model.encode_images(
-            torch.from_numpy(features.regions).to(device), torch.from_numpy(features.globals).to(device), mask
-        )
+        encoded = model.encode_images(torch.from_numpy(features.regions).to(device),
+                                      torch.from_numpy(features.globals).to(device), mask)
         parts.append(encoded.to("cpu"))
     return EncodedImages.cat(parts)
 

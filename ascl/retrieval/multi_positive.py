@@ -57,9 +57,8 @@ class MultiPositiveReport:
         return "\n".join([*head, *rows, ""])
 
 
-def multi_positive_report(
-    scores: Matrix, truth: Matrix, *, block_elements: int = BLOCK_ELEMENTS
-) -> MultiPositiveReport:
+def multi_positive_report(scores: Matrix, truth: Matrix, *,
+                          block_elements: int = BLOCK_ELEMENTS) -> MultiPositiveReport:
     """Return mAP@R and R-Precision in both directions.
 
     Args:
@@ -75,9 +74,8 @@ def multi_positive_report(
                         "(images, texts)")
     if truth.dtype not in (torch.bool, np.dtype(bool)):
         raise DataError(f"truth has to be bool, it is {truth.dtype}")
-    return MultiPositiveReport(
-        i2t=_direction(scores, truth, block_elements), t2i=_direction(scores.T, truth.T, block_elements)
-    )
+    return MultiPositiveReport(i2t=_direction(scores, truth, block_elements),
+                               t2i=_direction(scores.T, truth.T, block_elements))
 
 
 def _direction(scores: Matrix, truth: Matrix, elements: int) -> MultiPositive:
@@ -86,10 +84,9 @@ def _direction(scores: Matrix, truth: Matrix, elements: int) -> MultiPositive:
     has_right = right > 0
     if not has_right.any():
         raise DataError("truth holds no right pair: there is nothing to be found")
-    return MultiPositive(
-        map_at_r=100 * float(average[has_right].mean()), r_precision=100 * float(precision[has_right].mean()),
-        mean_right=float(right[has_right].double().mean()), queries=int(has_right.sum()),
-    )
+    return MultiPositive(map_at_r=100 * float(average[has_right].mean()),
+                         r_precision=100 * float(precision[has_right].mean()),
+                         mean_right=float(right[has_right].double().mean()), queries=int(has_right.sum()))
 
 
 def _of_queries(scores: Matrix, truth: Matrix, elements: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -111,8 +108,5 @@ def _of_queries(scores: Matrix, truth: Matrix, elements: int) -> Iterator[tuple[
         rank = number + reach
         found = (rank <= count[:, None]) & (number <= count[:, None])
         divisor = count.clamp(min=1).double()
-        yield (
-            (found.sum(dim=1) / divisor).cpu(),
-            ((number.double() / rank * found).sum(dim=1) / divisor).cpu(),
-            count.cpu(),
-        )
+        yield ((found.sum(dim=1) / divisor).cpu(), ((number.double() / rank * found).sum(dim=1) / divisor).cpu(),
+               count.cpu())

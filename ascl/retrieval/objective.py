@@ -85,11 +85,8 @@ class RetrievalObjective:
         if self.noise is not None:
             text_sets |= {f"noised {name}": noised(texts, self.noise, generator) for name, texts in text_sets.items()}
         scores = dict(zip(text_sets, self._scores(model, images, list(text_sets.values())), strict=True))
-        loss = ascl_loss(
-            scores["captions"], scores.get("noised captions"),
-            scores.get("positives"), scores.get("noised positives"),
-            temperature=self.temperature, contrast=self._contrast(step),
-        )
+        loss = ascl_loss(scores["captions"], scores.get("noised captions"), scores.get("positives"),
+                         scores.get("noised positives"), temperature=self.temperature, contrast=self._contrast(step))
         metrics = _gap(scores["captions"].detach())
         if self.norm_ratio_weight > 0:
             if batch.positive_order is None:
@@ -153,9 +150,8 @@ def encode_texts(model: RetrievalModel, texts: list[str], device_of: Tensor, siz
     return EncodedTexts(torch.cat([part.words for part in parts]), torch.cat([part.mask for part in parts]))
 
 
-def score_in_chunks(
-    model: RetrievalModel, images: EncodedImages, text_sets: list[EncodedTexts], size: int | None
-) -> list[Tensor]:
+def score_in_chunks(model: RetrievalModel, images: EncodedImages, text_sets: list[EncodedTexts],
+                    size: int | None) -> list[Tensor]:
     """Score as `score_batch`, `size` images with `size` texts of each set at a time (None = all).
 
     Together with chunks of encoding this is gradient caching (GradCache, Gao et al. 2021) for a score that belongs to
@@ -172,9 +168,7 @@ def score_in_chunks(
     text_chunks = [[EncodedTexts(*part) for part in chunk] for chunk in of_sets]
     rows = []
     for chunk in image_chunks:
-        blocks = [
-            _computed_again(score_batch, model, chunk, texts, device_of=images.regions) for texts in text_chunks
-        ]
+        blocks = [_computed_again(score_batch, model, chunk, texts, device_of=images.regions) for texts in text_chunks]
         rows.append([torch.cat(of_set, dim=1) for of_set in zip(*blocks, strict=True)])
     return [torch.cat(of_set) for of_set in zip(*rows, strict=True)]
 

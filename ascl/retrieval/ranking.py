@@ -45,10 +45,8 @@ class Ranks:
     texts: int
 
 
-def ranks(
-    blocks: Matrix | Iterable[Matrix], owner: Vector, *, truth: Matrix | None = None,
-    block_elements: int = BLOCK_ELEMENTS,
-) -> Ranks:
+def ranks(blocks: Matrix | Iterable[Matrix], owner: Vector, *, truth: Matrix | None = None,
+          block_elements: int = BLOCK_ELEMENTS) -> Ranks:
     """Count the rank of every query of a score matrix that is given whole or as blocks of rows.
 
     The blocks are read twice: once for each query's best right score (and the ranks of the images, whose rows are
@@ -74,22 +72,15 @@ def ranks(
     image_ranks, has_caption, best_of_text = _image_ranks(blocks, owner, truth)
     images = len(image_ranks)
     text_ranks = _text_ranks(blocks, owner, truth, best_of_text, images)
-    return Ranks(
-        i2t=image_ranks[has_caption],
-        t2i=text_ranks,
-        image_queries=np.flatnonzero(has_caption),
-        text_queries=np.arange(len(text_ranks)),
-        images=images,
-        texts=len(text_ranks),
-    )
+    return Ranks(i2t=image_ranks[has_caption], t2i=text_ranks, image_queries=np.flatnonzero(has_caption),
+                 text_queries=np.arange(len(text_ranks)), images=images, texts=len(text_ranks))
 
 
 # The two passes
 
 
-def _image_ranks(
-    blocks: Iterable[Matrix], owner: np.ndarray, truth: Matrix | None
-) -> tuple[np.ndarray, np.ndarray, Tensor]:
+def _image_ranks(blocks: Iterable[Matrix], owner: np.ndarray,
+                 truth: Matrix | None) -> tuple[np.ndarray, np.ndarray, Tensor]:
     """First pass: the rank of each image, whether it has a right text, and each text's best right score."""
     image_ranks, has_right = [], []
     best_of_text: Tensor | None = None
@@ -112,9 +103,8 @@ def _image_ranks(
     return torch.cat(image_ranks).numpy(), torch.cat(has_right).numpy(), best_of_text
 
 
-def _text_ranks(
-    blocks: Iterable[Matrix], owner: np.ndarray, truth: Matrix | None, best: Tensor, images: int
-) -> np.ndarray:
+def _text_ranks(blocks: Iterable[Matrix], owner: np.ndarray, truth: Matrix | None, best: Tensor,
+                images: int) -> np.ndarray:
     """Second pass: how many wrong images reach each text's best right score."""
     counts = torch.zeros(len(owner), dtype=torch.int64)
     rows = 0
@@ -227,10 +217,8 @@ def as_owner(owner: Vector) -> np.ndarray:
     """(N_texts,) int64 of what was given as owners; DataError for what is no vector of integers."""
     vector = owner.detach().cpu().numpy() if isinstance(owner, Tensor) else np.asarray(owner)
     if vector.ndim != 1 or not len(vector) or vector.dtype.kind not in "iu":
-        raise DataError(
-            "owner has to be a vector of integers with one entry for each text, "
-            f"not {vector.dtype} of shape {vector.shape}"
-        )
+        raise DataError("owner has to be a vector of integers with one entry for each text, "
+                        f"not {vector.dtype} of shape {vector.shape}")
     return vector.astype(np.int64)
 
 
@@ -240,7 +228,5 @@ def check_owner(owner: np.ndarray, images: int, texts: int) -> None:
         raise DataError(f"the scores have {texts} columns and owner has {len(owner)} entries; give one per text")
     outside = np.flatnonzero((owner < 0) | (owner >= images))
     if len(outside):
-        raise DataError(
-            f"owner[{outside[0]}] is {owner[outside[0]]}, but the scores have {images} rows "
-            f"(images 0 to {images - 1}); {len(outside)} entries are out of range"
-        )
+        raise DataError(f"owner[{outside[0]}] is {owner[outside[0]]}, but the scores have {images} rows "
+                        f"(images 0 to {images - 1}); {len(outside)} entries are out of range")

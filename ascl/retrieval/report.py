@@ -89,10 +89,8 @@ class FoldReport(_BothDirections):
         )
 
 
-def rank_report(
-    scores: Matrix | Iterable[Matrix], owner: Vector, *, truth: Matrix | None = None,
-    block_elements: int = BLOCK_ELEMENTS,
-) -> RetrievalReport:
+def rank_report(scores: Matrix | Iterable[Matrix], owner: Vector, *, truth: Matrix | None = None,
+                block_elements: int = BLOCK_ELEMENTS) -> RetrievalReport:
     """Return recall at 1, 5 and 10 in both directions, for scores whole or in blocks.
 
     Arguments and errors as for `ranks`. With `truth` an image's or a text's hit is its best true candidate.
@@ -105,10 +103,8 @@ def recall_report(counted: Ranks) -> RetrievalReport:
     return RetrievalReport(_recalls(counted.i2t), _recalls(counted.t2i), counted.images, counted.texts)
 
 
-def fold_report(
-    scores: Matrix, owner: Vector, folds: int = 5, *, truth: Matrix | None = None,
-    block_elements: int = BLOCK_ELEMENTS,
-) -> FoldReport:
+def fold_report(scores: Matrix, owner: Vector, folds: int = 5, *, truth: Matrix | None = None,
+                block_elements: int = BLOCK_ELEMENTS) -> FoldReport:
     """Return the mean over consecutive folds of images, each ranked among its own images and their own texts only.
 
     COCO 1K is five folds of 1,000 of the 5,000 test images.

@@ -20,9 +20,8 @@ def model_and_items(**settings):
     model = AsCL(10, 6, None, embed_dim=D, num_heads=HEADS, **settings)
     generator = torch.Generator().manual_seed(1)
     mask = torch.tensor([[True, True, True, True], [True, True, False, False], [True, False, False, False]])
-    images = model.encode_images(
-        torch.randn(3, 4, 10, generator=generator), torch.randn(3, 6, generator=generator), mask
-    )
+    images = model.encode_images(torch.randn(3, 4, 10, generator=generator), torch.randn(3, 6, generator=generator),
+                                 mask)
     words = torch.randn(5, 7, D, generator=generator)
     lengths = torch.tensor([7, 1, 3, 2, 5])
     return model, images, EncodedTexts(words, torch.arange(7) < lengths[:, None])
@@ -65,10 +64,8 @@ def test_texts_need_an_encoder_and_at_least_one_text(tiny_bert):
 def test_normalized_tokens_have_the_norm_that_gives_the_wanted_sharpness(tiny_bert, projections, normalize):
     """A token's logit against itself, averaged over heads, is `sharpness`; without projections norms are 1."""
     torch.manual_seed(0)
-    model = AsCL(
-        10, 6, BertWords(str(tiny_bert)), embed_dim=D, num_heads=HEADS, projections=projections, sharpness=3.0,
-        normalize_regions=normalize, normalize_words=normalize,
-    )
+    model = AsCL(10, 6, BertWords(str(tiny_bert)), embed_dim=D, num_heads=HEADS, projections=projections, sharpness=3.0,
+                 normalize_regions=normalize, normalize_words=normalize)
     regions = model.encode_images(torch.randn(3, 4, 10), torch.randn(3, 6)).regions
     texts = model.encode_texts(["a dog runs", "snow"])
     tokens = torch.cat([regions.flatten(0, 1), texts.words[texts.mask]]).detach()

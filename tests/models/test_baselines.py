@@ -318,10 +318,9 @@ def test_scan_is_the_one_of_the_benchmarks(direction):
     model = build(Scan, direction=direction)
     images, texts = items(model)
     images = EncodedImages(images.regions, images.globals)                      # it knows no padded regions
-    scores = other.score_all(
-        other.text_to_image if direction == "t2i" else other.image_to_text, F.normalize(images.regions, dim=-1),
-        F.normalize(texts.words, dim=-1), LENGTHS, torch.device("cpu"),
-    )
+    scores = other.score_all(other.text_to_image if direction == "t2i" else other.image_to_text,
+                             F.normalize(images.regions, dim=-1), F.normalize(texts.words, dim=-1), LENGTHS,
+                             torch.device("cpu"))
     with torch.no_grad():
         np.testing.assert_allclose(model.pair_scores(images, texts), scores, atol=1e-6)     # kept in float32
 

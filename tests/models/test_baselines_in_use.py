@@ -126,9 +126,8 @@ def test_resume_is_exact(kind, tiny_data, tmp_path, tool, train_arguments):
     ("imram --model.matching_steps 0", "at least 1 step"),
     ("clip --loss.temperature 0.001", "learned temperature"),
 ])
-def test_settings_that_make_no_model_stop_with_a_message(
-    more, message, tiny_data, tmp_path, tool, train_arguments, capsys
-):
+def test_settings_that_make_no_model_stop_with_a_message(more, message, tiny_data, tmp_path, tool, train_arguments,
+                                                         capsys):
     run = tmp_path / "run"
     assert tool("train")(train_arguments(tiny_data, run, "--model.kind", *more.split())) == 2
     assert message in capsys.readouterr().err and not run.exists()

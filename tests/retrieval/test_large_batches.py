@@ -82,10 +82,8 @@ def make_batch(count: int, *, seed: int = 0, regions: int = 5, longest: int = 7,
 
     mask = torch.from_numpy(rng.random((count, regions)) > 0.3)
     mask[:, 0] = True
-    return Batch(
-        torch.from_numpy(rng.normal(size=(count, regions, 8))), torch.from_numpy(rng.normal(size=(count, 6))),
-        mask if masked else None, texts(), texts(), torch.from_numpy(rng.integers(-1, 2, count)),
-    )
+    return Batch(torch.from_numpy(rng.normal(size=(count, regions, 8))), torch.from_numpy(rng.normal(size=(count, 6))),
+                 mask if masked else None, texts(), texts(), torch.from_numpy(rng.integers(-1, 2, count)))
 
 
 def gradients(model: RetrievalModel) -> dict[str, torch.Tensor]:

@@ -89,10 +89,8 @@ def test_the_term_is_added_with_its_weight(tiny_bert):
     for model in models(tiny_bert):
         data = batch()
         (plain, _), (metrics, gradients) = step(model, data, 0.0), step(model, data, 0.5)
-        captions, positives = (
-            model.text_vectors(model.encode_texts(texts)).norm(dim=1).tolist()
-            for texts in (data.captions, data.positives)
-        )
+        captions, positives = (model.text_vectors(model.encode_texts(texts)).norm(dim=1).tolist()
+                               for texts in (data.captions, data.positives))
         pairs = [(p, c) if order > 0 else (c, p)
                  for c, p, order in zip(captions, positives, data.positive_order.tolist(), strict=True) if order]
         expected = sum(math.exp(1 - more / less) for more, less in pairs) / len(pairs)

@@ -65,10 +65,8 @@ class Imram(TokenModel):
     As in the paper states enter the attention by cosines and are carried on as they are.
     """
 
-    def __init__(
-        self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int = 1024, *,
-        steps: int = 3, lambda_softmax: float | None = None, standardize: bool = False,
-    ) -> None:
+    def __init__(self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int = 1024, *,
+                 steps: int = 3, lambda_softmax: float | None = None, standardize: bool = False) -> None:
         """
         Args:
             steps: K of the paper, at least 1 (then it is SCAN in both directions at once).
@@ -82,9 +80,7 @@ class Imram(TokenModel):
         self.words_attend = positive("lambda_softmax", lambda_softmax, WORDS_ATTEND)
         self.regions_attend = positive("lambda_softmax", lambda_softmax, REGIONS_ATTEND)
         # with one step nothing takes up what was attended to
-        self.word_memory, self.region_memory = (
-            MemoryDistillation(embed_dim) if steps > 1 else None for _ in range(2)
-        )
+        self.word_memory, self.region_memory = (MemoryDistillation(embed_dim) if steps > 1 else None for _ in range(2))
 
     def prepare_images(self, images: EncodedImages) -> Tokens:
         """Unit regions, and what the memories make of them."""
@@ -100,9 +96,8 @@ class Imram(TokenModel):
         regions = self._direction(texts, images, self.region_memory, self.regions_attend)
         return (words + regions.T) / (2 * self.steps)
 
-    def _direction(
-        self, contexts: Tokens, queries: Tokens, memory: MemoryDistillation | None, sharpness: float
-    ) -> Tensor:
+    def _direction(self, contexts: Tokens, queries: Tokens, memory: MemoryDistillation | None,
+                   sharpness: float) -> Tensor:
         """(C, Q) sum of the steps' mean cosines."""
         assert contexts.gram is not None
         first = similarities(contexts, queries)                                             # (C, S, Q, R)
@@ -134,12 +129,9 @@ class Imram(TokenModel):
         return tokens * ((1 if self.word_memory is None else 5) * dim + tokens)
 
 
-def _prepared(
-    tokens: Tensor, mask: Tensor | None, own: MemoryDistillation | None, other: MemoryDistillation | None
-) -> Tokens:
+def _prepared(tokens: Tensor, mask: Tensor | None, own: MemoryDistillation | None,
+              other: MemoryDistillation | None) -> Tokens:
     """`own` updates these tokens, `other` those that attend to them."""
     unit = unit_tokens(tokens, mask)
-    return Tokens(
-        unit, mask, inner_products(unit), None if own is None else at_least_float32(own.of_query(unit)),
-        None if other is None else other.of_context(unit),
-    )
+    return Tokens(unit, mask, inner_products(unit), None if own is None else at_least_float32(own.of_query(unit)),
+                  None if other is None else other.of_context(unit))

@@ -133,9 +133,8 @@ class TokenModel(RetrievalModel):
     tokens_meet = True
     text: TextEncoder
 
-    def __init__(
-        self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int, *, standardize: bool
-    ) -> None:
+    def __init__(self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int, *,
+                 standardize: bool) -> None:
         super().__init__(region_dim, global_dim, standardize=standardize)
         self.text = text
         self.regions = nn.Linear(region_dim, embed_dim)

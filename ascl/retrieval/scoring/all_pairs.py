@@ -20,11 +20,9 @@ from ascl.retrieval.scoring.tiles import USUAL_LIMITS, Limits, Progress, Tiles, 
 
 
 @torch.no_grad()
-def score_all_pairs(
-    model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, *, backend: str = "auto",
-    block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
-    limits: Limits = USUAL_LIMITS,
-) -> Tensor:
+def score_all_pairs(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, *, backend: str = "auto",
+                    block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
+                    limits: Limits = USUAL_LIMITS) -> Tensor:
     """Score of every image with every text; the same numbers as `model.pair_scores`.
 
     Args:
@@ -67,11 +65,9 @@ class ScoreBlocks:
             yield strip
 
 
-def score_blocks(
-    model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, *, backend: str = "auto",
-    block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
-    limits: Limits = USUAL_LIMITS,
-) -> ScoreBlocks:
+def score_blocks(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, *, backend: str = "auto",
+                 block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
+                 limits: Limits = USUAL_LIMITS) -> ScoreBlocks:
     """Rows of the score matrix, some images at a time against all texts: (n, N_texts) float32 on the CPU.
 
     `rank_report` takes the result. It reads the blocks twice, so every score is then computed twice: for ranks by a
@@ -84,11 +80,9 @@ def score_blocks(
 
 
 @torch.no_grad()
-def rank_all_pairs(
-    model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, owner: Vector, *, backend: str = "auto",
-    block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
-    limits: Limits = USUAL_LIMITS,
-) -> RetrievalReport:
+def rank_all_pairs(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, owner: Vector, *,
+                   backend: str = "auto", block: int | None = None, dtype: torch.dtype | None = None,
+                   progress: Progress | None = None, limits: Limits = USUAL_LIMITS) -> RetrievalReport:
     """Recalls in both directions; every pair is scored once and no matrix is held.
 
     A rank is the number of wrong candidates that reach the best right one, so the right pairs are scored first: each
@@ -133,10 +127,9 @@ def rank_all_pairs(
         for rows, columns, tile in tiles.finite(group, np.flatnonzero(~own)):
             count(rows, columns, tile)
     has_text = np.unique(owner)
-    return recall_report(Ranks(
-        i2t=image_ranks.cpu().numpy()[has_text], t2i=text_ranks.cpu().numpy(), image_queries=has_text,
-        text_queries=np.arange(len(texts)), images=len(images), texts=len(texts),
-    ))
+    return recall_report(Ranks(i2t=image_ranks.cpu().numpy()[has_text], t2i=text_ranks.cpu().numpy(),
+                               image_queries=has_text, text_queries=np.arange(len(texts)), images=len(images),
+                               texts=len(texts)))
 
 
 @dataclass(frozen=True)
@@ -153,11 +146,9 @@ class TopPairs:
 
 
 @torch.no_grad()
-def top_pairs(
-    model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, k: int, *, backend: str = "auto",
-    block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
-    limits: Limits = USUAL_LIMITS,
-) -> TopPairs:
+def top_pairs(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, k: int, *, backend: str = "auto",
+              block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
+              limits: Limits = USUAL_LIMITS) -> TopPairs:
     """The k best texts of each image and the k best images of each text, in one pass and without the matrix.
 
     Raises:

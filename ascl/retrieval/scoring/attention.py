@@ -145,10 +145,8 @@ def prepare_queries(tokens: Tensor, counts: list[int], weights: AttentionWeights
     return Queries(
         query=(_times(weights.query, columns) * weights.scale).unflatten(0, (weights.heads, -1)).contiguous(),
         out=_times(out, columns).unflatten(0, (weights.heads, -1)).contiguous(),
-        norm=length(at_least_float32(tokens).square().sum(dim=-1)),
-        members=F.one_hot(item, len(counts)).to(wide),
-        count=count.to(wide),
-        bounds=bounds,
+        norm=length(at_least_float32(tokens).square().sum(dim=-1)), members=F.one_hot(item, len(counts)).to(wide),
+        count=count.to(wide), bounds=bounds,
     )
 
 
@@ -156,9 +154,8 @@ def _times(matrix: Tensor | None, columns: Tensor) -> Tensor:
     return columns if matrix is None else matrix @ columns
 
 
-def prepare_keys(
-    tokens: Tensor, mask: Tensor | None, weights: AttentionWeights, following: Tensor, chunks: Chunks
-) -> Keys:
+def prepare_keys(tokens: Tensor, mask: Tensor | None, weights: AttentionWeights, following: Tensor,
+                 chunks: Chunks) -> Keys:
     """Tokens (N, S, D) and mask (N, S) bool or None -> what they are as keys and values.
 
     following: (E, D) of `AttentionWeights.then`.
@@ -167,13 +164,10 @@ def prepare_keys(
     out = weights.out if weights.out is not None else torch.eye(tokens.shape[-1]).to(tokens)
     parts = value.split(chunks.keys, dim=1)
     attended = (_by_head(part, out) for part in parts)                              # U
-    return Keys(
-        key=_project(tokens, weights.key, weights.heads),
-        value=value,
-        gram=_joined((u @ u.transpose(1, 2) for u in attended), len(tokens)),
-        outputs=_joined((_by_head(part, following) for part in parts), len(tokens)),
-        mask=None if mask is None or bool(mask.all()) else mask,
-    )
+    return Keys(key=_project(tokens, weights.key, weights.heads), value=value,
+                gram=_joined((u @ u.transpose(1, 2) for u in attended), len(tokens)),
+                outputs=_joined((_by_head(part, following) for part in parts), len(tokens)),
+                mask=None if mask is None or bool(mask.all()) else mask)
 
 
 def _by_head(value: Tensor, matrix: Tensor) -> Tensor:
@@ -212,10 +206,8 @@ def attend(queries: Queries, keys: Keys, chunks: Chunks) -> Attended:
     low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else keys.key.dtype
     queries, keys = queries.to(low), keys.to(low)
     with torch.autocast(device, enabled=False):
-        return Attended(*_Attend.apply(
-            queries.query, queries.out, keys.key, keys.value, keys.gram, keys.mask,
-            queries.members, queries.count, queries.bounds, chunks,
-        ))
+        return Attended(*_Attend.apply(queries.query, queries.out, keys.key, keys.value, keys.gram, keys.mask,
+                                       queries.members, queries.count, queries.bounds, chunks))
 
 
 class _Attend(torch.autograd.Function):
@@ -299,9 +291,7 @@ class _Attend(torch.autograd.Function):
         return *(x.to(low) for x in gradients), None, None, None, None, None
 
 
-def _parts(
-    items: int, rows: int, bounds: list[int], chunks: Chunks
-) -> tuple[list[tuple[slice, slice]], list[slice]]:
+def _parts(items: int, rows: int, bounds: list[int], chunks: Chunks) -> tuple[list[tuple[slice, slice]], list[slice]]:
     """Query items and their columns at a time, and key items at a time; at least one of each."""
     groups, first = [], 0
     for last in range(1, len(bounds)):

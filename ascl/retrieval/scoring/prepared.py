@@ -66,22 +66,18 @@ def prepare_images(weights: FusionWeights, images: EncodedImages, chunks: Chunks
     return PreparedImages(
         queries=prepare_queries(*pack(images.regions, images.mask), weights.region_to_word),
         keys=prepare_keys(images.regions, images.mask, weights.word_to_region, weights.of_images, chunks),
-        second=second,
-        gate=F.linear(second, weights.gate, weights.gate_bias),
+        second=second, gate=F.linear(second, weights.gate, weights.gate_bias),
     )
 
 
 def prepare_texts(weights: FusionWeights, texts: EncodedTexts, chunks: Chunks) -> PreparedTexts:
     """Make the same for each text."""
-    return PreparedTexts(
-        queries=prepare_queries(*pack(texts.words, texts.mask), weights.word_to_region),
-        keys=prepare_keys(texts.words, texts.mask, weights.region_to_word, weights.of_texts, chunks),
-    )
+    return PreparedTexts(queries=prepare_queries(*pack(texts.words, texts.mask), weights.word_to_region),
+                         keys=prepare_keys(texts.words, texts.mask, weights.region_to_word, weights.of_texts, chunks))
 
 
-def score_prepared(
-    weights: FusionWeights, images: PreparedImages, texts: PreparedTexts, chunks: Chunks, attend: Attend = attend
-) -> Tensor:
+def score_prepared(weights: FusionWeights, images: PreparedImages, texts: PreparedTexts, chunks: Chunks,
+                   attend: Attend = attend) -> Tensor:
     """Return (N_images, N_texts) scores of prepared items; differentiable where `attend` is."""
     over_words = attend(images.queries, texts.keys, chunks)                     # regions attend to words: (T, ...)
     over_regions = attend(texts.queries, images.keys, chunks)                   # words attend to regions: (I, ...)
@@ -137,10 +133,8 @@ def pick(texts: EncodedTexts, index: Tensor) -> EncodedTexts:
     return EncodedTexts(texts.words[:, :used][index], mask[:, :used])
 
 
-def score_batch(
-    model: RetrievalModel, images: EncodedImages, text_sets: list[EncodedTexts], block: int = 32,
-    chunks: Chunks | None = None,
-) -> list[Tensor]:
+def score_batch(model: RetrievalModel, images: EncodedImages, text_sets: list[EncodedTexts], block: int = 32,
+                chunks: Chunks | None = None) -> list[Tensor]:
     """Return the scores of one batch of images with several sets of texts, differentiable: what a training step needs.
 
     The texts of all sets meet the regions at once, as packed words; the regions meet the texts in blocks of similar

@@ -144,11 +144,9 @@ class Tiles:
             order = order[len(block) :]
 
 
-def make_tiles(
-    model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, *, backend: str = "auto",
-    block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
-    limits: Limits = USUAL_LIMITS,
-) -> Tiles:
+def make_tiles(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, *, backend: str = "auto",
+               block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
+               limits: Limits = USUAL_LIMITS) -> Tiles:
     """Check everything and choose sizes; no score is computed.
 
     Arguments and errors: see `all_pairs.score_all_pairs`.
@@ -265,10 +263,8 @@ def _reference_way(model: RetrievalModel, low: torch.dtype, device: torch.device
                 text=lambda words: (words + regions) * width, pair=8, working=0, block=REFERENCE_BLOCK)
 
 
-def _algebra_way(
-    weights: FusionWeights, backend: str, low: torch.dtype, device: torch.device, regions: int, dim: int,
-    limits: Limits,
-) -> _Way:
+def _algebra_way(weights: FusionWeights, backend: str, low: torch.dtype, device: torch.device, regions: int, dim: int,
+                 limits: Limits) -> _Way:
     """By the algebra of `attention.py`, or in the fused kernel."""
     heads, size = weights.region_to_word.heads, low.itemsize
     chunks = limits.chunks or chunks_for(device)
@@ -286,9 +282,8 @@ def _algebra_way(
     return _Way(
         images=lambda images: in_type(prepare_images, images),
         texts=lambda texts: in_type(prepare_texts, texts),
-        score=lambda images, texts: score_prepared(
-            weights, images, texts, chunks, _fused if backend == "triton" else attend
-        ),
+        score=lambda images, texts: score_prepared(weights, images, texts, chunks,
+                                                   _fused if backend == "triton" else attend),
         image=_prepared_bytes(regions, heads, dim, 2 * dim, size),
         text=lambda words: _prepared_bytes(words, heads, dim, dim, size),
         pair=dim * size + 2 * 4 * heads * 2 * regions,

@@ -110,12 +110,10 @@ def _turned(kept, always):
 
 
 @_jit
-def kernel(
-    query, out, key, value, gram, mask, weight, places, dot, square, mean,
-    columns, query_items, key_items, length, units, tiles, heads,
-    H: tl.constexpr, D: tl.constexpr, P: tl.constexpr, UNIT: tl.constexpr, M: tl.constexpr, DEPTH: tl.constexpr,
-    ITEMS: tl.constexpr, GROUP: tl.constexpr, HAS_MASK: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
-):
+def kernel(query, out, key, value, gram, mask, weight, places, dot, square, mean, columns, query_items, key_items,
+           length, units, tiles, heads, H: tl.constexpr, D: tl.constexpr, P: tl.constexpr, UNIT: tl.constexpr,
+           M: tl.constexpr, DEPTH: tl.constexpr, ITEMS: tl.constexpr, GROUP: tl.constexpr, HAS_MASK: tl.constexpr,
+           PRECISION: tl.constexpr, STAGES: tl.constexpr):
     """query, out: (H, C, D). key, value: (H, T, S, D). gram: (T, H * S, H, units * UNIT). places: see `_places`.
 
     heads: H again, but not as a constant: ptxas would unroll the loops, and spill. P: columns for the tokens of a key
@@ -214,9 +212,8 @@ class Shape:
     stages: int
 
 
-def shapes(
-    heads: int, d: int, s: int, dtype: torch.dtype, precision: str, rows: int, capability: int, shared: int
-) -> Iterator[Shape]:
+def shapes(heads: int, d: int, s: int, dtype: torch.dtype, precision: str, rows: int,
+           capability: int, shared: int) -> Iterator[Shape]:
     """Ways to cut the kernel for `rows` query tokens a tile, best first; none where it cannot be done.
 
     The limits were found by compiling for compute capability 8.0 and 9.0 and counting spilled registers: a thread has
@@ -356,10 +353,8 @@ def _no_kernel(query: Tensor, key: Tensor) -> str | None:
     return None
 
 
-def attend(
-    query: Tensor, out: Tensor, key: Tensor, value: Tensor, gram: Tensor, mask: Tensor | None, weight: Tensor,
-    bounds: Sequence[int],
-) -> tuple[Tensor, Tensor, Tensor]:
+def attend(query: Tensor, out: Tensor, key: Tensor, value: Tensor, gram: Tensor, mask: Tensor | None, weight: Tensor,
+           bounds: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Attention of every query token over the tokens of every key item, reduced at once to what the score needs.
 
     Products in the inputs' type with float32 sums (float32: tf32 where torch's own products may use it); softmax and
