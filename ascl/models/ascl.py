@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -58,7 +59,7 @@ class AsCL(RetrievalModel):
             raise ValueError(f"num_heads ({num_heads}) must divide embed_dim ({embed_dim})")
         if not 0 <= local_weight <= 1:
             raise ValueError(f"local_weight must lie in [0, 1], got {local_weight}")
-        if not 0 <= sharpness < float("inf"):
+        if not 0 <= sharpness < math.inf:
             raise ValueError(f"sharpness must be at least 0, got {sharpness}")
         self.embed_dim, self.num_heads, self.local_weight = embed_dim, num_heads, local_weight
         self.fusion = fusion
@@ -69,23 +70,18 @@ class AsCL(RetrievalModel):
         self.text = text
         self.word_projection = None if text is None else nn.Linear(text.dim, embed_dim)
         if fusion:
-            self.region_to_word = cross_attention(embed_dim, num_heads, projections=projections,
-                                                  scale=RELEASED_SCALES[0])
-            self.word_to_region = cross_attention(embed_dim, num_heads, projections=projections,
-                                                  scale=RELEASED_SCALES[1])
+            self.region_to_word, self.word_to_region = (
+                cross_attention(embed_dim, num_heads, projections=projections, scale=scale)
+                for scale in RELEASED_SCALES)
         self.text_global = nn.Linear(embed_dim, embed_dim, bias=False)              # X_w
         self.attended_image_global = nn.Linear(embed_dim, embed_dim, bias=False)    # X_v
         self.image_global = nn.Linear(embed_dim, embed_dim, bias=False)             # X_g
         self.gate = nn.Linear(2 * embed_dim, embed_dim)
 
     def encode_images(self, regions: Tensor, globals_: Tensor, mask: Tensor | None = None) -> EncodedImages:
-        """Project precomputed features.
+        """Project precomputed features (N, K, region_dim) and (N, global_dim); mask (N, K) bool, True = real, or None.
 
-        Args:
-            regions: (N, K, region_dim); globals_: (N, global_dim); mask: (N, K) bool, True = a real region, or None.
-
-        Raises:
-            ValueError: dimensions other than the model was built for.
+        ValueError for dimensions other than the model was built for.
         """
         projected, whole = self.image(*self.standardized(regions, globals_))
         return EncodedImages(projected, whole, mask)
@@ -93,8 +89,7 @@ class AsCL(RetrievalModel):
     def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:
         """Encode N captions; L of the result is the longest one's number of words (word pieces).
 
-        Raises:
-            ValueError: a model without text encoder, or an empty list.
+        ValueError for a model without text encoder, or an empty list.
         """
         if self.text is None:
             raise ValueError("this model has no text encoder (text=None): give it EncodedTexts")
@@ -105,24 +100,17 @@ class AsCL(RetrievalModel):
         return EncodedTexts(scale_tokens(self.word_projection(hidden), self.word_norm), mask)
 
     def text_vectors(self, texts: EncodedTexts) -> Tensor:
-        """X_w of each text's mean word: the global text vector W_g where the attention is uniform.
+        """(N, D) X_w of each text's mean word: W_g where the attention is uniform. Not normalized, differentiable.
 
         What decides a score are vectors of pairs, so a text has none of its own; this one passes through the same
         weights. Its norm is free although words may be brought to one norm, because the mean depends on how they agree
         and X_w on where it points. The mean and not the sum, whose norm counts words: by a sum nearly every
         concatenation already lies above its caption and every truncation below, and nothing is learned.
-
-        Returns:
-            (N, D), not normalized, differentiable.
         """
         return self.text_global(masked_mean(texts.words, texts.mask))
 
     def pair_scores(self, images: EncodedImages, texts: EncodedTexts) -> Tensor:
-        """Score of every image with every text, one image at a time with torch's own attention: the reference.
-
-        Returns:
-            (N_images, N_texts), each in [-1, 1], differentiable.
-        """
+        """(N_images, N_texts) scores in [-1, 1], one image at a time with torch's own attention: the reference."""
         if not self.fusion:
             return self._scores_without_fusion(images, texts)
         return torch.stack([self._scores_of_image(images[i : i + 1], texts) for i in range(len(images))])
@@ -147,13 +135,11 @@ class AsCL(RetrievalModel):
         v_padding = None if v_mask is None else ~v_mask
         attended_text, _ = self.region_to_word(v, w, w, key_padding_mask=~texts.mask, need_weights=False)     # W*
         attended_image, _ = self.word_to_region(w, v, v, key_padding_mask=v_padding, need_weights=False)      # V*
-        local = (
-            masked_mean(F.cosine_similarity(v, attended_text, dim=-1), v_mask)
-            + masked_mean(F.cosine_similarity(w, attended_image, dim=-1), texts.mask)
-        ) / 2
+        of_regions = masked_mean(F.cosine_similarity(v, attended_text, dim=-1), v_mask)
+        of_words = masked_mean(F.cosine_similarity(w, attended_image, dim=-1), texts.mask)
         image_vector = self.fuse_globals(masked_mean(attended_image, texts.mask), image.globals)
         text_vector = self.text_global(masked_mean(attended_text, v_mask))
-        return self._weigh(local, F.cosine_similarity(image_vector, text_vector, dim=-1))
+        return self._weigh((of_regions + of_words) / 2, F.cosine_similarity(image_vector, text_vector, dim=-1))
 
     def _scores_without_fusion(self, images: EncodedImages, texts: EncodedTexts) -> Tensor:
         """"w/o MF": each word attends to the mean region and each region to the mean word."""

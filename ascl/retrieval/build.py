@@ -16,13 +16,7 @@ from ascl.data.captions import CaptionSet
 from ascl.data.pairs import PairDataset, UniqueImageBatchSampler, collate
 from ascl.data.stores.open import FeatureStore
 from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
-from ascl.models.base import TextEncoder
-from ascl.models.baselines.clip import Clip
-from ascl.models.baselines.imram import Imram
-from ascl.models.baselines.scan import Scan
-from ascl.models.baselines.two_tower import TwoTower
-from ascl.models.baselines.vse import Vse
-from ascl.models.baselines.vse_infinity import VseInfinity
+from ascl.models.baselines import Clip, Imram, Scan, TwoTower, Vse, VseInfinity
 from ascl.models.text import BertWords, CachedWords
 from ascl.retrieval.encode import encode_images, encode_texts
 from ascl.retrieval.objective import RetrievalObjective, TripletSettings
@@ -37,16 +31,11 @@ if TYPE_CHECKING:  # the loop needs accelerate, which is slow to import, and a m
     from ascl.training.loop import LoopSettings
 
 
-def build_text_encoder(config: Config) -> TextEncoder:
-    """Return the BERT-like encoder, cached on disk where the settings say so."""
-    encoder = BertWords(config.text.encoder, finetune=config.text.finetune, max_words=config.text.max_words)
-    return encoder if config.text.cache is None else CachedWords(encoder, config.text.cache)
-
-
 def build_model(config: Config, region_dim: int, global_dim: int) -> RetrievalModel:
     """Return a model with fresh weights for features of these dimensions."""
     settings = config.model
-    text = build_text_encoder(config)
+    encoder = BertWords(config.text.encoder, finetune=config.text.finetune, max_words=config.text.max_words)
+    text = encoder if config.text.cache is None else CachedWords(encoder, config.text.cache)
     inputs = (region_dim, global_dim, text, settings.embed_dim)
     standardize = settings.standardize
     match settings.kind:

@@ -12,12 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ascl import load_model
 from ascl.core.errors import SettingsError
 from ascl.models import EncodedImages, EncodedTexts
-from ascl.models.baselines.clip import Clip
-from ascl.models.baselines.imram import Imram
-from ascl.models.baselines.scan import Scan
-from ascl.models.baselines.two_tower import TwoTower
-from ascl.models.baselines.vse import Vse
-from ascl.models.baselines.vse_infinity import VseInfinity
+from ascl.models.baselines import Clip, Imram, Scan, TwoTower, Vse, VseInfinity
 from ascl.retrieval import rank_all_pairs, rank_report, score_all_pairs, top_pairs
 from ascl.retrieval.scoring.tiles import Limits
 from ascl.settings.base import read_settings

@@ -122,12 +122,6 @@ def test_a_name_with_its_owner_is_looked_for_on_the_hub(monkeypatch):
 # The cache
 
 
-def words_of(encoder, texts):
-    """The encoder's own output with zeros in the padding."""
-    hidden, mask = encoder(texts)
-    return hidden.masked_fill(~mask[..., None], 0.0), mask
-
-
 def check_words(words, encoder, texts):
     """Each text's words are the encoder's, rounded to float16."""
     hidden, mask = words(texts)

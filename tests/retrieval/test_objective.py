@@ -177,10 +177,8 @@ def test_a_run_logs_the_order_only_where_it_is_trained(tiny_data, tmp_path, tool
     states = {name: checkpoint.load(tmp_path / name / "last.pt")["model"] for name in runs}
     assert all(torch.equal(value, states["zero"][name]) for name, value in states["default"].items())
     assert any(not torch.equal(value, states["with"][name]) for name, value in states["default"].items())
-    logged = {
-        name: [record for record in read_metrics(tmp_path / name / "metrics.jsonl") if record["kind"] == "train"]
-        for name in runs
-    }
+    logged = {name: [record for record in read_metrics(tmp_path / name / "metrics.jsonl") if record["kind"] == "train"]
+              for name in runs}
     assert all("norm_order" not in record for record in logged["default"] + logged["zero"])
     assert all(0 <= record["norm_order"] <= 1 and record["norm_ratio"] > 0 for record in logged["with"])
     without = ["--loss.norm_ratio_weight", "1", "--samples.positives", "none"]

@@ -19,19 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from ascl.core.tensors import at_least_float32
 from ascl.models import EncodedImages, EncodedTexts, RetrievalModel
 from ascl.models.fusion import FusionWeights
-from ascl.retrieval.scoring.attention import (
-    Attended,
-    Chunks,
-    Keys,
-    Queries,
-    attend,
-    chunks_for,
-    length,
-    pack,
-    prepare_keys,
-    prepare_queries,
-    unpack,
-)
+from ascl.retrieval.scoring import attention
+from ascl.retrieval.scoring.attention import Attended, Chunks, Keys, Queries, attend, length, pack, prepare_keys
 
 Attend = Callable[[Queries, Keys, Chunks], Attended]
 Prepared = TypeVar("Prepared", bound="PreparedTexts")
@@ -64,7 +53,7 @@ def prepare_images(weights: FusionWeights, images: EncodedImages, chunks: Chunks
     """Make projections, Gram matrices and what follows mean attention, once for each image."""
     second = F.linear(images.globals, weights.image_global)
     return PreparedImages(
-        queries=prepare_queries(*pack(images.regions, images.mask), weights.region_to_word),
+        queries=attention.prepare_queries(*pack(images.regions, images.mask), weights.region_to_word),
         keys=prepare_keys(images.regions, images.mask, weights.word_to_region, weights.of_images, chunks),
         second=second, gate=F.linear(second, weights.gate, weights.gate_bias),
     )
@@ -72,8 +61,8 @@ def prepare_images(weights: FusionWeights, images: EncodedImages, chunks: Chunks
 
 def prepare_texts(weights: FusionWeights, texts: EncodedTexts, chunks: Chunks) -> PreparedTexts:
     """Make the same for each text."""
-    return PreparedTexts(queries=prepare_queries(*pack(texts.words, texts.mask), weights.word_to_region),
-                         keys=prepare_keys(texts.words, texts.mask, weights.region_to_word, weights.of_texts, chunks))
+    return PreparedTexts(attention.prepare_queries(*pack(texts.words, texts.mask), weights.word_to_region),
+                         prepare_keys(texts.words, texts.mask, weights.region_to_word, weights.of_texts, chunks))
 
 
 def score_prepared(weights: FusionWeights, images: PreparedImages, texts: PreparedTexts, chunks: Chunks,
@@ -150,15 +139,15 @@ def score_batch(model: RetrievalModel, images: EncodedImages, text_sets: list[En
     weights = model.fusion_weights()
     if weights is None:
         return [_in_blocks(model, images, texts, block if model.tokens_meet else len(texts)) for texts in text_sets]
-    chunks = chunks or chunks_for(images.regions.device)
+    chunks = chunks or attention.chunks_for(images.regions.device)
     prepared = prepare_images(weights, images, chunks)
     words, counts = _by_length(text_sets)
-    queries = prepare_queries(words, [count for count, _ in counts], weights.word_to_region)
+    queries = attention.prepare_queries(words, [count for count, _ in counts], weights.word_to_region)
     over_regions = attend(queries, prepared.keys, chunks)
     region_cosine, text_vectors = [], []
     blocks = [[count for count, _ in counts[start : start + block]] for start in range(0, len(counts), block)]
     for tokens, of_block in zip(words.split([sum(of_block) for of_block in blocks]), blocks, strict=True):
-        keys = prepare_keys(*unpack(tokens, of_block), weights.region_to_word, weights.of_texts, chunks)
+        keys = prepare_keys(*attention.unpack(tokens, of_block), weights.region_to_word, weights.of_texts, chunks)
         over_words = attend(prepared.queries, keys, chunks)
         region_cosine.append(_mean_cosine(prepared.queries, over_words))
         text_vectors.append(_vectors(over_words, keys))
