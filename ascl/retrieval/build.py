@@ -84,10 +84,8 @@ def build_objective(config: Config) -> RetrievalObjective:
                               dropout=samples.dropout, mixture_kinds=tuple(samples.mixture_kinds))
     triplet = None if loss.kind == "contrastive" else TripletSettings(loss.margin, loss.triplet_warmup_steps)
     if loss.norm_ratio_weight and samples.positives == "none":
-        raise DataError(
-            f"loss.norm_ratio_weight is {loss.norm_ratio_weight}, but samples.positives is none, and those are what it "
-            "orders: set the one to 0 or the other to both"
-        )
+        raise DataError(f"loss.norm_ratio_weight is {loss.norm_ratio_weight}, but samples.positives is none, and it "
+                        "orders those: set the one to 0 or the other to both")
     return RetrievalObjective(
         loss.temperature, noise, triplet, loss.norm_ratio_weight, chunk_size=config.train.chunk_size,
         gather=rows_of_all_with_gradient if config.train.gather_negatives and several_processes() else None,
@@ -118,9 +116,8 @@ def build_batches(config: Config, pairs: PairDataset, process: int, processes: i
     if together and size > 0:
         images = len(np.unique(pairs.captions.owner))
         if size * processes > images:
-            raise DataError(f"train.batch_size {size} in each of {processes} processes with gathered negatives takes "
-                            f"{size * processes} images, and {images} have captions: lower it, or set "
-                            "train.gather_negatives to false")
+            raise DataError(f"train.batch_size {size} in each of {processes} processes takes {size * processes} "
+                            f"images, and {images} have captions: lower it, or set train.gather_negatives to false")
         size *= processes
     sampler = UniqueImageBatchSampler(pairs.captions.owner, size, seed=config.train.seed)
     return TrainBatches(pairs, sampler, collate, workers=workers, process=process, processes=processes, shared=together)

@@ -15,10 +15,8 @@ def check_dimensions(model: RetrievalModel, store: FeatureStore) -> None:
     """Raise DataError for features of other dimensions than the model was trained on."""
     wanted, found = (model.region_dim, model.global_dim), (store.region_dim, store.global_dim)
     if found != wanted:
-        raise DataError(
-            f"{store.source} has regions of {found[0]} and globals of {found[1]} dimensions, the model was made for "
-            f"{wanted[0]} and {wanted[1]}: give the features that it was trained on, or such of the same extractor"
-        )
+        raise DataError(f"{store.source} has regions of {found[0]} and globals of {found[1]} dimensions, the model was "
+                        f"made for {wanted[0]} and {wanted[1]}: give features of the extractor that it was trained on")
 
 
 @torch.no_grad()

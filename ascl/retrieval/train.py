@@ -68,8 +68,7 @@ def flat_metrics(report: RetrievalReport) -> dict[str, float]:
     """Return a report as flat names for the log."""
     flat = {"rsum": report.rsum}
     for name, recalls in (("i2t", report.i2t), ("t2i", report.t2i)):
-        flat |= {f"{name}_r1": recalls.r1, f"{name}_r5": recalls.r5, f"{name}_r10": recalls.r10,
-                 f"{name}_median_rank": recalls.median_rank}
+        flat |= {f"{name}_{field}": getattr(recalls, field) for field in ("r1", "r5", "r10", "median_rank")}
     return flat
 
 

@@ -96,11 +96,10 @@ def _global_cosine(images: PreparedImages, over_regions: Tensor, text_vectors: T
     size = max(1, chunks.pairs // (2 * text_vectors[:, 0].numel()))
     parts = zip(*(x.split(size) for x in (over_regions, images.keys.outputs, images.second, images.gate)),
                 text_vectors.split(size, dim=1), strict=True)
-    if torch.is_grad_enabled():
-        return torch.cat([
-            checkpoint(_gated_cosine, *part, use_reentrant=False, preserve_rng_state=False) for part in parts
-        ])
-    return torch.cat([_gated_cosine(*part) for part in parts])
+    if not torch.is_grad_enabled():
+        return torch.cat([_gated_cosine(*part) for part in parts])
+    return torch.cat([checkpoint(_gated_cosine, *part, use_reentrant=False, preserve_rng_state=False)
+                      for part in parts])
 
 
 def _gated_cosine(over_regions: Tensor, outputs: Tensor, second: Tensor, gate: Tensor, text_vectors: Tensor) -> Tensor:
@@ -108,10 +107,8 @@ def _gated_cosine(over_regions: Tensor, outputs: Tensor, second: Tensor, gate: T
     text_vectors = at_least_float32(text_vectors).transpose(0, 1)
     t = torch.sigmoid(first_gate + gate.unsqueeze(1))
     image_vectors = torch.lerp(second.unsqueeze(1).to(first.dtype), first, t)
-    dot, of_images, of_texts = (
-        (a * b).sum(dim=-1)
-        for a, b in ((image_vectors, text_vectors), (image_vectors, image_vectors), (text_vectors, text_vectors))
-    )
+    dot, of_images, of_texts = ((a * b).sum(dim=-1) for a, b in (
+        (image_vectors, text_vectors), (image_vectors, image_vectors), (text_vectors, text_vectors)))
     return dot / (length(of_images) * length(of_texts))
 
 
@@ -130,11 +127,8 @@ def score_batch(model: RetrievalModel, images: EncodedImages, text_sets: list[En
     length, so that little padding is computed. Other models are scored by their own `training_scores`: those whose
     tokens meet (SCAN, IMRAM) in such blocks too, those whose items do not (no fusion, two towers) at once.
 
-    Args:
-        block: texts whose words the regions meet at a time. chunks: None = by the device.
-
-    Returns:
-        One (N_images, N_texts) for each set, in the order given.
+    block: texts whose words the regions meet at a time. chunks: None = by the device. Returned is one
+    (N_images, N_texts) for each set, in the order given.
     """
     weights = model.fusion_weights()
     if weights is None:
