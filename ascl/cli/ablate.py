@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from ascl.analysis.ablation.studies import STUDIES
-from ascl.cli.options import Answer, on_interrupt
+from ascl.cli.options import Answer, ending
 from ascl.core.errors import SettingsError
 from ascl.settings import retrieval
 from ascl.settings.base import Parser, build, flatten, leaf_types, to_dict
@@ -78,7 +78,7 @@ def ablate(options: Namespace) -> Answer:
         several = options.processes > 1 or options.parallel != 1
         gpus = visible_gpus() if several else []
         slots = make_slots(options.parallel, options.processes, options.threads, gpus)
-        with on_interrupt("the same command goes on"):
+        with ending("the same command goes on"):
             failures = run_all(chosen, request, slots, say=partial(print, flush=True))  # into a file, too, at once
     written = write_reports(request, runs, failures)
     print("written:", *written)

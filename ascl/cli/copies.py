@@ -18,7 +18,7 @@ from ascl.cli.options import (
     add_skip_unreadable,
     add_workers,
     chosen_describer,
-    on_interrupt,
+    ending,
 )
 from ascl.core.errors import SettingsError
 from ascl.settings.base import Parser
@@ -111,7 +111,7 @@ def add_replace(parser: Parser) -> None:
 def add_to(opened: Any, describer: Any, images: list, options: Namespace) -> Answer:
     from ascl.image_copy.matching.add import add_images
 
-    with reading(options, len(images)) as how, on_interrupt(f"stopped; {KEPT}"):
+    with reading(options, len(images)) as how, ending(f"stopped; {KEPT}"):
         done, skipped = add_images(opened, describer, images, how, overwrite=options.replace)
     compressed = opened.compress_if_due()
     tell_skipped(skipped)
@@ -214,6 +214,8 @@ def calibrate(options: Namespace) -> Answer:
 
 def info_parser(prog: str) -> Parser:
     parser = parser_of(prog, "What an index holds and how it is searched.")
+    parser.add_argument("--verify", action="store_true", help="read everything and name damaged batches; exit status 1 "
+                        "where there are any")
     return parser
 
 
@@ -224,7 +226,10 @@ def info(options: Namespace) -> Answer:
     opened = CopyIndex(options.index)
     print(info_text(opened))
     tell_warnings(opened)
-    return Answer(index_report(opened))
+    damaged = opened.verify() if options.verify else []
+    for batch in damaged:
+        print(f"damaged: {batch}", file=sys.stderr)
+    return Answer({**index_report(opened), "damaged": [vars(batch) for batch in damaged]}, 1 if damaged else 0)
 
 
 def compact_parser(prog: str) -> Parser:

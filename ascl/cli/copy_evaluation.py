@@ -11,7 +11,7 @@ from typing import Any
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from ascl.cli.options import Answer, add_device, add_seed, add_workers, on_interrupt
+from ascl.cli.options import Answer, add_device, add_seed, add_workers, ending
 from ascl.core.errors import SettingsError
 from ascl.settings.base import Parser
 
@@ -69,7 +69,7 @@ def evaluate(options: Namespace) -> Answer:
     from ascl.core.files import write_text
 
     out = None if options.out is None else Path(options.out)
-    with on_interrupt("stopped; no unfinished file was left"):
+    with ending("stopped; no unfinished file was left"):
         report = report_of(options)
         if out is not None:
             write_text(out, json.dumps(report.to_dict(), indent=2) + "\n")
@@ -199,7 +199,7 @@ def benchmark(options: Namespace) -> Answer:
     started = time.perf_counter()
     names = BenchmarkSettings.__dataclass_fields__
     settings = BenchmarkSettings(**{name: options[name] for name in names if options[name] is not None})
-    with on_interrupt("stopped; nothing was left behind"):
+    with ending("stopped; nothing was left behind"):
         done = make_benchmark(options.images, options.out, settings, workers=options.workers)
     print(f"{done.summary()}\n{time.perf_counter() - started:.1f} s")
     return Answer(vars(done))

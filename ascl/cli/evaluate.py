@@ -8,7 +8,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
-from ascl.cli.options import Answer, add_run_data, on_interrupt, run_data
+from ascl.cli.options import Answer, add_run_data, ending, run_data
 from ascl.core.errors import SettingsError
 from ascl.settings.base import Parser
 
@@ -55,7 +55,7 @@ def evaluate(options: Namespace) -> Answer:
 
     from ascl.analysis import evaluation as evaluations
 
-    with on_interrupt("stopped; no unfinished file was left"):
+    with ending("stopped; no unfinished file was left"):
         if options.protocol == "paired":
             return paired(options)
         if options.scores:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from ascl.cli.options import Answer, add_run_data, on_interrupt, run_data
+from ascl.cli.options import Answer, add_run_data, ending, run_data
 from ascl.core.errors import SettingsError
 from ascl.settings.base import Parser
 
@@ -38,10 +38,11 @@ def explain(options: Namespace) -> Answer:
         raise SettingsError(f"--out {out}: the picture is a PNG; give a name that ends in .png")
     from ascl.analysis.explain.run import explain as explain_pair
 
-    explained = explain_pair(
-        options.checkpoint, options.image, options.caption, images=options.images, grid=options.grid,
-        overrides=run_data(options), out=out,
-    )
+    with ending("stopped; no unfinished file was left"):
+        explained = explain_pair(
+            options.checkpoint, options.image, options.caption, images=options.images, grid=options.grid,
+            overrides=run_data(options), out=out,
+        )
     print(table(explained.content))
     for note in explained.notes:
         print(f"note: {note}")
@@ -69,7 +70,7 @@ def report_parser(prog: str) -> Parser:
 def report(options: Namespace) -> Answer:
     from ascl.analysis.report.run import report as write_report
 
-    with on_interrupt("stopped; no unfinished file was left"):
+    with ending("stopped; no unfinished file was left"):
         made = write_report(
             options.run, split=options.split, images=options.images, scores=options.scores,
             out=None if options.out is None else Path(options.out), overrides=run_data(options),

@@ -23,7 +23,7 @@ from ascl.cli.options import (
     add_skip_unreadable,
     add_workers,
     chosen_describer,
-    on_interrupt,
+    ending,
 )
 from ascl.core.errors import SettingsError
 from ascl.features.backends import BATCH_SIZE, GLOBAL_BACKENDS, REGION_BACKENDS, backend_class, make_backend
@@ -125,7 +125,7 @@ def extract(options: Namespace) -> Answer:
         make = functools.partial(make_backend, options.backend, arguments, options.device)
         gpus = 0.0 if options.device == "cpu" else options.gpus_per_actor
         compute, device = on_ray(make, actors=options.actors, gpus=gpus), "cpu"  # here only settings are asked for
-    with on_interrupt("stopped; the same command with --resume goes on from here"):
+    with ending("stopped; the same command with --resume goes on from here"):
         done = extract_features(
             make_backend(options.backend, arguments, device), images, options.out,
             batch_size=options.batch_size or BATCH_SIZE.get(options.backend, 32), workers=options.workers,
@@ -245,7 +245,7 @@ def descriptors(options: Namespace) -> Answer:
     describer = make_network_describer(choice, pick_device(options.device), options.precision)
     how = {"batch_size": options.batch_size, "workers": options.workers, "skip_unreadable": options.skip_unreadable,
            "resume": options.resume}
-    with on_interrupt("stopped; the same command with --resume goes on from here"):
+    with ending("stopped; the same command with --resume goes on from here"):
         if queries is None:
             done = [extract_descriptors(describer, images, options.out, **how)]
         else:

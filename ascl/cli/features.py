@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
 from ascl.cli.extract import add_backend, chosen_backend, given_backend_options
-from ascl.cli.options import Answer, add_device, on_interrupt
+from ascl.cli.options import Answer, add_device, ending
 from ascl.core.errors import SettingsError
 from ascl.features.backends import REGION_BACKENDS
 from ascl.settings.base import Parser
@@ -41,7 +41,7 @@ def convert_parser(prog: str) -> Parser:
 def convert(options: Namespace) -> Answer:
     from ascl.data.stores.convert import convert as convert_features
 
-    with on_interrupt("stopped; nothing was written"):
+    with ending("stopped; nothing was written"):
         done = convert_features(
             options.inputs, options.out, dtype=options.dtype, kind=options.kind, max_regions=options.max_regions,
             ids_from=options.ids_from, id_field=options.id_field,
@@ -61,7 +61,7 @@ def merge(options: Namespace) -> Answer:
     from ascl.features.feature_file import merge_shards, shards_beside
 
     out = Path(options.out)
-    with on_interrupt("stopped; nothing was written"):
+    with ending("stopped; nothing was written"):
         shapes = merge_shards([Path(shard) for shard in options.shards] or shards_beside(out), out)
     print(f"{out}: " + ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items()))
     return Answer({"file": out, "shapes": shapes})

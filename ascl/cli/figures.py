@@ -7,7 +7,7 @@ from typing import Any
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
-from ascl.cli.options import Answer, add_run_data, on_interrupt, run_data
+from ascl.cli.options import Answer, add_run_data, ending, run_data
 from ascl.core.errors import SettingsError
 from ascl.settings.base import Parser
 
@@ -48,7 +48,7 @@ def figures(options: Namespace) -> Answer:
     check(options)
     from ascl.analysis.figures.draw import save
 
-    with on_interrupt("stopped; no unfinished file was left"):
+    with ending("stopped; no unfinished file was left"):
         saved = save(draw(options), options.out, FIGURES[options.figure][0])
     if options.figure == "leak":
         from ascl.analysis.leakage import WARNING

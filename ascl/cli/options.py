@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+from ascl.core.errors import DataError
 from ascl.settings.base import Parser
 
 
@@ -94,9 +95,13 @@ def chosen_describer(options: Namespace, recorded: Any = None) -> Any:
 
 
 @contextmanager
-def on_interrupt(advice: str) -> Iterator[None]:
-    """Let Ctrl-C end with what is left and what to do."""
+def ending(advice: str) -> Iterator[None]:
+    """Let Ctrl-C end with what is left and what to do, and a value that the library refuses in one line."""
     try:
         yield
+    except DataError:
+        raise
+    except ValueError as error:     # of arguments that came from options
+        raise DataError(str(error)) from error
     except KeyboardInterrupt as stopped:
         raise KeyboardInterrupt(f"{stopped}\n{advice}".strip()) from None

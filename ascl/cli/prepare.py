@@ -7,7 +7,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt
 
-from ascl.cli.options import Answer, add_seed, on_interrupt
+from ascl.cli.options import Answer, add_seed, ending
 from ascl.core.errors import SettingsError
 from ascl.settings import retrieval
 from ascl.settings.base import Parser, build
@@ -53,7 +53,7 @@ def prepare(options: Namespace) -> Answer:
     if (options.only or options.mirror) and (published is None or options.check):
         raise SettingsError("--only and --mirror are for fetching "
                             f"{', '.join(PUBLISHED)}; {'--check' if options.check else config.dataset} fetches none")
-    with on_interrupt("stopped; the same command goes on from here"):
+    with ending("stopped; the same command goes on from here"):
         if config.dataset == "scenes" and not options.check:
             from ascl.scenes.prepare import prepare_scenes
 

@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if name is None:
                 return overview(rest)
             options = parser_of(name).read(rest)
-            with redirect_stdout(open(os.devnull, "w")) if options.json else nullcontext():
+            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if options.json else nullcontext():
                 answer = run(name)(options)
             if options.json:
                 print(json.dumps(answer.content, indent=1, default=str))
@@ -90,17 +90,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error, 2)
     except BrokenPipeError:                         # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return failed(error, 1)
     except KeyboardInterrupt as stopped:
         print(f"\n{stopped or 'stopped'}", file=sys.stderr)
         return 130
+
+
+def failed(error: Exception, status: int) -> int:
+    """Say what is wrong in one line."""
+    print("error:", *str(error).splitlines(), file=sys.stderr)
+    return status
 
 
 def command_of(words: list[str]) -> tuple[str | None, list[str]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from ascl.cli.options import Answer, on_interrupt
+from ascl.cli.options import Answer, ending
 from ascl.core.errors import DataError
 from ascl.settings import image_copy, retrieval
 from ascl.settings.base import Parser, Presets, build
@@ -88,7 +88,7 @@ def run(train: Callable[..., Any], config: Any, options: Namespace) -> Any:
     except KeyboardInterrupt as stopped:
         if not (Path(config.out) / "last.pt").exists():
             raise
-        with on_interrupt(f"continue with: ascl {command} --resume {config.out}"):
+        with ending(f"continue with: ascl {command} --resume {config.out}"):
             raise stopped
 
 

