@@ -14,12 +14,7 @@ from ascl.analysis.leakage import paired_global_scores, protocols
 from ascl.data.pairs import Batch
 from ascl.losses import info_nce
 from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
-from ascl.models.baselines.clip import Clip
-from ascl.models.baselines.imram import Imram
-from ascl.models.baselines.scan import Scan
-from ascl.models.baselines.two_tower import TwoTower
-from ascl.models.baselines.vse import Vse
-from ascl.models.baselines.vse_infinity import VseInfinity
+from ascl.models.baselines import Clip, Imram, Scan, TwoTower, Vse, VseInfinity
 from ascl.retrieval import rank_report, score_all_pairs
 from ascl.retrieval.objective import RetrievalObjective, TripletSettings
 from ascl.samples.negatives import NoiseSettings
@@ -41,10 +36,8 @@ class RandomWords(torch.nn.Module):
 def noise_batch(first: int, count: int, captions_each: int = 1) -> Batch:
     """Images and captions that have nothing to do with each other."""
     generator = torch.Generator().manual_seed(first)
-    return Batch(
-        torch.randn(count, 8, 24, generator=generator), torch.randn(count, 24, generator=generator), None,
-        [f"caption {first * 10 + i}" for i in range(count * captions_each)], None,
-    )
+    return Batch(torch.randn(count, 8, 24, generator=generator), torch.randn(count, 24, generator=generator), None,
+                 [f"caption {first * 10 + i}" for i in range(count * captions_each)], None)
 
 
 def ascl() -> AsCL:

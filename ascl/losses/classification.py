@@ -9,9 +9,10 @@ from ascl.core.tensors import at_least_float32, check_labels, check_vectors
 
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: float) -> Tensor:
-    """Cross-entropy against (1 - smoothing) on the label plus smoothing spread evenly over all C classes.
+    """Return the cross-entropy against (1 - smoothing) on the label plus smoothing spread evenly over all C classes.
 
-    Source: Szegedy et al. 2016, section 7; the baseline of ASL takes 10 times it with smoothing 0.1.
+    Source: Szegedy et al. 2016, section 7; the baseline of ASL takes 10 times it with smoothing 0.1. ValueError for
+    shapes that do not fit, or smoothing outside [0, 1).
 
     Args:
         logits: (B, C). labels: (B,) whole numbers in [0, C).
@@ -19,9 +20,6 @@ def smoothed_cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: float) 
 
     Returns:
         () float32 (float64 for float64 logits), in nats; log C when all logits are equal.
-
-    Raises:
-        ValueError: shapes that do not fit, or smoothing outside [0, 1).
     """
     check_vectors(logits=logits)
     check_labels(labels, len(logits))

@@ -11,15 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ascl.asymmetry import keep_generated_negatives
-from ascl.core.tensors import (
-    at_least_float32,
-    check_labels,
-    check_positive,
-    check_queue,
-    check_vectors,
-    products,
-    unit,
-)
+from ascl.core import tensors
+from ascl.core.tensors import at_least_float32, check_positive, check_vectors, products, unit
 from ascl.losses.spread import entropy_of_nearest
 
 PARTITION_FLOOR = 1e-6      # added to the sum over the negatives in SSCD's InfoNCE
@@ -34,7 +27,9 @@ def check_square(scores: Tensor, extra_negatives: Tensor | None) -> None:
 
 
 def info_nce(scores: Tensor, extra_negatives: Tensor | None = None, *, temperature: float) -> Tensor:
-    """Cross-entropy of each query against its own positive, averaged over the batch.
+    """Return the cross-entropy of each query against its own positive, averaged over the batch.
+
+    ValueError for shapes that do not fit, or a temperature that is not positive.
 
     Args:
         scores: (B, B) cosine; [i, j] is query i against candidate j, positives on the diagonal.
@@ -43,9 +38,6 @@ def info_nce(scores: Tensor, extra_negatives: Tensor | None = None, *, temperatu
 
     Returns:
         () float32 (float64 for float64 scores), in nats; log(B + M) when all scores are equal.
-
-    Raises:
-        ValueError: shapes that do not fit, or a temperature that is not positive.
     """
     check_square(scores, extra_negatives)
     check_positive(temperature=temperature)
@@ -55,7 +47,7 @@ def info_nce(scores: Tensor, extra_negatives: Tensor | None = None, *, temperatu
 
 
 def asymmetry_loss(scores: Tensor, negatives: Tensor | None, contrast: Callable[..., Tensor]) -> Tensor:
-    """One asymmetry term: captions choose among images, images among captions and generated negatives.
+    """Return the sum of two directions: captions against images, images against captions and generated negatives.
 
     Equation 3 with `scores` of the original captions, equation 4 with those of the generated positives.
 
@@ -64,27 +56,17 @@ def asymmetry_loss(scores: Tensor, negatives: Tensor | None, contrast: Callable[
         negatives: (B, M); [i, n] is image i against generated negative n, or None. Those that exceed the image's
             positive are left out of the sum (alpha = 0), which is not the same as a score of 0.
         contrast: `info_nce` or `hardest_triplet` with its settings bound: (scores, extra_negatives) -> scalar.
-
-    Returns:
-        () sum of the two directions.
     """
     check_square(scores, negatives)
     if negatives is not None:
-        keep = keep_generated_negatives(scores.diagonal(), negatives)
-        negatives = negatives.masked_fill(~keep, float("-inf"))
+        negatives = negatives.masked_fill(~keep_generated_negatives(scores.diagonal(), negatives), -math.inf)
     return contrast(scores.T, None) + contrast(scores, negatives)
 
 
-def ascl_loss(
-    scores: Tensor,
-    negatives: Tensor | None = None,
-    positive_scores: Tensor | None = None,
-    positive_negatives: Tensor | None = None,
-    *,
-    temperature: float,
-    contrast: Callable[..., Tensor] | None = None,
-) -> Tensor:
-    """Total loss of AsCL (equation 5): the mean of the terms for Asymmetry-I and for Asymmetry-II and III.
+def ascl_loss(scores: Tensor, negatives: Tensor | None = None, positive_scores: Tensor | None = None,
+              positive_negatives: Tensor | None = None, *, temperature: float,
+              contrast: Callable[..., Tensor] | None = None) -> Tensor:
+    """Return the total loss of AsCL (equation 5): the mean of the terms for Asymmetry-I and for Asymmetry-II and III.
 
     Args:
         scores: (B, B) cosine, image i against caption j.
@@ -108,7 +90,9 @@ def ascl_loss(
 
 
 def info_nce_queue(query: Tensor, key: Tensor, queue: Tensor, *, temperature: float) -> Tensor:
-    """Cross-entropy of each query against its own key among a queue of earlier keys (MoCo, He et al. 2020).
+    """Return the cross-entropy of each query against its own key among earlier keys (MoCo, He et al. 2020).
+
+    ValueError for shapes that do not fit, or a temperature that is not positive.
 
     Args:
         query: (B, d) embeddings of one view, normalized inside.
@@ -118,12 +102,9 @@ def info_nce_queue(query: Tensor, key: Tensor, queue: Tensor, *, temperature: fl
 
     Returns:
         () float32 (float64 for float64 queries), in nats; log(1 + Q) when all cosines are equal.
-
-    Raises:
-        ValueError: shapes that do not fit, or a temperature that is not positive.
     """
     check_vectors(query=query, key=key)
-    check_queue(queue, query.shape[1])
+    tensors.check_queue(queue, query.shape[1])
     check_positive(temperature=temperature)
     query, key = unit(query), unit(key.detach())
     own = (query * key).sum(dim=1, keepdim=True)                                 # (B, 1)
@@ -132,11 +113,12 @@ def info_nce_queue(query: Tensor, key: Tensor, queue: Tensor, *, temperature: fl
 
 
 def sscd_loss(embeddings: Tensor, labels: Tensor, *, temperature: float, entropy_weight: float) -> Tensor:
-    """Loss of SSCD (Pizzi et al. 2022): InfoNCE in a batch, and a push away from the nearest negative.
+    """Return the loss of SSCD (Pizzi et al. 2022): InfoNCE in a batch, and a push away from the nearest negative.
 
     Each pair (i, j) with content in common, i not j, costs -log(x_ij / (x_ij + sum_k x_ik + 1e-6)), x = exp(cosine /
     temperature), k over the rows that have nothing in common with i: other positives do not compete. To it comes
     `entropy_weight` times `spread.entropy_of_nearest` (the paper takes 30; 10 starts safely).
+    ValueError for shapes that do not fit, a temperature that is not positive, a negative weight.
 
     Args:
         embeddings: (B, d), normalized inside. Of several processes: all of their rows, gathered with gradients.
@@ -148,23 +130,18 @@ def sscd_loss(embeddings: Tensor, labels: Tensor, *, temperature: float, entropy
         temperature: unitless, > 0. entropy_weight: >= 0.
 
     Returns:
-        () float32 (float64 for float64 embeddings). Rows without a positive count 0 in the first part, rows without a
-        negative in the second, and both parts are means over all B rows.
-
-    Raises:
-        ValueError: shapes that do not fit, a temperature that is not positive, a negative weight.
+        () float32 (float64 for float64 embeddings), the mean over all B rows. A row without a positive counts 0 in the
+        first part, one without a negative in the second.
     """
     check_vectors(embeddings=embeddings)
     check_positive(temperature=temperature)
-    if not entropy_weight >= 0:
-        raise ValueError(f"entropy_weight must be >= 0, got {entropy_weight}")
-    count = len(embeddings)
-    mixed = labels.dim() == 2
+    tensors.check_not_negative(entropy_weight=entropy_weight)
+    count, mixed = len(embeddings), labels.dim() == 2
     if mixed and len(labels) == count:
         share = (labels > 0).float()                    # by sign first: products of small shares could vanish
         related = products(share, share) > 0
     else:
-        check_labels(labels, count)
+        tensors.check_labels(labels, count)
         related = labels.unsqueeze(1) == labels.unsqueeze(0)
     own = torch.eye(count, dtype=torch.bool, device=embeddings.device)
     positives, negatives = related & ~own, ~(related | own)

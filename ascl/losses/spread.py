@@ -16,7 +16,9 @@ SQUARED_DISTANCE_FLOOR = 1e-6   # in SSCD's
 
 
 def hard_negative_loss(query: Tensor, queue: Tensor, *, others: Tensor | None = None) -> Tensor:
-    """Mean of -log max(1 - max_j cos(query_i, queue_j), 1e-3): pushes each query off its nearest negative (RDCD's HN).
+    """Return the mean of -log max(1 - max_j cos(query_i, queue_j), 1e-3): a push off the nearest negative (RDCD's HN).
+
+    ValueError for shapes that do not fit.
 
     Args:
         query: (B, d) embeddings, normalized inside.
@@ -26,9 +28,6 @@ def hard_negative_loss(query: Tensor, queue: Tensor, *, others: Tensor | None = 
     Returns:
         () float32 (float64 for float64 queries), in [-log 2, 6.91]; raw cosines, no temperature. A query within
         1e-3 of its nearest negative is at the floor and has no gradient; one without any negative counts 0.
-
-    Raises:
-        ValueError: shapes that do not fit.
     """
     check_vectors(query=query)
     check_queue(queue, query.shape[1])
@@ -45,7 +44,7 @@ def hard_negative_loss(query: Tensor, queue: Tensor, *, others: Tensor | None = 
 
 
 def entropy_of_nearest(similarity: Tensor, negatives: Tensor) -> Tensor:
-    """Mean of -log of each row's distance to its nearest negative (SSCD; Sablayrolles et al. 2019).
+    """Return the mean of -log of each row's distance to its nearest negative (SSCD; Sablayrolles et al. 2019).
 
     The estimate of differential entropy by Kozachenko and Leonenko, up to sign and constants, over the negatives alone.
 
@@ -55,22 +54,18 @@ def entropy_of_nearest(similarity: Tensor, negatives: Tensor) -> Tensor:
     Returns:
         () of similarity's dtype, in [-log 2, 6.91]. A row without any negative counts 0.
     """
-    has_any = negatives.any(dim=1)
     nearest = similarity.masked_fill(~negatives, -1).max(dim=1).values
     squared = (2 - 2 * nearest).clamp_min(SQUARED_DISTANCE_FLOOR)
-    return -0.5 * squared.log().masked_fill(~has_any, 0).mean()
+    return -0.5 * squared.log().masked_fill(~negatives.any(dim=1), 0).mean()
 
 
 def pair_distances(vectors: Tensor, groups: Tensor | None = None, *, rows: int = 256) -> Iterator[Tensor]:
-    """Yield the squared Euclidean distances of all pairs of vectors of different groups, each pair once.
+    """Yield the squared Euclidean distances of all pairs of different groups, each pair once: (P,) float64 in [0, 4].
 
     Args:
-        vectors: (N, d), normalised inside.
+        vectors: (N, d), normalized inside.
         groups: (N,) integers on the CPU; None = each vector is a group of its own.
-        rows: vectors that are compared with all later ones at a time.
-
-    Yields:
-        (P,) float64 in [0, 4], in blocks.
+        rows: vectors that are compared with all later ones at a time, which gives one block of distances.
     """
     vectors = F.normalize(vectors.double(), dim=1)
     groups = torch.arange(len(vectors)) if groups is None else groups
@@ -84,11 +79,8 @@ def pair_distances(vectors: Tensor, groups: Tensor | None = None, *, rows: int =
 def uniformity(vectors: Tensor, groups: Tensor | None = None, *, rows: int = 256) -> float:
     """Return log of the mean of exp(-2 distance^2) over pairs of unit vectors (Wang and Isola 2020).
 
-    Args:
-        vectors, groups, rows: as for `pair_distances`; at least two groups.
-
-    Returns:
-        In [-8, 0]; the lower, the more evenly they are spread. About -4 for random directions in high dimension.
+    In [-8, 0]; the lower, the more evenly they are spread. About -4 for random directions in high dimension. Arguments
+    as for `pair_distances`; at least two groups.
     """
     total, pairs = 0.0, 0
     for squared in pair_distances(vectors, groups, rows=rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -33,22 +34,10 @@ class AsCL(RetrievalModel):
     numbers fast.
     """
 
-    def __init__(
-        self,
-        region_dim: int = 2048,
-        global_dim: int = 2048,
-        text: TextEncoder | None = None,
-        embed_dim: int = 1024,
-        num_heads: int = 8,
-        local_weight: float = 0.8,
-        *,
-        projections: bool = True,
-        fusion: bool = True,
-        normalize_regions: bool = True,
-        normalize_words: bool = True,
-        sharpness: float = 4.0,
-        standardize: bool = False,
-    ) -> None:
+    def __init__(self, region_dim: int = 2048, global_dim: int = 2048, text: TextEncoder | None = None,
+                 embed_dim: int = 1024, num_heads: int = 8, local_weight: float = 0.8, *, projections: bool = True,
+                 fusion: bool = True, normalize_regions: bool = True, normalize_words: bool = True,
+                 sharpness: float = 4.0, standardize: bool = False) -> None:
         """
         Args:
             region_dim, global_dim: dimensions of the precomputed features.
@@ -70,38 +59,29 @@ class AsCL(RetrievalModel):
             raise ValueError(f"num_heads ({num_heads}) must divide embed_dim ({embed_dim})")
         if not 0 <= local_weight <= 1:
             raise ValueError(f"local_weight must lie in [0, 1], got {local_weight}")
-        if not 0 <= sharpness < float("inf"):
+        if not 0 <= sharpness < math.inf:
             raise ValueError(f"sharpness must be at least 0, got {sharpness}")
         self.embed_dim, self.num_heads, self.local_weight = embed_dim, num_heads, local_weight
         self.fusion = fusion
         # norm^2 * cos / (H * sqrt(d)) is a head's logit on average, d = D / H
         norm = (sharpness * num_heads * (embed_dim / num_heads) ** 0.5) ** 0.5 if projections else 1.0
         self.word_norm = norm if normalize_words else None
-        self.image = ImageEncoder(
-            region_dim, global_dim, embed_dim, region_norm=norm if normalize_regions else None
-        )
+        self.image = ImageEncoder(region_dim, global_dim, embed_dim, region_norm=norm if normalize_regions else None)
         self.text = text
         self.word_projection = None if text is None else nn.Linear(text.dim, embed_dim)
         if fusion:
-            self.region_to_word = cross_attention(
-                embed_dim, num_heads, projections=projections, scale=RELEASED_SCALES[0]
-            )
-            self.word_to_region = cross_attention(
-                embed_dim, num_heads, projections=projections, scale=RELEASED_SCALES[1]
-            )
+            self.region_to_word, self.word_to_region = (
+                cross_attention(embed_dim, num_heads, projections=projections, scale=scale)
+                for scale in RELEASED_SCALES)
         self.text_global = nn.Linear(embed_dim, embed_dim, bias=False)              # X_w
         self.attended_image_global = nn.Linear(embed_dim, embed_dim, bias=False)    # X_v
         self.image_global = nn.Linear(embed_dim, embed_dim, bias=False)             # X_g
         self.gate = nn.Linear(2 * embed_dim, embed_dim)
 
     def encode_images(self, regions: Tensor, globals_: Tensor, mask: Tensor | None = None) -> EncodedImages:
-        """Project precomputed features.
+        """Project precomputed features (N, K, region_dim) and (N, global_dim); mask (N, K) bool, True = real, or None.
 
-        Args:
-            regions: (N, K, region_dim); globals_: (N, global_dim); mask: (N, K) bool, True = a real region, or None.
-
-        Raises:
-            ValueError: dimensions other than the model was built for.
+        ValueError for dimensions other than the model was built for.
         """
         projected, whole = self.image(*self.standardized(regions, globals_))
         return EncodedImages(projected, whole, mask)
@@ -109,8 +89,7 @@ class AsCL(RetrievalModel):
     def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:
         """Encode N captions; L of the result is the longest one's number of words (word pieces).
 
-        Raises:
-            ValueError: a model without text encoder, or an empty list.
+        ValueError for a model without text encoder, or an empty list.
         """
         if self.text is None:
             raise ValueError("this model has no text encoder (text=None): give it EncodedTexts")
@@ -121,24 +100,17 @@ class AsCL(RetrievalModel):
         return EncodedTexts(scale_tokens(self.word_projection(hidden), self.word_norm), mask)
 
     def text_vectors(self, texts: EncodedTexts) -> Tensor:
-        """X_w of each text's mean word: the global text vector W_g where the attention is uniform.
+        """(N, D) X_w of each text's mean word: W_g where the attention is uniform. Not normalized, differentiable.
 
         What decides a score are vectors of pairs, so a text has none of its own; this one passes through the same
         weights. Its norm is free although words may be brought to one norm, because the mean depends on how they agree
         and X_w on where it points. The mean and not the sum, whose norm counts words: by a sum nearly every
         concatenation already lies above its caption and every truncation below, and nothing is learned.
-
-        Returns:
-            (N, D), not normalized, differentiable.
         """
         return self.text_global(masked_mean(texts.words, texts.mask))
 
     def pair_scores(self, images: EncodedImages, texts: EncodedTexts) -> Tensor:
-        """Score of every image with every text, one image at a time with torch's own attention: the reference.
-
-        Returns:
-            (N_images, N_texts), each in [-1, 1], differentiable.
-        """
+        """(N_images, N_texts) scores in [-1, 1], one image at a time with torch's own attention: the reference."""
         if not self.fusion:
             return self._scores_without_fusion(images, texts)
         return torch.stack([self._scores_of_image(images[i : i + 1], texts) for i in range(len(images))])
@@ -150,13 +122,10 @@ class AsCL(RetrievalModel):
         region_to_word, word_to_region = map(attention_weights, (self.region_to_word, self.word_to_region))
         first_gate, second_gate = self.gate.weight.chunk(2, dim=1)
         to_global = self.attended_image_global.weight
-        return FusionWeights(
-            region_to_word, word_to_region,
-            of_texts=region_to_word.then(self.text_global.weight),
-            of_images=word_to_region.then(torch.cat([to_global, first_gate @ to_global])),
-            image_global=self.image_global.weight, gate=second_gate, gate_bias=self.gate.bias,
-            local_weight=self.local_weight,
-        )
+        return FusionWeights(region_to_word, word_to_region, of_texts=region_to_word.then(self.text_global.weight),
+                             of_images=word_to_region.then(torch.cat([to_global, first_gate @ to_global])),
+                             image_global=self.image_global.weight, gate=second_gate, gate_bias=self.gate.bias,
+                             local_weight=self.local_weight)
 
     def _scores_of_image(self, image: EncodedImages, texts: EncodedTexts) -> Tensor:
         """One image with N texts -> (N,)."""
@@ -166,13 +135,11 @@ class AsCL(RetrievalModel):
         v_padding = None if v_mask is None else ~v_mask
         attended_text, _ = self.region_to_word(v, w, w, key_padding_mask=~texts.mask, need_weights=False)     # W*
         attended_image, _ = self.word_to_region(w, v, v, key_padding_mask=v_padding, need_weights=False)      # V*
-        local = (
-            masked_mean(F.cosine_similarity(v, attended_text, dim=-1), v_mask)
-            + masked_mean(F.cosine_similarity(w, attended_image, dim=-1), texts.mask)
-        ) / 2
+        of_regions = masked_mean(F.cosine_similarity(v, attended_text, dim=-1), v_mask)
+        of_words = masked_mean(F.cosine_similarity(w, attended_image, dim=-1), texts.mask)
         image_vector = self.fuse_globals(masked_mean(attended_image, texts.mask), image.globals)
         text_vector = self.text_global(masked_mean(attended_text, v_mask))
-        return self._weigh(local, F.cosine_similarity(image_vector, text_vector, dim=-1))
+        return self._weigh((of_regions + of_words) / 2, F.cosine_similarity(image_vector, text_vector, dim=-1))
 
     def _scores_without_fusion(self, images: EncodedImages, texts: EncodedTexts) -> Tensor:
         """"w/o MF": each word attends to the mean region and each region to the mean word."""

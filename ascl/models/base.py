@@ -53,10 +53,8 @@ class RetrievalModel(nn.Module, ABC):
         """
         expected = (self.region_dim, self.global_dim)
         if regions.dim() != 3 or globals_.dim() != 2 or (regions.shape[-1], globals_.shape[-1]) != expected:
-            raise ValueError(
-                f"the model takes regions (N, K, {expected[0]}) and globals (N, {expected[1]}), "
-                f"got {tuple(regions.shape)} and {tuple(globals_.shape)}"
-            )
+            raise ValueError(f"the model takes regions (N, K, {expected[0]}) and globals (N, {expected[1]}), "
+                             f"got {tuple(regions.shape)} and {tuple(globals_.shape)}")
         if self.standardize_regions is not None and self.standardize_globals is not None:
             regions, globals_ = self.standardize_regions(regions), self.standardize_globals(globals_)
         return regions, globals_

@@ -27,8 +27,9 @@ class EncodedImages:
         return EncodedImages(self.regions[index], self.globals[index], None if self.mask is None else self.mask[index])
 
     def to(self, *args, **kwargs) -> EncodedImages:
-        mask = None if self.mask is None else self.mask.to(self.regions.to(*args, **kwargs).device)
-        return EncodedImages(self.regions.to(*args, **kwargs), self.globals.to(*args, **kwargs), mask)
+        regions = self.regions.to(*args, **kwargs)
+        mask = None if self.mask is None else self.mask.to(regions.device)
+        return EncodedImages(regions, self.globals.to(*args, **kwargs), mask)
 
     @staticmethod
     def cat(parts: list[EncodedImages]) -> EncodedImages:

@@ -52,10 +52,8 @@ class UnprojectedAttention(nn.Module):
         super().__init__()
         self.embed_dim, self.num_heads, self.scale = embed_dim, num_heads, scale
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor,
-        key_padding_mask: Tensor | None = None, need_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
+                need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
         """(N, Q, D), (N, K, D), (N, K, D) and (N, K) bool, True = ignore -> (N, Q, D) and the weights (N, H, Q, K)."""
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
         logits = q @ k.transpose(-1, -2) * self.scale                              # (N, H, Q, K)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,10 +12,8 @@ import torch
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def write_small_bert(
-    folder: str | os.PathLike, texts: Iterable[str], *, dim: int = 128, layers: int = 2, heads: int = 4,
-    max_words: int = 126, seed: int = 0,
-) -> None:
+def write_small_bert(folder: str | os.PathLike, texts: Iterable[str], *, dim: int = 128, layers: int = 2,
+                     heads: int = 4, max_words: int = 126, seed: int = 0) -> None:
     """Random weights and one token for each distinct word of `texts`, ready for `text.encoder` with `text.finetune`.
 
     Captions of a few dozen distinct words need no pretrained encoder. The folder appears whole or not at all.
@@ -32,25 +28,15 @@ def write_small_bert(
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     splitter = BertTokenizer(vocab={token: i for i, token in enumerate(SPECIAL)}).backend_tokenizer
-    words: Counter[str] = Counter()
-    for text in texts:
-        normal = splitter.normalizer.normalize_str(text)
-        words.update(word for word, _ in splitter.pre_tokenizer.pre_tokenize_str(normal))
-    vocabulary = SPECIAL + sorted(words)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        BertTokenizer(
-            vocab={token: i for i, token in enumerate(vocabulary)}, model_max_length=max_words + 2
-        ).save_pretrained(temporary)
+    normal = map(splitter.normalizer.normalize_str, texts)
+    words = {word for text in normal for word, _ in splitter.pre_tokenizer.pre_tokenize_str(text)}
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *sorted(words)])}
+    config = BertConfig(vocab_size=len(vocabulary), hidden_size=dim, num_hidden_layers=layers,
+                        num_attention_heads=heads, intermediate_size=4 * dim, max_position_embeddings=max_words + 2)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        whole = Path(temporary, folder.name)
+        BertTokenizer(vocab=vocabulary, model_max_length=max_words + 2).save_pretrained(whole)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            BertModel(
-                BertConfig(
-                    vocab_size=len(vocabulary), hidden_size=dim, num_hidden_layers=layers, num_attention_heads=heads,
-                    intermediate_size=4 * dim, max_position_embeddings=max_words + 2,
-                )
-            ).save_pretrained(temporary)
-        os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+            BertModel(config).save_pretrained(whole)
+        os.replace(whole, folder)

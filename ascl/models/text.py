@@ -22,9 +22,7 @@ from ascl.models.base import TextEncoder
 
 KEPT_FREE = 0.05         # share of the disk that a cache leaves to others
 
-_GIVE_ENCODER = (
-    "give text.encoder the folder of a saved Hugging Face encoder, or a name on the hub such as bert-base-uncased"
-)
+_GIVE_ENCODER = "give text.encoder the folder of a saved Hugging Face encoder, or a name on the hub (bert-base-uncased)"
 
 
 class BertWords(TextEncoder):
@@ -69,21 +67,15 @@ class BertWords(TextEncoder):
         return words == self.max_words and len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) > words
 
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """N texts -> hidden (N, L, dim) and mask (N, L) bool, True = a real word.
-
-        Raises:
-            DataError: a text without any word.
-        """
+        """N texts -> hidden (N, L, dim) and mask (N, L) bool, True = a real word; DataError for one without words."""
         special = self.tokenizer.num_special_tokens_to_add()
         pieces = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         for text, ids in zip(texts, pieces, strict=True):
             if not ids:
                 raise DataError(f"the text {text!r} has no words: remove this caption or fill it")
         self.truncated += sum(len(ids) > self.max_words for ids in pieces)
-        tokens = self.tokenizer(
-            list(texts), return_tensors="pt", padding=True, truncation=True, max_length=self.max_words + special,
-            return_special_tokens_mask=True,
-        )
+        tokens = self.tokenizer(list(texts), return_tensors="pt", padding=True, truncation=True,
+                                max_length=self.max_words + special, return_special_tokens_mask=True)
         real = (tokens.pop("special_tokens_mask") == 0) & (tokens["attention_mask"] == 1)         # (N, tokens)
         tokens = tokens.to(self.encoder.device)
         with torch.set_grad_enabled(self.finetune and torch.is_grad_enabled()):
@@ -139,8 +131,7 @@ class CachedWords(TextEncoder):
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """As `BertWords`; float32 values that are exactly representable in float16, on the encoder's device.
 
-        Raises:
-            DataError: as `BertWords`; or the cache cannot be read or written.
+        DataError as `BertWords`, or where the cache cannot be read or written.
         """
         keys = [hashlib.sha256(text.encode()).digest()[:16] for text in texts]
         try:
@@ -176,10 +167,8 @@ class CachedWords(TextEncoder):
             part = keys[begin : begin + batch]
             hidden, mask = self.encoder([texts[key] for key in part])
             words = hidden.cpu().to(torch.float16).numpy()
-            yield {
-                key: (words[row, :length].tobytes(), int(self.encoder.is_cut(texts[key], length)))
-                for row, (key, length) in enumerate(zip(part, mask.sum(dim=1).tolist(), strict=True))
-            }
+            yield {key: (words[row, :length].tobytes(), int(self.encoder.is_cut(texts[key], length)))
+                   for row, (key, length) in enumerate(zip(part, mask.sum(dim=1).tolist(), strict=True))}
 
     def _has_room(self) -> bool:
         """Whether the disk has; says so once where it has not."""

@@ -16,13 +16,7 @@ from ascl.data.captions import CaptionSet
 from ascl.data.pairs import PairDataset, UniqueImageBatchSampler, collate
 from ascl.data.stores.open import FeatureStore
 from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
-from ascl.models.base import TextEncoder
-from ascl.models.baselines.clip import Clip
-from ascl.models.baselines.imram import Imram
-from ascl.models.baselines.scan import Scan
-from ascl.models.baselines.two_tower import TwoTower
-from ascl.models.baselines.vse import Vse
-from ascl.models.baselines.vse_infinity import VseInfinity
+from ascl.models.baselines import Clip, Imram, Scan, TwoTower, Vse, VseInfinity
 from ascl.models.text import BertWords, CachedWords
 from ascl.retrieval.encode import encode_images, encode_texts
 from ascl.retrieval.objective import RetrievalObjective, TripletSettings
@@ -37,16 +31,11 @@ if TYPE_CHECKING:  # the loop needs accelerate, which is slow to import, and a m
     from ascl.training.loop import LoopSettings
 
 
-def build_text_encoder(config: Config) -> TextEncoder:
-    """Return the BERT-like encoder, cached on disk where the settings say so."""
-    encoder = BertWords(config.text.encoder, finetune=config.text.finetune, max_words=config.text.max_words)
-    return encoder if config.text.cache is None else CachedWords(encoder, config.text.cache)
-
-
 def build_model(config: Config, region_dim: int, global_dim: int) -> RetrievalModel:
     """Return a model with fresh weights for features of these dimensions."""
     settings = config.model
-    text = build_text_encoder(config)
+    encoder = BertWords(config.text.encoder, finetune=config.text.finetune, max_words=config.text.max_words)
+    text = encoder if config.text.cache is None else CachedWords(encoder, config.text.cache)
     inputs = (region_dim, global_dim, text, settings.embed_dim)
     standardize = settings.standardize
     match settings.kind:
@@ -59,24 +48,20 @@ def build_model(config: Config, region_dim: int, global_dim: int) -> RetrievalMo
         case "clip":
             return Clip(*inputs, temperature=config.loss.temperature, standardize=standardize)
         case "scan_t2i" | "scan_i2t":
-            return Scan(
-                *inputs, direction="t2i" if settings.kind == "scan_t2i" else "i2t", pooling=settings.pooling,
-                lambda_softmax=settings.lambda_softmax, lambda_lse=settings.lambda_lse, standardize=standardize,
-            )
+            return Scan(*inputs, direction="t2i" if settings.kind == "scan_t2i" else "i2t", pooling=settings.pooling,
+                        lambda_softmax=settings.lambda_softmax, lambda_lse=settings.lambda_lse, standardize=standardize)
         case "imram":
             return Imram(
                 *inputs, steps=settings.matching_steps, lambda_softmax=settings.lambda_softmax, standardize=standardize
             )
-    return AsCL(
-        region_dim, global_dim, text, settings.embed_dim, settings.num_heads, settings.local_weight,
-        projections=settings.projections, fusion=settings.fusion, normalize_regions=settings.normalize_regions,
-        normalize_words=settings.normalize_words, sharpness=settings.sharpness, standardize=settings.standardize,
-    )
+    return AsCL(region_dim, global_dim, text, settings.embed_dim, settings.num_heads, settings.local_weight,
+                projections=settings.projections, fusion=settings.fusion, normalize_regions=settings.normalize_regions,
+                normalize_words=settings.normalize_words, sharpness=settings.sharpness,
+                standardize=settings.standardize)
 
 
-def fit_standardization(
-    model: RetrievalModel, captions: CaptionSet, store: FeatureStore, *, images: int = 1000
-) -> None:
+def fit_standardization(model: RetrievalModel, captions: CaptionSet, store: FeatureStore, *,
+                        images: int = 1000) -> None:
     """Take statistics of the image features, where the model uses them, of training images spread over the split."""
     for_regions, for_globals = model.standardize_regions, model.standardize_globals
     if for_regions is None or for_globals is None:
@@ -94,16 +79,13 @@ def build_objective(config: Config) -> RetrievalObjective:
     samples, loss = config.samples, config.loss
     noise = None
     if samples.negatives != "none":
-        noise = NoiseSettings(
-            kind=samples.negatives, gaussian_scale=samples.gaussian_scale, token_ratio=samples.token_ratio,
-            feature_ratio=samples.feature_ratio, dropout=samples.dropout, mixture_kinds=tuple(samples.mixture_kinds),
-        )
+        noise = NoiseSettings(kind=samples.negatives, gaussian_scale=samples.gaussian_scale,
+                              token_ratio=samples.token_ratio, feature_ratio=samples.feature_ratio,
+                              dropout=samples.dropout, mixture_kinds=tuple(samples.mixture_kinds))
     triplet = None if loss.kind == "contrastive" else TripletSettings(loss.margin, loss.triplet_warmup_steps)
     if loss.norm_ratio_weight and samples.positives == "none":
-        raise DataError(
-            f"loss.norm_ratio_weight is {loss.norm_ratio_weight}, but samples.positives is none, and those are what it "
-            "orders: set the one to 0 or the other to both"
-        )
+        raise DataError(f"loss.norm_ratio_weight is {loss.norm_ratio_weight}, but samples.positives is none, and it "
+                        "orders those: set the one to 0 or the other to both")
     return RetrievalObjective(
         loss.temperature, noise, triplet, loss.norm_ratio_weight, chunk_size=config.train.chunk_size,
         gather=rows_of_all_with_gradient if config.train.gather_negatives and several_processes() else None,
@@ -134,14 +116,11 @@ def build_batches(config: Config, pairs: PairDataset, process: int, processes: i
     if together and size > 0:
         images = len(np.unique(pairs.captions.owner))
         if size * processes > images:
-            raise DataError(f"train.batch_size {size} in each of {processes} processes with gathered negatives takes "
-                            f"{size * processes} images, and {images} have captions: lower it, or set "
-                            "train.gather_negatives to false")
+            raise DataError(f"train.batch_size {size} in each of {processes} processes takes {size * processes} "
+                            f"images, and {images} have captions: lower it, or set train.gather_negatives to false")
         size *= processes
     sampler = UniqueImageBatchSampler(pairs.captions.owner, size, seed=config.train.seed)
-    return TrainBatches(
-        pairs, sampler, collate, workers=workers, process=process, processes=processes, shared=together
-    )
+    return TrainBatches(pairs, sampler, collate, workers=workers, process=process, processes=processes, shared=together)
 
 
 def build_schedule(config: Config, loop: LoopSettings) -> Schedule:
@@ -150,16 +129,13 @@ def build_schedule(config: Config, loop: LoopSettings) -> Schedule:
     if settings.schedule == "cosine":
         schedule = cosine(settings.lr, final=settings.final_lr, total_steps=loop.total_steps)
     else:
-        schedule = step_decay(
-            settings.lr, gamma=settings.decay_factor, every_epochs=settings.decay_epochs,
-            steps_per_epoch=loop.steps_per_epoch,
-        )
+        schedule = step_decay(settings.lr, gamma=settings.decay_factor, every_epochs=settings.decay_epochs,
+                              steps_per_epoch=loop.steps_per_epoch)
     return warmed_up(schedule, warmup_steps=settings.warmup_steps)
 
 
-def encode_split(
-    model: RetrievalModel, captions: CaptionSet, store: FeatureStore
-) -> tuple[EncodedImages, EncodedTexts]:
+def encode_split(model: RetrievalModel, captions: CaptionSet,
+                 store: FeatureStore) -> tuple[EncodedImages, EncodedTexts]:
     """Encode every image and every caption of a split once."""
     return encode_images(model, captions, store), encode_texts(model, captions.captions)
 

@@ -15,16 +15,13 @@ def check_dimensions(model: RetrievalModel, store: FeatureStore) -> None:
     """Raise DataError for features of other dimensions than the model was trained on."""
     wanted, found = (model.region_dim, model.global_dim), (store.region_dim, store.global_dim)
     if found != wanted:
-        raise DataError(
-            f"{store.source} has regions of {found[0]} and globals of {found[1]} dimensions, the model was made for "
-            f"{wanted[0]} and {wanted[1]}: give the features that it was trained on, or such of the same extractor"
-        )
+        raise DataError(f"{store.source} has regions of {found[0]} and globals of {found[1]} dimensions, the model was "
+                        f"made for {wanted[0]} and {wanted[1]}: give features of the extractor that it was trained on")
 
 
 @torch.no_grad()
-def encode_images(
-    model: RetrievalModel, captions: CaptionSet, store: FeatureStore, *, batch: int = 128
-) -> EncodedImages:
+def encode_images(model: RetrievalModel, captions: CaptionSet, store: FeatureStore, *,
+                  batch: int = 128) -> EncodedImages:
     """Encode the images of a caption set, in its order, to the CPU."""
     check_dimensions(model, store)
     device = next(model.parameters()).device
@@ -34,9 +31,8 @@ def encode_images(
         features = store.read(rows[start : start + batch])
         assert features.regions is not None and features.globals is not None         # `check_dimensions`
         mask = None if features.mask is None else torch.from_numpy(features.mask).to(device)
-        encoded = model.encode_images(
-            torch.from_numpy(features.regions).to(device), torch.from_numpy(features.globals).to(device), mask
-        )
+        encoded = model.encode_images(torch.from_numpy(features.regions).to(device),
+                                      torch.from_numpy(features.globals).to(device), mask)
         parts.append(encoded.to("cpu"))
     return EncodedImages.cat(parts)
 

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from ascl.core.errors import DataError
-from ascl.retrieval.ranking import BLOCK_ELEMENTS, Matrix, as_tensor, float_tensor
+from ascl.retrieval.ranking import BLOCK_ELEMENTS, Matrix, as_tensor, first_not_finite, float_tensor
+from ascl.retrieval.report import directions_table
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,11 @@ class MultiPositiveReport:
 
     def to_markdown(self) -> str:
         """A table with one row for each direction."""
-        head = ["| direction | mAP@R | R-Precision | right candidates, mean | queries |", "|---|---|---|---|---|"]
-        rows = [
-            f"| {name} | {d.map_at_r:.1f} | {d.r_precision:.1f} | {d.mean_right:.1f} | {d.queries} |"
-            for name, d in (("image to text", self.i2t), ("text to image", self.t2i))
-        ]
-        return "\n".join([*head, *rows, ""])
+        return directions_table("mAP@R | R-Precision | right candidates, mean | queries", self.i2t, self.t2i)
 
 
-def multi_positive_report(
-    scores: Matrix, truth: Matrix, *, block_elements: int = BLOCK_ELEMENTS
-) -> MultiPositiveReport:
+def multi_positive_report(scores: Matrix, truth: Matrix, *,
+                          block_elements: int = BLOCK_ELEMENTS) -> MultiPositiveReport:
     """Return mAP@R and R-Precision in both directions.
 
     Args:
@@ -75,9 +70,8 @@ def multi_positive_report(
                         "(images, texts)")
     if truth.dtype not in (torch.bool, np.dtype(bool)):
         raise DataError(f"truth has to be bool, it is {truth.dtype}")
-    return MultiPositiveReport(
-        i2t=_direction(scores, truth, block_elements), t2i=_direction(scores.T, truth.T, block_elements)
-    )
+    return MultiPositiveReport(i2t=_direction(scores, truth, block_elements),
+                               t2i=_direction(scores.T, truth.T, block_elements))
 
 
 def _direction(scores: Matrix, truth: Matrix, elements: int) -> MultiPositive:
@@ -86,10 +80,9 @@ def _direction(scores: Matrix, truth: Matrix, elements: int) -> MultiPositive:
     has_right = right > 0
     if not has_right.any():
         raise DataError("truth holds no right pair: there is nothing to be found")
-    return MultiPositive(
-        map_at_r=100 * float(average[has_right].mean()), r_precision=100 * float(precision[has_right].mean()),
-        mean_right=float(right[has_right].double().mean()), queries=int(has_right.sum()),
-    )
+    return MultiPositive(map_at_r=100 * float(average[has_right].mean()),
+                         r_precision=100 * float(precision[has_right].mean()),
+                         mean_right=float(right[has_right].double().mean()), queries=int(has_right.sum()))
 
 
 def _of_queries(scores: Matrix, truth: Matrix, elements: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -97,10 +90,9 @@ def _of_queries(scores: Matrix, truth: Matrix, elements: int) -> Iterator[tuple[
     step = max(1, elements // max(1, scores.shape[1]))
     for first in range(0, scores.shape[0], step):
         block, right = float_tensor(scores[first : first + step]), as_tensor(truth[first : first + step])
-        if not block.isfinite().all():
-            row, column = (~block.isfinite()).nonzero()[0].tolist()
-            raise DataError(f"a score is {block[row, column].item()} (query {first + row}, candidate {column}): such a "
-                            "score has no rank")
+        if (bad := first_not_finite(block)) is not None:
+            row, column, value = bad
+            raise DataError(f"a score is {value} (query {first + row}, candidate {column}): such a score has no rank")
         count = right.sum(dim=1)
         most = int(count.max())
         best_right = block.masked_fill(~right, -torch.inf).topk(most, dim=1).values
@@ -111,8 +103,5 @@ def _of_queries(scores: Matrix, truth: Matrix, elements: int) -> Iterator[tuple[
         rank = number + reach
         found = (rank <= count[:, None]) & (number <= count[:, None])
         divisor = count.clamp(min=1).double()
-        yield (
-            (found.sum(dim=1) / divisor).cpu(),
-            ((number.double() / rank * found).sum(dim=1) / divisor).cpu(),
-            count.cpu(),
-        )
+        average = (number.double() / rank * found).sum(dim=1) / divisor
+        yield (found.sum(dim=1) / divisor).cpu(), average.cpu(), count.cpu()

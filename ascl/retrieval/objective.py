@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ascl.asymmetry import Direction, direction, norm_ratio_loss
-from ascl.core.tensors import at_least_float32
+from ascl.core.tensors import at_least_float32, check_positive
 from ascl.data.pairs import Batch
 from ascl.losses import ascl_loss, hardest_triplet
 from ascl.models import EncodedImages, EncodedTexts, RetrievalModel
@@ -68,8 +68,7 @@ class RetrievalObjective:
             raise ValueError(f"chunk_size must be at least 1, or null for the whole batch, got {self.chunk_size}")
         if not 0 <= self.norm_ratio_weight < math.inf:
             raise ValueError(f"norm_ratio_weight must be at least 0 and finite, got {self.norm_ratio_weight}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        check_positive(temperature=self.temperature)
 
     def __call__(self, model: RetrievalModel, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Return loss and metrics of one batch: `loss`, and the mean score of the true pairs and of all others.
@@ -85,11 +84,10 @@ class RetrievalObjective:
         if self.noise is not None:
             text_sets |= {f"noised {name}": noised(texts, self.noise, generator) for name, texts in text_sets.items()}
         scores = dict(zip(text_sets, self._scores(model, images, list(text_sets.values())), strict=True))
-        loss = ascl_loss(
-            scores["captions"], scores.get("noised captions"),
-            scores.get("positives"), scores.get("noised positives"),
-            temperature=self.temperature, contrast=self._contrast(step),
-        )
+        contrast = None if self.triplet is None else partial(
+            hardest_triplet, margin=self.triplet.margin, hardness=self.triplet.hardness(step))
+        loss = ascl_loss(scores["captions"], scores.get("noised captions"), scores.get("positives"),
+                         scores.get("noised positives"), temperature=self.temperature, contrast=contrast)
         metrics = _gap(scores["captions"].detach())
         if self.norm_ratio_weight > 0:
             if batch.positive_order is None:
@@ -120,11 +118,6 @@ class RetrievalObjective:
         own_rows = torch.cat(score_in_chunks(model, images, everybody, self.chunk_size), dim=1)
         return self.gather(at_least_float32(own_rows)).split(len(everybody[0]), dim=1)
 
-    def _contrast(self, step: int):
-        if self.triplet is None:
-            return None
-        return partial(hardest_triplet, margin=self.triplet.margin, hardness=self.triplet.hardness(step))
-
 
 def encode_images(model: RetrievalModel, batch: Batch, size: int | None) -> EncodedImages:
     """Encode the images of a batch, `size` at a time (None = all); their graph is built again for the gradient."""
@@ -145,17 +138,14 @@ def encode_texts(model: RetrievalModel, texts: list[str], device_of: Tensor, siz
         return model.encode_texts(texts)
     trained = model.text is not None and any(parameter.requires_grad for parameter in model.text.parameters())
     chunks = [texts[start : start + size] for start in range(0, len(texts), size)]
-    parts = [
-        _computed_again(model.encode_texts, chunk, device_of=device_of) if trained else model.encode_texts(chunk)
-        for chunk in chunks
-    ]
+    parts = [_computed_again(model.encode_texts, chunk, device_of=device_of) if trained else model.encode_texts(chunk)
+             for chunk in chunks]
     parts = _same_length(parts, max(part.words.shape[1] for part in parts))
     return EncodedTexts(torch.cat([part.words for part in parts]), torch.cat([part.mask for part in parts]))
 
 
-def score_in_chunks(
-    model: RetrievalModel, images: EncodedImages, text_sets: list[EncodedTexts], size: int | None
-) -> list[Tensor]:
+def score_in_chunks(model: RetrievalModel, images: EncodedImages, text_sets: list[EncodedTexts],
+                    size: int | None) -> list[Tensor]:
     """Score as `score_batch`, `size` images with `size` texts of each set at a time (None = all).
 
     Together with chunks of encoding this is gradient caching (GradCache, Gao et al. 2021) for a score that belongs to
@@ -172,9 +162,7 @@ def score_in_chunks(
     text_chunks = [[EncodedTexts(*part) for part in chunk] for chunk in of_sets]
     rows = []
     for chunk in image_chunks:
-        blocks = [
-            _computed_again(score_batch, model, chunk, texts, device_of=images.regions) for texts in text_chunks
-        ]
+        blocks = [_computed_again(score_batch, model, chunk, texts, device_of=images.regions) for texts in text_chunks]
         rows.append([torch.cat(of_set, dim=1) for of_set in zip(*blocks, strict=True)])
     return [torch.cat(of_set) for of_set in zip(*rows, strict=True)]
 
@@ -184,19 +172,15 @@ def texts_of_all(text_sets: list[EncodedTexts], gather: Gather) -> list[EncodedT
     own = max(texts.words.shape[1] for texts in text_sets)
     longest = int(gather(torch.tensor([own], device=text_sets[0].words.device)).max())
     # raised, here and elsewhere, because gradients are summed over processes
-    return [
-        EncodedTexts(gather(at_least_float32(texts.words)), gather(texts.mask.byte()).bool())
-        for texts in _same_length(text_sets, longest)
-    ]
+    return [EncodedTexts(gather(at_least_float32(texts.words)), gather(texts.mask.byte()).bool())
+            for texts in _same_length(text_sets, longest)]
 
 
 def _same_length(parts: list[EncodedTexts], length: int) -> list[EncodedTexts]:
     """With padding up to `length` words."""
     missing = [length - part.words.shape[1] for part in parts]
-    return [
-        EncodedTexts(F.pad(part.words, (0, 0, 0, more)), F.pad(part.mask, (0, more)))
-        for part, more in zip(parts, missing, strict=True)
-    ]
+    return [EncodedTexts(F.pad(part.words, (0, 0, 0, more)), F.pad(part.mask, (0, more)))
+            for part, more in zip(parts, missing, strict=True)]
 
 
 def _features(regions: Tensor, globals_: Tensor, mask: Tensor | None, size: int):

@@ -29,12 +29,10 @@ class Ranks:
     """Rank of every query that has a right candidate; 0 is best.
 
     Attributes:
-        i2t: (Q_images,) int64, in the order of the images.
-        t2i: (Q_texts,) int64, in the order of the texts.
+        i2t, t2i: (Q_images,) and (Q_texts,) int64, in the order of the images and of the texts.
         image_queries: (Q_images,) int64: which image each entry of `i2t` is; an image without captions is no query.
         text_queries: (Q_texts,) int64: which text each entry of `t2i` is.
-        images: rows of the score matrix, distractors included.
-        texts: columns of the score matrix, distractors included.
+        images, texts: rows and columns of the score matrix, distractors included.
     """
 
     i2t: np.ndarray
@@ -45,10 +43,8 @@ class Ranks:
     texts: int
 
 
-def ranks(
-    blocks: Matrix | Iterable[Matrix], owner: Vector, *, truth: Matrix | None = None,
-    block_elements: int = BLOCK_ELEMENTS,
-) -> Ranks:
+def ranks(blocks: Matrix | Iterable[Matrix], owner: Vector, *, truth: Matrix | None = None,
+          block_elements: int = BLOCK_ELEMENTS) -> Ranks:
     """Count the rank of every query of a score matrix that is given whole or as blocks of rows.
 
     The blocks are read twice: once for each query's best right score (and the ranks of the images, whose rows are
@@ -63,41 +59,36 @@ def ranks(
             candidate and only the others are wrong. It has to contain each text's own image.
         block_elements: scores of a whole matrix that are looked at together.
 
-    Returns:
-        Ranks with numpy arrays.
-
     Raises:
         DataError: a score is not finite (row and column are named), or shapes, owners or truth do not fit.
     """
-    blocks = _as_blocks(blocks, block_elements)
+    if isinstance(blocks, Matrix):
+        check_matrix(blocks, "the score matrix")
+        blocks = MatrixBlocks(blocks, range(blocks.shape[0]), None, block_elements)
+    elif iter(blocks) is blocks:
+        raise DataError("the blocks are read twice and a generator can be read once; give a list of blocks")
     owner = as_owner(owner)
     image_ranks, has_caption, best_of_text = _image_ranks(blocks, owner, truth)
-    images = len(image_ranks)
-    text_ranks = _text_ranks(blocks, owner, truth, best_of_text, images)
-    return Ranks(
-        i2t=image_ranks[has_caption],
-        t2i=text_ranks,
-        image_queries=np.flatnonzero(has_caption),
-        text_queries=np.arange(len(text_ranks)),
-        images=images,
-        texts=len(text_ranks),
-    )
+    images, texts = len(image_ranks), len(owner)
+    text_ranks = torch.zeros(texts, dtype=torch.int64)
+    rows = 0
+    for block, right in _blocks_and_right_pairs(blocks, owner, truth):
+        text_ranks += ((block >= best_of_text.to(block.device)) & ~right).sum(dim=0).cpu()
+        rows += len(block)
+    if rows != images:
+        raise DataError(f"the blocks held {images} rows when read first and {rows} when read again")
+    return Ranks(image_ranks[has_caption], text_ranks.numpy(), np.flatnonzero(has_caption), np.arange(texts), images,
+                 texts)
 
 
-# The two passes
-
-
-def _image_ranks(
-    blocks: Iterable[Matrix], owner: np.ndarray, truth: Matrix | None
-) -> tuple[np.ndarray, np.ndarray, Tensor]:
+def _image_ranks(blocks: Iterable[Matrix], owner: np.ndarray,
+                 truth: Matrix | None) -> tuple[np.ndarray, np.ndarray, Tensor]:
     """First pass: the rank of each image, whether it has a right text, and each text's best right score."""
     image_ranks, has_right = [], []
     best_of_text: Tensor | None = None
-    for first, block in _checked_blocks(blocks, len(owner)):
-        right = _right_pairs(first, block, owner, truth)
+    for block, right in _blocks_and_right_pairs(blocks, owner, truth):
         right_scores = block.masked_fill(~right, -math.inf)
-        best_of_image = right_scores.amax(dim=1)
-        image_ranks.append(((block >= best_of_image[:, None]) & ~right).sum(dim=1).cpu())
+        image_ranks.append(((block >= right_scores.amax(dim=1, keepdim=True)) & ~right).sum(dim=1).cpu())
         has_right.append(right.any(dim=1).cpu())
         best_here = right_scores.amax(dim=0)
         if best_of_text is not None:
@@ -112,19 +103,24 @@ def _image_ranks(
     return torch.cat(image_ranks).numpy(), torch.cat(has_right).numpy(), best_of_text
 
 
-def _text_ranks(
-    blocks: Iterable[Matrix], owner: np.ndarray, truth: Matrix | None, best: Tensor, images: int
-) -> np.ndarray:
-    """Second pass: how many wrong images reach each text's best right score."""
-    counts = torch.zeros(len(owner), dtype=torch.int64)
-    rows = 0
-    for first, block in _checked_blocks(blocks, len(owner)):
-        right = _right_pairs(first, block, owner, truth)
-        counts += ((block >= best.to(block.device)) & ~right).sum(dim=0).cpu()
-        rows = first + len(block)
-    if rows != images:
-        raise DataError(f"the blocks held {images} rows when read first and {rows} when read again")
-    return counts.numpy()
+def _blocks_and_right_pairs(blocks: Iterable[Matrix], owner: np.ndarray,
+                            truth: Matrix | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Float scores (n, N_texts) and right pairs (n, N_texts) bool of each block with rows, checked."""
+    first = 0
+    for given in blocks:
+        check_matrix(given, f"the block of scores from row {first} on")
+        if given.shape[1] != len(owner):
+            raise DataError(f"the scores have {given.shape[1]} columns and owner has {len(owner)} entries; "
+                            "give one per text")
+        if len(given) == 0:
+            continue
+        block = float_tensor(given)
+        if (bad := first_not_finite(block)) is not None:
+            row, column, value = bad
+            raise DataError(f"scores[{first + row}, {column}] is {value} (image {first + row}, text {column}): scores "
+                            "that are not finite have no rank; look for NaN features or an overflow in the model")
+        yield block, _right_pairs(first, block, owner, truth)
+        first += len(block)
 
 
 def _right_pairs(first: int, block: Tensor, owner: np.ndarray, truth: Matrix | None) -> Tensor:
@@ -135,17 +131,12 @@ def _right_pairs(first: int, block: Tensor, owner: np.ndarray, truth: Matrix | N
         return own
     right = as_tensor(truth[first : first + len(block)]).to(block.device)
     if right.dtype != torch.bool or right.shape != block.shape:
-        raise DataError(
-            f"truth has to be bool and as large as the scores: rows {first} to {first + len(block) - 1} are "
-            f"{right.dtype} {tuple(right.shape)}, the scores {tuple(block.shape)}"
-        )
+        raise DataError(f"truth has to be bool and as large as the scores: from row {first} on it is {right.dtype} "
+                        f"{tuple(right.shape)}, the scores are {tuple(block.shape)}")
     if (own & ~right).any():
         row, column = (own & ~right).nonzero()[0].tolist()
         raise DataError(f"truth[{first + row}, {column}] is False, but text {column} belongs to image {first + row}")
     return right
-
-
-# Reading blocks
 
 
 class MatrixBlocks:
@@ -159,39 +150,6 @@ class MatrixBlocks:
         for first in range(self.rows.start, self.rows.stop, self.step):
             block = self.matrix[first : min(first + self.step, self.rows.stop)]
             yield block if self.columns is None else block[:, self.columns]
-
-
-def _as_blocks(scores: Matrix | Iterable[Matrix], elements: int) -> Iterable[Matrix]:
-    if isinstance(scores, Tensor | np.ndarray):
-        check_matrix(scores, "the score matrix")
-        return MatrixBlocks(scores, range(scores.shape[0]), None, elements)
-    if iter(scores) is scores:
-        raise DataError("the blocks are read twice and a generator can be read once; give a list of blocks")
-    return scores
-
-
-def _checked_blocks(blocks: Iterable[Matrix], texts: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield (first row, float tensor) of each block, after checking its shape and that every score is finite."""
-    first = 0
-    for block in blocks:
-        check_matrix(block, f"the block of scores from row {first} on")
-        if block.shape[1] != texts:
-            raise DataError(
-                f"the scores have {block.shape[1]} columns and owner has {texts} entries; give one per text"
-            )
-        if len(block) == 0:
-            continue
-        tensor = float_tensor(block)
-        finite = torch.isfinite(tensor)
-        if not finite.all():
-            row, column = (~finite).nonzero()[0].tolist()
-            raise DataError(
-                f"scores[{first + row}, {column}] is {tensor[row, column].item()} (image {first + row}, text {column}; "
-                f"{int((~finite).sum())} scores of this block of {len(block)} rows are not finite): such a score has "
-                "no rank; look for NaN features or an overflow in what computed it"
-            )
-        yield first, tensor
-        first += len(block)
 
 
 def as_tensor(block: Matrix) -> Tensor:
@@ -208,18 +166,23 @@ def float_tensor(block: Matrix) -> Tensor:
     return tensor if tensor.is_floating_point() else tensor.double()
 
 
-# Checks
+def first_not_finite(scores: Tensor) -> tuple[int, int, float] | None:
+    """Return row, column and value of the first score of a block that has no rank, or None where all have one."""
+    finite = scores.isfinite()
+    if finite.all():
+        return None
+    row, column = (~finite).nonzero()[0].tolist()
+    return row, column, scores[row, column].item()
 
 
 def check_matrix(scores: Any, what: str) -> None:
     """DataError unless `scores` is a matrix of numbers that have a rank."""
-    if not isinstance(scores, Tensor | np.ndarray) or scores.ndim != 2:
-        shape = tuple(scores.shape) if isinstance(scores, Tensor | np.ndarray) else type(scores).__name__
+    if not isinstance(scores, Matrix) or scores.ndim != 2:
+        shape = tuple(scores.shape) if isinstance(scores, Matrix) else type(scores).__name__
         raise DataError(f"{what} has to be a tensor or an array of shape (images, texts), not {shape}")
     # float128 does not fit into a tensor, and complex numbers, strings and booleans have no rank
-    if isinstance(scores, np.ndarray) and (scores.dtype.kind not in "fiu" or scores.dtype.itemsize > 8):
-        raise DataError(f"{what} holds {scores.dtype}; give float16, float32, float64 or integers")
-    if isinstance(scores, Tensor) and (scores.dtype.is_complex or scores.dtype == torch.bool):
+    if (scores.dtype.kind not in "fiu" or scores.dtype.itemsize > 8 if isinstance(scores, np.ndarray)
+            else scores.dtype.is_complex or scores.dtype == torch.bool):
         raise DataError(f"{what} holds {scores.dtype}; give float16, bfloat16, float32, float64 or integers")
 
 
@@ -227,10 +190,8 @@ def as_owner(owner: Vector) -> np.ndarray:
     """(N_texts,) int64 of what was given as owners; DataError for what is no vector of integers."""
     vector = owner.detach().cpu().numpy() if isinstance(owner, Tensor) else np.asarray(owner)
     if vector.ndim != 1 or not len(vector) or vector.dtype.kind not in "iu":
-        raise DataError(
-            "owner has to be a vector of integers with one entry for each text, "
-            f"not {vector.dtype} of shape {vector.shape}"
-        )
+        raise DataError("owner has to be a vector of integers with one entry for each text, "
+                        f"not {vector.dtype} of shape {vector.shape}")
     return vector.astype(np.int64)
 
 
@@ -240,7 +201,5 @@ def check_owner(owner: np.ndarray, images: int, texts: int) -> None:
         raise DataError(f"the scores have {texts} columns and owner has {len(owner)} entries; give one per text")
     outside = np.flatnonzero((owner < 0) | (owner >= images))
     if len(outside):
-        raise DataError(
-            f"owner[{outside[0]}] is {owner[outside[0]]}, but the scores have {images} rows "
-            f"(images 0 to {images - 1}); {len(outside)} entries are out of range"
-        )
+        raise DataError(f"owner[{outside[0]}] is {owner[outside[0]]}, but the scores have {images} rows (images 0 to "
+                        f"{images - 1}); {len(outside)} entries are out of range")

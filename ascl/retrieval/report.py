@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import numpy as np
 
 from ascl.core.errors import DataError
-from ascl.retrieval.ranking import (
-    BLOCK_ELEMENTS,
-    Matrix,
-    MatrixBlocks,
-    Ranks,
-    Vector,
-    as_owner,
-    check_matrix,
-    check_owner,
-    ranks,
-)
+from ascl.retrieval import ranking
+from ascl.retrieval.ranking import BLOCK_ELEMENTS, Matrix, Ranks, Vector, ranks
 
 
 @dataclass(frozen=True)
@@ -34,6 +25,14 @@ class Recalls:
     queries: int
 
 
+def directions_table(columns: str, i2t: Any, t2i: Any) -> str:
+    """Markdown with a row for each direction: the fields of two dataclasses in their order, decimals to a tenth."""
+    rows = [[name, *(f"{value:.1f}" if isinstance(value, float) else str(value) for value in astuple(numbers))]
+            for name, numbers in (("image to text", i2t), ("text to image", t2i))]
+    head = [f"| direction | {columns} |", "|---" * len(rows[0]) + "|"]
+    return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in rows), ""])
+
+
 @dataclass(frozen=True)
 class _BothDirections:
     i2t: Recalls
@@ -45,12 +44,8 @@ class _BothDirections:
         return sum(recalls.r1 + recalls.r5 + recalls.r10 for recalls in (self.i2t, self.t2i))
 
     def _markdown(self, under: str) -> str:
-        rows = [
-            f"| {name} | {r.r1:.1f} | {r.r5:.1f} | {r.r10:.1f} | {r.median_rank:.1f} | {r.mean_rank:.1f} | "
-            f"{r.queries} |" for name, r in (("image to text", self.i2t), ("text to image", self.t2i))
-        ]
-        head = ["| direction | R@1 | R@5 | R@10 | median rank | mean rank | queries |", "|---|---|---|---|---|---|---|"]
-        return "\n".join([*head, *rows, "", under, ""])
+        columns = "R@1 | R@5 | R@10 | median rank | mean rank | queries"
+        return f"{directions_table(columns, self.i2t, self.t2i)}\n{under}\n"
 
 
 @dataclass(frozen=True)
@@ -84,15 +79,12 @@ class FoldReport(_BothDirections):
         """Return a table of the means, and under it each fold's own sum."""
         each = ", ".join(f"{fold.rsum:.1f}" for fold in self.folds)
         images = ", ".join(str(fold.images) for fold in self.folds)
-        return self._markdown(
-            f"Mean of {len(self.folds)} folds of {images} images: Rsum {self.rsum:.1f} (each fold: {each})."
-        )
+        return self._markdown(f"Mean of {len(self.folds)} folds of {images} images: Rsum {self.rsum:.1f} "
+                              f"(each fold: {each}).")
 
 
-def rank_report(
-    scores: Matrix | Iterable[Matrix], owner: Vector, *, truth: Matrix | None = None,
-    block_elements: int = BLOCK_ELEMENTS,
-) -> RetrievalReport:
+def rank_report(scores: Matrix | Iterable[Matrix], owner: Vector, *, truth: Matrix | None = None,
+                block_elements: int = BLOCK_ELEMENTS) -> RetrievalReport:
     """Return recall at 1, 5 and 10 in both directions, for scores whole or in blocks.
 
     Arguments and errors as for `ranks`. With `truth` an image's or a text's hit is its best true candidate.
@@ -105,37 +97,31 @@ def recall_report(counted: Ranks) -> RetrievalReport:
     return RetrievalReport(_recalls(counted.i2t), _recalls(counted.t2i), counted.images, counted.texts)
 
 
-def fold_report(
-    scores: Matrix, owner: Vector, folds: int = 5, *, truth: Matrix | None = None,
-    block_elements: int = BLOCK_ELEMENTS,
-) -> FoldReport:
+def fold_report(scores: Matrix, owner: Vector, folds: int = 5, *, truth: Matrix | None = None,
+                block_elements: int = BLOCK_ELEMENTS) -> FoldReport:
     """Return the mean over consecutive folds of images, each ranked among its own images and their own texts only.
 
-    COCO 1K is five folds of 1,000 of the 5,000 test images.
+    COCO 1K is five folds of 1,000 of the 5,000 test images. Arguments and errors as for `ranks`, and:
 
     Args:
         scores: (N_images, N_texts) matrix, tensor, array or memmap; read in blocks of `block_elements`.
-        owner: (N_texts,) image of each text.
-        folds: how many; has to divide N_images, because recall depends on the number of candidates.
-        truth: (N_images, N_texts) bool or None, as for `ranks`.
-
-    Raises:
-        DataError: as for `ranks`, and where the folds would be unequal or one of them would have no text.
+        folds: how many; has to divide N_images, because recall depends on the number of candidates. DataError where it
+            does not, and where a fold would have no text.
     """
-    check_matrix(scores, "the score matrix")
+    ranking.check_matrix(scores, "the score matrix")
     images = scores.shape[0]
     if folds < 1 or images == 0 or images % folds:
         raise DataError(f"{images} images cannot be split into {folds} equal folds; choose a divisor of {images}")
-    owner = as_owner(owner)
-    check_owner(owner, images, scores.shape[1])
+    owner = ranking.as_owner(owner)
+    ranking.check_owner(owner, images, scores.shape[1])
     size = images // folds
     reports = []
     for first in range(0, images, size):
-        columns = np.flatnonzero((owner >= first) & (owner < first + size))
+        rows, columns = range(first, first + size), np.flatnonzero((owner >= first) & (owner < first + size))
         if not len(columns):
-            raise DataError(f"no text belongs to images {first} to {first + size - 1}: this fold cannot be ranked")
-        fold = MatrixBlocks(scores, range(first, first + size), columns, block_elements)
-        fold_truth = None if truth is None else truth[first : first + size][:, columns]
+            raise DataError(f"no text belongs to images {first} to {rows[-1]}: this fold cannot be ranked")
+        fold_truth = None if truth is None else truth[first : rows.stop][:, columns]
+        fold = ranking.MatrixBlocks(scores, rows, columns, block_elements)
         reports.append(rank_report(fold, owner[columns] - first, truth=fold_truth))
     return FoldReport(_mean([report.i2t for report in reports]), _mean([report.t2i for report in reports]),
                       tuple(reports))
@@ -147,6 +133,6 @@ def _recalls(zero_based: np.ndarray) -> Recalls:
 
 
 def _mean(folds: list[Recalls]) -> Recalls:
-    totals = {field.name: sum(getattr(fold, field.name) for fold in folds) for field in fields(Recalls)}
-    means = {name: total / len(folds) for name, total in totals.items()}
-    return Recalls(**{**means, "queries": totals["queries"]})
+    *totals, queries = map(sum, zip(*map(astuple, folds), strict=True))
+    r1, r5, r10, median_rank, mean_rank = (total / len(folds) for total in totals)
+    return Recalls(r1, r5, r10, median_rank, mean_rank, queries)

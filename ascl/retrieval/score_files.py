@@ -27,38 +27,30 @@ def load_scores(path: str | os.PathLike, owner: Vector | None = None) -> tuple[n
         FileNotFoundError: no such file.
         DataError: not an npz file, truncated, an array missing, or shapes and owners that do not fit.
     """
-    path = Path(path)
-    arrays = _read_npz(path)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no score file at {path}")
+    arrays = {}
+    try:
+        opened = np.load(path, allow_pickle=False)
+        if not isinstance(opened, np.ndarray):
+            with opened as archive:
+                arrays = {name: archive[name] for name in archive.files if name in ("scores", "owner")}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} cannot be read as an .npz file of numbers, or is truncated: {error}") from error
+    if isinstance(opened, np.ndarray):
+        raise DataError(f"{path} holds one bare array; write scores and owner with numpy.savez(path, ...)")
     if "scores" not in arrays:
-        found = ", ".join(sorted(arrays)) or "none"
-        raise DataError(f"{path} has no array `scores` (found: {found}); write it with numpy.savez(path, scores=...)")
+        raise DataError(f"{path} has no array `scores`; write it with numpy.savez(path, scores=...)")
     if "owner" in arrays and owner is not None:
         raise DataError(f"{path} holds an array `owner` and another one was given; leave one of them out")
     if "owner" not in arrays and owner is None:
-        raise DataError(
-            f"{path} has no array `owner`: add one integer for each column of `scores`, the row (image) that this "
-            "text belongs to, for example numpy.savez(path, scores=scores, owner=numpy.repeat(numpy.arange(n), 5))"
-        )
+        raise DataError(f"{path} has no array `owner`: add one integer for each column of `scores`, the row (image) of "
+                        "this text, for example numpy.savez(path, scores=scores, owner=numpy.repeat(range(n), 5))")
     scores = arrays["scores"]
     try:
         check_matrix(scores, "`scores`")
         owner_vector = as_owner(arrays["owner"] if owner is None else owner)
-        check_owner(owner_vector, scores.shape[0], scores.shape[1])
+        check_owner(owner_vector, *scores.shape)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     return scores, owner_vector
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no score file at {path}")
-    try:
-        opened = np.load(path, allow_pickle=False)
-        if isinstance(opened, np.ndarray):
-            raise DataError(f"{path} holds one bare array; write scores and owner with numpy.savez(path, ...)")
-        with opened as archive:
-            return {name: archive[name] for name in archive.files if name in ("scores", "owner")}
-    except DataError:
-        raise
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} cannot be read as an .npz file of numbers, or is truncated: {error}") from error

@@ -28,9 +28,8 @@ def train(config: Config, *, resume: bool = False) -> Progress:
     """
     accelerator = make_accelerator(mixed_precision=config.train.mixed_precision)
     captions, store = build_split(config, config.data.train)
-    val_captions, val_store = build_split(
-        config, config.data.val, captions_per_image=config.data.captions_per_image, images=config.data.val_images
-    )
+    val_captions, val_store = build_split(config, config.data.val, captions_per_image=config.data.captions_per_image,
+                                          images=config.data.val_images)
     val_store.rows(val_captions.image_ids)                                  # all there: asked now, not after hours
     torch.manual_seed(config.train.seed)                                    # of the fresh weights
     assert store.region_dim is not None and store.global_dim is not None            # `build_split` refuses data without
@@ -44,26 +43,22 @@ def train(config: Config, *, resume: bool = False) -> Progress:
         loop = loop_settings(config, batches.steps_per_epoch, trained_on=captions.described)
         learning_rate = build.build_schedule(config, loop)
         rates = config.optimizer
-        optimizer = build_optimizer(
-            model, lr=rates.lr, weight_decay=rates.weight_decay, own_rates={"text.": rates.encoder_lr}
-        )
+        optimizer = build_optimizer(model, lr=rates.lr, weight_decay=rates.weight_decay,
+                                    own_rates={"text.": rates.encoder_lr})
     described = [f"{len(captions.image_ids)} images, {len(captions.captions)} captions; "
                  f"{config.train.batch_size * accelerator.num_processes} pairs a step"]
     if config.loss.kind == "triplet" and config.loss.triplet_warmup_steps >= loop.total_steps:
-        described.append(
-            f"loss.triplet_warmup_steps is {config.loss.triplet_warmup_steps} and training ends after "
-            f"{loop.total_steps}: the loss never becomes that of the hardest negative alone"
-        )
+        described.append(f"loss.triplet_warmup_steps is {config.loss.triplet_warmup_steps} and training ends after "
+                         f"{loop.total_steps}: the loss never becomes that of the hardest negative alone")
 
     def validate(model: RetrievalModel) -> dict[str, float]:
         images, texts = build.encode_split(model, val_captions, val_store)
         return flat_metrics(rank_all_pairs(model, images, texts, val_captions.owner))
 
-    progress = train_run(
-        config, accelerator, model, optimizer, batches=batches, step_loss=objective, validate=validate,
-        learning_rate=learning_rate, settings=loop, resume=resume, described=described,
-        extra={"region_dim": store.region_dim, "global_dim": store.global_dim}, saved=partial(build.is_saved, config),
-    )
+    progress = train_run(config, accelerator, model, optimizer, batches=batches, step_loss=objective, validate=validate,
+                         learning_rate=learning_rate, settings=loop, resume=resume, described=described,
+                         extra={"region_dim": store.region_dim, "global_dim": store.global_dim},
+                         saved=partial(build.is_saved, config))
     if accelerator.is_main_process:
         report_truncated(model)
     return progress
@@ -73,8 +68,7 @@ def flat_metrics(report: RetrievalReport) -> dict[str, float]:
     """Return a report as flat names for the log."""
     flat = {"rsum": report.rsum}
     for name, recalls in (("i2t", report.i2t), ("t2i", report.t2i)):
-        flat |= {f"{name}_r1": recalls.r1, f"{name}_r5": recalls.r5, f"{name}_r10": recalls.r10,
-                 f"{name}_median_rank": recalls.median_rank}
+        flat |= {f"{name}_{field}": getattr(recalls, field) for field in ("r1", "r5", "r10", "median_rank")}
     return flat
 
 

@@ -169,19 +169,18 @@ def test_sscd_gradient_is_that_of_finite_differences():
     assert torch.autograd.gradcheck(lambda r: sscd_loss(r, labels, temperature=0.3, entropy_weight=2), [rows])
 
 
-def test_bad_input_is_refused_by_name():
-    rows, queue = torch.ones(3, 4), torch.zeros(5, 4)
-    with pytest.raises(ValueError, match=r"query \(3, 4\), key \(2, 4\)"):
-        info_nce_queue(rows, torch.ones(2, 4), queue, temperature=0.1)
-    with pytest.raises(ValueError, match=r"queue must be \(Q, 4\).*\(4, 5\)"):
-        info_nce_queue(rows, rows, queue.T, temperature=0.1)
-    with pytest.raises(ValueError, match="temperature"):
-        info_nce_queue(rows, rows, queue, temperature=0.0)
-    with pytest.raises(ValueError, match="at least 1"):
-        sscd_loss(torch.ones(0, 4), torch.ones(0, dtype=torch.long), temperature=0.1, entropy_weight=1)
-    with pytest.raises(ValueError, match="labels"):
-        sscd_loss(rows, torch.zeros(3), temperature=0.1, entropy_weight=1)
-    with pytest.raises(ValueError, match="labels"):
-        sscd_loss(rows, torch.zeros(2, 5), temperature=0.1, entropy_weight=1)
-    with pytest.raises(ValueError, match="entropy_weight"):
-        sscd_loss(rows, torch.zeros(3, dtype=torch.long), temperature=0.1, entropy_weight=-1)
+ROWS, QUEUE = torch.ones(3, 4), torch.zeros(5, 4)
+
+
+@pytest.mark.parametrize(("loss", "inputs", "settings_", "message"), [
+    (info_nce_queue, (ROWS, ROWS[:2], QUEUE), {}, r"query \(3, 4\), key \(2, 4\)"),
+    (info_nce_queue, (ROWS, ROWS, QUEUE.T), {}, r"queue must be \(Q, 4\).*\(4, 5\)"),
+    (info_nce_queue, (ROWS, ROWS, QUEUE), {"temperature": 0.0}, "temperature"),
+    (sscd_loss, (ROWS[:0], torch.ones(0, dtype=torch.long)), {"entropy_weight": 1}, "at least 1"),
+    (sscd_loss, (ROWS, torch.zeros(3)), {"entropy_weight": 1}, "labels"),
+    (sscd_loss, (ROWS, torch.zeros(2, 5)), {"entropy_weight": 1}, "labels"),
+    (sscd_loss, (ROWS, torch.zeros(3, dtype=torch.long)), {"entropy_weight": -1}, "entropy_weight"),
+])
+def test_bad_input_is_refused_by_name(loss, inputs, settings_, message):
+    with pytest.raises(ValueError, match=message):
+        loss(*inputs, **{"temperature": 0.1} | settings_)

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from ascl import AsCL
 from ascl.models import EncodedTexts
 from ascl.models.ascl import masked_mean
-from ascl.models.baselines.two_tower import TwoTower
 from ascl.models.fusion import UnprojectedAttention
 from ascl.models.text import BertWords
 
@@ -20,9 +19,8 @@ def model_and_items(**settings):
     model = AsCL(10, 6, None, embed_dim=D, num_heads=HEADS, **settings)
     generator = torch.Generator().manual_seed(1)
     mask = torch.tensor([[True, True, True, True], [True, True, False, False], [True, False, False, False]])
-    images = model.encode_images(
-        torch.randn(3, 4, 10, generator=generator), torch.randn(3, 6, generator=generator), mask
-    )
+    images = model.encode_images(torch.randn(3, 4, 10, generator=generator), torch.randn(3, 6, generator=generator),
+                                 mask)
     words = torch.randn(5, 7, D, generator=generator)
     lengths = torch.tensor([7, 1, 3, 2, 5])
     return model, images, EncodedTexts(words, torch.arange(7) < lengths[:, None])
@@ -65,10 +63,8 @@ def test_texts_need_an_encoder_and_at_least_one_text(tiny_bert):
 def test_normalized_tokens_have_the_norm_that_gives_the_wanted_sharpness(tiny_bert, projections, normalize):
     """A token's logit against itself, averaged over heads, is `sharpness`; without projections norms are 1."""
     torch.manual_seed(0)
-    model = AsCL(
-        10, 6, BertWords(str(tiny_bert)), embed_dim=D, num_heads=HEADS, projections=projections, sharpness=3.0,
-        normalize_regions=normalize, normalize_words=normalize,
-    )
+    model = AsCL(10, 6, BertWords(str(tiny_bert)), embed_dim=D, num_heads=HEADS, projections=projections, sharpness=3.0,
+                 normalize_regions=normalize, normalize_words=normalize)
     regions = model.encode_images(torch.randn(3, 4, 10), torch.randn(3, 6)).regions
     texts = model.encode_texts(["a dog runs", "snow"])
     tokens = torch.cat([regions.flatten(0, 1), texts.words[texts.mask]]).detach()
@@ -115,24 +111,6 @@ def test_without_fusion_one_norm_for_all_tokens_of_a_text_changes_nothing():
     torch.testing.assert_close(scores[0], scores[2])
 
 
-def test_without_fusion_local_and_global_scores_are_those_of_plain_means():
-    model, images, texts = model_and_items(fusion=False, local_weight=0.3)
-    with torch.no_grad():
-        scores = model.pair_scores(images, texts)
-        for i in range(3):
-            regions = images.regions[i][images.mask[i]]
-            for t in range(5):
-                words = texts.words[t][texts.mask[t]]
-                region_cosines = [F.cosine_similarity(r, words.mean(dim=0), dim=0) for r in regions]
-                word_cosines = [F.cosine_similarity(w, regions.mean(dim=0), dim=0) for w in words]
-                local = (sum(region_cosines) / len(regions) + sum(word_cosines) / len(words)) / 2
-                first, second = model.attended_image_global(regions.mean(dim=0)), model.image_global(images.globals[i])
-                gate = torch.sigmoid(model.gate(torch.cat([first, second])))
-                image_vector = gate * first + (1 - gate) * second
-                global_ = F.cosine_similarity(image_vector, model.text_global(words.mean(dim=0)), dim=0)
-                torch.testing.assert_close(scores[i, t], 0.3 * local + 0.7 * global_)
-
-
 def test_mean_over_real_entries_only():
     tokens = torch.arange(24.0).reshape(2, 3, 4)
     mask = torch.tensor([[True, True, False], [False, False, True]])
@@ -153,17 +131,3 @@ def test_attention_without_projections_refuses_nothing_it_should_attend_to():
         torch.testing.assert_close(weights[0, head][:, [0, 2]], logits.softmax(dim=1))
         torch.testing.assert_close(result[0, :, part], logits.softmax(dim=1) @ value[0, [0, 2]][:, part])
     assert not weights[..., 1].any()
-
-
-def test_two_towers_score_by_the_cosine_of_two_vectors(tiny_bert):
-    model = TwoTower(10, 6, BertWords(str(tiny_bert)), D)
-    regions, globals_, mask = torch.randn(2, 4, 10), torch.randn(2, 6), torch.tensor([[True] * 4, [True] + [False] * 3])
-    with torch.no_grad():
-        images, texts = model.encode_images(regions, globals_, mask), model.encode_texts(["a dog", "the cat runs"])
-        scores = model.pair_scores(images, texts)
-        for i, real in enumerate([regions[0], regions[1, :1]]):
-            image = model.image(torch.cat([real.mean(dim=0), globals_[i]]))
-            for t, text in enumerate(["a dog", "the cat runs"]):
-                vector = model.words(model.text([text])[0][0].mean(dim=0))
-                torch.testing.assert_close(scores[i, t], F.cosine_similarity(image, vector, dim=0), atol=1e-5, rtol=0)
-    assert images.regions.shape == (2, 1, D) and texts.mask.all()

@@ -11,12 +11,8 @@ import torch.nn.functional as F
 
 from ascl.losses import ascl_loss, info_nce
 from ascl.models import EncodedImages, EncodedTexts
-from ascl.models.baselines.clip import Clip
-from ascl.models.baselines.imram import Imram
-from ascl.models.baselines.scan import Scan
-from ascl.models.baselines.two_tower import TwoTower
-from ascl.models.baselines.vse import Vse
-from ascl.models.baselines.vse_infinity import GeneralizedPooling, VseInfinity, position_encodings
+from ascl.models.baselines import Clip, Imram, Scan, TwoTower, Vse, VseInfinity
+from ascl.models.baselines.vse_infinity import GeneralizedPooling, position_encodings
 from ascl.retrieval import score_batch
 
 REGION_DIM, GLOBAL_DIM, TEXT_DIM, D = 5, 3, 4, 6
@@ -56,10 +52,10 @@ class Words(torch.nn.Module):
 LENGTHS, COUNTS = [4, 1, 3], [3, 1]             # words of three texts, real regions of two images
 
 
-def build(kind, seed=0, **settings):
+def build(kind, settings=None):
     """A model in float64 and evaluation mode with random weights, biases included."""
-    torch.manual_seed(seed)
-    model = kind(REGION_DIM, GLOBAL_DIM, Words(LENGTHS), D, **settings).double().eval()
+    torch.manual_seed(0)
+    model = kind(REGION_DIM, GLOBAL_DIM, Words(LENGTHS), D, **settings or {}).double().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name != "log_scale":
@@ -118,26 +114,21 @@ def real_words(j):
 # --- one vector an item ---
 
 
-def test_vse_is_two_linear_maps_of_means():
-    model = build(Vse)
-    globals_ = features()[1].tolist()
-    expected = [[cosine(affine(model.image, mean(real_regions(i)) + globals_[i]),
-                        affine(model.words, mean(real_words(j)))) for j in range(3)] for i in range(2)]
-    np.testing.assert_allclose(scores_of(model), expected, atol=1e-12)
-
-
 def two_layers(network, x):
     first, _, last = network
     return affine(last, [max(0.0, value) for value in affine(first, x)])
 
 
-@pytest.mark.parametrize("kind", [TwoTower, Clip])
-def test_towers_are_two_layers_on_means(kind):
+@pytest.mark.parametrize(("kind", "projected"), [(Vse, affine), (TwoTower, two_layers), (Clip, two_layers)])
+def test_vse_and_the_towers_project_means(kind, projected):
+    """By two linear maps, and by two layers."""
     model = build(kind)
     globals_ = features()[1].tolist()
-    expected = [[cosine(two_layers(model.image, mean(real_regions(i)) + globals_[i]),
-                        two_layers(model.words, mean(real_words(j)))) for j in range(3)] for i in range(2)]
+    expected = [[cosine(projected(model.image, mean(real_regions(i)) + globals_[i]),
+                        projected(model.words, mean(real_words(j)))) for j in range(3)] for i in range(2)]
     np.testing.assert_allclose(scores_of(model), expected, atol=1e-12)
+    images, texts = items(model)
+    assert images.regions.shape == (2, 1, D) and texts.mask.all()
 
 
 def sigmoid(x):
@@ -295,7 +286,7 @@ def imram_scalar(regions, words, model, steps, lambda_softmax=None):
 @pytest.mark.parametrize("name", TOKENS)
 def test_models_with_cross_attention_are_the_papers(name):
     kind, settings = TOKENS[name]
-    model = build(kind, **settings)
+    model = build(kind, settings)
     expected = []
     for i in range(2):
         regions = [affine(model.regions, region) for region in real_regions(i)]
@@ -315,22 +306,21 @@ def test_scan_is_the_one_of_the_benchmarks(direction):
     spec = importlib.util.spec_from_file_location("benchmark_scan", path)
     other = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(other)
-    model = build(Scan, direction=direction)
+    model = build(Scan, {"direction": direction})
     images, texts = items(model)
     images = EncodedImages(images.regions, images.globals)                      # it knows no padded regions
-    scores = other.score_all(
-        other.text_to_image if direction == "t2i" else other.image_to_text, F.normalize(images.regions, dim=-1),
-        F.normalize(texts.words, dim=-1), LENGTHS, torch.device("cpu"),
-    )
+    scores = other.score_all(other.text_to_image if direction == "t2i" else other.image_to_text,
+                             F.normalize(images.regions, dim=-1), F.normalize(texts.words, dim=-1), LENGTHS,
+                             torch.device("cpu"))
     with torch.no_grad():
         np.testing.assert_allclose(model.pair_scores(images, texts), scores, atol=1e-6)     # kept in float32
 
 
-@pytest.mark.parametrize(("fault", "room", "name"), [
-    ("norm over contexts", "scan", "scan t2i mean"), ("no slope", "scan", "scan i2t mean"),
-    ("padding counts", "imram", "imram, 2 steps"),      # to SCAN it is nothing: it shortens the attended vector alone
+@pytest.mark.parametrize(("fault", "name"), [
+    ("norm over contexts", "scan t2i mean"), ("no slope", "scan i2t mean"),
+    ("padding counts", "imram, 2 steps"),       # to SCAN it is nothing: it shortens the attended vector alone
 ])
-def test_the_oracle_notices_a_fault(fault, room, name, monkeypatch):
+def test_the_oracle_notices_a_fault(fault, name, monkeypatch):
     def wrong(similarity, context_mask, sharpness):
         clipped = F.leaky_relu(similarity, 0.0 if fault == "no slope" else 0.1)
         over = 1 if fault == "norm over contexts" else 3
@@ -339,14 +329,14 @@ def test_the_oracle_notices_a_fault(fault, room, name, monkeypatch):
             logits = logits.masked_fill(~context_mask[:, :, None, None], -torch.inf)
         return logits.softmax(dim=1)
 
-    monkeypatch.setattr(f"ascl.models.baselines.{room}.stacked_attention", wrong)
+    monkeypatch.setattr("ascl.models.baselines.tokens.stacked_attention", wrong)
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         test_models_with_cross_attention_are_the_papers(name)
 
 
 def test_imram_notices_padded_states_that_count():
     """A state of padding is not zero after the first memory; it must not enter the norm over the queries."""
-    model = build(Imram, steps=3)
+    model = build(Imram, {"steps": 3})
     images, texts = items(model)
     longer = EncodedTexts(F.pad(texts.words, (0, 0, 0, 5), value=7.0), F.pad(texts.mask, (0, 5)))
     with torch.no_grad():
@@ -361,8 +351,7 @@ ALL = {kind.__name__: (kind, {}) for kind in ONE_VECTOR} | TOKENS
 
 @pytest.mark.parametrize("name", ALL)
 def test_padding_and_order_of_tokens_play_no_part(name):
-    kind, settings = ALL[name]
-    model = build(kind, **settings)
+    model = build(*ALL[name])
     expected = scores_of(model)
     for padding in (0.0, -5e4):
         regions, globals_, mask = features(padding)
@@ -376,8 +365,7 @@ def test_padding_and_order_of_tokens_play_no_part(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_mask_of_real_regions_alone_is_no_mask(name):
-    kind, settings = ALL[name]
-    model = build(kind, **settings)
+    model = build(*ALL[name])
     regions, globals_, mask = features()
     with torch.no_grad():
         texts = model.encode_texts(["0", "2"])
@@ -388,8 +376,7 @@ def test_a_mask_of_real_regions_alone_is_no_mask(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_parameter_learns(name):
-    kind, settings = ALL[name]
-    model = build(kind, **settings)
+    model = build(*ALL[name])
     scores = score_batch(model, model.encode_images(*features()), [model.encode_texts(["0", "1", "2"])])[0]
     (scores * torch.randn_like(scores)).sum().backward()
     assert not [n for n, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
@@ -399,8 +386,7 @@ def test_every_parameter_learns(name):
 @pytest.mark.parametrize("kept", [0, 1 << 30])
 def test_blocks_and_computing_again_change_nothing(name, kept):
     """Scores and gradients of pairs in blocks of one or two, kept or computed again, against all at once."""
-    kind, settings = TOKENS[name]
-    model = build(kind, **settings)
+    model = build(*TOKENS[name])
     weights = torch.randn(2, 3, dtype=torch.float64)
 
     def result(texts_together):
@@ -422,8 +408,7 @@ def test_blocks_and_computing_again_change_nothing(name, kept):
 @pytest.mark.parametrize("name", TOKENS)
 def test_words_that_are_zero_give_numbers(name):
     """Cutoff and dropout can take all of a word: it has no direction, and neither score nor gradient may notice."""
-    kind, settings = TOKENS[name]
-    model = build(kind, **settings)
+    model = build(*TOKENS[name])
     images, texts = model.encode_images(*features()), model.encode_texts(["0", "1", "2"])
     words = texts.words.clone()
     words[0, 1] = words[1] = 0                                                  # one of a text's words, and all
@@ -505,7 +490,7 @@ def test_clip_scores_are_cosines_wherever_the_temperature_is():
 
 
 def test_clip_starts_at_the_temperature_of_the_loss():
-    model = build(Clip, temperature=0.2)
+    model = build(Clip, {"temperature": 0.2})
     images, texts = items(model)
     torch.testing.assert_close(model.training_scores(images, texts), model.pair_scores(images, texts))
 

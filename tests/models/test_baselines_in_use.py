@@ -12,12 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ascl import load_model
 from ascl.core.errors import SettingsError
 from ascl.models import EncodedImages, EncodedTexts
-from ascl.models.baselines.clip import Clip
-from ascl.models.baselines.imram import Imram
-from ascl.models.baselines.scan import Scan
-from ascl.models.baselines.two_tower import TwoTower
-from ascl.models.baselines.vse import Vse
-from ascl.models.baselines.vse_infinity import VseInfinity
+from ascl.models.baselines import Clip, Imram, Scan, TwoTower, Vse, VseInfinity
 from ascl.retrieval import rank_all_pairs, rank_report, score_all_pairs, top_pairs
 from ascl.retrieval.scoring.tiles import Limits
 from ascl.settings.base import read_settings
@@ -126,9 +121,8 @@ def test_resume_is_exact(kind, tiny_data, tmp_path, tool, train_arguments):
     ("imram --model.matching_steps 0", "at least 1 step"),
     ("clip --loss.temperature 0.001", "learned temperature"),
 ])
-def test_settings_that_make_no_model_stop_with_a_message(
-    more, message, tiny_data, tmp_path, tool, train_arguments, capsys
-):
+def test_settings_that_make_no_model_stop_with_a_message(more, message, tiny_data, tmp_path, tool, train_arguments,
+                                                         capsys):
     run = tmp_path / "run"
     assert tool("train")(train_arguments(tiny_data, run, "--model.kind", *more.split())) == 1
     assert message in capsys.readouterr().err and not run.exists()

@@ -1,8 +1,9 @@
 """Words of an encoder, and their cache: the same words whatever happens to the process or to the files."""
 
+import itertools
+import multiprocessing
+import resource
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -122,12 +123,6 @@ def test_a_name_with_its_owner_is_looked_for_on_the_hub(monkeypatch):
 # The cache
 
 
-def words_of(encoder, texts):
-    """The encoder's own output with zeros in the padding."""
-    hidden, mask = encoder(texts)
-    return hidden.masked_fill(~mask[..., None], 0.0), mask
-
-
 def check_words(words, encoder, texts):
     """Each text's words are the encoder's, rounded to float16."""
     hidden, mask = words(texts)
@@ -166,29 +161,29 @@ def cached(tiny_bert, folder):
     return encoder, CachedWords(encoder, folder)
 
 
-KILLED = """
-import os, signal, sys, torch
-from ascl.models.text import BertWords, CachedWords
-cache = CachedWords(BertWords(sys.argv[1]), sys.argv[2])
-print("started", flush=True)
-number = 0
-while True:
-    cache([f"a dog and {'big ' * (number % 7)}hat {number // 7 * 'old '}"])
-    number += 1
-    print(number, flush=True)
-"""
+def numbered(number):
+    return f"a dog and {'big ' * (number % 7)}hat {number // 7 * 'old '}"
+
+
+def write_on(tiny_bert, folder, done):
+    """Write text after text, and tell the number of each that is written."""
+    torch.set_num_threads(1)
+    cache = cached(tiny_bert, folder)[1]
+    for number in itertools.count():
+        cache([numbered(number)])
+        done.send(number)
 
 
 def test_a_kill_at_any_moment_loses_nothing_that_was_written(tiny_bert, tmp_path):
-    after = 9
     _, cache = cached(tiny_bert, tmp_path)
     cache(TEXTS)
-    arguments = [sys.executable, "-c", KILLED, str(tiny_bert), str(tmp_path)]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
-        for _ in range(after + 1):
-            process.stdout.readline()
-        process.kill()
-    written = [f"a dog and {'big ' * (number % 7)}hat {number // 7 * 'old '}" for number in range(after)]
+    forked = multiprocessing.get_context("fork")
+    told, done = forked.Pipe(duplex=False)
+    process = forked.Process(target=write_on, args=(tiny_bert, tmp_path, done), daemon=True)
+    process.start()
+    written = [numbered(told.recv()) for _ in range(9)]
+    process.kill()
+    process.join()
     encoder, cache = cached(tiny_bert, tmp_path)
     check_words(cache, encoder, [*TEXTS, *written])
     assert encoder.asked == []
@@ -248,25 +243,16 @@ def test_a_cache_stops_growing_before_the_disk_is_full(tiny_bert, tmp_path, monk
     assert all(torch.equal(a, b) for a, b in zip(known, cache(TEXTS[:2]), strict=True))
 
 
-FULL = """
-import resource, sys
-from ascl.core.errors import DataError
-from ascl.models.text import BertWords, CachedWords
-cache = CachedWords(BertWords(sys.argv[1]), sys.argv[2])
-cache(sys.argv[3:5])
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-try:
-    cache([" ".join(sys.argv[3:] * 2)])
-except DataError as error:
-    sys.exit(f"refused: {error}")
-"""
-
-
 def test_a_full_disk_is_said_and_loses_nothing(tiny_bert, tmp_path):
-    done = subprocess.run([sys.executable, "-c", FULL, str(tiny_bert), str(tmp_path), *TEXTS], capture_output=True,
-                          text=True)
-    assert done.returncode == 1 and f"refused: the encoded words in {tmp_path}" in done.stderr, done.stderr
-    assert "make room" in done.stderr and "text.cache" in done.stderr
+    _, cache = cached(tiny_bert, tmp_path)
+    cache(TEXTS[:2])
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, usual[1]))
+    try:
+        with pytest.raises(DataError, match=f"the encoded words in {tmp_path}.*make room.*text.cache"):
+            cache([" ".join(TEXTS * 2)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
     encoder, cache = cached(tiny_bert, tmp_path)
     check_words(cache, encoder, TEXTS[:2])
     assert encoder.asked == []

@@ -20,12 +20,7 @@ from ascl.data.split import build_split
 from ascl.losses import ascl_loss, hardest_triplet
 from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
 from ascl.models.base import TextEncoder
-from ascl.models.baselines.clip import Clip
-from ascl.models.baselines.imram import Imram
-from ascl.models.baselines.scan import Scan
-from ascl.models.baselines.two_tower import TwoTower
-from ascl.models.baselines.vse import Vse
-from ascl.models.baselines.vse_infinity import VseInfinity
+from ascl.models.baselines import Clip, Imram, Scan, TwoTower, Vse, VseInfinity
 from ascl.retrieval import build, score_batch
 from ascl.retrieval.objective import RetrievalObjective, TripletSettings, encode_texts, noised, norm_order
 from ascl.retrieval.scoring.attention import ON_CPU
@@ -33,8 +28,6 @@ from ascl.samples.negatives import NoiseSettings
 from ascl.settings.retrieval import Config, DataConfig, TrainConfig
 from ascl.training.log import read_metrics
 
-# Without shuffling: to AsCL a shuffled caption scores as the caption itself does, so rounding alone decides whether it
-# exceeds the positive and is left out.
 NOISE = NoiseSettings()         # with shuffled captions, whose scores are those of their originals but for rounding
 VOCABULARY = [f"word{number}" for number in range(30)]
 BASELINES = {"two_tower": TwoTower, "vse": Vse, "vse_infinity": VseInfinity, "clip": Clip,
@@ -82,10 +75,8 @@ def make_batch(count: int, *, seed: int = 0, regions: int = 5, longest: int = 7,
 
     mask = torch.from_numpy(rng.random((count, regions)) > 0.3)
     mask[:, 0] = True
-    return Batch(
-        torch.from_numpy(rng.normal(size=(count, regions, 8))), torch.from_numpy(rng.normal(size=(count, 6))),
-        mask if masked else None, texts(), texts(), torch.from_numpy(rng.integers(-1, 2, count)),
-    )
+    return Batch(torch.from_numpy(rng.normal(size=(count, regions, 8))), torch.from_numpy(rng.normal(size=(count, 6))),
+                 mask if masked else None, texts(), texts(), torch.from_numpy(rng.integers(-1, 2, count)))
 
 
 def gradients(model: RetrievalModel) -> dict[str, torch.Tensor]:
@@ -320,13 +311,7 @@ def two_processes(tmp_path_factory) -> tuple[Path, list[dict]]:
 
 
 def padded(parts: list[torch.Tensor]) -> torch.Tensor:
-    longest = max(part.shape[1] for part in parts)
-    whole = parts[0].new_zeros(sum(map(len, parts)), longest, *parts[0].shape[2:])
-    start = 0
-    for part in parts:
-        whole[start : start + len(part), : part.shape[1]] = part
-        start += len(part)
-    return whole
+    return torch.nn.utils.rnn.pad_sequence([row for part in parts for row in part], batch_first=True)
 
 
 def loss_of_one_process(model: RetrievalModel, batches: list[Batch], seeds: list[int], case: dict) -> torch.Tensor:
@@ -374,15 +359,16 @@ def test_two_processes_descend_as_one_with_all_the_pairs(two_processes, name):
     assert logged["loss"] == pytest.approx(loss.item(), rel=1e-12)
 
 
+def config_of(data: Path, **train) -> Config:
+    features = [str(data / "regions.h5"), str(data / "globals.h5")]
+    return Config(data=DataConfig(captions=str(data / "captions.json"), features=features), train=TrainConfig(**train))
+
+
 @pytest.mark.parametrize("gather", [True, False])
 def test_batches_are_dealt_to_processes(tiny_data, gather):
     """Gathered: one batch of the sampler for all, so that no process has another caption of an image as a negative."""
     own, processes = 3, 3
-    config = Config(
-        data=DataConfig(captions=str(tiny_data / "captions.json"),
-                        features=[str(tiny_data / "regions.h5"), str(tiny_data / "globals.h5")]),
-        train=TrainConfig(batch_size=own, gather_negatives=gather, workers=0),
-    )
+    config = config_of(tiny_data, batch_size=own, gather_negatives=gather, workers=0)
     captions, store = build_split(config, "train")
     pairs = build.build_pairs(config, captions, store)
     image_of = {text: int(owner) for text, owner in zip(captions.captions, captions.owner, strict=True)}
@@ -406,9 +392,7 @@ def test_workers_stay_and_change_nothing(tiny_data):
     """Over several epochs, and after one that was left in its middle."""
     drawn = {}
     for workers in (0, 2):
-        config = Config(data=DataConfig(captions=str(tiny_data / "captions.json"),
-                                        features=[str(tiny_data / "regions.h5"), str(tiny_data / "globals.h5")]),
-                        train=TrainConfig(batch_size=4, workers=workers))
+        config = config_of(tiny_data, batch_size=4, workers=workers)
         pairs = build.build_pairs(config, *build_split(config, "train"))
         batches = build.build_batches(config, pairs, 0, 1)
         left = batches(1, 0)
@@ -420,8 +404,7 @@ def test_workers_stay_and_change_nothing(tiny_data):
 
 
 def test_a_batch_of_all_processes_that_needs_more_images_than_there_are_is_refused(tiny_data):
-    config = Config(data=DataConfig(captions=str(tiny_data / "captions.json"), features=[str(tiny_data / "regions.h5")],
-                                    global_source="mean-region"), train=TrainConfig(batch_size=5))
+    config = config_of(tiny_data, batch_size=5)
     pairs = build.build_pairs(config, *build_split(config, "train"))
     assert build.build_batches(config, pairs, 1, 2).steps_per_epoch == 2
     with pytest.raises(DataError, match="batch_size 5 in each of 3 processes.*takes 15 images, and 12 have captions"):

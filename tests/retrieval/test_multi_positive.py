@@ -55,9 +55,7 @@ def test_blocks_and_kinds_of_numbers_change_nothing(tmp_path, size, kind):
              "memmap": np.memmap(tmp_path / "scores", dtype="f4", mode="w+", shape=(9, 14))}[kind]
     if kind == "memmap":
         given[:] = scores.numpy()
-    assert multi_positive_report(
-        given, truth if kind == "tensor" else truth.numpy(), block_elements=size
-    ) == expected
+    assert multi_positive_report(given, truth if kind == "tensor" else truth.numpy(), block_elements=size) == expected
     check(scores.float().numpy(), truth.numpy())
 
 

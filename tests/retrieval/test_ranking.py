@@ -1,5 +1,6 @@
 """Ranks against naive loops: ties, permutations, unequal owners, streaming, folds, and scores that cannot be ranked."""
 
+import io
 import json
 import zipfile
 
@@ -209,37 +210,31 @@ def test_a_score_that_turns_nan_at_the_second_reading_is_refused():
         ranks(Rotting(), np.arange(4))
 
 
-@pytest.mark.parametrize(
-    ("scores", "owner", "message"),
-    [
-        (np.zeros((3, 6)), np.arange(5), "6 columns and owner has 5"),
-        (np.zeros((3, 6)), [0, 1, 2, 3, 1, 2], r"owner\[3\] is 3, but the scores have 3 rows"),
-        (np.zeros((3, 6)), [0, 1, 2, -1, 1, 2], r"owner\[3\] is -1"),
-        (np.zeros((3, 6)), np.arange(6) / 2, "vector of integers"),
-        (np.zeros((3, 6)), np.zeros((2, 3), int), "vector of integers"),
-        (np.zeros((3, 0)), [], "vector of integers"),
-        (np.zeros((0, 2)), [0, 0], "no scores"),
-        (np.zeros(6), np.zeros(6, int), r"not \(6,\)"),
-        (np.zeros((3, 6), complex), np.zeros(6, int), "holds complex128"),
-        (torch.zeros(3, 6, dtype=torch.bool), np.zeros(6, int), "holds torch.bool"),
-        ([[0.0, 1.0]], [0, 0], "not list"),
-        ((block for block in [np.zeros((1, 2))]), [0, 0], "a generator can be read once"),
-    ],
-)
+@pytest.mark.parametrize(("scores", "owner", "message"), [
+    (np.zeros((3, 6)), np.arange(5), "6 columns and owner has 5"),
+    (np.zeros((3, 6)), [0, 1, 2, 3, 1, 2], r"owner\[3\] is 3, but the scores have 3 rows"),
+    (np.zeros((3, 6)), [0, 1, 2, -1, 1, 2], r"owner\[3\] is -1"),
+    (np.zeros((3, 6)), np.arange(6) / 2, "vector of integers"),
+    (np.zeros((3, 6)), np.zeros((2, 3), int), "vector of integers"),
+    (np.zeros((3, 0)), [], "vector of integers"),
+    (np.zeros((0, 2)), [0, 0], "no scores"),
+    (np.zeros(6), np.zeros(6, int), r"not \(6,\)"),
+    (np.zeros((3, 6), complex), np.zeros(6, int), "holds complex128"),
+    (torch.zeros(3, 6, dtype=torch.bool), np.zeros(6, int), "holds torch.bool"),
+    ([[0.0, 1.0]], [0, 0], "not list"),
+    ((block for block in [np.zeros((1, 2))]), [0, 0], "a generator can be read once"),
+])
 def test_what_does_not_fit_is_refused(scores, owner, message):
     with pytest.raises(DataError, match=message):
         rank_report(scores, owner)
 
 
-@pytest.mark.parametrize(
-    ("truth", "message"),
-    [
-        (np.eye(3, dtype=bool)[:, [0, 1, 1]], r"truth\[2, 2\] is False, but text 2 belongs to image 2"),
-        (np.eye(3, dtype=bool)[:2], "has to be bool and as large"),
-        (np.eye(4, dtype=bool)[:, :3], r"truth has shape \(4, 3\)"),
-        (np.eye(3), "has to be bool"),
-    ],
-)
+@pytest.mark.parametrize(("truth", "message"), [
+    (np.eye(3, dtype=bool)[:, [0, 1, 1]], r"truth\[2, 2\] is False, but text 2 belongs to image 2"),
+    (np.eye(3, dtype=bool)[:2], "has to be bool and as large"),
+    (np.eye(4, dtype=bool)[:, :3], r"truth has shape \(4, 3\)"),
+    (np.eye(3), "has to be bool"),
+])
 def test_a_truth_that_does_not_fit_is_refused(truth, message):
     with pytest.raises(DataError, match=message):
         rank_report(np.zeros((3, 3)), np.arange(3), truth=truth)
@@ -266,45 +261,34 @@ def test_score_files_are_read_with_their_owner(tmp_path):
     assert load_scores(path, owner=owner)[1].tolist() == owner.tolist()
 
 
+@pytest.mark.parametrize(("arrays", "message"), [
+    ({}, "no array `owner`: add one integer"),
+    ({"scores": None, "similarity": np.zeros((4, 8)), "owner": np.arange(8) // 2}, "no array `scores`"),
+    ({"owner": np.arange(7) // 2}, r"scores\.npz: the scores have 8 columns and owner has 7"),
+    ({"owner": np.arange(8)}, r"owner\[4\] is 4, but the scores have 4 rows"),
+    ({"scores": np.array([["a"]], dtype=object), "owner": [0]}, r"cannot be read as an \.npz"),
+])
+def test_score_files_that_do_not_fit_are_refused(tmp_path, arrays, message):
+    arrays = {"scores": np.zeros((4, 8))} | arrays
+    np.savez(tmp_path / "scores.npz", **{name: array for name, array in arrays.items() if array is not None})
+    with pytest.raises(DataError, match=message):
+        load_scores(tmp_path / "scores.npz")
+
+
 def test_score_files_that_cannot_be_read_say_why(tmp_path):
     path = tmp_path / "scores.npz"
     with pytest.raises(FileNotFoundError, match="no score file"):
         load_scores(path)
     scores = np.random.default_rng(0).normal(size=(4, 8))
-    np.savez(path, scores=scores)
-    with pytest.raises(DataError, match="no array `owner`: add one integer"):
-        load_scores(path)
-    np.savez(path, similarity=scores, owner=np.arange(8) // 2)
-    with pytest.raises(DataError, match="no array `scores`"):
-        load_scores(path)
-    np.savez(path, scores=scores, owner=np.arange(7) // 2)
-    with pytest.raises(DataError, match=r"scores\.npz: the scores have 8 columns and owner has 7"):
-        load_scores(path)
-    np.savez(path, scores=scores, owner=np.arange(8))
-    with pytest.raises(DataError, match=r"owner\[4\] is 4, but the scores have 4 rows"):
-        load_scores(path)
-    np.savez(path, scores=np.array([["a"]], dtype=object), owner=[0])
-    with pytest.raises(DataError, match=r"cannot be read as an \.npz"):
-        load_scores(path)
-    np.savez(path, scores=scores, owner=np.arange(8) // 2)
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(DataError, match="truncated"):
-        load_scores(path)
-    path.write_bytes(b"")
-    with pytest.raises(DataError, match="truncated"):
-        load_scores(path)
-    path.write_text("0.1 0.2")
-    with pytest.raises(DataError, match=r"cannot be read as an \.npz"):
-        load_scores(path)
-    with open(path, "wb") as file:
-        np.save(file, scores)
-    with pytest.raises(DataError, match="one bare array"):
-        load_scores(path)
     np.savez(path, scores=scores, owner=np.arange(8) // 2)
     with zipfile.ZipFile(path) as archive:
         start = archive.getinfo("scores.npy").header_offset
-    damaged = bytearray(path.read_bytes())
-    damaged[start + 200] ^= 0xFF
-    path.write_bytes(damaged)
-    with pytest.raises(DataError, match="cannot be read"):
-        load_scores(path)
+    whole = path.read_bytes()
+    damaged = whole[: start + 200] + bytes([whole[start + 200] ^ 0xFF]) + whole[start + 201 :]
+    bare = io.BytesIO()
+    np.save(bare, scores)
+    for content, message in ((whole[:200], "truncated"), (b"", "truncated"), (damaged, "cannot be read"),
+                             (b"0.1 0.2", r"cannot be read as an \.npz"), (bare.getvalue(), "one bare array")):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            load_scores(path)

@@ -166,9 +166,8 @@ def test_a_cache_of_words_changes_no_number_but_by_rounding(tiny_data, tmp_path,
         torch.testing.assert_close(plain[name], cold[name], atol=5e-3, rtol=0)     # Adam's step is the rate, 5e-4, each
 
 
-def test_ctrl_c_saves_and_the_resume_goes_on_as_if_nothing_had_been(
-    tiny_data, tmp_path, tool, train_arguments, runs, monkeypatch, capsys
-):
+def test_ctrl_c_saves_and_the_resume_goes_on_as_if_nothing_had_been(tiny_data, tmp_path, tool, train_arguments, runs,
+                                                                    monkeypatch, capsys):
     """The signal comes in the middle of the third step; both halves together equal the run that was never stopped."""
     original = RetrievalObjective.__call__
 
@@ -280,9 +279,7 @@ def test_folds_come_beside_the_full_set(runs, tiny_data, tool, tmp_path):
     assert tool("eval")(["--checkpoint", str(runs[0]), "--folds", "3", "--out", str(tmp_path)]) == 0
     scores, owner = reference_scores(runs[0], tiny_data)
     saved = json.loads((tmp_path / "eval-test.json").read_text())["reports"]
-    assert saved == {
-        "full": rank_report(scores, owner).to_dict(), "3 folds": fold_report(scores, owner, 3).to_dict()
-    }
+    assert saved == {"full": rank_report(scores, owner).to_dict(), "3 folds": fold_report(scores, owner, 3).to_dict()}
     assert "3 folds" in (tmp_path / "eval-test.md").read_text()
 
 
@@ -374,8 +371,7 @@ def test_the_loaded_model_is_the_trained_one(runs, tiny_data):
     regions, globals_, mask, captions, _ = split_of(tiny_data)
     with torch.no_grad():
         images, texts = model.encode_images(regions, globals_, mask), model.encode_texts(captions)
-        torch.testing.assert_close(
-            score_all_pairs(model, images, texts), model.pair_scores(images, texts), atol=1e-5, rtol=0
-        )
+        torch.testing.assert_close(score_all_pairs(model, images, texts), model.pair_scores(images, texts), atol=1e-5,
+                                   rtol=0)
     saved = state_of(runs[0] / "best.pt")["model"]
     assert all(torch.equal(model.state_dict()[name], value) for name, value in saved.items())

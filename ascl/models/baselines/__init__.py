@@ -1,1 +1,10 @@
 """Baselines behind the interface of `RetrievalModel`, each with the score of its paper."""
+
+from ascl.models.baselines.clip import Clip
+from ascl.models.baselines.imram import Imram
+from ascl.models.baselines.scan import Scan
+from ascl.models.baselines.two_tower import TwoTower
+from ascl.models.baselines.vse import Vse
+from ascl.models.baselines.vse_infinity import VseInfinity
+
+__all__ = ["Clip", "Imram", "Scan", "TwoTower", "Vse", "VseInfinity"]

@@ -20,10 +20,8 @@ class Clip(TwoTower):
     Its towers read the precomputed features and the text encoder that all models here share, not pixels.
     """
 
-    def __init__(
-        self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int = 1024, *,
-        temperature: float = 0.07, standardize: bool = False,
-    ) -> None:
+    def __init__(self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int = 1024, *,
+                 temperature: float = 0.07, standardize: bool = False) -> None:
         """
         Args:
             temperature: what the loss divides scores by, in [1 / 100, inf): the learned one starts there (0.07 in

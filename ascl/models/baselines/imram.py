@@ -4,27 +4,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ascl.core.tensors import at_least_float32
+from ascl.core.tensors import at_least_float32, check_positive
 from ascl.models.base import TextEncoder
-from ascl.models.baselines.tokens import (
-    EPSILON,
-    REGIONS_ATTEND,
-    WORDS_ATTEND,
-    TokenModel,
-    Tokens,
-    attended_cosine,
-    inner_products,
-    mean_over_tokens,
-    positive,
-    similarities,
-    stacked_attention,
-    unit_tokens,
-)
-from ascl.models.encoded import EncodedImages, EncodedTexts
+from ascl.models.baselines import tokens
+from ascl.models.baselines.tokens import TokenModel, Tokens
 
 
 class MemoryDistillation(nn.Module):
@@ -65,10 +54,8 @@ class Imram(TokenModel):
     As in the paper states enter the attention by cosines and are carried on as they are.
     """
 
-    def __init__(
-        self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int = 1024, *,
-        steps: int = 3, lambda_softmax: float | None = None, standardize: bool = False,
-    ) -> None:
+    def __init__(self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int = 1024, *,
+                 steps: int = 3, lambda_softmax: float | None = None, standardize: bool = False) -> None:
         """
         Args:
             steps: K of the paper, at least 1 (then it is SCAN in both directions at once).
@@ -79,20 +66,21 @@ class Imram(TokenModel):
         if steps < 1:
             raise ValueError(f"matching needs at least 1 step, got {steps}")
         self.steps = steps
-        self.words_attend = positive("lambda_softmax", lambda_softmax, WORDS_ATTEND)
-        self.regions_attend = positive("lambda_softmax", lambda_softmax, REGIONS_ATTEND)
+        self.words_attend, self.regions_attend = (usual if lambda_softmax is None else lambda_softmax
+                                                  for usual in (tokens.WORDS_ATTEND, tokens.REGIONS_ATTEND))
+        check_positive(lambda_softmax=self.words_attend)
         # with one step nothing takes up what was attended to
-        self.word_memory, self.region_memory = (
-            MemoryDistillation(embed_dim) if steps > 1 else None for _ in range(2)
-        )
+        self.word_memory, self.region_memory = (MemoryDistillation(embed_dim) if steps > 1 else None for _ in range(2))
 
-    def prepare_images(self, images: EncodedImages) -> Tokens:
-        """Unit regions, and what the memories make of them."""
-        return _prepared(images.regions, images.mask, self.region_memory, self.word_memory)
-
-    def prepare_texts(self, texts: EncodedTexts) -> Tokens:
-        """Unit words, and what the memories make of them."""
-        return _prepared(texts.words, texts.mask, self.word_memory, self.region_memory)
+    def prepare(self, features: Tensor, mask: Tensor | None, *, words: bool) -> Tokens:
+        """Unit tokens, and what the memories make of them: their own, and that of the tokens that attend to them."""
+        prepared = tokens.unit_tokens(features, mask)
+        if self.word_memory is None or self.region_memory is None:
+            return prepared
+        memories = (self.word_memory, self.region_memory)
+        own, others = memories if words else memories[::-1]
+        return replace(prepared, as_query=at_least_float32(own.of_query(prepared.unit)),
+                       as_context=others.of_context(prepared.unit))
 
     def block_scores(self, images: Tokens, texts: Tokens) -> Tensor:
         """(N_images, N_texts)."""
@@ -100,14 +88,12 @@ class Imram(TokenModel):
         regions = self._direction(texts, images, self.region_memory, self.regions_attend)
         return (words + regions.T) / (2 * self.steps)
 
-    def _direction(
-        self, contexts: Tokens, queries: Tokens, memory: MemoryDistillation | None, sharpness: float
-    ) -> Tensor:
+    def _direction(self, contexts: Tokens, queries: Tokens, memory: MemoryDistillation | None,
+                   sharpness: float) -> Tensor:
         """(C, Q) sum of the steps' mean cosines."""
-        assert contexts.gram is not None
-        first = similarities(contexts, queries)                                             # (C, S, Q, R)
-        weights = stacked_attention(first, contexts.mask, sharpness)
-        score = mean_over_tokens(attended_cosine(weights, first, contexts.gram), queries.mask)
+        first = tokens.similarities(contexts, queries)                                      # (C, S, Q, R)
+        weights = tokens.stacked_attention(first, contexts.mask, sharpness)
+        score = tokens.mean_over_tokens(tokens.attended_cosine(weights, first, contexts), queries.mask)
         if memory is None:
             return score
         assert queries.as_query is not None and contexts.as_context is not None
@@ -115,12 +101,12 @@ class Imram(TokenModel):
         for step in range(1, self.steps):
             attended = at_least_float32(weights.flatten(2).transpose(1, 2) @ contexts.as_context)     # (C, Q * R, 2 D)
             states = memory(states, of_states + attended)
-            length = torch.linalg.vector_norm(states, dim=-1).clamp_min(EPSILON).unsqueeze(1)       # (C, 1, Q * R)
+            length = torch.linalg.vector_norm(states, dim=-1).clamp_min(tokens.EPSILON).unsqueeze(1)  # (C, 1, Q * R)
             similarity = (at_least_float32(contexts.unit @ states.transpose(1, 2)) / length).view_as(first)
             if queries.mask is not None:                # a state of padding is not zero, and would count as a query
                 similarity = similarity.masked_fill(~queries.mask, 0)
-            weights = stacked_attention(similarity, contexts.mask, sharpness)
-            score = score + mean_over_tokens(attended_cosine(weights, first, contexts.gram), queries.mask)
+            weights = tokens.stacked_attention(similarity, contexts.mask, sharpness)
+            score = score + tokens.mean_over_tokens(tokens.attended_cosine(weights, first, contexts), queries.mask)
             if step + 1 < self.steps:
                 of_states = at_least_float32(memory.of_query(states))
         return score
@@ -132,14 +118,3 @@ class Imram(TokenModel):
     def prepared_numbers(self, tokens: int, dim: int) -> int:
         """Unit tokens, their inner products, and their parts in both memories."""
         return tokens * ((1 if self.word_memory is None else 5) * dim + tokens)
-
-
-def _prepared(
-    tokens: Tensor, mask: Tensor | None, own: MemoryDistillation | None, other: MemoryDistillation | None
-) -> Tokens:
-    """`own` updates these tokens, `other` those that attend to them."""
-    unit = unit_tokens(tokens, mask)
-    return Tokens(
-        unit, mask, inner_products(unit), None if own is None else at_least_float32(own.of_query(unit)),
-        None if other is None else other.of_context(unit),
-    )

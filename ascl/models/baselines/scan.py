@@ -7,23 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ascl.core.tensors import check_positive
 from ascl.models.base import TextEncoder
-from ascl.models.baselines.tokens import (
-    REGIONS_ATTEND,
-    WORDS_ATTEND,
-    TokenModel,
-    Tokens,
-    attended_cosine,
-    inner_products,
-    mean_over_tokens,
-    positive,
-    similarities,
-    stacked_attention,
-    unit_tokens,
-)
-from ascl.models.encoded import EncodedImages, EncodedTexts
-
-LOGSUMEXP = {"t2i": 6.0, "i2t": 5.0}        # lambda_2 of the paper's models of Flickr30K
+from ascl.models.baselines import tokens
+from ascl.models.baselines.tokens import TokenModel, Tokens
 
 
 class Scan(TokenModel):
@@ -34,48 +21,40 @@ class Scan(TokenModel):
     A mean lies in [-1, 1]; the sum in LSE adds up to log(queries) / lambda_2 to it, which is the paper's formula.
     """
 
-    def __init__(
-        self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int = 1024, *,
-        direction: Literal["t2i", "i2t"], pooling: Literal["mean", "logsumexp"] = "mean",
-        lambda_softmax: float | None = None, lambda_lse: float | None = None, standardize: bool = False,
-    ) -> None:
+    def __init__(self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int = 1024, *,
+                 direction: Literal["t2i", "i2t"], pooling: Literal["mean", "logsumexp"] = "mean",
+                 lambda_softmax: float | None = None, lambda_lse: float | None = None,
+                 standardize: bool = False) -> None:
         """
         Args:
             direction: t2i = words attend to regions (the paper's text-image), i2t = regions attend to words.
             lambda_softmax: inverse temperature lambda_1 of the attention, > 0; None = the paper's, 9 for t2i, 4 for
                 i2t.
-            lambda_lse: lambda_2 > 0 of LSE; None = the paper's, 6 for t2i, 5 for i2t.
+            lambda_lse: lambda_2 > 0 of LSE; None = that of the paper's models of Flickr30K, 6 for t2i, 5 for i2t.
         """
         super().__init__(region_dim, global_dim, text, embed_dim, standardize=standardize)
-        self.direction, self.pooling = direction, pooling
-        self.lambda_softmax = positive(
-            "lambda_softmax", lambda_softmax, WORDS_ATTEND if direction == "t2i" else REGIONS_ATTEND
-        )
-        self.lambda_lse = positive("lambda_lse", lambda_lse, LOGSUMEXP[direction])
+        self.direction, self.pooling, self.words_attend = direction, pooling, direction == "t2i"
+        usual = tokens.WORDS_ATTEND if self.words_attend else tokens.REGIONS_ATTEND
+        self.lambda_softmax = usual if lambda_softmax is None else lambda_softmax
+        self.lambda_lse = (6.0 if self.words_attend else 5.0) if lambda_lse is None else lambda_lse
+        check_positive(lambda_softmax=self.lambda_softmax, lambda_lse=self.lambda_lse)
 
-    def prepare_images(self, images: EncodedImages) -> Tokens:
-        """Unit regions, and their inner products where they are attended to."""
-        unit = unit_tokens(images.regions, images.mask)
-        return Tokens(unit, images.mask, inner_products(unit) if self.direction == "t2i" else None)
-
-    def prepare_texts(self, texts: EncodedTexts) -> Tokens:
-        """Unit words, and their inner products where they are attended to."""
-        unit = unit_tokens(texts.words, texts.mask)
-        return Tokens(unit, texts.mask, inner_products(unit) if self.direction == "i2t" else None)
+    def prepare(self, features: Tensor, mask: Tensor | None, *, words: bool) -> Tokens:
+        """Unit tokens, and their inner products where they are attended to."""
+        return tokens.unit_tokens(features, mask, attended_to=words != self.words_attend)
 
     def block_scores(self, images: Tokens, texts: Tokens) -> Tensor:
         """(N_images, N_texts)."""
-        contexts, queries = (images, texts) if self.direction == "t2i" else (texts, images)
-        assert contexts.gram is not None
-        similarity = similarities(contexts, queries)
-        weights = stacked_attention(similarity, contexts.mask, self.lambda_softmax)
-        pooled = self._pool(attended_cosine(weights, similarity, contexts.gram), queries.mask)
-        return pooled if self.direction == "t2i" else pooled.T
+        contexts, queries = (images, texts) if self.words_attend else (texts, images)
+        similarity = tokens.similarities(contexts, queries)
+        weights = tokens.stacked_attention(similarity, contexts.mask, self.lambda_softmax)
+        pooled = self._pool(tokens.attended_cosine(weights, similarity, contexts), queries.mask)
+        return pooled if self.words_attend else pooled.T
 
     def _pool(self, cosines: Tensor, mask: Tensor | None) -> Tensor:
         """(C, Q, R) and (Q, R) bool or None -> (C, Q)."""
         if self.pooling == "mean":
-            return mean_over_tokens(cosines, mask)
+            return tokens.mean_over_tokens(cosines, mask)
         terms = self.lambda_lse * cosines
         if mask is not None:
             terms = terms.masked_fill(~mask, float("-inf"))

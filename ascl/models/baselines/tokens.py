@@ -16,7 +16,7 @@ inner products of the context's own tokens. Pairs are worked on in blocks of bou
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,13 +35,6 @@ EPSILON = 1e-8
 CPU_BLOCK_NUMBERS = 1 << 19     # numbers of the largest tensor of a block of pairs: 2 MB of float32 stay in a cache
 GPU_BLOCK_NUMBERS = 1 << 25
 KEPT_NUMBERS = 1 << 25          # of such tensors that a training step keeps
-
-
-def positive(name: str, value: float | None, default: float) -> float:
-    """The value, or the default where there is none; ValueError unless it is > 0."""
-    if value is not None and not value > 0:
-        raise ValueError(f"{name} must be positive, got {value}")
-    return default if value is None else value
 
 
 @dataclass
@@ -63,21 +56,15 @@ class Tokens:
         return len(self.unit)
 
     def __getitem__(self, index: slice) -> Tokens:
-        parts = (self.unit, self.mask, self.gram, self.as_query, self.as_context)
-        unit, *rest = (None if part is None else part[index] for part in parts)
-        assert unit is not None
-        return Tokens(unit, *rest)
+        rest = (self.mask, self.gram, self.as_query, self.as_context)
+        return Tokens(self.unit[index], *(None if part is None else part[index] for part in rest))
 
 
-def unit_tokens(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """(N, S, D) brought to length 1; a zero token stays zero, and padding becomes zero."""
-    unit = F.normalize(at_least_float32(tokens), dim=-1)
-    return unit if mask is None else unit.masked_fill(~mask.unsqueeze(-1), 0)
-
-
-def inner_products(unit: Tensor) -> Tensor:
-    """(N, S, D) -> (N, S, S)."""
-    return at_least_float32(unit @ unit.transpose(1, 2))
+def unit_tokens(features: Tensor, mask: Tensor | None, *, attended_to: bool = True) -> Tokens:
+    """(N, S, D) brought to length 1, zero and padded tokens to 0, with their inner products where attended to."""
+    unit = F.normalize(at_least_float32(features), dim=-1)
+    unit = unit if mask is None else unit.masked_fill(~mask.unsqueeze(-1), 0)
+    return Tokens(unit, mask, at_least_float32(unit @ unit.transpose(1, 2)) if attended_to else None)
 
 
 def similarities(contexts: Tokens, queries: Tokens) -> Tensor:
@@ -87,15 +74,11 @@ def similarities(contexts: Tokens, queries: Tokens) -> Tensor:
 
 
 def stacked_attention(similarity: Tensor, context_mask: Tensor | None, sharpness: float) -> Tensor:
-    """alpha of the module's head.
+    """alpha of the module's head: (C, S, Q, R) weights that sum to 1 over S; 0 where the context is padding.
 
     Args:
         similarity: (C, S, Q, R), 0 for a query token that is padding.
-        context_mask: (C, S) bool, True = real, or None.
-        sharpness: lambda.
-
-    Returns:
-        (C, S, Q, R) weights that sum to 1 over S; 0 where the context is padding.
+        context_mask: (C, S) bool, True = real, or None. sharpness: lambda.
     """
     clipped = F.leaky_relu(similarity, SLOPE)
     logits = clipped * (sharpness / torch.linalg.vector_norm(clipped, dim=3, keepdim=True).clamp_min(EPSILON))
@@ -104,13 +87,11 @@ def stacked_attention(similarity: Tensor, context_mask: Tensor | None, sharpness
     return logits.softmax(dim=1)
 
 
-def attended_cosine(weights: Tensor, similarity: Tensor, gram: Tensor) -> Tensor:
-    """cos(x_i, a_i), (C, Q, R), of weights and similarities (C, S, Q, R) and the contexts' inner products (C, S, S).
-
-    0 for a query token that is 0, such as padding, and where the attended vector is 0.
-    """
+def attended_cosine(weights: Tensor, similarity: Tensor, contexts: Tokens) -> Tensor:
+    """cos(x_i, a_i), (C, Q, R), of weights and similarities (C, S, Q, R); 0 where x_i (padding) or a_i is 0."""
+    assert contexts.gram is not None
     dot = (weights * similarity).sum(dim=1)
-    square = (weights * at_least_float32(gram @ weights.flatten(2)).view_as(weights)).sum(dim=1)
+    square = (weights * at_least_float32(contexts.gram @ weights.flatten(2)).view_as(weights)).sum(dim=1)
     return dot / square.clamp_min(EPSILON**2).sqrt()
 
 
@@ -133,9 +114,8 @@ class TokenModel(RetrievalModel):
     tokens_meet = True
     text: TextEncoder
 
-    def __init__(
-        self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int, *, standardize: bool
-    ) -> None:
+    def __init__(self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int, *,
+                 standardize: bool) -> None:
         super().__init__(region_dim, global_dim, standardize=standardize)
         self.text = text
         self.regions = nn.Linear(region_dim, embed_dim)
@@ -158,12 +138,16 @@ class TokenModel(RetrievalModel):
         return masked_mean(texts.words, texts.mask)
 
     @abstractmethod
-    def prepare_images(self, images: EncodedImages) -> Tokens:
-        """What the scores need of each image, whatever the text."""
+    def prepare(self, features: Tensor, mask: Tensor | None, *, words: bool) -> Tokens:
+        """What the scores need of images (N, K, D) or, where `words`, of texts (N, L, D), whatever their partners."""
 
-    @abstractmethod
+    def prepare_images(self, images: EncodedImages) -> Tokens:
+        """Return what the scores need of each image, whatever the text."""
+        return self.prepare(images.regions, images.mask, words=False)
+
     def prepare_texts(self, texts: EncodedTexts) -> Tokens:
-        """What the scores need of each text, whatever the image."""
+        """Return what the scores need of each text, whatever the image."""
+        return self.prepare(texts.words, texts.mask, words=True)
 
     @abstractmethod
     def block_scores(self, images: Tokens, texts: Tokens) -> Tensor:
@@ -172,10 +156,6 @@ class TokenModel(RetrievalModel):
     @abstractmethod
     def pair_numbers(self, regions: int, words: int) -> int:
         """Numbers of one pair in the largest tensor that `block_scores` makes, for so many tokens of either."""
-
-    @abstractmethod
-    def prepared_numbers(self, tokens: int, dim: int) -> int:
-        """Return how many numbers a prepared item of so many tokens takes at most."""
 
     def working_numbers(self, device: torch.device) -> int:
         """Return how many numbers the largest tensor of a block of pairs has."""
@@ -193,13 +173,11 @@ class TokenModel(RetrievalModel):
         columns = min(len(texts), max(1, limit // pair))
         rows = max(1, limit // (pair * columns))
 
-        def row_of_blocks(some: Tokens) -> Iterator[Tensor]:
-            for start in range(0, len(texts), columns):
-                block = (some, texts[start : start + columns])
-                yield (checkpoint(self.block_scores, *block, use_reentrant=False, preserve_rng_state=False)
-                       if again else self.block_scores(*block))
+        def block(row: int, column: int) -> Tensor:
+            items = images[row : row + rows], texts[column : column + columns]
+            if again:
+                return checkpoint(self.block_scores, *items, use_reentrant=False, preserve_rng_state=False)
+            return self.block_scores(*items)
 
-        return torch.cat([
-            torch.cat(list(row_of_blocks(images[start : start + rows])), dim=1)
-            for start in range(0, len(images), rows)
-        ])
+        return torch.cat([torch.cat([block(row, column) for column in range(0, len(texts), columns)], dim=1)
+                          for row in range(0, len(images), rows)])

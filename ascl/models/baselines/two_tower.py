@@ -16,9 +16,8 @@ class TwoTower(OneVector):
     The same inputs and the same interface as `AsCL`, without any meeting of image and text before the cosine.
     """
 
-    def __init__(
-        self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int = 1024, *, standardize: bool = False
-    ) -> None:
+    def __init__(self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int = 1024, *,
+                 standardize: bool = False) -> None:
         super().__init__(region_dim, global_dim, text, standardize=standardize)
         self.image = self.projection(region_dim + global_dim, embed_dim)
         self.words = self.projection(text.dim, embed_dim)

@@ -46,9 +46,8 @@ class GeneralizedPooling(nn.Module):
         longest = int(lengths.max())
         encodings = position_encodings(longest, POSITION_DIM, lengths.device).to(self.score.weight.dtype)
         with torch.autocast(lengths.device.type, enabled=False):
-            packed = nn.utils.rnn.pack_padded_sequence(
-                encodings.expand(len(lengths), -1, -1), lengths.cpu(), batch_first=True, enforce_sorted=False
-            )
+            packed = nn.utils.rnn.pack_padded_sequence(encodings.expand(len(lengths), -1, -1), lengths.cpu(),
+                                                       batch_first=True, enforce_sorted=False)
             states, _ = nn.utils.rnn.pad_packed_sequence(self.gru(packed)[0], batch_first=True)
             forward, backward = states.chunk(2, dim=-1)
             scores = self.score((forward + backward) / 2).squeeze(-1)                       # (U, longest)
@@ -75,14 +74,12 @@ class VseInfinity(OneVector):
     text encoder, which may be frozen, not masked before it.
     """
 
-    def __init__(
-        self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int = 1024, *, standardize: bool = False
-    ) -> None:
+    def __init__(self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int = 1024, *,
+                 standardize: bool = False) -> None:
         super().__init__(region_dim, global_dim, text, standardize=standardize)
         self.image = nn.Linear(region_dim, embed_dim)
-        self.image_residual = nn.Sequential(
-            nn.Linear(region_dim, embed_dim // 2), nn.ReLU(), nn.Linear(embed_dim // 2, embed_dim)
-        )
+        self.image_residual = nn.Sequential(nn.Linear(region_dim, embed_dim // 2), nn.ReLU(),
+                                            nn.Linear(embed_dim // 2, embed_dim))
         self.words = nn.Linear(text.dim, embed_dim)
         self.image_pooling = GeneralizedPooling()
         self.text_pooling = GeneralizedPooling()

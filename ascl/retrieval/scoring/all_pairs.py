@@ -20,11 +20,9 @@ from ascl.retrieval.scoring.tiles import USUAL_LIMITS, Limits, Progress, Tiles, 
 
 
 @torch.no_grad()
-def score_all_pairs(
-    model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, *, backend: str = "auto",
-    block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
-    limits: Limits = USUAL_LIMITS,
-) -> Tensor:
+def score_all_pairs(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, *, backend: str = "auto",
+                    block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
+                    limits: Limits = USUAL_LIMITS) -> Tensor:
     """Score of every image with every text; the same numbers as `model.pair_scores`.
 
     Args:
@@ -67,28 +65,23 @@ class ScoreBlocks:
             yield strip
 
 
-def score_blocks(
-    model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, *, backend: str = "auto",
-    block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
-    limits: Limits = USUAL_LIMITS,
-) -> ScoreBlocks:
+def score_blocks(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, *, backend: str = "auto",
+                 block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
+                 limits: Limits = USUAL_LIMITS) -> ScoreBlocks:
     """Rows of the score matrix, some images at a time against all texts: (n, N_texts) float32 on the CPU.
 
-    `rank_report` takes the result. It reads the blocks twice, so every score is then computed twice: for ranks by a
-    matrix of all true pairs. Where each text has one owner, `rank_all_pairs` computes each score once.
-
-    Arguments and errors as for `score_all_pairs`.
+    `rank_report` takes the result, for ranks by a matrix of all true pairs. It reads the blocks twice, so every score
+    is then computed twice. Where each text has one owner, `rank_all_pairs` computes each score once. Arguments and
+    errors as for `score_all_pairs`.
     """
     return ScoreBlocks(make_tiles(model, images, texts, backend=backend, block=block, dtype=dtype, progress=progress,
                                   limits=limits))
 
 
 @torch.no_grad()
-def rank_all_pairs(
-    model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, owner: Vector, *, backend: str = "auto",
-    block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
-    limits: Limits = USUAL_LIMITS,
-) -> RetrievalReport:
+def rank_all_pairs(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, owner: Vector, *,
+                   backend: str = "auto", block: int | None = None, dtype: torch.dtype | None = None,
+                   progress: Progress | None = None, limits: Limits = USUAL_LIMITS) -> RetrievalReport:
     """Recalls in both directions; every pair is scored once and no matrix is held.
 
     A rank is the number of wrong candidates that reach the best right one, so the right pairs are scored first: each
@@ -96,21 +89,17 @@ def rank_all_pairs(
     blocks can differ in their last bit, here as in any matrix made in blocks.
 
     Args:
-        owner: (N_texts,) image of each text, in any order and number. The rest as for `score_all_pairs`.
-
-    Raises:
-        ValueError: as for `score_all_pairs`.
-        DataError: owners that do not fit, or a score that is not finite.
+        owner: (N_texts,) image of each text, in any order and number; DataError where it does not fit, or where a score
+            is not finite. The rest, and other errors, as for `score_all_pairs`.
     """
     tiles = make_tiles(model, images, texts, backend=backend, block=block, dtype=dtype, progress=progress,
                        limits=limits)
     owner = as_owner(owner)
     check_owner(owner, len(images), len(texts))
     belongs = torch.from_numpy(owner).to(tiles.device)
-    image_best, text_best = (torch.full((count,), -torch.inf, device=tiles.device)
-                             for count in (len(images), len(texts)))
-    image_ranks, text_ranks = (torch.zeros(count, dtype=torch.int64, device=tiles.device)
-                               for count in (len(images), len(texts)))
+    counts = (len(images), len(texts))
+    image_best, text_best = (torch.full((count,), -torch.inf, device=tiles.device) for count in counts)
+    image_ranks, text_ranks = (torch.zeros(count, dtype=torch.int64, device=tiles.device) for count in counts)
 
     def right(rows: slice, columns: Tensor) -> Tensor:
         return belongs[columns] == torch.arange(rows.start, rows.stop, device=tiles.device)[:, None]
@@ -133,10 +122,9 @@ def rank_all_pairs(
         for rows, columns, tile in tiles.finite(group, np.flatnonzero(~own)):
             count(rows, columns, tile)
     has_text = np.unique(owner)
-    return recall_report(Ranks(
-        i2t=image_ranks.cpu().numpy()[has_text], t2i=text_ranks.cpu().numpy(), image_queries=has_text,
-        text_queries=np.arange(len(texts)), images=len(images), texts=len(texts),
-    ))
+    return recall_report(Ranks(i2t=image_ranks.cpu().numpy()[has_text], t2i=text_ranks.cpu().numpy(),
+                               image_queries=has_text, text_queries=np.arange(len(texts)), images=len(images),
+                               texts=len(texts)))
 
 
 @dataclass(frozen=True)
@@ -153,11 +141,9 @@ class TopPairs:
 
 
 @torch.no_grad()
-def top_pairs(
-    model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, k: int, *, backend: str = "auto",
-    block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
-    limits: Limits = USUAL_LIMITS,
-) -> TopPairs:
+def top_pairs(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, k: int, *, backend: str = "auto",
+              block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
+              limits: Limits = USUAL_LIMITS) -> TopPairs:
     """The k best texts of each image and the k best images of each text, in one pass and without the matrix.
 
     Raises:
@@ -175,8 +161,7 @@ def top_pairs(
             numbers = torch.arange(rows.start, rows.stop, device=tiles.device)
             of_images.update(numbers, columns, tile)
             of_texts.update(columns, numbers, tile.T)
-    return TopPairs(of_images.candidates.cpu(), of_images.scores.cpu(), of_texts.candidates.cpu(),
-                    of_texts.scores.cpu())
+    return TopPairs(*(part.cpu() for best in (of_images, of_texts) for part in (best.candidates, best.scores)))
 
 
 class _Best:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -102,17 +103,12 @@ class Keys:
                        outputs=self.outputs.to(dtype))
 
 
-@dataclass
-class Attended:
-    """What is kept of the attention of C query tokens (of N items) over T key items.
+class Attended(NamedTuple):
+    """What is kept of the attention of C query tokens (of N items) over T key items."""
 
-    dot, square: (T, C) x . y and |y|^2 of every token's attended vector y. mean: (T, N, H * S) attention averaged over
-    the tokens of each query item.
-    """
-
-    dot: Tensor
-    square: Tensor
-    mean: Tensor
+    dot: Tensor         # (T, C) x . y of every token's attended vector y
+    square: Tensor      # (T, C) |y|^2
+    mean: Tensor        # (T, N, H * S) attention averaged over the tokens of each query item
 
 
 def pack(tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, list[int]]:
@@ -145,10 +141,8 @@ def prepare_queries(tokens: Tensor, counts: list[int], weights: AttentionWeights
     return Queries(
         query=(_times(weights.query, columns) * weights.scale).unflatten(0, (weights.heads, -1)).contiguous(),
         out=_times(out, columns).unflatten(0, (weights.heads, -1)).contiguous(),
-        norm=length(at_least_float32(tokens).square().sum(dim=-1)),
-        members=F.one_hot(item, len(counts)).to(wide),
-        count=count.to(wide),
-        bounds=bounds,
+        norm=length(at_least_float32(tokens).square().sum(dim=-1)), members=F.one_hot(item, len(counts)).to(wide),
+        count=count.to(wide), bounds=bounds,
     )
 
 
@@ -156,9 +150,8 @@ def _times(matrix: Tensor | None, columns: Tensor) -> Tensor:
     return columns if matrix is None else matrix @ columns
 
 
-def prepare_keys(
-    tokens: Tensor, mask: Tensor | None, weights: AttentionWeights, following: Tensor, chunks: Chunks
-) -> Keys:
+def prepare_keys(tokens: Tensor, mask: Tensor | None, weights: AttentionWeights, following: Tensor,
+                 chunks: Chunks) -> Keys:
     """Tokens (N, S, D) and mask (N, S) bool or None -> what they are as keys and values.
 
     following: (E, D) of `AttentionWeights.then`.
@@ -167,13 +160,10 @@ def prepare_keys(
     out = weights.out if weights.out is not None else torch.eye(tokens.shape[-1]).to(tokens)
     parts = value.split(chunks.keys, dim=1)
     attended = (_by_head(part, out) for part in parts)                              # U
-    return Keys(
-        key=_project(tokens, weights.key, weights.heads),
-        value=value,
-        gram=_joined((u @ u.transpose(1, 2) for u in attended), len(tokens)),
-        outputs=_joined((_by_head(part, following) for part in parts), len(tokens)),
-        mask=None if mask is None or bool(mask.all()) else mask,
-    )
+    return Keys(key=_project(tokens, weights.key, weights.heads), value=value,
+                gram=_joined((u @ u.transpose(1, 2) for u in attended), len(tokens)),
+                outputs=_joined((_by_head(part, following) for part in parts), len(tokens)),
+                mask=None if mask is None or bool(mask.all()) else mask)
 
 
 def _by_head(value: Tensor, matrix: Tensor) -> Tensor:
@@ -212,10 +202,8 @@ def attend(queries: Queries, keys: Keys, chunks: Chunks) -> Attended:
     low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else keys.key.dtype
     queries, keys = queries.to(low), keys.to(low)
     with torch.autocast(device, enabled=False):
-        return Attended(*_Attend.apply(
-            queries.query, queries.out, keys.key, keys.value, keys.gram, keys.mask,
-            queries.members, queries.count, queries.bounds, chunks,
-        ))
+        return Attended(*_Attend.apply(queries.query, queries.out, keys.key, keys.value, keys.gram, keys.mask,
+                                       queries.members, queries.count, queries.bounds, chunks))
 
 
 class _Attend(torch.autograd.Function):
@@ -274,10 +262,11 @@ class _Attend(torch.autograd.Function):
         groups, parts = _parts(items, heads * s, ctx.bounds, ctx.chunks)
         for part, (own, columns) in itertools.product(parts, groups):
             some_query, some_out = query[..., columns], out[..., columns]
-            logits = _product(key[:, part], some_query).unflatten(1, (-1, s))
+            some_keys, some_values = (x[:, part].flatten(1, 2) for x in (key, value))       # (H, c * S, d)
+            logits = (some_keys @ some_query).unflatten(1, (-1, s))
             by_head = _attention(logits, None if mask is None else mask[part], torch.empty_like(logits, dtype=wide))
             attention = by_head.transpose(0, 1).flatten(1, 2)                               # (c, H * S, w)
-            match = _product(value[:, part], some_out).unflatten(1, (-1, s)).transpose(0, 1).flatten(1, 2)
+            match = (some_values @ some_out).unflatten(1, (-1, s)).transpose(0, 1).flatten(1, 2)
             dot_part, square_part = dot_grad[part, None, columns], square_grad[part, None, columns]
             scaled = (attention * square_part).to(low)
             gram_grad[part] += scaled @ attention.to(low).transpose(1, 2)
@@ -291,17 +280,15 @@ class _Attend(torch.autograd.Function):
             inner = (rows * by_head).sum(dim=2, keepdim=True)
             logits_rows = ((rows - inner) * by_head).to(low).flatten(1, 2)                  # (H, c * S, w)
             match_rows = _heads_first((attention * dot_part).to(low), heads).flatten(1, 2)
-            query_grad[..., columns] += key[:, part].flatten(1, 2).transpose(1, 2) @ logits_rows
-            out_grad[..., columns] += value[:, part].flatten(1, 2).transpose(1, 2) @ match_rows
+            query_grad[..., columns] += some_keys.transpose(1, 2) @ logits_rows
+            out_grad[..., columns] += some_values.transpose(1, 2) @ match_rows
             key_grad[:, part] += (logits_rows @ some_query.transpose(1, 2)).unflatten(1, (-1, s))
             value_grad[:, part] += (match_rows @ some_out.transpose(1, 2)).unflatten(1, (-1, s))
         gradients = (query_grad, out_grad, key_grad, value_grad, gram_grad)
         return *(x.to(low) for x in gradients), None, None, None, None, None
 
 
-def _parts(
-    items: int, rows: int, bounds: list[int], chunks: Chunks
-) -> tuple[list[tuple[slice, slice]], list[slice]]:
+def _parts(items: int, rows: int, bounds: list[int], chunks: Chunks) -> tuple[list[tuple[slice, slice]], list[slice]]:
     """Query items and their columns at a time, and key items at a time; at least one of each."""
     groups, first = [], 0
     for last in range(1, len(bounds)):
@@ -314,11 +301,6 @@ def _parts(
 
 def _width(columns: slice) -> int:
     return columns.stop - columns.start
-
-
-def _product(keys: Tensor, queries: Tensor) -> Tensor:
-    """(H, c, S, d) and (H, d, w) -> (H, c * S, w)."""
-    return keys.flatten(1, 2) @ queries
 
 
 def _halved_square(gram: Tensor, attention: Tensor, product: Tensor, into: Tensor, large: int) -> None:

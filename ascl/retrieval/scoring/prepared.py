@@ -19,19 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from ascl.core.tensors import at_least_float32
 from ascl.models import EncodedImages, EncodedTexts, RetrievalModel
 from ascl.models.fusion import FusionWeights
-from ascl.retrieval.scoring.attention import (
-    Attended,
-    Chunks,
-    Keys,
-    Queries,
-    attend,
-    chunks_for,
-    length,
-    pack,
-    prepare_keys,
-    prepare_queries,
-    unpack,
-)
+from ascl.retrieval.scoring import attention
+from ascl.retrieval.scoring.attention import Attended, Chunks, Keys, Queries, attend, length, pack, prepare_keys
 
 Attend = Callable[[Queries, Keys, Chunks], Attended]
 Prepared = TypeVar("Prepared", bound="PreparedTexts")
@@ -64,24 +53,20 @@ def prepare_images(weights: FusionWeights, images: EncodedImages, chunks: Chunks
     """Make projections, Gram matrices and what follows mean attention, once for each image."""
     second = F.linear(images.globals, weights.image_global)
     return PreparedImages(
-        queries=prepare_queries(*pack(images.regions, images.mask), weights.region_to_word),
+        queries=attention.prepare_queries(*pack(images.regions, images.mask), weights.region_to_word),
         keys=prepare_keys(images.regions, images.mask, weights.word_to_region, weights.of_images, chunks),
-        second=second,
-        gate=F.linear(second, weights.gate, weights.gate_bias),
+        second=second, gate=F.linear(second, weights.gate, weights.gate_bias),
     )
 
 
 def prepare_texts(weights: FusionWeights, texts: EncodedTexts, chunks: Chunks) -> PreparedTexts:
     """Make the same for each text."""
-    return PreparedTexts(
-        queries=prepare_queries(*pack(texts.words, texts.mask), weights.word_to_region),
-        keys=prepare_keys(texts.words, texts.mask, weights.region_to_word, weights.of_texts, chunks),
-    )
+    return PreparedTexts(attention.prepare_queries(*pack(texts.words, texts.mask), weights.word_to_region),
+                         prepare_keys(texts.words, texts.mask, weights.region_to_word, weights.of_texts, chunks))
 
 
-def score_prepared(
-    weights: FusionWeights, images: PreparedImages, texts: PreparedTexts, chunks: Chunks, attend: Attend = attend
-) -> Tensor:
+def score_prepared(weights: FusionWeights, images: PreparedImages, texts: PreparedTexts, chunks: Chunks,
+                   attend: Attend = attend) -> Tensor:
     """Return (N_images, N_texts) scores of prepared items; differentiable where `attend` is."""
     over_words = attend(images.queries, texts.keys, chunks)                     # regions attend to words: (T, ...)
     over_regions = attend(texts.queries, images.keys, chunks)                   # words attend to regions: (I, ...)
@@ -111,11 +96,10 @@ def _global_cosine(images: PreparedImages, over_regions: Tensor, text_vectors: T
     size = max(1, chunks.pairs // (2 * text_vectors[:, 0].numel()))
     parts = zip(*(x.split(size) for x in (over_regions, images.keys.outputs, images.second, images.gate)),
                 text_vectors.split(size, dim=1), strict=True)
-    if torch.is_grad_enabled():
-        return torch.cat([
-            checkpoint(_gated_cosine, *part, use_reentrant=False, preserve_rng_state=False) for part in parts
-        ])
-    return torch.cat([_gated_cosine(*part) for part in parts])
+    if not torch.is_grad_enabled():
+        return torch.cat([_gated_cosine(*part) for part in parts])
+    return torch.cat([checkpoint(_gated_cosine, *part, use_reentrant=False, preserve_rng_state=False)
+                      for part in parts])
 
 
 def _gated_cosine(over_regions: Tensor, outputs: Tensor, second: Tensor, gate: Tensor, text_vectors: Tensor) -> Tensor:
@@ -123,10 +107,8 @@ def _gated_cosine(over_regions: Tensor, outputs: Tensor, second: Tensor, gate: T
     text_vectors = at_least_float32(text_vectors).transpose(0, 1)
     t = torch.sigmoid(first_gate + gate.unsqueeze(1))
     image_vectors = torch.lerp(second.unsqueeze(1).to(first.dtype), first, t)
-    dot, of_images, of_texts = (
-        (a * b).sum(dim=-1)
-        for a, b in ((image_vectors, text_vectors), (image_vectors, image_vectors), (text_vectors, text_vectors))
-    )
+    dot, of_images, of_texts = ((a * b).sum(dim=-1) for a, b in (
+        (image_vectors, text_vectors), (image_vectors, image_vectors), (text_vectors, text_vectors)))
     return dot / (length(of_images) * length(of_texts))
 
 
@@ -137,34 +119,29 @@ def pick(texts: EncodedTexts, index: Tensor) -> EncodedTexts:
     return EncodedTexts(texts.words[:, :used][index], mask[:, :used])
 
 
-def score_batch(
-    model: RetrievalModel, images: EncodedImages, text_sets: list[EncodedTexts], block: int = 32,
-    chunks: Chunks | None = None,
-) -> list[Tensor]:
+def score_batch(model: RetrievalModel, images: EncodedImages, text_sets: list[EncodedTexts], block: int = 32,
+                chunks: Chunks | None = None) -> list[Tensor]:
     """Return the scores of one batch of images with several sets of texts, differentiable: what a training step needs.
 
     The texts of all sets meet the regions at once, as packed words; the regions meet the texts in blocks of similar
     length, so that little padding is computed. Other models are scored by their own `training_scores`: those whose
     tokens meet (SCAN, IMRAM) in such blocks too, those whose items do not (no fusion, two towers) at once.
 
-    Args:
-        block: texts whose words the regions meet at a time. chunks: None = by the device.
-
-    Returns:
-        One (N_images, N_texts) for each set, in the order given.
+    block: texts whose words the regions meet at a time. chunks: None = by the device. Returned is one
+    (N_images, N_texts) for each set, in the order given.
     """
     weights = model.fusion_weights()
     if weights is None:
         return [_in_blocks(model, images, texts, block if model.tokens_meet else len(texts)) for texts in text_sets]
-    chunks = chunks or chunks_for(images.regions.device)
+    chunks = chunks or attention.chunks_for(images.regions.device)
     prepared = prepare_images(weights, images, chunks)
     words, counts = _by_length(text_sets)
-    queries = prepare_queries(words, [count for count, _ in counts], weights.word_to_region)
+    queries = attention.prepare_queries(words, [count for count, _ in counts], weights.word_to_region)
     over_regions = attend(queries, prepared.keys, chunks)
     region_cosine, text_vectors = [], []
     blocks = [[count for count, _ in counts[start : start + block]] for start in range(0, len(counts), block)]
     for tokens, of_block in zip(words.split([sum(of_block) for of_block in blocks]), blocks, strict=True):
-        keys = prepare_keys(*unpack(tokens, of_block), weights.region_to_word, weights.of_texts, chunks)
+        keys = prepare_keys(*attention.unpack(tokens, of_block), weights.region_to_word, weights.of_texts, chunks)
         over_words = attend(prepared.queries, keys, chunks)
         region_cosine.append(_mean_cosine(prepared.queries, over_words))
         text_vectors.append(_vectors(over_words, keys))

@@ -20,6 +20,7 @@ from torch import Tensor
 from ascl.core.errors import DataError
 from ascl.models import EncodedImages, EncodedTexts, RetrievalModel
 from ascl.models.fusion import FusionWeights
+from ascl.retrieval.ranking import first_not_finite
 from ascl.retrieval.scoring.attention import Attended, Chunks, Keys, Queries, attend, chunks_for
 from ascl.retrieval.scoring.prepared import pick, prepare_images, prepare_texts, score_prepared
 
@@ -116,11 +117,10 @@ class Tiles:
     def finite(self, group: list[slice], chosen: np.ndarray) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """The same for counting and sorting, which numbers that are not finite would falsify: DataError for these."""
         for rows, columns, tile in self.of(group, chosen):
-            finite = tile.isfinite()
-            if not finite.all():
-                row, column = (~finite).nonzero()[0].tolist()
-                raise DataError(f"the score of image {rows.start + row} with text {int(columns[column])} is "
-                                f"{tile[row, column].item()}: look for an overflow in the model's weights")
+            if (bad := first_not_finite(tile)) is not None:
+                row, column, value = bad
+                raise DataError(f"the score of image {rows.start + row} with text {int(columns[column])} is {value}: "
+                                "look for an overflow in the model's weights")
             yield rows, columns, tile
 
     def strips(self) -> Iterator[tuple[slice, Tensor]]:
@@ -138,17 +138,14 @@ class Tiles:
         order = chosen[np.argsort(self.lengths[chosen], kind="stable")]
         while len(order):
             block = order[: self.text_block]
-            fit = self.texts_bytes // self.way.text(int(self.lengths[block[-1]]))
-            block = block[: max(1, fit)]
+            block = block[: max(1, self.texts_bytes // self.way.text(int(self.lengths[block[-1]])))]
             yield block
             order = order[len(block) :]
 
 
-def make_tiles(
-    model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, *, backend: str = "auto",
-    block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
-    limits: Limits = USUAL_LIMITS,
-) -> Tiles:
+def make_tiles(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, *, backend: str = "auto",
+               block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
+               limits: Limits = USUAL_LIMITS) -> Tiles:
     """Check everything and choose sizes; no score is computed.
 
     Arguments and errors: see `all_pairs.score_all_pairs`.
@@ -193,14 +190,19 @@ def check_encoded(model: RetrievalModel, images: EncodedImages, texts: EncodedTe
     """ValueError for what no score is defined for: see `all_pairs.score_all_pairs`."""
     if len(images) == 0 or len(texts) == 0:
         raise ValueError(f"nothing to score: {len(images)} images, {len(texts)} texts")
-    _check_shapes(images, texts)
     tensors = {"region": images.regions, "image global": images.globals, "word": texts.words}
-    masks = {"image mask": images.mask, "text mask": texts.mask}
+    masks = {name: mask for name, mask in (("image mask", images.mask), ("text mask", texts.mask)) if mask is not None}
+    found = _listed({name: tuple(held.shape) for name, held in (tensors | masks).items()})
+    if [held.dim() for held in tensors.values()] != [3, 2, 3] or len({held.shape[-1] for held in tensors.values()}) > 1:
+        raise ValueError(f"expected regions (N, K, D), globals (N, D) and words (N, L, D) of one D, got {found}")
+    if (len(images.globals) != len(images.regions) or texts.mask.shape != texts.words.shape[:2]
+            or images.mask is not None and images.mask.shape != images.regions.shape[:2]):
+        raise ValueError(f"masks and globals do not fit the items: {found}")
     types = {"model": next(model.parameters()).dtype} | {name: tensor.dtype for name, tensor in tensors.items()}
     if len(set(types.values())) > 1:
         raise ValueError(f"types differ: {_listed(types)}; bring the items to the model's, by .to(dtype)")
     for of, names in (("images", ("region", "image global", "image mask")), ("texts", ("word", "text mask"))):
-        devices = {name: held.device for name in names if (held := (tensors | masks)[name]) is not None}
+        devices = {name: held.device for name, held in (tensors | masks).items() if name in names}
         if len(set(devices.values())) > 1:
             raise ValueError(f"the {of} lie on several devices: {_listed(devices)}; bring them to one by .to(device)")
     for name, tensor in tensors.items():
@@ -209,22 +211,9 @@ def check_encoded(model: RetrievalModel, images: EncodedImages, texts: EncodedTe
             raise ValueError(f"{name} embeddings of item {int((~finite).nonzero()[0])} are not finite "
                              f"({int((~finite).sum())} items in all)")
     for name, mask in masks.items():
-        if mask is not None and not mask.any(dim=1).all():
+        if not mask.any(dim=1).all():
             raise ValueError(f"{name.removesuffix(' mask')} {int((~mask.any(dim=1)).nonzero()[0])} has no real token: "
                              "its mask is all false")
-
-
-def _check_shapes(images: EncodedImages, texts: EncodedTexts) -> None:
-    """ValueError unless the parts of the items belong together."""
-    shapes = {"regions": images.regions, "globals": images.globals, "image mask": images.mask, "words": texts.words,
-              "text mask": texts.mask}
-    found = _listed({name: tuple(held.shape) for name, held in shapes.items() if held is not None})
-    dimensions = (images.regions.dim(), images.globals.dim(), texts.words.dim())
-    if dimensions != (3, 2, 3) or len({images.regions.shape[-1], images.globals.shape[-1], texts.words.shape[-1]}) > 1:
-        raise ValueError(f"expected regions (N, K, D), globals (N, D) and words (N, L, D) of one D, got {found}")
-    if (len(images.globals) != len(images.regions) or texts.mask.shape != texts.words.shape[:2]
-            or images.mask is not None and images.mask.shape != images.regions.shape[:2]):
-        raise ValueError(f"masks and globals do not fit the items: {found}")
 
 
 def _listed(values: dict[str, Any]) -> str:
@@ -265,10 +254,8 @@ def _reference_way(model: RetrievalModel, low: torch.dtype, device: torch.device
                 text=lambda words: (words + regions) * width, pair=8, working=0, block=REFERENCE_BLOCK)
 
 
-def _algebra_way(
-    weights: FusionWeights, backend: str, low: torch.dtype, device: torch.device, regions: int, dim: int,
-    limits: Limits,
-) -> _Way:
+def _algebra_way(weights: FusionWeights, backend: str, low: torch.dtype, device: torch.device, regions: int, dim: int,
+                 limits: Limits) -> _Way:
     """By the algebra of `attention.py`, or in the fused kernel."""
     heads, size = weights.region_to_word.heads, low.itemsize
     chunks = limits.chunks or chunks_for(device)
@@ -286,9 +273,8 @@ def _algebra_way(
     return _Way(
         images=lambda images: in_type(prepare_images, images),
         texts=lambda texts: in_type(prepare_texts, texts),
-        score=lambda images, texts: score_prepared(
-            weights, images, texts, chunks, _fused if backend == "triton" else attend
-        ),
+        score=lambda images, texts: score_prepared(weights, images, texts, chunks,
+                                                   _fused if backend == "triton" else attend),
         image=_prepared_bytes(regions, heads, dim, 2 * dim, size),
         text=lambda words: _prepared_bytes(words, heads, dim, dim, size),
         pair=dim * size + 2 * 4 * heads * 2 * regions,

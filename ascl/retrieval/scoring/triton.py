@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -110,12 +110,10 @@ def _turned(kept, always):
 
 
 @_jit
-def kernel(
-    query, out, key, value, gram, mask, weight, places, dot, square, mean,
-    columns, query_items, key_items, length, units, tiles, heads,
-    H: tl.constexpr, D: tl.constexpr, P: tl.constexpr, UNIT: tl.constexpr, M: tl.constexpr, DEPTH: tl.constexpr,
-    ITEMS: tl.constexpr, GROUP: tl.constexpr, HAS_MASK: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
-):
+def kernel(query, out, key, value, gram, mask, weight, places, dot, square, mean, columns, query_items, key_items,
+           length, units, tiles, heads, H: tl.constexpr, D: tl.constexpr, P: tl.constexpr, UNIT: tl.constexpr,
+           M: tl.constexpr, DEPTH: tl.constexpr, ITEMS: tl.constexpr, GROUP: tl.constexpr, HAS_MASK: tl.constexpr,
+           PRECISION: tl.constexpr, STAGES: tl.constexpr):
     """query, out: (H, C, D). key, value: (H, T, S, D). gram: (T, H * S, H, units * UNIT). places: see `_places`.
 
     heads: H again, but not as a constant: ptxas would unroll the loops, and spill. P: columns for the tokens of a key
@@ -198,25 +196,19 @@ def kernel(
     tl.store(square + target, 2 * squares, mask=rows < count)
 
 
-@dataclass(frozen=True)
-class Shape:
-    """How the kernel is cut.
+class Shape(NamedTuple):
+    """How the kernel is cut."""
 
-    rows, items: most query tokens and query items of a tile. columns: for key tokens, a power of two.
-    depth: numbers of a head's d that are multiplied at a time.
-    """
-
-    rows: int
-    items: int
+    rows: int       # most query tokens of a tile
+    items: int      # most query items of a tile
     warps: int
-    columns: int
-    depth: int
+    columns: int    # for key tokens, a power of two
+    depth: int      # numbers of a head's d that are multiplied at a time
     stages: int
 
 
-def shapes(
-    heads: int, d: int, s: int, dtype: torch.dtype, precision: str, rows: int, capability: int, shared: int
-) -> Iterator[Shape]:
+def shapes(heads: int, d: int, s: int, dtype: torch.dtype, precision: str, rows: int,
+           capability: int, shared: int) -> Iterator[Shape]:
     """Ways to cut the kernel for `rows` query tokens a tile, best first; none where it cannot be done.
 
     The limits were found by compiling for compute capability 8.0 and 9.0 and counting spilled registers: a thread has
@@ -270,27 +262,27 @@ def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def _cuts(heads: int, d: int, s: int, dtype: torch.dtype, bounds: Sequence[int], device: torch.device) -> list[Shape]:
-    """Ways to cut the kernel for these inputs, best first."""
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
+def _cuts(query: Tensor, key: Tensor, bounds: Sequence[int]) -> list[Shape] | str:
+    """Ways to cut the kernel for these inputs, best first; or why there is none, in words."""
+    if (reason := _no_kernel(query, key)) is not None:
+        return reason
+    (heads, _, s, d), dtype = key.shape, key.dtype
+    if query.device.type == "cuda":
+        properties = torch.cuda.get_device_properties(query.device)
         capability = 10 * properties.major + properties.minor
         shared = getattr(properties, "shared_memory_per_block_optin", 99 << 10)
     else:
         capability, shared = 90, 227 << 10                      # the interpreter: as if on an H100
-    longest = _longest(bounds)
+    longest = max(stop - start for start, stop in pairwise(bounds))
     found = []
     for rows in (64, 128) if dtype.itemsize == 2 else (32, 64):
         ways = list(shapes(heads, d, s, dtype, _precision(dtype), rows, capability, shared)) if rows >= longest else []
         if ways:
             # a tile costs its rows, and its share of the key item's loads: about what 32 more rows would
             found.append(((len(tiles_of(bounds, ways[0])) - 1) * (rows + 32), ways))
-    return min(found, key=lambda cost_and_ways: cost_and_ways[0])[1] if found else []
-
-
-def _longest(bounds: Sequence[int]) -> int:
-    """Tokens of the longest query item."""
-    return max(stop - start for start, stop in zip(bounds, bounds[1:], strict=False))
+    if not found:
+        return f"{heads} heads, {s} key tokens and a query item of {longest} do not fit one program of a GPU"
+    return min(found, key=lambda cost_and_ways: cost_and_ways[0])[1]
 
 
 def _precision(dtype: torch.dtype) -> str:
@@ -322,20 +314,8 @@ def _places(bounds: Sequence[int], tiles: list[int], device: torch.device) -> Te
 
 def supported(query: Tensor, key: Tensor, bounds: Sequence[int]) -> str | None:
     """Why `attend` cannot do this, in words; None where it can. Arguments as for `attend`."""
-    reason = _no_kernel(query, key)
-    if reason is None and not _cuts(*_sizes(key), key.dtype, bounds, query.device):
-        return _too_large(key, bounds)
-    return reason
-
-
-def _sizes(key: Tensor) -> tuple[int, int, int]:
-    """H, d, S."""
-    return key.shape[0], key.shape[3], key.shape[2]
-
-
-def _too_large(key: Tensor, bounds: Sequence[int]) -> str:
-    heads, _, s = _sizes(key)
-    return f"{heads} heads, {s} key tokens and a query item of {_longest(bounds)} do not fit one program of a GPU"
+    cuts = _cuts(query, key, bounds)
+    return cuts if isinstance(cuts, str) else None
 
 
 def _no_kernel(query: Tensor, key: Tensor) -> str | None:
@@ -356,10 +336,8 @@ def _no_kernel(query: Tensor, key: Tensor) -> str | None:
     return None
 
 
-def attend(
-    query: Tensor, out: Tensor, key: Tensor, value: Tensor, gram: Tensor, mask: Tensor | None, weight: Tensor,
-    bounds: Sequence[int],
-) -> tuple[Tensor, Tensor, Tensor]:
+def attend(query: Tensor, out: Tensor, key: Tensor, value: Tensor, gram: Tensor, mask: Tensor | None, weight: Tensor,
+           bounds: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Attention of every query token over the tokens of every key item, reduced at once to what the score needs.
 
     Products in the inputs' type with float32 sums (float32: tf32 where torch's own products may use it); softmax and
@@ -382,12 +360,9 @@ def attend(
     Raises:
         CannotFuse: see `supported`; or no cut fits the shared memory, which only the compiler knows.
     """
-    reason = _no_kernel(query, key)
-    if reason is not None:
-        raise CannotFuse(reason)
-    cuts = _cuts(*_sizes(key), key.dtype, bounds, query.device)
-    if not cuts:
-        raise CannotFuse(_too_large(key, bounds))
+    cuts = _cuts(query, key, bounds)
+    if isinstance(cuts, str):
+        raise CannotFuse(cuts)
     (heads, items, s, d), columns, device = key.shape, query.shape[-1], query.device
     dot, square = (torch.empty(items, columns, device=device) for _ in range(2))
     mean = torch.empty(items, len(bounds) - 1, heads * s, device=device)

@@ -87,15 +87,12 @@ def test_any_shape_any_memory(example, data):
     owner = np.array([draw(0, count - 1) for _ in range(number)])
     block, k = draw(1, 8), draw(1, min(count, number))
     expected = model.pair_scores(images, texts).detach()
-    limits = Limits(
-        kept_bytes=data.draw(st.sampled_from([0, 20_000, 2 << 30])),
-        kept_images=data.draw(st.sampled_from([1, 4, 512])),
-        texts_bytes=data.draw(st.sampled_from([0, 20_000, 2 << 30])),
-        chunks=replace(ON_CPU, gram=data.draw(st.sampled_from([1, 256])), keys=draw(1, 4)),
-    )
-    torch.testing.assert_close(
-        score_all_pairs(model, images, texts, block=block, limits=limits), expected.float(), rtol=0, atol=1e-6
-    )
+    limits = Limits(kept_bytes=data.draw(st.sampled_from([0, 20_000, 2 << 30])),
+                    kept_images=data.draw(st.sampled_from([1, 4, 512])),
+                    texts_bytes=data.draw(st.sampled_from([0, 20_000, 2 << 30])),
+                    chunks=replace(ON_CPU, gram=data.draw(st.sampled_from([1, 256])), keys=draw(1, 4)))
+    torch.testing.assert_close(score_all_pairs(model, images, texts, block=block, limits=limits), expected.float(),
+                               rtol=0, atol=1e-6)
     assert rank_all_pairs(model, images, texts, owner, block=block, limits=limits) == rank_report(expected, owner)
     best = top_pairs(model, images, texts, k, block=block, limits=limits)
     assert torch.equal(best.texts_of_image, expected.topk(k, dim=1).indices)
@@ -157,9 +154,8 @@ def test_rows_come_in_blocks_and_can_be_read_again(example):
     assert [len(block) for block in blocks] == [2, 2, 1]
     torch.testing.assert_close(torch.cat(list(blocks)), score_all_pairs(model, images, texts))
     truth = torch.eye(5, dtype=torch.bool).repeat(1, 2)
-    assert rank_report(blocks, np.arange(10) % 5, truth=truth) == rank_all_pairs(
-        model, images, texts, np.arange(10) % 5
-    )
+    assert rank_report(blocks, np.arange(10) % 5, truth=truth) == rank_all_pairs(model, images, texts,
+                                                                                 np.arange(10) % 5)
 
 
 def test_without_fusion_blocks_give_the_same(example):
@@ -264,7 +260,7 @@ def test_parts_that_do_not_belong_together_are_refused(example, what):
         images = EncodedImages(images.regions, images.globals, images.mask[:, :2])
     else:
         texts = EncodedTexts(texts.words, texts.mask[:2])
-    with pytest.raises(ValueError, match=r"one D, got|do not fit the items: regions \(3, 4, 24\)"):
+    with pytest.raises(ValueError, match=r"one D, got|do not fit the items: region \(3, 4, 24\)"):
         score_all_pairs(model, images, texts)
 
 

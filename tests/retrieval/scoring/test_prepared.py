@@ -74,9 +74,8 @@ def test_reference_is_the_papers_formula(example, variant):
     for i in range(len(images)):
         for j in range(len(texts)):
             kept = slice(None) if images.mask is None else images.mask[i]
-            expected = score_oracle(
-                model, images.regions[i][kept].numpy(), images.globals[i].numpy(), texts.words[j][texts.mask[j]].numpy()
-            )
+            expected = score_oracle(model, images.regions[i][kept].numpy(), images.globals[i].numpy(),
+                                    texts.words[j][texts.mask[j]].numpy())
             assert scores[i, j].item() == pytest.approx(expected, abs=1e-10)
 
 

@@ -176,10 +176,8 @@ def test_items_longer_than_the_small_tile(lengths, dtype, device):
     assert_as_torch(make(lengths, 1, 10, 2, 16, dtype, True), device)
 
 
-@given(
-    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6), t=st.integers(1, 2), s=st.integers(1, 40),
-    heads=st.integers(1, 3), masked=st.booleans(), seed=st.integers(0, 99),
-)
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6), t=st.integers(1, 2), s=st.integers(1, 40),
+       heads=st.integers(1, 3), masked=st.booleans(), seed=st.integers(0, 99))
 @settings(max_examples=8, deadline=None, derandomize=True)
 def test_any_shape(lengths, t, s, heads, masked, seed):
     device = "cpu" if INTERPRETED else "cuda"
@@ -280,9 +278,8 @@ def test_compiles_for_gpus_that_are_not_here(capability, kib, kernels, record_pr
         pytest.skip("this Triton brings no ptxas")
     arguments = json.dumps([[capability, *kernel, kib << 10] for kernel in kernels])
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        [sys.executable, "-c", IN_ITS_OWN_PROCESS, arguments], env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", IN_ITS_OWN_PROCESS, arguments], env=environment, capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     for built in json.loads(done.stdout):
         record_property(built["inputs"], str(built))
