@@ -162,7 +162,7 @@ def test_probes_follow_the_model_that_knows_the_truth(scenes_run, tmp_path):
 
 
 @pytest.mark.parametrize("arguments, match", [
-    (["--scores", "SCORES", "--probes"], "--probes need a model"),
+    (["--scores", "SCORES", "--probes"], "scores, and these are in a file already"),
     (["--checkpoint", "RUN", "--protocol", "paired", "--probes"], "nothing to probe"),
     (["--checkpoint", "RUN", "--probe-captions", "0"], "probe_captions: expected a whole number of at least 1"),
 ])
