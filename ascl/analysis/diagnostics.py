@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,15 +30,11 @@ ITEMS = 1024                            # encoded items that go to the device to
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
 
 
-# Vectors of single items
+class ItemVectors(NamedTuple):
+    """One vector of each image (N_images, D) and of each text (N_texts, D) alone, of norm 1 because scores are cosines.
 
-
-@dataclass(frozen=True)
-class ItemVectors:
-    """One vector of each image and of each text alone, brought to norm 1 because scores are cosines.
-
-    images: (N_images, D), texts: (N_texts, D), decide_score: whether their cosines are the model's scores; where they
-    are not, they stand in for vectors that the model has of pairs only.
+    decide_score: whether their cosines are the model's scores; where they are not, they stand in for vectors that the
+    model has of pairs only.
     """
 
     images: Tensor
@@ -61,24 +58,21 @@ def item_vectors(model: RetrievalModel, images: EncodedImages, texts: EncodedTex
     if not len(images) or not len(texts):
         raise ValueError("no images or no texts")
     device = next(model.parameters()).device
-    image_parts, text_parts = [], []
-    for start in range(0, len(images), ITEMS):
-        part = images[start : start + ITEMS].to(device)
-        vectors = part.globals
+
+    def image_vectors(part: EncodedImages) -> Tensor:
         if isinstance(model, AsCL):
-            vectors = model.fuse_globals(masked_mean(part.regions, part.mask), part.globals)
-        image_parts.append(F.normalize(vectors.double(), dim=-1).cpu())
-    for start in range(0, len(texts), ITEMS):
-        vectors = model.text_vectors(texts[start : start + ITEMS].to(device))
-        text_parts.append(F.normalize(vectors.double(), dim=-1).cpu())
-    image_vectors, text_vectors = torch.cat(image_parts), torch.cat(text_parts)
+            return model.fuse_globals(masked_mean(part.regions, part.mask), part.globals)
+        return part.globals
+
+    def each(items: Any, vectors: Callable[[Any], Tensor]) -> Tensor:
+        parts = (items[start : start + ITEMS].to(device) for start in range(0, len(items), ITEMS))
+        return torch.cat([F.normalize(vectors(part).double(), dim=-1).cpu() for part in parts])
+
+    of_images, of_texts = each(images, image_vectors), each(texts, model.text_vectors)
     few = slice(0, 8)
     scores = model.pair_scores(images[few].to(device), texts[few].to(device)).double().cpu()
-    same = torch.allclose(image_vectors[few] @ text_vectors[few].T, scores, atol=1e-4, rtol=0)
-    return ItemVectors(image_vectors, text_vectors, same)
-
-
-# Alignment and uniformity
+    same = torch.allclose(of_images[few] @ of_texts[few].T, scores, atol=1e-4, rtol=0)
+    return ItemVectors(of_images, of_texts, same)
 
 
 @dataclass(frozen=True)
@@ -96,9 +90,8 @@ class Geometry:
 
     Distances as AsCL's figure 4 has them: `positive_image_text` of each text and its image, `positive_text_text` of
     texts of one image (None where no image has two), `apart_images` of any two images, `apart_texts` of texts of
-    different images.
-    Wang and Isola (2020), over the same pairs: `align_*` = mean of distance^2 over positive pairs, `uniform_*` = log of
-    the mean of exp(-2 distance^2) over pairs that do not belong together. Lower is better in both.
+    different images. Wang and Isola (2020), over the same pairs, lower is better: `align_*` = mean of distance^2 over
+    positive pairs, `uniform_*` = log of the mean of exp(-2 distance^2) over pairs that do not belong together.
     `*_dimensions`: see `effective_dimensions`.
     """
 
@@ -127,38 +120,34 @@ def geometry(image_vectors: Tensor, text_vectors: Tensor, owner: np.ndarray | Se
     """
     owner_vector = as_owner(np.asarray(owner))
     check_owner(owner_vector, len(image_vectors), len(text_vectors))
-    if len(np.unique(owner_vector)) < 2:
+    order = np.argsort(owner_vector, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(owner_vector[order])) + 1)      # the texts of each image
+    if len(groups) < 2:
         raise DataError("distances between items that do not belong together need texts of at least two images")
     images, texts = _unit(image_vectors, "image"), _unit(text_vectors, "text")
     belongs = torch.from_numpy(owner_vector)
     image_text, align_image_text = _distances([(images[belongs] - texts).square().sum(dim=1)])
-    text_text = [torch.pdist(texts[of_image]).square() for of_image in _groups(owner_vector) if len(of_image) > 1]
+    text_text = [torch.pdist(texts[of_image]).square() for of_image in groups if len(of_image) > 1]
     positive_text_text, align_text_text = _distances(text_text) if text_text else (None, None)
     return Geometry(
         positive_image_text=image_text, positive_text_text=positive_text_text,
         apart_images=_distances(pair_distances(images))[0], apart_texts=_distances(pair_distances(texts, belongs))[0],
         align_image_text=align_image_text, align_text_text=align_text_text,
         uniform_images=uniformity(images), uniform_texts=uniformity(texts, belongs),
-        image_dimensions=effective_dimensions(images), text_dimensions=effective_dimensions(texts),
-    )
+        image_dimensions=effective_dimensions(images), text_dimensions=effective_dimensions(texts))
 
 
 def effective_dimensions(vectors: Tensor) -> float:
-    """Return the dimensions that vectors use: exp of the entropy of their covariance's spectrum (Roy, Vetterli 2007).
+    """Return the dimensions that (N, D) vectors use, N >= 2: from 1, all on a line or equal, to min(N - 1, D).
 
-    Args:
-        vectors: (N, D), N >= 2.
-
-    Returns:
-        1 (all on a line) to min(N - 1, D) (evenly spread); 1 also where all are equal.
+    It is exp of the entropy of their covariance's spectrum (Roy, Vetterli 2007).
     """
-    centred = vectors.double() - vectors.double().mean(dim=0)
-    spectrum = torch.linalg.svdvals(centred).square()
+    vectors = vectors.double()
+    spectrum = torch.linalg.svdvals(vectors - vectors.mean(dim=0)).square()
     # what rounding leaves of equal vectors is no direction
-    if spectrum.sum() <= len(vectors) * 1e-24 * vectors.double().square().sum():
+    if spectrum.sum() <= len(vectors) * 1e-24 * vectors.square().sum():
         return 1.0
-    shares = spectrum / spectrum.sum()
-    return float(torch.exp(torch.special.entr(shares).sum()))
+    return float(torch.exp(torch.special.entr(spectrum / spectrum.sum()).sum()))
 
 
 def _unit(vectors: Tensor, kind: str) -> Tensor:
@@ -171,25 +160,11 @@ def _unit(vectors: Tensor, kind: str) -> Tensor:
     return vectors / norms[:, None]
 
 
-def _groups(owner: np.ndarray) -> Iterator[np.ndarray]:
-    """Indices of the texts of each image."""
-    order = np.argsort(owner, kind="stable")
-    yield from np.split(order, np.flatnonzero(np.diff(owner[order])) + 1)
-
-
 def _distances(blocks: Iterable[Tensor]) -> tuple[Distances, float]:
     """Distances, and the mean of their squares, from blocks of squared distances."""
-    total = squares = 0.0
-    pairs = 0
-    for squared in blocks:
-        pairs += len(squared)
-        total += float(squared.sqrt().sum())
-        squares += float(squared.sum())
-    mean, mean_square = total / pairs, squares / pairs
-    return Distances(mean, max(mean_square - mean**2, 0.0) ** 0.5, pairs), mean_square
-
-
-# Recall by the length of the query
+    sums = np.sum([(len(squared), float(squared.sqrt().sum()), float(squared.sum())) for squared in blocks], axis=0)
+    mean, mean_square = (sums[1:] / sums[0]).tolist()
+    return Distances(mean, max(mean_square - mean**2, 0.0) ** 0.5, int(sums[0])), mean_square
 
 
 @dataclass(frozen=True)
@@ -216,9 +191,8 @@ def count_words(caption: str) -> int:
     return len(_WORD.findall(caption))
 
 
-def recall_by_length(
-    ranks: np.ndarray, lengths: np.ndarray, last_lengths: Sequence[int], *, at: Sequence[int] = (1, 5, 10)
-) -> list[LengthBin]:
+def recall_by_length(ranks: np.ndarray, lengths: np.ndarray, last_lengths: Sequence[int], *,
+                     at: Sequence[int] = (1, 5, 10)) -> list[LengthBin]:
     """Return the recall of text queries by their number of words.
 
     Args:
@@ -236,15 +210,13 @@ def recall_by_length(
     ranks, lengths = np.atleast_2d(np.asarray(ranks)), np.asarray(lengths)
     if ranks.ndim != 2 or lengths.ndim != 1 or ranks.shape[1] != len(lengths) or not ranks.size:
         raise DataError(f"ranks of shape {ranks.shape} and {lengths.shape} lengths do not fit, or there are no queries")
-    if any(a >= b for a, b in zip(last_lengths, last_lengths[1:], strict=False)):
+    if list(last_lengths) != sorted(set(last_lengths)):
         raise DataError(f"the last lengths of the bins have to rise, got {', '.join(map(str, last_lengths))}")
     bin_of = np.searchsorted(np.asarray(last_lengths), lengths, side="left")
     bins = []
-    for number in range(len(last_lengths) + 1):
+    for number in np.unique(bin_of).tolist():
         chosen = bin_of == number
         queries = int(chosen.sum())
-        if not queries:
-            continue
         shares = {k: (ranks[:, chosen] < k).mean(axis=1) for k in at}                       # {K: (S,)}
         intervals = {k: wilson_interval(float(share.mean()), queries) for k, share in shares.items()}
         bins.append(LengthBin(
@@ -254,29 +226,21 @@ def recall_by_length(
             recall={k: 100 * float(share.mean()) for k, share in shares.items()},
             low={k: 100 * interval.low for k, interval in intervals.items()},
             high={k: 100 * interval.high for k, interval in intervals.items()},
-            seed_std={k: 100 * float(share.std(ddof=1)) for k, share in shares.items()} if len(ranks) > 1 else None,
-        ))
+            seed_std={k: 100 * float(share.std(ddof=1)) for k, share in shares.items()} if len(ranks) > 1 else None))
     return bins
 
 
-# Recall by the local weight u1
-
-
-def local_and_global_scores(
-    model: AsCL, images: EncodedImages, texts: EncodedTexts, *, progress: Progress | None = None
-) -> tuple[Tensor, Tensor]:
+def local_and_global_scores(model: AsCL, images: EncodedImages, texts: EncodedTexts, *,
+                            progress: Progress | None = None) -> tuple[Tensor, Tensor]:
     """Return S_local and S_global of every pair, each (N_images, N_texts): the score at u1 = 1 and at u1 = 0."""
-    parts = []
-    for weight in (1.0, 0.0):
-        other = copy.copy(model)
-        other.local_weight = weight
-        parts.append(score_all_pairs(other, images, texts, progress=progress))
-    return parts[0], parts[1]
+    local, global_ = copy.copy(model), copy.copy(model)
+    local.local_weight, global_.local_weight = 1.0, 0.0
+    return (score_all_pairs(local, images, texts, progress=progress),
+            score_all_pairs(global_, images, texts, progress=progress))
 
 
-def recall_by_local_weight(
-    local: Tensor, global_: Tensor, owner: np.ndarray, weights: Sequence[float]
-) -> list[RetrievalReport]:
+def recall_by_local_weight(local: Tensor, global_: Tensor, owner: np.ndarray,
+                           weights: Sequence[float]) -> list[RetrievalReport]:
     """Return the recalls of u1 * local + (1 - u1) * global at each u1, exactly: the score is linear in it (equation 2).
 
     It says how a model that was trained at one u1 ranks at another, not how one trained at the other would.

@@ -6,16 +6,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from ascl.analysis import leakage
-from ascl.analysis.labels import coco_ids, corrected_labels, may_be_coco_test
+from ascl.analysis.labels import LabelReport, coco_ids, corrected_labels, may_be_coco_test
 from ascl.analysis.probes.caption_variants import caption_variants
-from ascl.analysis.probes.probes import ProbeTexts, group_scores, group_truth, probe_report, probe_texts
+from ascl.analysis.probes.probes import ProbeReport, ProbeTexts, group_scores, group_truth, probe_report, probe_texts
 from ascl.analysis.probes.scene_variants import scene_variants
 from ascl.core.errors import DataError
 from ascl.core.files import atomic_path, write_text
@@ -25,7 +25,7 @@ from ascl.data.split import build_split
 from ascl.data.stores.open import FeatureStore
 from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
 from ascl.retrieval import build, fold_report, load_scores, rank_report, ranks, score_all_pairs
-from ascl.retrieval.multi_positive import multi_positive_report
+from ascl.retrieval.multi_positive import MultiPositiveReport, multi_positive_report
 from ascl.retrieval.ranking import Ranks
 from ascl.retrieval.report import FoldReport, RetrievalReport, recall_report
 from ascl.retrieval.train import report_truncated
@@ -33,22 +33,10 @@ from ascl.scenes.render import Scene, load_scene_records, truth_matrix
 from ascl.settings.retrieval import Config
 
 Reports = dict[str, RetrievalReport | FoldReport]
+Section = LabelReport | MultiPositiveReport | ProbeReport      # a table beside the recalls
 
-
-TITLES = {
-    "multi_positive": "every true pair counts: mAP@R and R-Precision",
-    "eccv": "labels of ECCV Caption",
-    "cxc": "labels of CxC (Crisscrossed Captions)",
-    "probes": "probes of asymmetry",
-}
-
-
-class Section(Protocol):
-    """A table of an evaluation beside the recalls."""
-
-    def to_dict(self) -> dict[str, Any]: ...
-
-    def to_markdown(self) -> str: ...
+TITLES = {"multi_positive": "every true pair counts: mAP@R and R-Precision", "eccv": "labels of ECCV Caption",
+          "cxc": "labels of CxC (Crisscrossed Captions)", "probes": "probes of asymmetry"}
 
 
 @dataclass(frozen=True)
@@ -56,8 +44,7 @@ class Evaluation:
     """What an evaluation prints and saves.
 
     ranks: of the full set. owner: (N_texts,) image of each text. about: what the recalls were computed from. captions:
-    None for given scores, whose images and texts have no names. sections: by a key of TITLES. notes: what could not be
-    computed, and why.
+    None for given scores, which have no names. sections: by a key of TITLES. notes: what is not computed, and why.
     """
 
     reports: Reports
@@ -69,11 +56,9 @@ class Evaluation:
     notes: list[str] = field(default_factory=list)
 
 
-def evaluate_runs(
-    runs: list[str], split: str | None, *, folds: int | None, overrides: dict[str, Any],
-    scoring: dict[str, Any] | None = None, save_scores: Path | None = None, probes: bool = False,
-    probe_captions: int | None = None,
-) -> Evaluation:
+def evaluate_runs(runs: list[str], split: str | None, *, folds: int | None, overrides: dict[str, Any],
+                  scoring: dict[str, Any] | None = None, save_scores: Path | None = None, probes: bool = False,
+                  probe_captions: int | None = None) -> Evaluation:
     """Return the recalls of one run, or of several by their averaged scores, with what else the data set can tell.
 
     Args:
@@ -87,13 +72,12 @@ def evaluate_runs(
         probe_captions: of this many captions only, evenly spread over the split.
     """
     loaded = load_split(runs[0], split, overrides)
-    config, captions = loaded.config, loaded.captions
+    config, captions, scoring = loaded.config, loaded.captions, scoring or {}
     scenes = known_scenes(config, loaded.split, captions)
     texts = None
     if probes:
         variants = caption_variants(captions) if scenes is None else scene_variants(captions, scenes)
         texts = probe_texts(captions, variants, limit=probe_captions)
-    scoring = scoring or {}
     scores, probe_scores = score_split(loaded, scoring, texts)
     for run in runs[1:]:
         more = score_split(replace(loaded, model=build.load_run(run)[0]), scoring, texts)
@@ -118,6 +102,11 @@ def evaluate_runs(
     return evaluation
 
 
+def bar(total: int, what: str, unit: str = "pairs") -> tqdm:
+    """Return a bar of progress, seen on a terminal only."""
+    return tqdm(total=total, desc=what, unit=f" {unit}", unit_scale=True, disable=None)
+
+
 @dataclass(frozen=True, eq=False)
 class RunSplit:
     """The model of a run, and the captions and features of one split of its data."""
@@ -134,9 +123,7 @@ class RunSplit:
         return build.encode_split(self.model, self.captions, self.store)
 
 
-def load_split(
-    run: str | Path, split: str | None, overrides: dict[str, Any], *, validation: bool = False
-) -> RunSplit:
+def load_split(run: str | Path, split: str | None, overrides: dict[str, Any], *, validation: bool = False) -> RunSplit:
     """Return a run's model with a split of its data.
 
     Args:
@@ -154,29 +141,22 @@ def load_split(
     return RunSplit(model, config, split, captions, store)
 
 
-def score_split(
-    loaded: RunSplit, scoring: dict[str, Any], probes: ProbeTexts | None = None
-) -> tuple[torch.Tensor, np.ndarray]:
-    """Return the scores of one model on a split, with bars of progress on a terminal.
-
-    Returns:
-        (N_images, N_texts) of every pair, and `group_scores` of the probes, (0, 0) where there are none.
-    """
+def score_split(loaded: RunSplit, scoring: dict[str, Any],
+                probes: ProbeTexts | None = None) -> tuple[torch.Tensor, np.ndarray]:
+    """Return the (N_images, N_texts) scores, and `group_scores` of the probes, (0, 0) where there are none."""
     model, (images, texts) = loaded.model, loaded.encode()
-    with tqdm(total=len(images) * len(texts), desc="scoring", unit=" pairs", unit_scale=True, disable=None) as bar:
-        scores = score_all_pairs(model, images, texts, progress=bar.update, **scoring)
+    with bar(len(images) * len(texts), "scoring") as shown:
+        scores = score_all_pairs(model, images, texts, progress=shown.update, **scoring)
     probe_scores = np.zeros((0, 0), dtype=np.float32)
     if probes is not None:
-        with tqdm(total=len(probes.texts), desc="probes", unit=" texts", unit_scale=True, disable=None) as bar:
-            probe_scores = group_scores(model, images, probes, progress=bar.update)
+        with bar(len(probes.texts), "probes", "texts") as shown:
+            probe_scores = group_scores(model, images, probes, progress=shown.update)
     report_truncated(model)
     return scores, probe_scores
 
 
-def evaluate_scores(
-    scores: Any, owner: np.ndarray, about: dict[str, Any], *, folds: int | None, truth: np.ndarray | None = None,
-    captions: CaptionSet | None = None,
-) -> Evaluation:
+def evaluate_scores(scores: Any, owner: np.ndarray, about: dict[str, Any], *, folds: int | None,
+                    truth: np.ndarray | None = None, captions: CaptionSet | None = None) -> Evaluation:
     """Return the recalls of the full set, of its folds where asked for, and by the whole truth where it is known."""
     counted = ranks(scores, owner)
     reports: Reports = {"full": recall_report(counted)}
@@ -201,17 +181,16 @@ def evaluate_given(path: str, *, folds: int | None) -> Evaluation:
     with np.load(path, allow_pickle=False) as archive:
         ids = [archive[name] for name in ("image_ids", "caption_ids") if name in archive.files]
     if len(ids) == 2:
-        if any(numbers.dtype.kind not in "iu" or numbers.shape != (count,)
-               for numbers, count in zip(ids, scores.shape, strict=True)):
+        shapes = [each.shape for each in ids]
+        if any(each.dtype.kind not in "iu" for each in ids) or shapes != [(count,) for count in scores.shape]:
             raise DataError(f"{path}: image_ids and caption_ids have to be COCO's numbers, one integer for each row "
                             f"and column of scores {scores.shape}, not {[f'{n.dtype} {n.shape}' for n in ids]}")
         evaluation.sections.update(corrected_labels(scores, *(numbers.tolist() for numbers in ids)))
     return evaluation
 
 
-def save_given(
-    path: Path, scores: torch.Tensor, owner: np.ndarray, ids: tuple[list[int], list[int]] | None = None
-) -> None:
+def save_given(path: Path, scores: torch.Tensor, owner: np.ndarray,
+               ids: tuple[list[int], list[int]] | None = None) -> None:
     """Write scores as `evaluate_given` reads them. ids: COCO's numbers of images and captions, where they are known."""
     arrays: dict[str, Any] = {"scores": scores.numpy(), "owner": owner}
     if ids is not None:
@@ -275,17 +254,16 @@ def save_evaluation(evaluation: Evaluation, folder: Path, name: str) -> list[Pat
     (N_texts,) where they are known.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    reports, counted = evaluation.reports, evaluation.ranks
-    content = {**evaluation.about, "reports": {key: report.to_dict() for key, report in reports.items()}}
-    content |= {name: section.to_dict() for name, section in evaluation.sections.items()}
+    saved = [folder / f"eval-{name}.json", folder / f"eval-{name}.md", folder / f"ranks-{name}.npz"]
+    content = {**evaluation.about, "reports": {key: report.to_dict() for key, report in evaluation.reports.items()},
+               **{key: section.to_dict() for key, section in evaluation.sections.items()}}
     if evaluation.notes:
         content["notes"] = evaluation.notes
-    saved = [folder / f"eval-{name}.json", folder / f"eval-{name}.md", folder / f"ranks-{name}.npz"]
-    arrays: dict[str, Any] = {"i2t": counted.i2t, "t2i": counted.t2i, "image_queries": counted.image_queries,
-                              "text_queries": counted.text_queries, "owner": evaluation.owner}
+    ranked = evaluation.ranks
+    arrays: dict[str, Any] = {"i2t": ranked.i2t, "t2i": ranked.t2i, "image_queries": ranked.image_queries,
+                              "text_queries": ranked.text_queries, "owner": evaluation.owner}
     if evaluation.captions is not None:
-        arrays |= {"image_ids": np.array(evaluation.captions.image_ids),
-                   "captions": np.array(evaluation.captions.captions)}
+        arrays |= {name: np.array(getattr(evaluation.captions, name)) for name in ("image_ids", "captions")}
     with atomic_path(saved[2]) as path, path.open("wb") as file:
         np.savez_compressed(file, **arrays)
     write_text(saved[0], json.dumps(content, indent=2) + "\n")

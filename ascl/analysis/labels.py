@@ -49,7 +49,7 @@ class LabelReport:
         names = [name for name in _TITLES if name in self.metrics]
         rows = [[words, *(f"{self.metrics[name][direction]:.1f}" for name in names)]
                 for words, direction in (("image to text", "i2t"), ("text to image", "t2i"))]
-        return markdown_table(["direction", *(_TITLES[name] for name in names)], rows) + "\n"
+        return markdown_table(["direction", *map(_TITLES.__getitem__, names)], rows) + "\n"
 
 
 def may_be_coco_test(captions: CaptionSet) -> bool:
@@ -74,16 +74,19 @@ def coco_ids(captions: CaptionSet, *, labels: Any = None) -> tuple[list[int], li
         DataError: neither, a caption of another image than the labels say, or the package is missing.
     """
     package = labels or published_labels()
+    owner_of = package.coco_gts["t2i"]
     if captions.caption_ids is not None:
-        numbers = [re.search(r"(\d+)$", name) for name in captions.image_ids]
-        if None in numbers:
-            raise DataError(f"{captions.source}: image {captions.image_ids[numbers.index(None)]!r} has no COCO number "
-                            "at the end of its name, as COCO_val2014_000000391895 has: the labels know it by that")
-        image_ids = [int(number.group()) for number in numbers if number is not None]
-        for number, image in zip(captions.caption_ids, captions.owner.tolist(), strict=True):
-            known = package.coco_gts["t2i"].get(number)
+        image_ids = []
+        for name in captions.image_ids:
+            number = re.search(r"(\d+)$", name)
+            if number is None:
+                raise DataError(f"{captions.source}: image {name!r} has no COCO number at the end of its name, as "
+                                "COCO_val2014_000000391895 has: the labels know it by that")
+            image_ids.append(int(number.group()))
+        for caption, image in zip(captions.caption_ids, captions.owner.tolist(), strict=True):
+            known = owner_of.get(caption)
             if known is not None and known[0] != image_ids[image]:
-                raise DataError(f"{captions.source}: caption {number} belongs to image {image_ids[image]}, by the "
+                raise DataError(f"{captions.source}: caption {caption} belongs to image {image_ids[image]}, by the "
                                 f"labels to {known[0]}: its sentids are not COCO's")
         return image_ids, captions.caption_ids
     ordered = _SCAN_TEST.search(captions.source) is not None and len(captions.captions) == 25000
@@ -92,7 +95,7 @@ def coco_ids(captions: CaptionSet, *, labels: Any = None) -> tuple[list[int], li
                         "know them by their number: give dataset_coco.json as captions (ascl prepare "
                         "--dataset coco --only captions)")
     ids = package.coco_ids.tolist()
-    return [package.coco_gts["t2i"][number][0] for number in ids[::5]], ids
+    return [owner_of[number][0] for number in ids[::5]], ids
 
 
 def corrected_labels(
@@ -120,35 +123,23 @@ def corrected_labels(
                             f"(first: {missing[0]}). {_WHOLE}")
         if len(set(ids)) != len(ids):
             raise DataError(f"of {len(ids)} {what}, {len(ids) - len(set(ids))} are there twice. {_WHOLE}")
+
+    def ranked(known: dict[str, dict[int, list[int]]]) -> dict[str, dict[int, list[int]]]:
+        return {"i2t": dict(best_candidates(scores, image_ids, caption_ids, known["i2t"])),
+                "t2i": dict(best_candidates(scores.T, caption_ids, image_ids, known["t2i"]))}
+
     with contextlib.redirect_stderr(io.StringIO()):     # bars of progress that cannot be turned off
-        found = _ranked(scores, image_ids, caption_ids, package.eccv_gts)
-        eccv = package.eccv_metrics(found, "all")
-        found = _ranked(scores, image_ids, caption_ids, package.cxc_gts)
-        cxc = {f"cxc_r{k}": package.cxc_recalls(found, "all", K=k) for k in (1, 5, 10)}
+        eccv = package.eccv_metrics(ranked(package.eccv_gts), "all")
+        found = ranked(package.cxc_gts)
+        recalls = {f"cxc_r{k}": package.cxc_recalls(found, "all", K=k) for k in (1, 5, 10)}
         package.eccv_gts = package.cxc_gts
-        cxc = package.eccv_metrics(found, "all") | cxc
-    return {"eccv": _report(eccv), "cxc": _report(cxc)}
+        cxc = package.eccv_metrics(found, "all") | recalls
+    return {name: LabelReport({_NAMES[metric]: {way: 100 * float(share) for way, share in of.items()}
+                               for metric, of in shares.items()}) for name, shares in (("eccv", eccv), ("cxc", cxc))}
 
 
-def _ranked(
-    scores: Matrix, image_ids: list[int], caption_ids: list[int], labels: dict[str, dict[int, list[int]]]
-) -> dict[str, dict[int, list[int]]]:
-    """What was found for each image ("i2t") and each caption ("t2i"), as the package takes it."""
-    return {
-        "i2t": dict(best_candidates(scores, image_ids, caption_ids, labels["i2t"])),
-        "t2i": dict(best_candidates(scores.T, caption_ids, image_ids, labels["t2i"])),
-    }
-
-
-def _report(shares: dict[str, dict[str, float]]) -> LabelReport:
-    return LabelReport({
-        _NAMES[name]: {way: 100 * float(share) for way, share in of.items()} for name, of in shares.items()
-    })
-
-
-def best_candidates(
-    scores: Matrix, queries: list[int], candidates: list[int], labels: dict[int, list[int]]
-) -> Iterator[tuple[int, list[int]]]:
+def best_candidates(scores: Matrix, queries: list[int], candidates: list[int],
+                    labels: dict[int, list[int]]) -> Iterator[tuple[int, list[int]]]:
     """Yield (query, its best candidates, best first) for each row, as many as the labels can ask for; ties are lost."""
     depth = min(len(candidates), max(10, *map(len, labels.values())))
     column = {number: place for place, number in enumerate(candidates)}
@@ -170,11 +161,7 @@ def best_candidates(
 
 
 def published_labels() -> Any:
-    """Return the labels and metrics of the authors' package `eccv_caption`.
-
-    Raises:
-        DataError: it is not installed.
-    """
+    """Return the labels and metrics of the authors' package `eccv_caption`; DataError where it is not installed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")             # that a faster reader of JSON is not installed

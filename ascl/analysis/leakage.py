@@ -19,8 +19,7 @@ from ascl.models.ascl import masked_mean
 WARNING = (
     "*** PAIRED PROTOCOL: A DIAGNOSTIC, NOT A RESULT ***\n"
     "Every query was encoded together with its own right answer: these are not retrieval results.\n"
-    "Never report them: they only show how much a number can owe to this procedure."
-)
+    "Never report them: they only show how much a number can owe to this procedure.")
 
 
 def paired_global_scores(model: AsCL, images: EncodedImages, texts: EncodedTexts, owner: np.ndarray) -> Tensor:
@@ -39,11 +38,21 @@ def paired_global_scores(model: AsCL, images: EncodedImages, texts: EncodedTexts
         raise ValueError(f"image {int((first_caption < 0).argmax())} has no caption to be paired with")
     device = next(model.parameters()).device
 
-    def pair(i: int, t: int) -> tuple[EncodedImages, EncodedTexts]:
-        return images[i : i + 1].to(device), texts[t : t + 1].to(device)
+    def text_vector(i: int, t: int) -> Tensor:
+        image, text = images[i : i + 1].to(device), texts[t : t + 1].to(device)
+        attended, _ = model.region_to_word(image.regions, text.words, text.words, key_padding_mask=~text.mask,
+                                           need_weights=False)
+        return model.text_global(masked_mean(attended, image.mask))
 
-    text_vectors = torch.cat([_text_vector(model, *pair(i, t)) for t, i in enumerate(owner)])
-    image_vectors = torch.cat([_image_vector(model, *pair(i, t)) for i, t in enumerate(first_caption)])
+    def image_vector(i: int, t: int) -> Tensor:
+        image, text = images[i : i + 1].to(device), texts[t : t + 1].to(device)
+        padding = None if image.mask is None else ~image.mask
+        attended, _ = model.word_to_region(text.words, image.regions, image.regions, key_padding_mask=padding,
+                                           need_weights=False)
+        return model.fuse_globals(masked_mean(attended, text.mask), image.globals)
+
+    text_vectors = torch.cat([text_vector(i, t) for t, i in enumerate(owner)])
+    image_vectors = torch.cat([image_vector(i, t) for i, t in enumerate(first_caption)])
     return (F.normalize(image_vectors, dim=-1) @ F.normalize(text_vectors, dim=-1).T).cpu()
 
 
@@ -58,28 +67,7 @@ def protocols(model: AsCL, images: EncodedImages, texts: EncodedTexts, owner: np
     """
     local, honest = local_and_global_scores(model, images, texts)
     paired = paired_global_scores(model, images, texts, owner)
-
-    def whole(global_: Tensor) -> Tensor:
-        return model.local_weight * local + (1 - model.local_weight) * global_
-
-    return {
-        "all pairs (honest)": whole(honest),
-        "all pairs, global score alone (honest)": honest,
-        "PAIRED (sees the answer)": whole(paired),
-        "PAIRED, global score alone (sees the answer)": paired,
-    }
-
-
-def _text_vector(model: AsCL, image: EncodedImages, text: EncodedTexts) -> Tensor:
-    attended, _ = model.region_to_word(
-        image.regions, text.words, text.words, key_padding_mask=~text.mask, need_weights=False
-    )
-    return model.text_global(masked_mean(attended, image.mask))
-
-
-def _image_vector(model: AsCL, image: EncodedImages, text: EncodedTexts) -> Tensor:
-    padding = None if image.mask is None else ~image.mask
-    attended, _ = model.word_to_region(
-        text.words, image.regions, image.regions, key_padding_mask=padding, need_weights=False
-    )
-    return model.fuse_globals(masked_mean(attended, text.mask), image.globals)
+    honest_whole, paired_whole = (model.local_weight * local + (1 - model.local_weight) * global_
+                                  for global_ in (honest, paired))
+    return {"all pairs (honest)": honest_whole, "all pairs, global score alone (honest)": honest,
+            "PAIRED (sees the answer)": paired_whole, "PAIRED, global score alone (sees the answer)": paired}

@@ -20,13 +20,10 @@ Direction = Literal["i2t", "t2i"]
 class QueryRanks:
     """Rank of every query of one evaluation; 0 is best.
 
-    Attributes:
-        i2t: (Q_images,) wrong captions that come before the image's best right one.
-        t2i: (Q_texts,) wrong images that come before the caption's own.
-        image_queries: (Q_images,) which image each entry of `i2t` is.
-        text_queries: (Q_texts,) which caption each entry of `t2i` is.
-        owner: (N_texts,) image of each caption.
-        image_ids, captions: (N_images,) and (N_texts,) names; None where scores came without any.
+    i2t: (Q_images,) wrong captions that come before the image's best right one. t2i: (Q_texts,) wrong images that come
+    before the caption's own. image_queries, text_queries: which image or caption each entry of `i2t` and `t2i` is.
+    owner: (N_texts,) image of each caption. image_ids, captions: (N_images,) and (N_texts,) names; None where scores
+    came without any.
     """
 
     i2t: np.ndarray
@@ -62,11 +59,10 @@ class QueryRanks:
 
     def same_queries(self, other: QueryRanks) -> bool:
         """Whether both ranked the same queries of the same test set, as far as can be seen."""
-        names = ("image_queries", "text_queries", "owner")
-        if any(not np.array_equal(getattr(self, name), getattr(other, name)) for name in names):
-            return False
-        pairs = ((self.image_ids, other.image_ids), (self.captions, other.captions))
-        return all(own is None or others is None or own == others for own, others in pairs)
+        arrays = ("image_queries", "text_queries", "owner")
+        names = ((self.image_ids, other.image_ids), (self.captions, other.captions))
+        return (all(np.array_equal(getattr(self, name), getattr(other, name)) for name in arrays)
+                and all(own is None or others is None or own == others for own, others in names))
 
 
 def read_ranks(path: str | os.PathLike) -> QueryRanks:
@@ -82,7 +78,7 @@ def read_ranks(path: str | os.PathLike) -> QueryRanks:
         raise FileNotFoundError(f"no ranks at {path}; make them with `ascl eval`")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+            arrays = dict(archive)
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read as an .npz file ({error}): {again}") from error
     numbers = ("i2t", "t2i", "image_queries", "text_queries", "owner")
@@ -97,15 +93,10 @@ def read_ranks(path: str | os.PathLike) -> QueryRanks:
     found = QueryRanks(**{name: arrays[name].astype(np.int64) for name in numbers}, image_ids=image_ids,
                        captions=captions)
     texts = len(found.owner)
-    fits = (
-        len(found.i2t) == len(found.image_queries) > 0, len(found.t2i) == len(found.text_queries) > 0,
-        captions is None or len(captions) == texts, _within(found.owner, found.images),
-        _within(found.image_queries, found.images), _within(found.text_queries, texts),
-    )
-    if not all(fits):
+    within = ((found.owner, found.images), (found.image_queries, found.images), (found.text_queries, texts))
+    fits = (len(found.i2t) == len(found.image_queries) > 0 and len(found.t2i) == len(found.text_queries) > 0
+            and (captions is None or len(captions) == texts)
+            and all(((values >= 0) & (values < count)).all() for values, count in within))
+    if not fits:
         raise DataError(f"{path}: ranks, queries, owners and names do not fit each other: {again}")
     return found
-
-
-def _within(values: np.ndarray, count: int) -> bool:
-    return not len(values) or bool(values.min() >= 0 and values.max() < count)

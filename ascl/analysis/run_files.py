@@ -30,10 +30,8 @@ def run_settings(folder: Path) -> dict[str, Any] | None:
     if not isinstance(values, dict):
         raise DataError(f"{path} holds no settings by name: give the folder of a run of `ascl train`")
     if "objective" in values:
-        raise DataError(
-            f"{folder} is a run of copy detection (`ascl copy train`, objective {values['objective']}): it has no "
-            "words and no captions; `ascl copy eval` reports on its descriptors"
-        )
+        raise DataError(f"{folder} is a run of copy detection (`ascl copy train`, objective {values['objective']}): it "
+                        "has no words and no captions; `ascl copy eval` reports on its descriptors")
     return values
 
 

@@ -7,7 +7,7 @@ images: would these trained networks keep their order on other test images of th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -20,16 +20,10 @@ RECALL_AT = (1, 5, 10)      # Rsum is the sum of these recalls in both direction
 MOST_SEEDS = 20             # of the exact sign-flip test: 2**20 patterns
 
 
-# Over seeds
-
-
 def sign_flip_test(differences: Sequence[float]) -> float | None:
     """Return the exact two-sided p value of "each difference is as likely as its negative", by every sign pattern.
 
     It assumes nothing else. With n differences it is never below 2 / 2**n: no fewer than 6 can reach 0.05.
-
-    Args:
-        differences: one for each seed, any unit.
 
     Returns:
         Share of the 2**n sign patterns whose sum is at least as far from 0; None for no or more than 20 differences.
@@ -45,12 +39,9 @@ def sign_flip_test(differences: Sequence[float]) -> float | None:
 
 
 def paired_t_test(differences: Sequence[float]) -> float | None:
-    """Return the two-sided p value of Student's paired t-test of "the mean difference is 0".
+    """Return the two-sided p value of Student's paired t-test of "the mean difference is 0"; 1 where all are 0.
 
-    It assumes that the differences are normally distributed, which a few of them cannot show.
-
-    Returns:
-        0 to 1; None for fewer than two differences. 1 where all are 0.
+    It assumes that the differences are normally distributed, which a few of them cannot show. None for fewer than two.
     """
     values = np.asarray(differences, dtype=np.float64)
     if len(values) < 2:
@@ -62,18 +53,14 @@ def paired_t_test(differences: Sequence[float]) -> float | None:
 
 def t_interval(differences: Sequence[float], *, level: float = 0.95) -> Interval | None:
     """Return the interval of the mean difference that belongs to `paired_t_test`; None for fewer than two."""
-    values = np.asarray(differences, dtype=np.float64)
-    if len(values) < 2:
+    if len(differences) < 2:
         return None
-    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values))
-    return Interval(float(values.mean()) - half, float(values.mean()) + half)
+    mean = float(np.mean(differences))
+    half = float(stats.t.ppf((1 + level) / 2, len(differences) - 1) * stats.sem(differences))
+    return Interval(mean - half, mean + half)
 
 
-# Over test images
-
-
-@dataclass(frozen=True)
-class BootstrapResult:
+class BootstrapResult(NamedTuple):
     """What `bootstrap_rsum` found; difference and interval in points of Rsum."""
 
     difference: float
@@ -81,10 +68,8 @@ class BootstrapResult:
     p: float
 
 
-def bootstrap_rsum(
-    reference: Sequence[QueryRanks], other: Sequence[QueryRanks], *, draws: int = 10_000, seed: int = 0,
-    level: float = 0.95, block: int = BLOCK,
-) -> BootstrapResult:
+def bootstrap_rsum(reference: Sequence[QueryRanks], other: Sequence[QueryRanks], *, draws: int = 10_000, seed: int = 0,
+                   level: float = 0.95, block: int = BLOCK) -> BootstrapResult:
     """Bootstrap Rsum(other) - Rsum(reference), each averaged over its runs, over the test images.
 
     An image is drawn together with all of its captions, and for both sides at once. Ranks are not computed anew: each
@@ -111,10 +96,8 @@ def bootstrap_rsum(
     gained = np.stack([after[0] - before[0], before[1], after[2] - before[2], before[3]], axis=1)       # (images, 4)
     drawn = np.concatenate([_rsum(counts @ gained) for counts in resamples(len(gained), draws, seed, block=block)])
     extreme = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    return BootstrapResult(
-        difference=float(_rsum(gained.sum(axis=0, keepdims=True))[0]), interval=percentile_interval(drawn, level),
-        p=min(1.0, 2 * (extreme + 1) / (draws + 1)),
-    )
+    return BootstrapResult(difference=float(_rsum(gained.sum(axis=0, keepdims=True))[0]),
+                           interval=percentile_interval(drawn, level), p=min(1.0, 2 * (extreme + 1) / (draws + 1)))
 
 
 def image_counts(ranks: QueryRanks) -> np.ndarray:
@@ -126,12 +109,12 @@ def image_counts(ranks: QueryRanks) -> np.ndarray:
     """
     owners = ranks.owner[ranks.text_queries]
     known = np.union1d(ranks.image_queries, owners)
-    counts = np.zeros((4, len(known)))
-    for row, queries, found in ((0, ranks.image_queries, ranks.i2t), (2, owners, ranks.t2i)):
+    counts = []
+    for queries, found in ((ranks.image_queries, ranks.i2t), (owners, ranks.t2i)):
         place = np.searchsorted(known, queries)
-        np.add.at(counts[row], place, (found[:, None] < np.array(RECALL_AT)).sum(axis=1))
-        np.add.at(counts[row + 1], place, 1)
-    return counts
+        hits = (found[:, None] < np.array(RECALL_AT)).sum(axis=1)
+        counts += [np.bincount(place, weights, len(known)) for weights in (hits, np.ones(len(hits)))]
+    return np.stack(counts)
 
 
 def _rsum(sums: np.ndarray) -> np.ndarray:
@@ -139,9 +122,6 @@ def _rsum(sums: np.ndarray) -> np.ndarray:
     queries = np.maximum(sums[:, 1::2], 1)      # a draw without any query of one direction has no hits of it either
     # thirds and fifths do not cancel to the last bit, and a difference of exactly nothing has to count as one
     return np.round(100 * (sums[:, ::2] / queries).sum(axis=1), 9)
-
-
-# Several variants at once
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -153,9 +133,6 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         For the i-th smallest of m: the largest of (m - j) p_j over j <= i, at most 1 (j from 0).
     """
     order = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
-    corrected: list[float | None] = [None] * len(p_values)
-    largest = 0.0
-    for smaller, (p, place) in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - smaller) * p))
-        corrected[place] = largest
-    return corrected
+    scaled = np.maximum.accumulate([min(1.0, (len(order) - smaller) * p) for smaller, (p, _) in enumerate(order)])
+    corrected = {place: p for (_, place), p in zip(order, scaled.tolist(), strict=True)}
+    return [corrected.get(place) for place in range(len(p_values))]

@@ -25,13 +25,10 @@ def resamples(items: int, draws: int, seed: int, *, block: int = BLOCK) -> Itera
     `scipy.stats.bootstrap` draws indices; counts let a metric that is a sum over items be one matrix product.
 
     Args:
-        items: number of items, >= 1.
-        draws: number of resamples.
-        seed: of `numpy.random.default_rng`; the draws do not depend on `block`.
-        block: counts in memory at a time.
+        items, draws: number of items, >= 1, and of resamples.
+        seed: of `numpy.random.default_rng`; the draws do not depend on `block`, the counts in memory at a time.
 
-    Yields:
-        (n, items) int64, `draws` rows in all; each row sums to `items`.
+    Yields: (n, items) int64, `draws` rows in all; each row sums to `items`.
     """
     generator = np.random.default_rng(seed)
     step = max(1, block // items)
@@ -48,14 +45,9 @@ def percentile_interval(values: np.ndarray, level: float = 0.95) -> Interval:
 
 
 def wilson_interval(share: float, trials: int, level: float = 0.95) -> Interval:
-    """Return Wilson's score interval of a share (Wilson 1927); never outside [0, 1], never empty.
+    """Return Wilson's score interval of a share of `trials` >= 1 (Wilson 1927); never outside [0, 1], never empty.
 
     `scipy.stats.binomtest` has it for whole successes only; the mean share over several runs need not be one.
-
-    Args:
-        share: observed, 0 to 1.
-        trials: number of trials, >= 1.
-        level: coverage of the interval.
     """
     z = float(stats.norm.ppf((1 + level) / 2))
     center = share + z**2 / (2 * trials)

@@ -16,14 +16,11 @@ def markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]], *
     Raises:
         ValueError: a row with more or fewer cells than the header.
     """
-    rule = ["---"] * text_columns + ["--:"] * (len(header) - text_columns)
-    lines = [_line(header), f"| {' | '.join(rule[: len(header)])} |"]
-    for row in rows:
+    rule = ["---" if column < text_columns else "--:" for column in range(len(header))]
+    lines = []
+    for row in (header, rule, *rows):
         if len(row) != len(header):
             raise ValueError(f"a row of {len(row)} cells under a header of {len(header)}: {list(row)}")
-        lines.append(_line(row))
+        cells = (str(cell).replace("|", "\\|").replace("\n", " ") for cell in row)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _line(cells: Sequence[object]) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

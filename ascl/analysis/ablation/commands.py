@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import Any
 
 from ascl.analysis.ablation.plan import NOT_IN_HASH, PATHS_IN_HASH, Run
 from ascl.analysis.ablation.state import saved_settings
@@ -17,8 +16,13 @@ def train_command(run: Run, *, resume: bool) -> list[str]:
     launched = [*launcher(run.processes), "-m", "ascl", "train"]
     if not resume:
         return [*launched, *run.arguments]
-    moved = [word for name in _moved(run) for word in (f"--{name}", _as_word(flat(to_dict(run.config))[name]))]
-    return [*launched, "--resume", str(run.folder), *moved]
+    now = flat(to_dict(run.config))
+    words = [*launched, "--resume", str(run.folder)]
+    for name in _moved(run):
+        value = now[name]
+        text = f"[{','.join(map(str, value))}]" if isinstance(value, list) else "null" if value is None else str(value)
+        words += [f"--{name}", text]
+    return words
 
 
 def eval_command(run: Run) -> list[str]:
@@ -57,9 +61,3 @@ def _moved(run: Run) -> list[str]:
     if then is None:
         return []
     return [name for name in (*NOT_IN_HASH, *PATHS_IN_HASH) if name != "out" and then[name] != now[name]]
-
-
-def _as_word(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{','.join(map(str, value))}]"
-    return "null" if value is None else str(value)

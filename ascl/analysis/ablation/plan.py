@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ascl.analysis.ablation.studies import STUDIES, StudyVariant
+from ascl.analysis.ablation.studies import STUDIES
 from ascl.analysis.run_files import flat
 from ascl.core.errors import DataError
 from ascl.settings.base import to_dict
@@ -27,12 +27,9 @@ CHOSEN_HERE = {"--dataset": "dataset", "--out": "out", "--train.seed": "seeds"}
 class Request:
     """What was asked for.
 
-    Attributes:
-        settings: of every run, as words of a command line. A variant's own settings win over them, and they over what
-            the YAML of a baseline says.
-        out: folder of the ablation.
-        processes: that train one run together.
-        probe_captions: of how many captions variants are probed in the evaluation; 0 = none.
+    settings: of every run, as words of a command line; a variant's own settings win over them, and they over what the
+    YAML of a baseline says. out: folder of the ablation. processes: that train one run together. probe_captions: of how
+    many captions variants are probed in the evaluation; 0 = none.
     """
 
     dataset: str
@@ -48,21 +45,18 @@ class Request:
             name = word.partition("=")[0]
             if name in CHOSEN_HERE:
                 raise DataError(f"settings hold {name}: leave it out, the ablation's own {CHOSEN_HERE[name]} decide it")
-        if self.processes < 1:
-            raise DataError(f"processes is {self.processes}: has to be at least 1")
-        if self.probe_captions < 0:
-            raise DataError(f"probe_captions is {self.probe_captions}: has to be at least 0")
+        for name, least in (("processes", 1), ("probe_captions", 0)):
+            if getattr(self, name) < least:
+                raise DataError(f"{name} is {getattr(self, name)}: has to be at least {least}")
 
 
 @dataclass(frozen=True)
 class Run:
     """One training with its evaluation; several studies may share it.
 
-    Attributes:
-        digest: sha256 of the settings that its numbers depend on, in hexadecimal.
-        arguments: of the training program.
-        uses: (study, label) of each variant that this is a run of.
-        probe_captions: of the evaluation, see `Request`; 0 takes one with probes as well.
+    digest: sha256 of the settings that its numbers depend on, in hexadecimal. arguments: of the training program. uses:
+    (study, label) of each variant that this is a run of. probe_captions: of the evaluation, see `Request`; 0 takes one
+    with probes as well.
     """
 
     digest: str
@@ -109,31 +103,25 @@ def plan(request: Request) -> list[Run]:
     Raises:
         SettingsError: an unknown setting or data set, a value of the wrong type.
     """
+    resolved = []
+    for study in request.studies:
+        for variant in STUDIES[study]:
+            own = [word for name, value in variant.settings.items() for word in (f"--{name}", value)]
+            words = ("--dataset", request.dataset, *request.settings, *own)
+            resolved.append(((study, variant.label), words, load_config(words)))
     found: dict[str, Run] = {}
-    resolved = {
-        (study, variant.label): (variant, load_config(_words(request, variant)))
-        for study in request.studies for variant in STUDIES[study]
-    }
     for seed in request.seeds:
-        for use, (variant, config) in resolved.items():
+        for use, words, config in resolved:
             config = replace(config, train=replace(config.train, seed=seed))
             digest = digest_of(config, request.processes)
             if digest in found:
                 found[digest] = replace(found[digest], uses=(*found[digest].uses, use))
                 continue
             folder = request.out / "runs" / digest[:12]
-            arguments = (*_words(request, variant), "--train.seed", str(seed), "--out", str(folder))
+            arguments = (*words, "--train.seed", str(seed), "--out", str(folder))
             found[digest] = Run(digest, folder, replace(config, out=str(folder)), arguments, (use,), request.processes,
                                 request.probe_captions)
     return list(found.values())
-
-
-def _words(request: Request, variant: StudyVariant) -> tuple[str, ...]:
-    """Arguments of the training program without seed and folder."""
-    words = ["--dataset", request.dataset, *request.settings]
-    for name, value in variant.settings.items():
-        words += [f"--{name}", value]
-    return tuple(words)
 
 
 def choose(runs: Sequence[Run], labels: Sequence[str]) -> list[Run]:

@@ -35,42 +35,35 @@ def write_reports(request: Request, runs: Sequence[Run], failures: Sequence[Fail
     results: dict[str, Result] = {}
     for run in runs:
         state = describe(replace(run, probe_captions=0))        # a table takes recalls without probes as well
-        if state == "finished":
-            try:
-                results[run.digest] = read_result(run.folder, run.evaluation, run.config.train.seed,
-                                                  processes=run.processes, steps=steps_of(run))
-            except (DataError, OSError) as error:
-                reasons[run.digest] = str(error)
-        else:
+        if state != "finished":
             reasons.setdefault(run.digest, state)
+            continue
+        try:
+            results[run.digest] = read_result(run.folder, run.evaluation, run.config.train.seed,
+                                              processes=run.processes, steps=steps_of(run))
+        except (DataError, OSError) as error:
+            reasons[run.digest] = str(error)
     outside, elsewhere = _comparable(outside_rows(request), results)
     written = []
     for name in request.studies:
-        study = _study(name, request, runs, results, outside, reasons)
-        study = replace(study, unfinished=(*study.unfinished, *elsewhere))
+        rows, unfinished = [], []
+        for variant in STUDIES[name]:
+            own = [run for run in runs if (name, variant.label) in run.uses]
+            finished = tuple(results[run.digest] for run in own if run.digest in results)
+            rows.append(Row(variant.label, str(variant), finished, shown(own[0])))
+            unfinished += [f"{variant.label}, seed {run.config.train.seed} ({run.folder.name}): {reasons[run.digest]}"
+                           for run in own if run.digest not in results]
+        study = Study(name, request.dataset, runs[0].config.data.test, request.seeds, (*rows, *outside),
+                      (*unfinished, *elsewhere))
         comparisons = compare(study.rows)
-        paths = [request.out / f"{name}{ending}" for ending in (".md", ".csv", "_summary.csv", ".png")]
-        write_text(paths[0], to_markdown(study, comparisons))
-        write_text(paths[1], to_csv(study))
-        write_text(paths[2], summary_csv(study, comparisons))
-        with atomic_path(paths[3]) as unfinished:
-            draw_study(study, comparisons).savefig(unfinished, format="png")
-        written += paths
+        texts = {".md": to_markdown(study, comparisons), ".csv": to_csv(study),
+                 "_summary.csv": summary_csv(study, comparisons)}
+        for ending, text in texts.items():
+            write_text(request.out / f"{name}{ending}", text)
+        with atomic_path(request.out / f"{name}.png") as unfinished_file:
+            draw_study(study, comparisons).savefig(unfinished_file, format="png")
+        written += [request.out / f"{name}{ending}" for ending in (*texts, ".png")]
     return written
-
-
-def _study(
-    name: str, request: Request, runs: Sequence[Run], results: Mapping[str, Result], outside: Sequence[Row],
-    reasons: Mapping[str, str],
-) -> Study:
-    rows, unfinished = [], []
-    for variant in STUDIES[name]:
-        own = [run for run in runs if (name, variant.label) in run.uses]
-        finished = tuple(results[run.digest] for run in own if run.digest in results)
-        rows.append(Row(variant.label, str(variant), finished, shown(own[0])))
-        unfinished += [f"{variant.label}, seed {run.config.train.seed} ({run.folder.name}): {reasons[run.digest]}"
-                       for run in own if run.digest not in results]
-    return Study(name, request.dataset, runs[0].config.data.test, request.seeds, (*rows, *outside), tuple(unfinished))
 
 
 def _comparable(outside: Sequence[Row], results: Mapping[str, Result]) -> tuple[list[Row], list[str]]:
@@ -85,9 +78,6 @@ def _comparable(outside: Sequence[Row], results: Mapping[str, Result]) -> tuple[
             lines.append(f"{row.label}: left out, its {theirs.images} images and {len(theirs.owner)} captions are not "
                          f"the {ours.images} and {len(ours.owner)} of the runs here, or not in their order")
     return rows, lines
-
-
-# Outside models
 
 
 def add_outside(request: Request, name: str, scores: Path) -> str | None:

@@ -24,15 +24,10 @@ TESTS = ("t_test", "sign_flip", "bootstrap")
 class Result:
     """One evaluated run, or one outside model's score matrix.
 
-    Attributes:
-        run: folder.
-        seed: of the training; None for an outside model.
-        metrics: `run_files.RECALLS` in percent, Rsum as their sum.
-        steps, pairs, seconds: trained for; a pair is a caption with its image, generated samples not counted. None
-            where unknown.
-        probes: share of the cases that are ordered right, 0 to 1, by asymmetry (I, II, III) and by kind.
-        ranks: of every query; None where the evaluation left none.
-        made_with: commit, versions and device of the training.
+    seed: of the training; None for an outside model. metrics: `run_files.RECALLS` in percent, Rsum as their sum. steps,
+    pairs, seconds: trained for; a pair is a caption with its image, generated samples not counted; None where unknown.
+    probes: share of the cases that are ordered right, 0 to 1, by asymmetry (I, II, III) and by kind. ranks: of every
+    query; None where the evaluation left none. made_with: commit, versions and device of the training.
     """
 
     run: str
@@ -69,10 +64,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Study:
-    """Everything that the tables of one study show.
-
-    unfinished: one line for each run that is missing or has failed.
-    """
+    """Everything that the tables of one study show. unfinished: a line for each run that is missing or has failed."""
 
     name: str
     dataset: str
@@ -82,9 +74,8 @@ class Study:
     unfinished: tuple[str, ...] = ()
 
 
-def read_result(
-    folder: Path, evaluation: Path, seed: int | None, *, processes: int = 1, steps: int | None = None
-) -> Result:
+def read_result(folder: Path, evaluation: Path, seed: int | None, *, processes: int = 1,
+                steps: int | None = None) -> Result:
     """Return what is known of one run.
 
     Args:
@@ -99,11 +90,8 @@ def read_result(
     """
     content = read_evaluation(evaluation)
     ranks = evaluation.with_name(evaluation.stem.replace("eval-", "ranks-", 1) + ".npz")
-    result = Result(
-        run=str(folder), seed=seed, metrics=recalls_of(content["reports"]["full"]),
-        probes=probes_of(content.get("probes")),
-        ranks=read_ranks(ranks) if ranks.exists() else None,
-    )
+    result = Result(str(folder), seed, recalls_of(content["reports"]["full"]), probes=probes_of(content.get("probes")),
+                    ranks=read_ranks(ranks) if ranks.exists() else None)
     if not (folder / METRICS).exists():
         return result
     logged, seconds = training_of(read_metrics(folder / METRICS))
@@ -143,23 +131,15 @@ def training_of(records: Sequence[Mapping[str, Any]]) -> tuple[int, float | None
     return last, seconds * last / covered if covered else None
 
 
-# Comparisons
-
-
 @dataclass(frozen=True)
 class Comparison:
     """Rsum of one row minus that of the study's first.
 
-    Attributes:
-        label: of the row.
-        difference: mean over the common seeds, or of an outside model against the mean of all seeds; points of Rsum.
-        seeds: how many pairs of runs with the same seed.
-        over_seeds: 95 % interval of the t-test.
-        t_test, sign_flip: p values over seeds, each as (raw, with Holm's correction over the study's rows).
-        over_images: of the bootstrap.
-        bootstrap: its p values, raw and corrected.
-        same_runs: the row's runs are those of the first row, so there is nothing to compare.
-        remark: why there is no bootstrap, where that has a reason that somebody can mend.
+    difference: mean over the common seeds, or of an outside model against the mean of all seeds; points of Rsum. seeds:
+    how many pairs of runs with the same seed. over_seeds: 95 % interval of the t-test. t_test, sign_flip: p values over
+    seeds, each raw and with Holm's correction over the study's rows. over_images, bootstrap: interval and p values of
+    the bootstrap. same_runs: the row's runs are those of the first row, so there is nothing to compare. remark: why
+    there is no bootstrap, where that has a reason that somebody can mend.
     """
 
     label: str
@@ -180,11 +160,9 @@ def compare(rows: Sequence[Row], *, draws: int = 10_000) -> list[Comparison]:
         return []
     found = [_compared(row, pairs, draws) for row in rows[1:] if (pairs := _pairs(rows[0], row))]
     corrected = [holm([getattr(each, test)[0] for each in found]) for test in TESTS]
-    return [
-        replace(each, t_test=(each.t_test[0], t), sign_flip=(each.sign_flip[0], sign),
-                bootstrap=(each.bootstrap[0], images))
-        for each, t, sign, images in zip(found, *corrected, strict=True)
-    ]
+    return [replace(each, t_test=(each.t_test[0], t), sign_flip=(each.sign_flip[0], sign),
+                    bootstrap=(each.bootstrap[0], images))
+            for each, t, sign, images in zip(found, *corrected, strict=True)]
 
 
 def _compared(row: Row, pairs: Sequence[tuple[Result, Result]], draws: int) -> Comparison:
@@ -201,7 +179,7 @@ def _compared(row: Row, pairs: Sequence[tuple[Result, Result]], draws: int) -> C
     if len(ranked) < len(pairs):
         return replace(result, remark="no bootstrap: an evaluation left no ranks")
     try:
-        images = bootstrap_rsum([first for first, _ in ranked], [other for _, other in ranked], draws=draws)
+        images = bootstrap_rsum(*zip(*ranked, strict=True), draws=draws)
     except DataError as error:
         return replace(result, remark=f"no bootstrap: {error}")
     return replace(result, over_images=images.interval, bootstrap=(images.p, None))

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 
 from ascl.analysis.ablation.commands import eval_command, train_command
@@ -29,10 +30,7 @@ PATIENCE = 2.0  # seconds between two looks at runs that another call has
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that did not finish.
-
-    reason: last line of its log, or what was wrong before it started.
-    """
+    """A run that did not finish. reason: last line of its log, or what was wrong before it started."""
 
     run: Run
     reason: str
@@ -60,9 +58,8 @@ def visible_gpus() -> list[str]:
     return named[:count] if named else [str(number) for number in range(count)]
 
 
-def make_slots(
-    parallel: int | None, processes: int, threads: int | None, gpus: Sequence[str], *, cores: int | None = None
-) -> list[Slot]:
+def make_slots(parallel: int | None, processes: int, threads: int | None, gpus: Sequence[str], *,
+               cores: int | None = None) -> list[Slot]:
     """Return the places where runs are worked on.
 
     Args:
@@ -83,16 +80,12 @@ def make_slots(
     parallel = parallel or max(1, len(gpus) // processes)
     if threads is None and parallel > 1:
         threads = max(1, (cores or os.cpu_count() or 1) // (parallel * processes))
-    slots = []
-    for number in range(parallel):
-        environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-        if gpus:
-            own = [gpus[(number * processes + process) % len(gpus)] for process in range(processes)]
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
-        elif processes > 1:
-            environment["ACCELERATE_USE_CPU"] = "true"      # else each of them takes itself for the only one
-        slots.append(Slot(environment))
-    return slots
+    shared = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    if not gpus and processes > 1:
+        shared["ACCELERATE_USE_CPU"] = "true"       # else each of them takes itself for the only one
+    turn = cycle(gpus)
+    return [Slot(shared | ({"CUDA_VISIBLE_DEVICES": ",".join(islice(turn, processes))} if gpus else {}))
+            for _ in range(parallel)]
 
 
 @dataclass
@@ -107,19 +100,13 @@ class _Work:
     process: subprocess.Popen[bytes] | None = None
 
     def advance(self) -> bool:
-        """Return whether a program is at work: start the next one where the last has ended.
-
-        Raises:
-            DataError: a program failed, or the folder holds another run.
-        """
+        """Return whether a program is at work: start the next where the last ended, DataError where it failed."""
         if self.process is None or self.process.poll() is not None:
             self.process = next(self.programs, None)
         return self.process is not None
 
 
-def run_all(
-    runs: Sequence[Run], request: Request, slots: Sequence[Slot], say: Callable[[str], None]
-) -> list[Failure]:
+def run_all(runs: Sequence[Run], request: Request, slots: Sequence[Slot], say: Callable[[str], None]) -> list[Failure]:
     """Train and evaluate what is not finished.
 
     A run that failed does not keep the others. One that another call works on is left to it and looked at again at the
@@ -146,58 +133,46 @@ def run_all(
                     if free and (lock := _lock(run)) is not None:
                         waiting.remove(run)
                         slot = free.pop(0)
-                        programs = _programs(run, request, slot, lock, say)
-                        active.append(_Work(run, slot, lock, programs, time.monotonic()))
+                        active.append(_Work(run, slot, lock, _programs(run, slot, lock, say), time.monotonic()))
                 if free and waiting:                            # what is left is another call's
                     look_again = time.monotonic() + PATIENCE
                     if not active and not said:
                         say(f"waiting for {len(waiting)} runs that another process works on")
                         said = True
             for work in list(active):
+                how, why = "done", ""
                 try:
                     if work.advance():
                         continue
-                    reason = ""
                 except (DataError, OSError) as error:
-                    reason = str(error)
-                    failures.append(Failure(work.run, reason))
+                    how, why = "FAILED", f": {error}"
+                    failures.append(Failure(work.run, str(error)))
                 os.close(work.lock)
                 active.remove(work)
                 free.append(work.slot)
                 done += 1
-                say(f"{'FAILED' if reason else 'done'}    {work.run.name} after "
-                    f"{(time.monotonic() - work.started) / 60:.1f} min [{done} of {len(runs)}]"
-                    + (f": {reason}" if reason else ""))
+                minutes = (time.monotonic() - work.started) / 60
+                say(f"{how}    {work.run.name} after {minutes:.1f} min [{done} of {len(runs)}]{why}")
             time.sleep(POLL)
     return failures
 
 
-def _programs(
-    run: Run, request: Request, slot: Slot, lock: int, say: Callable[[str], None]
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Start each program that a run still needs, once the one before has ended.
-
-    Raises:
-        DataError: one failed, or the folder holds another run.
-    """
+def _programs(run: Run, slot: Slot, lock: int, say: Callable[[str], None]) -> Iterator[subprocess.Popen[bytes]]:
+    """Start each program that a run still needs, once the one before has ended; DataError where one failed."""
     said = False
     while (state := state_of(run)) != "finished":
         training = state != "trained"
-        command = (train_command(run, resume=state == "interrupted") if training
-                   else eval_command(run))
+        command = train_command(run, resume=state == "interrupted") if training else eval_command(run)
         with open(log_of(run), "ab") as log:
             log.write(f"$ {shlex.join(command)}\n".encode())
             log.flush()
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock],
-                env={**os.environ, **slot.environment, "PYTHONUNBUFFERED": "1"},
-            )
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                                       pass_fds=[lock], env={**os.environ, **slot.environment, "PYTHONUNBUFFERED": "1"})
         if not said:
             say(f"{'train' if training else 'evaluate'}   {run.name}; log: {log_of(run)}")
             said = True
         yield process
-        if process.returncode:
-            code = process.returncode
+        if code := process.returncode:
             how = f"exit status {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
             raise DataError(f"{last_line(log_of(run))} ({how}; {log_of(run)})")
         stamp(run, evaluated=not training)
@@ -222,10 +197,7 @@ def last_line(log: Path) -> str:
 
 
 def _lock(run: Run) -> int | None:
-    """The run's lock as an open file, which closing releases; None where another process has it.
-
-    `filelock` does the same and hides the file, which the programs have to inherit.
-    """
+    """The run's lock as an open file, which the programs inherit and closing releases; None where another has it."""
     file = os.open(log_of(run).with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -233,9 +205,6 @@ def _lock(run: Run) -> int | None:
         os.close(file)
         return None
     return file
-
-
-# A stop
 
 
 @contextmanager
@@ -253,10 +222,9 @@ def _stop_on_signals() -> Iterator[list[int]]:
 
 @contextmanager
 def _ended(active: Sequence[_Work], signals: Sequence[int]) -> Iterator[None]:
-    """Whatever happens inside, no program is left behind: each is asked to save and end, and waited for.
+    """Ask each program to save and end, whatever happens inside, and wait for it; a second signal kills them.
 
-    A Ctrl-C has reached them from the terminal already; they take a second request within a second for the same. On a
-    second signal they are ended at once.
+    A Ctrl-C has reached them from the terminal already; they take a second request within a second for the same.
     """
     try:
         yield

@@ -74,13 +74,10 @@ def _content_of(path: Path) -> str:
 
 
 def state_of(run: Run) -> State:
-    """Return how far the run has come.
+    """Return how far the run has come; DataError where the folder holds another run.
 
     `finished`: evaluated, with the checkpoint that is there now. `trained`: only the evaluation is left. `interrupted`:
     there is a checkpoint to resume from. `missing`: nothing to build on.
-
-    Raises:
-        DataError: the folder holds another run.
     """
     if saved_settings(run) is None:
         return "missing"
@@ -97,13 +94,10 @@ def _is_evaluation_of(run: Run) -> bool:
         content = read_evaluation(run.evaluation)
     except (DataError, OSError):
         return False
-    evaluated = [Path(source).name for source in content.get("runs", [])]
     ranks = run.evaluation.with_name(f"ranks-{run.config.data.test}.npz")
-    return (
-        evaluated == [run.folder.name] and content.get("protocol") == "all pairs"
-        and (run.probe_captions == 0 or "probes" in content)
-        and (not ranks.exists() or fingerprint_of(ranks) is not None)
-    )
+    return ([Path(source).name for source in content.get("runs", [])] == [run.folder.name]
+            and content.get("protocol") == "all pairs" and (run.probe_captions == 0 or "probes" in content)
+            and (not ranks.exists() or fingerprint_of(ranks) is not None))
 
 
 def describe(run: Run) -> str:
@@ -147,8 +141,7 @@ def _read_stamp(run: Run) -> dict[str, Any]:
 def fingerprint_of(path: Path) -> str | None:
     """Return a digest of what a checkpoint or score file holds, None where it is no whole zip archive.
 
-    It is made of the checksums that the archive keeps of its parts: reading those takes no longer for a large file,
-    and a copy of the file has the same.
+    It is made of the archive's checksums of its parts: quick for a large file, and a copy of the file has the same.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 class StudyVariant:
     """One line of a study: what it sets beyond the data set's own settings.
 
-    settings: by dotted name, values as the command line takes them. A `model.kind` brings its own loss and samples with
-        it, as on the command line.
+    settings: by dotted name, as the command line takes them; a `model.kind` brings its own loss and samples.
     """
 
     label: str
@@ -62,5 +61,4 @@ STUDIES: dict[str, tuple[StudyVariant, ...]] = {
             ("SCAN text-to-image", "scan_t2i"), ("SCAN image-to-text", "scan_i2t"), ("CLIP-style", "clip"),
             ("IMRAM", "imram"),
         )),
-    ),
-}
+    )}

@@ -8,10 +8,9 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 
-from ascl.analysis.ablation.results import TESTS, Comparison, Result, Row, Study
+from ascl.analysis.ablation.results import TESTS, Comparison, Row, Study
 from ascl.analysis.figures.style import COLORS, use_style
 from ascl.analysis.run_files import RECALLS
 from ascl.core.errors import DataError
@@ -21,42 +20,38 @@ from ascl.core.tables import markdown_table
 HEADINGS = ("I2T R@1", "I2T R@5", "I2T R@10", "T2I R@1", "T2I R@5", "T2I R@10", "Rsum")
 ASYMMETRIES = ("I", "II", "III")
 UNKNOWN = "–"
+_INTERVALS = {      # of a comparison: name, place above or below the line, color, marker
+    "over_seeds": ("over seeds", -0.13, COLORS[0], "o"), "over_images": ("over test images", 0.13, COLORS[4], "s")}
 
 
 def to_csv(study: Study) -> str:
     """Return one line for each evaluated run: recalls in percent, probes as shares, empty where unknown."""
     probes = list(dict.fromkeys(name for row in study.rows for result in row.results for name in result.probes))
-    head = ["study", "variant", "label", "seed", "run", *RECALLS, "steps", "pairs", "seconds"]
-    return _csv([*head, *(f"probe {name}" for name in probes)], (
-        [study.name, row.variant, row.label, result.seed, result.run,
-         *(round(result.metrics[name], 6) for name in RECALLS), result.steps, result.pairs,
-         None if result.seconds is None else round(result.seconds, 1), *(result.probes.get(name) for name in probes)]
-        for row in study.rows for result in row.results
-    ))
+    return _csv(["study", "variant", "label", "seed", "run", *RECALLS, "steps", "pairs", "seconds",
+                 *(f"probe {name}" for name in probes)], (
+        [study.name, row.variant, row.label, result.seed, result.run, *(round(result.metrics[n], 6) for n in RECALLS),
+         result.steps, result.pairs, result.seconds and round(result.seconds, 1), *map(result.probes.get, probes)]
+        for row in study.rows for result in row.results))
 
 
 def summary_csv(study: Study, comparisons: Sequence[Comparison]) -> str:
     """Return one line for each variant: mean, sample standard deviation, and how its Rsum differs from the first's."""
     names = [*RECALLS, *ASYMMETRIES]
     of_row = {each.label: each for each in comparisons if not each.same_runs}
-    head = [
-        "study", "variant", "label", "runs", *(f"{name} {what}" for name in names for what in ("mean", "deviation")),
-        "difference in rsum", *(f"95 % over {over}, {end}" for over in ("seeds", "images") for end in ("low", "high")),
-        *(f"p {test}{corrected}" for test in TESTS for corrected in ("", ", Holm")),
-    ]
-
-    def line(row: Row) -> list[object]:
-        each = of_row.get(row.label)
+    compared = ["difference in rsum",
+                *(f"95 % over {over}, {end}" for over in ("seeds", "images") for end in ("low", "high")),
+                *(f"p {test}{corrected}" for test in TESTS for corrected in ("", ", Holm"))]
+    lines = []
+    for row in study.rows:
         numbers = [number for name in names for number in (_mean(row, name) or (None, None))]
-        numbers += [None] * (1 + 4 + 2 * len(TESTS)) if each is None else [
+        each = of_row.get(row.label)
+        numbers += [None] * len(compared) if each is None else [
             each.difference, *(getattr(interval, end, None) for interval in (each.over_seeds, each.over_images)
-                               for end in ("low", "high")),
-            *(p for test in TESTS for p in getattr(each, test)),
-        ]
-        return [study.name, row.variant, row.label, len(row.results),
-                *(None if number is None else round(number, 6) for number in numbers)]
-
-    return _csv(head, map(line, study.rows))
+                               for end in ("low", "high")), *(p for test in TESTS for p in getattr(each, test))]
+        lines.append([study.name, row.variant, row.label, len(row.results),
+                      *(None if number is None else round(number, 6) for number in numbers)])
+    means = [f"{name} {what}" for name in names for what in ("mean", "deviation")]
+    return _csv(["study", "variant", "label", "runs", *means, *compared], lines)
 
 
 def _csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -73,8 +68,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
         DataError: another table, or a line that was cut.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; to make it: ascl ablate --dataset NAME "
-                                f"--study {path.stem}")
+        raise FileNotFoundError(f"{path} does not exist; to make it: ascl ablate --dataset NAME --study {path.stem}")
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         missing = [name for name in ("study", "variant", "label", "seed", "run", *RECALLS)
@@ -88,14 +82,10 @@ def read_table(path: Path) -> list[dict[str, str]]:
     return [row for row in rows if row["seed"]]
 
 
-# Markdown
-
-
 def to_markdown(study: Study, comparisons: Sequence[Comparison]) -> str:
     """Return means, differences from the first variant, what the tests can say, probes, commands, unfinished runs."""
-    seeds = ", ".join(map(str, study.seeds))
     parts = [
-        f"# Ablation {study.name}: {study.dataset}, {study.split} split, seeds {seeds}",
+        f"# {_title(study)}",
         "Recalls in percent, Rsum is the sum of the six; mean ± sample standard deviation over the seeds that are "
         "finished. Every pair of the split is scored.",
         markdown_table(["Variant", "Settings", "Seeds", *HEADINGS, "Steps", "Pairs seen"], [
@@ -105,12 +95,18 @@ def to_markdown(study: Study, comparisons: Sequence[Comparison]) -> str:
         ], text_columns=2),
         _budget(study),
         *_differences(study, comparisons),
-        *_probes(study),
-        *_commands(study),
-    ]
+        *_probes(study)]
+    if commands := [f"# {row.label}\n{row.command}" for row in study.rows if row.command]:
+        parts += ["## Commands", f"Of seed {study.seeds[0]}; the other seeds differ in `--train.seed` and `--out`.",
+                  "```\n" + "\n".join(commands) + "\n```"]
     if study.unfinished:
         parts += ["## Not finished", "\n".join(f"- {' '.join(line.split())}" for line in study.unfinished)]
     return "\n\n".join(parts) + "\n"
+
+
+def _title(study: Study) -> str:
+    seeds = ", ".join(map(str, study.seeds))
+    return f"Ablation {study.name}: {study.dataset}, {study.split} split, seeds {seeds}"
 
 
 def _settings(row: Row) -> str:
@@ -135,115 +131,87 @@ def _spread(row: Row, name: str, scale: float = 1.0) -> str:
 def _count(row: Row, name: str) -> str:
     """Steps or pairs of the row's runs: one number where all agree."""
     values = sorted({value for result in row.results if (value := getattr(result, name)) is not None})
-    if not values:
-        return UNKNOWN
-    return f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,} to {values[-1]:,}"
+    return " to ".join(f"{value:,}" for value in dict.fromkeys(values[:1] + values[-1:])) or UNKNOWN
 
 
 def _budget(study: Study) -> str:
     trained = [result for row in study.rows for result in row.results if result.pairs is not None]
     if not trained:
         return "No run is finished yet."
-    each = sorted({(result.steps or 0, result.pairs or 0) for result in trained})
+    each = {(result.steps or 0, result.pairs or 0) for result in trained}
+    text = "**Unequal budget**: the runs did not see equally many pairs of a caption and its image (last column)."
     if len(each) == 1:
-        steps, pairs = each[0]
+        steps, pairs = each.pop()
         text = f"Equal budget: every run took {steps:,} steps and saw {pairs:,} pairs of a caption and its image."
-    else:
-        text = "**Unequal budget**: the runs did not see equally many pairs of a caption and its image (last column)."
     made_with = sorted({result.made_with for result in trained})
-    return "\n\n".join([
-        text + " Generated captions come on top where the settings have them.",
-        "Made with " + "; ".join(made_with) + "." + (" **Not all alike.**" if len(made_with) > 1 else ""),
-    ])
+    return (f"{text} Generated captions come on top where the settings have them.\n\n"
+            f"Made with {'; '.join(made_with)}." + " **Not all alike.**" * (len(made_with) > 1))
 
 
 def _differences(study: Study, comparisons: Sequence[Comparison]) -> list[str]:
     if not comparisons:
         return []
-    remarks = [f"- {each.label}: {each.remark}." for each in comparisons if each.remark]
-    return [
-        f"## Difference in Rsum from {study.rows[0].label!r}",
-        markdown_table(
-            ["Variant", "Pairs of runs", "Difference", "95 % over seeds", "p, t-test (Holm)", "p, sign flips (Holm)",
-             "95 % over test images", "p, bootstrap (Holm)"], map(_comparison, comparisons),
-        ),
-        *(["\n".join(remarks)] if remarks else []),
-        _what_the_tests_say(study, comparisons),
-    ]
-
-
-def _comparison(each: Comparison) -> list[str]:
-    if each.same_runs:
-        return [each.label, "the same runs", *[UNKNOWN] * 6]
-    return [
-        each.label, str(each.seeds) if each.seeds else "outside", f"{each.difference:+.1f}", _interval(each.over_seeds),
-        _p(each.t_test), _p(each.sign_flip), _interval(each.over_images), _p(each.bootstrap),
-    ]
+    rows = []
+    for each in comparisons:
+        row = ["the same runs", *[UNKNOWN] * 6] if each.same_runs else [
+            str(each.seeds) if each.seeds else "outside", f"{each.difference:+.1f}", _interval(each.over_seeds),
+            _p(*each.t_test), _p(*each.sign_flip), _interval(each.over_images), _p(*each.bootstrap)]
+        rows.append([each.label, *row])
+    head = ["Variant", "Pairs of runs", "Difference", "95 % over seeds", "p, t-test (Holm)", "p, sign flips (Holm)",
+            "95 % over test images", "p, bootstrap (Holm)"]
+    remarks = "\n".join(f"- {each.label}: {each.remark}." for each in comparisons if each.remark)
+    return [f"## Difference in Rsum from {study.rows[0].label!r}", markdown_table(head, rows),
+            *([remarks] if remarks else []), _what_the_tests_say(study, comparisons)]
 
 
 def _interval(interval: Interval | None) -> str:
     return UNKNOWN if interval is None else f"{interval.low:+.1f} to {interval.high:+.1f}"
 
 
-def _p(pair: tuple[float | None, float | None]) -> str:
-    raw, corrected = pair
-    return UNKNOWN if raw is None or corrected is None else f"{_digits(raw)} ({_digits(corrected)})"
-
-
-def _digits(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+def _p(*raw_and_corrected: float | None) -> str:
+    if None in raw_and_corrected:
+        return UNKNOWN
+    raw, corrected = ("< 0.001" if p < 0.001 else f"{p:.3f}" for p in raw_and_corrected if p is not None)
+    return f"{raw} ({corrected})"
 
 
 def _what_the_tests_say(study: Study, comparisons: Sequence[Comparison]) -> str:
     most = max(each.seeds for each in comparisons)
     compared = sum(not each.same_runs for each in comparisons)
-    seeds = "one seed" if most == 1 else f"{most} seeds"
-    over_seeds = (
-        "**Over seeds**: would the order come back if both were trained anew? With one seed nothing can be said."
-        if most < 2 else
-        f"**Over seeds** (runs with the same seed are paired): would the order come back if both were trained anew? "
-        f"The t-test assumes that differences between runs are normally distributed, which {seeds} cannot show, and "
-        f"its interval is wide because the spread itself is known badly. The sign-flip test assumes only that a "
-        f"difference is as likely as its negative, and is exact; with {seeds} its p is never below {2 / 2**most:.3g}"
-        + (", so that it cannot confirm anything at 0.05: six are the fewest that can." if most < 6 else ".")
-    )
-    return "\n".join([
-        f"- {over_seeds}",
-        "- **Over test images** (10,000 resamples of the images, each with all of its captions, the same for both "
+    lines = ["**Over seeds**: would the order come back if both were trained anew? With one seed nothing can be said."]
+    if most > 1:
+        lines = [
+            "**Over seeds** (runs with the same seed are paired): would the order come back if both were trained anew? "
+            "The t-test assumes that differences between runs are normally distributed, which "
+            f"{most} seeds cannot show, and its interval is wide because the spread itself is known badly. The "
+            "sign-flip test assumes only that a difference is as likely as its negative, and is exact; with "
+            f"{most} seeds its p is never below {2 / 2**most:.3g}"
+            + (", so that it cannot confirm anything at 0.05: six are the fewest that can." if most < 6 else ".")]
+    lines += [
+        "**Over test images** (10,000 resamples of the images, each with all of its captions, the same for both "
         "sides, averaged over the paired runs): would these trained networks keep their order on other test images of "
         "the same kind? It takes the networks as they are and says nothing about other seeds; the candidates of each "
         "query stay those of the full test set. Trust a difference that both kinds of test find.",
-        f"- **Holm** corrects each test for the rows compared here ({compared}). A large p is no proof of equality: "
-        "look at the interval for how large a difference is still possible.",
-        *(["- An outside model has one score matrix and no seed: it is compared with the mean of all runs of "
-           f"{study.rows[0].label!r}, over images only, on the assumption that its images and captions are in the "
-           "same order as here."] if any(row.outside for row in study.rows) else []),
-    ])
+        f"**Holm** corrects each test for the rows compared here ({compared}). A large p is no proof of equality: "
+        "look at the interval for how large a difference is still possible."]
+    if any(row.outside for row in study.rows):
+        lines.append("An outside model has one score matrix and no seed: it is compared with the mean of all runs of "
+                     f"{study.rows[0].label!r}, over images only, on the assumption that its images and captions are "
+                     "in the same order as here.")
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _probes(study: Study) -> list[str]:
     if not any(name in result.probes for row in study.rows for result in row.results for name in ASYMMETRIES):
         return []
+    rows = ([row.label, *(_spread(row, name, 100) for name in ASYMMETRIES)] for row in study.rows)
     return [
         "## Probes of asymmetry",
         "Share of the cases in the right order, in percent; a coin gives 50. I: the caption scores higher than its "
         "variant with a false detail. II and III: of the caption and its variant that says more or less, the text that "
         "says more sets its own image further apart from others. The CSV has each kind of variant; the definitions are "
         "in `eval-*.md` of each run.",
-        markdown_table(["Variant", *ASYMMETRIES], ([row.label, *(_spread(row, name, 100) for name in ASYMMETRIES)]
-                                                   for row in study.rows)),
-    ]
-
-
-def _commands(study: Study) -> list[str]:
-    commands = [f"# {row.label}\n{row.command}" for row in study.rows if row.command]
-    if not commands:
-        return []
-    return ["## Commands", f"Of seed {study.seeds[0]}; the other seeds differ in `--train.seed` and `--out`.",
-            "```\n" + "\n".join(commands) + "\n```"]
-
-
-# The figure
+        markdown_table(["Variant", *ASYMMETRIES], rows)]
 
 
 def draw_study(study: Study, comparisons: Sequence[Comparison]) -> Figure:
@@ -253,12 +221,11 @@ def draw_study(study: Study, comparisons: Sequence[Comparison]) -> Figure:
     by_label = {each.label: each for each in comparisons if not each.same_runs}
     figure = Figure(figsize=(10.5, 2.2 + 0.42 * max(len(rows), 1)), layout="constrained")
     bars, gaps = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    places = np.arange(len(rows))
-    largest = max((_rsum(result) for row in rows for result in row.results), default=1.0)
-    for place, row in zip(places, rows, strict=True):
-        found, sums = row.mean(_rsum), [_rsum(result) for result in row.results]
-        assert found is not None                        # a row without results was left out
-        mean, deviation = found
+    largest = 1.0
+    for place, row in enumerate(rows):
+        sums = [result.metrics["rsum"] for result in row.results]
+        mean, deviation = _mean(row, "rsum") or (0.0, None)
+        largest = max(largest, *sums)
         bars.barh(place, mean, height=0.62, color=COLORS[1 if row.outside else 0], alpha=0.75)
         if deviation is not None:
             bars.errorbar(mean, place - 0.1, xerr=deviation, color="black", capsize=4)
@@ -266,34 +233,22 @@ def draw_study(study: Study, comparisons: Sequence[Comparison]) -> Figure:
                       markeredgecolor="white", markeredgewidth=0.5)
         end = max(*sums, mean + (deviation or 0.0), 0.0)
         bars.annotate(_spread(row, "rsum"), (end, place), (6, 0), textcoords="offset points", va="center", fontsize=9)
-        each = by_label.get(row.label)
-        for interval, shift, color, marker in _intervals(each):
-            if each is not None and interval is not None:
+        for attribute, (_, shift, color, marker) in _INTERVALS.items():
+            interval = getattr(by_label.get(row.label), attribute, None)
+            if interval is not None:
                 gaps.plot([interval.low, interval.high], [place + shift] * 2, color=color)
-                gaps.plot(each.difference, place + shift, color=color, marker=marker)
+                gaps.plot(by_label[row.label].difference, place + shift, color=color, marker=marker)
     bars.set_xlim(0, 1.3 * largest)
-    bars.set_yticks(places, [row.label for row in rows])
+    bars.set_yticks(range(len(rows)), [row.label for row in rows])
     bars.set_ylim(len(rows) - 0.4, -0.6)                # shared by both; the first variant on top
     bars.set_xlabel("Rsum: sum of six recalls in percent, at most 600\n"
                     "(bar: mean; line: sample standard deviation; dots: runs)")
     gaps.tick_params(left=False)
     gaps.axvline(0, color="black", linewidth=0.8)
     gaps.set_xlabel(f"difference in Rsum from {study.rows[0].label!r}, points")
-    for (_, _, color, marker), text in zip(_intervals(None), ("over seeds", "over test images"), strict=True):
+    for text, _, color, marker in _INTERVALS.values():
         gaps.plot([], [], color=color, marker=marker, label=f"95 % {text}")
     if by_label:
         gaps.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    seeds = ", ".join(map(str, study.seeds))
-    title = f"Ablation {study.name}: {study.dataset}, {study.split} split, seeds {seeds}"
-    figure.suptitle("\n".join(textwrap.wrap(title, 100)))
+    figure.suptitle(textwrap.fill(_title(study), 100))
     return figure
-
-
-def _intervals(each: Comparison | None) -> list[tuple[Interval | None, float, str, str]]:
-    """The two intervals of a comparison, with their place above or below the line, color and marker."""
-    return [(each.over_seeds if each else None, -0.13, COLORS[0], "o"),
-            (each.over_images if each else None, 0.13, COLORS[4], "s")]
-
-
-def _rsum(result: Result) -> float:
-    return result.metrics["rsum"]

@@ -6,6 +6,7 @@ import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -44,9 +45,8 @@ class Picture:
     size: tuple[int, int]
 
 
-def save_explanations(
-    pairs: Sequence[tuple[str, PairExplanation]], picture: Picture, title: str, path: str | os.PathLike
-) -> None:
+def save_explanations(pairs: Sequence[tuple[str, PairExplanation]], picture: Picture, title: str,
+                      path: str | os.PathLike) -> None:
     """Write what `draw_explanations` draws as PNG."""
     with matplotlib.rc_context():
         use_style()
@@ -59,32 +59,32 @@ def draw_explanations(pairs: Sequence[tuple[str, PairExplanation]], picture: Pic
     Returns:
         A figure that no window and no global state knows.
     """
-    longest = max(len(explanation.words) for _, explanation in pairs)
-    map_rows = -(-min(longest, MAPS) // MAPS_A_ROW) if picture.boxes is not None else 0
-    width, height = picture.size
-    photo_height = min(1.4, height / width) * WIDTH * 0.44 + 0.7 if picture.boxes is not None else 0.0
+    explanations = [explanation for _, explanation in pairs]
+    longest = max(len(explanation.words) for explanation in explanations)
+    map_rows = -(-min(longest, MAPS) // MAPS_A_ROW)
+    slope = min(1.4, picture.size[1] / picture.size[0]) * WIDTH
     # inches: header, photographs, bars and pairs, attentions, one small photograph a word
-    heights = [1.0, photo_height, 0.22 * longest + 1.1, 0.22 * longest + 1.1,
-               map_rows * (min(1.4, height / width) * WIDTH / MAPS_A_ROW + 0.3) + 0.5]
-    shown = [place for place, inches in enumerate(heights) if inches > 0.5]
+    heights = [1.0, slope * 0.44 + 0.7, 0.22 * longest + 1.1, 0.22 * longest + 1.1,
+               map_rows * (slope / MAPS_A_ROW + 0.3) + 0.5]
+    shown = range(5) if picture.boxes is not None else (0, 2, 3)
     size = WIDTH * len(pairs), sum(heights[place] for place in shown) + 0.4
     figure = Figure(figsize=size, dpi=min(DPI, MOST_PIXELS / max(size)))
     FigureCanvasAgg(figure)
     figure.suptitle(title)
-    scales = _Scales(
-        region=max(_peak(explanation.region_totals) for _, explanation in pairs),
-        pair=max(_peak(explanation.pairs) for _, explanation in pairs),
-        words=_range([bar for _, explanation in pairs for bar in _bars(explanation)]),
-    )
-    for column, (caption, explanation) in zip(
-        figure.subfigures(1, len(pairs), squeeze=False)[0], pairs, strict=True
-    ):
+    bars = np.concatenate([np.concatenate(_bars(explanation)) for explanation in explanations])
+    low, high = min(0.0, bars.min()), max(0.0, bars.max())
+    room = 0.05 * (high - low) or 1.0
+    scales = _Scales(region=max(_peak(explanation.region_totals) for explanation in explanations),
+                     pair=max(_peak(explanation.pairs) for explanation in explanations),
+                     words=(low - room * (low < 0), high + room))
+    for column, (caption, explanation) in zip(figure.subfigures(1, len(pairs), squeeze=False)[0], pairs, strict=True):
         rows = column.subfigures(len(shown), 1, squeeze=False, height_ratios=[heights[place] for place in shown])
         row = dict(zip(shown, rows[:, 0], strict=True))
         _header(row[0], caption, explanation)
         if picture.boxes is not None:
-            _photographs(row[1], explanation, picture, picture.boxes, scales)
-            _word_maps(row[4], explanation, picture, picture.boxes, map_rows)
+            boxes = picture.boxes[explanation.regions]
+            _photographs(row[1], explanation, picture, boxes, scales)
+            _word_maps(row[4], explanation, picture, boxes, map_rows)
         _bars_and_pairs(row[2], explanation, scales)
         _attentions(row[3], explanation)
     for text in figure.findobj(Text):
@@ -92,8 +92,7 @@ def draw_explanations(pairs: Sequence[tuple[str, PairExplanation]], picture: Pic
     return figure
 
 
-@dataclass(frozen=True)
-class _Scales:
+class _Scales(NamedTuple):
     """Over all pairs drawn: the largest absolute value of a region, of its meeting with a word, and the bars' ends."""
 
     region: float
@@ -106,61 +105,51 @@ def _bars(pair: PairExplanation) -> tuple[np.ndarray, np.ndarray]:
     return pair.word_terms, pair.region_pairs.sum(axis=1)
 
 
-def _range(values: Sequence[np.ndarray]) -> tuple[float, float]:
-    low, high = min(0.0, *(part.min() for part in values)), max(0.0, *(part.max() for part in values))
-    room = 0.05 * (high - low) or 1.0
-    return low - room * (low < 0), high + room
-
-
 def _peak(values: np.ndarray) -> float:
     return float(np.abs(values).max()) or 1.0
 
 
 def _header(place: SubFigure, caption: str, pair: PairExplanation) -> None:
     place.text(0.01, 0.95, textwrap.shorten(caption, 220), fontsize=12, fontweight="bold", va="top")
-    weighted = pair.local_weight * pair.local, (1 - pair.local_weight) * pair.global_
+    u1, u2 = pair.local_weight, 1 - pair.local_weight
     place.text(
         0.01, 0.5,
-        f"score {pair.score:+.4f} = local {pair.local:+.4f} x {pair.local_weight:g} ({weighted[0]:+.4f})"
-        f" + global {pair.global_:+.4f} x {1 - pair.local_weight:g} ({weighted[1]:+.4f})\n"
+        f"score {pair.score:+.4f} = local {pair.local:+.4f} x {u1:g} ({u1 * pair.local:+.4f})"
+        f" + global {pair.global_:+.4f} x {u2:g} ({u2 * pair.global_:+.4f})\n"
         f"local = own terms of words {pair.word_terms.sum():+.4f} + of regions {pair.region_terms.sum():+.4f};   "
         f"global = attended regions {pair.attended_part:+.4f} + whole image {pair.whole_part:+.4f}",
-        va="top", color=QUIET,
-    )
+        va="top", color=QUIET)
 
 
-def _photographs(
-    place: SubFigure, pair: PairExplanation, picture: Picture, boxes: np.ndarray, scales: _Scales
-) -> None:
+def _photographs(place: SubFigure, pair: PairExplanation, picture: Picture, boxes: np.ndarray, scales: _Scales) -> None:
     """Left: what each region brings. Right: the word that each region looks at most."""
     left, right = place.subplots(1, 2)
-    _show(left, picture, gray=True)
     left.set_title(f"What each region brings (sum {pair.region_totals.sum():+.4f} = local)")
-    of_region, strongest = dict(enumerate(pair.region_totals)), _labelled(pair)
-    for i in _by_area(boxes[pair.regions]):
-        _box(left, boxes[pair.regions[i]], SIGNED(0.5 + 0.5 * of_region[i] / scales.region),
-             0.6 * abs(of_region[i]) / scales.region)
-        if i in strongest:
-            _label(left, boxes[pair.regions[i]], str(pair.regions[i]))
+    right.set_title(f"Region to word: strongest attention (uniform {1 / len(pair.words):.2f})")
+    for axes in (left, right):
+        _show(axes, picture, gray=True)
+    shares = pair.region_totals / scales.region
+    attention = pair.region_to_word.mean(axis=0)                                    # (K, L)
+    order = np.argsort(-np.abs(pair.region_totals), kind="stable")
+    labelled = set((order if len(order) <= LABELLED else order[:STRONGEST]).tolist())
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    for i in np.argsort(-areas, kind="stable").tolist():        # the largest first: no box hides a smaller one
+        j = int(attention[i].argmax())
+        _box(left, boxes[i], SIGNED(0.5 + 0.5 * shares[i]), 0.6 * abs(shares[i]))
+        _box(right, boxes[i], COLORS[j % len(COLORS)], 0.55 * float(attention[i, j]))
+        if i in labelled:
+            _label(left, boxes[i], str(pair.regions[i]))
+            _label(right, boxes[i], f"{pair.words[j]}\n{attention[i, j]:.2f}")
     scale = matplotlib.cm.ScalarMappable(Normalize(-scales.region, scales.region), SIGNED)
     place.colorbar(scale, ax=left, shrink=0.8, pad=0.02)
-    attention = pair.region_to_word.mean(axis=0)                                    # (K, L)
-    _show(right, picture, gray=True)
-    right.set_title(f"Region to word: strongest attention (uniform {1 / len(pair.words):.2f})")
-    for i in _by_area(boxes[pair.regions]):
-        j = int(attention[i].argmax())
-        _box(right, boxes[pair.regions[i]], COLORS[j % len(COLORS)], 0.55 * float(attention[i, j]))
-        if i in strongest:
-            _label(right, boxes[pair.regions[i]], f"{pair.words[j]}\n{attention[i, j]:.2f}")
 
 
 def _bars_and_pairs(place: SubFigure, pair: PairExplanation, scales: _Scales) -> None:
     """Left: what each word brings, in its own term and in those of the regions. Right: word by region."""
     bars, heat = place.subplots(1, 2, width_ratios=[1, 1.6])
     rows = np.arange(len(pair.words))
-    for shift, values, color, label in zip(
-        (-0.2, 0.2), _bars(pair), COLORS[:2], ("own term", "in the regions' terms"), strict=True
-    ):
+    for shift, values, color, label in zip((-0.2, 0.2), _bars(pair), COLORS[:2], ("own term", "in the regions' terms"),
+                                           strict=True):
         bars.barh(rows + shift, values, 0.38, color=color, label=label)
     bars.axvline(0, color=QUIET, linewidth=0.8)
     bars.set_yticks(rows, [f"{word}  {total:+.3f}" for word, total in zip(pair.words, pair.word_totals, strict=True)])
@@ -176,33 +165,27 @@ def _bars_and_pairs(place: SubFigure, pair: PairExplanation, scales: _Scales) ->
 
 
 def _attentions(place: SubFigure, pair: PairExplanation) -> None:
-    for axes, matrix, title in zip(
-        place.subplots(1, 2),
-        (pair.region_to_word.mean(axis=0).T, pair.word_to_region.mean(axis=0)),
-        ("Region to word (each column sums to 1)", "Word to region (each row sums to 1)"), strict=True,
-    ):
+    left, right = place.subplots(1, 2)
+    for axes, matrix, title in ((left, pair.region_to_word.mean(axis=0).T, "Region to word (each column sums to 1)"),
+                                (right, pair.word_to_region.mean(axis=0), "Word to region (each row sums to 1)")):
         image = axes.imshow(matrix, aspect="auto", cmap=ATTENTION, vmin=0)
         _region_axis(axes, pair)
         axes.set_title(title)
         place.colorbar(image, ax=axes, pad=0.02)
 
 
-def _word_maps(
-    place: SubFigure, pair: PairExplanation, picture: Picture, boxes: np.ndarray, rows: int
-) -> None:
+def _word_maps(place: SubFigure, pair: PairExplanation, picture: Picture, boxes: np.ndarray, rows: int) -> None:
     """A small photograph for each word, lit where it looks."""
     attention = pair.word_to_region.mean(axis=0)                                    # (L, K)
     place.suptitle(f"Word to region: where each word looks, and its strongest attention (uniform "
                    f"{1 / len(pair.regions):.3f})", x=0.01, ha="left", fontsize=11, fontweight="bold")
     strongest = sorted(np.argsort(-np.abs(pair.word_totals), kind="stable")[:MAPS].tolist())
     places = place.subplots(rows, MAPS_A_ROW, squeeze=False).ravel()
-    for axes in places:
+    for axes in places[len(strongest) :]:
         axes.axis("off")
     for j, axes in zip(strongest, places, strict=False):
         _show(axes, picture)
-        axes.imshow(
-            _shade(attention[j], boxes[pair.regions], picture.size), extent=(0, picture.size[0], picture.size[1], 0)
-        )
+        axes.imshow(_shade(attention[j], boxes, picture.size), extent=(0, picture.size[0], picture.size[1], 0))
         axes.set_title(f"{pair.words[j]}  {attention[j].max():.3f}", fontweight="normal", fontsize=10)
 
 
@@ -236,10 +219,8 @@ def _box(axes: Axes, box: np.ndarray, color: object, alpha: float) -> None:
 
 
 def _label(axes: Axes, box: np.ndarray, label: str) -> None:
-    axes.text(
-        (box[0] + box[2]) / 2, (box[1] + box[3]) / 2, label, ha="center", va="center", fontsize=9, clip_on=True,
-        bbox={"facecolor": "white", "alpha": 0.6, "linewidth": 0, "boxstyle": "square,pad=0.1"},
-    )
+    axes.text((box[0] + box[2]) / 2, (box[1] + box[3]) / 2, label, ha="center", va="center", fontsize=9, clip_on=True,
+              bbox={"facecolor": "white", "alpha": 0.6, "linewidth": 0, "boxstyle": "square,pad=0.1"})
 
 
 def _region_axis(axes: Axes, pair: PairExplanation) -> None:
@@ -248,16 +229,3 @@ def _region_axis(axes: Axes, pair: PairExplanation) -> None:
     axes.set_yticks(range(len(pair.words)), pair.words)
     axes.set_xlabel("region")
     axes.grid(visible=False)
-
-
-def _labelled(pair: PairExplanation) -> set[int]:
-    """Which regions carry a label: all, or of many those that bring most."""
-    count = len(pair.regions)
-    order = np.argsort(-np.abs(pair.region_totals), kind="stable")
-    return set(order[: count if count <= LABELLED else STRONGEST].tolist())
-
-
-def _by_area(boxes: np.ndarray) -> list[int]:
-    """The largest first, so that no box hides a smaller one."""
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    return np.argsort(-areas, kind="stable").tolist()

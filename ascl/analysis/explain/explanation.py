@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,16 +30,13 @@ SMALLEST_NORM = 1e-8    # torch.nn.functional.cosine_similarity's
 class PairExplanation:
     """The score of one image with one text, taken apart. Regions and words are the real ones only, K and L of them.
 
-    Attributes:
-        words: (L,) labels. regions: (K,) int64, the number of each region among those of the feature file.
-        region_to_word: (H, K, L) attention of each head; rows sum to 1. word_to_region: (H, L, K), likewise. Without
-            fusion there is one head and it is uniform.
-        region_cosines: (K,) cos(v_i, w*_i). word_cosines: (L,) cos(w_j, v*_j). Both in [-1, 1].
-        region_pairs: (L, K) what word j brings to the term of region i. word_pairs: (L, K) what region i brings to the
-            term of word j. Both together sum to `local`.
-        attended_part, whole_part: what the attended image vector and the feature of the whole image bring to the
-            global score, whose sum they are.
-        local, global_: the two scores, in [-1, 1]. local_weight: u1. score: the pair's.
+    words: (L,) labels. regions: (K,) int64, the number of each region among those of the feature file. region_to_word:
+    (H, K, L) attention of each head, rows sum to 1; word_to_region: (H, L, K), likewise. Without fusion there is one
+    head and it is uniform. region_cosines: (K,) cos(v_i, w*_i). word_cosines: (L,) cos(w_j, v*_j). Both in [-1, 1].
+    region_pairs: (L, K) what word j brings to the term of region i; word_pairs: (L, K) what region i brings to the term
+    of word j. Both together sum to `local`. attended_part, whole_part: what the attended image vector and the feature
+    of the whole image bring to the global score, whose sum they are. local, global_: the two scores, in [-1, 1].
+    local_weight: u1. score: the pair's.
     """
 
     words: list[str]
@@ -84,38 +81,28 @@ class PairExplanation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
+        of_words = {"cosine": self.word_cosines, "own_term": self.word_terms,
+                    "in_regions_terms": self.region_pairs.sum(axis=1), "total": self.word_totals}
+        of_regions = {"cosine": self.region_cosines, "own_term": self.region_terms,
+                      "in_words_terms": self.word_pairs.sum(axis=0), "total": self.region_totals}
         return {
-            "score": self.score,
-            "local_weight": self.local_weight,
-            "local": {
-                "score": self.local, "in_the_score": self.local_weight * self.local,
-                "words_own_terms": float(self.word_terms.sum()), "regions_own_terms": float(self.region_terms.sum()),
-            },
-            "global": {
-                "score": self.global_, "in_the_score": (1 - self.local_weight) * self.global_,
-                "attended_regions": self.attended_part, "whole_image": self.whole_part,
-            },
-            "words": [
-                {"word": word, "cosine": float(self.word_cosines[j]), "own_term": float(self.word_terms[j]),
-                 "in_regions_terms": float(self.region_pairs[j].sum()), "total": float(self.word_totals[j])}
-                for j, word in enumerate(self.words)
-            ],
-            "regions": [
-                {"region": int(number), "cosine": float(self.region_cosines[i]),
-                 "own_term": float(self.region_terms[i]), "in_words_terms": float(self.word_pairs[:, i].sum()),
-                 "total": float(self.region_totals[i])}
-                for i, number in enumerate(self.regions)
-            ],
+            "score": self.score, "local_weight": self.local_weight,
+            "local": {"score": self.local, "in_the_score": self.local_weight * self.local,
+                      "words_own_terms": float(self.word_terms.sum()),
+                      "regions_own_terms": float(self.region_terms.sum())},
+            "global": {"score": self.global_, "in_the_score": (1 - self.local_weight) * self.global_,
+                       "attended_regions": self.attended_part, "whole_image": self.whole_part},
+            "words": [{"word": word} | {name: float(values[j]) for name, values in of_words.items()}
+                      for j, word in enumerate(self.words)],
+            "regions": [{"region": int(number)} | {name: float(values[i]) for name, values in of_regions.items()}
+                        for i, number in enumerate(self.regions)],
             "pairs": self.pairs.tolist(),
-            "attention": {"region_to_word": self.region_to_word.tolist(),
-                          "word_to_region": self.word_to_region.tolist()},
-        }
+            "attention": {name: getattr(self, name).tolist() for name in ("region_to_word", "word_to_region")}}
 
 
 @torch.no_grad()
-def explain_pair(
-    model: RetrievalModel, image: EncodedImages, text: EncodedTexts, words: Sequence[str] | None = None
-) -> PairExplanation:
+def explain_pair(model: RetrievalModel, image: EncodedImages, text: EncodedTexts,
+                 words: Sequence[str] | None = None) -> PairExplanation:
     """Take the score of one image with one text apart.
 
     Args:
@@ -157,16 +144,11 @@ def explain_pair(
         region_cosines=_numbers(of_regions.cosines), word_cosines=_numbers(of_words.cosines),
         region_pairs=_numbers(of_regions.shares).T / (2 * len(v)), word_pairs=_numbers(of_words.shares) / (2 * len(w)),
         attended_part=attended_part, whole_part=whole_part, local=local, global_=global_,
-        local_weight=model.local_weight, score=model.local_weight * local + (1 - model.local_weight) * global_,
-    )
+        local_weight=model.local_weight, score=model.local_weight * local + (1 - model.local_weight) * global_)
 
 
 def word_labels(encoder: TextEncoder | None, text: str, count: int) -> list[str]:
-    """The word pieces of a text as its encoder reads them, without special tokens; `##ing` goes on with a word.
-
-    Args:
-        count: of the pieces that were encoded; a longer text was cut.
-    """
+    """The first `count` word pieces of a text as its encoder reads them, without special tokens; `##ing` goes on."""
     encoder = encoder.encoder if isinstance(encoder, CachedWords) else encoder
     if not isinstance(encoder, BertWords):
         return [str(number) for number in range(count)]
@@ -174,18 +156,13 @@ def word_labels(encoder: TextEncoder | None, text: str, count: int) -> list[str]
     return tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False)["input_ids"])[:count]
 
 
-@dataclass
-class _Attended:
-    """Q queries that attended to K keys.
+class _Attended(NamedTuple):
+    """Q queries that attended to K keys. cosines: of query and attended vector. shares: of each key in each cosine."""
 
-    attended: (Q, D). weights: (H, Q, K). cosines: (Q,) of query and attended vector. shares: (Q, K), what each key
-    brings to each cosine.
-    """
-
-    attended: Tensor
-    weights: Tensor
-    cosines: Tensor
-    shares: Tensor
+    attended: Tensor        # (Q, D)
+    weights: Tensor         # (H, Q, K)
+    cosines: Tensor         # (Q,)
+    shares: Tensor          # (Q, K)
 
 
 def _attend(query: Tensor, key: Tensor, attention: nn.Module | None) -> _Attended:
@@ -205,9 +182,8 @@ def _attend(query: Tensor, key: Tensor, attention: nn.Module | None) -> _Attende
     direction = query / query.norm(dim=1, keepdim=True).clamp_min(SMALLEST_NORM)
     # <q, out concat_h(sum_k a_hk v_hk)> = sum_hk a_hk <(out^T q)_h, v_hk>
     pulled = direction if out is None else direction @ out
-    products = torch.einsum(
-        "hqk,qhd,khd->qk", weights, pulled.unflatten(1, (heads, -1)), values.unflatten(1, (heads, -1))
-    )
+    products = torch.einsum("hqk,qhd,khd->qk", weights, pulled.unflatten(1, (heads, -1)),
+                            values.unflatten(1, (heads, -1)))
     norms = attended.norm(dim=1, keepdim=True).clamp_min(SMALLEST_NORM)
     return _Attended(attended, weights, F.cosine_similarity(query, attended, dim=1), products / norms)
 

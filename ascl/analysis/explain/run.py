@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,8 +33,7 @@ UNKNOWN_SIZE = (600, 600)       # of an image whose photograph is not at hand an
 MOST_CAPTIONS = 2
 
 
-@dataclass(frozen=True)
-class Explained:
+class Explained(NamedTuple):
     """What `explain` found and wrote. notes: what the picture lacks, and why."""
 
     pairs: list[tuple[str, PairExplanation]]
@@ -44,10 +43,8 @@ class Explained:
 
 
 @torch.no_grad()
-def explain(
-    run: str, image: str, captions: Sequence[str], *, images: str | None = None, grid: bool = False,
-    overrides: dict[str, Any] | None = None, out: Path | None = None,
-) -> Explained:
+def explain(run: str, image: str, captions: Sequence[str], *, images: str | None = None, grid: bool = False,
+            overrides: dict[str, Any] | None = None, out: Path | None = None) -> Explained:
     """Explain the score of one image with one caption, or with two side by side.
 
     Args:
@@ -90,8 +87,7 @@ def explain(
     content = {
         "run": str(run), "image": image_id, "photo": None if path is None else str(path), "features": store.source,
         "boxes": None if boxes is None else "the feature file's" if features.boxes is not None else "a grid, as asked",
-        "notes": notes, **environment(), "explanations": contents,
-    }
+        "notes": notes, **environment(), "explanations": contents}
     out = out or Path(f"{Path(image_id).name}.explained.png")
     numbers = out.with_suffix(".json")
     picture = Picture(None if loaded is None else loaded.image, boxes, size)
@@ -121,9 +117,8 @@ def store_with(config: Config, image_id: str) -> FeatureStore:
     return next(iter(opened.values()))              # its `rows` says what is missing, and what its ids look like
 
 
-def _photo(
-    path: Path | None, image_id: str, folder: str | None, of_settings: str | None, notes: list[str]
-) -> tuple[LoadedImage | None, Path | None]:
+def _photo(path: Path | None, image_id: str, folder: str | None, of_settings: str | None,
+           notes: list[str]) -> tuple[LoadedImage | None, Path | None]:
     """The photograph and where it was; a folder that was asked for has to have it, that of the settings need not."""
     if path is None and folder is not None:
         path = find_image(folder, image_id)
@@ -137,29 +132,21 @@ def _photo(
     return (None, None) if path is None else (load_image(path), path)
 
 
-def _size(
-    image_id: str, loaded: LoadedImage | None, details: dict[str, np.ndarray], features: Features, store: FeatureStore
-) -> tuple[int, int]:
+def _size(image_id: str, loaded: LoadedImage | None, details: dict[str, np.ndarray], features: Features,
+          store: FeatureStore) -> tuple[int, int]:
     """Width and height in whose pixels the boxes are."""
-    known = tuple(int(side) for side in details["image_sizes"]) if "image_sizes" in details else None
+    width, height = (int(side) for side in details.get("image_sizes", UNKNOWN_SIZE))
     if loaded is not None:
-        if known is not None and known != loaded.size:
-            raise DataError(
-                f"image {image_id} is {loaded.size[0]}x{loaded.size[1]} pixels, but {store.source} was made of one of "
-                f"{known[0]}x{known[1]}: give the photograph that the features were made of"
-            )
+        if "image_sizes" in details and loaded.size != (width, height):
+            raise DataError(f"image {image_id} is {loaded.size[0]}x{loaded.size[1]} pixels, {store.source} was made of "
+                            f"one of {width}x{height}: give the photograph that the features were made of")
         return loaded.size
-    if known is not None:
-        return known[0], known[1]
-    if features.boxes is not None:
-        right, bottom = features.boxes[0, :, 2:].max(axis=0)
-        return max(1, math.ceil(right)), max(1, math.ceil(bottom))
-    return UNKNOWN_SIZE
+    if "image_sizes" not in details and features.boxes is not None:
+        width, height = (max(1, math.ceil(side)) for side in features.boxes[0, :, 2:].max(axis=0))
+    return width, height
 
 
-def _boxes(
-    features: Features, size: tuple[int, int], grid: bool, source: str, notes: list[str]
-) -> np.ndarray | None:
+def _boxes(features: Features, size: tuple[int, int], grid: bool, source: str, notes: list[str]) -> np.ndarray | None:
     """(K, 4) boxes of every region of the file, or None where nothing is known of them."""
     if features.boxes is not None:
         if grid:
@@ -168,10 +155,9 @@ def _boxes(
     assert features.regions is not None             # `build_split` refuses others
     count = features.regions.shape[1]
     side = math.isqrt(count)
-    whole = features.mask is None or bool(features.mask[0].all())
     if grid:
-        if side * side != count or not whole:
-            real = count if features.mask is None else int(features.mask[0].sum())
+        real = count if features.mask is None else int(features.mask[0].sum())
+        if side * side != count or real != count:
             raise DataError(f"{source}: {real} regions of at most {count} are no square grid")
         return grid_boxes(side, side, side) * np.tile(size, 2)
     square = f"; if they are a {side}x{side} grid, row by row, ask for the grid" if side * side == count else ""
@@ -179,13 +165,12 @@ def _boxes(
     return None
 
 
-def _with_regions(
-    content: dict[str, Any], boxes: np.ndarray | None, details: dict[str, np.ndarray], names: dict[str, list[str]]
-) -> dict[str, Any]:
+def _with_regions(content: dict[str, Any], boxes: np.ndarray | None, details: dict[str, np.ndarray],
+                  names: dict[str, list[str]]) -> dict[str, Any]:
     """The numbers of an explanation with the box of each region and what a detector called it."""
     for region in content["regions"]:
         number = region["region"]
         words = [named(kind, number, details, names) for kind in ("attribute", "class")]
-        region["label"] = " ".join(word for word in words if word) or None
-        region["box"] = None if boxes is None else [float(side) for side in boxes[number]]
+        region["label"] = " ".join(filter(None, words)) or None
+        region["box"] = None if boxes is None else boxes[number].tolist()
     return content

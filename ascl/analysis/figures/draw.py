@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -27,8 +27,7 @@ from ascl.core.files import atomic_path, write_text
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Drawing:
+class Drawing(NamedTuple):
     """A figure and the numbers in it, one row a line of its CSV."""
 
     figure: Figure
@@ -71,35 +70,27 @@ def save(drawing: Drawing, folder: str | os.PathLike, name: str) -> list[Path]:
     return [folder / f"{name}.png", folder / f"{name}.csv"]
 
 
-# Figure 3: positives and negatives
-
-
 def draw_samples(panels: Mapping[str, Sequence[Values]], about: str) -> Drawing:
-    """Rsum of each way to generate samples.
+    """Rsum of each way to generate samples (figure 3).
 
     Args:
         panels: by title, the variants and their Rsum.
         about: data set, split and what was held equal; in the title.
     """
     figure = _figure(10, 1.9 + 0.36 * max(map(len, panels.values())), f"Rsum by generated samples\n{about}")
-    rows: list[Row] = []
     every = figure.subplots(1, len(panels), squeeze=False)[0]
-    for number, (axes, (title, variants)) in enumerate(zip(every, panels.items(), strict=True)):
-        _points(axes, variants, COLORS[number], "o", digits=1)
+    for axes, color, (title, variants) in zip(every, COLORS, panels.items(), strict=False):
+        _points(axes, variants, color, "o", digits=1)
         axes.set_title(title)
         axes.set_xlabel("Rsum (sum of six recalls in percent, at most 600)")
-        rows += [{"panel": title, **variant.row("rsum")} for variant in variants]
     _widen(every, digits=1)
     counts = [len(variant.values) for variants in panels.values() for variant in variants]
     figure.supxlabel(_points_text(counts), fontsize=9, color=QUIET)
-    return Drawing(figure, rows)
+    return Drawing(figure, [{"panel": title, **variant.row("rsum")}
+                            for title, variants in panels.items() for variant in variants])
 
 
-# Figure 4: alignment and uniformity
-
-
-@dataclass(frozen=True)
-class VariantGeometry:
+class VariantGeometry(NamedTuple):
     """The geometry of each seed of one variant; stands_in: its vectors do not decide the score."""
 
     label: str
@@ -116,39 +107,32 @@ _GEOMETRY_PANELS = (
     ("(c) Wang and Isola's alignment: lower is better", "mean of distance² (0 to 4)",
      {"image and its text": "align_image_text", "texts of one image": "align_text_text"}),
     ("(d) Wang and Isola's uniformity: lower is better", "log of mean of exp(−2 distance²) (−8 to 0)",
-     {"two images": "uniform_images", "texts of two images": "uniform_texts"}),
-)
+     {"two images": "uniform_images", "texts of two images": "uniform_texts"}))
+_UPRIGHT = "upright lines: standard deviation over seeds"
 _KINDS = ("image and its text", "texts of one image", "two images", "texts of two images")
 
 
 def draw_geometry(variants: Sequence[VariantGeometry], about: str) -> Drawing:
-    """Alignment and uniformity of unit vectors as AsCL defines them and as Wang and Isola (2020) do."""
-    names = [f"{variant.label} *" if variant.stands_in else variant.label for variant in variants]
+    """Alignment and uniformity of unit vectors as AsCL defines them (figure 4) and as Wang and Isola (2020) do."""
     figure = _figure(11, 3.4 + 0.84 * len(variants), f"Alignment and uniformity of unit vectors\n{about}")
     every = figure.subplots(2, 2, sharey=True).flat
     for axes, (title, unit, kinds) in zip(every, _GEOMETRY_PANELS, strict=True):
         for number, (kind, attribute) in enumerate(kinds.items()):
-            known = [
-                Values(name, tuple(value for value in _geometry_values(variant, attribute) if value is not None))
-                for name, variant in zip(names, variants, strict=True)
-            ]
+            known = []
+            for variant in variants:
+                found = [getattr(seed, attribute) for seed in variant.seeds]
+                values = [value.mean if isinstance(value, Distances) else value for value in found if value is not None]
+                known.append(Values(variant.label + " *" * variant.stands_in, tuple(values)))
             style = series_style(_KINDS.index(kind))
             _points(axes, known, style["color"], style["marker"], digits=3, label=kind, offset=0.4 * (number - 0.5))
         _widen([axes], digits=3)
         axes.set_title(title)
         axes.set_xlabel(unit)
     handles = [handle for axes in (every[0], every[1]) for handle in axes.get_legend_handles_labels()[0]]
-    note = "" if not any(variant.stands_in for variant in variants) else (
-        "\n* the score is made of more than one vector of each item; these are the item's own, with plain means in the "
-        "place of attention"
-    )
+    note = ("\n* the score is made of more than one vector of each item; these are the item's own, with plain means in "
+            "the place of attention") if any(variant.stands_in for variant in variants) else ""
     _legend(figure, handles, 4, _points_text([len(variant.seeds) for variant in variants]) + note)
     return Drawing(figure, [row for variant in variants for row in _geometry_rows(variant)])
-
-
-def _geometry_values(variant: VariantGeometry, attribute: str) -> list[float | None]:
-    values = [getattr(seed, attribute) for seed in variant.seeds]
-    return [value.mean if isinstance(value, Distances) else value for value in values]
 
 
 def _geometry_rows(variant: VariantGeometry) -> list[Row]:
@@ -156,19 +140,14 @@ def _geometry_rows(variant: VariantGeometry) -> list[Row]:
     for run, seed in zip(variant.runs, variant.seeds, strict=True):
         row: Row = {"label": variant.label, "run": run, "vectors_decide_the_score": not variant.stands_in}
         for name, value in vars(seed).items():
-            if isinstance(value, Distances):
-                row |= {f"{name}_{part}": number for part, number in vars(value).items()}
-            else:
-                row[name] = value
+            parts = vars(value).items() if isinstance(value, Distances) else ()
+            row |= {f"{name}_{part}": number for part, number in parts} or {name: value}
         rows.append(row)
     return rows
 
 
-# Figure 5: recall by length
-
-
 def draw_lengths(variants: Mapping[str, Sequence[LengthBin]], about: str) -> Drawing:
-    """Text-to-image recall by the number of words of the query, at each K, with 95 % intervals.
+    """Text-to-image recall by the number of words of the query (figure 5), at each K, with 95 % intervals.
 
     Args:
         variants: by label, the bins; the same bins for each.
@@ -178,46 +157,31 @@ def draw_lengths(variants: Mapping[str, Sequence[LengthBin]], about: str) -> Dra
     height = 1.6 + 2.2 * len(at) + 0.2 * math.ceil(len(variants) / 3)
     figure = _figure(10, height, f"Text-to-image recall by length of the query\n{about}")
     every = figure.subplots(len(at), 1, sharex=True, squeeze=False)[:, 0]
-    rows: list[Row] = []
     for axes, k in zip(every, at, strict=True):
         for number, (label, found) in enumerate(variants.items()):
-            values = np.array([entry.recall[k] for entry in found])
-            below = values - [entry.low[k] for entry in found]
-            above = [entry.high[k] for entry in found] - values
+            recall, low, high = (np.array([getattr(entry, part)[k] for entry in found])
+                                 for part in ("recall", "low", "high"))
             # rounding may put the end of an interval of 0 or 100 % a hair inside
-            errors = np.maximum([below, above], 0)
-            places = np.arange(len(found)) + _dodge(number, len(variants))
-            axes.errorbar(places, values, yerr=errors, capsize=2.5, elinewidth=1, label=_with_seeds(label, found),
-                          **series_style(number))
+            errors = np.maximum([recall - low, high - recall], 0)
+            shift = min(0.12, 0.6 / len(variants)) * (number - (len(variants) - 1) / 2)
+            count = f"mean of {found[0].seeds} seeds" if found[0].seeds > 1 else "1 seed"
+            axes.errorbar(np.arange(len(found)) + shift, recall, yerr=errors, capsize=2.5, elinewidth=1,
+                          label=f"{label} ({count})", **series_style(number))
         axes.set_ylabel(f"R@{k} (%)")
         axes.set_ylim(0, min(103, 1.12 * max(e.high[k] for found in variants.values() for e in found)))
-    every[-1].set_xticks(range(len(bins)), [f"{_span(entry)}\nn = {entry.queries:,}" for entry in bins])
+    spans = [f"{e.shortest}" if e.shortest == e.longest else f"{e.shortest}–{e.longest}" for e in bins]
+    every[-1].set_xticks(range(len(bins)), [f"{span}\nn = {e.queries:,}" for span, e in zip(spans, bins, strict=True)])
     every[-1].set_xlabel("words of the query (n = queries)\nlines: 95 % interval of Wilson for n queries")
     _legend(figure, every[0].get_legend_handles_labels()[0], min(3, len(variants)))
     figure.align_ylabels(list(every))
-    for label, found in variants.items():
-        for entry in found:
-            rows.append({"label": label, "shortest": entry.shortest, "longest": entry.longest,
-                         "queries": entry.queries, "seeds": entry.seeds}
-                        | {f"r{k}{end}": values and values[k] for k in at for end, values in (
-                            ("", entry.recall), ("_low", entry.low), ("_high", entry.high),
-                            ("_seed_std", entry.seed_std))})
-    return Drawing(figure, rows)
+    endings = {"": "recall", "_low": "low", "_high": "high", "_seed_std": "seed_std"}
+    return Drawing(figure, [
+        {"label": label, **{name: getattr(e, name) for name in ("shortest", "longest", "queries", "seeds")}}
+        | {f"r{k}{end}": (getattr(e, name) or {}).get(k) for k in at for end, name in endings.items()}
+        for label, found in variants.items() for e in found])
 
 
-def _span(entry: LengthBin) -> str:
-    return str(entry.shortest) if entry.shortest == entry.longest else f"{entry.shortest}–{entry.longest}"
-
-
-def _with_seeds(label: str, found: Sequence[LengthBin]) -> str:
-    return f"{label} (mean of {found[0].seeds} seeds)" if found[0].seeds > 1 else f"{label} (1 seed)"
-
-
-# Training curves
-
-
-@dataclass(frozen=True)
-class RunCurve:
+class RunCurve(NamedTuple):
     """The log of one run: (step, loss) and (step, validation Rsum)."""
 
     label: str
@@ -234,23 +198,19 @@ def draw_curves(runs: Sequence[RunCurve], about: str) -> Drawing:
     every = figure.subplots(1, 2, sharex=True)
     for axes, metric in zip(every, ("loss", "rsum"), strict=True):
         for number, label in enumerate(labels):
-            style = series_style(number)
-            if metric == "loss":
-                style["marker"] = ""
+            style = series_style(number) | ({"marker": ""} if metric == "loss" else {})
             curves = {run.run: dict(getattr(run, metric)) for run in runs if run.label == label}
             common = sorted(set.intersection(*map(set, curves.values())))
+            mean = {step: float(np.mean([curve[step] for curve in curves.values()])) for step in common}
+            count = "1 seed"
             if len(curves) > 1:
                 for curve in curves.values():
                     axes.plot(list(curve), list(curve.values()), color=style["color"], linewidth=0.7, alpha=0.45)
-            mean = [float(np.mean([curve[step] for curve in curves.values()])) for step in common]
-            count = "1 seed" if len(curves) == 1 else f"mean of {len(curves)} seeds"
-            axes.plot(common, mean, label=f"{label} ({count})", **style)
-            rows += [
-                {"figure": metric, "label": label, "run": run, "step": step, "value": value}
-                for run, curve in (curves if len(curves) == 1 else
-                                   curves | {"mean": dict(zip(common, mean, strict=True))}).items()
-                for step, value in curve.items()
-            ]
+                count = f"mean of {len(curves)} seeds"
+                curves["mean"] = mean
+            axes.plot(common, list(mean.values()), label=f"{label} ({count})", **style)
+            rows += [{"figure": metric, "label": label, "run": run, "step": step, "value": value}
+                     for run, curve in curves.items() for step, value in curve.items()]
         axes.set_xlabel("step (batches)")
         axes.set_xlim(left=0)
     every[0].set_ylabel("training loss (nats for contrastive losses)")
@@ -259,50 +219,36 @@ def draw_curves(runs: Sequence[RunCurve], about: str) -> Drawing:
     return Drawing(figure, rows)
 
 
-# Recall against one number: u1, temperature
-
-
-@dataclass(frozen=True)
-class RecallCurve:
-    """Recalls against a setting.
-
-    points: by the setting's value, one dict (rsum, i2t_r1, t2i_r1) for each seed. mark: the value to point out.
-    """
+class RecallCurve(NamedTuple):
+    """Recalls (rsum, i2t_r1, t2i_r1) of each seed, by the value of a setting. mark: the value to point out."""
 
     label: str
     points: Mapping[float, Sequence[Mapping[str, float]]]
     mark: float | None = None
 
 
-def draw_against(
-    curves: Sequence[RecallCurve], *, title: str, x_label: str, mark_label: str = "", log: bool = False
-) -> Drawing:
+def draw_against(curves: Sequence[RecallCurve], *, title: str, x_label: str, mark_label: str = "",
+                 log: bool = False) -> Drawing:
     """Rsum (left) and R@1 in both directions (right) against a number: mean and standard deviation over seeds."""
     figure = _figure(10, 4.4 + 0.2 * math.ceil(len(curves) / 3), title)
     left, right = figure.subplots(1, 2)
     rows: list[Row] = []
-    shown = [(left, "rsum", "", "-"), (right, "i2t_r1", ": image to text", "-"),
-             (right, "t2i_r1", ": text to image", "--")]
     for number, curve in enumerate(curves):
         places = sorted(curve.points)
+        drawn = {name: [Values(curve.label, tuple(seed[name] for seed in curve.points[place])) for place in places]
+                 for name in ("rsum", "i2t_r1", "t2i_r1")}
         count = _seed_count([len(curve.points[place]) for place in places])
-        for axes, name, kind, line in shown:
-            values = [Values(curve.label, tuple(seed[name] for seed in curve.points[place])) for place in places]
-            style = series_style(number) | {"linestyle": line}
-            if line == "--":
-                style["markerfacecolor"] = "white"
-            label = curve.label + (kind or f" ({count})")
+        style = series_style(number) | {"linestyle": "-"}
+        dashed = {"linestyle": "--", "markerfacecolor": "white"}
+        for axes, kind, values, line in zip((left, right, right), (f" ({count})", ": image to text", ": text to image"),
+                                            drawn.values(), (style, style, style | dashed), strict=True):
             axes.errorbar(places, [value.mean for value in values], yerr=_spreads(values),
-                          capsize=2.5, elinewidth=1, label=label, **style)
+                          capsize=2.5, elinewidth=1, label=curve.label + kind, **line)
             if curve.mark is not None and curve.mark in curve.points:
-                at = values[places.index(curve.mark)].mean
-                axes.plot([curve.mark], [at], linestyle="", marker="o", markersize=13, markerfacecolor="none",
-                          markeredgecolor=style["color"], label="_marked")
-        rows += [
-            {"at": place, "marked": place == curve.mark}
-            | Values(curve.label, tuple(seed[name] for seed in curve.points[place])).row(name)
-            for place in places for name in ("rsum", "i2t_r1", "t2i_r1")
-        ]
+                axes.plot([curve.mark], [values[places.index(curve.mark)].mean], linestyle="", marker="o",
+                          markersize=13, markerfacecolor="none", markeredgecolor=style["color"], label="_marked")
+        rows += [{"at": place, "marked": place == curve.mark, **values[number].row(name)}
+                 for number, place in enumerate(places) for name, values in drawn.items()]
     left.set_ylabel("Rsum (at most 600)")
     right.set_ylabel("R@1 (%)")
     right.set_title("line: image to text, dashed: text to image")
@@ -310,22 +256,18 @@ def draw_against(
         axes.set_xlabel(x_label)
         axes.margins(y=0.1)
         if log:
-            places = sorted({place for curve in curves for place in curve.points})
+            ticks = sorted({place for curve in curves for place in curve.points})
             axes.set_xscale("log")
-            axes.set_xticks(places, [f"{place:g}" for place in places])
+            axes.set_xticks(ticks, [f"{place:g}" for place in ticks])
             axes.minorticks_off()
     notes = [f"ring: {mark_label}"] if mark_label and any(curve.mark is not None for curve in curves) else []
     if any(len(seeds) > 1 for curve in curves for seeds in curve.points.values()):
-        notes.append("upright lines: standard deviation over seeds")
+        notes.append(_UPRIGHT)
     _legend(figure, left.get_legend_handles_labels()[0], min(3, len(curves)), "; ".join(notes))
     return Drawing(figure, rows)
 
 
-# The leak
-
-
-@dataclass(frozen=True)
-class ProtocolRecalls:
+class ProtocolRecalls(NamedTuple):
     """Recalls of one model kind under one protocol: for each seed a dict of i2t_r1 to t2i_r10."""
 
     protocol: str
@@ -336,23 +278,23 @@ class ProtocolRecalls:
 def draw_leak(variants: Mapping[str, Sequence[ProtocolRecalls]], about: str) -> Drawing:
     """The honest evaluation beside the one whose queries were made with their answers; a row of axes each variant."""
     figure = _figure(10, 1.6 + 3.0 * len(variants),
-                     "NOT A RESULT: what an evaluation says that sees the answer\n" + about, color=COLORS[4])
+                     f"NOT A RESULT: what an evaluation says that sees the answer\n{about}", color=COLORS[4])
     rows: list[Row] = []
     grid = figure.subplots(len(variants), 2, squeeze=False, sharey=True)
     for pair, (label, protocols) in zip(grid, variants.items(), strict=True):
+        width = 0.8 / len(protocols)
         for axes, way, direction in zip(pair, ("i2t", "t2i"), ("image to text", "text to image"), strict=True):
-            width = 0.8 / len(protocols)
             for number, found in enumerate(protocols):
-                values = [Values(label, tuple(seed[f"{way}_r{k}"] for seed in found.seeds)) for k in (1, 5, 10)]
-                places = np.arange(3) + width * (number - (len(protocols) - 1) / 2)
+                values = {name: Values(label, tuple(seed[name] for seed in found.seeds))
+                          for name in (f"{way}_r1", f"{way}_r5", f"{way}_r10")}
+                hatch = ("..", "//")[number % 2] if found.sees_the_answer else None
                 bars = axes.bar(
-                    places, [value.mean for value in values], width=0.92 * width, color=COLORS[number],
-                    hatch=("//" if number % 2 else "..") if found.sees_the_answer else None, edgecolor="white",
-                    yerr=_spreads(values), capsize=2.5, label=f"{found.protocol}: {_seed_count([len(found.seeds)])}",
-                )
+                    np.arange(3) + width * (number - (len(protocols) - 1) / 2), [each.mean for each in values.values()],
+                    width=0.92 * width, color=COLORS[number], hatch=hatch, edgecolor="white", capsize=2.5,
+                    yerr=_spreads(list(values.values())), label=f"{found.protocol}: {_seed_count([len(found.seeds)])}")
                 axes.bar_label(bars, fmt="%.1f", fontsize=9, padding=2)
                 rows += [{"label": label, "protocol": found.protocol, "is_a_result": not found.sees_the_answer,
-                          **value.row(f"{way}_r{k}")} for value, k in zip(values, (1, 5, 10), strict=True)]
+                          **value.row(name)} for name, value in values.items()]
             axes.set_xticks(range(3), ["R@1", "R@5", "R@10"])
             axes.set_xlabel("recall among the first K candidates")
             axes.grid(visible=False, axis="x")
@@ -360,19 +302,14 @@ def draw_leak(variants: Mapping[str, Sequence[ProtocolRecalls]], about: str) -> 
             axes.set_ylim(0, 109)
         pair[0].set_ylabel("recall (%)")
     spread = any(len(found.seeds) > 1 for protocols in variants.values() for found in protocols)
-    _legend(figure, grid[0, 0].get_legend_handles_labels()[0], 1,
-            "upright lines: standard deviation over seeds" if spread else "")
+    _legend(figure, grid[0, 0].get_legend_handles_labels()[0], 1, _UPRIGHT if spread else "")
     return Drawing(figure, rows)
-
-
-# Parts
 
 
 def _figure(width: float, height: float, title: str, color: str = "black") -> Figure:
     use_style()
     figure = Figure(figsize=(width, height))
-    lines = [wrapped for line in title.splitlines() for wrapped in textwrap.wrap(line, 100)]
-    figure.suptitle("\n".join(lines), color=color)
+    figure.suptitle("\n".join(textwrap.fill(line, 100) for line in title.splitlines()), color=color)
     return figure
 
 
@@ -383,10 +320,8 @@ def _legend(figure: Figure, handles: Sequence[Any], columns: int, note: str = ""
     legend.get_title().set(color=QUIET, multialignment="center")
 
 
-def _points(
-    axes: Axes, variants: Sequence[Values], color: str, marker: str, *, digits: int, offset: float = 0.0,
-    label: str | None = None,
-) -> None:
+def _points(axes: Axes, variants: Sequence[Values], color: str, marker: str, *, digits: int, offset: float = 0.0,
+            label: str | None = None) -> None:
     """One line for each variant: seeds as ticks, mean and standard deviation; these also as numbers at the right."""
     known = [(place, variant) for place, variant in enumerate(variants) if variant.values]
     for place, variant in known:
@@ -420,17 +355,10 @@ def _points_text(counts: Sequence[int]) -> str:
 
 def _seed_count(counts: Sequence[int]) -> str:
     least, most = min(counts), max(counts)
-    if most == 1:
-        return "1 seed"
-    return f"{most} seeds" if least == most else f"{least} to {most} seeds"
+    return "1 seed" if most == 1 else f"{most} seeds" if least == most else f"{least} to {most} seeds"
 
 
 def _spreads(values: Sequence[Values]) -> list[float] | None:
     """Standard deviations as matplotlib takes them; None where no value has one."""
     spreads = [math.nan if value.std is None else value.std for value in values]
     return None if all(map(math.isnan, spreads)) else spreads
-
-
-def _dodge(number: int, count: int) -> float:
-    """Sidewards shift that keeps the intervals of several series apart."""
-    return min(0.12, 0.6 / count) * (number - (count - 1) / 2)

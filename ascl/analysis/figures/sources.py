@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from ascl.analysis import diagnostics
 from ascl.analysis.ablation.table import read_table
-from ascl.analysis.diagnostics import (
-    Geometry,
-    count_words,
-    geometry,
-    item_vectors,
-    local_and_global_scores,
-    recall_by_length,
-    recall_by_local_weight,
-)
-from ascl.analysis.evaluation import RunSplit, evaluate_paired, load_split
-from ascl.analysis.figures.draw import (
-    Drawing,
-    ProtocolRecalls,
-    RecallCurve,
-    RunCurve,
-    Values,
-    VariantGeometry,
-    draw_against,
-    draw_curves,
-    draw_geometry,
-    draw_leak,
-    draw_lengths,
-    draw_samples,
-)
+from ascl.analysis.evaluation import RunSplit, bar, evaluate_paired, load_split
+from ascl.analysis.figures import draw
+from ascl.analysis.figures.draw import Drawing
 from ascl.analysis.query_ranks import QueryRanks, read_ranks
 from ascl.analysis.run_files import RECALLS, read_evaluation, recalls_of
 from ascl.core.errors import DataError
@@ -47,11 +25,7 @@ LAST_LENGTHS = (6, 8, 10, 12, 15)           # bins of words: up to 6, 7-8, 9-10,
 WEIGHTS = tuple(round(0.1 * tenth, 1) for tenth in range(11))
 
 
-# Runs
-
-
-@dataclass(frozen=True)
-class RunGroup:
+class RunGroup(NamedTuple):
     """Runs that differ in their seed only, under one label."""
 
     label: str
@@ -67,31 +41,16 @@ def run_groups(sources: Sequence[str], only: Sequence[str] = ()) -> list[RunGrou
     Raises:
         DataError, FileNotFoundError: no such run or file, a label twice or unknown, a seed twice under one label.
     """
-    groups: list[RunGroup] = []
-    for source in sources:
-        label, equals, runs = source.partition("=")
-        if source.endswith(".csv"):
-            of_label: dict[str, list[str]] = {}
-            for row in read_table(Path(source)):
-                of_label.setdefault(row["label"], []).append(row["run"])
-            groups += [RunGroup(label, tuple(map(Path, dict.fromkeys(of)))) for label, of in of_label.items()]
-        elif equals and not Path(source).exists():
-            groups.append(RunGroup(label, tuple(Path(run) for run in dict.fromkeys(runs.split(",")) if run)))
-        else:
-            groups.append(RunGroup(Path(source).resolve().name, (Path(source),)))
-    runs_of: dict[str, set[Path]] = {}
-    groups = [group for group in groups         # studies share variants: the same runs under the same name are one
-              if runs_of.setdefault(group.label, own := {run.resolve() for run in group.runs}) is own
-              or runs_of[group.label] != own]
-    labels = [group.label for group in groups]
-    twice = [label for label in labels if labels.count(label) > 1]
-    if twice:
-        raise DataError(f"two sources are called {twice[0]!r}: give one another name, as in NAME=RUN")
-    unknown = [label for label in only if label not in labels]
-    if unknown:
-        raise DataError(f"{unknown[0]!r}: no such label; there are {', '.join(map(repr, labels))}")
-    groups = [groups[labels.index(label)] for label in only] if only else groups
-    for group in groups:
+    groups: dict[str, tuple[Path, ...]] = {}
+    for label, runs in (named for source in sources for named in _named_runs(source)):
+        known = groups.setdefault(label, runs)      # studies share variants: the same runs under the same name are one
+        if {run.resolve() for run in known} != {run.resolve() for run in runs}:
+            raise DataError(f"two sources are called {label!r}: give one another name, as in NAME=RUN")
+    for label in only:
+        if label not in groups:
+            raise DataError(f"{label!r}: no such label; there are {', '.join(map(repr, groups))}")
+    chosen = [RunGroup(label, groups[label]) for label in only or groups]
+    for group in chosen:
         if not group.runs:
             raise DataError(f"{group.label!r} names no run: give {group.label}=RUN,RUN")
         of_seed: dict[int, Path] = {}
@@ -99,12 +58,24 @@ def run_groups(sources: Sequence[str], only: Sequence[str] = ()) -> list[RunGrou
             if not (run / "settings.yaml").is_file():
                 raise DataError(f"{run} is no run: it has no settings.yaml; train one with ascl train "
                                 f"--dataset NAME --out {run}")
-            seed = _setting(run, "train.seed")
-            if seed in of_seed:
-                raise DataError(f"{of_seed[seed]} and {run}, both {group.label!r}, have the seed {seed}: runs of one "
-                                "label differ in their seed and in nothing else")
-            of_seed[seed] = run
-    return groups
+            known_run = of_seed.setdefault(seed := _setting(run, "train.seed"), run)
+            if known_run is not run:
+                raise DataError(f"{known_run} and {run}, both {group.label!r}, have the seed {seed}: runs of one label "
+                                "differ in their seed and in nothing else")
+    return chosen
+
+
+def _named_runs(source: str) -> list[tuple[str, tuple[Path, ...]]]:
+    """(label, its runs) of one source."""
+    label, equals, runs = source.partition("=")
+    if source.endswith(".csv"):
+        of_label: dict[str, dict[Path, None]] = {}
+        for row in read_table(Path(source)):
+            of_label.setdefault(row["label"], {})[Path(row["run"])] = None
+        return [(label, tuple(of)) for label, of in of_label.items()]
+    if equals and not Path(source).exists():
+        return [(label, tuple(Path(run) for run in dict.fromkeys(runs.split(",")) if run))]
+    return [(Path(source).resolve().name, (Path(source),))]
 
 
 def _setting(run: Path, name: str) -> Any:
@@ -115,19 +86,16 @@ def _setting(run: Path, name: str) -> Any:
     return settings[name]
 
 
-def _seeded(group: RunGroup) -> str:
-    """Label with the seeds of its runs."""
-    seeds = sorted({_setting(run, "train.seed") for run in group.runs})
-    return f"{group.label}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-
-
 def _seeds_of(groups: Sequence[RunGroup]) -> str:
     """One line about the seeds of all groups, shorter where they agree."""
-    seeds = [_seeded(group).removeprefix(f"{group.label}, ") for group in groups]
-    return seeds[0] if len(set(seeds)) == 1 else "; ".join(map(_seeded, groups))
+    seeds = {group.label: _seeds_text(_setting(run, "train.seed") for run in group.runs) for group in groups}
+    every = list(dict.fromkeys(seeds.values()))
+    return every[0] if len(every) == 1 else "; ".join(f"{label}, {text}" for label, text in seeds.items())
 
 
-# Plots of the table of a study
+def _seeds_text(seeds: Iterable[object]) -> str:
+    names = sorted({str(seed) for seed in seeds}, key=lambda name: (len(name), name))
+    return f"seed{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
 def samples(sources: Sequence[str]) -> Drawing:
@@ -136,12 +104,10 @@ def samples(sources: Sequence[str]) -> Drawing:
     titles = {"positives": "(a) Positives: Asymmetry-II and III", "negatives": "(b) Negatives: Asymmetry-I"}
     for study, title in titles.items():
         found = _study(sources, study)
-        by_label: dict[str, list[float]] = {}
-        for row in found:
-            by_label.setdefault(row["label"], []).append(_number(row, "rsum"))
-        panels[title] = [Values(label, tuple(values)) for label, values in by_label.items()]
+        panels[title] = [draw.Values(label, tuple(_number(row, "rsum") for row in found if row["label"] == label))
+                         for label in dict.fromkeys(row["label"] for row in found)]
         rows += found
-    return draw_samples(panels, _about_study(rows))
+    return draw.draw_samples(panels, _about_study(rows))
 
 
 def against_setting(sources: Sequence[str], setting: str) -> Drawing:
@@ -155,45 +121,44 @@ def against_setting(sources: Sequence[str], setting: str) -> Drawing:
         "loss.temperature": ("loss", "temperature", "temperature of the loss (no unit)", True),
         "model.local_weight": ("fusion", "local weight", "u1, the weight of the local score (0 to 1)", False),
     }[setting]
-    rows = [row for row in _study(sources, study) if setting in _settings_of(row)]
     points: dict[float, list[dict[str, float]]] = {}
-    for row in rows:
+    rows = []
+    for row in _study(sources, study):
+        values = dict(part.split("=", 1) for part in row["variant"].split() if "=" in part)
+        if setting not in values:
+            continue
         try:
-            at = float(_settings_of(row)[setting])
+            at = float(values[setting])
         except ValueError:
             raise DataError(f"study {study}, variant {row['variant']!r}: its {setting} is no number") from None
         points.setdefault(at, []).append({name: _number(row, name) for name in RECALLS})
+        rows.append(row)
     if len(points) < 2:
         raise DataError(f"the study {study} has {len(points)} finished values of {setting}, a curve needs two; to go "
                         f"on: ascl ablate --dataset NAME --study {study}")
-    return draw_against([RecallCurve("trained at each", points)], x_label=x_label, log=log,
-                        title=f"Recall by the {title} trained with\n{_about_study(rows)}")
-
-
-def _settings_of(row: dict[str, str]) -> dict[str, str]:
-    """What a variant sets: `name=value name=value`."""
-    return {name: value for name, _, value in (part.partition("=") for part in row["variant"].split())}
+    return draw.draw_against([draw.RecallCurve("trained at each", points)], x_label=x_label, log=log,
+                             title=f"Recall by the {title} trained with\n{_about_study(rows)}")
 
 
 def _study(sources: Sequence[str], study: str) -> list[dict[str, str]]:
-    """Rows of one study, looked for in CSV files and as STUDY.csv in folders."""
-    rows: list[dict[str, str]] = []
+    """Rows of one study, looked for in CSV files and as STUDY.csv in folders; a run that two tables name once."""
+    of_seed: dict[tuple[str, str], dict[str, str]] = {}
     looked = []
     for source in map(Path, sources):
         in_folder = source.is_dir() or not source.suffix
         path = source / f"{study}.csv" if in_folder else source
         looked.append(str(path))
-        if path.is_file() or not in_folder:
-            rows += [row for row in read_table(path) if row["study"] == study]
-    if not rows:
+        if in_folder and not path.is_file():
+            continue
+        for row in read_table(path):
+            if row["study"] == study:
+                known = of_seed.setdefault((row["label"], row["seed"]), row)
+                if Path(known["run"]).resolve() != Path(row["run"]).resolve():
+                    raise DataError(f"{known['run']} and {row['run']}, both {row['label']!r}, have the seed "
+                                    f"{row['seed']}: tables of different ablations do not make one plot")
+    if not of_seed:
         raise DataError(f"no run of the study {study} in {', '.join(looked)}; to make it: ascl ablate "
                         f"--dataset NAME --study {study}")
-    of_seed: dict[tuple[str, str], dict[str, str]] = {}         # a run that two tables name is one run
-    for row in rows:
-        known = of_seed.setdefault((row["label"], row["seed"]), row)
-        if Path(known["run"]).resolve() != Path(row["run"]).resolve():
-            raise DataError(f"{known['run']} and {row['run']}, both {row['label']!r}, have the seed {row['seed']}: "
-                            "tables of different ablations do not make one plot")
     return list(of_seed.values())
 
 
@@ -207,16 +172,14 @@ def _number(row: dict[str, str], name: str) -> float:
 
 def _about_study(rows: Sequence[dict[str, str]]) -> str:
     """Data set, split, sizes and seeds of the runs behind some rows, as far as the run folders are there to ask."""
-    seeds = sorted({row["seed"] for row in rows}, key=lambda seed: (len(seed), seed))
     tested = _TestedOn()
     for run in dict.fromkeys(Path(row["run"]) for row in rows):
         if (run / "settings.yaml").is_file():
             split = _setting(run, "data.test")
-            evaluation = run / f"eval-{split}.json"
-            if evaluation.is_file():
+            if (evaluation := run / f"eval-{split}.json").is_file():
                 full = read_evaluation(evaluation)["reports"]["full"]
                 tested.add(run, split, full["images"], full["texts"])
-    return f"{tested.place}; " * bool(tested.place) + f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
+    return f"{tested.place}; " * bool(tested.place) + _seeds_text(row["seed"] for row in rows)
 
 
 class _TestedOn:
@@ -238,22 +201,18 @@ class _TestedOn:
         return loaded
 
 
-# Plots of trained models
-
-
 def alignment(groups: Sequence[RunGroup], split: str | None, *, overrides: dict[str, Any]) -> Drawing:
     """Draw figure 4: alignment and uniformity."""
     variants, tested = [], _TestedOn()
     for group in groups:
-        seeds: list[Geometry] = []
-        stands_in = False
+        seeds, stands_in = [], False
         for run in group.runs:
             loaded = tested.load(run, split, overrides)
-            vectors = item_vectors(loaded.model, *loaded.encode())
-            seeds.append(geometry(vectors.images, vectors.texts, loaded.captions.owner))
+            vectors = diagnostics.item_vectors(loaded.model, *loaded.encode())
+            seeds.append(diagnostics.geometry(vectors.images, vectors.texts, loaded.captions.owner))
             stands_in |= not vectors.decide_score
-        variants.append(VariantGeometry(group.label, tuple(map(str, group.runs)), tuple(seeds), stands_in))
-    return draw_geometry(variants, f"{tested.place}; {_seeds_of(groups)}")
+        variants.append(draw.VariantGeometry(group.label, tuple(map(str, group.runs)), tuple(seeds), stands_in))
+    return draw.draw_geometry(variants, f"{tested.place}; {_seeds_of(groups)}")
 
 
 def local_weight(groups: Sequence[RunGroup], split: str | None, *, overrides: dict[str, Any]) -> Drawing:
@@ -264,23 +223,22 @@ def local_weight(groups: Sequence[RunGroup], split: str | None, *, overrides: di
     curves, tested = [], _TestedOn()
     for group in groups:
         trained_at = {_setting(run, "model.local_weight") for run in group.runs}
-        weights = sorted({*WEIGHTS, *trained_at})
-        points: dict[float, list[dict[str, float]]] = {weight: [] for weight in weights}
+        points: dict[float, list[dict[str, float]]] = {weight: [] for weight in sorted({*WEIGHTS, *trained_at})}
         for run in group.runs:
             loaded = tested.load(run, split, overrides, validation=True)
             if not isinstance(loaded.model, AsCL):
                 raise DataError(f"{run} is of kind {loaded.config.model.kind}, which has no local weight: leave it out")
             images, texts = loaded.encode()
-            with tqdm(total=2 * len(images) * len(texts), desc=f"scoring {run}", unit=" pairs", unit_scale=True,
-                      disable=None) as bar:
-                scores = local_and_global_scores(loaded.model, images, texts, progress=bar.update)
-            reports = recall_by_local_weight(*scores, loaded.captions.owner, weights)
-            for weight, report in zip(weights, reports, strict=True):
-                points[weight].append(recalls_of(report.to_dict()))
-        curves.append(RecallCurve(group.label, points, mark=trained_at.pop() if len(trained_at) == 1 else None))
-    return draw_against(curves, title=f"Recall by the local weight scored with\n{tested.place}; {_seeds_of(groups)}",
-                        x_label="u1, the weight of the local score (0 to 1); not trained anew",
-                        mark_label="the u1 trained with")
+            with bar(2 * len(images) * len(texts), f"scoring {run}") as shown:
+                scores = diagnostics.local_and_global_scores(loaded.model, images, texts, progress=shown.update)
+            reports = diagnostics.recall_by_local_weight(*scores, loaded.captions.owner, list(points))
+            for of_weight, report in zip(points.values(), reports, strict=True):
+                of_weight.append(recalls_of(report.to_dict()))
+        mark = trained_at.pop() if len(trained_at) == 1 else None
+        curves.append(draw.RecallCurve(group.label, points, mark))
+    title = f"Recall by the local weight scored with\n{tested.place}; {_seeds_of(groups)}"
+    return draw.draw_against(curves, title=title, mark_label="the u1 trained with",
+                             x_label="u1, the weight of the local score (0 to 1); not trained anew")
 
 
 def leak(groups: Sequence[RunGroup], split: str | None, *, overrides: dict[str, Any]) -> Drawing:
@@ -292,34 +250,29 @@ def leak(groups: Sequence[RunGroup], split: str | None, *, overrides: dict[str, 
             for protocol, report in evaluate_paired(str(run), split, overrides=overrides).items():
                 by_protocol.setdefault(protocol, []).append(recalls_of(report.to_dict()))
             tested.add(run, split or _setting(run, "data.test"), report.images, report.texts)
-        variants[group.label] = [ProtocolRecalls(name, "PAIRED" in name, tuple(seeds))
+        variants[group.label] = [draw.ProtocolRecalls(name, "PAIRED" in name, tuple(seeds))
                                  for name, seeds in by_protocol.items()]
-    return draw_leak(variants, f"{tested.place}; {_seeds_of(groups)}")
-
-
-# Plots of what evaluation and training left
+    return draw.draw_leak(variants, f"{tested.place}; {_seeds_of(groups)}")
 
 
 def lengths(groups: Sequence[RunGroup], split: str | None, *, last_lengths: Sequence[int] = LAST_LENGTHS) -> Drawing:
     """Draw figure 5, from the `ranks-SPLIT.npz` of the runs."""
     split = split or _setting(groups[0].runs[0], "data.test")
+    first = _ranks(groups[0].runs[0], split)
+    words = np.array([diagnostics.count_words(first.caption(query)) for query in first.text_queries])
     variants = {}
-    first: QueryRanks | None = None
     for group in groups:
         of_runs = []
         for run in group.runs:
             ranks = _ranks(run, split)
-            first = first or ranks
             if not first.same_queries(ranks):
                 raise DataError(f"{run} was evaluated on other queries than {groups[0].runs[0]}: draw runs of one data "
                                 "set and split together")
             of_runs.append(ranks.t2i)
-        words = np.array([count_words(ranks.caption(query)) for query in ranks.text_queries])
-        variants[group.label] = recall_by_length(np.stack(of_runs), words, last_lengths)
-    assert first is not None
+        variants[group.label] = diagnostics.recall_by_length(np.stack(of_runs), words, last_lengths)
     tested = _TestedOn()
     tested.add(groups[0].runs[0], split, first.images, len(first.owner))
-    return draw_lengths(variants, f"{tested.place}; {_seeds_of(groups)}")
+    return draw.draw_lengths(variants, f"{tested.place}; {_seeds_of(groups)}")
 
 
 def _ranks(run: Path, split: str) -> QueryRanks:
@@ -339,13 +292,11 @@ def curves(groups: Sequence[RunGroup]) -> Drawing:
     for group in groups:
         for run in group.runs:
             records = read_metrics(run / METRICS)
-            loss, rsum = (
-                tuple((record["step"], record[name]) for record in records
-                      if record["kind"] == kind and record.get(name) is not None)
-                for kind, name in (("train", "loss"), ("validation", "rsum"))
-            )
+            loss, rsum = (tuple((record["step"], record[name]) for record in records
+                                if record["kind"] == kind and record.get(name) is not None)
+                          for kind, name in (("train", "loss"), ("validation", "rsum")))
             if not loss:
                 raise DataError(f"{run / METRICS} has no line of training yet: train longer, or leave {run} out")
-            found.append(RunCurve(group.label, str(run), loss, rsum))
+            found.append(draw.RunCurve(group.label, str(run), loss, rsum))
     datasets = ", ".join(dict.fromkeys(_setting(run, "dataset") or "data" for group in groups for run in group.runs))
-    return draw_curves(found, f"{datasets}; {_seeds_of(groups)}")
+    return draw.draw_curves(found, f"{datasets}; {_seeds_of(groups)}")

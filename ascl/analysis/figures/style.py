@@ -19,37 +19,16 @@ DPI = 150
 def use_style() -> None:
     """Make every figure that is drawn after this call look the same; call it before `Figure()`."""
     matplotlib.rcParams.update({
-        "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans"],             # comes with matplotlib: the same picture on every machine
-        "font.size": 10,
-        "axes.titlesize": 11,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "axes.labelsize": 10,
-        "xtick.labelsize": 9,
-        "ytick.labelsize": 9,
-        "legend.fontsize": 9,
-        "legend.frameon": False,
-        "figure.titlesize": 12,
-        "figure.dpi": DPI,
-        "savefig.dpi": DPI,
-        "figure.constrained_layout.use": True,
-        "axes.prop_cycle": cycler(color=COLORS),
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": "#DDDDDD",
-        "grid.linewidth": 0.6,
-        "lines.linewidth": 1.6,
-        "lines.markersize": 5,
-    })
+        "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"],    # matplotlib's own: alike on every machine
+        "font.size": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9, "figure.titlesize": 12,
+        "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 10,
+        "axes.prop_cycle": cycler(color=COLORS), "axes.spines.top": False, "axes.spines.right": False,
+        "axes.grid": True, "axes.axisbelow": True, "grid.color": "#DDDDDD", "grid.linewidth": 0.6,
+        "lines.linewidth": 1.6, "lines.markersize": 5, "legend.frameon": False,
+        "figure.dpi": DPI, "savefig.dpi": DPI, "figure.constrained_layout.use": True})
 
 
 def series_style(number: int) -> dict[str, Any]:
     """Color, marker and line of the `number`-th series, from 0: seven of each line before the next line begins."""
-    return {
-        "color": COLORS[number % len(COLORS)],
-        "marker": MARKERS[number % len(MARKERS)],
-        "linestyle": LINES[number // len(COLORS) % len(LINES)],
-    }
+    return {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)],
+            "linestyle": LINES[number // len(COLORS) % len(LINES)]}

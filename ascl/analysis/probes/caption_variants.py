@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from ascl.analysis.probes.lexicon import Noun
 from ascl.analysis.probes.variants import CaptionVariant, generator_of, replaced, second_sentence, with_article
 from ascl.data.captions import CaptionSet
 from ascl.samples.positives import concatenate, truncate_prefix
+from ascl.scenes.world import pick
 
 _WORD = re.compile(r"[A-Za-z]+(?:[-'][A-Za-z]+)*")
 _GENDERED = frozenset("he she him his her hers himself herself".split())
@@ -33,9 +35,7 @@ _PLAY = frozenset("play plays playing played".split())
 _SINGULAR = frozenset("a an the another one each every".split())
 _BEFORE_SUBJECT = frozenset("while as where when".split())
 _COLOUR_VERBS = frozenset("in is are wearing dressed painted all".split())
-
-
-_DRAWS = 100  # of a false detail: nearly every image lacks most of them
+_DRAWS = 100    # of a false detail: nearly every image lacks most of them
 
 
 class _Word(NamedTuple):
@@ -47,10 +47,7 @@ class _Word(NamedTuple):
 
 
 class _Named(NamedTuple):
-    """A noun of the lexicon in a caption: `name` is the word itself, the one of number `at`.
-
-    group: of things that it excludes; number: 0 = singular, 1 = plural.
-    """
+    """A noun in a caption: `name` is its word number `at`. group: what it excludes. number: 0 singular, 1 plural."""
 
     at: int
     name: str
@@ -60,8 +57,7 @@ class _Named(NamedTuple):
 
 
 class _Image(NamedTuple):
-    """What the makers know. words: of all captions of the image; others: its other captions; details: what may be added
-    if it is false of the image."""
+    """words: of all captions of the image. others: its other captions. details: may be added if false of the image."""
 
     words: frozenset[str]
     others: list[str]
@@ -90,20 +86,15 @@ def caption_variants(captions: CaptionSet, *, seed: int = 0) -> list[CaptionVari
     return variants
 
 
-# ---------------------------------------------------------------------------------------------------------- Asymmetry-I
-
-
 def _noun_swapped(caption: str, image: _Image, rng: np.random.Generator) -> str | None:
     words = _words(caption)
+    people = [lexicon.GROUPS[name].nouns for name in ("adults", "young")]
     gendered = any(word.text in _GENDERED for word in words)
-    choices = [
-        (named, other) for named in _swappable(words)
-        if not (gendered and named.group in (lexicon.GROUPS["adults"].nouns, lexicon.GROUPS["young"].nouns))
-        for other in named.group if other is not named.noun and _absent(other, image.words)
-    ]
+    choices = [(named, other) for named in _swappable(words) if not (gendered and named.group in people)
+               for other in named.group if other is not named.noun and _absent(other, image.words)]
     if not choices:
         return None
-    named, other = choices[int(rng.integers(len(choices)))]
+    named, other = pick(rng, choices)
     word = words[named.at]
     return replaced(caption, word.start, word.end, other.names[0][named.number])
 
@@ -112,36 +103,34 @@ def _colour_swapped(caption: str, image: _Image, rng: np.random.Generator) -> st
     words = _words(caption)
     if image.words & lexicon.MANY_COLOURS:
         return None
-    places = []
-    for at, word in enumerate(words):
+
+    def said_of_a_thing(at: int) -> bool:
         following = _next(caption, words, at)
-        before = words[at - 1].text if at else ""
-        describes = following is not None and following not in lexicon.LOOSE_ENDS | lexicon.NOT_AFTER_COLOUR
-        stands_alone = following is None and before in _COLOUR_VERBS
-        if word.text in lexicon.COLOUR_WORDS and (describes or stands_alone):
-            places.append(word)
-    colours = [colour for colour, near in lexicon.COLOURS.items() if not image.words & set(near)]
+        if following is None:
+            return _text(words, at - 1) in _COLOUR_VERBS
+        return following not in lexicon.LOOSE_ENDS and following not in lexicon.NOT_AFTER_COLOUR
+
+    places = [word for at, word in enumerate(words) if word.text in lexicon.COLOUR_WORDS and said_of_a_thing(at)]
+    colours = [colour for colour, near in lexicon.COLOURS.items() if image.words.isdisjoint(near)]
     if not places or not colours:
         return None
-    word = places[int(rng.integers(len(places)))]
-    return replaced(caption, word.start, word.end, colours[int(rng.integers(len(colours)))])
+    word = pick(rng, places)
+    return replaced(caption, word.start, word.end, pick(rng, colours))
 
 
 def _number_swapped(caption: str, image: _Image, rng: np.random.Generator) -> str | None:
     """A number of things becomes a larger one: where there are three, there are also two."""
     words = _words(caption)
-    places = []
-    for at, word in enumerate(words):
-        following = [other.text for other in words[at + 1 : at + 4]]
-        counts = any(_is_plural(other) for other in following)
-        if word.text in lexicon.NUMBERS[:6] and counts and not lexicon.NOT_AFTER_NUMBER & {*following[:2]}:
-            places.append(word)
+    texts = [word.text for word in words]
+    places = [word for at, word in enumerate(words)
+              if word.text in lexicon.NUMBERS[:6] and any(map(_is_plural, texts[at + 1 : at + 4]))
+              and lexicon.NOT_AFTER_NUMBER.isdisjoint(texts[at + 1 : at + 3])]
     if not places:
         return None
-    word = places[int(rng.integers(len(places)))]
+    word = pick(rng, places)
     value = lexicon.NUMBERS.index(word.text)
     larger = [number for number in lexicon.NUMBERS[value + 2 : value + 5] if number not in image.words]
-    return replaced(caption, word.start, word.end, larger[int(rng.integers(len(larger)))]) if larger else None
+    return replaced(caption, word.start, word.end, pick(rng, larger)) if larger else None
 
 
 def _relation_swapped(caption: str, image: _Image, rng: np.random.Generator) -> str | None:
@@ -149,51 +138,45 @@ def _relation_swapped(caption: str, image: _Image, rng: np.random.Generator) -> 
     for found in _RELATION.finditer(caption):
         phrase = " ".join(found.group().lower().split())
         after = [word.text for word in _words(caption[found.end() :])[:4]]
-        if not after or phrase in lexicon.NEED_DETERMINER and after[0] not in lexicon.DETERMINERS:
-            continue
-        before = _words(caption[: found.start()])[-1:]
-        if after[0] == "to" or before and before[0].text in _WITH_ON:
-            continue
-        if not set(after) & lexicon.NOT_PLACES and not any(word.endswith("ing") for word in after[:1]):
+        before = _text(_words(caption[: found.start()])[-1:], 0)
+        lost = not after or phrase in lexicon.NEED_DETERMINER and after[0] not in lexicon.DETERMINERS
+        if (not lost and after[0] != "to" and before not in _WITH_ON and lexicon.NOT_PLACES.isdisjoint(after)
+                and not after[0].endswith("ing")):
             places.append((found, lexicon.RELATIONS[phrase]))
     if not places:
         return None
-    found, other = places[int(rng.integers(len(places)))]
+    found, other = pick(rng, places)
     return replaced(caption, found.start(), found.end(), other)
 
 
 def _roles_swapped(caption: str, image: _Image, rng: np.random.Generator) -> str | None:
     """Subject and object of a verb that does not work both ways change places."""
     words = _words(caption)
-    phrases = list(_noun_phrases(caption, words))
+    phrases = [(at, words[at].start, words[end].end) for at, end in _noun_phrases(caption, words)]
     pairs = []
-    for (a, a_end), (b, b_end) in zip(phrases, phrases[1:], strict=False):
-        between = caption[words[a_end].end : words[b].start]
-        first, second = (caption[words[i].start : words[j].end].lower() for i, j in ((a, a_end), (b, b_end)))
-        subject = a == 0 or words[a - 1].text in _BEFORE_SUBJECT
-        if subject and _ROLES.fullmatch(between.lower()) and first.split()[1:] != second.split()[1:]:
+    for (at, a, a_end), (_, b, b_end) in pairwise(phrases):
+        first, second = caption[a:a_end].lower(), caption[b:b_end].lower()
+        subject = at == 0 or words[at - 1].text in _BEFORE_SUBJECT
+        if subject and _ROLES.fullmatch(caption[a_end:b].lower()) and first.split()[1:] != second.split()[1:]:
             pairs.append((a, a_end, b, b_end))
     if not pairs:
         return None
-    a, a_end, b, b_end = pairs[int(rng.integers(len(pairs)))]
-    first, second = caption[words[a].start : words[a_end].end], caption[words[b].start : words[b_end].end]
+    a, a_end, b, b_end = pick(rng, pairs)
+    first, second = caption[a:a_end], caption[b:b_end]
     if first[0].isupper():
         first, second = first[0].lower() + first[1:], second[0].upper() + second[1:]
-    return (caption[: words[a].start] + second + caption[words[a_end].end : words[b].start] + first
-            + caption[words[b_end].end :])
+    return caption[:a] + second + caption[a_end:b] + first + caption[b_end:]
 
 
 def _noun_phrases(caption: str, words: list[_Word]) -> Iterator[tuple[int, int]]:
     """First and last word of "a small brown dog": a determiner, words without function, a singular noun."""
     for at, word in enumerate(words):
-        if word.text not in _SINGULAR:
-            continue
-        for end in range(at + 1, min(at + 5, len(words))):
+        for end in range(at + 1, min(at + 5, len(words))) if word.text in _SINGULAR else ():
             name = words[end].text
-            if name in lexicon.LOOSE_ENDS or caption[words[end - 1].end : words[end].start].strip():
+            if name in lexicon.LOOSE_ENDS or _next(caption, words, end - 1) is None:
                 break
             singular = name in lexicon.NOUNS_OF_ROLES or any(number == 0 for _, _, number in _NOUNS.get(name, []))
-            if singular and _ends_phrase(words[end + 1].text if end + 1 < len(words) else ""):
+            if singular and _ends_phrase(_text(words, end + 1)):
                 yield at, end
                 break
 
@@ -205,19 +188,14 @@ def _false_detail_added(caption: str, image: _Image, rng: np.random.Generator) -
     return None
 
 
-# ------------------------------------------------------------------------------------------ Asymmetry-II, Asymmetry-III
-
-
 def _true_detail_added(caption: str, image: _Image, rng: np.random.Generator) -> str | None:
     new = _new_details(caption, image.others)
-    return second_sentence(caption, _there_is(new[int(rng.integers(len(new)))])) if new else None
+    return second_sentence(caption, _there_is(pick(rng, new))) if new else None
 
 
 def _concatenated(caption: str, image: _Image, rng: np.random.Generator) -> str | None:
     """With another caption of the image, as the generated positives of the training."""
-    if not image.others:
-        return None
-    return concatenate([caption, image.others[int(rng.integers(len(image.others)))]], rng)
+    return concatenate([caption, pick(rng, image.others)], rng) if image.others else None
 
 
 def _truncated(caption: str, image: _Image, rng: np.random.Generator) -> str | None:
@@ -226,11 +204,7 @@ def _truncated(caption: str, image: _Image, rng: np.random.Generator) -> str | N
 
 
 def _keywords_removed(caption: str, image: _Image, rng: np.random.Generator) -> str | None:
-    """Without half, at least one, of the adjectives before nouns and the last phrase.
-
-    `caption_ops.truncate_keywords`, which makes generated positives, takes any nouns and verbs away: what it leaves is
-    seldom a sentence, and then a model that has never seen such texts would be asked about that too.
-    """
+    """Without half, at least one, of the adjectives before nouns and the last phrase, so that a sentence is left."""
     words = _words(caption)
     spans = [(word.start, words[at + 1].start) for at, word in enumerate(words)
              if word.text in lexicon.ADJECTIVES and _before_noun(caption, words, at)]
@@ -258,12 +232,8 @@ def _before_noun(caption: str, words: list[_Word], at: int) -> bool:
 
 def _cut(text: str, start: int, end: int) -> str:
     """Without text[start:end], which a word follows that takes over its capital letter and its article."""
-    following = _WORD.match(text, end)
-    assert following is not None
-    rest = text[following.end() :]
-    word = following.group()
-    word = word[0].upper() + word[1:] if text[start].isupper() else word
-    return with_article(text[:start], word) + word + rest
+    rest = text[end].upper() + text[end + 1 :] if text[start].isupper() else text[end:]
+    return with_article(text[:start], rest.split()[0]) + rest
 
 
 def _trimmed(text: str) -> str:
@@ -278,12 +248,14 @@ def _shorter(text: str, caption: str) -> str | None:
     return text if _words(text) and len(_words(text)) < len(_words(caption)) else None
 
 
-# ---------------------------------------------------------------------------------------------------------------- words
-
-
 @lru_cache(maxsize=64)
 def _words(caption: str) -> list[_Word]:
     return [_Word(found.start(), found.end(), found.group().lower()) for found in _WORD.finditer(caption)]
+
+
+def _text(words: Sequence[_Word], at: int) -> str:
+    """The word of this number; nothing beyond the ends."""
+    return words[at].text if 0 <= at < len(words) else ""
 
 
 def _next(caption: str, words: list[_Word], at: int) -> str | None:
@@ -301,9 +273,8 @@ def _swappable(words: list[_Word]) -> list[_Named]:
     """Nouns of the lexicon that stand for themselves: not "dog" in "dog house" or in "hot dog"."""
     found = []
     for at, word in enumerate(words):
-        following = words[at + 1].text if at + 1 < len(words) else ""
-        before = words[at - 1].text if at else ""
-        if not _ends_phrase(following) or (before, word.text) in _COMPOUNDS:
+        before = _text(words, at - 1)
+        if not _ends_phrase(_text(words, at + 1)) or (before, word.text) in _COMPOUNDS:
             continue
         if word.text in _NOUNS:
             found += [_Named(at, word.text, *place) for place in _NOUNS[word.text]
@@ -317,9 +288,8 @@ def _swappable(words: list[_Word]) -> list[_Named]:
 
 def _before_thing(before: str, number: int) -> bool:
     """Whether the word after this one is a thing and no verb: "the stick", "carrying sticks", not "he sticks"."""
-    return not (number and before in _SINGULAR) and (
-        before in lexicon.LOOSE_ENDS or before in lexicon.ADJECTIVES or before in lexicon.NUMBERS
-        or before in lexicon.VERBS_OF_ROLES or before.endswith("ing"))
+    known = (lexicon.LOOSE_ENDS, lexicon.ADJECTIVES, lexicon.NUMBERS, lexicon.VERBS_OF_ROLES)
+    return not (number and before in _SINGULAR) and (any(before in some for some in known) or before.endswith("ing"))
 
 
 def _ends_phrase(following: str) -> bool:
@@ -335,16 +305,12 @@ def _absent(noun: Noun, known: frozenset[str]) -> bool:
 
 
 def _new_details(caption: str, others: list[str]) -> list[_Named]:
-    """Salient things that the other captions name and this one does not, each once.
-
-    Not where this caption names another thing of the group: one of the two writers may have mistaken the same thing.
-    """
-    here = frozenset(word.text for word in _words(caption))
+    """Salient things that the other captions name, each once, where this one names nothing of their group."""
+    here = frozenset(word.text for word in _words(caption))     # else one writer may have mistaken the same thing
     new: dict[str, _Named] = {}
-    for other in others:
-        for named in _swappable(_words(other)):
-            if named.group in _SALIENT and all(_absent(noun, here) for noun in named.group):
-                new.setdefault(named.noun.names[0][0], named)
+    for named in (named for other in others for named in _swappable(_words(other))):
+        if named.group in _SALIENT and all(_absent(noun, here) for noun in named.group):
+            new.setdefault(named.noun.names[0][0], named)
     return list(new.values())
 
 
@@ -353,7 +319,7 @@ def _there_is(named: _Named) -> str:
 
 
 def _by_name(nouns: Sequence[Noun]) -> dict[str, Noun]:
-    return {name: noun for noun in nouns for names in noun.names for name in names[:1]}
+    return {singular: noun for noun in nouns for singular, _ in noun.names}
 
 
 def _nouns() -> dict[str, list[tuple[Noun, tuple[Noun, ...], int]]]:
@@ -362,9 +328,8 @@ def _nouns() -> dict[str, list[tuple[Noun, tuple[Noun, ...], int]]]:
     for group in lexicon.GROUPS.values():
         for noun in group.nouns:
             for names in noun.names:
-                for number, name in enumerate(names):
-                    if number == 0 or name != names[0]:
-                        table.setdefault(name, []).append((noun, group.nouns, number))
+                for number, name in enumerate(dict.fromkeys(names)):
+                    table.setdefault(name, []).append((noun, group.nouns, number))
     return table
 
 
@@ -376,29 +341,16 @@ _COMPOUNDS = {
     (first, second + ending) for firsts, second in (
         ("train", "car"), ("laptop", "computer"), ("hot", "dog"), ("teddy", "bear"),
         ("tennis soccer golf cricket rugby beach bowling", "ball"))
-    for first in firsts.split() for ending in ("", "s")
-}
+    for first in firsts.split() for ending in ("", "s")}
 _NOUNS_IN_ING = frozenset("racing skiing railing building wedding parking crossing clothing painting ceiling".split())
 _RELATION = re.compile(
-    r"\b(?:" + "|".join(r"\s+".join(map(re.escape, phrase.split())) for phrase in sorted(
-        lexicon.RELATIONS, key=len, reverse=True)) + r")\b", re.IGNORECASE,
-)
-_ROLES = re.compile(
-    rf"\s+(?:is\s+)?(?:{'|'.join(sorted(lexicon.VERBS_OF_ROLES))})"
-    rf"(?:\s+(?:{'|'.join(lexicon.PREPOSITIONS_OF_ROLES)}))?\s+"
-)
+    rf"\b(?:{'|'.join(sorted(lexicon.RELATIONS, key=len, reverse=True))})\b".replace(" ", r"\s+"), re.IGNORECASE)
+_ROLES = re.compile(rf"\s+(?:is\s+)?(?:{'|'.join(sorted(lexicon.VERBS_OF_ROLES))})"
+                    rf"(?:\s+(?:{'|'.join(lexicon.PREPOSITIONS_OF_ROLES)}))?\s+")
 _LAST_PHRASE = re.compile(
-    rf"\s(?:in front of|next to|{'|'.join(lexicon.LAST_PHRASES)})\s(?=[\w' -]+[\s.]*$)", re.IGNORECASE
-)
+    rf"\s(?:in front of|next to|{'|'.join(lexicon.LAST_PHRASES)})\s(?=[\w' -]+[\s.]*$)", re.IGNORECASE)
 _MAKERS: dict[str, Callable[[str, _Image, np.random.Generator], str | None]] = {
-    "noun swapped": _noun_swapped,
-    "colour swapped": _colour_swapped,
-    "number swapped": _number_swapped,
-    "relation swapped": _relation_swapped,
-    "roles swapped": _roles_swapped,
-    "false detail added": _false_detail_added,
-    "true detail added": _true_detail_added,
-    "concatenated": _concatenated,
-    "truncated (prefix)": _truncated,
-    "keywords removed": _keywords_removed,
-}
+    "noun swapped": _noun_swapped, "colour swapped": _colour_swapped, "number swapped": _number_swapped,
+    "relation swapped": _relation_swapped, "roles swapped": _roles_swapped, "false detail added": _false_detail_added,
+    "true detail added": _true_detail_added, "concatenated": _concatenated, "truncated (prefix)": _truncated,
+    "keywords removed": _keywords_removed}

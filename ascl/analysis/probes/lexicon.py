@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 
 @dataclass(frozen=True)
 class Noun:
-    """One thing and its names.
+    """One thing and its names, (singular, plural) of each; the first is the one that is put in.
 
-    names: (singular, plural) of each; the first is the one that is put in. near: other words that speak for this thing
-    being in the image: where a caption of the image has one of them, this thing is not put in as false.
+    near: other words that speak for this thing being in the image: where a caption of the image has one of them, this
+    thing is not put in as false.
     """
 
     names: tuple[tuple[str, str], ...]
@@ -26,7 +27,7 @@ class Noun:
     @cached_property
     def words(self) -> frozenset[str]:
         """All that speaks for this thing: its names and what is near."""
-        return frozenset((*self.near, *(name for names in self.names for name in names)))
+        return frozenset((*self.near, *chain(*self.names)))
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,10 @@ _SEVERAL = ("people person couple group crowd team family band others audience s
 
 GROUPS: dict[str, Group] = {
     "adults": _group(
-        _noun("man guy gentleman", f"{_MALE} {_SEVERAL}"), _noun("woman lady", f"{_FEMALE} {_SEVERAL}"),
-    ),
+        _noun("man guy gentleman", f"{_MALE} {_SEVERAL}"), _noun("woman lady", f"{_FEMALE} {_SEVERAL}")),
     "young": _group(
         _noun("boy", f"{_MALE} man men guy toddler baby {_SEVERAL}"),
-        _noun("girl", f"{_FEMALE} woman women lady toddler baby {_SEVERAL}"),
-    ),
+        _noun("girl", f"{_FEMALE} woman women lady toddler baby {_SEVERAL}")),
     "animals": _group(
         _noun("dog puppy poodle greyhound retriever shepherd terrier collie labrador bulldog dalmatian hound beagle "
               "husky pup", "lab rottweiler doberman dobermans corgi corgis sheltie dane pitbull pitbulls racedog mutt "
@@ -79,70 +78,54 @@ GROUPS: dict[str, Group] = {
         _noun("elephant"), _noun("giraffe"), _noun("zebra"), _noun("bear", "teddy"), _noun("monkey"), _noun("rabbit"),
         _noun("pig", "swine piglet piglets"),
         _noun("bird duck goose pigeon seagull parrot eagle chicken", "flock feathers hawk crane swan heron crow owl"),
-        salient=True,
-    ),
+        salient=True),
     "vehicles": _group(
         _noun("car van jeep taxi cab sedan suv truck pickup", "vehicle vehicles traffic racing lorry"),
         _noun("bus", "vehicle vehicles transit"),
         _noun("train locomotive trolley tram", "subway station railroad tracks vehicle rail"),
         _noun("boat canoe kayak ship sailboat", "raft vessel sailing sail rowing rowers dock harbor rafting rafters "
               "kayaking kayaker kayakers canoeing paddling paddle paddles"),
-        _noun("airplane plane", "aircraft airport runway jet jets"), _noun("helicopter", "aircraft"),
-        salient=True,
-    ),
+        _noun("airplane plane", "aircraft airport runway jet jets"), _noun("helicopter", "aircraft"), salient=True),
     "mounts": _group(
         _noun("bicycle bike motorcycle motorbike scooter moped", "biker bikers cyclist cyclists bicyclist bicyclists "
               "motorcyclist motorcyclists bmx biking cycling rider riders motocross cycle wheelchair stroller"),
         _noun("skateboard", "skateboarder skateboarders skateboarding skater skaters skate board"),
         _noun("surfboard", "surfer surfers surfing surf surfs board"),
         _noun("snowboard", "snowboarder snowboarders snowboarding board"),
-        _noun("sled sleigh toboggan sledge", "sledding tube tobaggan"),
-        salient=True,
-    ),
+        _noun("sled sleigh toboggan sledge", "sledding tube tobaggan"), salient=True),
     "toys": _group(
         _noun("ball", "football soccer basketball baseball tennis volleyball rugby golf softball game pitch"),
         _noun("frisbee", "disc disk"),
         _noun("stick", "branch log wood hockey pole cane"), _noun("kite"), _noun("balloon"), _noun("umbrella parasol"),
-        salient=True,
-    ),
+        salient=True),
     "instruments": _group(
         _noun("guitar", "instrument instruments band music musician musicians guitarist"),
         _noun("drum", "instrument instruments band music musician musicians drummer"),
         _noun("violin fiddle cello", "instrument instruments band music musician musicians"),
         _noun("trumpet trombone", "instrument instruments band music musician musicians horn"),
         _noun("piano", "keyboard instrument instruments band music musician musicians"),
-        _noun("accordion", "instrument instruments band music musician musicians"),
-        salient=True,
-    ),
+        _noun("accordion", "instrument instruments band music musician musicians"), salient=True),
     "food": _group(
         _noun("pizza", "food meal"), _noun("sandwich burger hamburger hotdog", "food meal hot"),
         _noun("cake cupcake", "food dessert birthday"), _noun("banana", "fruit fruits food"),
         _noun("apple", "fruit fruits food"), _noun("donut doughnut", "food dessert pastry pastries"),
-        _noun("carrot", "vegetables vegetable food veggies"), _noun("cookie", "food dessert"),
-        salient=True,
-    ),
+        _noun("carrot", "vegetables vegetable food veggies"), _noun("cookie", "food dessert"), salient=True),
     "furniture": _group(
         _noun("bench", "seat seated bleachers"), _noun("couch sofa", "furniture"), _noun("bed", "bedroom hospital"),
-        _noun("table", "dining meal desk counter restaurant cafe"),
-        salient=True,
-    ),
+        _noun("table", "dining meal desk counter restaurant cafe"), salient=True),
     "things": _group(
         _noun("laptop computer", "desk office"), _noun("phone cellphone telephone", "cell talking call"),
         _noun("book magazine newspaper", "reading reads read paper"),
         _noun("bottle", "can cans beverage beer drinking drink drinks wine"),
-        _noun("clock"), _noun("toilet", "bathroom restroom"), _noun("suitcase", "luggage bag bags"),
-        salient=True,
-    ),
+        _noun("clock"), _noun("toilet", "bathroom restroom"), _noun("suitcase", "luggage bag bags"), salient=True),
     "upper clothes": _group(
         _noun("shirt t-shirt tshirt jersey sweater sweatshirt hoodie jacket coat vest blouse suit tuxedo"),
-        _noun("dress gown skirt kilt"),
-    ),
+        _noun("dress gown skirt kilt")),
     "places to be on": _group(
         _noun("beach shore", "sand sandy ocean sea waves surf water coast"),
         _noun("street road highway sidewalk", "city traffic cars car urban path pavement pavement intersection lane"),
         _noun("roof rooftop", "building"), _noun("mountain hill cliff mountainside", "rock rocks rocky climbing slope"),
-        _noun("bridge"),
-    ),
+        _noun("bridge")),
     "places to be in": _group(
         _noun("forest jungle woods", "tree trees wooded wood leaves"), _noun("desert", "sand sandy dune dunes dirt"),
         _noun("kitchen", "cooking cook stove oven food indoors inside"),
@@ -150,27 +133,22 @@ GROUPS: dict[str, Group] = {
         _noun("field meadow pasture", "grass grassy park lawn yard green"),
         _noun("river lake ocean pond sea creek stream", "water waves swimming swim"),
         _noun("bathroom restroom", "toilet sink shower indoors inside"), _noun("classroom", "school students student"),
-    ),
-}
+    )}
 # names of things that are verbs as well, where no word before them says that they are meant as things
 ALSO_VERBS = frozenset("""
     stick sticks sled sleds bike bikes skateboard skateboards snowboard snowboards boat boats kayak kayaks canoe canoes
     raft rafts train trains book books phone phones drum drums balloon balloons bear bears dog dogs duck ducks ship
-    ships
-""".split())
+    ships""".split())
 # what somebody plays; a noun of no number
-SPORTS: tuple[Noun, ...] = (
-    _noun("soccer football rugby"), _noun("tennis badminton"), _noun("basketball"), _noun("baseball softball cricket"),
-    _noun("volleyball"), _noun("golf"), _noun("hockey"),
-)
+SPORTS: tuple[Noun, ...] = (_noun("soccer football rugby"), _noun("tennis badminton"), _noun("basketball"),
+                            _noun("baseball softball cricket"), _noun("volleyball"), _noun("golf"), _noun("hockey"))
 # ground or cover; a noun of no number, after "the" or a preposition
 GROUNDS: tuple[Noun, ...] = (
     _noun("snow ice", "snowy ski skiing snowboard snowboarding winter sled slope icy"),
     _noun("grass lawn", "grassy field park yard meadow green golf"),
     _noun("sand dirt mud dust", "sandy beach desert dune dunes muddy dirty shore"),
     _noun("water", "ocean lake pool river sea wave waves pond swimming swims surfing surfer boat splashing splashes "
-          "stream creek beach wet surf fountain puddle kayak canoe sprinkler"),
-)
+          "stream creek beach wet surf fountain puddle kayak canoe sprinkler"))
 
 COLOURS: dict[str, tuple[str, ...]] = {  # what is put in -> its other names, and colours that are taken for it
     "red": ("red", "maroon", "scarlet", "orange", "pink", "burgundy"),
@@ -182,54 +160,47 @@ COLOURS: dict[str, tuple[str, ...]] = {  # what is put in -> its other names, an
     "purple": ("purple", "violet", "lavender", "pink", "blue", "maroon", "magenta"),
     "black": ("black", "dark", "gray", "grey", "brown", "navy", "blue", "purple"),
     "white": ("white", "light", "gray", "grey", "cream", "beige", "silver", "snow", "snowy"),
-    "brown": ("brown", "tan", "beige", "dark", "black", "golden", "red", "orange"),
-}
+    "brown": ("brown", "tan", "beige", "dark", "black", "golden", "red", "orange")}
 COLOUR_WORDS = frozenset({*COLOURS, "gray", "grey", "tan", "beige", "maroon"})
 MANY_COLOURS = frozenset("""
-    colorful colored multicolored multi striped plaid checkered colors brightly various different
-""".split())
+    colorful colored multicolored multi striped plaid checkered colors brightly various different""".split())
 # no colour of a thing that could as well have another: "white water", "red wine", a black man, "orange juice"
 NOT_AFTER_COLOUR = frozenset("""
-    water wine tea house sox belt juice light lights photo photograph picture image man men woman women boy boys
-    girl girls people person guy guys lady ladies child children kid kids male males female females teenager
-    couple hair haired headed skinned one team bear beans peppers onions skin area colored hill field eyes lab
-    labrador and in color colors guard day
-""".split())
+    water wine tea house sox belt juice light lights photo photograph picture image man men woman women boy boys girl
+    girls people person guy guys lady ladies child children kid kids male males female females teenager couple hair
+    haired headed skinned one team bear beans peppers onions skin area colored hill field eyes lab labrador and in color
+    colors guard day""".split())
 
 NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 PLURALS_WITHOUT_S = frozenset("""
     men women people children sheep geese mice teeth feet fish deer cattle gentlemen firemen policemen elderly
 """.split())
 NOT_AFTER_NUMBER = frozenset("""
-    of year years wheel wheels wheeler wheelers wheeled story way hundred thousand piece person feet inches
-    others times seater different legs hands arms eyes ears paws miles
-""".split())
+    of year years wheel wheels wheeler wheelers wheeled story way hundred thousand piece person feet inches others times
+    seater different legs hands arms eyes ears paws miles""".split())
 
 # phrase -> what makes it false. None of movement: a picture does not show whether somebody walks into or out of a house
 RELATIONS: dict[str, str] = {
     "in front of": "behind", "behind": "in front of", "above": "below", "below": "above", "underneath": "on top of",
     "beneath": "on top of", "on top of": "underneath", "under": "on top of", "inside": "outside", "outside": "inside",
     "next to": "far away from", "beside": "far away from", "close to": "far away from", "near": "far away from",
-    "on": "under", "over": "under",
-}
+    "on": "under", "over": "under"}
 DETERMINERS = frozenset("a an the his her its their some another".split())
 # some phrases mean a place only where one of these follows
 NEED_DETERMINER = frozenset(RELATIONS) - {"next to", "beside", "near", "close to"}
 # what "on", "over" and the like stand before without saying where something is
 NOT_PLACES = frozenset("""
-    phone cellphone telephone cell day afternoon morning night evening side left right tv television way
-    vacation display other air fire background camera knees hind move back belly stomach head face shoulders
-    shoulder feet foot toes edge hands hand legs leg run end arm neck cloudy sunny clear overcast rainy bright
-    cold warm hot ground course trip race game its distance lookout sun computer guitar drums piano instrument
-    instruments front corner top bottom world tour break team shirt jacket hat cap tire rope swing wall screen
-""".split())
+    phone cellphone telephone cell day afternoon morning night evening side left right tv television way vacation
+    display other air fire background camera knees hind move back belly stomach head face shoulders shoulder feet foot
+    toes edge hands hand legs leg run end arm neck cloudy sunny clear overcast rainy bright cold warm hot ground course
+    trip race game its distance lookout sun computer guitar drums piano instrument instruments front corner top bottom
+    world tour break team shirt jacket hat cap tire rope swing wall screen""".split())
 VERBS_OF_ROLES = frozenset("""
     chases chasing follows following rides riding carries carrying holds holding throws throwing kicks kicking pushes
     pushing pulls pulling catches catching bites biting hits hitting leads leading drives driving wears wearing eats
     eating feeds feeding climbs climbing jumps jumping leaps leaping sits sitting stands standing lays laying lies lying
     leans leaning runs running rests resting perches perched carries chews chewing paints painting washes washing cuts
-    cutting walks walking
-""".split())
+    cutting walks walking""".split())
 PREPOSITIONS_OF_ROLES = ("on top of", "in front of", "after", "behind", "under", "above", "over", "onto", "on", "into",
                          "up", "down", "off")
 # nouns that have a part in such a verb, beside those of the groups
@@ -240,8 +211,7 @@ NOUNS_OF_ROLES = frozenset("""
     football basketball racket bat bone bag backpack stroller cart wagon bucket hose net trampoline statue fountain tent
     vest scarf mask wig costume uniform helmet necklace bikini swimsuit snow grass dock pier platform stage porch step
     staircase box basket tray plate cup glass knife fork spoon pan pot bowl sink stove oven refrigerator desk towel
-    blanket pillow mat rug carpet tower wire
-""".split())
+    blanket pillow mat rug carpet tower wire""".split())
 # what may stand after a noun that is no part of a compound ("car" but not "car race")
 FORMS_OF_VERBS = frozenset("""
     runs run jumps jump sits sit stands stand walks walk plays play looks look holds hold rides ride leaps leap lies lay
@@ -249,25 +219,21 @@ FORMS_OF_VERBS = frozenset("""
     chases chase pulls pull pushes push eats eat sleeps sleep takes take tries try poses pose performs perform slides
     slide splashes dances dance laughs reads talks talk sings kicks kick swings flies fly bites digs gets goes hangs has
     have does do leans leads makes paddles races races rolls shakes shows skates surfs slides stares swims waits waves
-    were was is are and or with
-""".split())
+    were was is are and or with""".split())
 # words before a noun that a description can do without
 ADJECTIVES = frozenset("""
     small large big little young old older elderly tall short long tiny huge giant wide narrow high steep shallow deep
     white black red blue green yellow orange pink purple brown gray grey tan beige dark bright golden blond blonde light
     colorful striped plaid spotted wet dry snowy sandy grassy rocky muddy dirty busy crowded empty wooden metal plastic
     brick stone concrete leather fluffy furry hairy bald bearded shirtless barefoot happy smiling asian african american
-    indoor outdoor nearby beautiful pretty cute nice bare wooded
-""".split())
+    indoor outdoor nearby beautiful pretty cute nice bare wooded""".split())
 # at the end of a shortened text they say nothing
 LOOSE_ENDS = frozenset("""
     a an the his her its their some another of in on at by for with from to into onto off over under above below between
     through across along against around behind beside near toward towards next inside outside out up down while as and
     or but is are was were has have that which who being be very wearing holding carrying using making taking doing
-    having dressed covered
-""".split())
+    having dressed covered""".split())
 # what begins the last phrase of a caption, which then can go
 LAST_PHRASES = tuple("""
     on in at near by with through across along over under behind beside into against around towards down outside inside
-    for from
-""".split())
+    for from""".split())

@@ -1,33 +1,29 @@
 """Probes of asymmetry: does a score put a caption and its variants in the order that their content has?
 
-AsCL (section 2.2) names three asymmetries between an image and a text, and argues that a model has to treat them apart;
-its tables measure recall alone. Here every caption meets variants of a known direction (`variants.py`):
+AsCL (section 2.2) names three asymmetries between an image and a text; its tables measure recall alone. Here every
+caption meets variants of a known direction (`variants.py`):
 
-I. The text says something that is not in the image. The paper calls it a negative, which training pushes below the
-   caption (equation 3): score(image, caption) > score(image, variant). This is an order of scores, and nothing else is
-   asked for.
-II. The text says more that is true. III. It says less, and all of it is true. Both are positives, says the paper: they
-   belong to the image before all other images (equation 4). It claims no order between score(image, caption) and
-   score(image, variant), and there is none: a score of what fits should not fall because a sentence is shorter, nor
-   rise because it is longer. What does have an order is how well a text tells its image from others. More true detail
-   leaves fewer images of which the text is true, so whoever judges by truth finds the own image at least as surely
-   with the longer text. That is measured as evidence(text) = score(own image, text) - mean score(other images, text)
-   over the other images of a fixed group of `GROUP`: right where the text that says more has more of it. The mean,
-   because the best of the others is a maximum that noise alone lifts, and because then a scorer that knows the truth
-   is right wherever the detail decides. Where truth is known (`scenes`), only such pairs are counted: the detail
-   excludes at least one image of the group.
+I. The text says something false. Training pushes such a negative below the caption (equation 3): score(image, caption)
+   > score(image, variant), an order of scores, and nothing else is asked for.
+II. The text says more that is true. III. It says less, all true. Both are positives: they belong to the image before
+   all other images (equation 4), and no order between their scores and the caption's is claimed: a score of what fits
+   should not depend on length. What does have an order is how well a text tells its image from others: more true detail
+   leaves fewer images of which the text is true. That is measured as evidence(text) = score(own image, text) - mean
+   score(other images, text) over the other images of a fixed group of `GROUP`: right where the text that says more has
+   more of it. The mean, because the best of the others is a maximum that noise alone lifts, and because then a scorer
+   that knows the truth is right wherever the detail decides. Where truth is known (`scenes`), only such pairs are
+   counted: the detail excludes at least one image of the group.
 
-Beside this, for II and III: how often the variant's score itself lies above its caption's (no claim: it shows whether a
-model rewards length), how often it lies above that of the caption with a false detail (the paper's figure 1: positive
-before negative), and how often the own image comes first in the group, with the caption and with the variant (the
-paper's own claim: the variant stays a positive).
+Beside this, for II and III: how often the variant's score lies above its caption's (it shows whether a model rewards
+length) and above that of the caption with a false detail (figure 1: positive before negative), and how often the own
+image comes first in the group, with the caption and with the variant (the variant stays a positive).
 
 A difference up to `TIE` is a tie, and no tie is right.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -109,17 +105,13 @@ class ProbeReport:
             f"{TIE:g} is a tie, and no tie is right. higher: share of variants that score above their caption (for II "
             "and III no order of these scores is claimed). above false: above the caption with a false detail. own "
             f"first: the own image has the best score of the {self.group}, with the caption -> with the variant"
-            + (", those left aside of which the text is true as well." if self.exact else ".")
-        )
+            + (", those left aside of which the text is true as well." if self.exact else "."))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON."""
-        return {
-            "kinds": {kind: asdict(metrics) for kind, metrics in self.kinds.items()},
-            "by_asymmetry": {name: asdict(metrics) for name, metrics in self.by_asymmetry.items()},
-            "group": self.group,
-            "how": self.how,
-        }
+        numbers = asdict(self)
+        del numbers["exact"]
+        return numbers | {"how": self.how}
 
     def to_markdown(self) -> str:
         """A table with a row for each kind and each asymmetry, in percent, and its definition under it."""
@@ -141,20 +133,15 @@ def probe_texts(captions: CaptionSet, variants: Sequence[CaptionVariant], *, lim
     false_detail = {variant.caption: len(place) + i for i, variant in enumerate(chosen)
                     if variant.kind == "false detail added"}
     owner = np.array([*with_variants, *(variant.caption for variant in chosen)], dtype=np.int64)
-    return ProbeTexts(
-        texts=[captions.captions[i] for i in with_variants] + [variant.text for variant in chosen],
-        owner=captions.owner[owner],
-        kinds=[variant.kind for variant in chosen],
-        original=np.array([place[variant.caption] for variant in chosen], dtype=np.int64),
-        false_detail=np.array([false_detail.get(variant.caption, -1) for variant in chosen], dtype=np.int64),
-    )
+    return ProbeTexts([captions.captions[i] for i in with_variants] + [variant.text for variant in chosen],
+                      captions.owner[owner], [variant.kind for variant in chosen],
+                      np.array([place[variant.caption] for variant in chosen], dtype=np.int64),
+                      np.array([false_detail.get(variant.caption, -1) for variant in chosen], dtype=np.int64))
 
 
 @torch.no_grad()
-def group_scores(
-    model: RetrievalModel, images: EncodedImages, probes: ProbeTexts, *, group: int = GROUP,
-    progress: Callable[[int], object] | None = None,
-) -> np.ndarray:
+def group_scores(model: RetrievalModel, images: EncodedImages, probes: ProbeTexts, *, group: int = GROUP,
+                 progress: Callable[[int], object] | None = None) -> np.ndarray:
     """Return the scores of each text with its own image and the others of its group, at the model's own precision.
 
     The texts of `group` neighbouring images meet these images and no others: G / N of the work of all pairs, through
@@ -191,30 +178,23 @@ def group_truth(probes: ProbeTexts, scenes: Sequence[Scene], *, group: int = GRO
     return _by_group(len(scenes), probes, group, truth, np.bool_)
 
 
-def _by_group(
-    images: int, probes: ProbeTexts, group: int, compute: Callable[[np.ndarray, np.ndarray], np.ndarray], dtype: type
-) -> np.ndarray:
+def _by_group(images: int, probes: ProbeTexts, group: int, compute: Callable[[np.ndarray, np.ndarray], np.ndarray],
+              dtype: type) -> np.ndarray:
     """(M, G) of what `compute` gives for some images (n,) and some texts (m,): (n, m)."""
     if images < 2 or group < 2:
         raise DataError(f"probes compare images: {images} of them in groups of {group} are too few, two are needed")
     table: np.ndarray = np.empty((len(probes.texts), min(group, images)), dtype=dtype)
-    for first, rows in _groups(images, group):
-        chosen = np.flatnonzero((probes.owner >= first) & (probes.owner <= rows[-1]))
-        if not len(chosen):
-            continue
-        block = compute(rows, chosen)
-        own = probes.owner[chosen] - rows[0]
-        others = np.array([[row for row in range(len(rows)) if row != mine] for mine in own])
-        table[chosen, 0] = block[own, np.arange(len(chosen))]
-        table[chosen, 1:] = block[others, np.arange(len(chosen))[:, None]]
-    return table
-
-
-def _groups(images: int, group: int) -> Iterator[tuple[int, np.ndarray]]:
-    """First image whose texts a group is for, and the group's images; the last group reaches back to be full."""
     for first in range(0, images, group):
         last = min(first + group, images)
-        yield first, np.arange(max(0, last - group), last)
+        rows = np.arange(max(0, last - group), last)            # the last group reaches back to be full
+        chosen = np.flatnonzero((probes.owner >= first) & (probes.owner < last))
+        if not len(chosen):
+            continue
+        own = probes.owner[chosen] - rows[0]
+        others = np.array([np.delete(np.arange(len(rows)), mine) for mine in own])
+        order = np.concatenate([own[:, None], others], axis=1)
+        table[chosen] = compute(rows, chosen)[order, np.arange(len(chosen))[:, None]]
+    return table
 
 
 def probe_report(probes: ProbeTexts, scores: np.ndarray, truth: np.ndarray | None = None) -> ProbeReport:
@@ -228,67 +208,53 @@ def probe_report(probes: ProbeTexts, scores: np.ndarray, truth: np.ndarray | Non
         DataError: a variant whose truth is not what its asymmetry says.
     """
     captions = len(probes.texts) - len(probes.kinds)
-    variant = np.arange(captions, len(probes.texts))
+    original, variant = probes.original, np.arange(captions, len(probes.texts))
     scores = scores.astype(np.float64)
     own, evidence = scores[:, 0], scores[:, 0] - scores[:, 1:].mean(axis=1)
     competitors = scores[:, 1:] if truth is None else np.where(truth[:, 1:], -np.inf, scores[:, 1:])
     first = own > competitors.max(axis=1) + TIE
     asymmetry = np.array([KINDS[kind] for kind in probes.kinds])
-    difference = np.where(asymmetry == "I", own[probes.original] - own[variant],
-                          evidence[variant] - evidence[probes.original])
+    difference = np.where(asymmetry == "I", own[original] - own[variant], evidence[variant] - evidence[original])
     difference[asymmetry == "III"] *= -1
     counted = np.ones(len(variant), dtype=bool)
     if truth is not None:
-        _check_truth(probes, truth, asymmetry)
-        more = np.where(asymmetry == "II", variant, probes.original)
-        less = np.where(asymmetry == "II", probes.original, variant)
+        wrong = np.flatnonzero(truth[:, 0] != np.concatenate([np.ones(captions, dtype=bool), asymmetry != "I"]))
+        if len(wrong):
+            found = "true" if truth[wrong[0], 0] else "false"
+            raise DataError(f"{probes.texts[wrong[0]]!r} is {found} of its own image and should not be ({len(wrong)} "
+                            "such texts): do captions and scenes belong together?")
+        more = np.where(asymmetry == "II", variant, original)
+        less = np.where(asymmetry == "II", original, variant)
         counted = (asymmetry == "I") | (truth[less, 1:] & ~truth[more, 1:]).any(axis=1)
     has_false = (probes.false_detail >= 0) & (asymmetry != "I")
     above_false = own[variant] > own[probes.false_detail] + TIE
+    higher = own[variant] > own[original] + TIE
 
     def metrics(which: np.ndarray, name: str) -> ProbeMetrics:
         chosen, compared = which & counted, which & counted & has_false
         pairs = int(chosen.sum())
-        right = _share(difference[chosen] > TIE)
+        right = float((difference[chosen] > TIE).mean())
         interval = wilson_interval(right, pairs)
         return ProbeMetrics(
-            asymmetry=name, pairs=pairs, right=right, ties=_share(np.abs(difference[chosen]) <= TIE),
-            low=interval.low, high=interval.high, higher=_share((own[variant] > own[probes.original] + TIE)[chosen]),
-            above_false=_share(above_false[compared]) if compared.any() else None,
-            above_false_pairs=int(compared.sum()), first_original=_share(first[probes.original[chosen]]),
-            first_variant=_share(first[variant[chosen]]), left_out=int((which & ~counted).sum()),
-        )
+            asymmetry=name, pairs=pairs, right=right, ties=float((np.abs(difference[chosen]) <= TIE).mean()),
+            low=interval.low, high=interval.high, higher=float(higher[chosen].mean()),
+            above_false=float(above_false[compared].mean()) if compared.any() else None,
+            above_false_pairs=int(compared.sum()), first_original=float(first[original[chosen]].mean()),
+            first_variant=float(first[variant[chosen]].mean()), left_out=int((which & ~counted).sum()))
 
     kinds = np.array(probes.kinds)
     return ProbeReport(
         kinds={kind: metrics(kinds == kind, name) for kind, name in KINDS.items() if (counted & (kinds == kind)).any()},
         by_asymmetry={name: metrics(asymmetry == name, name) for name in sorted(set(asymmetry[counted].tolist()))},
-        group=scores.shape[1], exact=truth is not None,
-    )
-
-
-def _check_truth(probes: ProbeTexts, truth: np.ndarray, asymmetry: np.ndarray) -> None:
-    captions = len(truth) - len(asymmetry)
-    wanted = np.concatenate([np.ones(captions, dtype=bool), asymmetry != "I"])
-    wrong = np.flatnonzero(truth[:, 0] != wanted)
-    if len(wrong):
-        found = "true" if truth[wrong[0], 0] else "false"
-        raise DataError(f"{probes.texts[wrong[0]]!r} is {found} of its own image and should not be ({len(wrong)} such "
-                        "texts): do captions and scenes belong together?")
-
-
-def _share(which: np.ndarray) -> float:
-    return float(which.mean())
+        group=scores.shape[1], exact=truth is not None)
 
 
 def _row(name: str, metrics: ProbeMetrics) -> list[str]:
     def percent(share: float | None) -> str:
         return "" if share is None else f"{100 * share:.1f}"
 
-    every = metrics.pairs + metrics.left_out
-    return [
-        name, metrics.asymmetry, f"{metrics.pairs} of {every}" if metrics.left_out else str(metrics.pairs),
-        percent(metrics.right), f"{percent(metrics.low)} - {percent(metrics.high)}", percent(metrics.ties),
-        percent(metrics.higher), percent(metrics.above_false),
-        "" if metrics.asymmetry == "I" else f"{percent(metrics.first_original)} -> {percent(metrics.first_variant)}",
-    ]
+    every = f" of {metrics.pairs + metrics.left_out}" if metrics.left_out else ""
+    own = f"{percent(metrics.first_original)} -> {percent(metrics.first_variant)}" if metrics.asymmetry != "I" else ""
+    return [name, metrics.asymmetry, f"{metrics.pairs}{every}", percent(metrics.right),
+            f"{percent(metrics.low)} - {percent(metrics.high)}", percent(metrics.ties), percent(metrics.higher),
+            percent(metrics.above_false), own]

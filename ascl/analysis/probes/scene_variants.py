@@ -8,10 +8,10 @@ be made so is left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import permutations
-from typing import NamedTuple
+from itertools import combinations, permutations, takewhile
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,10 +29,7 @@ _DESCRIBING = ("adjective", "noun", "pattern")
 
 
 class _Token(NamedTuple):
-    """A phrase of the lexicon at caption[start:end].
-
-    sentence: which one it stands in. referring: it is a part of "the small star", an object that was mentioned before.
-    """
+    """A phrase at caption[start:end] of a sentence. referring: a part of "the small star", which was named before."""
 
     start: int
     end: int
@@ -76,94 +73,65 @@ def entails(first: str, second: str) -> bool:
 
 
 def _part_of(part: Meaning, whole: Meaning) -> bool:
-    if any(ground not in whole.backgrounds for ground in part.backgrounds):
-        return False
-    if any(count not in whole.counts for count in part.counts) or any(rule not in whole.rules for rule in part.rules):
+    names = ("backgrounds", "counts", "rules")
+    if any(claim not in getattr(whole, name) for name in names for claim in getattr(part, name)):
         return False
     return any(
-        all(
-            whole.mentions[at].kind.says(mention.kind) and set(mention.places) <= set(whole.mentions[at].places)
-            for mention, at in zip(part.mentions, chosen, strict=True)
-        )
+        all(whole.mentions[at].kind.says(mention.kind) and set(mention.places) <= set(whole.mentions[at].places)
+            for mention, at in zip(part.mentions, chosen, strict=True))
         and all((chosen[a], relation, chosen[b]) in whole.relations for a, relation, b in part.relations)
-        for chosen in permutations(range(len(whole.mentions)), len(part.mentions))
-    )
+        for chosen in permutations(range(len(whole.mentions)), len(part.mentions)))
 
 
-# ---------------------------------------------------------------------------------------------------------- Asymmetry-I
-
-
-def _swap(*categories: str, alternatives: Callable[[str, object], list[str]]) -> Callable[..., str | None]:
+def _swap(*categories: str, alternatives: Callable[[str, Any], list[str]]) -> Callable[..., str | None]:
     """Maker of a variant with one phrase of the categories exchanged for an alternative that makes it false."""
 
     def make(caption: str, scene: Scene, others: list[str], rng: np.random.Generator) -> str | None:
-        choices = [
-            (token, other) for token in _tokens(caption) if token.category in categories and not token.referring
-            for other in alternatives(caption[token.start : token.end].lower(), token.value)
-        ]
-        for place in rng.permutation(len(choices)):
-            token, other = choices[place]
-            text = replaced(caption, token.start, token.end, other)
-            if _false(text, scene):
-                return text
-        return None
+        choices = [(token, other) for token in _tokens(caption) if token.category in categories and not token.referring
+                   for other in alternatives(caption[token.start : token.end].lower(), token.value)]
+        texts = (replaced(caption, choices[place][0].start, choices[place][0].end, choices[place][1])
+                 for place in rng.permutation(len(choices)))
+        return next((text for text in texts if _false(text, scene)), None)
 
     return make
 
 
-def _other_nouns(phrase: str, value: object) -> list[str]:
-    assert isinstance(value, Kind)
-    if value.shape is None:
+def _other_nouns(phrase: str, kind: Kind) -> list[str]:
+    if kind.shape is None:
         return []
-    plural = any(phrase == nouns[1] for nouns in language.NOUNS[value.shape])
-    return [language.NOUNS[shape][0][plural] for shape in SHAPES if shape != value.shape]
+    plural = any(phrase == nouns[1] for nouns in language.NOUNS[kind.shape])
+    return [language.NOUNS[shape][0][plural] for shape in SHAPES if shape != kind.shape]
 
 
-def _other_adjectives(attribute: str) -> Callable[[str, object], list[str]]:
+def _other_adjectives(attribute: str) -> Callable[[str, Any], list[str]]:
     def alternatives(phrase: str, value: object) -> list[str]:
         named = getattr(value, attribute)
         if named is None:
             return []
         if phrase.startswith("with "):
-            return [words[0] for other, words in language.PATTERNS.items() if other != named]
+            return _other(language.PATTERNS, named)
         return [language.ADJECTIVES[attribute][other][0] for other in language.VALUES[attribute] if other != named]
 
     return alternatives
 
 
-def _other_numbers(phrase: str, value: object) -> list[str]:
-    return [word for number, word in language.NUMBERS.items() if value != 1 and number != value]
-
-
-def _other_relations(phrase: str, value: object) -> list[str]:
-    verb = "is " if value == "contains" else ""  # "contains" stands where the others stand after "is"
-    return [verb + words[0] for relation, words in language.RELATIONS.items() if relation != value]
-
-
-def _other_places(phrase: str, value: object) -> list[str]:
-    return [words[0] for place, words in language.PLACE_PHRASES.items() if place != value]
-
-
-def _other_backgrounds(phrase: str, value: object) -> list[str]:
-    return [phrase.replace(str(value), ground) for ground in BACKGROUNDS if ground != value]
+def _other(words: Mapping[Any, Sequence[str]], value: object) -> list[str]:
+    """The first word for each value but this one."""
+    return [of[0] for other, of in words.items() if other != value]
 
 
 def _roles_swapped(caption: str, scene: Scene, others: list[str], rng: np.random.Generator) -> str | None:
     """Two objects on either side of a relation change places."""
     tokens = _tokens(caption)
     related = [token for token in tokens if token.category == "relation"]
-    objects = list(_objects(tokens))
-    pairs = [
-        (a, b) for i, a in enumerate(objects) for b in objects[i + 1 :]
-        if a[0].sentence == b[0].sentence and any(
-            a[-1].end <= token.start < b[0].start or token.end <= a[0].start and token.sentence == a[0].sentence
-            for token in related
-        )
-    ]
+    pairs = [(a[0].start, a[-1].end, b[0].start, b[-1].end) for a, b in combinations(_objects(tokens), 2)
+             if a[0].sentence == b[0].sentence and any(
+                 a[-1].end <= token.start < b[0].start or token.end <= a[0].start and token.sentence == a[0].sentence
+                 for token in related)]
     for place in rng.permutation(len(pairs)):
-        (a, *_, a_end), (b, *_, b_end) = pairs[place]
-        first, second = caption[a.start : a_end.end], caption[b.start : b_end.end]
-        text = caption[: a.start] + second + caption[a_end.end : b.start] + first + caption[b_end.end :]
+        a, a_end, b, b_end = pairs[place]
+        first, second = caption[a:a_end], caption[b:b_end]
+        text = caption[:a] + second + caption[a_end:b] + first + caption[b_end:]
         if first != second and _false(text, scene):
             return text
     return None
@@ -171,46 +139,34 @@ def _roles_swapped(caption: str, scene: Scene, others: list[str], rng: np.random
 
 def _false(text: str, scene: Scene) -> bool:
     """Whether the text is a caption that could be true of some image and is not true of this one."""
-    if not _readable(text):
-        return False
-    meanings = _read(text)
+    meanings = _readable(text)
     mentioned = [[mention.kind for mention in meaning.mentions] for meaning in meanings]
-    for kind, count in (count for meaning in meanings for count in meaning.counts):
-        if any(sum(other.says(kind) for other in of_sentence) > count for of_sentence in mentioned):
-            return False
-    return not _true(text, scene)
+    contradicted = any(sum(other.says(kind) for other in of_sentence) > count
+                       for meaning in meanings for kind, count in meaning.counts for of_sentence in mentioned)
+    return bool(meanings) and not contradicted and not _true(text, scene)
 
 
 def _objects(tokens: Sequence[_Token]) -> Iterator[tuple[_Token, ...]]:
     """"a small circle with dots": each object that is mentioned with "a", as its tokens; at least two."""
     for at, token in enumerate(tokens):
-        if token.category == "a":
-            end = at + 1
-            while end < len(tokens) and tokens[end].category in _DESCRIBING:
-                end += 1
-            if any(part.category == "noun" for part in tokens[at:end]):
-                yield tuple(tokens[at:end])
-
-
-# ------------------------------------------------------------------------------------- a detail, true or its false twin
+        described = tuple(takewhile(lambda part: part.category in _DESCRIBING, tokens[at + 1 :]))
+        if token.category == "a" and any(part.category == "noun" for part in described):
+            yield (token, *described)
 
 
 def _detail_added(true: bool) -> Callable[..., str | None]:
-    """Maker of the caption with one more sentence about what it leaves open, true of the scene or not.
-
-    The generator is the same for both, so that the two details differ in one word only.
-    """
+    """Maker of the caption with one more sentence about what it leaves open, true of the scene or not."""
 
     def make(caption: str, scene: Scene, others: list[str], own: np.random.Generator) -> str | None:
-        rng = generator_of(0, "detail", scene.image_id, caption)
+        rng = generator_of(0, "detail", scene.image_id, caption)    # for both, so that they differ in one word only
         meanings = _read(caption)
-        kinds = [] if any(m.backgrounds for m in meanings) else ["background"]
-        if not any(m.counts or m.rules for m in meanings):  # else they may decide the count already
-            kinds += ["count", "absence"]
+        kinds = [] if any(meaning.backgrounds for meaning in meanings) else [_background]
+        if not any(meaning.counts or meaning.rules for meaning in meanings):    # else they may decide the count already
+            kinds += [_count, _absence]
         for _ in range(_ATTEMPTS if kinds else 0):
-            twins = [second_sentence(caption, detail) for detail in _DETAILS[pick(rng, kinds)](scene, rng)]
-            if _true(twins[0], scene) and _false(twins[1], scene):
-                return twins[0 if true else 1]
+            right, wrong = (second_sentence(caption, detail) for detail in pick(rng, kinds)(scene, rng))
+            if _true(right, scene) and _false(wrong, scene):
+                return right if true else wrong
         return None
 
     return make
@@ -224,27 +180,21 @@ def _background(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
 def _count(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     item = pick(rng, scene.objects)
     kind = pick(rng, [Kind(shape=item.shape), Kind(color=item.color)])
-    count = sum(kind.fits(o) for o in scene.objects)
+    count = sum(map(kind.fits, scene.objects))
     other = pick(rng, [number for number in range(1, 5) if number != count])
-    return _counted(kind, count), _counted(kind, other)
 
+    def counted(number: int) -> str:
+        noun = language.NOUNS[kind.shape][0][number > 1]
+        words = f"{kind.color} {noun}" if kind.color else noun
+        return f"exactly {language.NUMBERS[number]} {words}" if number > 1 else f"only one {words}"
 
-def _counted(kind: Kind, count: int) -> str:
-    noun = language.NOUNS[kind.shape][0][count > 1]
-    words = f"{kind.color} {noun}" if kind.color else noun
-    return f"exactly {language.NUMBERS[count]} {words}" if count > 1 else f"only one {words}"
+    return counted(count), counted(other)
 
 
 def _absence(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     there = {o.shape for o in scene.objects}
     absent, present = ([shape for shape in SHAPES if (shape in there) == so] for so in (False, True))  # none is empty
     return f"there is no {pick(rng, absent)}", f"there is no {pick(rng, present)}"
-
-
-_DETAILS = {"background": _background, "count": _count, "absence": _absence}
-
-
-# ------------------------------------------------------------------------------------------ Asymmetry-II, Asymmetry-III
 
 
 def _concatenated(caption: str, scene: Scene, others: list[str], rng: np.random.Generator) -> str | None:
@@ -255,11 +205,9 @@ def _concatenated(caption: str, scene: Scene, others: list[str], rng: np.random.
 def _truncated(caption: str, scene: Scene, others: list[str], rng: np.random.Generator) -> str | None:
     """The part from the beginning on that is a caption and whose length is nearest to half of the words."""
     words = caption.split()
-    for count in sorted(range(1, len(words)), key=lambda n: (abs(2 * n - len(words)), n)):
-        text = " ".join(words[:count]).rstrip(",;:.")
-        if _less(text, caption, scene):
-            return text
-    return None
+    counts = sorted(range(1, len(words)), key=lambda n: (abs(2 * n - len(words)), n))
+    texts = (" ".join(words[:count]).rstrip(",;:.") for count in counts)
+    return next((text for text in texts if _less(text, caption, scene)), None)
 
 
 def _keywords_removed(caption: str, scene: Scene, others: list[str], rng: np.random.Generator) -> str | None:
@@ -269,8 +217,7 @@ def _keywords_removed(caption: str, scene: Scene, others: list[str], rng: np.ran
         count = max(1, len(removable) // 2) if attempt < _ATTEMPTS // 2 else 1
         text = caption
         for place in sorted(rng.permutation(len(removable))[:count], reverse=True):
-            token = removable[place]
-            text = _without(text, token)
+            text = _without(text, removable[place])
         if _less(text, caption, scene):
             return text
     return None
@@ -289,10 +236,7 @@ def _without(caption: str, token: _Token) -> str:
 
 def _less(text: str, caption: str, scene: Scene) -> bool:
     """Whether the text is a caption that says a part of what the caption says, and not the whole."""
-    return _readable(text) and entails(caption, text) and not entails(text, caption) and _true(text, scene)
-
-
-# ---------------------------------------------------------------------------------------------------------------- words
+    return bool(_readable(text)) and entails(caption, text) and not entails(text, caption) and _true(text, scene)
 
 
 @lru_cache(maxsize=64)
@@ -321,17 +265,17 @@ def _read(text: str) -> list[Meaning]:
     return read_caption(text)
 
 
+def _readable(text: str) -> list[Meaning]:
+    """As `_read`; nothing of what is no caption."""
+    try:
+        return _read(text)
+    except DataError:
+        return []
+
+
 def _true(text: str, scene: Scene) -> bool:
     """As `caption_is_true`."""
     return all(is_true(meaning, scene) for meaning in _read(text))
-
-
-def _readable(text: str) -> bool:
-    try:
-        _read(text)
-    except DataError:
-        return False
-    return True
 
 
 _MAKERS: dict[str, Callable[[str, Scene, list[str], np.random.Generator], str | None]] = {
@@ -339,14 +283,13 @@ _MAKERS: dict[str, Callable[[str, Scene, list[str], np.random.Generator], str | 
     "colour swapped": _swap("adjective", alternatives=_other_adjectives("color")),
     "size swapped": _swap("adjective", alternatives=_other_adjectives("size")),
     "texture swapped": _swap("adjective", "pattern", alternatives=_other_adjectives("texture")),
-    "number swapped": _swap("number", alternatives=_other_numbers),
-    "relation swapped": _swap("relation", alternatives=_other_relations),
-    "place swapped": _swap("place", alternatives=_other_places),
-    "background swapped": _swap("background", alternatives=_other_backgrounds),
-    "roles swapped": _roles_swapped,
-    "false detail added": _detail_added(true=False),
-    "true detail added": _detail_added(true=True),
-    "concatenated": _concatenated,
-    "truncated (prefix)": _truncated,
-    "keywords removed": _keywords_removed,
-}
+    "number swapped": _swap("number", alternatives=lambda phrase, value: [
+        word for number, word in language.NUMBERS.items() if value != 1 and number != value]),
+    "relation swapped": _swap("relation", alternatives=lambda phrase, value: [      # others stand after "is"
+        "is " * (value == "contains") + word for word in _other(language.RELATIONS, value)]),
+    "place swapped": _swap("place", alternatives=lambda phrase, value: _other(language.PLACE_PHRASES, value)),
+    "background swapped": _swap("background", alternatives=lambda phrase, value: [
+        phrase.replace(str(value), ground) for ground in BACKGROUNDS if ground != value]),
+    "roles swapped": _roles_swapped, "false detail added": _detail_added(true=False),
+    "true detail added": _detail_added(true=True), "concatenated": _concatenated, "truncated (prefix)": _truncated,
+    "keywords removed": _keywords_removed}

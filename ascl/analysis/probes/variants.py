@@ -14,21 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 KINDS = {
-    "noun swapped": "I",
-    "colour swapped": "I",
-    "size swapped": "I",
-    "texture swapped": "I",
-    "number swapped": "I",
-    "relation swapped": "I",
-    "place swapped": "I",
-    "background swapped": "I",
-    "roles swapped": "I",
-    "false detail added": "I",
-    "true detail added": "II",
-    "concatenated": "II",
-    "truncated (prefix)": "III",
-    "keywords removed": "III",
-}
+    **dict.fromkeys(("noun swapped", "colour swapped", "size swapped", "texture swapped", "number swapped",
+                     "relation swapped", "place swapped", "background swapped", "roles swapped", "false detail added"),
+                    "I"),
+    "true detail added": "II", "concatenated": "II", "truncated (prefix)": "III", "keywords removed": "III"}
 _ARTICLE = re.compile(r"\b(an?)(\s+)$", re.IGNORECASE)
 _SPOKEN_WITH_Y = ("uni", "use")  # "a unicycle"
 
@@ -55,11 +44,8 @@ def replaced(caption: str, start: int, end: int, new: str) -> str:
 
 def with_article(before: str, word: str) -> str:
     """What stands before a word, with the a or an at its end that fits the word."""
-    article = _ARTICLE.search(before)
-    if article is None:
-        return before
-    fitting = article.group(1)[0] + ("n" if word.lower()[:1] in "aeiou" and not word.startswith(_SPOKEN_WITH_Y) else "")
-    return before[: article.start()] + fitting + article.group(2)
+    n = "n" if word.lower()[:1] in "aeiou" and not word.startswith(_SPOKEN_WITH_Y) else ""
+    return _ARTICLE.sub(lambda article: article[1][0] + n + article[2], before)
 
 
 def second_sentence(caption: str, sentence: str) -> str:

@@ -58,12 +58,12 @@ def thinned(series: Series, most: int = MOST_POINTS) -> Series:
     values = np.array(series.values, dtype=np.float64)          # None becomes NaN
     values[~np.isfinite(values)] = np.nan
     group = max(1, math.ceil(len(values) / most))
-    starts = range(0, len(values), group)
-    parts = [values[start : start + group] for start in starts]
-    return Series(
-        series.name, [float(np.mean(series.steps[start : start + group])) for start in starts],
-        [float(np.nanmean(part)) if np.isfinite(part).any() else math.nan for part in parts], series.dots,
-    )
+    steps, means = [], []
+    for start in range(0, len(values), group):
+        part = values[start : start + group]
+        steps.append(float(np.mean(series.steps[start : start + group])))
+        means.append(math.nan if np.isnan(part).all() else float(np.nanmean(part)))
+    return Series(series.name, steps, means, series.dots)
 
 
 def inline_svg(figure: Figure, name: str, title: str) -> Markup:

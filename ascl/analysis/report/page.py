@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -29,8 +29,7 @@ PROTOCOLS = {
     "all pairs": "Every image was scored with every caption, and no score knew which of them belong together: that "
     "enters only where ranks are counted.",
     "ranking of given scores": "The scores were made elsewhere and are ranked as they came: whether each pair was "
-    "scored without its answer, this program cannot tell.",
-}
+    "scored without its answer, this program cannot tell."}
 MADE_OF = ("runs", "scores", "split", "captions", "features", "scoring")
 MADE = ("commit", "python", "torch", "device")
 SECTIONS = {"reports", "probes", "scoring"}      # that are shown in their own way
@@ -44,17 +43,13 @@ Photos = Callable[[str], bytes | None]
 class RunRecord:
     """All that a page is made of.
 
-    Attributes:
-        name, dataset, model: of the run.
-        changed: (setting, value, default) of those that differ from the defaults. settings: (setting, value) of all.
-        metrics: lines of metrics.jsonl. environment: of the training.
-        evaluations: name of an eval-*.json without `eval-` and its ending -> content.
-        split: whose queries are shown. evaluate: the command that evaluates it.
-        ranks, top: of that split; None = not at hand, and `missing` says why.
-        seconds: that scoring all pairs for `top` took; None = the scores were given.
-        photos: image id -> small JPEG, None where there is none.
-        batch_size: pairs of a training step. validated_on: what the validation curve is over.
-        missing: "metrics", "ranks", "top" or "photos" -> why it is not there.
+    name, dataset, model: of the run. changed: (setting, value, default) of those that differ from the defaults.
+    settings: (setting, value) of all. metrics: lines of metrics.jsonl. environment: of the training. evaluations: name
+    of an eval-*.json without `eval-` and its ending -> content. split: whose queries are shown. evaluate: the command
+    that evaluates it. ranks, top: of that split; None = not at hand, and `missing` says why. seconds: that scoring all
+    pairs for `top` took; None = the scores were given. photos: image id -> small JPEG, None where there is none.
+    batch_size: pairs of a training step. validated_on: what the validation curve is over. missing: "metrics", "ranks",
+    "top" or "photos" -> why it is not there.
     """
 
     name: str
@@ -80,14 +75,19 @@ def render(run: RunRecord) -> str:
     """Return the page as HTML; whatever comes from files is escaped by the template."""
     validations = [line for line in run.metrics if line["kind"] == "validation" and line.get("rsum") is not None]
     made_by = {"training": run.environment} | {f"eval-{name}": made for name, made in run.evaluations.items()}
+
+    def photo(image_id: str) -> str | None:
+        jpeg = run.photos(image_id)
+        return None if jpeg is None else base64.b64encode(jpeg).decode("ascii")
+
     return _templates().get_template("page.html").render(
-        run=run, shown=FOUND, photo=_as_base64(run.photos), headline=_headline(run), recall_rows=_recall_rows,
-        protocol_of=_protocol, other_metrics=_other_metrics, charts=_charts(run), probe_rows=_probe_rows,
+        run=run, shown=FOUND, photo=photo, headline=_headline(run), recall_rows=_recall_rows, protocol_of=_protocol,
+        other_metrics=_other_metrics, charts=_charts(run), probe_rows=_probe_rows,
+        breakable_rows=lambda rows: [[_breakable(cell) for cell in row] for row in rows],
         best=max(validations, key=lambda line: line["rsum"], default=None), disagreements=_disagreements(run),
-        queries=_queries(run), hubs=_hubs(run), breakable_rows=_breakable_rows, timings=_timings(run), made=list(MADE),
+        queries=_queries(run), hubs=_hubs(run), timings=_timings(run), made=list(MADE),
         environment_rows=[[name, *(made.get(key, "not noted") for key in MADE)] for name, made in made_by.items()],
-        named_captions=lambda first: [[run.ranks.caption(text), times] for text, times in first] if run.ranks else [],
-    )
+        named_captions=lambda first: [[run.ranks.caption(text), times] for text, times in first] if run.ranks else [])
 
 
 @cache
@@ -102,44 +102,24 @@ def _templates() -> Environment:
     return templates
 
 
-def _as_base64(photos: Photos) -> Callable[[str], str | None]:
-    def photo(image_id: str) -> str | None:
-        jpeg = photos(image_id)
-        return None if jpeg is None else base64.b64encode(jpeg).decode("ascii")
-
-    return photo
-
-
 def _breakable(name: str) -> Markup:
     """A path or a dotted name, which a narrow column may break after its separators and nowhere else."""
-    escaped = str(Markup.escape(NOT_IN_HTML.sub("\ufffd", name)))
-    return Markup(re.sub(r"([._/,-])(?=\w)", r"\1<wbr/>", escaped))
-
-
-def _breakable_rows(rows: Iterable[Iterable[str]]) -> list[list[Markup]]:
-    return [[_breakable(cell) for cell in row] for row in rows]
-
-
-# Recall, probes, training
+    return Markup(re.sub(r"([._/,-])(?=\w)", r"\1<wbr/>", str(Markup.escape(NOT_IN_HTML.sub("\ufffd", name)))))
 
 
 def _headline(run: RunRecord) -> list[tuple[str, str]]:
     report = run.evaluations.get(run.split, {}).get("reports", {}).get("full")
     return [] if report is None else [
-        (f"Rsum on {run.split}", f"{report['rsum']:.1f}"),
-        ("R@1 image to text", f"{report['i2t']['r1']:.1f} %"),
-        ("R@1 text to image", f"{report['t2i']['r1']:.1f} %"),
-        ("images", f"{report['images']:,}"),
-        ("captions", f"{report['texts']:,}"),
-    ]
+        (f"Rsum on {run.split}", f"{report['rsum']:.1f}"), ("R@1 image to text", f"{report['i2t']['r1']:.1f} %"),
+        ("R@1 text to image", f"{report['t2i']['r1']:.1f} %"), ("images", f"{report['images']:,}"),
+        ("captions", f"{report['texts']:,}")]
 
 
 def _recall_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
     return [
         [kind, label, *(f"{report[way][key]:.1f}" for key in ("r1", "r5", "r10", "median_rank", "mean_rank")),
          f"{report[way]['queries']:,}", f"{report['rsum']:.1f}" if way == "i2t" else ""]
-        for kind, report in evaluation.get("reports", {}).items() for way, label in DIRECTIONS.items()
-    ]
+        for kind, report in evaluation.get("reports", {}).items() for way, label in DIRECTIONS.items()]
 
 
 def _protocol(evaluation: Mapping[str, Any]) -> str:
@@ -159,53 +139,46 @@ def _other_metrics(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
         if directed:
             columns = list(dict.fromkeys(key for metrics in values.values() for key in metrics))
             head = ["direction", *(key.replace("_", " ") for key in columns)]
-            rows = [[label, *(_one_digit(values[way].get(key, "")) for key in columns)]
+            rows = [[label, *(_value(values[way].get(key, ""), ".1f") for key in columns)]
                     for way, label in DIRECTIONS.items() if way in values]
         tables.append({"title": TITLES.get(name, name.replace("_", " ").capitalize()), "head": head, "rows": rows,
                        "text_columns": 1 if directed else 2})
     return tables
 
 
-def _one_digit(value: Any) -> str:
-    return f"{value:.1f}" if isinstance(value, float) else _value(value)
-
-
-def _value(value: Any) -> str:
-    """A metric or setting as text: floats to six digits, lists with commas, None as `null`."""
+def _value(value: Any, digits: str = ".6g") -> str:
+    """A metric or setting as text: floats to some digits, lists with commas, None as `null`."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return format(value, digits)
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_value(part)}" for key, part in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_value, value))
-    return str(value)
+    return ", ".join(map(_value, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _charts(run: RunRecord) -> list[tuple[str, Markup]]:
-    def series(kind: str, names: Mapping[str, str]) -> list[Series]:
-        lines = [line for line in run.metrics if line["kind"] == kind]
-        known = {key: [line for line in lines if key in line] for key in names}
-        return [Series(name, [line["step"] for line in known[key]], [line[key] for line in known[key]],
-                       dots=kind == "validation") for key, name in names.items()]
-
     charts = {
-        "Loss": series("train", {"loss": "loss"}),
-        "Validation Rsum": series("validation", {"rsum": "Rsum"}),
-        "Validation R@1 (percent)": series("validation", {"i2t_r1": "image to text", "t2i_r1": "text to image"}),
-        "Mean score in a training batch": series("train", {"score_true": "true pairs", "score_other": "other pairs"}),
-        "Learning rate": series("train", {"learning_rate": "learning rate"}),
-    }
-    drawn = {title: figure for title, lines in charts.items() if (figure := line_chart("step", lines))}
-    return [(title, inline_svg(figure, f"chart{number}", title))
-            for number, (title, figure) in enumerate(drawn.items())]
+        "Loss": ("train", {"loss": "loss"}), "Validation Rsum": ("validation", {"rsum": "Rsum"}),
+        "Validation R@1 (percent)": ("validation", {"i2t_r1": "image to text", "t2i_r1": "text to image"}),
+        "Mean score in a training batch": ("train", {"score_true": "true pairs", "score_other": "other pairs"}),
+        "Learning rate": ("train", {"learning_rate": "learning rate"})}
+    drawn: list[tuple[str, Markup]] = []
+    for title, (kind, names) in charts.items():
+        series = []
+        for key, name in names.items():
+            lines = [line for line in run.metrics if line["kind"] == kind and key in line]
+            series.append(Series(name, [line["step"] for line in lines], [line[key] for line in lines],
+                                 dots=kind == "validation"))
+        if figure := line_chart("step", series):
+            drawn.append((title, inline_svg(figure, f"chart{len(drawn)}", title)))
+    return drawn
 
 
 def _probe_rows(probes: Mapping[str, Any]) -> list[list[Any]]:
-    every = [*probes.get("kinds", {}).items(), *((f"all of {kind}", {"asymmetry": kind, **metrics})
-                                                 for kind, metrics in probes.get("by_asymmetry", {}).items())]
-    return [[kind, metrics.get("asymmetry", ""), *_probe(metrics)] for kind, metrics in every]
+    every = {**probes.get("kinds", {}), **{f"all of {kind}": {"asymmetry": kind, **metrics}
+                                           for kind, metrics in probes.get("by_asymmetry", {}).items()}}
+    return [[kind, metrics.get("asymmetry", ""), *_probe(metrics)] for kind, metrics in every.items()]
 
 
 def _probe(metrics: Mapping[str, Any]) -> list[str]:
@@ -224,20 +197,12 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f} %"
 
 
-# Queries
-
-
 def _queries(run: RunRecord) -> list[dict[str, Any]]:
-    if run.ranks is None:
-        return []
-    groups = []
-    for direction, label in DIRECTIONS.items():
-        for best, queries in zip((True, False), best_and_worst(run.ranks, run.top, direction, SHOWN), strict=True):
-            groups.append({
-                "title": f"{label.capitalize()}: {'best' if best else 'worst'}", "best": best, "direction": direction,
-                "candidates": len(run.ranks.owner) if direction == "i2t" else run.ranks.images, "queries": queries,
-            })
-    return groups
+    return [] if run.ranks is None else [
+        {"title": f"{label.capitalize()}: {kind}", "best": kind == "best", "direction": direction, "queries": queries,
+         "candidates": len(run.ranks.owner) if direction == "i2t" else run.ranks.images}
+        for direction, label in DIRECTIONS.items() for kind, queries in
+        zip(("best", "worst"), best_and_worst(run.ranks, run.top, direction, SHOWN), strict=True)]
 
 
 def _disagreements(run: RunRecord) -> list[str]:
@@ -261,22 +226,16 @@ def _hubs(run: RunRecord) -> list[tuple[Direction, str, Any]]:
             for direction in DIRECTIONS]
 
 
-# Timings
-
-
 def _timings(run: RunRecord) -> list[list[str]]:
     rows = []
     train = [line for line in run.metrics if line["kind"] == "train" and line.get("steps_per_second")]
     timed = [line["time"] for line in run.metrics if "time" in line]
     if train:
         speeds = np.array([line["steps_per_second"] for line in train], dtype=np.float64)
-        steps = np.diff([0, *(line["step"] for line in train)])
-        rows += [
-            ["steps taken", f"{train[-1]['step']:,}"],
-            ["in training steps, by their logged speed", duration(float((steps / speeds).sum()))],
-            ["median speed", f"{np.median(speeds):.3g} steps/s, {np.median(speeds) * run.batch_size:.3g} pairs/s of "
-             "each process"],
-        ]
+        steps, median = np.diff([0, *(line["step"] for line in train)]), np.median(speeds)
+        rows += [["steps taken", f"{train[-1]['step']:,}"],
+                 ["in training steps, by their logged speed", duration(float((steps / speeds).sum()))],
+                 ["median speed", f"{median:.3g} steps/s, {median * run.batch_size:.3g} pairs/s of each process"]]
     if len(timed) > 1:
         rows.append(["from the first line of the log to the last, stops and validations included",
                      duration(max(timed) - min(timed))])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,8 +35,7 @@ def top_of_matrix(scores: np.ndarray, k: int, *, block: int = BLOCK) -> TopPairs
     return TopPairs(texts_of_image, image_scores, images_of_text, text_scores)
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """One retrieved candidate."""
 
     candidate: int
@@ -44,8 +43,7 @@ class Found:
     right: bool
 
 
-@dataclass(frozen=True)
-class Query:
+class Query(NamedTuple):
     """One query: its number, rank (0 is best), own candidates, and the best that were retrieved (none = not known).
 
     margin: how far its best right candidate lies above the best wrong one, None where the list does not tell.
@@ -58,9 +56,8 @@ class Query:
     margin: float | None
 
 
-def best_and_worst(
-    saved: QueryRanks, top: TopPairs | None, direction: Direction, count: int
-) -> tuple[list[Query], list[Query]]:
+def best_and_worst(saved: QueryRanks, top: TopPairs | None, direction: Direction,
+                   count: int) -> tuple[list[Query], list[Query]]:
     """Return `count` queries whose right candidate comes first, by falling margin; and the `count` of the worst rank.
 
     Of the captions of one image only the first in this order is taken: they are often all found, or none. Without `top`
@@ -72,14 +69,13 @@ def best_and_worst(
         margins = _margins(saved, top, direction)[numbers[firsts]]
         firsts = firsts[np.argsort(-np.nan_to_num(margins, nan=-np.inf), kind="stable")]
     lasts = np.argsort(-ranks, kind="stable")
-    lasts = lasts[ranks[lasts] > 0]
 
     def chosen(order: np.ndarray) -> list[Query]:
         images = numbers[order] if direction == "i2t" else saved.owner[numbers[order]]
         _, places = np.unique(images, return_index=True)            # of the first of each image
         return [_query(saved, top, direction, int(numbers[q]), int(ranks[q])) for q in order[np.sort(places)[:count]]]
 
-    return chosen(firsts), chosen(lasts)
+    return chosen(firsts), chosen(lasts[ranks[lasts] > 0])
 
 
 def _lists(top: TopPairs, direction: Direction) -> tuple[np.ndarray, np.ndarray]:
@@ -99,34 +95,27 @@ def _margins(saved: QueryRanks, top: TopPairs, direction: Direction) -> np.ndarr
     """(N,) best right score minus best wrong one, NaN where a list holds only one kind."""
     candidates, scores = _lists(top, direction)
     right = _is_right(saved, candidates, direction)
-    best_right = np.where(right, scores, -np.inf).max(axis=1)
-    best_wrong = np.where(right, -np.inf, scores).max(axis=1)
-    known = np.isfinite(best_right) & np.isfinite(best_wrong)
-    return np.subtract(best_right, best_wrong, out=np.full(len(scores), np.nan), where=known)
+    margins = np.where(right, scores, -np.inf).max(axis=1) - np.where(right, -np.inf, scores).max(axis=1)
+    return np.where(np.isfinite(margins), margins, np.nan)
 
 
 def _query(saved: QueryRanks, top: TopPairs | None, direction: Direction, number: int, rank: int) -> Query:
     right = saved.right(direction, number)
     if top is None:
         return Query(number, rank, right, [], None)
-    candidates, scores = _lists(top, direction)
-    own = set(right)
-    found = [Found(int(candidate), float(score), int(candidate) in own)
-             for candidate, score in zip(candidates[number], scores[number], strict=True)]
+    candidates, scores = (part[number].tolist() for part in _lists(top, direction))
+    found = [Found(candidate, score, candidate in right) for candidate, score in zip(candidates, scores, strict=True)]
     margin = float(_margins(saved, top, direction)[number])
     return Query(number, rank, right, found, None if np.isnan(margin) else margin)
 
 
-@dataclass(frozen=True)
-class Hubs:
+class Hubs(NamedTuple):
     """Candidates that come up where they do not belong.
 
-    Attributes:
-        first: (candidate, number of queries not its own that retrieve it first), the most frequent ones.
-        wrong: queries whose first is wrong. queries: all of them.
-        k: length of the lists. never: candidates in nobody's list. candidates: all of them.
-        skewness: of how often a candidate is in a list, 0 where all come up alike; Radovanovic et al., Hubs in Space,
-            JMLR 2010.
+    first: (candidate, number of queries not its own that retrieve it first), the most frequent ones. wrong: queries
+    whose first is wrong. queries: all of them. k: length of the lists. never: candidates in nobody's list. candidates:
+    all of them. skewness: of how often a candidate is in a list, 0 where all come up alike; Radovanovic et al., Hubs in
+    Space, JMLR 2010.
     """
 
     first: list[tuple[int, int]]
@@ -151,13 +140,11 @@ def hubs(saved: QueryRanks, top: TopPairs, direction: Direction, count: int) -> 
     wrong = ~_is_right(saved, lists, direction)[asked, 0]
     lists = lists[asked]
     times = np.bincount(lists[wrong, 0], minlength=candidates)
-    order = np.argsort(-times, kind="stable")[:count]
+    first = [(place, int(times[place])) for place in np.argsort(-times, kind="stable")[:count].tolist() if times[place]]
     occurrences = np.bincount(lists.ravel(), minlength=candidates).astype(np.float64)
-    return Hubs(
-        first=[(int(candidate), int(times[candidate])) for candidate in order if times[candidate]],
-        wrong=int(wrong.sum()), queries=len(lists), k=lists.shape[1], never=int((occurrences == 0).sum()),
-        candidates=candidates, skewness=float(stats.skew(occurrences)) if np.ptp(occurrences) else 0.0,
-    )
+    skewness = float(stats.skew(occurrences)) if np.ptp(occurrences) else 0.0
+    return Hubs(first, wrong=int(wrong.sum()), queries=len(lists), k=lists.shape[1],
+                never=int((occurrences == 0).sum()), candidates=candidates, skewness=skewness)
 
 
 def first_is_right(saved: QueryRanks, top: TopPairs, direction: Direction) -> float:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
-from ascl.analysis.evaluation import load_split
+from ascl.analysis.evaluation import bar, load_split
 from ascl.analysis.query_ranks import QueryRanks, read_ranks
 from ascl.analysis.report.page import Photos, RunRecord, render
 from ascl.analysis.report.retrieved import top_of_matrix
@@ -31,18 +30,15 @@ TOP = 10                        # candidates of each query that a report looks a
 THUMBNAIL = (176, 70)           # longer side in pixels, JPEG quality: 5 to 10 kB each
 
 
-@dataclass(frozen=True)
-class Reported:
+class Reported(NamedTuple):
     """The page of a run, and what it lacks."""
 
     file: Path
     missing: dict[str, str]
 
 
-def report(
-    run: str, *, split: str | None = None, images: str | None = None, overrides: dict[str, Any] | None = None,
-    scores: str | None = None, out: Path | None = None,
-) -> Reported:
+def report(run: str, *, split: str | None = None, images: str | None = None, overrides: dict[str, Any] | None = None,
+           scores: str | None = None, out: Path | None = None) -> Reported:
     """Write everything that is known of a run as one HTML page, which says what is missing.
 
     Args:
@@ -70,31 +66,27 @@ def report(
     else:
         missing["metrics"] = f"{METRICS} is not in the run's folder: there are no curves."
     ranks, top, seconds = _retrieved(config, folder, split, overrides or {}, scores, evaluate, missing)
-    photos = _photos(images, config.data.images, missing) if ranks is not None else _no_photo
-    defaults = flat(to_dict(Config()))
-    settings = flat(to_dict(config))
+    settings, defaults = flat(to_dict(config)), flat(to_dict(Config()))
     record = RunRecord(
         name=folder.resolve().name, dataset=config.dataset, model=config.model.kind,
         changed=[(name, _shown(value), _shown(defaults[name])) for name, value in settings.items()
                  if value != defaults[name]],
         settings=[(name, _shown(value)) for name, value in settings.items()],
-        metrics=metrics, environment=_read_json(folder / "environment.json") or {},
+        metrics=metrics, environment=_read_json(folder / "environment.json"),
         evaluations={path.stem.removeprefix("eval-"): read_evaluation(path)
                      for path in sorted(folder.glob("eval-*.json"))},
-        split=split, evaluate=evaluate, ranks=ranks, top=top, seconds=seconds, photos=photos,
+        split=split, evaluate=evaluate, ranks=ranks, top=top, seconds=seconds,
+        photos=(lambda image_id: None) if ranks is None else _photos(images, config.data.images, missing),
         batch_size=config.train.batch_size, missing=missing,
         validated_on=f"the first {config.data.val_images} images of split {config.data.val}"
-        if config.data.val_images else f"split {config.data.val}",
-    )
+        if config.data.val_images else f"split {config.data.val}")
     out = out or folder / "report.html"
     write_text(out, render(record))
     return Reported(out, missing)
 
 
-def _retrieved(
-    config: Config, folder: Path, split: str, overrides: dict[str, Any], scores: str | None, evaluate: str,
-    missing: dict[str, str],
-) -> tuple[QueryRanks | None, TopPairs | None, float | None]:
+def _retrieved(config: Config, folder: Path, split: str, overrides: dict[str, Any], scores: str | None, evaluate: str,
+               missing: dict[str, str]) -> tuple[QueryRanks | None, TopPairs | None, float | None]:
     """Ranks of an evaluation, the best candidates of every query, and the seconds that it took to score them."""
     path = folder / f"ranks-{split}.npz"
     if not path.is_file():
@@ -117,10 +109,9 @@ def _retrieved(
         if loaded.captions.captions != ranks.captions or loaded.captions.image_ids != ranks.image_ids:
             raise DataError(f"{path.name} is of other images or captions than split {split} has now; run {evaluate}")
         started = time.perf_counter()
-        encoded = loaded.encode()
-        with tqdm(total=len(encoded[0]) * len(encoded[1]), desc="scoring", unit=" pairs", unit_scale=True,
-                  disable=None) as bar:
-            top = top_pairs(loaded.model, *encoded, k, progress=bar.update)
+        images, texts = loaded.encode()
+        with bar(len(images) * len(texts), "scoring") as shown:
+            top = top_pairs(loaded.model, images, texts, k, progress=shown.update)
         return ranks, top, time.perf_counter() - started
     except (DataError, OSError) as error:
         missing["top"] = f"What was retrieved is not shown, only ranks: {error}"
@@ -128,18 +119,11 @@ def _retrieved(
 
 
 def _check_split(config: Config, split: str, overrides: dict[str, Any]) -> None:
-    """A split that was asked for by name and never evaluated has to exist, or a mistyped one makes an empty page.
-
-    Where the captions are no longer in place it cannot be asked, and the page says what is missing.
-
-    Raises:
-        DataError: no such split, with those present.
-    """
+    """Refuse a mistyped split, which would make an empty page; where the captions are gone it cannot be asked."""
     path = data_paths(replace(config.data, **overrides), split)[0]
-    if not captions_exist(path):
-        return
     try:
-        load_captions(path, split)
+        if captions_exist(path):
+            load_captions(path, split)
     except DataError as error:
         raise DataError(f"split {split} is not evaluated and cannot be: {error}") from error
 
@@ -147,29 +131,18 @@ def _check_split(config: Config, split: str, overrides: dict[str, Any]) -> None:
 def _photos(folder: str | None, of_settings: str | None, missing: dict[str, str]) -> Photos:
     """Image id -> thumbnail; a folder that was asked for has to be there, that of the settings need not."""
     source = folder or of_settings
+    paths: dict[str, Path] = {}
     if source is None:
         missing["photos"] = ("No photographs: the run's settings name no folder of images (data.images). To show them, "
                              "make the page with their folder.")
-        return _no_photo
-    try:
-        paths = {path.stem: path for path in find_images(source)}
-    except DataError as error:
-        if folder is not None:
-            raise
-        missing["photos"] = f"No photographs: {error}. To show them, make the page with their folder."
-        return _no_photo
-    made: dict[str, bytes | None] = {}
-
-    def thumbnail(image_id: str) -> bytes | None:
-        if image_id not in made:
-            made[image_id] = _thumbnail(paths[image_id]) if image_id in paths else None
-        return made[image_id]
-
-    return thumbnail
-
-
-def _no_photo(image_id: str) -> None:
-    return None
+    else:
+        try:
+            paths = {path.stem: path for path in find_images(source)}
+        except DataError as error:
+            if folder is not None:
+                raise
+            missing["photos"] = f"No photographs: {error}. To show them, make the page with their folder."
+    return cache(lambda image_id: _thumbnail(paths[image_id]) if image_id in paths else None)
 
 
 def _thumbnail(path: Path) -> bytes | None:
@@ -185,9 +158,10 @@ def _thumbnail(path: Path) -> bytes | None:
     return stream.getvalue()
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; nothing where there is no file."""
     if not path.is_file():
-        return None
+        return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

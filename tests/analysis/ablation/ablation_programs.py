@@ -135,6 +135,7 @@ def make_place(folder: Path) -> Path:
     (folder / "ascl").mkdir(parents=True)
     (folder / "configs").mkdir()
     (folder / "data").mkdir()
+    (folder / "ascl" / "__init__.py").touch()         # a package, which comes before any other of its name
     (folder / "ascl" / "__main__.py").write_text(MAIN)
     (folder / "ascl" / "train.py").write_text(TRAIN)
     (folder / "ascl" / "eval.py").write_text(EVAL)

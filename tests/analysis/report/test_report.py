@@ -494,9 +494,9 @@ def test_ranks_of_other_captions_than_the_data_are_noticed(run, tool):
 
 
 def test_what_is_no_run_of_retrieval_is_refused_by_name(run, finished, tool, tmp_path, capsys):
-    def refused(line, *words):
+    def refused(line, *words, status=1):
         capsys.readouterr()
-        assert tool("report")(line) == 1
+        assert tool("report")(line) == status
         message = capsys.readouterr().err
         assert all(word in message for word in words) and "Traceback" not in message, message
         assert not list(tmp_path.rglob("report.html"))
@@ -515,7 +515,7 @@ def test_what_is_no_run_of_retrieval_is_refused_by_name(run, finished, tool, tmp
     refused([str(copy_run)], "copy detection", "sscd", "ascl copy eval")
     for text, word in (("[1, 2]", "no settings by name"), ("a: [", "not valid YAML"), ("loss: {margn: 1}", "margn")):
         (copy_run / "settings.yaml").write_text(text)
-        refused([str(copy_run)], word)
+        refused([str(copy_run)], word, status=2 if word == "margn" else 1)
 
 
 # A real browser
