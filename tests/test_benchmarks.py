@@ -12,6 +12,8 @@ import torch
 import yaml
 from PIL import Image
 
+from ascl.analysis.run_files import RECALLS
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
@@ -262,8 +264,12 @@ def test_a_study_stands_for_its_variants_with_their_probes(module, make_run, tmp
     shares = [{"I": {"right": 0.5 + seed / 10}, "II": {"right": 0.25}, "III": {"right": 1.0}} for seed in (0, 1)]
     probed = [make_run(f"a{seed}", seed, 200.0, probes={"by_asymmetry": shares[seed]}) for seed in (0, 1)]
     half = [make_run("b0", 0, 100.0, probes={"by_asymmetry": shares[0]}), make_run("b1", 1, 100.0)]
-    lines = ["study,label,seed,run", *(f"s,A,{seed},{run}" for seed, run in enumerate(probed)),
-             *(f"s,B,{seed},{run}" for seed, run in enumerate(half)), f"s,theirs,,{tmp_path / 'outside'}"]
+    recalls = ",".join(RECALLS)
+    empty = "," * len(RECALLS)
+    lines = [f"study,variant,label,seed,run,{recalls}",
+             *(f"s,,A,{seed},{run}{empty}" for seed, run in enumerate(probed)),
+             *(f"s,,B,{seed},{run}{empty}" for seed, run in enumerate(half)),
+             f"s,,theirs,,{tmp_path / 'outside'}{empty}"]
     study, path = tmp_path / "s.csv", tmp_path / "results.csv"
     study.write_text("\n".join(lines) + "\n")
     assert module("flickr8k").main([str(study), "--results", str(path)]) == 0

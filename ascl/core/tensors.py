@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,10 +36,10 @@ def check_labels(labels: Tensor, count: int) -> None:
 
 
 def check_positive(**values: float) -> None:
-    """ValueError unless each is > 0."""
+    """ValueError unless each is > 0 and finite."""
     for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
 def check_not_negative(**values: float) -> None:

@@ -439,7 +439,7 @@ def test_half_precision_is_near(name):
 
 
 @pytest.mark.parametrize(("kind", "settings", "message"), [
-    (Scan, {"direction": "t2i", "lambda_softmax": 0.0}, "lambda_softmax must be positive, got 0.0"),
+    (Scan, {"direction": "t2i", "lambda_softmax": 0.0}, "lambda_softmax must be positive and finite, got 0.0"),
     (Scan, {"direction": "i2t", "lambda_lse": -1.0}, "lambda_lse must be positive"),
     (Imram, {"steps": 0}, "at least 1 step, got 0"),
     (Imram, {"lambda_softmax": float("nan")}, "lambda_softmax"),

@@ -206,8 +206,9 @@ def test_settings_are_checked():
         NoiseSettings(mixture_kinds=("gaussian", "mixture"))
     with pytest.raises(ValueError, match="mixture_kinds is empty"):
         NoiseSettings(mixture_kinds=())
-    with pytest.raises(ValueError, match="gaussian_scale must be positive, got nan"):
-        NoiseSettings(gaussian_scale=float("nan"))
+    for wrong in (float("nan"), float("inf"), 0.0):
+        with pytest.raises(ValueError, match=f"gaussian_scale must be positive and finite, got {wrong}"):
+            NoiseSettings(gaussian_scale=wrong)
     for name in ("token_ratio", "feature_ratio", "dropout"):
         for value in (0.0, 1.0, -0.5):
             with pytest.raises(ValueError, match=f"{name} has to lie between 0 and 1, got {value}"):
