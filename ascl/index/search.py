@@ -88,17 +88,18 @@ def search(rows: Rows, queries: np.ndarray, k: int, compressed: Any = None) -> t
     wanted = keep + MARGIN
     if compressed is not None:
         wanted = max(wanted, COMPRESSED_CANDIDATES * keep, COMPRESSED_FEWEST)
-    while True:
-        found = _candidates(rows, queries, wanted, compressed)
+    positions, scores = np.empty((len(queries), keep), np.int64), np.empty((len(queries), keep))
+    left = np.arange(len(queries))
+    while len(left):
+        found = _candidates(rows, queries[left], wanted, compressed)
         live = (found >= 0) & ~rows.is_removed(found)
-        enough = live.sum(axis=1).min() >= keep
-        if enough or wanted >= len(rows) or (compressed is not None and not (found >= 0).all()):
-            break
+        enough = live.sum(axis=1) >= keep
+        done = left[enough]
+        positions[done], scores[done] = _best(rows, queries[done], np.where(live, found, -1)[enough], keep)
+        left = left[~enough]
         wanted *= 4  # the nearest rows are removed ones
-    positions, scores = _best(rows, queries, np.where(live, found, -1), keep)
-    few = positions[:, -1] < 0
-    if few.any():
-        positions[few], scores[few] = search(rows, queries[few], k)
+        if (found[~enough] < 0).any():  # or the lists that were looked into hold too few
+            compressed = None
     return positions, scores
 
 
