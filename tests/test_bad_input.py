@@ -311,7 +311,7 @@ def test_a_checkpoint_of_another_architecture(run, assert_refused):
 
 def test_a_checkpoint_of_another_program(run, assert_refused):
     torch.save({"model": {}}, run / "best.pt")
-    assert_refused("eval", ["--checkpoint", str(run)], str(run / "best.pt"), "no checkpoint of this project")
+    assert_refused("eval", ["--checkpoint", str(run)], str(run / "best.pt"), "not a checkpoint of this project")
     torch.save({"format": "ascl-checkpoint", "version": 1, "model": {}, "extra": {}}, run / "best.pt")
     assert_refused("eval", ["--checkpoint", str(run)], str(run / "best.pt"), "holds no settings")
 

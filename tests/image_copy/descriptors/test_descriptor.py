@@ -240,7 +240,7 @@ def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(DataError, match="truncated, damaged"):
         read_descriptor(tmp_path)
     torch.save({"weights": torch.zeros(1)}, tmp_path / "best.pt")
-    with pytest.raises(DataError, match="no checkpoint of this project"):
+    with pytest.raises(DataError, match="not a checkpoint of this project"):
         read_descriptor(tmp_path)
     checkpoint.save(tmp_path / "best.pt", {"model": {}, "extra": {"settings": {}}})
     with pytest.raises(DataError, match="holds no descriptor"):
