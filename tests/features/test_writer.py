@@ -246,7 +246,7 @@ def test_a_disk_that_fails_is_no_unreadable_image(images, tmp_path):
         extract(Colors(), images, out, skip_unreadable=True, **QUICK)
     images[7].unlink()
     images[7].mkdir()
-    with pytest.raises(DataError, match=r"image_07\.png: the disk does not give this file"):
+    with pytest.raises(DataError, match=r"image_07\.png: the file cannot be read from the disk"):
         extract(Colors(), images, out, skip_unreadable=True, **QUICK)
     images[7].rmdir()
     Image.new("RGB", (17, 20), color_of(7)).save(images[7])

@@ -121,7 +121,7 @@ def test_last_stride_one_doubles_the_last_map_of_a_resnet():
         network = PooledBackbone("resnet18", "random:0", last_stride=last_stride).eval()
         side.append(network.network(torch.zeros(1, 3, 64, 64))["out"].shape[2])
     assert side == [2, 4]
-    with pytest.raises(DataError, match="last stride 1 is for ResNets"):
+    with pytest.raises(DataError, match="last stride 1 is only for ResNets"):
         PooledBackbone(BACKBONE, "random:0", last_stride=1)
 
 
