@@ -81,7 +81,7 @@ def test_the_program_draws_from_a_file_of_features(tool, capsys, tmp_path):
     arguments = ["--features", str(features), "--image-id", "photo", "--images", str(tmp_path), "--out", str(out)]
     assert tool("show_regions")([*arguments, "--top", "2"]) == 0
     printed = capsys.readouterr().out
-    assert "the first 2 of 3 regions" in printed and "1  0.900    10.0   20.0   60.0   80.0  ball" in printed
+    assert "the best 2 of 3 regions" in printed and "1  0.900    10.0   20.0   60.0   80.0  ball" in printed
     assert Image.open(out).size == (576, 480)
     photograph = str(tmp_path / "photos" / "photo.png")
     assert tool("show_regions")([photograph, "--features", str(features), "--out", str(out)]) == 0

@@ -224,7 +224,7 @@ def test_an_added_dimension_is_no_submission(tool, data, capsys, options):
     files = ["--queries", str(data / "q.h5"), "--references", str(data / "r.h5")]
     truth = ["--ground-truth", str(data / "gt.csv")]
     assert tool("eval_copy")([*files, *truth, *options, "--save-submission", str(data / "s.h5")]) == 2
-    assert "needs inner products of one dimension more" in capsys.readouterr().err
+    assert "by inner products with one more dimension" in capsys.readouterr().err
     assert not (data / "s.h5").exists()
 
 
