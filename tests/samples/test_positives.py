@@ -151,7 +151,7 @@ def test_both_is_a_fair_coin():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="unknown strategy 'long' for positives: use one of concatenate, prefix, keywords"):
+    with pytest.raises(ValueError, match="unknown strategy 'long' for positives: use one of concatenate, prefix"):
         generate_positive("long", ["a"], 0, rng())
     with pytest.raises(ValueError, match=r"ratio must be in \(0, 1\], got 0"):
         truncate_prefix("a b", ratio=0)

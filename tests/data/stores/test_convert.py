@@ -146,7 +146,7 @@ def test_a_difference_is_found(tmp_path, name):
     store, done = open_features([source]), convert([source], tmp_path / "out.h5", progress=False)
     with h5py.File(done.path, "a") as file:
         file[name][3] = file[name][3] - 1
-    refused(rf"`({name}|mask|regions)` of image pic3 \(row 3\) differs from .*a\.tsv gives", verify, store, done.path,
+    refused(rf"`({name}|mask|regions)` of image pic3 \(row 3\) differs from .*a\.tsv", verify, store, done.path,
             store.kinds, "float32", store.image_ids)
 
 

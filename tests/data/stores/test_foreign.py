@@ -413,6 +413,6 @@ def test_more_shards_than_may_be_open_are_read(tmp_path):
 
 
 def test_missing_images_say_how_ids_are_mapped(stores):
-    with pytest.raises(DataError, match=r"ids look like 'pic0'\. If the file has other ids for the same images, convert "
-                                        r"it with captions that have both"):
+    with pytest.raises(DataError, match=r"ids look like 'pic0'\. If the file has other ids for the same images, "
+                                        r"convert it with captions that have both"):
         stores["bottom-up tsv"].rows(["COCO_val2014_000000391895"])
