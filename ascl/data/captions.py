@@ -279,7 +279,7 @@ def _coco(content: dict[str, Any], path: Path) -> CaptionSet:
 
 
 def _numbers(ids: list[Any]) -> list[int] | None:
-    """The captions' own numbers, where each has one."""
+    """Return the captions' own ids, or None unless every caption has one."""
     return ids if all(isinstance(number, int) for number in ids) else None
 
 

@@ -51,8 +51,8 @@ def table(checks: list[Check]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    told = dict.fromkeys(f"{check.state}: {check.detail}" for check in checks if check.detail)  # each message once
-    return "\n".join([*lines, "", *told] if told else lines)
+    details = dict.fromkeys(f"{check.state}: {check.detail}" for check in checks if check.detail)  # each message once
+    return "\n".join([*lines, "", *details] if details else lines)
 
 
 def check_dataset(config: Config, *, verify_images: bool = False, progress: bool = False) -> list[Check]:
@@ -145,9 +145,9 @@ def _images(folder: Path, captions: dict[str, CaptionSet], verify: bool, progres
             yield Check("images", split, found, wanted, "MISSING", f"{len(missing):,} of {len(ids):,} images of "
                         f"{split} are not in {folder}: {first_of(missing, 3)}")
         if bad:
-            told = first_of([f"{path} {reason}" for path, reason in bad.items()], 3)
+            examples = first_of([f"{path} {reason}" for path, reason in bad.items()], 3)
             yield Check("images", split, found, wanted, "WRONG",
-                        f"{len(bad):,} images of {split} are broken: {told}; delete them and download them again")
+                        f"{len(bad):,} images of {split} are broken: {examples}; delete them and download them again")
         if not missing and not bad:
             yield Check("images", split, found, wanted, "ok")
 
@@ -201,9 +201,9 @@ def _features(data: DataConfig, captions: dict[str, CaptionSet]) -> Iterator[Che
         yield Check("feature rows", named, f"{len(store):,}, {extra:,} without captions", f"{len(wanted):,} or more",
                     "ok" if len(store) >= len(wanted) else "MISSING")
     if len(set(dims.values())) > 1:
-        told = ", ".join(f"{split}: regions {of[0]}, globals {of[1]}" for split, of in dims.items())
+        by_split = ", ".join(f"{split}: regions {of[0]}, globals {of[1]}" for split, of in dims.items())
         yield Check("dimensions", ALL, "differ", "one", "WRONG",
-                    f"feature files of different dimensions ({told}): extract all of them with one backend")
+                    f"feature files of different dimensions ({by_split}): extract all of them with one backend")
 
 
 def _features_of_split(store: FeatureStore, split: str, captions: CaptionSet) -> Iterator[Check]:

@@ -20,7 +20,7 @@ from scipy.special import betaincinv
 
 from ascl.core.errors import DataError
 
-GROWTH_TOLD = 0.1       # relative growth of the index since the calibration from which the user is warned
+GROWTH_WARNED = 0.1     # relative growth of the index since the calibration from which the user is warned
 GROWTH_REFUSED = 1.0    # ... and from which matches are no longer called copies or not
 
 
@@ -178,7 +178,7 @@ def growth(calibration: Calibration, added: int) -> float:
 def growth_warning(calibration: Calibration, added: int) -> str | None:
     """Return a warning about an index that has grown since its calibration; None if it has not."""
     grown = growth(calibration, added)
-    if grown <= GROWTH_TOLD:
+    if grown <= GROWTH_WARNED:
         return None
     what = f"the threshold was calibrated at {calibration.images:,} images and {added - calibration.added:,} were " \
            "added since: unrelated queries score higher now"
