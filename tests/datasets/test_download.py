@@ -398,5 +398,5 @@ def test_the_program_is_killed_while_the_server_stalls_and_goes_on(server, tmp_p
     assert [request.get("Range") for request in server.requests] == [None, "bytes=5000000-"]
     assert server.sent == published.size
     assert again.returncode == 1 and published.sha256 in again.stderr and "Traceback" not in again.stderr
-    assert "5.0 MB of it is there" in again.stdout
+    assert "of which 5.0 MB are there" in again.stdout
     assert names(tmp_path) == []

@@ -269,7 +269,7 @@ def test_half_an_index_and_damaged_files_are_named(index):
         CopyIndex(index.folder)
     (index.folder / "index.sqlite").write_bytes(whole)
     edit_state(index.folder, version=3)
-    with pytest.raises(DataError, match="is an index of version 3; this program reads up to 2: update it"):
+    with pytest.raises(DataError, match="is an index of version 3; this program reads up to 2: update ascl"):
         CopyIndex(index.folder)
     edit_state(index.folder, format="other", version=2)
     with pytest.raises(DataError, match="not an index of images"):

@@ -319,7 +319,7 @@ def test_damaged_npz_files_are_named(tmp_path):
         return open_features([folder])
 
     for arrays, message in [
-        ({"bbox": image.boxes}, r"pic1\.npz has neither `x` nor `feat` \(it has: bbox\); boxes alone"),
+        ({"bbox": image.boxes}, r"pic1\.npz has neither `x` nor `feat` \(it has: bbox\): give the folder"),
         ({"x": image.regions}, "neither `bbox` nor `num_bbox`"),
         ({"x": image.regions, "num_bbox": 4}, r"pic1\.npz: `x` has shape \(3, 6\), which does not fit 4 boxes"),
         ({"x": image.regions, "num_bbox": 4, "bbox": image.boxes}, "`num_bbox` is 4, `bbox` has 3 rows"),
