@@ -158,7 +158,7 @@ def test_a_file_that_fails_its_check_gets_no_name(tmp_path, monkeypatch):
     monkeypatch.setattr("ascl.data.stores.convert.write", write_something_else)
     source = foreign_files.write_tsv(tmp_path / "a.tsv", make_images(COUNTS))
     refused(r"`regions` of image pic2 \(row 2\) is not what", convert, [source], tmp_path / "out.h5", progress=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.tsv"]
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_one_wrong_bit_is_found(tmp_path):
