@@ -78,7 +78,7 @@ def report(options: Namespace) -> Answer:
         for place, best in enumerate(example["best"], start=1):
             print(f"  {place}. {best['image']}  {best['score']:+.3f}" + "  <- the image it describes" * best["own"])
         if not any(best["own"] for best in example["best"]):
-            print(f"  the image it describes comes at place {example['own_image_at']}")
+            print(f"  the image it describes is at rank {example['own_image_at']}")
     for reason in made.missing.values():
         print(f"missing: {reason}")
     print(f"saved: {made.file} ({made.file.stat().st_size / 1e6:.1f} MB)")
