@@ -123,7 +123,7 @@ def test_a_killed_extraction_goes_on_and_ends_in_the_same_file(run, capsys, tmp_
     assert workers and psutil.wait_procs(workers, timeout=20)[1] == []  # they end with their parent
     assert not (tmp_path / "killed.h5").exists()
     assert run("extract_regions", *arguments, "--out", tmp_path / "killed.h5") == 1
-    assert "go on with resume" in capsys.readouterr().err
+    assert "continue with resume" in capsys.readouterr().err
     assert run("extract_regions", *arguments, "--out", tmp_path / "killed.h5", "--resume") == 0
     assert "600 images" not in capsys.readouterr().out  # the finished parts were not computed again
     assert run("extract_regions", *arguments, "--out", tmp_path / "whole.h5") == 0

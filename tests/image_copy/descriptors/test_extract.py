@@ -96,7 +96,7 @@ def test_a_killed_extraction_goes_on_where_it_stopped(tmp_path, photos, run):
     with pytest.raises(Killed):
         extract_descriptors(Killing(describer), paths, out, **how)
     assert not out.exists()
-    with pytest.raises(ValueError, match="go on with resume"):
+    with pytest.raises(ValueError, match="continue with resume"):
         extract_descriptors(describer, paths, out, **how)
     done = extract_descriptors(describer, paths, out, resume=True, **how)
     assert done.extracted == 5 and done.shapes["vectors"] == (11, 8)
