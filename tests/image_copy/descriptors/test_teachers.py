@@ -120,7 +120,7 @@ def test_cached_descriptors_are_found_by_the_ids_of_the_images(tmp_path):
         teacher_describer(teacher, input_size=SIDE, resize="squash")
 
 
-def test_what_is_no_teacher_is_named(tmp_path):
+def test_sources_that_are_not_teachers_are_named(tmp_path):
     for name in ("no/such/file.pt", "sscd.torchscript.pt"):
         with pytest.raises(DataError, match="no such file or run"):
             load_teacher(name)

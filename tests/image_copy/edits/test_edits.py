@@ -375,7 +375,7 @@ def test_other_modes_empty_images_and_unknown_names_are_refused():
         EDITS["crop"](Image.new("L", (4, 4)), 0.5, sample_rng(0, 0))
     with pytest.raises(ValueError, match="0 x 4"):
         EDITS["crop"](Image.new("RGB", (0, 4)), 0.5, sample_rng(0, 0))
-    with pytest.raises(ValueError, match="no edit 'melt'; there are crop"):
+    with pytest.raises(ValueError, match="unknown edit 'melt'; use one of crop"):
         edit_chain(photo(), ["melt"], 0.5, sample_rng(0, 0))
 
 
