@@ -96,7 +96,7 @@ def test_the_program_draws_what_a_backend_finds(tool, capsys, tmp_path, monkeypa
     assert (tmp_path / "photo.regions.png").exists()
 
 
-def test_what_cannot_be_shown_is_told(tool, capsys, tmp_path):
+def test_what_cannot_be_shown_is_refused(tool, capsys, tmp_path):
     Image.new("RGB", (120, 101), "white").save(tmp_path / "photo.png")
     features = whole_file(tmp_path / "regions.h5")
     for arguments, problem in [

@@ -48,7 +48,7 @@ def test_regions_and_globals_of_the_same_images(run, capsys, tmp_path):
         assert np.allclose(regions["regions"][:].astype(np.float32).mean(axis=1), vectors["globals"][:], atol=2e-3)
 
 
-def test_mistakes_are_told_in_one_line(run, capsys, tmp_path):
+def test_mistakes_are_reported_in_one_line(run, capsys, tmp_path):
     assert run("extract_globals", "--images", tmp_path / "no", "--out", tmp_path / "g.h5") == 1
     assert capsys.readouterr().err.strip().endswith("no: no such image or folder of images")
     folder = photographs(tmp_path / "images", 3)

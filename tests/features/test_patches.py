@@ -277,7 +277,7 @@ def wavy(width: int, height: int) -> Image.Image:
 @pytest.mark.parametrize("size", [(200, 150), (131, 197), (97, 97), (48, 300), (40, 30)])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_preprocessing_is_the_processors_own(checkpoint, name, size):
-    """Within a grey level, or two where cubic filters overshoot: Pillow rounds between its two passes, and torch's
+    """Within a gray level, or two where cubic filters overshoot: Pillow rounds between its two passes, and torch's
     resizing, which the processors use, rounds once or (DINOv3, which rescales first) not at all."""
     backend = PatchBackend(checkpoint(name))
     image = wavy(*size)

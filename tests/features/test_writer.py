@@ -237,7 +237,7 @@ def test_an_image_that_was_repaired_costs_its_part_alone(images, tmp_path):
         extract(Colors(), images, out, **QUICK)
 
 
-def test_a_disk_that_fails_is_no_unreadable_image(images, tmp_path):
+def test_a_failing_disk_is_not_an_unreadable_image(images, tmp_path):
     images[7].unlink()
     out = tmp_path / "features.h5"
     (tmp_path / "elsewhere").mkdir()
@@ -253,7 +253,7 @@ def test_a_disk_that_fails_is_no_unreadable_image(images, tmp_path):
     assert extract(Colors(), images, out, skip_unreadable=True, **QUICK).skipped == []
 
 
-def test_parts_of_other_versions_are_told(images, tmp_path):
+def test_parts_of_other_versions_are_recorded(images, tmp_path):
     out = tmp_path / "features.h5"
     interrupted(images, out)
     part = tmp_path / "features.h5.parts" / "00000000.npz"
@@ -266,7 +266,7 @@ def test_parts_of_other_versions_are_told(images, tmp_path):
     assert len(made_with) == 2 and made_with[0] == {"ascl": "another"} and made_with[1]["python"]
 
 
-def test_whoever_computes_may_stand_elsewhere(images, tmp_path, monkeypatch):
+def test_parts_can_be_computed_in_another_working_directory(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     relative = [path.relative_to(tmp_path) for path in images]
 

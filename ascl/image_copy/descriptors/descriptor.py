@@ -116,7 +116,7 @@ class Descriptor(nn.Module):
         return self
 
     @torch.no_grad()
-    def centre(self, pixels: Tensor) -> None:
+    def center(self, pixels: Tensor) -> None:
         """Set the biases so that feature and embedding have mean 0 over these images.
 
         Pooled maps are positive, so all images start in nearly the same direction. A loss that pushes descriptors away

@@ -64,7 +64,7 @@ def info_text(index: CopyIndex) -> str:
 
 def calibration_lines(made: Calibration) -> list[str]:
     """Return a calibration as lines for people, without the warnings."""
-    normalised = " after score normalisation" if made.score_norm else ""
+    normalised = " after score normalization" if made.score_norm else ""
     lines = [f"calibration: a copy has a score of at least {made.threshold:.6g}{normalised}",
              f"false positives: {made.achieved.count} of {made.achieved.total:,} background images, wanted at most "
              f"{made.wanted:g}: {rate_text(made.achieved)}, {made.confidence:.0%} interval",

@@ -116,10 +116,10 @@ def build_batches(config: CopyConfig, train: Photos, process: int, processes: in
     return TrainBatches(dataset, sampler, dataset.collate, workers=workers, process=process, processes=processes)
 
 
-def centre(model: Any, batches: TrainBatches, batch_size: int) -> None:
+def center(model: Any, batches: TrainBatches, batch_size: int) -> None:
     """Center a fresh student on the first views of the run, and its momentum encoder with it."""
     first = itertools.islice(batches(0, 0), -(-CENTERED_ON // batch_size))
-    model.student.centre(torch.cat([batch.pixels.flatten(0, -4) for batch in first])[:CENTERED_ON])
+    model.student.center(torch.cat([batch.pixels.flatten(0, -4) for batch in first])[:CENTERED_ON])
     if isinstance(model, RdcdModel):
         model.restart_key()
 
@@ -152,7 +152,7 @@ def train(config: CopyConfig, *, resume: bool = False) -> Progress:
             teacher.to(accelerator.device)
         batches = build_batches(config, data.train, accelerator.process_index, accelerator.num_processes)
         if config.model.centred and not resume:
-            centre(model, batches, config.train.batch_size)
+            center(model, batches, config.train.batch_size)
         loop = loop_settings(config, batches.steps_per_epoch, select=config.train.select)
         learning_rate = build_schedule(config, loop, accelerator.num_processes)
         rates = config.optimizer

@@ -345,7 +345,7 @@ def test_half_precision_gives_each_proposal_nearly_its_feature(
     assert not np.array_equal(output["regions"], run(full, image)["regions"])
 
 
-def test_a_network_without_a_finite_box_is_told(detectron2_checkpoint, narrow):
+def test_a_network_without_a_finite_box_is_refused(detectron2_checkpoint, narrow):
     def spoil(state):
         state["roi_heads.box_predictor.cls_score.bias"][:] = math.nan
 

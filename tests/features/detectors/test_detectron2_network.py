@@ -1,4 +1,4 @@
-"""Configs and weights for detectron2: what fits is loaded whole, everything else is told.
+"""Configs and weights for detectron2: what fits is loaded completely, everything else is refused with a reason.
 
 Skipped where detectron2 is not installed: it is on no package registry.
 """
@@ -205,7 +205,7 @@ def test_impossible_options_are_refused(detectron2, options, message):
         Detectron2Backend(ZOO.format("FPN"), "random:0", options=options)
 
 
-def test_a_setuptools_without_pkg_resources_is_told(detectron2, monkeypatch):
+def test_a_setuptools_without_pkg_resources_is_named(detectron2, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("detectron2.model_zoo")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pkg_resources", None)

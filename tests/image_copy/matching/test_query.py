@@ -41,7 +41,7 @@ def folder_of(path: Path, seeds, prefix: str = "photo") -> Path:
 
 
 class Brightness:
-    """A describer without a network: an 8 x 8 grey thumbnail less its mean; the norm is the mean brightness."""
+    """A describer without a network: an 8 x 8 gray thumbnail minus its mean; the norm is the mean brightness."""
 
     def __init__(self, name: str = "brightness sha256:0", scale: float = 1.0, orders_norms: bool = True) -> None:
         self.model, self.settings = name, {"model": name, "scale": scale}
@@ -49,9 +49,9 @@ class Brightness:
         self.prepare = SquarePixels(32, "squash")  # no torch: forked processes use it
 
     def __call__(self, pixels):
-        grey = np.stack(pixels).astype(np.float32).mean(axis=3).reshape(len(pixels), 8, 4, 8, 4).mean(axis=(2, 4))
-        flat = (grey - grey.mean(axis=(1, 2), keepdims=True)).reshape(len(pixels), 64) * self.scale
-        return flat / np.linalg.norm(flat, axis=1, keepdims=True), grey.mean(axis=(1, 2))
+        gray = np.stack(pixels).astype(np.float32).mean(axis=3).reshape(len(pixels), 8, 4, 8, 4).mean(axis=(2, 4))
+        flat = (gray - gray.mean(axis=(1, 2), keepdims=True)).reshape(len(pixels), 64) * self.scale
+        return flat / np.linalg.norm(flat, axis=1, keepdims=True), gray.mean(axis=(1, 2))
 
 
 def bright_index(folder: Path, photos: Path, describer=None) -> tuple[CopyIndex, Brightness]:
@@ -389,7 +389,7 @@ def test_the_yes_and_no_of_a_calibration_and_of_an_index_that_grew(tmp_path):
     assert {match.copy for answer in answers for match in answer.matches} == {None}
 
 
-def test_score_normalisation_by_the_background(tmp_path):
+def test_score_normalization_by_the_background(tmp_path):
     photos = folder_of(tmp_path / "photos", range(10))
     index, describer = bright_index(tmp_path / "index", photos)
     background = images_of(folder_of(tmp_path / "background", range(100, 120), "other"))

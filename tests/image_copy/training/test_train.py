@@ -22,7 +22,7 @@ from ascl.image_copy.training.train import (
     build_objective,
     build_schedule,
     build_teacher,
-    centre,
+    center,
     descriptor_settings,
 )
 from ascl.image_copy.training.validation import make_validation_set
@@ -168,7 +168,7 @@ def test_a_centred_student_begins_without_a_common_direction(photos, method):
     torch.manual_seed(0)
     model, _ = build_objective(config, descriptor_settings(config, teacher), teacher, 20)
     batches = build_batches(config, data.train, 0, 1)
-    centre(model, batches, config.train.batch_size)
+    center(model, batches, config.train.batch_size)
     views = torch.cat([batch.pixels.flatten(0, 1) for batch in batches(0, 0)])[:256]
     with torch.no_grad():
         out = model.student.eval()(views)
