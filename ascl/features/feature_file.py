@@ -157,7 +157,8 @@ def checked_shards(shards: Sequence[Path]) -> tuple[list[Path], dict[str, Any]]:
             raise DataError(f"{shard} is a complete file, not a shard")
         first = first or settings
         if int(number) in found:
-            raise DataError(f"{found[int(number)]} and {shard} are both shard {number} of {settings['shards']}")
+            problem = f"{found[int(number)]} and {shard} are both shard {number} of {settings['shards']}"
+            raise DataError(f"{problem}; give each shard once")
         differing = [key for key in sorted({*settings, *first}) if settings.get(key) != first.get(key)]
         if differing:
             problem = f"{shard} and {shards[0]} differ in {', '.join(differing)}"

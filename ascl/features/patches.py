@@ -175,7 +175,8 @@ class PatchBackend:
         self.encoder = VisionEncoder(model, resize=resize, device=device, precision=precision)
         rows, columns = self.encoder.map_size
         if not 1 <= grid <= min(rows, columns):
-            raise DataError(f"{model} has {rows}x{columns} patches: a grid of {grid}x{grid} regions does not fit")
+            problem = f"a grid of {grid}x{grid} regions does not fit; choose 1 to {min(rows, columns)}"
+            raise DataError(f"{model} has {rows}x{columns} patches: {problem}")
         layers = self.encoder.layers
         if not -layers - 1 <= layer <= layers:
             raise DataError(f"{model} has {layers} blocks: layer {layer} is not one of {-layers - 1} to {layers}")

@@ -163,5 +163,5 @@ def read_names(path: str, count: int, first: str) -> list[str]:
     if len(names) != count:
         raise DataError(f"{path}: {len(names)} lines, but the weights have {count} names; use the publisher's file")
     if "" in names:
-        raise DataError(f"{path}: line {names.index('') + 1} has no name")
+        raise DataError(f"{path}: line {names.index('') + 1} has no name; use the publisher's file")
     return [first, *names]

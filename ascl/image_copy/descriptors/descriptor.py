@@ -215,7 +215,8 @@ def read_descriptor(run: str | Path) -> SavedDescriptor:
         raise DataError(f"{path} holds no descriptor; give a run of copy-detection training")
     known = {entry.name for entry in fields(DescriptorSettings)}
     if set(values) - known:
-        raise DataError(f"{path} was written by another version: it sets {', '.join(sorted(set(values) - known))}")
+        raise DataError(f"{path} was written by another version: it sets {', '.join(sorted(set(values) - known))}; use "
+                        "the version that wrote it")
     descriptor = Descriptor(DescriptorSettings(**values), initialise=False)
     weights = {name.removeprefix(STUDENT): value for name, value in state["model"].items() if name.startswith(STUDENT)}
     try:

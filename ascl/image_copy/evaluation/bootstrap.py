@@ -41,6 +41,7 @@ def bootstrap_intervals(judged: JudgedPairs, queries: int, *, samples: int, seed
         DataError: fewer queries than the predictions and the ground truth name, or samples < 1.
 
     Example:
+        >>> from ascl.image_copy import judge
         >>> judged = judge([1, 2], [7, 9], [0.9, 0.8], gt_query=[1, 2], gt_reference=[7, 9])    # all are right
         >>> bootstrap_intervals(judged, queries=2, samples=10, seed=0).muap
         Interval(low=1.0, high=1.0)

@@ -63,6 +63,7 @@ def copydays_report(judged: JudgedPairs) -> dict[str, Any]:
         number of `queries`.
 
     Example:
+        >>> from ascl.image_copy import judge
         >>> found = judge(["strong/200001"] * 2, ["200000", "200100"], [0.4, 0.9], ["strong/200001"], ["200000"])
         >>> copydays_report(found)["map_by_block"]          # the original comes second: (0 / 1 + 1 / 2) / 2
         {'strong': 0.25}

@@ -116,7 +116,8 @@ def _norms_of(candidates: Candidates, queries: Descriptors, references: Descript
         try:
             columns.append(np.array([norm_of[one] for one in ids], side.norms.dtype))
         except KeyError as error:
-            raise DataError(f"image {error.args[0]!r} of the predictions has no norm in {side.source}") from None
+            raise DataError(f"image {error.args[0]!r} of the predictions has no norm in {side.source}; give "
+                            "descriptors of all images") from None
     return columns[0], columns[1]
 
 

@@ -60,7 +60,8 @@ def read_ground_truth(path: str | os.PathLike) -> GroundTruth:
         if before != row:
             raise DataError(f"{path}, row {row}: the same as row {before} ({query},{reference}); keep one of them")
         if has_reference.setdefault(query, bool(reference)) != bool(reference):
-            raise DataError(f"{path}, row {row}: query {query!r} is listed both with a reference and without one")
+            raise DataError(f"{path}, row {row}: query {query!r} is listed both with a reference and without one; keep "
+                            "one kind")
     pairs = [pair for pair in rows if pair[1]]
     if not pairs:
         raise DataError(f"{path} names no query with a reference, so nothing can be measured")
@@ -93,7 +94,8 @@ def read_predictions(path: str | os.PathLike) -> tuple[list[str], list[str], np.
             raise DataError(f"{path}, row {row}: score {score!r} is not a number") from None
     values = np.array(scores, dtype=np.float64)
     if np.isnan(values).any():
-        raise DataError(f"{path}, prediction {int(np.isnan(values).argmax()) + 1}: the score is not a number (NaN)")
+        raise DataError(f"{path}, prediction {int(np.isnan(values).argmax()) + 1}: the score is not a number (NaN); "
+                        "remove the row")
     return queries, references, values
 
 
