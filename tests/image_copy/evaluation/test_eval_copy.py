@@ -70,7 +70,7 @@ def test_the_report_holds_the_metrics_and_the_protocol(run, data):
     counts = report["counts"]
     assert (counts["queries"], counts["references"], counts["distractor_references"]) == (40, 60, 45)
     assert (counts["ground_truth_pairs"], counts["distractor_queries"], counts["candidates"]) == (15, 25, 2400)
-    for text in ("500,000 best pairs over all queries", "wrong pair first", "net 1a", "codec: Flat", "muAP", "15"):
+    for text in ("500,000 best pairs over all queries", "wrong pairs first", "net 1a", "codec: Flat", "muAP", "15"):
         assert text in printed
     assert (data / "report.md").read_text() in printed
     np.testing.assert_allclose(read_predictions(data / "p.csv")[2], expected.thresholds, atol=1e-12)
