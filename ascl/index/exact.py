@@ -36,25 +36,26 @@ BLOCKS = {"cpu": Blocks(2**19, 4096), "cuda": Blocks(2**27, 65536)}
 
 def capped_search(query: np.ndarray, reference: np.ndarray, max_results: int, *, metric: Metric, device: str = "cpu",
                   blocks: Blocks | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the `max_results` best pairs over all queries together.
+    """Return the `max_results` best pairs over all queries, or all pairs if there are fewer.
 
-    This is the candidate rule of DISC2021 (arXiv 2106.09672). Memory beyond the inputs: about a hundred bytes per
-    result, and one block of scores.
+    Memory beyond the inputs: a few hundred bytes per result, and one block of scores.
+    Source: the candidate rule of DISC2021 (arXiv 2106.09672).
 
     Args:
         query: (Nq, d) float; not normalized here.
-        reference: (Nr, d) float, in memory or a memory map; read block by block.
-        max_results: at least 1; all pairs are returned if there are fewer.
+        reference: (Nr, d) float, in memory or memory-mapped; read block by block.
+        max_results: at least 1.
         metric: "ip", score = inner product; "l2", score = -squared Euclidean distance.
-        device: where blocks are scored, "cpu" or "cuda"; the result is the same.
-        blocks: sizes of the blocks; None = those that suit the device.
+        device: "cpu" or "cuda", scores the blocks; the result is the same.
+        blocks: None = sizes that suit the device.
 
     Returns:
         query index (n,) int64, reference index (n,) int64 and score (n,) float64, best first. Equal scores are ordered
-        by query index, then reference index, also where the last result cuts a tie.
+        by query index, then by reference index, also at the cut.
 
     Raises:
-        DataError: dimensions differ, a value is not finite (row named), the metric is unknown, or max_results < 1.
+        DataError: dimensions differ, a value is not finite (the message names its row), the metric is unknown, or
+            max_results < 1.
 
     Example:
         >>> query, reference = np.eye(2), np.array([[1.0, 0.0], [0.6, 0.8]])
@@ -72,10 +73,11 @@ def nearest_references(query: np.ndarray, reference: np.ndarray, k: int, *, metr
                        blocks: Blocks | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return the k best references of every query, or all if there are fewer.
 
-    Arguments and errors are those of `capped_search`, with k in place of `max_results`.
+    Arguments and errors are those of `capped_search`.
 
     Returns:
-        reference index (Nq, k) int64 and score (Nq, k) float64, best first; equal scores by reference index.
+        reference index (Nq, min(k, Nr)) int64 and score of the same shape, float64, best first; equal scores are
+        ordered by reference index.
 
     Example:
         >>> found, score = nearest_references(np.eye(2), np.array([[1.0, 0.0], [0.6, 0.8]]), 1, metric="ip")

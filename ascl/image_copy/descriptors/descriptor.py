@@ -230,9 +230,29 @@ def read_descriptor(run: str | Path) -> SavedDescriptor:
 
 def load_descriptor(run: str | Path, *, input_size: int | None = None, resize: Resize | None = None,
                     device: str = "cpu", precision: Precision = "float32") -> Describer:
-    """Return a `Describer` of a copy-detection training run, or of one of its checkpoints.
+    """Return the descriptor of a copy-detection run, ready to describe images.
 
-    `input_size` and `resize` default to the settings of the run. Raises DataError as `read_descriptor`.
+    >>> from ascl.images.read import load_image
+    >>> describe = load_descriptor("runs/asl")                                                  # doctest: +SKIP
+    >>> pixels = [describe.prepare(load_image(name).image) for name in ("a.jpg", "b.jpg")]      # doctest: +SKIP
+    >>> vectors, norms = describe(pixels)                                                       # doctest: +SKIP
+    >>> cosine = vectors[0] @ vectors[1]                                                        # doctest: +SKIP
+
+    Args:
+        run: folder of a run of `ascl copy train`, or a checkpoint file. A folder gives its best.pt, or else its last.pt
+            with a warning.
+        input_size: side in pixels of the square that the network sees; None = as in the run.
+        resize: "squash" the whole image to that square, or "crop" its center; None = as in the run.
+        device: a torch device.
+        precision: of the network (autocast); vectors and norms are float32.
+
+    Returns:
+        A `Describer`. `prepare` turns an upright RGB image into pixels; calling it with a list of those returns
+        L2-normalized vectors (B, dim) and content norms (B,), float32 numpy arrays. If `orders_norms` is true, the
+        image with the larger norm shows more.
+
+    Raises:
+        DataError: there is no checkpoint, it is damaged, or it holds no descriptor.
     """
     saved = read_descriptor(run)
     settings, digest = saved.descriptor.settings, sha256_of(saved.path)
