@@ -73,12 +73,6 @@ def norm_ratio_loss(more: Tensor, less: Tensor) -> Tensor:
     more than 1. A vector against itself costs exactly 1 and has no gradient. There is no margin and no weight, and
     gradients flow into both sides.
 
-    >>> whole, part = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.5]])      # norms 5 and 2.5
-    >>> norm_ratio_loss(more=whole, less=part)                                    # right order: exp(1 - 2)
-    tensor(0.3679)
-    >>> norm_ratio_loss(more=part, less=whole)                                    # wrong order: exp(1 - 0.5)
-    tensor(1.6487)
-
     Args:
         more: (P, D) vectors of what says more, not normalized. Half precision is raised to float32.
         less: (P, D) vectors of what says less, row by row.
@@ -90,6 +84,13 @@ def norm_ratio_loss(more: Tensor, less: Tensor) -> Tensor:
 
     Raises:
         ValueError: the shapes differ.
+
+    Example:
+        >>> whole, part = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.5]])      # norms 5 and 2.5
+        >>> norm_ratio_loss(more=whole, less=part)                                    # right order: exp(1 - 2)
+        tensor(0.3679)
+        >>> norm_ratio_loss(more=part, less=whole)                                    # wrong order: exp(1 - 0.5)
+        tensor(1.6487)
     """
     ratio = norm_ratio(more, less)
     return torch.exp(1 - ratio).sum() / max(1, ratio.numel())
@@ -102,11 +103,6 @@ def direction(norm_a: Norms, norm_b: Norms, *, margin: float = 0.0) -> Norms:
     it at exactly 1. It rejects what is `B_COPIES_A` here at margin 0. Ratios within [1 / (1 + margin), 1 + margin] are
     unclear. Swapping a and b swaps the answer. The function takes norms, not vectors, because an index stores norms.
 
-    >>> direction(torch.tensor([2.0, 5.0, 3.0]), torch.tensor([4.0, 1.0, 3.0]))   # a copies b, b copies a, unclear
-    tensor([-1,  1,  0])
-    >>> direction(np.array([1.01, 1.10]), np.array([1.0, 1.0]), margin=0.02)      # 1% is too little to tell
-    array([0, 1])
-
     Args:
         norm_a, norm_b: norms >= 0, tensors or numpy arrays of shapes that broadcast: (P,) and (P,) for P pairs,
             (Q, 1) and (R,) for all pairs.
@@ -118,6 +114,12 @@ def direction(norm_a: Norms, norm_b: Norms, *, margin: float = 0.0) -> Norms:
 
     Raises:
         ValueError: the margin is negative or not finite.
+
+    Example:
+        >>> direction(torch.tensor([2.0, 5.0, 3.0]), torch.tensor([4.0, 1.0, 3.0]))   # a copies b, b copies a, unclear
+        tensor([-1,  1,  0])
+        >>> direction(np.array([1.01, 1.10]), np.array([1.0, 1.0]), margin=0.02)      # 1% is too little to tell
+        array([0, 1])
     """
     if not 0 <= margin < math.inf:
         raise ValueError(f"margin must be finite and >= 0, got {margin}")

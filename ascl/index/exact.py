@@ -39,6 +39,7 @@ def capped_search(query: np.ndarray, reference: np.ndarray, max_results: int, *,
     """Return the `max_results` best pairs over all queries, or all pairs if there are fewer.
 
     Memory beyond the inputs: a few hundred bytes per result, and one block of scores.
+    Source: the candidate rule of DISC2021 (arXiv 2106.09672).
 
     Args:
         query: (Nq, d) float; not normalized here.
@@ -55,6 +56,12 @@ def capped_search(query: np.ndarray, reference: np.ndarray, max_results: int, *,
     Raises:
         DataError: dimensions differ, a value is not finite (the message names its row), the metric is unknown, or
             max_results < 1.
+
+    Example:
+        >>> query, reference = np.eye(2), np.array([[1.0, 0.0], [0.6, 0.8]])
+        >>> at_query, at_reference, score = capped_search(query, reference, 2, metric="ip")
+        >>> at_query.tolist(), at_reference.tolist(), score.tolist()
+        ([0, 1], [0, 1], [1.0, 0.8])
     """
     search = _Search(query, reference, metric, device, blocks)
     found = search.run(min(_at_least_one(max_results, "max_results"), len(query) * len(reference)), per_query=False)
@@ -71,6 +78,11 @@ def nearest_references(query: np.ndarray, reference: np.ndarray, k: int, *, metr
     Returns:
         reference index (Nq, min(k, Nr)) int64 and score of the same shape, float64, best first; equal scores are
         ordered by reference index.
+
+    Example:
+        >>> found, score = nearest_references(np.eye(2), np.array([[1.0, 0.0], [0.6, 0.8]]), 1, metric="ip")
+        >>> found.tolist(), score.tolist()
+        ([[0], [1]], [[1.0], [0.8]])
     """
     search = _Search(query, reference, metric, device, blocks)
     keep = min(_at_least_one(k, "k"), len(reference))

@@ -87,18 +87,6 @@ class DamagedBatch:
 class CopyIndex:
     """A persistent index of descriptors in a folder: `create` makes one, `CopyIndex(folder)` opens it.
 
-    >>> import tempfile
-    >>> images = Images(ids=["cat", "dog"], paths=["cat.jpg", "dog.jpg"], digests=np.eye(2, 32, dtype=np.uint8),
-    ...                 sizes=np.array([-1, -1]), vectors=np.eye(2, dtype=np.float32), norms=np.ones(2, np.float32))
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> index = CopyIndex.create(folder.name, {"name": "toy model"}, metric="ip", dimension=2)
-    >>> index.add(images)
-    Added(added=2, same=0, replaced=0)
-    >>> positions, scores = index.search(np.array([[0.6, 0.8]], np.float32), k=2)      # both (1, 2), best first
-    >>> [index.records(positions[0])[position].id for position in positions[0]], scores.round(2).tolist()
-    (['dog', 'cat'], [[0.8, 0.6]])
-    >>> index.close(); folder.cleanup()
-
     An open index shows the state at which it was opened, or to which `reload` or its last change moved it. A process
     that keeps one open for long should call `reload` now and then, because SQLite cannot shorten its log until then.
 
@@ -106,6 +94,19 @@ class CopyIndex:
         state: the committed state.
         rows: its vectors, and which of them were removed.
         fault: what is wrong with the compressed index; None = nothing.
+
+    Example:
+        >>> import tempfile
+        >>> images = Images(ids=["cat", "dog"], paths=["cat.jpg", "dog.jpg"], digests=np.eye(2, 32, dtype=np.uint8),
+        ...                 sizes=np.array([-1, -1]), vectors=np.eye(2, dtype=np.float32), norms=np.ones(2, np.float32))
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> index = CopyIndex.create(folder.name, {"name": "toy model"}, metric="ip", dimension=2)
+        >>> index.add(images)
+        Added(added=2, same=0, replaced=0)
+        >>> positions, scores = index.search(np.array([[0.6, 0.8]], np.float32), k=2)      # both (1, 2), best first
+        >>> [index.records(positions[0])[position].id for position in positions[0]], scores.round(2).tolist()
+        (['dog', 'cat'], [[0.8, 0.6]])
+        >>> index.close(); folder.cleanup()
     """
 
     state: State

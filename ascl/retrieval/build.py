@@ -167,12 +167,6 @@ def load_run(run: str | os.PathLike) -> tuple[RetrievalModel, Config]:
 def load_model(run: str | os.PathLike) -> RetrievalModel:
     """Return the model of a retrieval run, ready to encode and score.
 
-    >>> model = load_model("runs/flickr30k")                                            # doctest: +SKIP
-    >>> images = model.encode_images(torch.randn(2, 36, 2048), torch.randn(2, 2048))    # doctest: +SKIP
-    >>> texts = model.encode_texts(["a dog runs", "two people cook", "a red bus"])      # doctest: +SKIP
-    >>> model.pair_scores(images, texts).shape                                          # doctest: +SKIP
-    torch.Size([2, 3])
-
     Args:
         run: folder of a run of `ascl train`, or a checkpoint file. A folder gives its best.pt, or else its last.pt with
             a warning.
@@ -184,5 +178,12 @@ def load_model(run: str | os.PathLike) -> RetrievalModel:
     Raises:
         FileNotFoundError: the folder of its text encoder no longer exists.
         DataError: there is no checkpoint, or it is truncated, of another program, or does not fit its settings.
+
+    Example:
+        >>> model = load_model("runs/flickr30k")                                            # doctest: +SKIP
+        >>> images = model.encode_images(torch.randn(2, 36, 2048), torch.randn(2, 2048))    # doctest: +SKIP
+        >>> texts = model.encode_texts(["a dog runs", "two people cook", "a red bus"])      # doctest: +SKIP
+        >>> model.pair_scores(images, texts).shape                                          # doctest: +SKIP
+        torch.Size([2, 3])
     """
     return load_run(run)[0]
