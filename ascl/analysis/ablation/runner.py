@@ -127,7 +127,7 @@ def run_all(runs: Sequence[Run], request: Request, slots: Sequence[Slot], say: C
     with _stop_on_signals() as signals, _ended(active, signals):
         while waiting or active:
             if signals:
-                raise Stopped("stopped; the same command goes on from here")
+                raise Stopped("stopped; the same command continues from here")
             if free and waiting and time.monotonic() >= look_again:
                 for run in list(waiting):
                     if free and (lock := _lock(run)) is not None:

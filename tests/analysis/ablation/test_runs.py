@@ -239,7 +239,7 @@ def test_a_signal_ends_the_programs_and_the_next_call_goes_on(place, ablate):
     assert running(place)
     first.send_signal(signal.SIGINT)
     output, _ = first.communicate(timeout=60)
-    assert first.returncode == 130 and "the same command goes on from here" in output
+    assert first.returncode == 130 and "the same command continues from here" in output
     assert not running(place)
     (place / "hold").unlink()
     assert ablate("--seeds", "1", "--only", "AsCL") == 0
