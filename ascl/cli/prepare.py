@@ -29,8 +29,8 @@ def prepare_parser(prog: str) -> Parser:
     parser.add_argument("--only", choices=["captions", "images", "annotations"],
                         help="download only this; annotations (COCO's own caption files) are downloaded only "
                              "with this option")
-    parser.add_argument("--mirror", metavar="URL", help="download the publisher's files from here, under the same names "
-                        "and with the publisher's checksums")
+    parser.add_argument("--mirror", metavar="URL", help="download the publisher's files from here, under the same "
+                        "names and with the publisher's checksums")
     scenes = parser.add_argument_group("scenes")
     for split, count in (("train", 2000), ("val", 200), ("test", 500)):
         scenes.add_argument(f"--{split}_images", type=NonNegativeInt, default=count, metavar="N",
@@ -51,8 +51,8 @@ def prepare(options: Namespace) -> Answer:
         raise SettingsError("no data set: give --dataset NAME")
     published = PUBLISHED.get(config.dataset)
     if (options.only or options.mirror) and (published is None or options.check):
-        raise SettingsError("--only and --mirror are for downloading "
-                            f"{', '.join(PUBLISHED)}; {'--check' if options.check else config.dataset} downloads nothing")
+        idle = "--check" if options.check else config.dataset
+        raise SettingsError(f"--only and --mirror are for downloading {', '.join(PUBLISHED)}; {idle} downloads nothing")
     with ending("stopped; the same command continues from here"):
         if config.dataset == "scenes" and not options.check:
             from ascl.scenes.prepare import prepare_scenes
