@@ -173,7 +173,7 @@ def test_a_longer_caption_is_cut_with_a_count(data, tmp_path, train_arguments, t
     edit_captions(data, long)
     more = ["--samples.positives", "none", "--train.max_steps", "3"]
     assert tool("train")(train_arguments(data, tmp_path / "new", *more)) == 0
-    assert "1 texts were longer than the text encoder's limit and were cut" in capsys.readouterr().out
+    assert "1 texts exceeded the text encoder's limit and were truncated" in capsys.readouterr().out
 
 
 def test_captions_that_are_no_json(data, train_refused):
