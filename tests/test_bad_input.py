@@ -368,7 +368,7 @@ def test_paired_needs_one_model_whose_items_meet(run, tiny_data, tmp_path, train
     assert_refused("eval", ["--scores", str(tmp_path / "scores.npz"), "--protocol", "paired"], "one --checkpoint")
     towers = tmp_path / "towers"
     assert tool("train")(train_arguments(tiny_data, towers, "--model.kind", "two_tower", "--train.max_steps", "1")) == 0
-    assert_refused("eval", ["--checkpoint", str(towers), "--protocol", "paired"], str(towers), "never meet")
+    assert_refused("eval", ["--checkpoint", str(towers), "--protocol", "paired"], str(towers), "no cross-modal fusion")
 
 
 def test_an_unknown_program_option_is_refused(capsys, tool):

@@ -518,7 +518,7 @@ def test_ranks_that_are_not_there(runs, tool, tmp_path, capsys):
     refused(tool, capsys, ["length", str(runs / "a0"), str(run), "--out", str(tmp_path)], "other queries")
     (run / "ranks-test.npz").write_bytes(b"PK\x03\x04")
     refused(tool, capsys, ["length", str(run), "--out", str(tmp_path)], "ranks-test.npz", "ascl eval")
-    refused(tool, capsys, ["length", str(runs / "a0"), "--bins", "5", "4", "--out", str(tmp_path)], "have to rise")
+    refused(tool, capsys, ["length", str(runs / "a0"), "--bins", "5", "4", "--out", str(tmp_path)], "must increase")
 
 
 def test_tables_that_are_not_there(tool, tmp_path, capsys):
@@ -544,7 +544,7 @@ def test_tables_that_are_not_there(tool, tmp_path, capsys):
     (run / "eval-test.json").write_text("{}")
     two = {"a": ("loss.temperature=0.1", [290]), "b": ("loss.temperature=0.2", [290])}
     table(tmp_path / "loss.csv", "loss", two, runs=("run",), folder=tmp_path)
-    refused(tool, capsys, ["temperature", str(tmp_path), *out], "eval-test.json is no evaluation", "evaluate again")
+    refused(tool, capsys, ["temperature", str(tmp_path), *out], "eval-test.json is not an evaluation", "evaluate again")
     assert not (tmp_path / "out").exists()
 
 

@@ -506,7 +506,7 @@ def test_what_is_no_run_of_retrieval_is_refused_by_name(run, finished, tool, tmp
     np.savez(tmp_path / "few.npz", scores=np.zeros((2, 3)), owner=np.array([0, 1, 1]))
     refused([str(run), "--scores", str(tmp_path / "few.npz")], "other images or texts", "--save-scores")
     (run / "eval-test.json").write_text("{")
-    refused([str(run)], "eval-test.json", "is no evaluation")
+    refused([str(run)], "eval-test.json", "is not an evaluation")
     (run / "ranks-test.npz").unlink()
     refused([str(run), "--scores", str(tmp_path / "few.npz")], "ranks-test.npz is missing")
     copy_run = tmp_path / "copy"
