@@ -249,7 +249,7 @@ def test_missing_or_foreign_ranks_leave_a_remark_and_the_other_tests(rows):
     foreign = made_row("foreign", 2.0, images=20)
     compared = compare([rows[0], lost, foreign], draws=50)
     assert [each.remark for each in compared] == [
-        "no bootstrap: an evaluation left no ranks",
+        "no bootstrap: an evaluation has no ranks; evaluate its run again",
         "no bootstrap: these runs ranked different queries: evaluate all of them on the same split of the same data"]
     assert all(each.bootstrap == (None, None) and each.t_test[0] is not None for each in compared)
     text = to_markdown(study_of([rows[0], lost, foreign]), compared)
