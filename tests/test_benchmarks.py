@@ -229,7 +229,7 @@ def test_generated_lengths_are_distributed_as_the_real_ones(module, shared):
 
 
 @pytest.mark.parametrize(("program", "arguments", "message"), [
-    ("bench_training", ["--shape", "10,3"], "H has to divide D"), ("bench_scoring", ["--shape", "10"], "expected D,H"),
+    ("bench_training", ["--shape", "10,3"], "H must divide D"), ("bench_scoring", ["--shape", "10"], "expected D,H"),
     ("bench_training", ["--batch", "0"], "at least 1"), ("bench_scoring", ["--texts", "0"], "at least 1"),
     ("bench_training", ["--captions", "nowhere_caps.txt"], "nowhere_caps.txt"),
     ("bench_scoring", ["--captions", "nowhere_caps.txt"], "nowhere_caps.txt"),
