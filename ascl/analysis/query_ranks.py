@@ -75,7 +75,7 @@ def read_ranks(path: str | os.PathLike) -> QueryRanks:
     path = Path(path)
     again = "evaluate again with `ascl eval`"
     if not path.is_file():
-        raise FileNotFoundError(f"no ranks at {path}; make them with `ascl eval`")
+        raise FileNotFoundError(f"no ranks at {path}: create them with `ascl eval`")
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = dict(archive)

@@ -2,8 +2,8 @@
 
 Every variant is a caption in the language of `ascl.scenes.language`. Variants of Asymmetry-I are false of their scene,
 but not contradictory: none says that there is a star and no star. Variants of II and III are true by construction: a
-caption entails its shorter variant, and a longer one adds a part that the caption leaves open. If no such variant
-exists, there is none.
+caption entails its shorter variant, and a longer one adds a part that the caption leaves open. Some captions have no
+variant of a kind.
 """
 
 from __future__ import annotations

@@ -332,7 +332,7 @@ def _no_kernel(query: Tensor, key: Tensor) -> str | None:
     if compiled and query.device.type != "cuda":
         return f"tensors on {query.device.type}: the kernel needs a GPU, or TRITON_INTERPRET=1 before the first import"
     if compiled and torch.version.hip:
-        return "the kernel was made for NVIDIA GPUs"
+        return "the kernel supports NVIDIA GPUs only"
     if compiled and torch.cuda.get_device_capability(query.device) < (8, 0):
         return "the kernel needs a GPU of compute capability 8.0 or higher"
     return None
