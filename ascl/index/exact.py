@@ -1,9 +1,9 @@
 """Exact search for the best pairs of queries and references, in blocks, without the matrix of all scores.
 
-Two rules: the best pairs over all queries together (`capped_search`, the rule of DISC2021), or the best references of
-every query (`nearest_references`). A block is scored by one matrix product in float32; a pair whose coarse score can,
-within the rounding error of that product, still be among the best is scored again in float64, and only that score
-counts. So the result does not depend on blocks, threads or device.
+There are two rules: the best pairs over all queries (`capped_search`, the rule of DISC2021), or the best references of
+every query (`nearest_references`). One float32 matrix product scores a block. Pairs that can still be among the best,
+given the rounding error of that product, are scored again in float64, and only that score counts. So the result does
+not depend on blocks, threads or device.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import torch
 from ascl.core.errors import DataError
 from ascl.index import Metric
 
-_ROUNDING = {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}  # of torch's float32 matrix products
+_ROUNDING = {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}  # unit roundoff of torch's float32 products
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """How much is held at a time; the result does not depend on it."""
+    """Sizes of the work done at a time; the result does not depend on them."""
 
-    scores: int  # scored by one product: the processor's cache, or a part of a GPU's memory
-    references: int  # at most so many in a product
-    waiting_pairs: int = 2**20  # collected before they are sorted in; more only where more are asked for
-    exact_rows: int = 2**15  # scored in float64 together
+    scores: int  # scores per matrix product: as many as fit the processor's cache, or a part of a GPU's memory
+    references: int  # most references per product
+    waiting_pairs: int = 2**20  # pairs collected before they are merged; more only if more results are asked for
+    exact_rows: int = 2**15  # pairs scored in float64 together
 
 
 BLOCKS = {"cpu": Blocks(2**19, 4096), "cuda": Blocks(2**27, 65536)}
@@ -36,24 +36,32 @@ BLOCKS = {"cpu": Blocks(2**19, 4096), "cuda": Blocks(2**27, 65536)}
 
 def capped_search(query: np.ndarray, reference: np.ndarray, max_results: int, *, metric: Metric, device: str = "cpu",
                   blocks: Blocks | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the `max_results` best pairs over all queries together, exactly that many where there are so many pairs.
+    """Return the `max_results` best pairs over all queries, or all pairs if there are fewer.
 
-    Memory beyond the inputs: some hundred bytes for each result, and one block of scores.
+    Memory beyond the inputs: a few hundred bytes per result, and one block of scores.
+    Source: the candidate rule of DISC2021 (arXiv 2106.09672).
 
     Args:
-        query: (Nq, d) float; not normalised here.
-        reference: (Nr, d) float, in memory or a memory map; read block by block.
-        max_results: at least 1; all pairs are returned where there are fewer.
+        query: (Nq, d) float; not normalized here.
+        reference: (Nr, d) float, in memory or memory-mapped; read block by block.
+        max_results: at least 1.
         metric: "ip", score = inner product; "l2", score = -squared Euclidean distance.
-        device: where blocks are scored, "cpu" or "cuda"; the result is the same.
-        blocks: None = as fits the device.
+        device: "cpu" or "cuda", scores the blocks; the result is the same.
+        blocks: None = sizes that suit the device.
 
     Returns:
-        query index (n,) int64, reference index (n,) int64, score (n,) float64, best first; equal scores by query index,
-        then reference index, also where the last one is chosen.
+        query index (n,) int64, reference index (n,) int64 and score (n,) float64, best first. Equal scores are ordered
+        by query index, then by reference index, also at the cut.
 
     Raises:
-        DataError: dimensions differ, a value that is not finite (row named), an unknown metric, max_results < 1.
+        DataError: dimensions differ, a value is not finite (the message names its row), the metric is unknown, or
+            max_results < 1.
+
+    Example:
+        >>> query, reference = np.eye(2), np.array([[1.0, 0.0], [0.6, 0.8]])
+        >>> at_query, at_reference, score = capped_search(query, reference, 2, metric="ip")
+        >>> at_query.tolist(), at_reference.tolist(), score.tolist()
+        ([0, 1], [0, 1], [1.0, 0.8])
     """
     search = _Search(query, reference, metric, device, blocks)
     found = search.run(min(_at_least_one(max_results, "max_results"), len(query) * len(reference)), per_query=False)
@@ -63,12 +71,18 @@ def capped_search(query: np.ndarray, reference: np.ndarray, max_results: int, *,
 
 def nearest_references(query: np.ndarray, reference: np.ndarray, k: int, *, metric: Metric, device: str = "cpu",
                        blocks: Blocks | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k best references of every query, or all where there are fewer.
+    """Return the k best references of every query, or all if there are fewer.
 
-    Args, errors: as `capped_search`.
+    Arguments and errors are those of `capped_search`.
 
     Returns:
-        reference index (Nq, k) int64 and score (Nq, k) float64, best first; equal scores by reference index.
+        reference index (Nq, min(k, Nr)) int64 and score of the same shape, float64, best first; equal scores are
+        ordered by reference index.
+
+    Example:
+        >>> found, score = nearest_references(np.eye(2), np.array([[1.0, 0.0], [0.6, 0.8]]), 1, metric="ip")
+        >>> found.tolist(), score.tolist()
+        ([[0], [1]], [[1.0], [0.8]])
     """
     search = _Search(query, reference, metric, device, blocks)
     keep = min(_at_least_one(k, "k"), len(reference))
@@ -80,7 +94,7 @@ def nearest_references(query: np.ndarray, reference: np.ndarray, k: int, *, metr
 
 def _at_least_one(count: int, name: str) -> int:
     if index(count) < 1:
-        raise DataError(f"{name} is {count}; ask for at least 1")
+        raise DataError(f"{name} is {count}: ask for at least 1")
     return index(count)
 
 
@@ -94,24 +108,25 @@ class _Pairs(NamedTuple):
 
 
 class _Search:
-    """One search: the prepared inputs, and the threshold below which a pair of a query cannot be among the best."""
+    """A search: the prepared inputs, and for each query the score below which a pair cannot be among the best."""
 
     def __init__(self, query: np.ndarray, reference: np.ndarray, metric: Metric, device: str,
                  blocks: Blocks | None) -> None:
         if metric not in ("ip", "l2"):
-            raise DataError(f"metric {metric!r} is unknown; choose 'ip' or 'l2'")
+            raise DataError(f"metric {metric!r} is unknown: choose 'ip' or 'l2'")
         for name, vectors in (("query", query), ("reference", reference)):
             if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
-                raise DataError(f"{name} vectors have to be an (N, d) matrix, got {vectors.dtype} {vectors.shape}")
+                raise DataError(f"{name} vectors must be an (N, d) matrix, got {vectors.dtype} {vectors.shape}")
         if query.shape[1] != reference.shape[1]:
-            raise DataError(f"queries have dimension {query.shape[1]} and references {reference.shape[1]}")
+            raise DataError(f"queries have dimension {query.shape[1]} and references {reference.shape[1]}: describe "
+                            "both with one model")
         self.query, self.reference, self.metric = query, reference, metric
         self.device = torch.device(device)
         self.blocks = blocks or BLOCKS.get(self.device.type, BLOCKS["cuda"])
         self.query_squared = _squared_norms(query, "query", self.blocks.exact_rows)
         self.reference_squared = _squared_norms(reference, "reference", self.blocks.exact_rows)
         largest = np.sqrt(self.reference_squared.max(initial=0.0))
-        magnitude = (np.sqrt(self.query_squared) + largest) ** 2  # bounds the sum of |terms| of a score, either metric
+        magnitude = (np.sqrt(self.query_squared) + largest) ** 2  # bounds the sum of |terms| of a score in both metrics
         single = query.dtype != np.float64 and reference.dtype != np.float64 and magnitude.max(initial=0.0) < 1e37
         self.dtype = torch.float32 if single else torch.float64
         unit = _ROUNDING[torch.get_float32_matmul_precision()] if single else 2.0**-53
@@ -120,7 +135,7 @@ class _Search:
         self.mask = np.empty(0, dtype=bool)
 
     def run(self, keep: int, per_query: bool) -> _Pairs:
-        """The best `keep` pairs, of each query or of all, in no order."""
+        """Return the best `keep` pairs, per query or over all queries, unordered."""
         best = _Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
         if not keep or not len(self.query):
             return best
@@ -128,7 +143,7 @@ class _Search:
         queries = self._coarse(self.query, self.query_squared, of_query=True)
         step_reference = min(self.blocks.references, len(self.reference))
         step_query = max(1, self.blocks.scores // step_reference)
-        # one block's memory for all: new ones would leave holes in the heap behind the few pairs that are kept waiting
+        # all blocks share one buffer: new buffers would fragment the heap between the few pairs that are kept
         scores = torch.empty(step_query * step_reference, dtype=self.dtype, device=self.device)
         self.mask = np.empty(len(scores) if self.device.type == "cpu" else 0, dtype=bool)
         waiting: list[_Pairs] = []
@@ -150,7 +165,7 @@ class _Search:
         return self._best([best, *waiting], keep, per_query)
 
     def _coarse(self, vectors: np.ndarray, squared: np.ndarray, *, of_query: bool) -> torch.Tensor:
-        """Matrix whose rows' inner products are the scores: for "l2", 2 q.r - |q|^2 - |r|^2 by two more columns."""
+        """Return a matrix whose rows' inner products are the scores; "l2" adds two columns: 2 q.r - |q|^2 - |r|^2."""
         matrix = torch.from_numpy(np.array(vectors)).to(self.device, self.dtype)
         if self.metric == "ip":
             return matrix
@@ -159,12 +174,12 @@ class _Search:
         return torch.cat([2 * matrix, minus, ones] if of_query else [matrix, ones, minus], dim=1)
 
     def _candidates(self, block: torch.Tensor, first: int, keep: int, per_query: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and columns of a block of coarse scores that can be among the best."""
+        """Return rows and columns of the coarse scores in a block that can be among the best."""
         rows = slice(first, first + len(block))
         at = self._reaching(block, rows)
         if len(at[0]) <= keep * (len(block) if per_query else 1) or (per_query and block.shape[1] < keep):
             return at
-        # so many at once raise the threshold themselves, before any is scored again
+        # with more candidates than results, raise the threshold first, before any is scored again
         if per_query:
             last = block.topk(keep, dim=1).values[:, -1].double().cpu().numpy()
             self.threshold[rows] = np.maximum(self.threshold[rows], last - self.slack[rows])
@@ -175,9 +190,9 @@ class _Search:
         return self._reaching(block, rows)
 
     def _reaching(self, block: torch.Tensor, rows: slice) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and columns of the scores that reach the threshold of their row, less the margin."""
+        """Return rows and columns of the scores that reach the threshold of their row minus its slack."""
         cut = torch.from_numpy(self.threshold[rows] - self.slack[rows]).to(block.device, block.dtype)[:, None]
-        if block.device.type == "cpu":  # numpy compares and looks for the few hits six times as fast as torch
+        if block.device.type == "cpu":  # numpy compares and finds the few hits six times as fast as torch
             mask = self.mask[: block.numel()].reshape(block.shape)
             flat = np.flatnonzero(np.greater_equal(block.numpy(), cut.numpy(), out=mask))
         else:
@@ -185,7 +200,7 @@ class _Search:
         return np.divmod(flat, block.shape[1])
 
     def _exact(self, at_query: np.ndarray, at_reference: np.ndarray) -> _Pairs:
-        """Scores in float64, less those that now turn out too low."""
+        """Score pairs in float64, and drop those that are below the threshold now."""
         score = np.empty(len(at_query))
         for start in range(0, len(score), self.blocks.exact_rows):
             rows = slice(start, start + self.blocks.exact_rows)
@@ -199,7 +214,7 @@ class _Search:
         return _Pairs(at_query, at_reference, score).at(score >= self.threshold[at_query])
 
     def _best(self, parts: list[_Pairs], keep: int, per_query: bool) -> _Pairs:
-        """The best of several lists; raises the threshold to the last that is kept."""
+        """Return the best pairs of several lists, and raise the threshold to the last one kept."""
         pairs = _Pairs(*map(np.concatenate, zip(*parts, strict=True)))
         if per_query:
             order = np.lexsort((pairs.reference, -pairs.score, pairs.query))
@@ -219,12 +234,12 @@ class _Search:
 
 
 def _squared_norms(vectors: np.ndarray, name: str, step: int) -> np.ndarray:
-    """(N,) float64; a value that is not finite is a DataError that names its row."""
+    """Return (N,) float64 squared norms; a value that is not finite is a DataError that names its row."""
     squared = np.empty(len(vectors))
     for start in range(0, len(vectors), step):
         block = np.asarray(vectors[start : start + step], dtype=np.float64)
         squared[start : start + step] = np.einsum("nd,nd->n", block, block)
     wrong = np.flatnonzero(~np.isfinite(squared))
     if len(wrong):
-        raise DataError(f"{name} vector {wrong[0]} (from 0) is not finite, nor are {len(wrong) - 1} more; replace them")
+        raise DataError(f"{name} vector {wrong[0]} (from 0) is not finite, nor are {len(wrong) - 1} more: replace them")
     return squared
