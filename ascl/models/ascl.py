@@ -32,13 +32,14 @@ class AsCL(RetrievalModel):
     region) and V* (one attended image vector per word). These exist only for a pair, so no single vector of an image
     or a text determines the score. `retrieval.score_all_pairs` computes the same scores fast.
 
-    >>> import torch
-    >>> from ascl.models import AsCL, EncodedTexts
-    >>> model = AsCL(region_dim=6, global_dim=4, embed_dim=8, num_heads=2)                  # text=None: no text encoder
-    >>> images = model.encode_images(torch.randn(3, 5, 6), torch.randn(3, 4))               # 3 images of 5 regions
-    >>> texts = EncodedTexts(torch.randn(2, 7, 8), torch.ones(2, 7, dtype=torch.bool))      # 2 texts of 7 words
-    >>> model.pair_scores(images, texts).shape
-    torch.Size([3, 2])
+    Example:
+        >>> import torch
+        >>> from ascl.models import AsCL, EncodedTexts
+        >>> model = AsCL(region_dim=6, global_dim=4, embed_dim=8, num_heads=2)              # without a text encoder
+        >>> images = model.encode_images(torch.randn(3, 5, 6), torch.randn(3, 4))           # 3 images of 5 regions
+        >>> texts = EncodedTexts(torch.randn(2, 7, 8), torch.ones(2, 7, dtype=torch.bool))  # 2 texts of 7 words
+        >>> model.pair_scores(images, texts).shape
+        torch.Size([3, 2])
     """
 
     def __init__(self, region_dim: int = 2048, global_dim: int = 2048, text: TextEncoder | None = None,
@@ -101,10 +102,11 @@ class AsCL(RetrievalModel):
         Raises:
             ValueError: the feature dimensions differ from the model's.
 
-        >>> model = AsCL(region_dim=6, global_dim=4, embed_dim=8, num_heads=2)
-        >>> images = model.encode_images(torch.randn(3, 5, 6), torch.randn(3, 4))
-        >>> images.regions.shape, images.globals.shape
-        (torch.Size([3, 5, 8]), torch.Size([3, 8]))
+        Example:
+            >>> model = AsCL(region_dim=6, global_dim=4, embed_dim=8, num_heads=2)
+            >>> images = model.encode_images(torch.randn(3, 5, 6), torch.randn(3, 4))
+            >>> images.regions.shape, images.globals.shape
+            (torch.Size([3, 5, 8]), torch.Size([3, 8]))
         """
         projected, whole = self.image(*self.standardized(regions, globals_))
         return EncodedImages(projected, whole, mask)
@@ -138,12 +140,13 @@ class AsCL(RetrievalModel):
 
         This is the plain reference: one image at a time, with torch's own attention.
 
-        >>> model = AsCL(embed_dim=4, num_heads=2, local_weight=1.0)            # local part only
-        >>> token = torch.tensor([[[1.0, 2.0, 3.0, 4.0]]])
-        >>> image = EncodedImages(regions=token, globals=token[:, 0])           # one region
-        >>> texts = EncodedTexts(torch.cat([token, -token]), torch.ones(2, 1, dtype=torch.bool))  # one word each
-        >>> model.pair_scores(image, texts).round(decimals=3).tolist()          # the same word and its opposite
-        [[1.0, -1.0]]
+        Example:
+            >>> model = AsCL(embed_dim=4, num_heads=2, local_weight=1.0)            # local part only
+            >>> token = torch.tensor([[[1.0, 2.0, 3.0, 4.0]]])
+            >>> image = EncodedImages(regions=token, globals=token[:, 0])           # one region
+            >>> texts = EncodedTexts(torch.cat([token, -token]), torch.ones(2, 1, dtype=torch.bool))  # one word each
+            >>> model.pair_scores(image, texts).round(decimals=3).tolist()          # the same word and its opposite
+            [[1.0, -1.0]]
         """
         if not self.fusion:
             return self._scores_without_fusion(images, texts)

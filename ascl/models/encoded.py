@@ -16,12 +16,13 @@ class EncodedImages:
         regions: (N, K, D) projected regions. globals: (N, D) projected whole-image features.
         mask: (N, K) bool, True = a real region, False = padding; None = all are real.
 
-    >>> import torch
-    >>> images = EncodedImages(torch.randn(4, 36, 8), torch.randn(4, 8))     # 4 images of 36 regions, D = 8
-    >>> len(images), images[:2].regions.shape
-    (4, torch.Size([2, 36, 8]))
-    >>> len(EncodedImages.cat([images, images[:1]]))
-    5
+    Example:
+        >>> import torch
+        >>> images = EncodedImages(torch.randn(4, 36, 8), torch.randn(4, 8))     # 4 images of 36 regions, D = 8
+        >>> len(images), images[:2].regions.shape
+        (4, torch.Size([2, 36, 8]))
+        >>> len(EncodedImages.cat([images, images[:1]]))
+        5
     """
 
     regions: Tensor
@@ -57,11 +58,12 @@ class EncodedTexts:
     Attributes:
         words: (N, L, D) projected words. mask: (N, L) bool, True = a real word, False = padding.
 
-    >>> import torch
-    >>> mask = torch.arange(6) < torch.tensor([[6], [3]])          # the second text has 3 words and 3 padded places
-    >>> texts = EncodedTexts(torch.randn(2, 6, 8), mask)
-    >>> len(texts), texts[1:].mask.tolist()
-    (2, [[True, True, True, False, False, False]])
+    Example:
+        >>> import torch
+        >>> mask = torch.arange(6) < torch.tensor([[6], [3]])          # the second text has 3 words and 3 padded places
+        >>> texts = EncodedTexts(torch.randn(2, 6, 8), mask)
+        >>> len(texts), texts[1:].mask.tolist()
+        (2, [[True, True, True, False, False, False]])
     """
 
     words: Tensor

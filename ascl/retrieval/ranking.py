@@ -62,13 +62,14 @@ def ranks(blocks: Matrix | Iterable[Matrix], owner: Vector, *, truth: Matrix | N
     Raises:
         DataError: a score is not finite (the message names row and column), or shapes, owners or truth do not fit.
 
-    >>> scores = torch.tensor([[0.9, 0.2, 0.1],
-    ...                        [0.3, 0.4, 0.8]])
-    >>> counted = ranks(scores, owner=[0, 0, 1])            # texts 0 and 1 belong to image 0, text 2 to image 1
-    >>> counted.i2t.tolist(), counted.t2i.tolist()          # text 1 (0.2) scores higher with image 1 (0.4)
-    ([0, 0], [0, 1, 0])
-    >>> ranks(torch.zeros(2, 3), owner=[0, 0, 1]).t2i.tolist()          # ties count as lost
-    [1, 1, 1]
+    Example:
+        >>> scores = torch.tensor([[0.9, 0.2, 0.1],
+        ...                        [0.3, 0.4, 0.8]])
+        >>> counted = ranks(scores, owner=[0, 0, 1])            # texts 0 and 1 belong to image 0, text 2 to image 1
+        >>> counted.i2t.tolist(), counted.t2i.tolist()          # text 1 (0.2) scores higher with image 1 (0.4)
+        ([0, 0], [0, 1, 0])
+        >>> ranks(torch.zeros(2, 3), owner=[0, 0, 1]).t2i.tolist()          # ties count as lost
+        [1, 1, 1]
     """
     if isinstance(blocks, Matrix):
         check_matrix(blocks, "the score matrix")

@@ -89,12 +89,13 @@ def rank_report(scores: Matrix | Iterable[Matrix], owner: Vector, *, truth: Matr
 
     Recalls are in percent, `rsum` (their sum) is in [0, 600]. Arguments and errors as for `ranks`.
 
-    >>> import torch
-    >>> scores = torch.tensor([[0.9, 0.2, 0.1],
-    ...                        [0.3, 0.4, 0.8]])
-    >>> report = rank_report(scores, owner=[0, 0, 1])       # texts 0 and 1 belong to image 0, text 2 to image 1
-    >>> report.i2t.r1, round(report.t2i.r1, 1), round(report.t2i.mean_rank, 2)      # text 1 prefers image 1
-    (100.0, 66.7, 1.33)
+    Example:
+        >>> import torch
+        >>> scores = torch.tensor([[0.9, 0.2, 0.1],
+        ...                        [0.3, 0.4, 0.8]])
+        >>> report = rank_report(scores, owner=[0, 0, 1])       # texts 0 and 1 belong to image 0, text 2 to image 1
+        >>> report.i2t.r1, round(report.t2i.r1, 1), round(report.t2i.mean_rank, 2)      # text 1 prefers image 1
+        (100.0, 66.7, 1.33)
     """
     return recall_report(ranks(scores, owner, truth=truth, block_elements=block_elements))
 
@@ -117,13 +118,14 @@ def fold_report(scores: Matrix, owner: Vector, folds: int = 5, *, truth: Matrix 
     Raises:
         DataError: `folds` does not divide N_images, or a fold has no text.
 
-    >>> import numpy as np
-    >>> scores = np.eye(4)
-    >>> scores[0, 2] = 2                                            # text 2 scores highest with image 0
-    >>> fold_report(scores, owner=[0, 1, 2, 3], folds=2).t2i.r1     # image 0 is not in the fold of text 2
-    100.0
-    >>> rank_report(scores, owner=[0, 1, 2, 3]).t2i.r1
-    75.0
+    Example:
+        >>> import numpy as np
+        >>> scores = np.eye(4)
+        >>> scores[0, 2] = 2                                            # text 2 scores highest with image 0
+        >>> fold_report(scores, owner=[0, 1, 2, 3], folds=2).t2i.r1     # image 0 is not in the fold of text 2
+        100.0
+        >>> rank_report(scores, owner=[0, 1, 2, 3]).t2i.r1
+        75.0
     """
     ranking.check_matrix(scores, "the score matrix")
     images = scores.shape[0]

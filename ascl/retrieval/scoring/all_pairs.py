@@ -45,13 +45,14 @@ def score_all_pairs(model: RetrievalModel, images: EncodedImages, texts: Encoded
             several devices or of several dtypes, an unknown or unsupported backend or dtype, or a block that does not
             fit the free memory. Raised before any work.
 
-    >>> from ascl.models import AsCL
-    >>> model = AsCL(embed_dim=8, num_heads=2)
-    >>> images = EncodedImages(torch.randn(3, 5, 8), torch.randn(3, 8))                     # 3 images of 5 regions
-    >>> texts = EncodedTexts(torch.randn(4, 6, 8), torch.ones(4, 6, dtype=torch.bool))      # 4 texts of 6 words
-    >>> scores = score_all_pairs(model, images, texts)
-    >>> scores.shape, torch.allclose(scores, model.pair_scores(images, texts), atol=1e-5)
-    (torch.Size([3, 4]), True)
+    Example:
+        >>> from ascl.models import AsCL
+        >>> model = AsCL(embed_dim=8, num_heads=2)
+        >>> images = EncodedImages(torch.randn(3, 5, 8), torch.randn(3, 8))                     # 3 images of 5 regions
+        >>> texts = EncodedTexts(torch.randn(4, 6, 8), torch.ones(4, 6, dtype=torch.bool))      # 4 texts of 6 words
+        >>> scores = score_all_pairs(model, images, texts)
+        >>> scores.shape, torch.allclose(scores, model.pair_scores(images, texts), atol=1e-5)
+        (torch.Size([3, 4]), True)
     """
     tiles = make_tiles(model, images, texts, backend=backend, block=block, dtype=dtype, progress=progress,
                        limits=limits)
@@ -82,12 +83,13 @@ def score_blocks(model: RetrievalModel, images: EncodedImages, texts: EncodedTex
     computed twice. If each text has one owner only, `rank_all_pairs` computes each score once. Arguments and errors as
     for `score_all_pairs`.
 
-    >>> from ascl.models import AsCL
-    >>> model = AsCL(embed_dim=8, num_heads=2)
-    >>> images = EncodedImages(torch.randn(3, 5, 8), torch.randn(3, 8))
-    >>> texts = EncodedTexts(torch.randn(4, 6, 8), torch.ones(4, 6, dtype=torch.bool))
-    >>> torch.cat(list(score_blocks(model, images, texts))).shape
-    torch.Size([3, 4])
+    Example:
+        >>> from ascl.models import AsCL
+        >>> model = AsCL(embed_dim=8, num_heads=2)
+        >>> images = EncodedImages(torch.randn(3, 5, 8), torch.randn(3, 8))
+        >>> texts = EncodedTexts(torch.randn(4, 6, 8), torch.ones(4, 6, dtype=torch.bool))
+        >>> torch.cat(list(score_blocks(model, images, texts))).shape
+        torch.Size([3, 4])
     """
     return ScoreBlocks(make_tiles(model, images, texts, backend=backend, block=block, dtype=dtype, progress=progress,
                                   limits=limits))
@@ -110,13 +112,14 @@ def rank_all_pairs(model: RetrievalModel, images: EncodedImages, texts: EncodedT
         DataError: `owner` does not fit the images and texts, or a score is not finite.
         ValueError: as for `score_all_pairs`.
 
-    >>> from ascl.models import AsCL
-    >>> model = AsCL(embed_dim=8, num_heads=2, local_weight=1.0)
-    >>> tokens = torch.eye(8)[:3].unsqueeze(1)                              # 3 items of one token, orthogonal
-    >>> images = EncodedImages(tokens, tokens[:, 0])
-    >>> texts = EncodedTexts(tokens, torch.ones(3, 1, dtype=torch.bool))    # text i equals image i
-    >>> rank_all_pairs(model, images, texts, owner=[0, 1, 2]).rsum
-    600.0
+    Example:
+        >>> from ascl.models import AsCL
+        >>> model = AsCL(embed_dim=8, num_heads=2, local_weight=1.0)
+        >>> tokens = torch.eye(8)[:3].unsqueeze(1)                              # 3 items of one token, orthogonal
+        >>> images = EncodedImages(tokens, tokens[:, 0])
+        >>> texts = EncodedTexts(tokens, torch.ones(3, 1, dtype=torch.bool))    # text i equals image i
+        >>> rank_all_pairs(model, images, texts, owner=[0, 1, 2]).rsum
+        600.0
     """
     tiles = make_tiles(model, images, texts, backend=backend, block=block, dtype=dtype, progress=progress,
                        limits=limits)
@@ -176,13 +179,14 @@ def top_pairs(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts,
         ValueError: as for `score_all_pairs`; or k is below 1 or above the number of images or texts.
         DataError: a score is not finite.
 
-    >>> from ascl.models import AsCL
-    >>> model = AsCL(embed_dim=8, num_heads=2, local_weight=1.0)
-    >>> tokens = torch.eye(8)[:3].unsqueeze(1)                                  # 3 items of one token, orthogonal
-    >>> images = EncodedImages(tokens, tokens[:, 0])
-    >>> texts = EncodedTexts(tokens.flip(0), torch.ones(3, 1, dtype=torch.bool))    # the same items, in reverse order
-    >>> top_pairs(model, images, texts, k=1).texts_of_image.tolist()
-    [[2], [1], [0]]
+    Example:
+        >>> from ascl.models import AsCL
+        >>> model = AsCL(embed_dim=8, num_heads=2, local_weight=1.0)
+        >>> tokens = torch.eye(8)[:3].unsqueeze(1)                                  # 3 items of one token, orthogonal
+        >>> images = EncodedImages(tokens, tokens[:, 0])
+        >>> texts = EncodedTexts(tokens.flip(0), torch.ones(3, 1, dtype=torch.bool))    # the same, in reverse order
+        >>> top_pairs(model, images, texts, k=1).texts_of_image.tolist()
+        [[2], [1], [0]]
     """
     tiles = make_tiles(model, images, texts, backend=backend, block=block, dtype=dtype, progress=progress,
                        limits=limits)

@@ -134,12 +134,13 @@ def score_batch(model: RetrievalModel, images: EncodedImages, text_sets: list[En
     Returns:
         One tensor (N_images, N_texts) per set, in the given order.
 
-    >>> from ascl.models import AsCL
-    >>> model = AsCL(embed_dim=8, num_heads=2)
-    >>> images = EncodedImages(torch.randn(3, 5, 8), torch.randn(3, 8))
-    >>> texts = EncodedTexts(torch.randn(4, 6, 8), torch.ones(4, 6, dtype=torch.bool))
-    >>> [tuple(scores.shape) for scores in score_batch(model, images, [texts, texts[:2]])]
-    [(3, 4), (3, 2)]
+    Example:
+        >>> from ascl.models import AsCL
+        >>> model = AsCL(embed_dim=8, num_heads=2)
+        >>> images = EncodedImages(torch.randn(3, 5, 8), torch.randn(3, 8))
+        >>> texts = EncodedTexts(torch.randn(4, 6, 8), torch.ones(4, 6, dtype=torch.bool))
+        >>> [tuple(scores.shape) for scores in score_batch(model, images, [texts, texts[:2]])]
+        [(3, 4), (3, 2)]
     """
     weights = model.fusion_weights()
     if weights is None:
