@@ -19,12 +19,13 @@ demo: $(VENV)/installed
 	if test -e $(DEMO)/last.pt; then $(ASCL) train --resume $(DEMO); \
 	else $(ASCL) train --dataset scenes --out $(DEMO); fi
 	$(ASCL) eval --checkpoint $(DEMO)
+	$(ASCL) report $(DEMO)
 
 clean-demo:
 	rm -rf $(DEMO)
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -q
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -q
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .

@@ -13,9 +13,10 @@ RPR is the rank of the references' covariance over the dimension, singular value
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import shlex
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ import results
 import torch
 import yaml
 
+from ascl.cli import program
 from ascl.core.errors import DataError
 from ascl.image_copy.benchmark.plan import REVERSE_CROP
 from ascl.image_copy.descriptors.files import read_descriptors
@@ -70,36 +72,33 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def tool(name: str, *arguments: object) -> None:
-    """Run a program of tools/; its error becomes ours."""
-    command = [sys.executable, str(results.REPOSITORY / "tools" / name), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
-        raise DataError(f"tools/{name}: {last.removeprefix('error: ')}")
+def ascl(name: str, *arguments: object) -> Any:
+    """Run a command in this process, without what it prints, and return its result."""
+    options = program.parser_of(name).read([str(argument) for argument in arguments])
+    with contextlib.redirect_stdout(io.StringIO()):
+        return program.run(name)(options).content
 
 
 def measure(label: str, source: str, benchmark: Path, bootstrap: int, scratch: Path) -> Line:
     """Describe, search and judge."""
     judged = ["--ground-truth", benchmark / "ground_truth.csv", "--edits", benchmark / "edits.csv", "--bootstrap",
-              bootstrap, "--out", scratch / "report.json"]
+              bootstrap]
     if source == "phash":
         index = scratch / "index"
-        tool("find_copies.py", "index", benchmark / "references", "--index", index, "--method", "phash")
-        tool("find_copies.py", "query", benchmark / "queries", "--index", index, "--k", BEST, "--predictions",
+        ascl("copy index", benchmark / "references", "--index", index, "--method", "phash")
+        ascl("copy query", benchmark / "queries", "--index", index, "--k", BEST, "--predictions",
              scratch / "predictions.csv")
-        tool("eval_copy.py", "--predictions", scratch / "predictions.csv", *judged)
-        return Line(label, "64 bits", json.loads((scratch / "report.json").read_text()), None, "perceptual hash")
+        report = ascl("copy eval", "--predictions", scratch / "predictions.csv", *judged)
+        return Line(label, "64 bits", report, None, "perceptual hash")
     files = {role: scratch / f"{role}.h5" for role in ("queries", "references")}
     for role, path in files.items():
-        tool("extract_descriptors.py", *shlex.split(source), "--images", benchmark / role, "--out", path)
+        ascl("extract descriptors", *shlex.split(source), "--images", benchmark / role, "--out", path)
     references = read_descriptors(files["references"], "reference")
     norms = [] if references.norms is None else ["--norm-filter"]
     described = ["--queries", files["queries"], "--references", files["references"]]
-    tool("eval_copy.py", *described, "--k", BEST, *norms, *judged)
+    report = ascl("copy eval", *described, "--k", BEST, *norms, *judged)
     seen = spectrum(torch.from_numpy(references.vectors))
-    return Line(label, str(references.vectors.shape[1]), json.loads((scratch / "report.json").read_text()), seen.rpr,
-                training_of(source))
+    return Line(label, str(references.vectors.shape[1]), report, seen.rpr, training_of(source))
 
 
 def training_of(source: str) -> str:

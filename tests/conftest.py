@@ -4,6 +4,9 @@ import itertools
 import json
 import os
 import re
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,6 +112,34 @@ def train_arguments(tiny_bert) -> Callable[..., list[str]]:
         ]
 
     return arguments
+
+
+@pytest.fixture(scope="session")
+def two_processes() -> Callable[..., None]:
+    """(words of a Python command) -> run it in two processes that train together on the CPU, as torchrun starts them.
+
+    `tests` can be imported there. Takes seconds: each process imports torch.
+    """
+    def run(*arguments: object) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        started = [
+            subprocess.Popen(
+                [sys.executable, *map(str, arguments)], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True,
+                env={**os.environ, **together, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1",
+                     "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(REPOSITORY)},
+            ) for rank in range(2)
+        ]
+        try:
+            said = [process.communicate(timeout=240)[1] for process in started]
+        finally:
+            for process in started:
+                process.kill()
+        assert [process.returncode for process in started] == [0, 0], said
+
+    return run
 
 
 @pytest.fixture(autouse=True)

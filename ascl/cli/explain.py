@@ -75,10 +75,16 @@ def report(options: Namespace) -> Answer:
             options.run, split=options.split, images=options.images, scores=options.scores,
             out=None if options.out is None else Path(options.out), overrides=run_data(options),
         )
+    for example in made.examples:
+        print(f'"{example["query"]}"')
+        for place, best in enumerate(example["best"], start=1):
+            print(f"  {place}. {best['image']}  {best['score']:+.3f}" + "  <- the image it describes" * best["own"])
+        if not any(best["own"] for best in example["best"]):
+            print(f"  the image it describes comes at place {example['own_image_at']}")
     for reason in made.missing.values():
         print(f"missing: {reason}")
     print(f"saved: {made.file} ({made.file.stat().st_size / 1e6:.1f} MB)")
-    return Answer({"file": made.file, "missing": made.missing})
+    return Answer(made._asdict())
 
 
 def add_images(parser: Parser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jsonargparse import Namespace
-from jsonargparse.typing import NonNegativeInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from ascl.cli.options import Answer, add_seed, ending
 from ascl.core.errors import SettingsError
@@ -36,8 +36,8 @@ def prepare_parser(prog: str) -> Parser:
         scenes.add_argument(f"--{split}_images", type=NonNegativeInt, default=count, metavar="N",
                             help=f"images of the split {split}; also --{split}")
     add_seed(parser, "of the generated scenes")
-    scenes.add_argument("--backbone", default="resnet18", help="torchvision classifier with random weights")
-    scenes.add_argument("--layer", default="layer1", help="its layer that gives the features")
+    scenes.add_argument("--detector_steps", type=PositiveInt, default=350, metavar="N",
+                        help="training steps of the region detector, 16 images each")
     parser.add_settings(retrieval.Config)
     return parser
 
@@ -59,7 +59,7 @@ def prepare(options: Namespace) -> Answer:
 
             prepare_scenes(
                 Path(config.data.captions).parent, train=options.train_images, val=options.val_images,
-                test=options.test_images, seed=options.seed, backbone=options.backbone, layer=options.layer,
+                test=options.test_images, seed=options.seed, detector_steps=options.detector_steps,
             )
         elif published is not None and not options.check:
             fetch_dataset(config, published, only=options.only, mirror=options.mirror)

@@ -1,8 +1,5 @@
 """One batch in chunks, or spread over processes, is the one large batch: same loss, same gradients, less memory."""
 
-import os
-import subprocess
-import sys
 import weakref
 from dataclasses import replace
 from functools import partial
@@ -252,7 +249,6 @@ OWN, PROCESSES = 4, 2
 
 TWO = """
 import sys
-sys.path.insert(0, sys.argv[2])
 import torch
 from ascl.core.distributed import make_accelerator, rows_of_all_with_gradient
 from ascl.retrieval.objective import RetrievalObjective
@@ -290,23 +286,12 @@ def part_of(batch: Batch, process: int) -> Batch:
                  batch.positives[own], batch.positive_order[own])
 
 
-def launch(folder: Path, *arguments: str) -> None:
-    """Two processes with this command, on the CPU."""
-    repository = Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(PROCESSES), *arguments],
-        capture_output=True, text=True, timeout=240, cwd=repository,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-    )
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory) -> tuple[Path, list[dict]]:
+def left_by_two(tmp_path_factory, two_processes) -> tuple[Path, list[dict]]:
     """What two processes left after one step of plain descent with rate 1, for each of `CASES`."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "train.py").write_text(TWO)
-    launch(folder, str(folder / "train.py"), str(folder), str(Path(__file__).resolve().parents[2]))
+    two_processes(folder / "train.py", folder)
     return folder, [torch.load(folder / f"{process}.pt", weights_only=True) for process in range(PROCESSES)]
 
 
@@ -337,8 +322,8 @@ def loss_of_one_process(model: RetrievalModel, batches: list[Batch], seeds: list
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_processes_descend_as_one_with_all_the_pairs(two_processes, name):
-    folder, left = two_processes
+def test_two_processes_descend_as_one_with_all_the_pairs(left_by_two, name):
+    folder, left = left_by_two
     case = dict(CASES[name])
     model, batch = make_model(case["kind"]), make_batch(PROCESSES * OWN)
     batches, seeds = [part_of(batch, process) for process in range(PROCESSES)], [of["seeds"][name] for of in left]
@@ -411,7 +396,9 @@ def test_a_batch_of_all_processes_that_needs_more_images_than_there_are_is_refus
         build.build_batches(config, pairs, 0, 3)
 
 
-def test_a_run_of_two_processes_is_that_of_one_with_twice_the_batch(tiny_data, tmp_path, tool, train_arguments):
+def test_a_run_of_two_processes_is_that_of_one_with_twice_the_batch(
+    tiny_data, tmp_path, tool, train_arguments, two_processes
+):
     """The whole program: which pairs come in which step, what the loss makes of them, and how both steps compare."""
     def arguments(name: str, *more: str) -> list[str]:
         return train_arguments(tiny_data, tmp_path / name, "--samples.negatives", "none", *more)
@@ -419,7 +406,7 @@ def test_a_run_of_two_processes_is_that_of_one_with_twice_the_batch(tiny_data, t
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")
         assert tool("train")(arguments("one", "--train.batch_size", "8")) == 0
-    launch(tmp_path, "tools/train.py", *arguments("two", "--train.batch_size", "4", "--train.chunk_size", "3"))
+    two_processes("tools/train.py", *arguments("two", "--train.batch_size", "4", "--train.chunk_size", "3"))
     one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert [(line["kind"], line["step"]) for line in one] == [(line["kind"], line["step"]) for line in two]
     for ours, theirs in zip(one, two, strict=True):

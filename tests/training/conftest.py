@@ -14,10 +14,6 @@ from ascl.training.schedule import cosine, warmed_up
 STEPS_PER_EPOCH = 5
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "two_processes: starts two processes that train together on the CPU (seconds)")
-
-
 class Tiny(nn.Module):
     def __init__(self):
         super().__init__()

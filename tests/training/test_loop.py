@@ -463,7 +463,6 @@ def test_ctrl_c_in_a_terminal_with_loader_workers_saves_and_exits_with_130(tmp_p
 
 TWO = """
 import json, signal, sys
-sys.path.insert(0, sys.argv[2])
 import torch
 from tests.training.conftest import make_tiny, open_and_fit, tiny_validation
 from ascl.core.distributed import make_accelerator
@@ -504,17 +503,10 @@ torch.distributed.destroy_process_group()
 """
 
 
-@pytest.mark.two_processes
-def test_two_processes_average_their_gradients_stop_together_and_one_of_them_writes(tmp_path):
+def test_two_processes_average_their_gradients_stop_together_and_one_of_them_writes(tmp_path, two_processes):
     (tmp_path / "train.py").write_text(TWO)
-    repository = Path(__file__).resolve().parents[2]
     run = tmp_path / "run"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, tmp_path / "train.py", run, repository], capture_output=True, text=True, timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    two_processes(tmp_path / "train.py", run)
     # only the second process gets the signal, and both of them stop and resume: else neither file is there
     first, second = (json.loads(Path(f"{run}.{rank}").read_text()) for rank in (0, 1))
 

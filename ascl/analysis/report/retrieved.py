@@ -78,6 +78,13 @@ def best_and_worst(saved: QueryRanks, top: TopPairs | None, direction: Direction
     return chosen(firsts), chosen(lasts[ranks[lasts] > 0])
 
 
+def spread(saved: QueryRanks, top: TopPairs, direction: Direction, count: int) -> list[Query]:
+    """Return up to `count` queries at equal distances in the order of the data, whatever their ranks."""
+    numbers, ranks = saved.of(direction)
+    return [_query(saved, top, direction, int(numbers[q]), int(ranks[q]))
+            for q in np.unique(len(numbers) * (2 * np.arange(count) + 1) // (2 * count))]
+
+
 def _lists(top: TopPairs, direction: Direction) -> tuple[np.ndarray, np.ndarray]:
     """(candidates, scores), (N, k) each."""
     pair = (top.texts_of_image, top.image_scores) if direction == "i2t" else (top.images_of_text, top.text_scores)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ascl.analysis.evaluation import bar, load_split
 from ascl.analysis.query_ranks import QueryRanks, read_ranks
 from ascl.analysis.report.page import Photos, RunRecord, render
-from ascl.analysis.report.retrieved import top_of_matrix
+from ascl.analysis.report.retrieved import spread, top_of_matrix
 from ascl.analysis.run_files import flat, read_evaluation, run_settings
 from ascl.core.errors import DataError
 from ascl.core.files import write_text
@@ -30,11 +30,16 @@ TOP = 10                        # candidates of each query that a report looks a
 THUMBNAIL = (176, 70)           # longer side in pixels, JPEG quality: 5 to 10 kB each
 
 
+EXAMPLES = 3                    # text queries that the program prints
+BEST = 3                        # images of each
+
+
 class Reported(NamedTuple):
-    """The page of a run, and what it lacks."""
+    """The page of a run, what it lacks, and examples: text queries with their best images."""
 
     file: Path
     missing: dict[str, str]
+    examples: list[dict[str, Any]]
 
 
 def report(run: str, *, split: str | None = None, images: str | None = None, overrides: dict[str, Any] | None = None,
@@ -82,7 +87,16 @@ def report(run: str, *, split: str | None = None, images: str | None = None, ove
         if config.data.val_images else f"split {config.data.val}")
     out = out or folder / "report.html"
     write_text(out, render(record))
-    return Reported(out, missing)
+    return Reported(out, missing, [] if ranks is None or top is None else _examples(ranks, top))
+
+
+def _examples(ranks: QueryRanks, top: TopPairs) -> list[dict[str, Any]]:
+    """Text queries, the best images of each, and the place of the query's own image, from 1."""
+    return [{
+        "query": ranks.caption(query.number), "own_image_at": query.rank + 1,
+        "best": [{"image": ranks.image_id(found.candidate), "score": found.score, "own": found.right}
+                 for found in query.found[:BEST]],
+    } for query in spread(ranks, top, "t2i", EXAMPLES)]
 
 
 def _retrieved(config: Config, folder: Path, split: str, overrides: dict[str, Any], scores: str | None, evaluate: str,

@@ -1,10 +1,6 @@
 """What a step computes and in which order; mixing; momentum; several processes."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -268,7 +264,6 @@ def test_a_weight_of_zero_leaves_a_term_without_gradient():
 
 TWO = """
 import json, sys
-sys.path.insert(0, sys.argv[2])
 import torch
 from ascl.core.distributed import make_accelerator
 from ascl.image_copy.training.sscd import SscdObjective
@@ -297,14 +292,9 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_two_processes_are_one_with_both_batches(tmp_path, teacher):
+def test_two_processes_are_one_with_both_batches(tmp_path, teacher, two_processes):
     (tmp_path / "step.py").write_text(TWO)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, tmp_path / "step.py", tmp_path / "out", Path(__file__).resolve().parents[3]],
-        capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    two_processes(tmp_path / "step.py", tmp_path / "out")
     found = [json.loads((tmp_path / f"out.{rank}").read_text()) for rank in (0, 1)]
     assert found[0] == found[1]
 
