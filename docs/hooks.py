@@ -148,8 +148,9 @@ def _value(value: Any) -> str:
     """As YAML has it."""
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_value, value))}]"
-    return {None: "null", True: "true", False: "false", "": '""'}.get(value, f"{value}") if not isinstance(
-        value, float) else f"{value:g}"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value) or '""'
 
 
 def _sentence(text: str) -> str:
