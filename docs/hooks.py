@@ -5,13 +5,14 @@ The pages come from the parsers and the dataclasses, so that they cannot say any
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import html
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,19 +84,22 @@ def _commands() -> Iterator[str]:
         yield from _table(["Option", "Value", "Default", "Meaning"], map(_option, shown))
 
 
-def _option(action: Any) -> list[str]:
+def _option(action: argparse.Action) -> list[str]:
     flags = [flag for flag in action.option_strings if flag.startswith("--")]
     name = ", ".join(f"`{flag}`" for flag in flags) or f"`{action.metavar or action.dest}`"
-    flag = action.nargs == 0
-    value = "" if flag else " ".join(f"`{choice}`" for choice in action.choices or ()) or _metavar(action)
+    is_flag = action.nargs == 0 or action.default == argparse.SUPPRESS      # such as --print_config
+    value = "" if is_flag else " ".join(f"`{choice}`" for choice in action.choices or ()) or _metavar(action)
     required = action.required or (not flags and action.nargs in (None, "+"))
-    default = "required" if required else "" if flag or action.default is None else f"`{_value(action.default)}`"
-    return [name, value, default, _text(action.help or "")]
+    default = "" if is_flag or action.default in (None, []) else f"`{_value(action.default)}`"
+    return [name, value, "required" if required else default, _text(action.help or "")]
 
 
-def _metavar(action: Any) -> str:
+def _metavar(action: argparse.Action) -> str:
     name = action.metavar if isinstance(action.metavar, str) else action.dest.rpartition(".")[2].upper()
-    return f"`{name}`" + (" ..." if action.nargs in ("+", "*") or type(action).__name__ == "_AppendAction" else "")
+    if name.startswith("{"):        # choices by their type
+        return " ".join(f"`{choice}`" for choice in name.strip("{}").split(","))
+    several = action.nargs in ("+", "*") or action.default == []
+    return f"`{name}`" + " ..." * several
 
 
 def settings_page() -> str:
@@ -164,8 +168,8 @@ def _text(text: str) -> str:
     return "`".join(parts).replace("|", "\\|")
 
 
-def _table(head: list[str], rows: Any) -> Iterator[str]:
+def _table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
     lines = [f"| {' | '.join(cells)} |" for cells in rows]
     if lines:
-        yield f"| {' | '.join(head)} |\n|{'---|' * len(head)}"
-        yield "\n".join(lines) + "\n"
+        yield f'<div class="options" markdown>\n\n| {" | ".join(head)} |\n|{"---|" * len(head)}'
+        yield "\n".join(lines) + "\n\n</div>\n"
