@@ -74,12 +74,14 @@ class SceneDetector(nn.Module):
         self.width, self.dim = width, 2 * width
         self.stem = nn.Sequential(convolution(3, width // 2, 2), convolution(width // 2, width // 2),
                                   convolution(width // 2, width, 2), convolution(width, width))
+        last = nn.Conv2d(2 * width, 5 * len(SIZES), 1)
+        assert last.bias is not None
+        nn.init.constant_(last.bias[::5], -4.0)                         # few cells are centers
         self.finder = nn.Sequential(convolution(width, 2 * width, 2), convolution(2 * width, 2 * width),
-                                    convolution(2 * width, 2 * width), nn.Conv2d(2 * width, 5 * len(SIZES), 1))
+                                    convolution(2 * width, 2 * width), last)
         self.reader = nn.Sequential(nn.Linear(width * POOLED**2, 4 * width), nn.ReLU(),
                                     nn.Linear(4 * width, self.dim), nn.ReLU())
         self.heads = nn.ModuleDict({name: nn.Linear(self.dim, len(values)) for name, values in HEADS.items()})
-        nn.init.constant_(self.finder[-1].bias[::5], -4.0)              # few cells are centers
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the fine map (B, C, SIDE / FINE, SIDE / FINE), and heat and box (B, sizes, 5, CELLS, CELLS)."""

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from ascl.core.errors import DataError
 from ascl.data.captions import load_captions
-from ascl.data.stores.convert import convert, verify
+from ascl.data.stores.convert import convert, verify, write
 from ascl.data.stores.hdf5 import Hdf5Features
 from ascl.data.stores.ids import stems_of
 from ascl.data.stores.open import open_features
@@ -148,6 +148,17 @@ def test_a_difference_is_found(tmp_path, name):
         file[name][3] = file[name][3] - 1
     refused(rf"`({name}|mask|regions)` of image pic3 \(row 3\) is not what .*a\.tsv gives", verify, store, done.path,
             store.kinds, "float32", store.image_ids)
+
+
+def test_a_file_that_fails_its_check_gets_no_name(tmp_path, monkeypatch):
+    def write_something_else(store, file, kinds, dtype, **options):
+        write(store, file, kinds, dtype, **options)
+        file["regions"][2] = file["regions"][2] + 1
+
+    monkeypatch.setattr("ascl.data.stores.convert.write", write_something_else)
+    source = foreign_files.write_tsv(tmp_path / "a.tsv", make_images(COUNTS))
+    refused(r"`regions` of image pic2 \(row 2\) is not what", convert, [source], tmp_path / "out.h5", progress=False)
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_one_wrong_bit_is_found(tmp_path):
