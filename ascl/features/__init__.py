@@ -1,6 +1,6 @@
-"""Features from images: backends (grid, global vector, patches, detectors), the writer, the file, a cluster, drawing.
+"""Features from images: backends (grid, global vector, patches, detectors), the writer, its file, Ray, drawing.
 
-Reading the files lies in `data.stores`, decoding images in `images`.
+`ascl.data.stores` reads the files, and `ascl.images` decodes the images.
 """
 
 from ascl.features.backends import BATCH_SIZE, GLOBAL_BACKENDS, REGION_BACKENDS, backend_class, make_backend

@@ -1,4 +1,4 @@
-"""The backends by name. Importing this loads neither torch nor a backend: a command line asks here for its help."""
+"""The backends by name. Importing this module loads neither torch nor a backend, so that a command's help is quick."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 REGION_BACKENDS = ("grid", "patches", "bottom-up", "torchvision", "detectron2")
 GLOBAL_BACKENDS = ("classifier", "encoder")
-BATCH_SIZE = {"bottom-up": 4, "torchvision": 4, "detectron2": 4}  # others 32: a detector's images are large
+BATCH_SIZE = {"bottom-up": 4, "torchvision": 4, "detectron2": 4}  # 32 for the others: a detector's images are large
 
 
 def backend_class(kind: str) -> type:
-    """Return a backend's class; only the libraries of this one are imported."""
+    """Return the class of a backend by its name; import only the libraries that it needs."""
     if kind == "grid":
         from ascl.features.grid import GridBackend
         return GridBackend
@@ -37,11 +37,11 @@ def backend_class(kind: str) -> type:
     if kind == "detectron2":
         from ascl.features.detectors.detectron2_backend import Detectron2Backend
         return Detectron2Backend
-    raise DataError(f"no backend {kind!r}; there are {', '.join((*REGION_BACKENDS, *GLOBAL_BACKENDS))}")
+    raise DataError(f"unknown backend {kind!r}; choose one of {', '.join((*REGION_BACKENDS, *GLOBAL_BACKENDS))}")
 
 
 def make_backend(kind: str, arguments: dict[str, Any], device: str) -> Backend:
-    """Return the backend, on a device of the machine that calls this (`auto`: CUDA where there is any)."""
+    """Return the backend on `device` of the calling machine (`auto`: CUDA if there is a GPU, else the CPU)."""
     from ascl.images.backbones import pick_device
 
     return backend_class(kind)(**arguments, device=pick_device(device))

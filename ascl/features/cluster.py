@@ -1,7 +1,7 @@
-"""The same extraction on several machines or GPUs: parts are computed by actors of Ray Data (extra `scale`).
+"""Extraction on several machines or GPUs: actors of Ray Data compute the parts (extra `scale`).
 
-Ray places the actors, hands out the parts, and gives a part to another actor where a machine dies. Every machine needs
-this package and sees the images and the output under the same path (a network disk).
+Ray places the actors, hands out the parts, and reassigns a part if a machine dies. Every machine needs this package
+and must see the images and the output under the same path (a network disk).
 """
 
 from __future__ import annotations
@@ -20,29 +20,30 @@ from ascl.features.writer import Backend, Plan, Worked, compute_parts
 def on_ray(
     make_backend: Callable[[], Backend], *, actors: int | None = None, gpus: float | None = None
 ) -> Callable[[Plan, Sequence[range], tqdm], Worked]:
-    """Return the `compute` of `extract` that runs on the Ray cluster at hand, or on this machine where there is none.
+    """Return a `compute` for `extract` that runs on the Ray cluster, or on this machine if there is none.
 
     Args:
-        make_backend: called once in each actor, on its machine; has to give the backend that `extract` was given.
-        actors: number of backends at work at a time; None = as many as Ray finds room for.
-        gpus: of each actor; None = one where the cluster has any.
+        make_backend: called once in each actor, on its machine; must return the backend that `extract` was given.
+        actors: number of backends that work at a time; None = as many as the cluster has room for.
+        gpus: GPUs per actor; None = one if the cluster has any.
 
-    A DataError where Ray is not installed; from the result, whatever `compute_parts` finds wrong in an actor.
+    Raises:
+        DataError: Ray is not installed. The returned function raises it for any DataError in an actor.
     """
     try:
         import ray
         import ray.data
     except ImportError as error:
-        raise DataError(f"an extraction by Ray needs Ray Data ({error}): pip install 'ascl[scale]'") from error
+        raise DataError(f"extraction with Ray needs Ray Data ({error}): pip install 'ascl[scale]'") from error
 
     def compute(plan: Plan, spans: Sequence[range], bar: tqdm) -> Worked:
         if not spans:
             return Worked(0.0, 0.0)
         if not ray.is_initialized():
             ray.init(logging_level=logging.WARNING, log_to_driver=False)
-        there = ray.cluster_resources()
-        each = gpus if gpus is not None else float(there.get("GPU", 0) >= 1)
-        room = there.get("GPU", 1) / each if each else there.get("CPU", 1)
+        resources = ray.cluster_resources()
+        each = gpus if gpus is not None else float(resources.get("GPU", 0) >= 1)
+        room = resources.get("GPU", 1) / each if each else resources.get("CPU", 1)
         parts = ray.data.from_items([{"start": span.start, "stop": span.stop} for span in spans])
         pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(actors or int(room), len(spans))))
         done = parts.repartition(len(spans)).map_batches(
@@ -61,7 +62,7 @@ def on_ray(
 
 
 class PartActor:
-    """One backend on one machine. An error of the user's data comes back as a row: raised, Ray would try it again."""
+    """One backend on one machine. It returns a DataError as a row, because Ray would retry one that is raised."""
 
     def __init__(self, make_backend: Callable[[], Backend], plan: Plan) -> None:
         self.backend, self.plan = make_backend(), plan

@@ -1,4 +1,4 @@
-"""From an extraction's parts to its file, and from shards to one file. `ascl.data.stores.hdf5` has the layout."""
+"""Join the parts of an extraction to its file, and shards to one file. `ascl.data.stores.hdf5` describes the layout."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from ascl.core.provenance import code_version
 from ascl.data.stores.base import NAMES
 from ascl.data.stores.writing import create_rows, provenance_of, shapes_of, write_frame
 
-# Of a part or a shard: written in another form, or not at all.
+# Arrays of a part or a shard that the joined file holds in another form or not at all.
 NOT_STORED = {"image_ids", "skipped_images", "skipped_reasons", "digest", "versions", *NAMES.values()}
-COPIED_BYTES = 1 << 26  # of a shard at a time
-Skipped = dict[str, str]  # {"image": its file's name, "reason": why it could not be read}
+COPIED_BYTES = 1 << 26  # of a shard, copied at a time
+Skipped = dict[str, str]  # {"image": file name, "reason": why the image could not be read}
 
 
 def join_parts(
@@ -45,27 +45,27 @@ def join_parts(
     ids = [str(name) for head in heads for name in head["image_ids"]]
     if skipped and not skip_unreadable:
         unread = ", ".join(skip["image"] for skip in skipped)
-        raise DataError(f"an earlier call passed over unreadable images ({unread}); skip them (skip_unreadable) again")
-    if not ids and "shard" not in settings:  # of a shard, the others may be readable
+        raise DataError(f"an earlier call skipped unreadable images ({unread}); resume it with skip_unreadable")
+    if not ids and "shard" not in settings:  # other shards may have readable images
         raise DataError(f"{out} is not written: none of the {len(skipped)} images can be read")
     made_with = [json.loads(str(head["versions"])) for head in heads]
-    joined = parts[0].with_name("joined.h5")  # where a kill leaves nothing that the next call does not clear
+    joined = parts[0].with_name("joined.h5")  # in the folder of parts, which is cleared after a kill too
     write_joined(joined, map(read_part, parts), ids, names, provenance(settings, skipped, made_with))
     os.replace(joined, out)
     return skipped
 
 
 def read_part(path: Path, *names: str) -> dict[str, np.ndarray]:
-    """Read the named arrays of a part, or all."""
+    """Return the named arrays of a part, or all; raise DataError if the file is damaged."""
     try:
         with np.load(path, allow_pickle=False) as part:
             return {name: part[name] for name in names or part.files}
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError) as error:
-        raise DataError(f"{path} is damaged ({error}); delete this one file and go on with resume") from error
+        raise DataError(f"{path} is damaged ({error}); delete only this file, then resume") from error
 
 
 def provenance(settings: dict[str, Any], skipped: list[Skipped], made_with: list[dict[str, str]]) -> dict[str, Any]:
-    """Return what the file says of its making; several `versions` where several made parts."""
+    """Return the provenance that the file stores, with each distinct `versions` that made a part."""
     distinct = [made for number, made in enumerate(made_with) if made not in made_with[:number]]
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return {"settings": settings, "skipped": skipped, "versions": distinct, "date": date}
@@ -73,7 +73,7 @@ def provenance(settings: dict[str, Any], skipped: list[Skipped], made_with: list
 
 @cache
 def versions() -> dict[str, str]:
-    """Return the versions of this program (with its commit), Python, and the libraries behind the numbers."""
+    """Return the versions of this program (with its commit), Python, and the libraries that compute the features."""
     libraries = map(sys.modules.get, ("torch", "torchvision", "transformers", "detectron2", "numpy", "PIL", "h5py"))
     found = {library.__name__: str(getattr(library, "__version__", "unknown")) for library in libraries if library}
     return {"ascl": f"{__version__}, {code_version()}", "python": platform.python_version(), **found}
@@ -87,17 +87,24 @@ def shards_beside(out: str | os.PathLike) -> list[Path]:
 
 
 def merge_shards(shards: Sequence[Path], out: str | os.PathLike) -> dict[str, tuple[int, ...]]:
-    """Join the files that `extract` made with `shard` to the one it would have made without; they stay.
+    """Join the shards of an extraction to the file that `extract` writes without `shard`; keep the shards.
 
-    `shards` are all of them, in any order; the result is the shape of each data set of `out`, whose folder is made. A
-    DataError where a file is no shard, shards are missing, given twice (named) or of other settings, images or names,
-    or `out` exists.
+    Args:
+        shards: all shards of the extraction, in any order.
+        out: the HDF5 file to write; its folder is created.
+
+    Returns:
+        The shape of each data set of `out`.
+
+    Raises:
+        DataError: a file is not a shard; shards are missing or given twice (named); shards differ in settings, images
+            or names; none of the images can be read; `out` exists.
     """
     out = Path(out)
     if out.exists():
         raise DataError(f"{out} exists; delete it or choose another file")
     ordered, settings = checked_shards(shards)
-    with h5py.File(ordered[0], "r") as file:  # the others have the same: their digest is among the settings
+    with h5py.File(ordered[0], "r") as file:  # all shards have the same names: the settings hold their digest
         names = {name: file[name].asstr()[:].tolist() for name in NAMES.values() if name in file}
     made = [provenance_of(shard) for shard in ordered]
     skipped, made_with = ([one for of_shard in made for one in of_shard[key]] for key in ("skipped", "versions"))
@@ -110,7 +117,7 @@ def merge_shards(shards: Sequence[Path], out: str | os.PathLike) -> dict[str, tu
 
 
 def opened(files: Sequence[Path]) -> Iterator[h5py.File]:
-    """Yield each file, open while its turn lasts."""
+    """Yield each file, open until the next one is taken."""
     for path in files:
         with h5py.File(path, "r") as file:
             yield file
@@ -119,7 +126,7 @@ def opened(files: Sequence[Path]) -> Iterator[h5py.File]:
 def write_joined(
     path: Path, blocks: Iterable[Mapping[str, Any]], ids: list[str], names: dict[str, list[str]], about: dict[str, Any]
 ) -> None:
-    """Write a feature file with the rows of all blocks (name -> rows, `image_ids` among them), one under the other."""
+    """Write a feature file that stacks the rows of all blocks (name -> rows, `image_ids` included)."""
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         write_frame(file, ids, names, about)
         start = 0
@@ -131,39 +138,41 @@ def write_joined(
             start += count
         if "region_count" in file:
             counts, most = file["region_count"][:], file["regions"].shape[1]
-            counts[counts == 0] = most  # of a block without counts: all of its regions are real
+            counts[counts == 0] = most  # from blocks without counts, where all regions are real
             file["region_count"][:] = counts
             if (counts == most).all():
-                del file["region_count"]  # all full: readers then need no mask
+                del file["region_count"]  # without it, readers need no mask
 
 
 def checked_shards(shards: Sequence[Path]) -> tuple[list[Path], dict[str, Any]]:
     """Return the shards in order, and the settings that they share."""
     if not shards:
-        raise DataError("no shard to merge; extract the shards 1/4, 2/4 ... first")
+        raise DataError("no shards to merge; extract the shards (1/4, 2/4, ...) first")
     found: dict[int, Path] = {}
     first: dict[str, Any] = {}
     for shard in shards:
         settings = provenance_of(shard)["settings"]
         number, _, settings["shards"] = settings.pop("shard", "").partition("/")
         if not number:
-            raise DataError(f"{shard} is a whole file and no shard")
+            raise DataError(f"{shard} is a complete file, not a shard")
         first = first or settings
         if int(number) in found:
-            raise DataError(f"{found[int(number)]} and {shard} are both shard {number} of {settings['shards']}")
+            problem = f"{found[int(number)]} and {shard} are both shard {number} of {settings['shards']}"
+            raise DataError(f"{problem}; give each shard once")
         differing = [key for key in sorted({*settings, *first}) if settings.get(key) != first.get(key)]
         if differing:
-            raise DataError(f"{shard} and {shards[0]} differ in {', '.join(differing)}: they are no shards of one file")
+            problem = f"{shard} and {shards[0]} differ in {', '.join(differing)}"
+            raise DataError(f"{problem}: they are not shards of one file")
         found[int(number)] = shard
     count = int(first.pop("shards"))
     missing = [f"{number}/{count}" for number in range(1, count + 1) if number not in found]
     if missing:
-        raise DataError(f"shards missing: {', '.join(missing)}")
+        raise DataError(f"shards {', '.join(missing)} are missing; extract them first")
     return [found[number] for number in sorted(found)], first
 
 
 def copy_rows(source: np.ndarray | h5py.Dataset, target: h5py.Dataset, start: int) -> None:
-    """Copy the rows of `source` to `target` from row `start` on, some megabytes at a time."""
+    """Copy the rows of `source` to `target` from row `start` on, at most `COPIED_BYTES` at a time."""
     step = max(1, COPIED_BYTES // max(1, source.dtype.itemsize * math.prod(source.shape[1:])))
     for row in range(0, len(source), step):
         block = source[row : row + step]

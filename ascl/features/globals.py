@@ -1,4 +1,4 @@
-"""One vector for the whole image: the average of the backbone's last map (2048-d of a ResNet-152)."""
+"""One vector for the whole image: the average of the backbone's last map (2048-d for a ResNet-152)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ascl.images.backbones import Backbone, Normalize, Precision
 
 
 class GlobalBackend:
-    """A `Backend`: one vector an image."""
+    """A `Backend` that makes one vector per image."""
 
     names: dict[str, list[str]] = {}
 
@@ -19,7 +19,7 @@ class GlobalBackend:
         resize: Literal["squash", "crop"] = "crop", normalize: Normalize = "imagenet", same_padding: bool = False,
         precision: Precision = "float32", device: str = "cpu",
     ) -> None:
-        """Load the backbone; arguments as of `GridBackend`, errors as of `Backbone`. A vector of `flatten` is kept."""
+        """Load the backbone; arguments as for `GridBackend`, errors as for `Backbone`. `layer` may give a vector."""
         self.backbone = Backbone(
             backbone, weights, layer, input_size=input_size, resize=resize, normalize=normalize,
             same_padding=same_padding, precision=precision, device=device,
@@ -28,6 +28,6 @@ class GlobalBackend:
         self.settings = {"backend": "global", **self.backbone.settings}
 
     def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
-        """Return `globals` (B, C) float32 of B arrays from `prepare`; `sizes` does not matter here."""
+        """Return `globals` (B, C) float32 for B arrays from `prepare`; `sizes` is not used."""
         output = self.backbone(pixels)
         return {"globals": (output.mean(dim=(2, 3)) if output.dim() == 4 else output).cpu().numpy()}

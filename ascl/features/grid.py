@@ -17,7 +17,7 @@ from ascl.images.backbones import Backbone, Normalize, Precision
 
 
 class GridBackend:
-    """A `Backend`: grid * grid regions an image, row by row from the top left, with the boxes that they cover."""
+    """A `Backend` that makes grid * grid regions per image, row by row from the top left, with their boxes."""
 
     names: dict[str, list[str]] = {}
 
@@ -30,18 +30,18 @@ class GridBackend:
 
         Args:
             backbone: name of any torchvision classifier.
-            weights: `default` (torchvision's own, downloaded at the first use), `random:SEED`, or a state dict's path.
-            layer: torchvision's name of a layer, or of a part of the model; None = the last spatial map.
+            weights: `default` (torchvision's, downloaded on first use), `random:SEED`, or the path of a state dict.
+            layer: torchvision's name of a layer or submodule; None = the last spatial map.
             grid: cells on a side; 6 gives 36 regions.
-            input_size: side in pixels of the square that goes in.
+            input_size: side of the square network input, in pixels.
             resize: `squash` scales the whole image to the square; `crop` scales its short side to 256/224 of the input
                 size and keeps the center.
             normalize: what the weights were trained with: `imagenet` mean and std, `half` = [-1, 1], `none` = [0, 1].
-            same_padding: pad stride-2 convolutions as TensorFlow does, for weights from there.
+            same_padding: pad stride-2 convolutions as TensorFlow does, for weights ported from it.
             precision: of the network (autocast); the features are float32. device: a torch device.
 
         Raises:
-            DataError: see `Backbone`; a layer without a map, or with too small a one.
+            DataError: see `Backbone`; a layer that gives no map, or a map smaller than the grid.
         """
         self.backbone = Backbone(
             backbone, weights, layer, input_size=input_size, resize=resize, normalize=normalize,
@@ -51,19 +51,20 @@ class GridBackend:
         self.prepare = self.backbone.prepare
         self.settings = {"backend": "grid", **self.backbone.settings, "grid": grid}
         if len(self.backbone.shape) != 3:
-            raise DataError(f"layer {self.backbone.layer} of {backbone} gives a vector, no map; name an earlier layer")
+            given = f"layer {self.backbone.layer} of {backbone} gives a vector, not a map"
+            raise DataError(f"{given}; choose an earlier layer")
         self.dim, *self.map_size = self.backbone.shape
         if min(self.map_size) < grid:
             raise DataError(
                 f"layer {self.backbone.layer} of {backbone} gives a {self.map_size[0]}x{self.map_size[1]} map of a "
-                f"{input_size}x{input_size} image: too small for {grid}x{grid} regions; enlarge the input size, "
-                "name an earlier layer or take a smaller grid"
+                f"{input_size}x{input_size} image: too small for {grid}x{grid} regions; choose a larger input size, "
+                "an earlier layer or a smaller grid"
             )
 
     def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
         """Return `regions`, each the mean over its cell of the map, and `boxes`; see `Backend.extract`.
 
-        A box covers exactly the places averaged; where the grid does not divide the map (7x7 to 6x6), cells overlap.
+        A box covers exactly what its cell averages. Cells overlap if the grid does not divide the map (7x7 to 6x6).
         """
         return grid_regions(self.backbone(pixels), self.grid, self.prepare.view, sizes)
 
@@ -84,7 +85,7 @@ def grid_regions(
 
     Args:
         maps: (B, C, h, w).
-        view: width and height of an original -> the part of it that is shown, x1 y1 x2 y2 in its pixels.
+        view: maps width and height of an original to the part that the network gets, x1 y1 x2 y2 in its pixels.
         sizes: (B, 2) width and height of the originals.
         seen: shares of that part's height and width that the maps cover.
     """
@@ -93,5 +94,5 @@ def grid_regions(
     views = np.array([view(int(width), int(height)) for width, height in sizes])  # (B, 4)
     corners, extents = views[:, :2], views[:, 2:] - views[:, :2]
     boxes = np.tile(corners, 2)[:, None] + cells[None] * np.tile(extents, 2)[:, None]
-    boxes = np.clip(boxes, 0, np.tile(sizes, 2)[:, None]).astype(np.float32)  # a sum may be over by the last digit
+    boxes = np.clip(boxes, 0, np.tile(sizes, 2)[:, None]).astype(np.float32)  # rounding may exceed the edge
     return {"regions": regions, "boxes": boxes}

@@ -1,4 +1,4 @@
-"""Regions of one image, from a backend or from a file of features."""
+"""Regions of one image, from a backend or from a feature file."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ascl.images.read import LoadedImage, find_images
 
 
 def find_image(folder: str | None, image_id: str | None) -> Path:
-    """Return the image of this id in a folder, at any depth."""
+    """Return the path of the image with this id in a folder, at any depth; raise DataError if there is none."""
     if folder is None or image_id is None:
-        raise DataError("name a photograph, or a folder and the id of an image in it")
+        raise DataError("give a photograph, or a folder and the id of an image in it")
     for path in find_images(folder):
         if path.stem == image_id:
             return path
-    raise DataError(f"{folder}: no image of the id {image_id!r}")
+    raise DataError(f"{folder}: no image with the id {image_id!r}")
 
 
 def regions_by_backend(backend: Backend, loaded: LoadedImage) -> list[Region]:
-    """Return what the backend finds in an image, best first."""
+    """Return the regions that the backend finds in an image, best first."""
     rows = backend.extract([backend.prepare(loaded.image)], np.array([loaded.size], dtype=np.int32))
     count = int(rows["region_count"][0]) if "region_count" in rows else None
     return regions_of(rows["boxes"][0], {name: array[0] for name, array in rows.items()}, backend.names, count)
@@ -35,9 +35,10 @@ def regions_by_backend(backend: Backend, loaded: LoadedImage) -> list[Region]:
 def regions_from_store(
     paths: Sequence[str | os.PathLike], image_id: str, size: tuple[int, int] | None = None
 ) -> list[Region]:
-    """Return what files of features hold of an image, best first.
+    """Return the regions that feature files hold for an image, best first.
 
-    A DataError where they have no boxes, not this image, or features of one of another (width, height) than `size`.
+    Raises DataError if the files have no boxes, do not hold this image, or were made from one of another (width,
+    height) than `size`.
     """
     store = open_features(paths)
     rows = store.rows([image_id])
@@ -46,7 +47,7 @@ def regions_from_store(
         raise DataError(f"{store.source} has no boxes: nothing can be drawn")
     if size is not None and "image_sizes" in details and tuple(details["image_sizes"][0]) != tuple(size):
         made = "x".join(map(str, details["image_sizes"][0]))
-        problem = f"image {image_id} is {size[0]}x{size[1]} pixels, but {store.source} was made of one of {made}"
-        raise DataError(f"{problem}; show the photograph that the features were made of")
+        problem = f"image {image_id} is {size[0]}x{size[1]} pixels, but {store.source} was made from one of {made}"
+        raise DataError(f"{problem}; give the photograph that the features were made from")
     count = None if features.mask is None else int(features.mask[0].sum())
     return regions_of(features.boxes[0], {name: array[0] for name, array in details.items()}, store.names, count)

@@ -1,7 +1,7 @@
-"""Features of many images into one HDF5 file, in parts, so that a kill at any moment costs one part at most.
+"""Write the features of many images to one HDF5 file, in parts, so that a kill costs at most one part.
 
-While it runs, `OUT.parts/` holds `settings.json` and one npz for each 256 images; at the end they become `OUT`, and
-the folder goes. Everything is written under another name and renamed, so `OUT` is either absent or whole.
+While it runs, `OUT.parts/` holds `settings.json` and one npz per 256 images. At the end they are joined to `OUT`, and
+the folder is deleted. Every file is written under another name and then renamed, so `OUT` is either absent or complete.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from ascl.features.feature_file import Skipped, join_parts, read_part, versions
 from ascl.images.loader import Decoded, Decoder, batches_of_one_shape
 from ascl.images.read import UnreadableImage, image_ids
 
-FEATURES = {"regions", "globals"}  # stored in the wished precision; boxes and scores stay as they are
-PART_SIZE = 256  # images a part: what a kill can cost
+FEATURES = {"regions", "globals"}  # stored in the requested precision; boxes and scores stay as they are
+PART_SIZE = 256  # images per part: the work that a kill can cost
 
 
 class Backend(Protocol):
-    """Whatever turns images into features: a grid, a global vector, a detector.
+    """What turns images into features: a grid, a global vector, a detector.
 
     Attributes:
-        settings: all that decides the numbers, fit for JSON.
-        names: what ids stand for, `class_names` and `attribute_names`; empty where there are none.
+        settings: everything that determines the features, as JSON values.
+        names: what the ids mean, `class_names` and `attribute_names`; empty without names.
     """
 
     settings: dict[str, Any]
@@ -47,7 +47,7 @@ class Backend(Protocol):
 
     @property
     def prepare(self) -> Callable[[Image.Image], np.ndarray]:
-        """What the workers do with an upright RGB image, to (h, w, 3) uint8; picklable."""
+        """Return the picklable function that makes (h, w, 3) uint8 of an upright RGB image; the workers call it."""
 
     def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
         """Return the features of a batch.
@@ -58,25 +58,25 @@ class Backend(Protocol):
 
         Returns:
             Arrays of B rows: `regions` (B, K, R) or `globals` (B, G) float32; with regions also `boxes` (B, K, 4)
-            float32, x1 y1 x2 y2 in pixels of the original, and where the backend has them, best region first,
-            `scores` (B, K) float32 in [0, 1], `class_ids` (B, K) int32, `attribute_ids` and `attribute_scores` alike,
-            and `region_count` (B,) int32, at least 1. Rows beyond an image's count are 0, ids there -1.
+            float32, x1 y1 x2 y2 in pixels of the original. A detector puts the best region first and adds `scores`
+            (B, K) float32 in [0, 1], `class_ids` (B, K) int32, perhaps `attribute_ids` and `attribute_scores` of the
+            same types, and `region_count` (B,) int32, at least 1. Beyond an image's count, rows are 0 and ids -1.
         """
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """What `extract` did."""
+    """The result of `extract`."""
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
     skipped: list[Skipped]  # the unreadable images
-    extracted: int  # images that this call went through, without those that an earlier call had done
+    extracted: int  # images that this call processed, without those of earlier calls
     seconds: float  # of this call
-    waiting: float = 0.0  # share of the time of the processes at work that they waited for decoded images
+    waiting: float = 0.0  # share of the working time spent waiting for decoded images
 
     def summary(self) -> str:
-        """Return the lines that a program prints."""
+        """Return the result as text for people."""
         shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in self.shapes.items())
         rate = "nothing was left to do"
         if self.extracted:
@@ -91,36 +91,36 @@ class Extraction:
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `number` of `count`, from 1: neighboring images, so that shards one after the other are the whole."""
+    """Shard `number` of `count`, from 1, of consecutive images: all shards in order are the whole."""
 
     number: int
     count: int
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.count:
-            raise DataError(f"shard {self.number}/{self.count}: the first number goes from 1 to the second")
+            raise DataError(f"shard {self.number}/{self.count}: the first number must be between 1 and the second")
 
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
 
     def of(self, images: Sequence[Path]) -> Sequence[Path]:
-        """Return its images; sizes differ by one at most."""
+        """Return the images of this shard; the sizes of shards differ by at most one."""
         return images[len(images) * (self.number - 1) // self.count : len(images) * self.number // self.count]
 
     def path(self, out: Path) -> Path:
-        """Return `regions.shard-2-of-8.h5` for `regions.h5`."""
+        """Return the path of this shard's file: `regions.shard-2-of-8.h5` for `regions.h5`."""
         return out.with_name(f"{out.stem}.shard-{self.number}-of-{self.count}{out.suffix}")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be extracted and how; enough for any process to compute any part of it."""
+    """What to extract and how; enough for any process to compute any part."""
 
     images: Sequence[Path]
     out: Path
-    settings: dict[str, Any]  # of the backend, the images and the file: what parts and file are checked against
+    settings: dict[str, Any]  # of the backend, the images and the file; existing parts and files must have the same
     names: dict[str, list[str]]
-    spans: Sequence[range]  # rows of `images` of each part
+    spans: Sequence[range]  # rows of `images` in each part
     batch_size: int
     workers: int
     dtype: Literal["float16", "float32"]
@@ -134,7 +134,7 @@ class Plan:
         return self.parts / f"{span.start:08d}.npz"
 
     def todo(self) -> list[range]:
-        """Return the spans without a part, or with one of other files: a repaired image costs its part alone."""
+        """Return the spans whose part is missing or was made from other files; a repaired image costs one part."""
         return [span for span in self.spans if not self.finished(span)]
 
     def finished(self, span: range) -> bool:
@@ -143,7 +143,7 @@ class Plan:
 
 
 class Worked(NamedTuple):
-    """Seconds that processes worked on parts, and what they waited of it for decoded images."""
+    """Seconds that processes worked on parts, and how many of these they waited for decoded images."""
 
     busy: float
     waited: float
@@ -155,38 +155,38 @@ def extract(
     shard: Shard | None = None, part_size: int = PART_SIZE, progress: bool = True,
     compute: Callable[[Plan, Sequence[range], tqdm], Worked] | None = None,
 ) -> Extraction:
-    """Run `backend` over `images` and write `out`; after a kill at any moment, `resume` goes on where it stopped.
+    """Run `backend` over `images` and write `out`; after a kill, `resume` continues where it stopped.
 
     Args:
         backend: see `Backend`.
-        images: files with different stems, which become the image ids, in this order (`find_images` gives them).
+        images: files with distinct stems, which become the image ids, in this order (`find_images` gives them).
         out: the HDF5 file; layout in `ascl.data.stores.hdf5`. With a shard, `shard.path(out)` is written.
-        batch_size: most images of one shape in a forward pass.
-        workers: processes that decode; 0 decodes in this one.
+        batch_size: most images per forward pass, all of one shape.
+        workers: decoding processes; 0 = decode in this process.
         dtype: of the features on disk.
-        skip_unreadable: leave unreadable images out, and say so in the result and the provenance, instead of stopping.
-        resume: use the finished parts of an earlier call; without it they are refused. A finished file is left alone.
-        shard: only these images; `merge_shards` joins the files to the one that would have been without.
-        part_size: images a part; what a kill can cost.
-        progress: show a bar with images a second and the time left.
-        compute: who computes the missing parts; None = this process (`ascl.features.cluster` has another).
+        skip_unreadable: skip unreadable images and list them in the result and the provenance, instead of stopping.
+        resume: use the finished parts of an earlier call, which are an error otherwise. A finished file is kept.
+        shard: extract only its images; `merge_shards` joins the shards to the file of a call without `shard`.
+        part_size: images per part, which a kill can cost.
+        progress: show a bar with images per second and the time left.
+        compute: computes the missing parts; None = this process does (`ascl.features.cluster` offers Ray).
 
     Raises:
-        DataError: an unreadable image (named); features that are not finite in `dtype`; `out` or its parts made of
-            other images or with other settings (each difference is named); another process at work on the same file.
+        DataError: an image is unreadable (named); features are not finite in `dtype`; `out` or its parts were made from
+            other images or with other settings (each difference is named); another process is writing the same file.
     """
     started = time.perf_counter()
-    out, images = Path(out), [Path(path).absolute() for path in images]  # whoever computes may stand elsewhere
+    out, images = Path(out), [Path(path).absolute() for path in images]  # actors may have another working directory
     settings = {
         **backend.settings, "dtype": dtype, "part_size": part_size, "images": len(images),
         "image_ids_sha256": sha256_of_text("\n".join(image_ids(images))), "images_sha256": digest(images),
     }
-    if backend.names:  # ids are only good with the names they stand for
+    if backend.names:  # ids mean nothing without their names
         settings["names_sha256"] = sha256_of_text(json.dumps(backend.names, sort_keys=True))
     if shard is not None:
         settings, images, out = settings | {"shard": str(shard)}, shard.of(images), shard.path(out)
         if not images:
-            raise DataError(f"shard {shard} has no image: there are fewer images than shards")
+            raise DataError(f"shard {shard} has no images: there are fewer images than shards; make fewer shards")
     spans = [range(len(images))[start : start + part_size] for start in range(0, len(images), part_size)]
     plan = Plan(
         images, out.absolute(), json.loads(json.dumps(settings)), backend.names, spans, batch_size, workers, dtype,
@@ -194,7 +194,7 @@ def extract(
     )
     if out.exists():
         refuse_other_settings(out, provenance_of(out).get("settings", {}), plan.settings)
-        shutil.rmtree(plan.parts, ignore_errors=True)  # a kill between the last rename and the clearing leaves them
+        shutil.rmtree(plan.parts, ignore_errors=True)  # left by a kill after the last rename
         return Extraction(out, shapes_of(out), provenance_of(out)["skipped"], 0, time.perf_counter() - started)
     with claimed(plan, resume) as todo:
         count = sum(map(len, todo))
@@ -207,7 +207,7 @@ def extract(
 
 
 def digest(images: Sequence[Path]) -> str:
-    """Return the digest of the images' ids and sizes in bytes: a part is only good for the same files."""
+    """Return a digest of the images' ids and file sizes, which shows whether a part is of the same files."""
     return sha256_of_text("\n".join(f"{path.stem} {path.stat().st_size}" for path in images))
 
 
@@ -224,16 +224,16 @@ def refuse_other_settings(path: Path, found: dict[str, Any], wanted: dict[str, A
 
 @contextmanager
 def claimed(plan: Plan, resume: bool) -> Iterator[list[range]]:
-    """Hold the folder of parts for this process alone, made or checked against the plan; yield what is to be done."""
+    """Lock the folder of parts for this process, create it or check it against the plan, and yield the spans to do."""
     plan.parts.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(plan.parts / "lock", timeout=0)  # the system lets go of it when the process dies
+    lock = FileLock(plan.parts / "lock", timeout=0)  # the system releases it when the process dies
     try:
         lock.acquire()
     except Timeout:
         raise DataError(f"another process is writing {plan.out}; wait for it, or choose another file") from None
     try:
         note = plan.parts / "settings.json"
-        # Of the files' sizes each part has its own digest.
+        # Each part has its own digest of the files' sizes.
         settings = {key: value for key, value in plan.settings.items() if key != "images_sha256"}
         if not note.exists():
             write_text(note, json.dumps(settings, indent=1))
@@ -242,7 +242,7 @@ def claimed(plan: Plan, resume: bool) -> Iterator[list[range]]:
         done = len(plan.spans) - len(todo)
         if done and not resume:
             found = f"{plan.parts} holds {done} of {len(plan.spans)} finished parts of an earlier run"
-            raise DataError(f"{found}: go on with resume, or delete that folder to start anew")
+            raise DataError(f"{found}: continue with resume, or delete that folder to start over")
         yield todo
     finally:
         lock.release()
@@ -252,13 +252,13 @@ def compute_parts(backend: Backend, plan: Plan, spans: Sequence[range], bar: tqd
     """Compute and save these parts one after the other."""
     started = time.perf_counter()
     decoder = Decoder(plan.images, list(chain(*spans)), backend.prepare, plan.workers)
-    for span in spans:  # no batch reaches over the end of a part: it is the same whenever and wherever it is computed
+    for span in spans:  # no batch spans two parts, so a part is the same whenever and wherever it is computed
         save_part(plan.part(span), rows_of(backend, plan, span, decoder, bar), plan.dtype)
     return Worked(time.perf_counter() - started, decoder.waited)
 
 
 def rows_of(backend: Backend, plan: Plan, span: range, decoder: Decoder, bar: tqdm) -> dict[str, np.ndarray]:
-    """Return all that is stored of one part; without the backend's arrays where none of its images can be read."""
+    """Return everything that one part stores; without the backend's arrays if none of its images can be read."""
     bad: list[Decoded] = []
 
     def readable() -> Iterator[Decoded]:
@@ -270,7 +270,7 @@ def rows_of(backend: Backend, plan: Plan, span: range, decoder: Decoder, bar: tq
                 bad.append(image)
                 bar.update(1)
             else:
-                remedy = "repair it, or leave such images out with skip_unreadable, and go on with resume"
+                remedy = "repair it, or skip such images with skip_unreadable, and continue with resume"
                 raise DataError(f"{UnreadableImage(plan.images[image.index], image.reason)}; {remedy}")
 
     good: list[tuple[int, tuple[int, int]]] = []  # index and size, in the order of the network
@@ -295,15 +295,15 @@ def rows_of(backend: Backend, plan: Plan, span: range, decoder: Decoder, bar: tq
 
 
 def save_part(path: Path, rows: dict[str, np.ndarray], dtype: str) -> None:
-    """Save a part, its features in the wished precision; a DataError where that holds no finite number."""
+    """Save a part with its features in `dtype`; raise DataError if one is not finite there."""
     for name in FEATURES & rows.keys():
-        with np.errstate(over="ignore"):  # looked for in the next line
+        with np.errstate(over="ignore"):  # the next line finds it
             cast = rows[name].astype(dtype)
         wrong = np.flatnonzero(~np.isfinite(cast).reshape(len(cast), -1).all(axis=1))
         if len(wrong):
             overflow = np.isfinite(rows[name]).all()
-            remedy = "try dtype float32" if overflow else "look at the weights and their normalization"
+            remedy = "try dtype float32" if overflow else "check the weights and their normalization"
             raise DataError(f"image {rows['image_ids'][wrong[0]]}: its features are not finite in {dtype}; {remedy}")
         rows[name] = cast
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:  # by name, savez would add a suffix
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:  # given a path, savez would add a suffix
         np.savez(file, **rows)  # type: ignore[arg-type]  # no array is called `allow_pickle`

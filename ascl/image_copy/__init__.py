@@ -1,9 +1,10 @@
-"""Image copy detection: descriptors, edits, evaluation, search (SSCD, RDCD, ASL).
+"""Image copy detection: descriptors, edits, training, benchmark, evaluation and matching (SSCD, RDCD, ASL).
 
-What others may use is imported when it is asked for: a query of an index loads no bootstrap.
+The public names are imported on first use, so that a query of an index does not load the bootstrap. The index itself is
+in `ascl.index`.
 """
 
-# ruff: noqa: F401 (what type checkers see; `MODULES` says the same to Python)
+# ruff: noqa: F401 (these imports are for type checkers; `MODULES` tells Python the same)
 from __future__ import annotations
 
 from importlib import import_module

@@ -36,24 +36,32 @@ BLOCKS = {"cpu": Blocks(2**19, 4096), "cuda": Blocks(2**27, 65536)}
 
 def capped_search(query: np.ndarray, reference: np.ndarray, max_results: int, *, metric: Metric, device: str = "cpu",
                   blocks: Blocks | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the `max_results` best pairs over all queries together, exactly that many where there are so many pairs.
+    """Return the `max_results` best pairs over all queries, or all pairs if there are fewer.
 
-    Memory beyond the inputs: some hundred bytes for each result, and one block of scores.
+    Memory beyond the inputs: a few hundred bytes per result, and one block of scores.
+    Source: the candidate rule of DISC2021 (arXiv 2106.09672).
 
     Args:
-        query: (Nq, d) float; not normalised here.
-        reference: (Nr, d) float, in memory or a memory map; read block by block.
-        max_results: at least 1; all pairs are returned where there are fewer.
+        query: (Nq, d) float; not normalized here.
+        reference: (Nr, d) float, in memory or memory-mapped; read block by block.
+        max_results: at least 1.
         metric: "ip", score = inner product; "l2", score = -squared Euclidean distance.
-        device: where blocks are scored, "cpu" or "cuda"; the result is the same.
-        blocks: None = as fits the device.
+        device: "cpu" or "cuda", scores the blocks; the result is the same.
+        blocks: None = sizes that suit the device.
 
     Returns:
-        query index (n,) int64, reference index (n,) int64, score (n,) float64, best first; equal scores by query index,
-        then reference index, also where the last one is chosen.
+        query index (n,) int64, reference index (n,) int64 and score (n,) float64, best first. Equal scores are ordered
+        by query index, then by reference index, also at the cut.
 
     Raises:
-        DataError: dimensions differ, a value that is not finite (row named), an unknown metric, max_results < 1.
+        DataError: dimensions differ, a value is not finite (the message names its row), the metric is unknown, or
+            max_results < 1.
+
+    Example:
+        >>> query, reference = np.eye(2), np.array([[1.0, 0.0], [0.6, 0.8]])
+        >>> at_query, at_reference, score = capped_search(query, reference, 2, metric="ip")
+        >>> at_query.tolist(), at_reference.tolist(), score.tolist()
+        ([0, 1], [0, 1], [1.0, 0.8])
     """
     search = _Search(query, reference, metric, device, blocks)
     found = search.run(min(_at_least_one(max_results, "max_results"), len(query) * len(reference)), per_query=False)
@@ -63,12 +71,18 @@ def capped_search(query: np.ndarray, reference: np.ndarray, max_results: int, *,
 
 def nearest_references(query: np.ndarray, reference: np.ndarray, k: int, *, metric: Metric, device: str = "cpu",
                        blocks: Blocks | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k best references of every query, or all where there are fewer.
+    """Return the k best references of every query, or all if there are fewer.
 
-    Args, errors: as `capped_search`.
+    Arguments and errors are those of `capped_search`.
 
     Returns:
-        reference index (Nq, k) int64 and score (Nq, k) float64, best first; equal scores by reference index.
+        reference index (Nq, min(k, Nr)) int64 and score of the same shape, float64, best first; equal scores are
+        ordered by reference index.
+
+    Example:
+        >>> found, score = nearest_references(np.eye(2), np.array([[1.0, 0.0], [0.6, 0.8]]), 1, metric="ip")
+        >>> found.tolist(), score.tolist()
+        ([[0], [1]], [[1.0], [0.8]])
     """
     search = _Search(query, reference, metric, device, blocks)
     keep = min(_at_least_one(k, "k"), len(reference))

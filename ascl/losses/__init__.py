@@ -1,4 +1,7 @@
-"""Losses: pure functions that take tensors of scores, embeddings or logits and return a scalar."""
+"""Losses: pure functions from tensors of scores, embeddings or logits to a scalar.
+
+They know no model, no settings and no processes. The norm-ratio loss is in `ascl.asymmetry`.
+"""
 
 from ascl.losses.classification import smoothed_cross_entropy
 from ascl.losses.contrastive import ascl_loss, asymmetry_loss, info_nce, info_nce_queue, sscd_loss

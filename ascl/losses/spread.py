@@ -1,4 +1,4 @@
-"""Spread over the sphere: losses that push descriptors off their nearest negatives, and the measure of uniformity."""
+"""Spread over the sphere: losses that push descriptors away from their nearest negatives, and uniformity."""
 
 from __future__ import annotations
 
@@ -11,23 +11,30 @@ from torch import Tensor
 
 from ascl.core.tensors import check_queue, check_vectors, products, unit
 
-DISTANCE_FLOOR = 1e-3           # of 1 - cosine in RDCD's loss
-SQUARED_DISTANCE_FLOOR = 1e-6   # in SSCD's
+DISTANCE_FLOOR = 1e-3           # least 1 - cosine in RDCD's loss
+SQUARED_DISTANCE_FLOOR = 1e-6   # least squared distance in SSCD's loss
 
 
 def hard_negative_loss(query: Tensor, queue: Tensor, *, others: Tensor | None = None) -> Tensor:
-    """Return the mean of -log max(1 - max_j cos(query_i, queue_j), 1e-3): a push off the nearest negative (RDCD's HN).
+    """Return the mean of -log max(1 - max_j cos(query_i, queue_j), 1e-3) (the HN loss of RDCD).
 
-    ValueError for shapes that do not fit.
+    It pushes each query away from its nearest negative. Raises ValueError if the shapes do not match.
 
     Args:
         query: (B, d) embeddings, normalized inside.
-        queue: (Q, d) unit rows, keys of other images; no gradient. Q may be 0, and the loss is then 0.
-        others: (B, Q) bool, True = row j is of another image than query i and counts; None = all do.
+        queue: (Q, d) unit rows, keys of other images; no gradient. The loss is 0 for Q = 0.
+        others: (B, Q) bool, True = row j shows another image than query i and counts; None = all count.
 
     Returns:
         () float32 (float64 for float64 queries), in [-log 2, 6.91]; raw cosines, no temperature. A query within
-        1e-3 of its nearest negative is at the floor and has no gradient; one without any negative counts 0.
+        1e-3 of its nearest negative is at the floor and has no gradient. A query without negatives counts 0.
+
+    Example:
+        >>> query, queue = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.6, 0.8], [-1.0, 0.0]])
+        >>> hard_negative_loss(query, queue)                                        # nearest cosine 0.6: -log 0.4
+        tensor(0.9163)
+        >>> hard_negative_loss(query, queue, others=torch.tensor([[False, True]]))      # cosine -1: -log 2
+        tensor(-0.6931)
     """
     check_vectors(query=query)
     check_queue(queue, query.shape[1])
@@ -46,13 +53,13 @@ def hard_negative_loss(query: Tensor, queue: Tensor, *, others: Tensor | None = 
 def entropy_of_nearest(similarity: Tensor, negatives: Tensor) -> Tensor:
     """Return the mean of -log of each row's distance to its nearest negative (SSCD; Sablayrolles et al. 2019).
 
-    The estimate of differential entropy by Kozachenko and Leonenko, up to sign and constants, over the negatives alone.
+    This is the Kozachenko-Leonenko estimate of differential entropy over the negatives, up to sign and constants.
 
     Args:
         similarity: (B, N) cosines. negatives: (B, N) bool, True = another image.
 
     Returns:
-        () of similarity's dtype, in [-log 2, 6.91]. A row without any negative counts 0.
+        () in the dtype of `similarity`, in [-log 2, 6.91]. A row without negatives counts 0.
     """
     nearest = similarity.masked_fill(~negatives, -1).max(dim=1).values
     squared = (2 - 2 * nearest).clamp_min(SQUARED_DISTANCE_FLOOR)
@@ -60,12 +67,12 @@ def entropy_of_nearest(similarity: Tensor, negatives: Tensor) -> Tensor:
 
 
 def pair_distances(vectors: Tensor, groups: Tensor | None = None, *, rows: int = 256) -> Iterator[Tensor]:
-    """Yield the squared Euclidean distances of all pairs of different groups, each pair once: (P,) float64 in [0, 4].
+    """Yield the squared Euclidean distances of all pairs from different groups, each pair once: (P,) float64 in [0, 4].
 
     Args:
         vectors: (N, d), normalized inside.
         groups: (N,) integers on the CPU; None = each vector is a group of its own.
-        rows: vectors that are compared with all later ones at a time, which gives one block of distances.
+        rows: vectors per block; a block holds their distances to all later vectors.
     """
     vectors = F.normalize(vectors.double(), dim=1)
     groups = torch.arange(len(vectors)) if groups is None else groups
@@ -77,10 +84,10 @@ def pair_distances(vectors: Tensor, groups: Tensor | None = None, *, rows: int =
 
 
 def uniformity(vectors: Tensor, groups: Tensor | None = None, *, rows: int = 256) -> float:
-    """Return log of the mean of exp(-2 distance^2) over pairs of unit vectors (Wang and Isola 2020).
+    """Return the log of the mean of exp(-2 distance^2) over pairs of unit vectors (Wang and Isola 2020).
 
-    In [-8, 0]; the lower, the more evenly they are spread. About -4 for random directions in high dimension. Arguments
-    as for `pair_distances`; at least two groups.
+    In [-8, 0]; lower means more evenly spread. Random directions in high dimension give about -4. Takes the arguments
+    of `pair_distances`, and needs at least two groups.
     """
     total, pairs = 0.0, 0
     for squared in pair_distances(vectors, groups, rows=rows):

@@ -55,5 +55,5 @@ def test_actors_compute_what_one_process_computes_and_go_on_where_an_unreadable_
 
 def test_without_ray_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(DataError, match=r"an extraction by Ray needs Ray Data .*pip install 'ascl\[scale\]'"):
+    with pytest.raises(DataError, match=r"extraction with Ray needs Ray Data .*pip install 'ascl\[scale\]'"):
         on_ray(MAKE)

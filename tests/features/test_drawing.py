@@ -96,13 +96,13 @@ def test_the_program_draws_what_a_backend_finds(tool, capsys, tmp_path, monkeypa
     assert (tmp_path / "photo.regions.png").exists()
 
 
-def test_what_cannot_be_shown_is_told(tool, capsys, tmp_path):
+def test_what_cannot_be_shown_is_refused(tool, capsys, tmp_path):
     Image.new("RGB", (120, 101), "white").save(tmp_path / "photo.png")
     features = whole_file(tmp_path / "regions.h5")
     for arguments, problem in [
-        ([str(tmp_path / "photo.png"), "--features", str(features)], "120x101 pixels, but .*made of one of 120x100"),
-        (["--features", str(features), "--image-id", "photo"], "name a photograph, or a folder and the id"),
-        (["--features", str(features), "--image-id", "b", "--images", str(tmp_path)], "no image of the id 'b'"),
+        ([str(tmp_path / "photo.png"), "--features", str(features)], "120x101 pixels, but .*made from one of 120x100"),
+        (["--features", str(features), "--image-id", "photo"], "give a photograph, or a folder and the id"),
+        (["--features", str(features), "--image-id", "b", "--images", str(tmp_path)], "no image with the id 'b'"),
         ([str(tmp_path / "photo.png"), "--features", str(features), "--image-id", "c"], "no features of 1 image"),
         ([str(tmp_path / "none.png")], "none.png"),
         ([str(tmp_path / "photo.png"), "--features", str(features), "--weights", "w"], "--weights is for detecting"),

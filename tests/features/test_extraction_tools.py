@@ -48,7 +48,7 @@ def test_regions_and_globals_of_the_same_images(run, capsys, tmp_path):
         assert np.allclose(regions["regions"][:].astype(np.float32).mean(axis=1), vectors["globals"][:], atol=2e-3)
 
 
-def test_mistakes_are_told_in_one_line(run, capsys, tmp_path):
+def test_mistakes_are_reported_in_one_line(run, capsys, tmp_path):
     assert run("extract_globals", "--images", tmp_path / "no", "--out", tmp_path / "g.h5") == 1
     assert capsys.readouterr().err.strip().endswith("no: no such image or folder of images")
     folder = photographs(tmp_path / "images", 3)
@@ -123,7 +123,7 @@ def test_a_killed_extraction_goes_on_and_ends_in_the_same_file(run, capsys, tmp_
     assert workers and psutil.wait_procs(workers, timeout=20)[1] == []  # they end with their parent
     assert not (tmp_path / "killed.h5").exists()
     assert run("extract_regions", *arguments, "--out", tmp_path / "killed.h5") == 1
-    assert "go on with resume" in capsys.readouterr().err
+    assert "continue with resume" in capsys.readouterr().err
     assert run("extract_regions", *arguments, "--out", tmp_path / "killed.h5", "--resume") == 0
     assert "600 images" not in capsys.readouterr().out  # the finished parts were not computed again
     assert run("extract_regions", *arguments, "--out", tmp_path / "whole.h5") == 0

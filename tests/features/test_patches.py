@@ -277,7 +277,7 @@ def wavy(width: int, height: int) -> Image.Image:
 @pytest.mark.parametrize("size", [(200, 150), (131, 197), (97, 97), (48, 300), (40, 30)])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_preprocessing_is_the_processors_own(checkpoint, name, size):
-    """Within a grey level, or two where cubic filters overshoot: Pillow rounds between its two passes, and torch's
+    """Within a gray level, or two where cubic filters overshoot: Pillow rounds between its two passes, and torch's
     resizing, which the processors use, rounds once or (DINOv3, which rescales first) not at all."""
     backend = PatchBackend(checkpoint(name))
     image = wavy(*size)
@@ -475,7 +475,7 @@ def test_grids_layers_and_sizes_that_do_not_fit(checkpoint, copy):
 def test_a_processor_without_one_output_size_can_be_squashed(copy, processing):
     folder = copy("dinov2")
     transformers.CLIPImageProcessor(**{"crop_size": SQUARE} | processing).save_pretrained(folder)
-    with pytest.raises(DataError, match="gives no images of one size.*squash"):
+    with pytest.raises(DataError, match="does not make all images one size.*squash"):
         PatchBackend(str(folder))
     backend = PatchBackend(str(folder), resize="squash")
     assert backend.prepare(wavy(90, 60)).shape == (48, 48, 3)
@@ -485,7 +485,7 @@ def test_a_crop_larger_than_the_image_is_refused(copy):
     folder = copy("dinov2")
     processor = transformers.CLIPImageProcessor(size={"shortest_edge": 40}, crop_size=SQUARE)
     processor.save_pretrained(folder)
-    with pytest.raises(DataError, match="cuts out more than it has scaled"):
+    with pytest.raises(DataError, match="crops to more than it scales to"):
         PatchBackend(str(folder))
 
 
@@ -495,7 +495,7 @@ def test_a_processor_that_does_more_than_it_says_is_found_out(copy, resize):
     transformers.MobileViTImageProcessor(  # flips red and blue
         size=SQUARE, do_center_crop=False, do_flip_channel_order=True
     ).save_pretrained(folder)
-    with pytest.raises(DataError, match="MobileViT.* does more than scale, crop and normalize.*grey levels"):
+    with pytest.raises(DataError, match="MobileViT.* does more than scale, crop and normalize.*gray levels"):
         PatchBackend(str(folder), resize=resize)
 
 

@@ -224,7 +224,7 @@ def test_parts_and_files_of_other_settings_are_refused_and_kept(images, tmp_path
 def test_an_image_that_was_repaired_costs_its_part_alone(images, tmp_path):
     out = tmp_path / "features.h5"
     images[12].write_bytes(b"")
-    with pytest.raises(DataError, match=r"image_12.*repair it, or .*skip_unreadable, and go on with resume"):
+    with pytest.raises(DataError, match=r"image_12.*repair it, or .*skip_unreadable, and continue with resume"):
         extract(Colors(), images, out, **QUICK)
     Image.new("RGB", (50, 50), (1, 2, 3)).save(images[12])
     noise = np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)
@@ -237,7 +237,7 @@ def test_an_image_that_was_repaired_costs_its_part_alone(images, tmp_path):
         extract(Colors(), images, out, **QUICK)
 
 
-def test_a_disk_that_fails_is_no_unreadable_image(images, tmp_path):
+def test_a_failing_disk_is_not_an_unreadable_image(images, tmp_path):
     images[7].unlink()
     out = tmp_path / "features.h5"
     (tmp_path / "elsewhere").mkdir()
@@ -253,7 +253,7 @@ def test_a_disk_that_fails_is_no_unreadable_image(images, tmp_path):
     assert extract(Colors(), images, out, skip_unreadable=True, **QUICK).skipped == []
 
 
-def test_parts_of_other_versions_are_told(images, tmp_path):
+def test_parts_of_other_versions_are_recorded(images, tmp_path):
     out = tmp_path / "features.h5"
     interrupted(images, out)
     part = tmp_path / "features.h5.parts" / "00000000.npz"
@@ -266,7 +266,7 @@ def test_parts_of_other_versions_are_told(images, tmp_path):
     assert len(made_with) == 2 and made_with[0] == {"ascl": "another"} and made_with[1]["python"]
 
 
-def test_whoever_computes_may_stand_elsewhere(images, tmp_path, monkeypatch):
+def test_parts_can_be_computed_in_another_working_directory(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     relative = [path.relative_to(tmp_path) for path in images]
 
@@ -290,7 +290,7 @@ def test_a_damaged_part_is_named(images, tmp_path):
     interrupted(images, tmp_path / "features.h5")
     part = tmp_path / "features.h5.parts" / "00000005.npz"
     part.write_bytes(part.read_bytes()[:100])
-    with pytest.raises(DataError, match=r"00000005\.npz is damaged .* delete this one file"):
+    with pytest.raises(DataError, match=r"00000005\.npz is damaged .* delete only this file"):
         extract(Colors(), images, tmp_path / "features.h5", **QUICK)
     part.unlink()
     extract(Colors(), images, tmp_path / "features.h5", **QUICK)
@@ -341,11 +341,11 @@ def test_what_was_skipped_before_needs_the_same_word_again(images, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         extract(Stops(), images, tmp_path / "features.h5", skip_unreadable=True, **QUICK)
-    with pytest.raises(DataError, match=r"passed over unreadable images \(image_00\.png\)"):
+    with pytest.raises(DataError, match=r"skipped unreadable images \(image_00\.png\)"):
         extract(Colors(), images, tmp_path / "features.h5", **QUICK)
 
 
-@pytest.mark.parametrize(("gain", "remedy"), [(1e4, "try dtype float32"), (float("inf"), "look at the weights")])
+@pytest.mark.parametrize(("gain", "remedy"), [(1e4, "try dtype float32"), (float("inf"), "check the weights")])
 def test_features_that_the_precision_cannot_hold_name_the_image(images, tmp_path, gain, remedy):
     with pytest.raises(DataError, match=f"image image_0[01]: its features are not finite in float16; {remedy}"):
         extract(Colors(gain), images, tmp_path / "features.h5", **QUICK)
@@ -411,7 +411,7 @@ def test_other_names_for_the_same_ids_are_other_settings(images, tmp_path):
 def test_finished_parts_are_used_only_where_resume_says_so(images, tmp_path):
     out = tmp_path / "features.h5"
     interrupted(images, out)
-    with pytest.raises(DataError, match=r"holds 2 of 5 finished parts of an earlier run: go on with resume"):
+    with pytest.raises(DataError, match=r"holds 2 of 5 finished parts of an earlier run: continue with resume"):
         extract(Colors(), images, out, **QUICK | {"resume": False})
     assert extract(Colors(), images, out, **QUICK).extracted == 13
     assert extract(Colors(), images, out, **QUICK | {"resume": False}).extracted == 0  # whole: nothing to go on with
@@ -470,12 +470,12 @@ def test_shards_that_do_not_belong_together_are_named(images, tmp_path):
     halves = extract(Colors(), images, tmp_path / "h.h5", shard=Shard(2, 2), **QUICK).path
     whole = extract(Colors(), images, tmp_path / "whole.h5", **QUICK).path
     for shards, problem in [
-        ([], "no shard to merge"),
-        ([one, two], "shards missing: 3/3"),
+        ([], "no shards to merge"),
+        ([one, two], "shards 3/3 are missing"),
         ([one, two, one], "are both shard 1 of 3"),
         ([one, two, other], r"g\.shard-3-of-3\.h5 and .*f\.shard-1-of-3\.h5 differ in gain"),
         ([one, halves], "differ in shards"),
-        ([one, whole], r"whole\.h5 is a whole file and no shard"),
+        ([one, whole], r"whole\.h5 is a complete file, not a shard"),
         ([one, images[0]], "is no features file"),
     ]:
         with pytest.raises(DataError, match=problem):
@@ -483,7 +483,7 @@ def test_shards_that_do_not_belong_together_are_named(images, tmp_path):
         assert not out.exists()
     with pytest.raises(DataError, match=r"whole\.h5 exists"):
         merge_shards([one], whole)
-    with pytest.raises(DataError, match="shard 4/3: the first number goes from 1"):
+    with pytest.raises(DataError, match="shard 4/3: the first number must be between 1"):
         Shard(4, 3)
 
 

@@ -26,14 +26,15 @@ BACKGROUND, NO_ATTRIBUTE = "__background__", "__no_attribute__"  # as the origin
 class BottomUpBackend:
     """A `Backend`: the regions that a Faster R-CNN trained on Visual Genome proposes (36 of 2048-d, or 10 to 100).
 
-    The rules of selection, all in `selection`:
+    The selection rules, all in `selection`:
 
     * `fixed`, `adaptive`: per-class suppression of the proposals as they are; a proposal's confidence is the largest
-      class probability that survives; the boxes stored are the proposals. Published 36-region and 10-to-100 features.
-    * `raise-nms`: boxes regressed for their best class, suppressed over all classes with an overlap that is raised
-      from `nms_threshold` by tenths until `min_regions` stay. LXMERT's features.
-    * `single-nms`: the same with one overlap. Hugging Face's LXMERT example; like its code it uses no score threshold,
-      and unlike it an image that keeps fewer than `min_regions` is no error.
+      class probability that survives; the boxes stored are the proposals. The published 36-region and 10-to-100
+      features.
+    * `raise-nms`: boxes regressed for their best class, suppressed over all classes with a threshold that rises from
+      `nms_threshold` by tenths until `min_regions` survive. The features of LXMERT.
+    * `single-nms`: the same with one threshold, as in Hugging Face's LXMERT example. Like that example it uses no score
+      threshold; unlike there, an image with fewer than `min_regions` is not an error.
     """
 
     def __init__(
@@ -43,25 +44,26 @@ class BottomUpBackend:
         attribute_names: str | None = None, precision: Precision = "float32", device: str = "cpu",
         shape: DetectorShape | None = None,
     ) -> None:
-        """Load the weights and settle what was left open.
+        """Load the weights and fill in the defaults.
 
         Args:
-            weights: path of a published checkpoint (`weights` says which) or `random:SEED`.
-            selection: None = that of the checkpoint's publisher: `fixed`, `raise-nms` or `single-nms`.
-            min_regions, max_regions: fewest and most regions of an image; None = 36, but 10 and 100 of `adaptive`.
-            score_threshold: confidence from which `adaptive` keeps a proposal, in [0, 1].
-            nms_threshold: overlap from which a box is suppressed, in (0, 1); None = 0.3, but 0.6 of `single-nms`.
-            short_side: pixels to which the image is scaled, unless its long side would pass `long_side`. The published
-                features were made with 600 and 1000; notebooks of the second port run at 800 and 1333.
+            weights: path of a published checkpoint (the module `weights` lists them) or `random:SEED`.
+            selection: None = the rule of the checkpoint's publisher: `fixed`, `raise-nms` or `single-nms`.
+            min_regions, max_regions: fewest and most regions per image; None = 36, or 10 and 100 for `adaptive`.
+            score_threshold: least confidence at which `adaptive` keeps a proposal, in [0, 1].
+            nms_threshold: overlap above which a box is suppressed, in (0, 1); None = 0.3, or 0.6 for `single-nms`.
+            short_side: pixels to which the short side is scaled, unless the long side would exceed `long_side`. The
+                published features were made with 600 and 1000; notebooks of the second port use 800 and 1333.
             class_names, attribute_names: paths of the publisher's objects_vocab.txt and attributes_vocab.txt, one name
-                a line, synonyms behind commas; without them the ids have no names.
+                per line, synonyms after commas; without them the ids have no names.
             precision: of the convolutions; outputs are float32. device: a torch device.
             shape: sizes of the network; None = the published ones.
 
-        A DataError where the weights do not fit, a vocabulary has another length, or settings are out of range.
+        Raises:
+            DataError: the weights do not fit, a vocabulary has another length, or settings are out of range.
         """
         detector, self.kind, origin = load_detector(weights, shape or DetectorShape())
-        # Convolutions in half precision on a GPU, and oneDNN's on a CPU, would else reorder every activation.
+        # Otherwise half-precision convolutions on a GPU, and oneDNN's on a CPU, reorder every activation.
         self.detector: BottomUpDetector = detector.to(device).to(memory_format=torch.channels_last)
         self.device = torch.device(device)
         self.precision: Precision = precision
@@ -77,16 +79,16 @@ class BottomUpBackend:
         if not 1 <= self.min_regions <= self.max_regions <= shape.proposals:
             given = f"min_regions {self.min_regions} and max_regions {self.max_regions}"
             limit = f"{shape.proposals}, the number of proposals"
-            raise DataError(f"{given}: want 1 <= min_regions <= max_regions <= {limit}")
+            raise DataError(f"{given}: expected 1 <= min_regions <= max_regions <= {limit}")
         if self.selection == "fixed" and self.min_regions != self.max_regions:
             counts = f"{self.min_regions} to {self.max_regions}"
             raise DataError(f"selection fixed gives one number of regions, not {counts}; use selection adaptive")
         if not 0 <= score_threshold <= 1:
-            raise DataError(f"score_threshold {score_threshold} is no probability: give one in [0, 1]")
+            raise DataError(f"score_threshold {score_threshold} is not a probability; give one in [0, 1]")
         if not 0 < self.nms_threshold < 1:
-            raise DataError(f"nms_threshold {self.nms_threshold} is no overlap: give one between 0 and 1")
+            raise DataError(f"nms_threshold {self.nms_threshold} is not an overlap; give one between 0 and 1")
         if not 16 <= short_side <= long_side:
-            raise DataError(f"short_side {short_side}, long_side {long_side}: want 16 <= short <= long")
+            raise DataError(f"short_side {short_side}, long_side {long_side}: expected 16 <= short <= long")
         self.dim = shape.region_dim
         self.prepare = np.asarray  # the image at its size: the network resizes on its own device
         self.names: dict[str, list[str]] = {}
@@ -105,9 +107,9 @@ class BottomUpBackend:
         }
 
     def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the regions of a batch, K = max_regions, attributes where they are predicted; see `Backend.extract`.
+        """Return the regions of a batch, K = max_regions, with attributes if predicted; see `Backend.extract`.
 
-        A score is the probability of the likeliest class that is not the background; ids are from 1.
+        A score is the probability of the likeliest class that is not the background; ids start at 1.
         """
         self.detector.eval()
         with torch.inference_mode():
@@ -117,7 +119,7 @@ class BottomUpBackend:
             size = resized_size(height, width, self.short_side, self.long_side, resize)
             # The smallest side of a proposal is in pixels of the original, which may have been larger than the array.
             scales = np.minimum(size.scale_x * width / sizes[:, 0], size.scale_y * height / sizes[:, 1]).tolist()
-            # One by one: large originals of a batch would take gigabytes as floating-point numbers.
+            # One by one: a batch of large originals would take gigabytes in float32.
             images = torch.cat([network_input(image[None], size, resize) for image in batch])
             proposals = self.detector(images, scales, self.precision)
             chosen = self.select(proposals, size)
@@ -126,7 +128,7 @@ class BottomUpBackend:
         return arrays | {"boxes": rules.in_originals(arrays["boxes"], width, height, sizes)}
 
     def select(self, proposals: Sequence[Proposals], size: ResizedSize) -> tuple[list[Tensor], list[Tensor]]:
-        """Return of every image the indices of the chosen proposals, and all boxes in pixels of the prepared image."""
+        """Return for every image the indices of the chosen proposals, and all boxes in pixels of the prepared image."""
         factors = torch.tensor([size.scale_x, size.scale_y] * 2, device=self.device)
         legacy, limits = self.detector.convention.legacy, (self.min_regions, self.max_regions)
         if self.selection in ("fixed", "adaptive"):
@@ -143,7 +145,7 @@ class BottomUpBackend:
 
 
 def described(image: Proposals, index: Tensor, boxes: Tensor) -> dict[str, Tensor]:
-    """Return everything of one image's regions, the proposals of these indices."""
+    """Return everything about one image's regions, which are the proposals at `index`."""
     scores, classes = image.class_probabilities[index, 1:].max(dim=1)
     row = {"regions": image.features[index], "boxes": boxes[index], "scores": scores, "class_ids": classes + 1}
     if image.attribute_ids is not None and image.attribute_scores is not None:
@@ -152,14 +154,14 @@ def described(image: Proposals, index: Tensor, boxes: Tensor) -> dict[str, Tenso
 
 
 def read_names(path: str, count: int, first: str) -> list[str]:
-    """Read a publisher's vocabulary, one name a line and its synonyms behind commas, after a name for the id 0."""
+    """Return `first` as the name of id 0, and the names of a vocabulary: one per line, synonyms after commas."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as a vocabulary ({error})") from error
     names = [line.split(",")[0].strip().lower() for line in text.splitlines()]
     if len(names) != count:
-        raise DataError(f"{path}: {len(names)} lines where the weights know {count} names; take the publisher's file")
+        raise DataError(f"{path}: {len(names)} lines, but the weights have {count} names; use the publisher's file")
     if "" in names:
-        raise DataError(f"{path}: line {names.index('') + 1} has no name")
+        raise DataError(f"{path}: line {names.index('') + 1} has no name; use the publisher's file")
     return [first, *names]

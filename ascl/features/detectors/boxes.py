@@ -17,14 +17,14 @@ import torchvision
 from torch import Tensor
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)  # height / width
-LOG_SCALE_LIMIT = math.log(1000 / 16)  # of a decoded side: both ports keep exp() from overflowing with this
+LOG_SCALE_LIMIT = math.log(1000 / 16)  # for a decoded side: keeps exp() from overflowing, as in both ports
 
 
 def caffe_anchors(scales: Sequence[float], stride: int = 16) -> Tensor:
     """Return (3 * len(scales), 4) float32 anchors of the cell at (0, 0), legacy boxes; ratio outer, scale inner.
 
-    The cell is the box (0, 0, stride - 1, stride - 1). Its sides at each ratio are rounded to whole pixels before they
-    are scaled, halves to the even number, so areas differ a little between ratios: weights were trained with that.
+    The cell is the box (0, 0, stride - 1, stride - 1). Its sides at each ratio are rounded to whole pixels (half to
+    even) before they are scaled, so areas differ a little between ratios; the weights were trained that way.
     """
     center = (stride - 1) / 2
     anchors = []
@@ -45,22 +45,22 @@ def centered_anchors(scales: Sequence[float], stride: int = 16) -> Tensor:
 
 
 def anchors_of_map(cell_anchors: Tensor, height: int, width: int, stride: int) -> Tensor:
-    """(A, 4) anchors of one cell -> (height * width * A, 4) of a map, rows outermost, anchors innermost."""
+    """Return the (height * width * A, 4) anchors of a map, given (A, 4) of one cell; rows outer, anchors inner."""
     y, x = (torch.arange(count, device=cell_anchors.device) * stride for count in (height, width))
     shifts = torch.cartesian_prod(y, x)[:, [1, 0, 1, 0]]  # (height * width, 4)
     return (shifts[:, None] + cell_anchors).reshape(-1, 4)
 
 
 def decode_boxes(boxes: Tensor, deltas: Tensor, weights: tuple[float, float, float, float], legacy: bool) -> Tensor:
-    """Move and scale boxes as a regression says.
+    """Return boxes moved and scaled by a regression, not clipped.
 
     Args:
         boxes: (..., 4).
         deltas: (..., 4), of a shape that broadcasts with `boxes`: shift of the center in widths and heights, logarithm
-            of the factors of width and height, each times its weight. The result has that shape and is not clipped.
-        weights: what the deltas were multiplied by in training.
+            of the factors of width and height, each times its weight.
+        weights: factors of the deltas in training.
         legacy: see the module. The legacy width counts both end pixels, yet the decoded corner is center + width / 2
-            without taking one off again: Caffe's code does so, and the weights expect it.
+            without subtracting 1: Caffe's code does so, and the weights expect it.
     """
     widths = boxes[..., 2] - boxes[..., 0] + legacy
     heights = boxes[..., 3] - boxes[..., 1] + legacy
@@ -73,12 +73,12 @@ def decode_boxes(boxes: Tensor, deltas: Tensor, weights: tuple[float, float, flo
 
 
 def clip_boxes(boxes: Tensor, height: int, width: int, legacy: bool) -> Tensor:
-    """Cut (..., 4) boxes at the edges of a (height, width) image: its last pixel where legacy, else its border."""
+    """Return (..., 4) boxes cut at the edges of a (height, width) image: its last pixel if legacy, else its border."""
     return torchvision.ops.clip_boxes_to_image(boxes, (height - legacy, width - legacy))
 
 
 def continuous(boxes: Tensor, legacy: bool) -> Tensor:
-    """Return boxes whose continuous overlaps are those of `boxes`: one pixel more to the right and below if legacy."""
+    """Return boxes whose continuous overlaps are those of `boxes`: if legacy, one pixel more to the right and below."""
     return boxes + boxes.new_tensor([0, 0, 1, 1]) if legacy else boxes
 
 
@@ -89,9 +89,9 @@ def overlaps(boxes: Tensor, legacy: bool) -> Tensor:
 
 
 def nms(boxes: Tensor, scores: Tensor, threshold: float, legacy: bool) -> Tensor:
-    """Suppress greedily: a box goes if it overlaps a better one that stays by more than `threshold`.
+    """Suppress greedily: a box is dropped if it overlaps a better box that survives by more than `threshold`.
 
-    Returns (K,) int64 indices of those that stay, best first; of equal scores the first in `boxes` is the better.
+    Returns (K,) int64 indices of the survivors, best first; of equal scores, the first in `boxes` is the better one.
     Caffe's GPU code, which made the published features, compares with > as here; its CPU code and one port with >=.
     """
     return torchvision.ops.nms(continuous(boxes, legacy), scores, threshold)

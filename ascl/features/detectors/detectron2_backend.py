@@ -1,8 +1,8 @@
 """Any Faster R-CNN of detectron2's model zoo: regions from its box head, with boxes, scores and classes.
 
-detectron2 is on no package registry and is imported only when a backend is made. It supplies the network and the
-reading of checkpoints; which boxes become regions is decided here, because its own inference drops all boxes below a
-score, and with them the fixed number of regions.
+detectron2 is on no package registry and is imported only when a backend is made. It supplies the network and reads the
+checkpoints. This module chooses the boxes that become regions: detectron2's own inference drops all boxes below a
+score, so it cannot give a fixed number of regions.
 
 Sources: Y. Wu et al., Detectron2, https://github.com/facebookresearch/detectron2 (2019);
 S. Ren et al., Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks, NeurIPS 2015.
@@ -27,21 +27,21 @@ from ascl.features.detectors import detectron2_network
 from ascl.features.detectors.selection import first_survivors, padded_rows
 from ascl.images.backbones import Precision, autocast
 
-FIRST_CANDIDATES = 32  # of NMS, for each region wanted
+FIRST_CANDIDATES = 32  # for NMS, per requested region
 
 
 @dataclass(frozen=True)
 class ShortestEdgePixels:
-    """Scales an image so that its short side has `min_size` pixels, or its long side `max_size` where that is less.
+    """Scaling of an image to a short side of `min_size` pixels, or to a long side of `max_size` if that is smaller.
 
-    The rule and the rounding of detectron2's `ResizeShortestEdge`; a `min_size` of 0 leaves the image as it is.
+    It has the rule and the rounding of detectron2's `ResizeShortestEdge`; `min_size` 0 leaves the image as it is.
     """
 
     min_size: int
     max_size: int
 
     def scaled(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) in pixels -> those of the scaled image, each at least 1."""
+        """Return width and height of the scaled image, in pixels, each at least 1."""
         if not self.min_size:
             return width, height
         scale = float(self.min_size) / min(width, height)
@@ -54,17 +54,17 @@ class ShortestEdgePixels:
         return max(1, int(sides[0] + 0.5)), max(1, int(sides[1] + 0.5))
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """RGB image -> (h, w, 3) uint8, bilinear with antialiasing."""
+        """Return the scaled RGB image as (h, w, 3) uint8, bilinear with antialiasing."""
         return np.asarray(image.resize(self.scaled(*image.size), Image.Resampling.BILINEAR))
 
 
 class Detectron2Backend:
     """A `Backend`: the best boxes of a detectron2 Faster R-CNN, each with its feature, score and class.
 
-    A region's feature is what the box head made of the proposal, from which its class and its box were then predicted:
-    the mean over the last stage's map of a C4 network (2048-d of a ResNet-50), the output of the last fully connected
-    layer of an FPN or DC5 network (1024-d). A proposal that scores well as two classes gives two regions with one
-    feature. `dim` is its length, `model` the detectron2 network on the device.
+    A region's feature is the box head's output for its proposal, from which class and box are predicted. For a C4
+    network that is the mean over the map of the last stage (2048-d for a ResNet-50), for an FPN or DC5 network the
+    output of the last fully connected layer (1024-d). A proposal that scores well as two classes gives two regions with
+    the same feature. `dim` is the length of the feature, `model` the detectron2 network on the device.
     """
 
     def __init__(
@@ -72,34 +72,36 @@ class Detectron2Backend:
         min_size: int | None = None, max_size: int | None = None, nms_threshold: float | None = None,
         score_threshold: float = 0.0, precision: Precision = "float32", device: str = "cpu",
     ) -> None:
-        """Build the network and fill it.
+        """Build the network and load its weights.
 
         Args:
-            config: a name of the model zoo (`COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x.yaml`) or a path to a yaml
-                of that kind. Mask and keypoint R-CNNs count as Faster R-CNNs: their further heads are left unused.
-            weights: `default` (the zoo's checkpoint, downloaded by detectron2 to its cache at the first use),
-                `random:SEED` (see `settle_batch_norm`), or a path to a checkpoint of exactly this network. A `.pkl`
-                (the zoo's own are) is a pickle, which can run any code when detectron2 opens it: take it only from a
+            config: a name in the model zoo (`COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x.yaml`) or the path of a yaml
+                of that kind. Mask and keypoint R-CNNs count as Faster R-CNNs: their other heads are not used.
+            weights: `default` (the zoo's checkpoint, which detectron2 downloads to its cache on first use),
+                `random:SEED` (see `settle_batch_norm`), or the path of a checkpoint of exactly this network. A `.pkl`,
+                as in the zoo, is a pickle, which can run any code when detectron2 opens it: use it only from a
                 publisher you trust.
-            options: further settings in detectron2's manner, key and value: ("MODEL.ROI_HEADS.NUM_CLASSES", "20").
-            max_regions: K, regions an image, >= 1. Boxes fill them up in the order of their scores, however low.
+            options: further settings in detectron2's form, key and value: ("MODEL.ROI_HEADS.NUM_CLASSES", "20").
+            max_regions: K, regions per image, >= 1. Boxes fill them in the order of their scores, however low.
             min_size: of the short side in pixels, 0 = images as they are; None = the config's `MIN_SIZE_TEST`.
             max_size: limit of the long side in pixels; None = the config's `MAX_SIZE_TEST`.
-            nms_threshold: IoU in [0, 1] above which the worse of two boxes of one class goes; None = the config's.
-            score_threshold: in [0, 1]; boxes that score less are left out, but for an image's best one. 0.0 leaves none
-                out: the config's own threshold, which is for showing detections, is not applied.
+            nms_threshold: IoU in [0, 1] above which the worse of two boxes of one class is dropped; None = the
+                config's.
+            score_threshold: in [0, 1]; boxes that score less are dropped, except an image's best one. 0.0 keeps all:
+                the config's own threshold, which is meant for display, is not applied.
             precision: of the convolutions and the box head (autocast). Pooling, scores and boxes stay float32.
             device: a torch device.
 
         Raises:
-            DataError: no detectron2; a config, options or weights that do not fit (every wrong key is listed).
+            DataError: a number is out of range; detectron2 is not installed; config, options or weights do not fit
+                (every wrong key is listed).
         """
         for name, value, least, most, remedy in (
             ("max_regions", max_regions, 1, math.inf, "give at least 1"),
             ("min_size", min_size, 0, math.inf, "give pixels, or 0 for images as they are"),
             ("max_size", max_size, 1, math.inf, "give at least 1 pixel"),
-            ("nms_threshold", nms_threshold, 0, 1, "an IoU is within 0 and 1"),
-            ("score_threshold", score_threshold, 0, 1, "a score is within 0 and 1"),
+            ("nms_threshold", nms_threshold, 0, 1, "give an IoU between 0 and 1"),
+            ("score_threshold", score_threshold, 0, 1, "give a score between 0 and 1"),
         ):
             if value is not None and not least <= value <= most:
                 raise DataError(f"{name} {value}: {remedy}")
@@ -126,8 +128,8 @@ class Detectron2Backend:
         }
 
     def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the regions of a batch, K = max_regions; a DataError where an image has no box of finite numbers."""
-        self.model.eval()  # here and not once: batch norm left training would drift with every batch, unseen
+        """Return the regions of a batch, K = max_regions; raise DataError if an image has no box of finite numbers."""
+        self.model.eval()  # at every call: batch norm in training mode would drift silently with every batch
         with torch.inference_mode():
             batch = torch.from_numpy(np.stack(pixels)).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
             batch = batch.flip(1) if self.bgr else batch
@@ -135,7 +137,7 @@ class Detectron2Backend:
             with autocast(self.device, self.precision):
                 maps = self.model.backbone(images.tensor)
                 proposals, _ = self.model.proposal_generator(images, maps, None)
-            # Image by image: the proposals of one fill a GPU, and a C4 network needs about a gigabyte for each.
+            # Image by image: the proposals of one image fill a GPU, and a C4 network needs about a gigabyte per image.
             rows = [
                 self.regions_of({name: value[i : i + 1] for name, value in maps.items()}, proposals[i], sizes[i])
                 for i in range(len(pixels))
@@ -143,7 +145,7 @@ class Detectron2Backend:
         return padded_rows(rows, self.max_regions)
 
     def regions_of(self, maps: dict[str, Tensor], proposals: Any, size: np.ndarray) -> dict[str, Tensor]:
-        """Return one image's regions from its maps (1, C, h, w) by level, proposals, original (2,) size."""
+        """Return one image's regions from its maps (1, C, h, w) by level, its proposals and its original (2,) size."""
         found = None
         if len(proposals):
             features = self.box_features(maps, proposals)  # (N, R)
@@ -159,16 +161,16 @@ class Detectron2Backend:
         if found is None or not len(found.scores):
             height, width = proposals.image_size
             image = f"an image of {size[0]}x{size[1]} pixels, scaled to {width}x{height}"
-            remedy = "look at the weights, enlarge min_size, or take precision float32"
+            remedy = "check the weights, enlarge min_size, or use precision float32"
             raise DataError(f"detectron2 finds no box of finite numbers in {image}; {remedy}")
         regions = features[found.proposals]
         return {"regions": regions, "boxes": found.boxes, "scores": found.scores, "class_ids": found.classes}
 
     def box_features(self, maps: dict[str, Tensor], proposals: Any) -> Tensor:
-        """Return (N, R) float32: what the box head makes of the N proposals of one image."""
+        """Return (N, R) float32, the box head's output for the N proposals of one image."""
         heads = self.model.roi_heads
         c4 = hasattr(heads, "res5")
-        # As float32: detectron2 rounds boxes to the maps' precision, which in bfloat16 is up to 8 pixels.
+        # In float32: detectron2 rounds boxes to the precision of the maps, in bfloat16 by up to 8 pixels.
         levels = [maps[name].float() for name in heads.in_features]
         pooled = (heads.pooler if c4 else heads.box_pooler)(levels, [proposals.proposal_boxes])
         with autocast(self.device, self.precision):
@@ -177,7 +179,7 @@ class Detectron2Backend:
 
 
 class FoundBoxes(NamedTuple):
-    """Boxes of one image in falling order of their scores."""
+    """Boxes of one image, by descending score."""
 
     boxes: Tensor  # (M, 4) x1 y1 x2 y2 in pixels of the original
     scores: Tensor  # (M,) in [0, 1]
@@ -196,9 +198,9 @@ def best_boxes(
         scores: (N, C) in [0, 1].
         image_size, original: (height, width) of the scaled image, (2,) width and height of the original, in pixels.
         max_regions, nms_threshold, score_threshold: see `Detectron2Backend`.
-        first: boxes that NMS looks at first, for each region wanted.
+        first: boxes that NMS looks at first, per requested region.
 
-    Returns at least one box unless none has finite numbers and a positive area.
+    Returns at least one box, unless none has finite numbers and a positive area.
     """
     finite = (boxes.isfinite().all(dim=2) & scores.isfinite()).flatten()
     inner, outer = np.tile(image_size[::-1], 2), np.tile(original, 2)  # width, height, width, height

@@ -1,4 +1,4 @@
-"""The network of a detectron2 config, with its weights: what can be wrong on the way there, and how it is told.
+"""The network of a detectron2 config with its weights, and an error message for everything that can go wrong there.
 
 detectron2 is imported inside the functions: it is on no package registry, and only its own backend needs it.
 """
@@ -23,7 +23,7 @@ C4_HEADS, POOLED_HEADS = "Res5ROIHeads", "StandardROIHeads"  # the second serves
 
 
 def import_detectron2() -> None:
-    """Import what is used of detectron2 here; a DataError that says what to install where that fails."""
+    """Import the parts of detectron2 that are used here; raise DataError with what to install if that fails."""
     try:
         import detectron2
         import detectron2.checkpoint
@@ -31,15 +31,15 @@ def import_detectron2() -> None:
         import detectron2.modeling  # noqa: F401
     except ImportError as error:
         if error.name == "detectron2":
-            raise DataError(f"this backend needs detectron2, which is not there; install it with {INSTALL}") from error
-        remedy = f"install it anew with {INSTALL}"
+            raise DataError(f"this backend needs detectron2; install it with {INSTALL}") from error
+        remedy = f"reinstall it with {INSTALL}"
         if error.name == "pkg_resources":  # gone from setuptools 82
             remedy = "it needs an older setuptools: python -m pip install 'setuptools<82'"
         raise DataError(f"detectron2 is installed but cannot be imported ({error}); {remedy}") from error
 
 
 def read_config(config: str, options: Sequence[str]) -> Any:
-    """Read detectron2's CfgNode of a zoo name or a yaml's path, with the options laid over it, frozen."""
+    """Return detectron2's CfgNode of a zoo name or a yaml's path, with the options applied, frozen."""
     import yaml
     from detectron2 import model_zoo
     from detectron2.config import get_cfg
@@ -49,10 +49,11 @@ def read_config(config: str, options: Sequence[str]) -> Any:
     own = Path(config).is_file()
     if not own and config not in (known := zoo_names()):
         near = ", ".join(difflib.get_close_matches(config, known, n=3, cutoff=0.4)) or "none"
-        raise DataError(f"config {config!r}: no such file, and no such name in detectron2's model zoo; near: {near}")
+        problem = "no such file, and no such name in detectron2's model zoo"
+        raise DataError(f"config {config!r}: {problem}; similar names: {near}")
     cfg = get_cfg()
     try:
-        # Yaml can hold Python code, which detectron2 would run; the zoo's own came with the package.
+        # Yaml can hold Python code, which detectron2 would run; the zoo's files came with the package.
         cfg.merge_from_file(config if own else model_zoo.get_config_file(config), allow_unsafe=not own)
     except (yaml.YAMLError, UnicodeDecodeError, OSError, KeyError, ValueError, TypeError, AssertionError) as error:
         raise DataError(f"{config}: detectron2 cannot read this config ({type(error).__name__}: {error})") from error
@@ -68,7 +69,7 @@ def read_config(config: str, options: Sequence[str]) -> Any:
 
 
 def zoo_names() -> list[str]:
-    """Return every yaml of the model zoo, in the order of their names."""
+    """Return the names of all yamls of the model zoo, sorted."""
     from detectron2 import model_zoo
 
     folder = Path(model_zoo.__file__).parent / "configs"
@@ -76,7 +77,7 @@ def zoo_names() -> list[str]:
 
 
 def refuse_other_detectors(cfg: Any, config: str) -> None:
-    """Raise a DataError that names what makes the config no Faster R-CNN."""
+    """Raise DataError unless the config is a Faster R-CNN; name the part that is not."""
     wanted = {
         "meta architecture": (cfg.MODEL.META_ARCHITECTURE, ("GeneralizedRCNN",)),
         "proposal generator": (cfg.MODEL.PROPOSAL_GENERATOR.NAME, ("RPN",)),
@@ -85,12 +86,12 @@ def refuse_other_detectors(cfg: Any, config: str) -> None:
     }
     for part, (found, known) in wanted.items():
         if found not in known:
-            problem = f"its {part} is {found}, not {' or '.join(known)}; take one of COCO-Detection/faster_rcnn_*.yaml"
-            raise DataError(f"{config} is no Faster R-CNN that this backend knows: {problem}")
+            problem = f"its {part} is {found}, not {' or '.join(known)}; use one of COCO-Detection/faster_rcnn_*.yaml"
+            raise DataError(f"{config} is not a Faster R-CNN that this backend supports: {problem}")
 
 
 def digest_of_config(cfg: Any) -> str:
-    """Return the digest of all that the config says, but for weights and device, which do not belong to it."""
+    """Return the digest of the config without its weights and device."""
     plain = cfg.clone()
     plain.defrost()
     plain.MODEL.WEIGHTS = plain.MODEL.DEVICE = ""
@@ -98,11 +99,11 @@ def digest_of_config(cfg: Any) -> str:
 
 
 def class_names(cfg: Any) -> dict[str, list[str]]:
-    """Return `class_names` where detectron2 knows the config's data set and the network has one output for each."""
+    """Return `class_names` if detectron2 knows the config's data set and the network has one output per class."""
     from detectron2.data import MetadataCatalog
 
     for data_set in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
-        # get() would enter an unknown name into the catalog, for the whole process.
+        # get() would add an unknown name to the catalog, for the whole process.
         names = list(MetadataCatalog.get(data_set).get("thing_classes", [])) if data_set in MetadataCatalog else []
         if len(names) == cfg.MODEL.ROI_HEADS.NUM_CLASSES:
             return {"class_names": names}
@@ -110,7 +111,7 @@ def class_names(cfg: Any) -> dict[str, list[str]]:
 
 
 def load_network(cfg: Any, config: str, weights: str) -> tuple[Any, dict[str, str]]:
-    """Return the network on the CPU with its weights, and where they come from."""
+    """Return the network on the CPU with its weights, and their provenance."""
     seed = random_seed(weights)
     if seed is None:
         path = weights_file(config, weights)
@@ -126,7 +127,7 @@ def load_network(cfg: Any, config: str, weights: str) -> tuple[Any, dict[str, st
 
 
 def weights_file(config: str, weights: str) -> Path:
-    """Return the file that `weights` names: the zoo's checkpoint, fetched where it is not in the cache, or a path."""
+    """Return the file that `weights` names: the zoo's checkpoint, downloaded unless in the cache, or a path."""
     from detectron2 import model_zoo
     from detectron2.utils.file_io import PathManager
 
@@ -135,20 +136,20 @@ def weights_file(config: str, weights: str) -> Path:
             raise DataError(f"{weights}: no such file of weights (weights are `default`, `random:SEED` or a path)")
         return Path(weights)
     if Path(config).is_file():
-        raise DataError(f"{config} is no name of detectron2's model zoo; give the path of its weights")
+        raise DataError(f"{config} is not a name in detectron2's model zoo; give the path of its weights")
     try:
         url = model_zoo.get_checkpoint_url(config)
     except RuntimeError as error:
-        raise DataError(f"detectron2's model zoo has no weights of {config}; give their path") from error
+        raise DataError(f"detectron2's model zoo has no weights for {config}; give their path") from error
     try:
         return Path(PathManager.get_local_path(url))
     except OSError as error:  # urllib's errors are OSErrors
-        remedy = "fetch that file elsewhere and give its path as the weights"
+        remedy = "download that file elsewhere and give its path as the weights"
         raise DataError(f"the weights of {config} could not be downloaded from {url} ({error}); {remedy}") from error
 
 
 def build_network(cfg: Any, config: str) -> Any:
-    """Return the untrained network; it draws from torch's random numbers."""
+    """Return the untrained network, drawn from torch's global random numbers."""
     from detectron2.modeling import build_model
 
     try:
@@ -161,8 +162,8 @@ def build_network(cfg: Any, config: str) -> Any:
 def settle_batch_norm(network: Any) -> None:
     """Give an untrained network the batch norm statistics of one image of colored blobs, in place.
 
-    detectron2 starts them at mean 0 and variance 1. A frozen network then doubles its activations in every block, all
-    proposals become the whole image, and both its regions and its speed say nothing.
+    detectron2 starts with mean 0 and variance 1. A frozen network then doubles its activations in every block, all
+    proposals become the whole image, and neither its regions nor its speed mean anything.
     """
 
     def measure(norm: Any, inputs: tuple[Tensor]) -> None:
@@ -171,7 +172,7 @@ def settle_batch_norm(network: Any) -> None:
 
     norms = [module for module in network.modules() if getattr(module, "running_mean", None) is not None]
     hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
-    # Blobs, as in photographs: of white noise the first layers pass little, and a photograph would come out far larger.
+    # Blobs resemble photographs: the first layers damp white noise, and a photograph would then give far larger values.
     blobs = F.interpolate(torch.rand(1, 3, 16, 16) * 255, size=(256, 256), mode="bilinear")[0]
     with torch.inference_mode():
         maps = network.backbone(network.preprocess_image([{"image": blobs}]).tensor)
@@ -182,9 +183,9 @@ def settle_batch_norm(network: Any) -> None:
 
 
 def fill_from_checkpoint(network: Any, config: str, path: Path) -> None:
-    """Load a checkpoint as detectron2 does; where it would only warn of keys that do not fit, a DataError lists them.
+    """Load a checkpoint as detectron2 does, but raise DataError with all keys that do not fit instead of a warning.
 
-    What it holds to be harmless stays so: `pixel_mean` and `pixel_std` (of the config), `cell_anchors` (computed).
+    Keys that detectron2 ignores are ignored: `pixel_mean` and `pixel_std` (in the config), `cell_anchors` (computed).
     """
     from detectron2.checkpoint import DetectionCheckpointer
 
@@ -197,7 +198,7 @@ def fill_from_checkpoint(network: Any, config: str, path: Path) -> None:
             incompatible = super()._load_model(checkpoint)
             misshapen = {key: (found, wanted) for key, found, wanted in incompatible.incorrect_shapes}
             missing = set(incompatible.missing_keys) - misshapen.keys()
-            if not renamed:  # detectron2 fills in absent statistics of batch norm without a word
+            if not renamed:  # detectron2 fills in missing batch norm statistics silently
                 statistics = (".running_mean", ".running_var")
                 missing |= {key for key in network.state_dict() if key.endswith(statistics) and key not in given}
             problems["missing"] = sorted(missing)
@@ -210,7 +211,7 @@ def fill_from_checkpoint(network: Any, config: str, path: Path) -> None:
         Listing(network).load(str(path))
     except Exception as error:  # a broken pickle can raise anything
         problem = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path}: not a whole file of weights that detectron2 can read ({problem})") from error
+        raise DataError(f"{path}: damaged, or not weights that detectron2 can read ({problem})") from error
     if any(problems.values()):
         parts = "; ".join(f"{what} {listed(keys)}" for what, keys in problems.items())
         raise DataError(f"{path} does not fit {config}: {parts}")

@@ -1,10 +1,15 @@
-"""Images as the bottom-up-attention detector wants them: B G R, the mean subtracted, short side 600, long at most 1000.
+"""Input of the bottom-up-attention detector: B G R, the mean subtracted, short side 600, long side at most 1000.
 
-Ports agree on that and differ in how they resize: `opencv` subtracts the mean, then interpolates with the exact factor
-although the size is rounded (Caffe's extraction code); `pillow` filters the 8-bit image with antialiasing and rounds
-to 8 bits again (detectron2); `torch` interpolates between the nearest pixels with the factor of the rounded sizes
-(Hugging Face). The two latter subtract the mean afterwards. Hugging Face's example hands R G B to the network where an
-image comes from a file and B G R where it comes from an address; the weights want B G R, so that is what they get here.
+The ports agree on that but resize differently:
+
+* `opencv` (Caffe's extraction code) subtracts the mean, then interpolates with the exact factor, although the size is
+  rounded.
+* `pillow` (detectron2) filters the 8-bit image with antialiasing, rounds to 8 bits again, and subtracts the mean.
+* `torch` (Hugging Face) interpolates between the nearest pixels with the factor of the rounded sizes, and subtracts the
+  mean.
+
+Hugging Face's example gives the network R G B for an image from a file and B G R for one from a URL. The weights expect
+B G R, which is what they get here.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MEAN_BGR = (102.9801, 115.9465, 122.7717)
-SMALLEST_SIDE = 16  # of a resized image: one cell of the map
+SMALLEST_SIDE = 16  # pixels of a resized image: one cell of the map
 
 
 class ResizedSize(NamedTuple):
@@ -34,8 +39,7 @@ def resized_size(
 ) -> ResizedSize:
     """Return the size of a (height, width) image with its short side at `short_side` or its long one at `long_side`.
 
-    A side that would come out below `SMALLEST_SIDE` (a strip of 1 x 10,000 pixels) is stretched to it, which the ports
-    do not do: they fail there.
+    A side that would be below `SMALLEST_SIDE` (a strip of 1 x 10,000 pixels) is stretched to it; the ports fail there.
     """
     scale = short_side / min(height, width)
     if resize == "opencv":
@@ -55,11 +59,12 @@ def resized_size(
 
 
 def network_input(pixels: Tensor, size: ResizedSize, resize: Literal["opencv", "pillow", "torch"]) -> Tensor:
-    """Resize images of one shape and subtract the mean.
+    """Return images of one shape resized, with the mean subtracted.
 
     Args:
         pixels: (B, H, W, 3) uint8 RGB.
         size: from `resized_size`.
+        resize: the port whose way to follow; see the module.
 
     Returns:
         (B, 3, height, width) float32 B G R, in about [-123, 153].

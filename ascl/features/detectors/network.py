@@ -1,7 +1,7 @@
 """The bottom-up-attention Faster R-CNN (ResNet-101 C4, Visual Genome) on torch's and torchvision's operators.
 
-Parameters have the names of the PyTorch port that keeps Caffe's arithmetic, so its checkpoint is the network's own
-state dict; `weights` reads that one and the others. The ports differ in more than names: see `Convention`.
+Parameters have the names of the PyTorch port that keeps Caffe's arithmetic, so the checkpoint of that port is the
+network's own state dict; `weights` reads it and the others. The ports differ in more than names: see `Convention`.
 
 Source: P. Anderson et al., Bottom-Up and Top-Down Attention for Image Captioning and VQA, CVPR 2018; S. Ren et al.,
 Faster R-CNN, NeurIPS 2015; K. He et al., Deep Residual Learning, CVPR 2016.
@@ -23,7 +23,7 @@ from ascl.features.detectors.boxes import anchors_of_map, caffe_anchors, centere
 from ascl.images.backbones import Precision, autocast
 
 STRIDE = 16  # pixels of the image for one cell of the map
-PROPOSALS_AT_ONCE = 128  # through res5, whatever the batch: a few activations of 0.2 GB each in float32
+PROPOSALS_AT_ONCE = 128  # through res5, for any batch size: a few activations of 0.2 GB each in float32
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class DetectorShape:
     rpn_channels: int = 512  # of the hidden layer of the region proposal network
     anchor_scales: tuple[float, ...] = (4, 8, 16, 32)  # sides of the square anchors, in strides: 64 to 512 pixels
     classes: int = 1600  # without the background
-    attributes: int = 400  # without the background; 0 is a network without that head
-    class_embedding: int = 256  # and the next: widths inside the attribute head
-    attribute_hidden: int = 512
+    attributes: int = 400  # without the background; 0 = no attribute head
+    class_embedding: int = 256  # width in the attribute head
+    attribute_hidden: int = 512  # width in the attribute head
     pool_size: int = 14  # cells on a side of the pooled region
-    proposals_before_nms: int = 6000  # that go into the suppression of proposals
-    proposals: int = 300  # that come out of it at most
+    proposals_before_nms: int = 6000  # most proposals before suppression
+    proposals: int = 300  # most proposals after it
 
     @property
     def region_dim(self) -> int:
@@ -49,17 +49,17 @@ class DetectorShape:
 
 @dataclass(frozen=True)
 class Convention:
-    """What a port does besides its weights. The network's layers are the same in all."""
+    """How a port computes, apart from its weights. The layers of the network are the same in all ports."""
 
     legacy: bool  # boxes hold both end pixels (see `boxes`)
     minimum_side: float  # of a proposal, in pixels of the image before it was resized
-    filter_first: bool  # small proposals go before the best `proposals_before_nms` are taken, not after
-    box_weights: tuple[float, float, float, float]  # what the box regression was multiplied by in training
-    background_attribute: bool  # counted by the attributes' softmax and then passed over; else left out of the softmax
-    resize: Literal["opencv", "pillow", "torch"]  # how the image is brought to size: see `input`
+    filter_first: bool  # drop small proposals before taking the best `proposals_before_nms`, not after
+    box_weights: tuple[float, float, float, float]  # factors of the box regression in training
+    background_attribute: bool  # the attributes' softmax counts the background, which is then ignored; else it does not
+    resize: Literal["opencv", "pillow", "torch"]  # how the image is resized: see `input`
 
     def anchors(self, shape: DetectorShape) -> Tensor:
-        """(A, 4) float32, for checkpoints that bring none."""
+        """Return (A, 4) float32 anchors, for checkpoints without anchors."""
         make = caffe_anchors if self.legacy else centered_anchors
         return make(shape.anchor_scales, STRIDE)
 
@@ -71,7 +71,7 @@ HUGGING_FACE = Convention(False, 0, False, (10, 10, 5, 5), False, "torch")
 
 @dataclass(frozen=True)
 class Proposals:
-    """Of one image: everything the network says about its N proposals, float32, best objectness first."""
+    """Everything the network says about the N proposals of one image, float32, best objectness first."""
 
     boxes: Tensor  # (N, 4) in pixels of the resized image
     features: Tensor  # (N, 32 * width), `pool5_flat`
@@ -82,14 +82,14 @@ class Proposals:
 
 
 class FrozenBatchNorm2d(torchvision.ops.FrozenBatchNorm2d):
-    """Batch norm whose statistics are constants, in training mode too; torch's kernel, which is the faster."""
+    """Batch norm with constant statistics, in training mode too; uses torch's kernel, which is faster."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
 class NormalizedConv2d(nn.Conv2d):
-    """A convolution without bias, and the batch norm behind it as its `norm`."""
+    """A convolution without bias, followed by the batch norm `norm`."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> None:
         padding = dilation * (kernel // 2)
@@ -101,7 +101,7 @@ class NormalizedConv2d(nn.Conv2d):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 beside a shortcut; the stride lies in the first 1x1, as in the original ResNet."""
+    """1x1, 3x3 and 1x1 convolutions with a shortcut; the first 1x1 has the stride, as in the original ResNet."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, dilation: int) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ def stage(blocks: int, inputs: int, outputs: int, stride: int, dilation: int = 1
 
 
 class Stem(nn.Module):
-    """7x7 of stride 2, then the largest of 3x3 with stride 2, unpadded: its last window may hang over the edge."""
+    """7x7 convolution, then 3x3 max pooling, both of stride 2; the pooling's last window may pass the edge."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class Stem(nn.Module):
 
 
 def c4(shape: DetectorShape) -> nn.Sequential:
-    """Return image -> map of stride 16: the stem and res2 to res4."""
+    """Return the layers from an image to a map of stride 16: the stem and res2 to res4."""
     width = shape.width
     return nn.Sequential(OrderedDict(
         stem=Stem(width), res2=stage(shape.blocks[0], width, 4 * width, 1),
@@ -143,7 +143,7 @@ def c4(shape: DetectorShape) -> nn.Sequential:
 
 
 class ProposalHead(nn.Module):
-    """Objectness and box regression of every anchor; outputs float32 whatever the map's precision."""
+    """Objectness and box regression of every anchor; outputs are float32 for maps of any precision."""
 
     def __init__(self, shape: DetectorShape) -> None:
         super().__init__()
@@ -154,12 +154,12 @@ class ProposalHead(nn.Module):
         self.anchor_deltas = nn.Conv2d(shape.rpn_channels, 4 * self.anchors, 1)
 
     def forward(self, feature_map: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) -> (B, H * W * A) objectness and (B, H * W * A, 4) deltas, anchors innermost."""
+        """Return (B, H * W * A) objectness and (B, H * W * A, 4) deltas of (B, C, H, W) maps, anchors innermost."""
         with autocast(feature_map.device, precision):
             hidden = F.relu_(self.conv(feature_map))
         hidden = hidden.float()  # half precision has too few digits to rank thousands of anchors
         background, foreground = self.objectness_logits(hidden).split(self.anchors, dim=1)
-        # The softmax's order, without the ties that its rounding near 0 and 1 makes.
+        # The order of the softmax, without the ties from its rounding near 0 and 1.
         objectness = (foreground - background).permute(0, 2, 3, 1).flatten(1)
         deltas = self.anchor_deltas(hidden).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))
         return objectness, deltas
@@ -178,13 +178,13 @@ class BoxPredictor(nn.Module):
             self.attr_linear2 = nn.Linear(shape.attribute_hidden, 1 + shape.attributes)
 
     def attribute_logits(self, features: Tensor, class_logits: Tensor) -> Tensor:
-        """(N, D), (N, 1 + classes) -> (N, 1 + attributes), given the likeliest class, the background among them."""
+        """Return (N, 1 + attributes) for (N, D) and (N, 1 + classes), given the likeliest class or background."""
         embedded = self.cls_embed(class_logits.argmax(dim=1))
         return self.attr_linear2(F.relu(self.attr_linear1(torch.cat([features, embedded], dim=1))))
 
 
 class BottomUpDetector(nn.Module):
-    """Images of one size -> proposals with features, classes, boxes and attributes."""
+    """The detector: from images of one size to proposals with features, classes, boxes and attributes."""
 
     def __init__(self, shape: DetectorShape, convention: Convention) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class BottomUpDetector(nn.Module):
         self.roi_heads = nn.ModuleDict({"res5": res5, "box_predictor": BoxPredictor(shape)})
 
     def forward(self, images: Tensor, scales: Sequence[float], precision: Precision = "float32") -> list[Proposals]:
-        """Return what the network sees in each image.
+        """Return the proposals of each image.
 
         Args:
             images: (B, 3, H, W) float32 from `input.network_input`: B G R, the mean subtracted; H, W >= 3.
@@ -207,7 +207,7 @@ class BottomUpDetector(nn.Module):
             precision: of the convolutions; everything else is float32.
 
         Returns:
-            B `Proposals`, each of at least one: the whole image where all are smaller than the smallest side, as in an
+            B `Proposals`, each with at least one: the whole image if all are smaller than the smallest side, as in an
             image of 10 pixels. The ports give no region there.
         """
         feature_map = self.feature_map(images, precision)
@@ -222,7 +222,7 @@ class BottomUpDetector(nn.Module):
     def propose(
         self, feature_map: Tensor, height: int, width: int, scales: Sequence[float], precision: Precision
     ) -> list[Tensor]:
-        """(B, C, h, w) map of (height, width) images -> B tensors (N_i, 4), best objectness first."""
+        """Return B tensors (N_i, 4), best objectness first, for a (B, C, h, w) map of (height, width) images."""
         objectness, deltas = self.proposal_generator["rpn_head"](feature_map, precision)
         cell_anchors = self.get_buffer("proposal_generator.anchor_generator.cell_anchors.0")
         anchors = anchors_of_map(cell_anchors, feature_map.shape[2], feature_map.shape[3], STRIDE)
@@ -233,7 +233,7 @@ class BottomUpDetector(nn.Module):
         return [corners if len(corners) else whole for corners in best]
 
     def best_boxes(self, boxes: Tensor, objectness: Tensor, scale: float) -> Tensor:
-        """(M, 4), (M,) of one image -> (N, 4): large enough, not suppressed, best first."""
+        """Return the (N, 4) boxes of (M, 4) that are large enough and not suppressed, best first."""
         legacy, minimum = self.convention.legacy, self.convention.minimum_side * scale
         order = objectness.argsort(descending=True, stable=True)
         if not self.convention.filter_first:
@@ -246,9 +246,9 @@ class BottomUpDetector(nn.Module):
         return boxes[nms(boxes, objectness, 0.7, legacy)[: self.shape.proposals]]
 
     def region_features(self, feature_map: Tensor, boxes: list[Tensor], precision: Precision) -> list[Tensor]:
-        """`pool5_flat` of every box: B tensors (N_i, 4) in pixels of the images -> B tensors (N_i, D) float32."""
+        """Return `pool5_flat` of every box: B (N_i, D) float32 for B (N_i, 4) in pixels of the images."""
         rows = torch.cat([F.pad(corners, (1, 0), value=image) for image, corners in enumerate(boxes)])
-        feature_map = feature_map.float()  # torchvision's CPU code pools no half precision; a maximum loses nothing
+        feature_map = feature_map.float()  # torchvision cannot pool half precision on a CPU; a maximum loses nothing
         features = []
         for part in rows.split(PROPOSALS_AT_ONCE):
             pooled = torchvision.ops.roi_pool(feature_map, part, self.shape.pool_size, 1 / STRIDE)
@@ -270,7 +270,7 @@ class BottomUpDetector(nn.Module):
         return Proposals(boxes, features, class_logits.softmax(dim=1), deltas, attribute_ids, attribute_scores)
 
     def regressed(self, proposals: Proposals, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Move each proposal to where its best class wants it: (N, 4), clipped; (N,) the probability of that class."""
+        """Return each proposal regressed for its best class, (N, 4) clipped, and (N,) the probability of that class."""
         scores, best = proposals.class_probabilities[:, 1:].max(dim=1)
         deltas = proposals.box_deltas[torch.arange(len(best), device=best.device), best + 1]
         legacy = self.convention.legacy
@@ -279,9 +279,9 @@ class BottomUpDetector(nn.Module):
 
 
 def initialize(detector: BottomUpDetector, seed: int) -> None:
-    """Draw weights of a size that keeps every activation near 1 through all blocks, in place; for tests and timing.
+    """Draw weights that keep every activation near 1 through all blocks, in place; for tests and timing.
 
-    Convolutions keep the variance (He), the stem's norm takes pixels (about 70) to 1, and each block adds little to
+    Convolutions keep the variance (He), the stem's norm scales pixels (about 70) to 1, and each block adds little to
     its shortcut: 33 blocks that doubled the variance would overflow half precision.
     """
     generator = torch.Generator().manual_seed(seed)

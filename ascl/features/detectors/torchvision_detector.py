@@ -1,7 +1,7 @@
 """Region features of torchvision's COCO-trained Faster R-CNN (`fasterrcnn_resnet50_fpn_v2`): 1024-d, 91 classes.
 
-torchvision's forward returns boxes, scores and labels but not the features behind them; here the same parts of the
-model are called one by one.
+torchvision's forward returns boxes, scores and labels but not the features behind them, so this module calls the parts
+of the model one by one.
 
 Sources: S. Ren et al., Faster R-CNN, NeurIPS 2015; Y. Li et al., Benchmarking Detection Transfer Learning with Vision
 Transformers, 2021 (the recipe of version 2); torchvision's `models/detection`.
@@ -31,19 +31,19 @@ FIRST_CANDIDATES = 2048
 
 @dataclass(frozen=True)
 class DetectorPixels:
-    """Reduces an image to what the network looks at; cheap to send to a worker process.
+    """Reduction of an image to the size that the network looks at; cheap to send to a worker process.
 
-    The network's own transform scales every image so that its short side is `short_side`, or less where the long side
-    would pass `long_side`. It does so without antialiasing, which is right for COCO's photographs of 640 pixels, all
-    of them enlarged; larger ones are reduced here instead, with antialiasing, to just that size. Smaller ones are left
-    for the device to enlarge.
+    The network's own transform scales every image so that its short side is `short_side`, or less if the long side
+    would exceed `long_side`. It does not antialias, which is right for COCO's photographs of 640 pixels, because it
+    enlarges all of them. Larger images are reduced here instead, with antialiasing, to the same size. The device
+    enlarges smaller ones.
     """
 
     short_side: int
     long_side: int
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """RGB image -> (h, w, 3) uint8."""
+        """Return the RGB image as (h, w, 3) uint8, reduced if it is larger."""
         width, height = image.size
         scale = min(self.short_side / min(width, height), self.long_side / max(width, height))
         if scale < 1:  # a 10000x1 strip keeps its one row
@@ -53,7 +53,7 @@ class DetectorPixels:
 
 
 class Detections(NamedTuple):
-    """Of one image, best first."""
+    """The detections of one image, best first."""
 
     boxes: Tensor  # (N, 4) in pixels of the network's input
     scores: Tensor  # (N,)
@@ -61,11 +61,11 @@ class Detections(NamedTuple):
 
 
 class TorchvisionDetectorBackend:
-    """A `Backend`: up to `max_regions` detections an image, best first, with the features of their boxes.
+    """A `Backend`: up to `max_regions` detections per image, best first, with the features of their boxes.
 
-    The features are pooled at the detected boxes (those of class-wise regression, which are stored), not taken from
-    the proposals behind them: a feature and its box then speak of the same pixels, and two classes found from one
-    proposal do not share one vector. It is also what users of detectron2 do. Bottom-up attention stores the proposals.
+    The features are pooled at the detected boxes (after class-wise regression), which are the boxes stored, and not at
+    the proposals. So a feature and its box describe the same pixels, and two classes found from one proposal have
+    different features. Users of detectron2 do the same; bottom-up attention stores the proposals.
     """
 
     def __init__(
@@ -77,23 +77,24 @@ class TorchvisionDetectorBackend:
 
         Args:
             weights: see `load_torchvision`; `default` was trained on COCO.
-            max_regions: detections to keep; fewer only where there are no more.
-            score_threshold: detections of this probability or less are left out, the best one excepted. 0 keeps the
-                best `max_regions` however sure; torchvision itself leaves out 0.05 and less.
-            nms_threshold: of two boxes of one class with a larger intersection over union the weaker goes.
-            short_side: pixels to which the image is scaled, unless its long side would pass `long_side`.
+            max_regions: detections to keep; fewer only if there are no more.
+            score_threshold: detections with this probability or less are dropped, except the best one. 0 keeps the best
+                `max_regions` at any probability; torchvision itself drops 0.05 and less.
+            nms_threshold: intersection over union above which the weaker of two boxes of one class is dropped.
+            short_side: pixels to which the short side is scaled, unless the long side would exceed `long_side`.
             precision: of the backbone and the box head (autocast). Everything that computes coordinates is float32:
-                above 256 a bfloat16 pixel coordinate is off by a pixel and more.
+                above 256, a bfloat16 pixel coordinate is off by a pixel or more.
             device: a torch device.
 
         Raises:
-            DataError: numbers out of range; weights that cannot be had or do not fit.
+            DataError: numbers are out of range, or the weights cannot be loaded or do not fit.
         """
         if max_regions < 1 or not 1 <= short_side <= long_side:
             given = f"max_regions {max_regions}, short_side {short_side}, long_side {long_side}"
-            raise DataError(f"{given}: wanted at least 1 each, and no short side above the long one")
+            raise DataError(f"{given}: expected at least 1 each, and short_side at most long_side")
         if not (0 <= score_threshold < 1 and 0 <= nms_threshold <= 1):
-            raise DataError(f"score_threshold {score_threshold} and nms_threshold {nms_threshold}: wanted 0 to 1")
+            given = f"score_threshold {score_threshold} and nms_threshold {nms_threshold}"
+            raise DataError(f"{given}: give numbers between 0 and 1")
         self.model, origin = load_detector(weights)
         self.model.transform.min_size, self.model.transform.max_size = (short_side,), long_side
         fix_pooling_scales(self.model)
@@ -112,7 +113,7 @@ class TorchvisionDetectorBackend:
 
     def extract(self, pixels: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
         """Return the detections of a batch and their features (1024), K = max_regions; see `Backend.extract`."""
-        self.model.eval()  # here and not once: batch norm left training would drift with every batch, unseen
+        self.model.eval()  # at every call: batch norm in training mode would drift silently with every batch
         with torch.inference_mode():
             batch = torch.from_numpy(np.stack(pixels)).to(self.device, non_blocking=True)
             images, _ = self.model.transform(list(batch.permute(0, 3, 1, 2).float() / 255))
@@ -138,7 +139,7 @@ class TorchvisionDetectorBackend:
         return rows | {"boxes": in_originals(rows["boxes"], size[1], size[0], sizes)}
 
     def _box_features(self, maps: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> Tensor:
-        """(all boxes of all images, 1024) float32, the box head's output for each."""
+        """Return (all boxes of all images, 1024) float32, the box head's output for each."""
         pooled = self.model.roi_heads.box_roi_pool(maps, boxes, sizes)
         with autocast(self.device, self.precision):
             return self.model.roi_heads.box_head(pooled).float()
@@ -150,12 +151,12 @@ def select_detections(
 ) -> Detections:
     """Select the best detections of one image after suppression within each class, as torchvision does.
 
-    There is always one detection, for nothing can attend to no region: where no score passes the threshold the best
-    one, where there is no box at all the whole image, as background of score 0.
+    There is always a detection, because attention needs at least one region: the best one if no score exceeds the
+    threshold, and the whole image, as background with score 0, if there is no box at all.
 
     Args:
         boxes, probabilities: (P, C, 4), (P, C) of each proposal for each class; class 0 is the background.
-        size: height and width of the network's input, in whose pixels boxes are and to which they are clipped.
+        size: height and width of the network's input; boxes are in its pixels and are clipped to it.
         max_regions, score_threshold, nms_threshold: see `TorchvisionDetectorBackend`. first: see `first_survivors`.
     """
     boxes = clip_boxes_to_image(boxes, size)[:, 1:].reshape(-1, 4)
@@ -172,15 +173,15 @@ def select_detections(
 
 
 def load_detector(weights: str) -> tuple[FasterRCNN, dict[str, str]]:
-    """Return the detector in evaluation mode, and where its weights come from; see `load_torchvision`."""
+    """Return the detector in evaluation mode, and the provenance of its weights; see `load_torchvision`."""
     return load_torchvision(MODEL, weights, weights_backbone=None)  # else the backbone's would be downloaded first
 
 
 def fix_pooling_scales(model: FasterRCNN) -> None:
-    """Have the RoI pooling settle on the strides 4, 8, 16 and 32 of its maps.
+    """Fix the strides of the RoI pooling at 4, 8, 16 and 32 for its maps.
 
     It keeps those of the first image that it sees. Maps are padded to 32 pixels, so after a strip of one row it would
-    read every later image at wrong places.
+    read every later image at wrong positions.
     """
     pool = model.roi_heads.box_roi_pool
     maps = {name: torch.zeros(1, 1, side, side) for name, side in zip(pool.featmap_names, (64, 32, 16, 8), strict=True)}

@@ -1,4 +1,4 @@
-"""Making a benchmark of edited copies from a folder of photos: the roles of the photos, the files, near-duplicates.
+"""Make a benchmark of edited copies from a folder of photos: the roles of the photos, the files, near-duplicates.
 
-How a benchmark is scored lies in `image_copy.evaluation`.
+`ascl.image_copy.evaluation` scores a benchmark.
 """

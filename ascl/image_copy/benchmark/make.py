@@ -1,4 +1,4 @@
-"""A benchmark of image copy detection made from any folder of photos, in the layout of DISC2021."""
+"""Make a benchmark of image copy detection from any folder of photos, in the layout of DISC2021."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MARK = ".copy-benchmark-in-progress"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What was made and where."""
+    """A benchmark that was made: its folder, its counts and the skipped photos."""
 
     folder: Path
     counts: dict[str, int]
@@ -46,21 +46,24 @@ class Benchmark:
 def make_benchmark(images: str | Path, out: str | Path, settings: BenchmarkSettings, *, workers: int = 0) -> Benchmark:
     """Make a benchmark; the same folder, settings and versions of Pillow and numpy give the same files, byte for byte.
 
-    Everything is written to `OUT.tmp` and renamed at the end, so that a folder `out` is always whole. What a killed
-    run left there is removed by the next one.
+    Everything is written to `OUT.tmp`, which is renamed at the end, so a folder `out` is always complete. The next run
+    removes what a killed run left there.
 
     Args:
-        images: folder of photos, searched at any depth. out: folder to make; the README.md in it describes its files.
-        workers: processes that decode and edit; 0 = none apart. They change nothing but the time.
+        images: folder of photos, searched at any depth.
+        out: folder to create; the README.md in it describes its files.
+        settings: sizes and seed.
+        workers: processes that decode and edit; 0 = this process. The result does not depend on them.
 
     Raises:
-        DataError: an empty folder, two photos of one id, too few photos (with the numbers), `out` exists or lies among
-            the photos, or another process is making it.
+        DataError: the folder is empty; two photos have one id; there are too few photos (with the numbers); `out`
+            exists or is inside the folder of photos; another process is making it.
     """
     images, out = Path(images), Path(out)
     _refuse_existing(out)
     if out.resolve().is_relative_to(images.resolve()):
-        raise DataError(f"{out} lies in the folder of photos, {images}: the next benchmark would be made of this one")
+        raise DataError(f"{out} is in the folder of photos, {images}: the next benchmark would contain this one; "
+                        "choose a folder outside")
     found = find_images(images)
     with _folder_in_progress(out) as temporary:
         photos = plan.usable_photos(found, settings, workers)
@@ -72,40 +75,40 @@ def make_benchmark(images: str | Path, out: str | Path, settings: BenchmarkSetti
 
 def _refuse_existing(out: Path) -> None:
     if out.exists() or out.is_symlink():
-        raise DataError(f"{out} exists already; name another folder, or remove it")
+        raise DataError(f"{out} exists already; choose another folder, or remove it")
 
 
 @contextmanager
 def _folder_in_progress(out: Path) -> Iterator[Path]:
-    """`OUT.tmp`, empty but for its mark; renamed to `out` at the end, removed on any error."""
+    """Yield `OUT.tmp`, empty except for its mark; rename it to `out` at the end, remove it on any error."""
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f"{out.name}.tmp")
-    lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)  # the system lets go of it when the process dies
+    lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)  # the system releases it when the process dies
     try:
         lock.acquire()
     except Timeout:
-        raise DataError(f"another process is making {out} at this moment") from None
+        raise DataError(f"another process is making {out}; wait for it, or choose another folder") from None
     try:
-        _refuse_existing(out)  # once more: another process may have finished it since
+        _refuse_existing(out)  # again, because another process may have finished it meanwhile
         _make_empty(temporary)
         try:
             yield temporary
             (temporary / MARK).unlink()
-            os.sync()  # the pictures before the name that says they are whole
+            os.sync()  # the pictures must be on disk before the name that says they are complete
             temporary.rename(out)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     finally:
-        with suppress(OSError):  # some systems keep the file of a lock that is held
+        with suppress(OSError):  # some systems do not delete the file of a held lock
             Path(lock.lock_file).unlink()
         lock.release()
 
 
 def _make_empty(temporary: Path) -> None:
-    """An empty folder with our mark; what a killed run left under this name goes, anything else is refused."""
+    """Create the folder with our mark; replace what a killed run left under this name, and refuse anything else."""
     if temporary.exists():
         if not temporary.is_dir() or (any(temporary.iterdir()) and not (temporary / MARK).exists()):
-            raise DataError(f"{temporary} is no unfinished benchmark; move it away, its name is needed")
+            raise DataError(f"{temporary} is not an unfinished benchmark; move it away, because this name is needed")
         shutil.rmtree(temporary)
     temporary.mkdir()
     (temporary / MARK).touch()
@@ -115,7 +118,7 @@ def _write(
     images: Path, folder: Path, photos: UsablePhotos, settings: BenchmarkSettings, roles: dict[str, list[Path]],
     workers: int,
 ) -> dict[str, int]:
-    """Write all files of a benchmark, and return its counts."""
+    """Write all files of a benchmark and return its counts."""
     for name in ("references", "queries", "background"):
         (folder / name).mkdir()
     with_reference = roles["references"] + roles["reverse_crops"]
@@ -172,31 +175,32 @@ def _write(
 
 
 def readme(description: dict[str, Any]) -> str:
-    """Return what a user of the folder wants to know, in Markdown."""
+    """Return the README of the folder, in Markdown."""
     counts, settings = description["counts"], description["settings"]
     levels = ", ".join(f"{name} {low} to {high}" for name, (low, high) in plan.LEVELS.items())
     return f"""# A generated benchmark of image copy detection
 
 Made from `{description['images']}` with seed {settings['seed']}; all settings and counts are in `benchmark.json`.
-The photos keep the license they had: look at it before you pass this folder on.
+The photos keep their license: check it before you pass this folder on.
 
 - `references/`: {counts['references']} images. {counts['reverse_crops']} of them are crops (see hard negatives),
   the others are originals, copied as they were.
 - `queries/`: {counts['queries']} images, JPEG of quality {settings['jpeg_quality']}, made from photos scaled to at most
   {settings['max_side']} pixels a side: {counts['copies']} edited copies of references,
-  {counts['distractors']} distractors (edited copies of photos that are no reference),
+  {counts['distractors']} distractors (edited copies of photos that are not references),
   {counts['reverse_crops']} hard negatives.
-- `background/`: {counts['background']} photos that are nowhere else, for score normalization, whitening, calibration.
+- `background/`: {counts['background']} photos that are used nowhere else, for score normalization, whitening and
+  calibration.
 - `ground_truth.csv`: `query_id,reference_id` as in DISC2021; blank for distractors and hard negatives.
 - `edits.csv`: kind and strength of the edit, the share of the source photo that the query still shows
-  (`content_scale`), the source, the role, the strength as a number, every step with its parameters.
+  (`content_scale`), the source, the role, the strength as a number, and every step with its parameters.
 - `hard_negatives.csv`: queries that show MORE than their reference, which is a crop of the same photo and shows
-  `reference_content_scale` of it. They are no copies. Their strength is that of the crop; a mild crop is the easiest
-  to take for an original.
+  `reference_content_scale` of it. They are not copies. Their strength is that of the crop; a mild crop is the easiest
+  to mistake for an original.
 - `sources.csv`: which photo each reference and background image is. `skipped.csv`: photos left out, and why.
 
 Strengths: {levels}. Kinds: {', '.join(description['kinds'])}.
 Photos mixed into queries: {description['mixed_in']}.
-Of near-duplicates (a perceptual hash within {HASH_DISTANCE} of 64 bits) one was kept, so that no photo has two roles;
-mirrored or cropped duplicates are not found in this way.
+Of near-duplicates (perceptual hashes that differ in at most {HASH_DISTANCE} of 64 bits) one was kept, so that no photo
+has two roles. This does not find mirrored or cropped duplicates.
 """

@@ -1,4 +1,4 @@
-"""Telling which of many photos are near-duplicates of one before them, by their perceptual hashes."""
+"""Find which of many photos are near-duplicates of an earlier one, by their perceptual hashes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 
 class NearDuplicates:
-    """Hashes one after the other, each told whether one within a few bits came before it.
+    """The hashes seen so far; finds those within `distance` bits of a new one.
 
-    Two hashes that differ in at most `distance` bits agree in one of `distance + 1` groups of bits; only hashes that
+    Two hashes that differ in at most `distance` bits agree in one of `distance + 1` groups of bits, so only hashes that
     share a group are compared.
     """
 
@@ -22,7 +22,7 @@ class NearDuplicates:
         self._seen: list[dict[int, list[int]]] = [defaultdict(list) for _ in self._groups]
 
     def add(self, hash_bytes: np.ndarray) -> bool:
-        """Whether it is near one that was kept; if not, it is kept."""
+        """Return whether a hash is near one that was kept; keep it if not."""
         bits = int.from_bytes(hash_bytes.tobytes(), "big")
         sharing = [seen[(bits >> start) & mask] for seen, (start, mask) in zip(self._seen, self._groups, strict=True)]
         if any((bits ^ other).bit_count() <= self.distance for group in sharing for other in group):

@@ -1,12 +1,12 @@
-"""Which photo of a folder has which role in a generated benchmark, and which queries are made of them.
+"""Which photo of a folder has which role in a generated benchmark, and which queries are made from them.
 
-Roles are disjoint: no photo, and no near-duplicate of one, serves in two of them.
+Roles are disjoint: no photo, and no near-duplicate of one, has two of them.
 
 references: photos as they are, in the reference set.
 distractors: edited copies of them are queries without a reference.
-reverse_crops: hard negatives. The REFERENCE is a crop of such a photo, the query shows all of it: no copy.
+reverse_crops: hard negatives. The REFERENCE is a crop of such a photo, and the query shows all of it: not a copy.
 background: photos for score normalization, whitening and calibration.
-mix_ins: what is left over; overlays and collages take the other photos from there.
+mix_ins: the remaining photos, which overlays and collages use.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from ascl.image_copy.edits.edits import EDITS, SEED_END, sample_rng
 from ascl.images.loader import Decoder
 
 LEVELS = {"mild": (0.0, 0.3), "medium": (0.35, 0.65), "hard": (0.7, 1.0)}  # ranges of strength, uniform within
-COMBINATION = "combination"  # of two to four edits at random
+COMBINATION = "combination"  # two to four random edits
 REVERSE_CROP = "reverse_crop"
 KINDS = (*EDITS, COMBINATION)
 SHARES = {"references": 0.45, "distractors": 0.1, "reverse_crops": 0.1, "background": 0.25}  # the rest is mixed in
-MIX_INS = 100  # photos looked for beyond the roles, where the folder has them
+MIX_INS = 100  # photos to find beyond the roles, if the folder has them
 
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """Sizes and seed; a size of None is a share of the usable photos (`SHARES`), `queries` as many as references."""
+    """Sizes and seed; a size of None is a share of the usable photos (`SHARES`), and `queries` equals references."""
 
     references: int | None = None
-    queries: int | None = None  # with a reference, beside the distractor queries and those of the reverse crops
+    queries: int | None = None  # with a reference; distractors and reverse crops add their own
     distractors: int | None = None
     reverse_crops: int | None = None
     background: int | None = None
     seed: int = 0  # of every choice, from 0 to 2**32 - 1
     jpeg_quality: int = 95  # of queries and cropped references; the others are copied as they are
-    max_side: int = 1024  # photos are scaled to at most this many pixels a side before they are edited
+    max_side: int = 1024  # photos are scaled to at most this many pixels per side before editing
     min_side: int = 32  # photos with a shorter side are left out
 
     def __post_init__(self) -> None:
@@ -53,20 +53,20 @@ class BenchmarkSettings:
                             ("background", 0), ("max_side", 1), ("min_side", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise DataError(f"{name.replace('_', ' ')}: {value}, but at least {least} is needed")
+                raise DataError(f"{name.replace('_', ' ')} {value}: give at least {least}")
         if not 0 <= self.seed < SEED_END:
-            raise DataError(f"seed {self.seed}: a number from 0 to 2**32 - 1")
+            raise DataError(f"seed {self.seed}: give a number from 0 to 2**32 - 1")
         if not 1 <= self.jpeg_quality <= 100:
-            raise DataError(f"JPEG quality {self.jpeg_quality}: a number from 1 to 100")
+            raise DataError(f"JPEG quality {self.jpeg_quality}: give a number from 1 to 100")
 
     @property
     def photos(self) -> int | None:
-        """Photos that the roles need together; None where that depends on the folder."""
+        """Return the number of photos that all roles need, or None if that depends on the folder."""
         sizes = [getattr(self, name) for name in SHARES]
         return None if None in sizes else sum(sizes)
 
     def for_photos(self, usable: int) -> BenchmarkSettings:
-        """Fill in every size for a folder of `usable` photos: sizes that were not given share what is left."""
+        """Return settings with all sizes for a folder of `usable` photos; open sizes share what is left."""
         open_shares = {name: share for name, share in SHARES.items() if getattr(self, name) is None}
         left = max(0, usable - sum(getattr(self, name) or 0 for name in SHARES))
         whole = sum(open_shares.values()) + 1 - sum(SHARES.values())
@@ -76,7 +76,7 @@ class BenchmarkSettings:
 
 
 class UsablePhotos(NamedTuple):
-    """The photos of a folder in the seeded order in which roles take them, and what was left out, with reasons."""
+    """The photos of a folder in the seeded order in which roles take them, and those left out, with reasons."""
 
     paths: list[Path]
     skipped: list[tuple[Path, str]]
@@ -97,9 +97,9 @@ class QueryPlan(NamedTuple):
 def usable_photos(
     found: Sequence[Path], settings: BenchmarkSettings, workers: int, *, mix_ins: int = MIX_INS
 ) -> UsablePhotos:
-    """Return, in a seeded order, the photos that can be read, are large enough, and repeat none before them.
+    """Return, in a seeded order, the photos that are readable, large enough, and not near-duplicates of earlier ones.
 
-    Where all sizes are given it stops when there are enough, `mix_ins` beyond the roles included.
+    If all sizes are given, stop as soon as there are enough photos for the roles and `mix_ins` more.
     """
     order = sample_rng(settings.seed, 0, 0).permutation(len(found)).tolist()
     enough = len(found) if settings.photos is None else settings.photos + mix_ins
@@ -129,7 +129,7 @@ def count_reasons(skipped: Sequence[tuple[Path, str]]) -> dict[str, int]:
 
 
 def assign_roles(photos: UsablePhotos, settings: BenchmarkSettings, found: int) -> dict[str, list[Path]]:
-    """Return the photos of each role; "mix_ins" has what is left. Raises DataError: too few photos."""
+    """Return the photos of each role; "mix_ins" has the rest. Raise DataError if there are too few photos."""
     needed = settings.photos
     assert needed is not None
     if len(photos.paths) < needed:
@@ -144,12 +144,12 @@ def assign_roles(photos: UsablePhotos, settings: BenchmarkSettings, found: int) 
 def plan_queries(
     roles: dict[str, list[Path]], reference_ids: dict[Path, str], settings: BenchmarkSettings
 ) -> list[QueryPlan]:
-    """Plan all queries in a shuffled order, so that an id tells nothing; no reference comes twice before all once."""
+    """Return the plans of all queries, shuffled so that ids reveal nothing; references repeat after all are used."""
     rng = sample_rng(settings.seed, 0, 1)
     assert settings.queries is not None
 
     def in_turn(items: Sequence[Any], count: int) -> list[Any]:
-        """Take every item once, in a new random order, before any again."""
+        """Return `count` items in random order; every item comes once before any comes again."""
         return [items[i] for _ in range(-(-count // len(items))) for i in rng.permutation(len(items))][:count]
 
     plans: list[tuple[str, Path, str, str, str]] = []

@@ -1,4 +1,4 @@
-"""The queries of a generated benchmark: each made from its plan, alone or in worker processes."""
+"""Make the queries of a generated benchmark from their plans, in this process or in workers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ascl.images.loader import depend_on_parent, killed_workers_named
 from ascl.images.read import load_image
 
 PHOTOS_MIXED = {"overlay_onto_photo": 1, "overlay_of_photo": 1, "collage": 8, COMBINATION: 8}
-HARMLESS = ("flip", "jpeg", "blur", "colour_jitter", "grey")  # done to every second reverse-crop query
+HARMLESS = ("flip", "jpeg", "blur", "colour_jitter", "grey")  # one of them for half of the reverse-crop queries
 
 
 @dataclass(frozen=True)
 class Made:
-    """What a worker reports of a query that it has written."""
+    """What a worker reports about a query that it has written."""
 
     strength_value: float
     content_scale: float
@@ -32,7 +32,7 @@ class Made:
 
 @dataclass(frozen=True)
 class QueryMaker(Dataset):
-    """Makes and writes query i; what it draws depends on the seed and i alone. A photo that fails comes as a text."""
+    """Item i makes and writes query i, with draws from the seed and i only. It is a text if a photo fails."""
 
     folder: Path
     plans: Sequence[QueryPlan]
@@ -45,7 +45,7 @@ class QueryMaker(Dataset):
     def __getitem__(self, number: int) -> Made | str:
         try:
             return self._make(number)
-        except DataError as error:  # gone since it was looked at; torch cannot carry this class between processes
+        except DataError as error:  # the photo is gone by now; torch cannot pass this class between processes
             return str(error)
 
     def _make(self, number: int) -> Made:
@@ -81,9 +81,9 @@ class QueryMaker(Dataset):
 
 
 def make_queries(maker: QueryMaker, workers: int) -> list[Made]:
-    """Make all queries, in `workers` processes (0 = in this one), and return what was made of each.
+    """Make all queries in `workers` processes (0 = in this one) and return the report on each.
 
-    Raises DataError: a photo that is gone since it was looked at, or a process that was killed.
+    Raises DataError if a photo is gone by now, or a process was killed.
     """
     loader = DataLoader(maker, batch_size=None, num_workers=workers, worker_init_fn=depend_on_parent)
     made = []

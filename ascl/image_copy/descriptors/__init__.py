@@ -1,1 +1,1 @@
-"""Descriptors of images for copy detection: networks, teachers, extraction, files, the perceptual hash."""
+"""Descriptors of images for copy detection: networks, teachers, the perceptual hash, extraction and files."""

@@ -1,6 +1,6 @@
-"""The choice of what describes images: a run, a TorchScript file, a backbone with GeM, or the perceptual hash.
+"""The choice of what describes images: a training run, a TorchScript file, a backbone with GeM, or the perceptual hash.
 
-A choice is checked without torch, which is slow to import; `make_describer` loads what it needs.
+A choice is checked without importing torch, which is slow; `make_describer` loads what it needs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ImageDescriber(Protocol):
     """What turns images into rows of an index: a `Describer` of `ascl.image_copy.descriptors.descriptor`, or a hash."""
 
     model: str  # name and checksum
-    settings: dict[str, Any]  # all that decides the numbers, fit for JSON
+    settings: dict[str, Any]  # everything that determines the rows, as JSON values
     dim: int  # of a row
     orders_norms: bool  # whether norms were trained to say which of two images shows more
 
@@ -44,36 +44,36 @@ class ImageDescriber(Protocol):
 
 @dataclass(frozen=True)
 class DescriberChoice:
-    """What describes images, and how it is opened."""
+    """What describes images, and how to open it."""
 
-    kind: Kind  # a run of copy-detection training, a TorchScript file, a backbone with GeM, or the perceptual hash
-    source: str = ""  # path of the run or file, or the backbone's name
+    kind: Kind  # a copy-detection training run, a TorchScript file, a backbone with GeM, or the perceptual hash
+    source: str = ""  # path of the run or file, or name of the backbone
     weights: str = "default"  # of a backbone, as the next two
     same_padding: bool = False
     pool: Pool = "gem"
     normalize: Normalize = "imagenet"  # of a backbone or a TorchScript file
     input_size: int | None = None  # pixels of a side; None = the run's own, 288 for others
     resize: Resize | None = None  # how images become squares; None = the run's own, squash for others
-    ordered_norms: bool = False  # of a backbone or a file that was trained with a norm-ratio loss; a run knows it
+    ordered_norms: bool = False  # whether a backbone or file was trained with a norm-ratio loss; a run records it
 
     def __post_init__(self) -> None:
         if self.kind not in FIELDS_OF:
             raise DataError(f"a describer of kind {self.kind!r}: choose one of {', '.join(FIELDS_OF)}")
         if self.input_size is not None and self.input_size < 1:
-            raise DataError(f"input_size {self.input_size}: at least 1")
+            raise DataError(f"input_size {self.input_size}: give at least 1")
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any],
                      recorded: DescriberChoice | None = None) -> DescriberChoice | None:
-        """Return what was chosen; None = nothing.
+        """Return the choice that options make; None if they choose nothing.
 
         Args:
-            options: of them count `checkpoint`, `model`, `backbone` (what to open), `method` ("phash") and the fields
-                of a choice, where they are neither None nor False.
-            recorded: an earlier choice, whose fields stay where nothing else is chosen.
+            options: `checkpoint`, `model` or `backbone` (what to open), `method` ("phash"), and the fields of a choice;
+                values of None and False, and other keys, are ignored.
+            recorded: an earlier choice, which supplies the fields that the options leave open.
 
         Raises:
-            DataError: a field without a model, or one that says nothing of the chosen kind.
+            DataError: a field is given without a model, or does not apply to the chosen kind.
         """
         sources: dict[str, Kind] = {"checkpoint": "checkpoint", "model": "torchscript", "backbone": "backbone"}
         given = {name: options.get(name) for name in FIELDS}
@@ -87,26 +87,26 @@ class DescriberChoice:
         elif not changes:
             return None
         elif recorded is None:
-            raise DataError(f"{min(changes)} says nothing without a model: choose a checkpoint, a TorchScript file or "
+            raise DataError(f"{min(changes)} has no effect without a model: choose a checkpoint, a TorchScript file or "
                             "a backbone")
         else:
             chosen = recorded
         for name in changes:
             if name not in FIELDS_OF[chosen.kind]:
-                raise DataError(f"{name} says nothing of a {chosen.kind}; leave it out")
+                raise DataError(f"{name} does not apply to a {chosen.kind}; leave it out")
         return replace(chosen, **changes)
 
     def with_whole_paths(self) -> DescriberChoice:
-        """Return the choice with paths from the root, so that an index can be used from any folder."""
+        """Return the choice with absolute paths, so that an index can be used from any folder."""
         source = self.source if self.kind in ("backbone", "phash") else os.path.abspath(self.source)
         is_path = self.kind == "backbone" and self.weights != "default" and not self.weights.startswith("random:")
         return replace(self, source=source, weights=os.path.abspath(self.weights) if is_path else self.weights)
 
 
 def make_describer(choice: DescriberChoice, device: str = "cpu", precision: Precision = "float32") -> ImageDescriber:
-    """Open what was chosen, at the `precision` of a network; the perceptual hash has none.
+    """Open what was chosen; `precision` is that of a network, and the perceptual hash ignores it.
 
-    DataError: no such run, file or backbone, or imagehash is not installed.
+    Raises DataError if there is no such run, file or backbone, or imagehash is not installed.
     """
     if choice.kind == "phash":
         from ascl.image_copy.descriptors.perceptual_hash import PerceptualHasher
@@ -116,12 +116,12 @@ def make_describer(choice: DescriberChoice, device: str = "cpu", precision: Prec
 
 
 def make_network_describer(choice: DescriberChoice, device: str, precision: Precision) -> Describer:
-    """Open a network that was chosen, as `make_describer`; a file of descriptors takes no hash."""
+    """Open a network that was chosen, as `make_describer`; raise DataError for the perceptual hash."""
     from ascl.image_copy.descriptors.descriptor import load_descriptor
     from ascl.image_copy.descriptors.teachers import load_backbone, load_torchscript, teacher_describer
 
     if choice.kind == "phash":
-        raise DataError("the perceptual hash is no network: choose a checkpoint, a TorchScript file or a backbone")
+        raise DataError("the perceptual hash is not a network: choose a checkpoint, a TorchScript file or a backbone")
     if choice.kind == "checkpoint":
         return load_descriptor(choice.source, input_size=choice.input_size, resize=choice.resize, device=device,
                                precision=precision)

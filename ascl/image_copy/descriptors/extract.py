@@ -1,4 +1,4 @@
-"""Descriptors of many images into one HDF5 file, in parts that survive a kill."""
+"""Write the descriptors of many images to one HDF5 file, in parts that survive a kill."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from ascl.image_copy.descriptors.descriptor import Describer
 def extract_descriptors(describer: Describer, images: Sequence[Path], out: str | os.PathLike, *, batch_size: int = 64,
                         workers: int = 2, skip_unreadable: bool = False, resume: bool = False,
                         part_size: int = PART_SIZE, progress: bool = True) -> Extraction:
-    """Describe `images` and write `out` as `read_descriptors` reads it; after a kill, `resume` goes on.
+    """Describe `images` and write `out`, which `read_descriptors` reads; after a kill, `resume` continues.
 
-    The work goes through `ascl.features.writer`: its parts and the file it joins lie beside `out` as
-    `OUT.features.h5.parts/` and `OUT.features.h5` until `out` is written.
+    The work goes through `ascl.features.writer`: until `out` is written, its parts and the joined file are beside `out`
+    as `OUT.features.h5.parts/` and `OUT.features.h5`.
 
     Args:
-        images: files of different stems, which become the names, in this order.
-        batch_size: most images in a forward pass.
-        workers: processes that decode; 0 decodes in this one.
-        skip_unreadable: leave unreadable images out, and list them in the result and the provenance.
-        resume: use what an earlier call left; without it that is refused.
-        part_size: images a part; what a kill can cost.
+        images: files with distinct stems, which become the names, in this order.
+        batch_size: most images per forward pass.
+        workers: decoding processes; 0 = decode in this process.
+        skip_unreadable: skip unreadable images, and list them in the result and the provenance.
+        resume: use the finished parts of an earlier call, which are an error otherwise.
+        part_size: images per part, which a kill can cost.
         progress: show a bar.
 
     Raises:
-        DataError: `out` exists, an unreadable image (named), descriptors that are not finite, parts made of other
-            images or by another model, another process at work on the same file.
+        DataError: `out` exists; an image is unreadable (named); descriptors are not finite; the parts are of other
+            images or another model; another process is writing the same file.
     """
     out = _refuse_existing(out)
     work = out.with_name(f"{out.name}.features.h5")
@@ -51,15 +51,16 @@ def extract_descriptors(describer: Describer, images: Sequence[Path], out: str |
 
 def extract_submission(describer: Describer, queries: Sequence[Path], references: Sequence[Path],
                        out: str | os.PathLike, **how: Any) -> list[Extraction]:
-    """Describe both sides and write `out` as DISC2021's descriptor track takes it (`write_submission`).
+    """Describe both sides and write `out` in the format of DISC2021's descriptor track (`write_submission`).
 
-    The sides lie beside `out` as `OUT.queries.features.h5` and `OUT.references.features.h5` until `out` is written.
+    Until `out` is written, the sides are beside it as `OUT.queries.features.h5` and `OUT.references.features.h5`.
 
     Args:
-        queries, references: images of the two sides; `how`: keywords, as `extract_descriptors`.
+        queries, references: images of the two sides.
+        how: keywords of `extract_descriptors`.
 
     Returns:
-        What was done, of the queries and of the references.
+        The results of the queries and of the references.
 
     Raises:
         DataError: more than 256 dimensions, or as `extract_descriptors`.
@@ -67,7 +68,8 @@ def extract_submission(describer: Describer, queries: Sequence[Path], references
     out = _refuse_existing(out)
     if describer.dim > files.SUBMISSION_DIMENSIONS:
         raise DataError(f"{describer.model} gives {describer.dim} dimensions; a submission may have at most "
-                        f"{files.SUBMISSION_DIMENSIONS}: describe both sides apart, and whiten them when one is saved")
+                        f"{files.SUBMISSION_DIMENSIONS}: describe each side to a file, and whiten both when the "
+                        "evaluation saves a submission")
     work = [out.with_name(f"{out.name}.{side}.features.h5") for side in ("queries", "references")]
     sides = [_described(describer, images, path, **how)
              for path, images in zip(work, (queries, references), strict=True)]
@@ -86,7 +88,7 @@ def _refuse_existing(out: str | os.PathLike) -> Path:
 
 def _described(describer: Describer, images: Sequence[Path], work: Path,
                **how: Any) -> tuple[files.Descriptors, Extraction]:
-    """What the writer wrote to `work`, now or before, as descriptors."""
+    """Return the descriptors that the writer has written to `work`, now or earlier, and its result."""
     done = extract(describer, images, work, dtype="float32", **how)
     with h5py.File(work, "r") as file:
         names = file["image_ids"].asstr()[:].tolist()

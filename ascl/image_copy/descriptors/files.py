@@ -1,8 +1,8 @@
 """Descriptors in HDF5: the publishers' layout with our additions, and the submission file of DISC2021's track 2.
 
-A descriptor file holds `vectors` (N, d) float32 and `image_names` (N,); ours also `norms` (N,) float32, the norms that
-the asymmetrical similarity compares, and root attributes `model` (name and sha256) and `provenance` (JSON). A
-submission holds `query`, `query_ids`, `reference`, `reference_ids`, sorted by id, of at most 256 dimensions.
+A descriptor file holds `vectors` (N, d) float32 and `image_names` (N,). Ours also hold `norms` (N,) float32, which the
+asymmetrical similarity compares, and the root attributes `model` (name and sha256) and `provenance` (JSON). A
+submission holds `query`, `query_ids`, `reference` and `reference_ids`, sorted by id, with at most 256 dimensions.
 """
 
 from __future__ import annotations
@@ -31,30 +31,34 @@ class Descriptors:
 
     names: list[str]  # (N,) ids, each once
     vectors: np.ndarray  # (N, d) float32, finite
-    norms: np.ndarray | None  # (N,) float32, None where the file has none
-    model: str | None  # name and checksum of the model that made them, None where the file does not say
-    provenance: dict[str, Any] | None  # how they were made, None where the file does not say
+    norms: np.ndarray | None  # (N,) float32; None if the file has none
+    model: str | None  # name and checksum of the model that made them; None if the file does not say
+    provenance: dict[str, Any] | None  # how they were made; None if the file does not say
     source: str  # the file or files, for messages
 
 
 def read_descriptors(paths: str | os.PathLike | Sequence[str | os.PathLike], role: Role, *,
                      folder_ids: bool = False) -> Descriptors:
-    """Descriptors of one file, or of several that hold one set in parts.
+    """Return the descriptors of one file, or of several files that together hold one set.
 
     Args:
-        paths: descriptor files; a submission file gives the half that `role` names.
+        paths: descriptor files; of a submission file, the half that `role` names is read.
         role: what the descriptors are for.
-        folder_ids: put the file's name before ids without a folder, `strong/200001` for 200001 of strong.h5: Copydays
-            has the same picture names in every folder.
+        folder_ids: put the file's name before ids without a folder, `strong/200001` for 200001 in strong.h5, because
+            Copydays has the same picture names in every folder.
+
+    Returns:
+        The descriptors in the order of the files. `norms` are None unless every file has them; `provenance` is that of
+        the first file.
 
     Raises:
-        DataError: no such file, no HDF5, a data set missing or of a wrong shape, a value that is not finite (image
-            named), an id twice, or parts of different models or dimensions.
+        DataError: no such file; not HDF5; a data set is missing or has a wrong shape; a value is not finite (image
+            named); an id occurs twice; the files are of different models or dimensions.
     """
     files = [Path(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
     parts = [_read(path, role) for path in files]
     if not parts:
-        raise DataError(f"no descriptor file of the {role} images was given")
+        raise DataError(f"no descriptor file of the {role} images was given; give at least one")
     check_comparable(parts)
     if folder_ids:
         parts = [replace(part, names=[name if "/" in name else f"{path.stem}/{name}" for name in part.names])
@@ -73,16 +77,18 @@ def read_descriptors(paths: str | os.PathLike | Sequence[str | os.PathLike], rol
 def write_descriptors(path: str | os.PathLike, names: Sequence[str], vectors: np.ndarray, *,
                       norms: np.ndarray | None = None, model: str | None = None,
                       provenance: dict[str, Any] | None = None) -> None:
-    """Write what `read_descriptors` reads, whole or not at all.
+    """Write the HDF5 file that `read_descriptors` reads; an error or a kill leaves no incomplete file at `path`.
 
     Args:
         path: the file.
-        names, vectors, norms: (N,) ids, each once, (N, d) and (N,), written as float32.
+        names: (N,) ids, each once.
+        vectors: (N, d), written as float32.
+        norms: (N,) content norms, >= 0, written as float32; None = none.
         model: name and checksum of the model.
-        provenance: anything that fits JSON.
+        provenance: how the descriptors were made, as JSON values.
 
     Raises:
-        DataError: lengths differ, an id twice, or a value that is not finite.
+        DataError: lengths differ, an id occurs twice, or a value is not finite.
     """
     made = Descriptors(list(names), np.asarray(vectors, dtype=np.float32),
                        None if norms is None else np.asarray(norms, dtype=np.float32), model, provenance, str(path))
@@ -100,10 +106,10 @@ def write_descriptors(path: str | os.PathLike, names: Sequence[str], vectors: np
 
 
 def write_submission(path: str | os.PathLike, query: Descriptors, reference: Descriptors) -> None:
-    """Write the DISC2021 track 2 file, both sides sorted by id.
+    """Write the submission file of DISC2021's track 2: both sides as float32, sorted by id.
 
     Raises:
-        DataError: more than 256 dimensions, or sides that cannot be compared (`check_comparable`).
+        DataError: more than 256 dimensions, or sides of different dimensions or models.
     """
     check_comparable([query, reference])
     dimension = query.vectors.shape[1]
@@ -120,13 +126,13 @@ def write_submission(path: str | os.PathLike, query: Descriptors, reference: Des
 
 
 def check_comparable(descriptors: Sequence[Descriptors]) -> None:
-    """Refuse descriptors of different dimensions, or of different models where the files name them."""
+    """Raise DataError for descriptors of different dimensions, or of different models if the files name them."""
     first = descriptors[0]
     named = next((one for one in descriptors if one.model is not None), None)
     for other in descriptors:
         if other.vectors.shape[1] != first.vectors.shape[1]:
             raise DataError(f"{first.source} has {first.vectors.shape[1]} dimensions and {other.source} "
-                            f"{other.vectors.shape[1]}: they are not of one model")
+                            f"{other.vectors.shape[1]}: they are not from one model; describe one of them again")
         if named is not None and other.model not in (None, named.model):
             raise DataError(f"{named.source} was described by {named.model} and {other.source} by {other.model}: "
                             "distances between different models mean nothing; describe one of them again")
@@ -142,12 +148,12 @@ def _check_once(parts: Sequence[Descriptors]) -> None:
 
 
 def overlap(first: Descriptors, second: Descriptors) -> tuple[int, int]:
-    """How many images of `first` are also in `second`: by id, and by a vector that is the same bit for bit."""
+    """Return how many images of `first` are also in `second`: by id, and by an identical vector."""
     by_id = len(set(first.names) & set(second.names))
-    # 64 bits a row instead of the row; -0.0 and 0.0 are one number of two patterns
+    # a 64-bit hash per row saves memory; adding 0 makes -0.0 equal to 0.0
     keys, others = ([hash((row + np.float32(0)).tobytes()) for row in one.vectors] for one in (first, second))
-    there = set(others)
-    return by_id, sum(key in there for key in keys)
+    present = set(others)
+    return by_id, sum(key in present for key in keys)
 
 
 def _read(path: Path, role: Role) -> Descriptors:
@@ -181,7 +187,7 @@ def _as_text(value: Any) -> str:
 
 
 def _as_bytes(names: Sequence[str]) -> np.ndarray:
-    """Fixed-length bytes, which every HDF5 reader of the challenge expects."""
+    """Return names as fixed-length bytes, which every HDF5 reader of the challenge expects."""
     return np.array([name.encode("utf-8") for name in names], dtype=np.bytes_)
 
 
@@ -189,8 +195,8 @@ def _check(made: Descriptors) -> None:
     if made.vectors.ndim != 2 or len(made.vectors) != len(made.names):
         raise DataError(f"{made.source}: {len(made.names)} image names and vectors of shape {made.vectors.shape}")
     if not made.names:
-        raise DataError(f"{made.source} holds no descriptor")
-    wrong = np.flatnonzero(~np.isfinite(made.vectors.sum(axis=1, dtype=np.float64)))  # no mask as large as the vectors
+        raise DataError(f"{made.source} holds no descriptors")
+    wrong = np.flatnonzero(~np.isfinite(made.vectors.sum(axis=1, dtype=np.float64)))  # a full mask would cost memory
     if len(wrong):
         raise DataError(f"{made.source}, row {wrong[0]} (from 0): the descriptor of image {made.names[wrong[0]]!r} is "
                         "not finite; describe the images again")
@@ -199,6 +205,7 @@ def _check(made: Descriptors) -> None:
             raise DataError(f"{made.source}: `norms` has shape {made.norms.shape} for {len(made.names)} images")
         wrong = np.flatnonzero(~(np.isfinite(made.norms) & (made.norms >= 0)))
         if len(wrong):
-            raise DataError(f"{made.source}: the norm of image {made.names[wrong[0]]!r} is {made.norms[wrong[0]]}")
+            raise DataError(f"{made.source}: the norm of image {made.names[wrong[0]]!r} is {made.norms[wrong[0]]}; "
+                            "describe the images again")
 
 

@@ -1,6 +1,7 @@
-"""The perceptual hash pHash (64 bits), computed by imagehash, behind the same interface as a learned descriptor.
+"""The perceptual hash pHash (64 bits), computed by imagehash, with the interface of a learned descriptor.
 
-A baseline: it says whether two pictures look the same as a whole. Crops and overlays defeat it; it has no direction.
+It is a baseline that says whether two whole pictures look the same. Crops and overlays defeat it, and it has no
+direction.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from PIL import Image
 from ascl.core.errors import DataError
 
 BYTES = 8
-HASH_DISTANCE = 6   # bits; on Flickr8k recompressed and halved photos differ in at most 4, different ones in at least 8
+HASH_DISTANCE = 6   # bits; on Flickr8k, recompressed and halved photos differ in at most 4, other photos in at least 8
 
 
 def import_imagehash() -> Any:
-    """Return the module; DataError: it is not installed."""
+    """Return the module imagehash; raise DataError if it is not installed."""
     try:
         import imagehash
     except ImportError as error:
@@ -29,14 +30,14 @@ def import_imagehash() -> Any:
 
 @dataclass(frozen=True)
 class PreparedHash:
-    """Upright RGB image -> (8,) uint8, the bits of `imagehash.phash` row by row; runs in the workers."""
+    """From an upright RGB image to (8,) uint8, the bits of `imagehash.phash` row by row; runs in the workers."""
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         return np.packbits(import_imagehash().phash(image).hash.ravel())
 
 
 class PerceptualHasher:
-    """What `ascl.image_copy.descriptors.descriptor.Describer` is for networks; `dim`: bytes of a hash."""
+    """The `ImageDescriber` of the perceptual hash; `dim` is the number of bytes of a hash."""
 
     dim = BYTES
     orders_norms = False
@@ -48,11 +49,11 @@ class PerceptualHasher:
         self.prepare = PreparedHash()
 
     def __call__(self, pixels: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
-        """B hashes from `prepare` -> (B, 8) uint8; there are no norms."""
+        """Return B hashes from `prepare` as (B, 8) uint8, and None because there are no norms."""
         return np.stack(pixels), None
 
 
 def looks_the_same(one: Image.Image, other: Image.Image) -> bool:
-    """Whether two upright RGB images show the same but for size, compression or a little light."""
+    """Return whether two upright RGB images show the same, up to size, compression or slight brightness."""
     prepare = PreparedHash()
     return int(np.unpackbits(prepare(one) ^ prepare(other)).sum()) <= HASH_DISTANCE

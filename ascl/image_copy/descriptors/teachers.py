@@ -1,7 +1,7 @@
-"""Frozen networks: teachers of a student, and baselines that describe images without having been trained here.
+"""Frozen networks: teachers of a student, and baselines that were not trained here.
 
-A teacher is a TorchScript file (SSCD's published ones), a finished run of this project, a torchvision or timm backbone
-with GeM and no head, or a file of descriptors that were made before.
+A teacher is a TorchScript file (such as SSCD's published ones), a finished training run, a torchvision or timm backbone
+with GeM and no head, or a file of existing descriptors.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from ascl.image_copy.descriptors.files import read_descriptors
 from ascl.images.backbones import Normalize, Precision, normalize_pixels
 from ascl.images.pooling import Pool, PooledBackbone
 
-PROBE = 224  # pixels of the image by which a TorchScript file's dimension is found
+PROBE = 224  # side in pixels of the image that shows a TorchScript file's dimension
 
 
 class Teacher(nn.Module, ABC):
-    """A frozen network; always in evaluation mode and never in a checkpoint."""
+    """A frozen network; always in evaluation mode and never part of a checkpoint."""
 
     dim: int  # of its vectors
     model: str  # name and checksum, for checkpoints and files
-    about: dict[str, Any]  # how it was made, fit for JSON
+    about: dict[str, Any]  # its provenance, as JSON values
 
     @abstractmethod
     def embed(self, pixels: Tensor, items: Sequence[str]) -> Tensor:
-        """Return vectors (B, dim) float32 of B images, not L2-normalised, without gradients.
+        """Return vectors (B, dim) float32 of B images, not L2-normalized, without gradients.
 
         Args:
-            pixels: (B, 3, H, W) of 0..255, as the student sees them.
-            items: the B images' ids, by which cached descriptors are found.
+            pixels: (B, 3, H, W) in 0..255, as the student sees them.
+            items: ids of the B images, which select cached descriptors.
         """
 
     def train(self, mode: bool = True) -> Teacher:
@@ -48,10 +48,10 @@ class Teacher(nn.Module, ABC):
 
 
 class NetworkTeacher(Teacher):
-    """A network that looks at the pixels: pixels of 0..255 -> (B, dim).
+    """A network from pixels in 0..255 to vectors (B, dim).
 
-    `image_size`: side in pixels that images are scaled to for it, None = as they come. `norms`: whether the norms of
-    its vectors say something; not where it normalises them itself.
+    `image_size`: side in pixels to which images are scaled for it; None = as they come. `norms`: whether the norms of
+    its vectors carry information, which they do not if the network normalizes them itself.
     """
 
     def __init__(self, network: nn.Module, *, dim: int, model: str, about: dict[str, Any],
@@ -68,16 +68,16 @@ class NetworkTeacher(Teacher):
         return self.network(pixels).float()
 
     def describe(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Describe as `Network` of a `Describer` does; the content norm is that of the vector."""
+        """Return vectors and their norms, as the `Network` of a `Describer` does."""
         vectors = self.embed(pixels, ())
         return vectors, torch.linalg.vector_norm(vectors, dim=1) if self.norms else None
 
 
 class CachedTeacher(Teacher):
-    """Descriptors of the training images, made before: the teacher sees each image as it is, not its edited views."""
+    """Existing descriptors of the training images: this teacher sees the images unedited, not the student's views."""
 
     def __init__(self, path: Path, items: Sequence[str]) -> None:
-        """Read the HDF5 file `path` for the images `items`; DataError: images that it does not hold (counted)."""
+        """Read the HDF5 file `path` for the images `items`; raise DataError if it lacks some (counted)."""
         super().__init__()
         cached = read_descriptors(path, "reference")
         row_of = {name: row for row, name in enumerate(cached.names)}
@@ -99,7 +99,7 @@ class CachedTeacher(Teacher):
 
 
 class _Vectors(nn.Module):
-    """A network behind a normalisation of pixels, or a descriptor, as pixels -> (B, dim)."""
+    """A network with its pixel normalization, or one output of a descriptor: from pixels to (B, dim)."""
 
     def __init__(self, network: nn.Module, normalize: Normalize | None, output: Literal["embeddings", "features"]):
         super().__init__()
@@ -114,7 +114,7 @@ class _Vectors(nn.Module):
 def load_teacher(source: str, *, items: Sequence[str] = (), weights: str = "default", same_padding: bool = False,
                  normalize: Normalize = "imagenet", pool: Pool = "gem", image_size: int | None = None,
                  output: Literal["embeddings", "features"] = "embeddings") -> Teacher:
-    """Load a teacher by what `source` is.
+    """Return the teacher that `source` names.
 
     Args:
         source: a TorchScript file; a training run of copy detection or its checkpoint; an HDF5 file of descriptors; or
@@ -122,11 +122,11 @@ def load_teacher(source: str, *, items: Sequence[str] = (), weights: str = "defa
         items: ids of the training images, for cached descriptors.
         weights, same_padding, pool: of a backbone, see `PooledBackbone`.
         normalize: of a backbone or a TorchScript file (SSCD's take ImageNet's).
-        image_size: side that images are scaled to for it; None = as the student sees them.
+        image_size: side in pixels to which images are scaled for it; None = as the student sees them.
         output: of a run: its descriptor, or the feature before it.
 
     Raises:
-        DataError: none of these, or one that cannot be read.
+        DataError: `source` is none of these, or cannot be read.
     """
     path = Path(source)
     if path.suffix.lower() in (".h5", ".hdf5"):
@@ -143,13 +143,13 @@ def load_teacher(source: str, *, items: Sequence[str] = (), weights: str = "defa
         return NetworkTeacher(_Vectors(descriptor, None, output), dim=dim, about=about, image_size=image_size,
                               model=f"{descriptor.settings.backbone}-{dim}d sha256:{digest}")
     if path.suffix in (".pt", ".pth", ".ts", ".jit") or len(path.parts) > 1:
-        raise DataError(f"{source}: no such file or run (a teacher is a file, a run, or the name of a backbone)")
+        raise DataError(f"{source}: no such file or run; give a file, a run, or the name of a backbone")
     return load_backbone(source, weights, same_padding=same_padding, normalize=normalize, pool=pool,
                          image_size=image_size)
 
 
 def is_torchscript(path: Path) -> bool:
-    """Return whether a file is a TorchScript archive: a zip with code in it."""
+    """Return whether a file is a TorchScript archive, which is a zip that contains code."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any("/code/" in name for name in archive.namelist())
@@ -158,7 +158,7 @@ def is_torchscript(path: Path) -> bool:
 
 
 def load_torchscript(path: Path, *, normalize: Normalize, image_size: int | None = None) -> NetworkTeacher:
-    """Load a published TorchScript network: normalised pixels -> (B, dim)."""
+    """Return a published TorchScript network, which maps normalized pixels to (B, dim); DataError if it does not."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
@@ -166,7 +166,7 @@ def load_torchscript(path: Path, *, normalize: Normalize, image_size: int | None
         side = image_size or PROBE
         with torch.no_grad():
             output = script(torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)))
-    except Exception as error:  # whatever the script raises
+    except Exception as error:  # the script can raise anything
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"{path}: not a TorchScript network of images: {first_line}") from error
     if not isinstance(output, Tensor) or output.dim() != 2:
@@ -180,7 +180,7 @@ def load_torchscript(path: Path, *, normalize: Normalize, image_size: int | None
 
 def load_backbone(backbone: str, weights: str, *, same_padding: bool = False, normalize: Normalize = "imagenet",
                   pool: Pool = "gem", image_size: int | None = None) -> NetworkTeacher:
-    """Load a classifier's backbone with GeM and no head: what its weights give without any training here."""
+    """Return a classifier's backbone with GeM and no head, without further training."""
     network = PooledBackbone(backbone, weights, same_padding=same_padding, normalize=normalize, pool=pool)
     about = {"kind": "backbone", "backbone": backbone, **network.origin, "same_padding": same_padding,
              "normalize": normalize, "pool": pool}
@@ -190,12 +190,13 @@ def load_backbone(backbone: str, weights: str, *, same_padding: bool = False, no
 
 def teacher_describer(teacher: Teacher, *, input_size: int, resize: Resize, device: str = "cpu",
                       precision: Precision = "float32", orders_norms: bool = False) -> Describer:
-    """Put a frozen network to work on images.
+    """Return a `Describer` that applies a frozen network to images.
 
-    `orders_norms`: of a network that was trained elsewhere with a norm-ratio loss, which its file does not say.
-    DataError: cached descriptors, which describe no other images; ordered norms of a network without norms.
+    `orders_norms`: the network was trained elsewhere with a norm-ratio loss, which its file does not record. Raises
+    DataError for cached descriptors, which cannot describe other images, and for ordered norms of a network without
+    norms.
     """
     if not isinstance(teacher, NetworkTeacher):
-        raise DataError(f"{teacher.model} cannot describe images: it is a file of descriptors")
+        raise DataError(f"{teacher.model} cannot describe images: it is a file of descriptors; give a network")
     return Describer(teacher, teacher.about, model=teacher.model, input_size=input_size, resize=resize, device=device,
                      precision=precision, orders_norms=orders_norms)

@@ -1,4 +1,4 @@
-"""Edits of images with content scales (`edits` has them by name), and the augmentations made of them (`augment`).
+"""Edits of images with content scales (`edits` has them by name), and augmentations built from them (`augment`).
 
-`canvas` follows what an edited picture still shows; `geometry`, `color` and `overlay` hold the edits by kind.
+`canvas` tracks what an edited picture still shows; `geometry`, `color` and `overlay` hold the edits by kind.
 """

@@ -1,7 +1,7 @@
-"""Training views of an image: the augmentation of RDCD and SSCD, and ASL's identities of several content scales.
+"""Training views of an image: the augmentation of RDCD and SSCD, and ASL's identities with several content scales.
 
-Both pickle, so worker processes can hold them; all chances come from the numbers of the sample. Pixels are uint8; the
-model's own normalization comes later, on the device.
+Both can be pickled for worker processes. All random draws are seeded by the numbers of the sample. Pixels are uint8;
+the model normalizes them later, on the device.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from ascl.image_copy.edits.overlay import with_sticker, with_text
 from ascl.image_copy.training.sampler import ImageKind
 from ascl.images.backbones import seeded
 
-BLUR_SIZE = 224  # pixels of the square for which the published blur radii are meant
+BLUR_SIZE = 224  # side in pixels of the square that the published blur radii refer to
 WORKING_SIDES = 4  # a crop of 8 % of the area still has 1.1 times the pixels of the square
-HARMLESS = ("flip", "padding", "aspect", "blur", "jpeg", "colour_jitter", "grey")  # they take nothing away
+HARMLESS = ("flip", "padding", "aspect", "blur", "jpeg", "colour_jitter", "grey")  # they remove no content
 
 
 class View(NamedTuple):
-    """What a network is shown: (3, size, size) uint8, and the share of the original's area seen, in [0, 1]."""
+    """An input of the network: (3, size, size) uint8, and the share of the original's area that it shows, in [0, 1]."""
 
     pixels: Tensor
     content_scale: float
@@ -41,28 +41,28 @@ class View(NamedTuple):
 class CopyAugmentation:
     """RDCD's list of random changes, in its order, each with its own probability (the defaults are the paper's).
 
-    Flip, quarter turn, text, sticker, rotation, resized crop, color jitter, grey, blur, JPEG. `augmentation_of` gives
+    Flip, quarter turn, text, sticker, rotation, resized crop, color jitter, gray, blur, JPEG. `augmentation_of` gives
     the weaker lists of SSCD.
 
-    What the paper leaves open is read so: a rotated picture keeps the largest upright rectangle without empty corners;
-    the crop has torchvision's ranges; blur radii scale with the size of the square. Images of more than four times
-    `size` on the short side are reduced first, by a whole factor: nothing finer would be seen.
+    Where the paper is silent, we read it as follows. A rotated picture keeps the largest upright rectangle without
+    empty corners. The crop has torchvision's ranges. Blur radii scale with the size of the square. Images with a short
+    side of more than four times `size` are first reduced by a whole factor, because finer detail is lost anyway.
     """
 
     size: int = 224  # side of the square in pixels, >= 1
     crop_area: tuple[float, float] = (0.08, 1.0)  # range of the share of the area, uniform
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # range of width over height, log-uniform
-    flip: float = 0.5  # probability, as of each change
+    flip: float = 0.5  # probability, as for each change
     quarter_turn: float = 0.05
     text: float = 0.1
-    text_size: tuple[float, float] = (0.1, 0.3)  # in short sides of the picture, as of stickers
+    text_size: tuple[float, float] = (0.1, 0.3)  # in short sides of the picture, as for stickers
     text_opacity: tuple[float, float] = (0.1, 1.0)
     sticker: float = 0.2
     sticker_size: tuple[float, float] = (0.1, 0.5)
     sticker_opacity: tuple[float, float] = (0.7, 1.0)
     rotation: float = 0.05
     colour_jitter: float = 0.8
-    jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)  # most change of JITTERS; a circle of hue is 1
+    jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)  # largest change of JITTERS; the hue circle is 1
     grey: float = 0.2
     blur: float = 0.5
     blur_radius: tuple[float, float] = (1.0, 5.0)  # in pixels of a square of 224
@@ -71,21 +71,22 @@ class CopyAugmentation:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise ValueError(f"size {self.size}: at least one pixel")
+            raise ValueError(f"size {self.size}: give at least one pixel")
         for name in ("flip", "quarter_turn", "text", "sticker", "rotation", "colour_jitter", "grey", "blur", "jpeg"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} {getattr(self, name)}: a probability lies between 0 and 1")
+                raise ValueError(f"{name} {getattr(self, name)}: a probability must be between 0 and 1")
         ends = {"crop_area": 1, "text_opacity": 1, "sticker_opacity": 1, "jpeg_quality": 100}
         for name in ("crop_area", "crop_ratio", "text_size", "text_opacity", "sticker_size", "sticker_opacity",
                      "blur_radius", "jpeg_quality"):
             (low, high), end = getattr(self, name), ends.get(name, math.inf)
             if not 0 <= low <= high <= end or (low == 0 and name.startswith("crop")):
-                raise ValueError(f"{name} {low}, {high}: goes up, from 0 (of a crop: above it) to at most {end}")
+                least = "> 0" if name.startswith("crop") else ">= 0"
+                raise ValueError(f"{name} {low}, {high}: give low {least}, high >= low, and high <= {end}")
         if min(self.jitter) < 0 or self.jitter[3] > 0.5:
-            raise ValueError(f"jitter {self.jitter}: at least 0, and hue at most 0.5")
+            raise ValueError(f"jitter {self.jitter}: must be at least 0, and hue at most 0.5")
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> View:
-        """One view of an upright RGB image."""
+        """Return one view of an upright RGB image."""
         canvas = Canvas.of(reduced(image, WORKING_SIDES * self.size))
         if rng.random() < self.flip:
             canvas = canvas.flipped(horizontal=True)
@@ -107,7 +108,7 @@ class CopyAugmentation:
     def crop_box(self, image: Image.Image, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """Draw torchvision's random resized crop: left, top, right, bottom in whole pixels.
 
-        torchvision draws from torch's own generator: it is seeded from `rng` and left as it was.
+        torchvision draws from torch's global generator, which is seeded from `rng` and then restored.
         """
         with seeded(int(rng.integers(2**63))):
             top, left, height, width = v2.RandomResizedCrop.get_params(image, [*self.crop_area], [*self.crop_ratio])
@@ -132,20 +133,20 @@ Strength = Literal["simclr", "strong_blur", "advanced"]
 
 
 def augmentation_of(strength: Strength, size: int = 224) -> CopyAugmentation:
-    """Return one of SSCD's strengths: SimCLR's list, the same with stronger blur, and that with RDCD's edits too.
+    """Return one of SSCD's augmentations: SimCLR's list, the same with stronger blur, or that plus RDCD's edits.
 
-    Raises ValueError: another name.
+    Raises ValueError for another name.
     """
     if strength == "advanced":
         return CopyAugmentation(size)
     if strength in ("simclr", "strong_blur"):
         radius = (0.1, 2.0) if strength == "simclr" else (1.0, 5.0)
         return CopyAugmentation(size, quarter_turn=0, text=0, sticker=0, rotation=0, jpeg=0, blur_radius=radius)
-    raise ValueError(f"no augmentation {strength!r}; there are simclr, strong_blur, advanced")
+    raise ValueError(f"unknown augmentation {strength!r}; use simclr, strong_blur or advanced")
 
 
 class IdentityView(NamedTuple):
-    """One image of an identity: (3, size, size) uint8, the share of the photo's area seen, in [0, 1], and its kind."""
+    """One image of an identity: (3, size, size) uint8, the share of the photo's area shown, in [0, 1], and its kind."""
 
     pixels: Tensor
     content_scale: float
@@ -156,40 +157,42 @@ class IdentityView(NamedTuple):
 class IdentityAugmentation:
     """ASL's identity: one photo as several images that show more or less of it, squashed to a square.
 
-    All content scales of an identity are shares of the photo, so they are in one order. The kinds are readings, since
-    the paper names its ablations without defining them:
+    All content scales of an identity are shares of the photo, so they can be compared. The kinds are our readings,
+    because the paper names its ablations but does not define them:
 
-    ORIGINAL: the photo as it is; where the identity has a hard negative as well, a rectangle of the photo.
-    CROP: a rectangle of the original and nothing else done to it.
-    POSITIVE: the original edited one to three times at random (`random_chain`), so it shows as much or less.
-    NEGATIVE: all of the photo, up to two harmless edits made: the original is a crop of it, and it no copy.
+    ORIGINAL: the photo as it is; if the identity also has a hard negative, a rectangle of the photo.
+    CROP: a rectangle of the original, without other edits.
+    POSITIVE: the original after one to three random edits (`random_chain`), so it shows as much or less.
+    NEGATIVE: all of the photo, with up to two harmless edits: the original is a crop of it, so it is not a copy.
     """
 
     size: int = 256  # side of the square in pixels, >= 1
     kinds: tuple[ImageKind, ...] = tuple(ImageKind)  # view i of the batch sampler is image i, of kinds[i]
-    original_area: tuple[float, float] = (0.3, 0.8)  # share of the photo that it keeps beside a hard negative, uniform
+    original_area: tuple[float, float] = (0.3, 0.8)  # share of the photo in an original with a hard negative, uniform
     crop_area: tuple[float, float] = (0.1, 0.9)  # share of the original that a crop keeps, uniform
 
     def __post_init__(self) -> None:
         if self.size < 1 or not self.kinds:
-            raise ValueError(f"size {self.size}, {len(self.kinds)} kinds: at least one pixel and one kind")
+            raise ValueError(f"size {self.size}, {len(self.kinds)} kinds: give at least one pixel and one kind")
         for name in ("original_area", "crop_area"):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
-                raise ValueError(f"{name} {low}, {high}: a range in (0, 1]")
+                raise ValueError(f"{name} {low}, {high}: must be a range in (0, 1]")
 
     def __call__(
         self, image: Image.Image, view: int, *, seed: int, index: int, epoch: int = 0,
         others: Sequence[Image.Image] = (),
     ) -> IdentityView:
-        """Image `view` of the identity of sample `index`: the same in every process, in any order of the views.
+        """Return image `view` of the identity of sample `index`: the same in every process, in any order of the views.
 
         Args:
-            image: the photo, upright RGB. view: 0 to len(kinds) - 1, ValueError beyond.
-            others: photos to mix in, none of them the photo itself; drawn pictures where there is none.
+            image: the photo, upright RGB.
+            view: 0 to len(kinds) - 1; ValueError for others.
+            seed, index, epoch: select the random draws; see `sample_rng`.
+            others: photos to mix in, without the photo itself; if empty, pictures are drawn instead.
         """
         if not 0 <= view < len(self.kinds):
-            raise ValueError(f"view {view}: the identity has {len(self.kinds)} kinds of images")
+            raise ValueError(f"view {view}: the identity has {len(self.kinds)} kinds of images, counted from 0")
         draw = epoch * (len(self.kinds) + 1)
         rng = sample_rng(seed, index, draw + 1 + view)
         original = Canvas.of(reduced(image, WORKING_SIDES * self.size))
@@ -203,7 +206,7 @@ class IdentityAugmentation:
             shown = edit_chain(original.image, names, rng.uniform(0.0, 0.6), rng, others)
         elif kind == ImageKind.POSITIVE:
             shown = random_chain(original.image, rng.random(), rng, others, count=int(rng.integers(1, 4)))
-            scale = original.content_scale  # its own is a share of what it was made of
+            scale = original.content_scale  # the edited image's own scale is a share of the original, not of the photo
         elif kind == ImageKind.CROP:
             shown = _random_crop(original, self.crop_area, rng)
         square = shown.image.resize((self.size, self.size), Image.Resampling.BILINEAR)
@@ -222,7 +225,7 @@ def _random_crop(canvas: Canvas, area: tuple[float, float], rng: np.random.Gener
 
 
 def reduced(image: Image.Image, short_side: int) -> Image.Image:
-    """Return the image smaller by a whole factor, its short side still at least this, or as it is."""
+    """Return the image reduced by the largest whole factor that keeps its short side at least `short_side`."""
     factor = min(image.size) // short_side
     return image.reduce(factor) if factor > 1 else image
 

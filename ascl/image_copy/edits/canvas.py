@@ -1,8 +1,8 @@
-"""A picture under edit, and how much of the original it still shows.
+"""A picture that is being edited, and how much of the original it still shows.
 
-The content scale is followed by sample points: spread evenly over the original, carried along with every step, lost
-where they leave the picture, dimmed where something is laid over them. Each stands for the same share of the original,
-so a resize or a perspective needs no Jacobian, the cost does not depend on the picture's size, and steps compose.
+Sample points measure the content scale. They are spread evenly over the original and move with every step; they are
+lost when they leave the picture, and dimmed when something covers them. Each represents the same share of the original,
+so a resize or a perspective needs no Jacobian, the cost does not depend on the size of the picture, and steps compose.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-POINTS = 4096  # their share of any rectangle is right to about 0.001
+POINTS = 4096  # measures the share of any rectangle to about 0.001
 Color = tuple[int, int, int]
 
 
 @functools.cache
 def _spread() -> np.ndarray:
-    """(2, POINTS) in (0, 1): a lattice by the golden ratio, far more even than as many random points."""
+    """Return (2, POINTS) in (0, 1): a golden-ratio lattice, which is far more even than random points."""
     index = np.arange(POINTS)
     points = np.stack([(index + 0.5) / POINTS, (index * (math.sqrt(5) - 1) / 2 + 0.5) % 1.0]).astype(np.float32)
     points.flags.writeable = False
@@ -33,24 +33,24 @@ def _column(x: float, y: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Canvas:
-    """An RGB picture with the sample points of the original that it still shows. Every method gives a new one."""
+    """An RGB picture with the sample points of the original that it still shows. Every method returns a new one."""
 
     image: Image.Image
     points: np.ndarray  # (2, n) float32, x and y in pixels of `image`, each inside it; n <= POINTS
-    seen: np.ndarray  # (n,) float32 in [0, 1]: how much of each point shines through what lies over it
+    seen: np.ndarray  # (n,) float32 in [0, 1], how much of each point is visible through what covers it
 
     @classmethod
     def of(cls, image: Image.Image) -> Canvas:
-        """Return a canvas of all of an upright RGB image; ValueError for another mode, or no pixels."""
+        """Return a canvas of a whole upright RGB image; raise ValueError for another mode, or no pixels."""
         if image.mode != "RGB":
             raise ValueError(f"edits take RGB images, not {image.mode}; ascl.images.read.load_image gives RGB")
         if image.width < 1 or image.height < 1:
-            raise ValueError(f"an image of {image.width} x {image.height} pixels has nothing to edit")
+            raise ValueError(f"an image of {image.width} x {image.height} pixels cannot be edited")
         return cls(image, _spread() * _column(image.width, image.height), np.ones(POINTS, np.float32))
 
     @property
     def content_scale(self) -> float:
-        """Share of the original's area that is still to be seen, in [0, 1]; right to about 0.001 for each step."""
+        """Return the share of the original's area that is still visible, in [0, 1]; error about 0.001 per step."""
         return float(self.seen.sum(dtype=np.float64)) / POINTS
 
     @property
@@ -58,17 +58,17 @@ class Canvas:
         return min(self.image.size)
 
     def recolored(self, image: Image.Image) -> Canvas:
-        """Return the same content at the same places in other colors; `image` has the size of this one."""
+        """Return the same content at the same places in other colors; `image` must have the same size."""
         assert image.size == self.image.size and image.mode == "RGB"
         return Canvas(image, self.points, self.seen)
 
     def cropped(self, left: int, top: int, width: int, height: int) -> Canvas:
-        """Cut out a rectangle, which lies inside the picture."""
+        """Cut out a rectangle inside the picture."""
         box = (left, top, left + width, top + height)
         return self._moved(self.image.crop(box), self.points - _column(left, top))
 
     def resized(self, width: int, height: int, *, box: tuple[float, float, float, float] | None = None) -> Canvas:
-        """Scale (a box of) the picture to a size of at least one pixel a side, bilinear with antialiasing."""
+        """Scale the picture, or a box of it, to at least one pixel per side, bilinear with antialiasing."""
         x1, y1, x2, y2 = box or (0.0, 0.0, *self.image.size)
         image = self.image.resize((width, height), Image.Resampling.BILINEAR, box=(x1, y1, x2, y2))
         scale = _column(width / (x2 - x1), height / (y2 - y1))
@@ -93,7 +93,7 @@ class Canvas:
         """Move every point by a homography into a picture of the given size.
 
         Args:
-            matrix: (3, 3) from homogeneous pixels of this picture to those of the new one; invertible.
+            matrix: (3, 3), invertible, from homogeneous pixels of this picture to those of the new one.
             fill: color where the new picture shows nothing of this one.
         """
         inverse = np.linalg.inv(matrix)
@@ -106,7 +106,7 @@ class Canvas:
         return self._moved(image, (moved[:2] / moved[2:]).astype(np.float32))
 
     def pasted_on(self, background: Image.Image, left: int, top: int) -> Canvas:
-        """Paste onto another picture, which is not changed; what sticks out over its edge is lost."""
+        """Paste onto a copy of another picture; what extends over its edge is lost."""
         image = background.copy()
         image.paste(self.image, (left, top))
         return self._moved(image, self.points + _column(left, top))
@@ -114,7 +114,7 @@ class Canvas:
     def covered(self, overlay: Image.Image | Color, mask: Image.Image, left: int, top: int) -> Canvas:
         """Lay an RGB picture of the mask's size, or one color, over this one.
 
-        `mask` is its opacity (mode L, 0 to 255), with its corner at (left, top); it may stick out over the edges.
+        `mask` is its opacity (mode L, 0 to 255), with its corner at (left, top); it may extend over the edges.
         """
         image = self.image.copy()
         image.paste(overlay, (left, top), mask)
@@ -128,14 +128,14 @@ class Canvas:
         return Canvas(self.image.transpose(transpose), np.stack([x, y]), self.seen)
 
     def _moved(self, image: Image.Image, points: np.ndarray) -> Canvas:
-        """Points that have left the picture are gone for good: no later padding brings them back."""
+        """Return a canvas without the points that left the picture: later padding does not bring them back."""
         x, y = points
         inside = (x >= 0) & (x < image.width) & (y >= 0) & (y < image.height)
         return Canvas(image, points[:, inside], self.seen[inside])
 
 
 def between(mild: float, hard: float, strength: float) -> float:
-    """Return the value at a strength in [0, 1], linear."""
+    """Return the value at a strength in [0, 1], linear from mild to hard."""
     return mild + (hard - mild) * strength
 
 
@@ -145,7 +145,7 @@ def pixels(length: float) -> int:
 
 
 def size_of_area(width: float, height: float, area: float) -> tuple[int, int]:
-    """Return width and height of the same shape with (about) an area, at least one pixel each."""
+    """Return width and height of the same shape and about the given area, at least one pixel each."""
     scale = math.sqrt(area / (width * height))
     return pixels(width * scale), pixels(height * scale)
 
@@ -156,6 +156,6 @@ def random_color(rng: np.random.Generator) -> Color:
 
 
 def random_fill(rng: np.random.Generator) -> Color:
-    """Draw what programs put where a picture ends: black, white, or now and then another color."""
+    """Draw a color for the area outside a picture: black, white or random, with equal probability."""
     kind = rng.integers(3)
     return ((0, 0, 0), (255, 255, 255), random_color(rng))[kind]

@@ -1,10 +1,10 @@
-"""Edits as people make them to copied images: each by name, at a strength from mild to hard, from a seed.
+"""Edits that people make to copied images: each by name, at a strength from mild to hard, from a seed.
 
     edited = EDITS["crop"](image, 0.5, sample_rng(seed, index))
     edited.image, edited.steps, edited.content_scale
 
-An edit draws all its chances from the generator it is given, so a sample is the same in every process and in any order
-once its generator is made by `sample_rng`.
+An edit takes all random draws from its generator. With a generator from `sample_rng`, a sample is the same in every
+process and in any order.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ascl.image_copy.edits.canvas import Canvas
 from ascl.image_copy.edits.geometry import Change, Others
 
 LEAST_CONTENT, CHAIN_DRAWS = 0.05, 10
-SEED_END = 2**32  # numpy cuts larger ones in words, and two different samples could then share their chances
+SEED_END = 2**32  # numpy splits larger numbers into words, so two samples could share their draws
 
 
 @dataclass(frozen=True)
 class Step:
-    """One edit that was made: its name in EDITS, and what was drawn for it, which JSON takes."""
+    """One edit that was made: its name in EDITS, and its drawn parameters as JSON values."""
 
     name: str
     parameters: dict[str, Any]
@@ -36,9 +36,10 @@ class Step:
 class Edited:
     """An edited copy.
 
-    `content_scale` is the share of the ORIGINAL's area that it still shows, in [0, 1], as ASL reads it: a crop has the
-    share it keeps, a sticker 1 minus the share it covers (times its opacity), pixels that fall outside are lost, and
-    whatever only moves or changes colors has 1, a small copy on another photo too. Right to about 0.001 for each step.
+    `content_scale` is the share of the ORIGINAL's area that the copy still shows, in [0, 1], as in ASL. A crop has the
+    share that it keeps, a sticker 1 minus the share that it covers (times its opacity), and pixels that fall outside
+    are lost. An edit that only moves pixels or changes colors has 1, also a small copy on another photo. The error is
+    about 0.001 per step.
     """
 
     image: Image.Image  # upright RGB, at least one pixel
@@ -60,10 +61,11 @@ class Edit:
 
         Args:
             image: upright RGB of any size (`ascl.images.read.load_image` gives it); not changed.
-            strength: in [0, 1], from mild to hard. rng: where all chances are drawn from; see `sample_rng`.
-            others: RGB photos to mix in (overlays, collage); where there is none, pictures are drawn.
+            strength: in [0, 1], from mild to hard.
+            rng: source of all random draws; see `sample_rng`.
+            others: RGB photos to mix in (overlays, collage); if empty, pictures are drawn instead.
 
-        Raises ValueError: a strength outside [0, 1], an image that is not RGB or has no pixels.
+        Raises ValueError for a strength outside [0, 1], and an image that is not RGB or has no pixels.
         """
         return edit_chain(image, (self.name,), strength, rng, others)
 
@@ -83,16 +85,16 @@ def edit_chain(
     image: Image.Image, names: Sequence[str], strength: float, rng: np.random.Generator,
     others: Sequence[Image.Image] = (),
 ) -> Edited:
-    """Make several edits, one on the result of the other, all at one strength.
+    """Make several edits one after the other, all at one strength.
 
-    Arguments and errors are those of `Edit`, and ValueError for a name that is not in EDITS.
+    Arguments and errors are those of `Edit`; a name that is not in EDITS raises ValueError too.
     """
     if not 0 <= strength <= 1:
-        raise ValueError(f"strength {strength}: between 0 (mild) and 1 (hard)")
+        raise ValueError(f"strength {strength}: must be between 0 (mild) and 1 (hard)")
     canvas, steps = Canvas.of(image), []
     for name in names:
         if name not in EDITS:
-            raise ValueError(f"no edit {name!r}; there are {', '.join(EDITS)}")
+            raise ValueError(f"unknown edit {name!r}; use one of {', '.join(EDITS)}")
         canvas, parameters = EDITS[name].change(canvas, strength, rng, others)
         steps.append(Step(name, parameters))
     return Edited(canvas.image, tuple(steps), canvas.content_scale)
@@ -102,10 +104,10 @@ def random_chain(
     image: Image.Image, strength: float, rng: np.random.Generator, others: Sequence[Image.Image] = (), *,
     count: int | None = None,
 ) -> Edited:
-    """Make different edits at random, in a random order: two (mild) to four (hard) where `count` is None.
+    """Make `count` different random edits in a random order; None = two (mild) to four (hard).
 
-    A crop of a collage can miss the original: a chain that leaves less than `LEAST_CONTENT` of it is drawn again, up to
-    `CHAIN_DRAWS` times, and then the one that shows most is taken.
+    A crop of a collage can miss the original. So a chain that keeps less than `LEAST_CONTENT` of it is drawn again, at
+    most `CHAIN_DRAWS` times in all, and the one that shows most is returned.
     """
     tried: list[Edited] = []
     while len(tried) < CHAIN_DRAWS and not (tried and tried[-1].content_scale >= LEAST_CONTENT):
@@ -115,10 +117,10 @@ def random_chain(
 
 
 def sample_rng(seed: int, index: int, draw: int = 0) -> np.random.Generator:
-    """Return the generator of one sample: of a run's seed, the sample's index, and a draw, say epoch x views + view.
+    """Return the generator of one sample, from a run's seed, its index and a draw, such as epoch * views + view.
 
-    Raises ValueError: a number outside [0, 2**32).
+    Raises ValueError for a number outside [0, 2**32).
     """
     if not all(0 <= number < SEED_END for number in (seed, index, draw)):
-        raise ValueError(f"seed {seed}, index {index}, draw {draw}: each from 0 to 2**32 - 1")
+        raise ValueError(f"seed {seed}, index {index}, draw {draw}: each must be from 0 to 2**32 - 1")
     return np.random.default_rng(np.random.SeedSequence((seed, index, draw)))

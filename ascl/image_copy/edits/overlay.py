@@ -1,4 +1,4 @@
-"""Edits that lay things over the picture or the picture into something else."""
+"""Edits that lay things over the picture, or the picture into something else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ascl.image_copy.edits.stickers import drawn_picture, drawn_sticker, random_
 
 
 def text(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
-    """Write one (mild) to five lines of random text, 10 to 30 % of the short side high."""
+    """Write one (mild) to five lines of random text with a height of 10 to 30 % of the short side."""
     lines = []
     for _ in range(round(between(1, 5, strength))):
         canvas, line = with_text(canvas, between(0.1, 0.3, strength), between(0.7, 1.0, rng.random()), rng)
@@ -20,9 +20,9 @@ def text(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Cha
 
 
 def with_text(canvas: Canvas, size: float, opacity: float, rng: Generator) -> Change:
-    """Write a line of random text in a random color, anywhere.
+    """Write a line of random text in a random color at a random place.
 
-    `size` is its height over the short side, less where it would be wider than the picture.
+    `size` is its height relative to the short side; it is reduced until the line is no wider than the picture.
     """
     words = random_words(int(rng.integers(1, 4)), rng)
     mask = text_mask(words, pixels(size * canvas.short_side), canvas.image.width)
@@ -32,7 +32,7 @@ def with_text(canvas: Canvas, size: float, opacity: float, rng: Generator) -> Ch
 
 
 def sticker(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
-    """Lay on one (mild) to four stickers, 20 to 50 % of the short side wide, at least 70 % opaque."""
+    """Add one (mild) to four stickers with a width of 20 to 50 % of the short side, at least 70 % opaque."""
     placed = []
     for _ in range(round(between(1, 4, strength))):
         canvas, one = with_sticker(canvas, between(0.2, 0.5, strength), between(0.7, 1.0, rng.random()), rng)
@@ -41,7 +41,7 @@ def sticker(canvas: Canvas, strength: float, rng: Generator, others: Others) -> 
 
 
 def with_sticker(canvas: Canvas, size: float, opacity: float, rng: Generator) -> Change:
-    """Lay on a drawn sticker anywhere inside; `size` is its side over the short side of the picture."""
+    """Add a drawn sticker at a random place; `size` is its side relative to the picture's short side."""
     colors, mask = drawn_sticker(pixels(size * canvas.short_side), rng)
     left, top = _corner(canvas, mask.size, rng)
     parameters = {"size": mask.width, "opacity": opacity, "left": left, "top": top}
@@ -49,9 +49,9 @@ def with_sticker(canvas: Canvas, size: float, opacity: float, rng: Generator) ->
 
 
 def overlay_onto_photo(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
-    """Paste it at 70 to 10 % of the area onto another photo, which is cut to the shape of this one.
+    """Paste the picture at 70 to 10 % of the area onto another photo, which is cut to the same shape.
 
-    All of the original is still shown, so its content scale stays; what the picture shows beside it does not count.
+    The content scale stays, because all of the original is still shown; the rest of the picture does not count.
     """
     width, height = canvas.image.size
     share = between(0.7, 0.1, strength)
@@ -62,7 +62,7 @@ def overlay_onto_photo(canvas: Canvas, strength: float, rng: Generator, others: 
 
 
 def overlay_of_photo(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
-    """Lay another photo over 5 to 50 % of the area, opaque or (as often) 60 to 90 % so."""
+    """Lay another photo over 5 to 50 % of the area; half of the time opaque, else 60 to 90 % opaque."""
     width, height = canvas.image.size
     share = between(0.05, 0.5, strength)
     photo = _photo(*size_of_area(width, height, share * width * height), others, rng)
@@ -73,7 +73,7 @@ def overlay_of_photo(canvas: Canvas, strength: float, rng: Generator, others: Ot
 
 
 def collage(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
-    """Make it one of 2 (mild) to 9 cells of its own shape, other photos in the others; the area stays."""
+    """Make the picture one of 2 (mild) to 9 cells of its own shape, with other photos in the rest; the area stays."""
     columns, rows = [(2, 1), (2, 2), (3, 2), (3, 3)][min(3, int(4 * strength))]
     if rng.random() < 0.5:
         columns, rows = rows, columns
@@ -90,11 +90,11 @@ def collage(canvas: Canvas, strength: float, rng: Generator, others: Others) -> 
 
 
 def screenshot(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
-    """Show it on the screen of a phone or a computer, 75 to 20 % of its area, between bars, text and buttons."""
+    """Show the picture on 75 to 20 % of a phone's or computer's screen, between bars, text and buttons."""
     width, height = canvas.image.size
     share = between(0.75, 0.2, strength)
     shape = float(rng.choice([9 / 19.5, 3 / 4, 16 / 9]))  # phone, tablet, computer: width over height of the screen
-    shape = min(max(shape, share * width / height), width / height / share)  # or the picture would not fit
+    shape = min(max(shape, share * width / height), width / height / share)  # else the picture would not fit
     screen_width, screen_height = size_of_area(shape, 1.0, width * height)
     shown_width, shown_height = size_of_area(width, height, share * width * height)
     shown_width, shown_height = min(shown_width, screen_width), min(shown_height, screen_height)
@@ -106,7 +106,7 @@ def screenshot(canvas: Canvas, strength: float, rng: Generator, others: Others) 
 
 
 def drawn_screen(width: int, height: int, dark: bool, rng: Generator) -> Image.Image:
-    """Draw an empty page of a program: bars above and below, a round portrait, lines of text, buttons."""
+    """Draw the empty screen of a program: bars above and below, a round portrait, lines of text, buttons."""
     page, ink, bar = [(level,) * 3 for level in ((18, 225, 40) if dark else (255, 40, 236))]
     screen = Image.new("RGB", (width, height), page)
     draw = ImageDraw.Draw(screen)
@@ -136,7 +136,7 @@ def _photo(width: int, height: int, others: Others, rng: Generator) -> Image.Ima
 
 
 def _corner(canvas: Canvas, size: tuple[int, int], rng: Generator) -> tuple[int, int]:
-    """A place for something of a size: inside the picture where it fits, else sticking out on both sides alike."""
+    """Return a random corner for something of this size: inside the picture if it fits, else centered over it."""
     left, top = (
         int(rng.integers(free + 1)) if free >= 0 else free // 2
         for free in (canvas.image.width - size[0], canvas.image.height - size[1])

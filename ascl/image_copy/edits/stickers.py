@@ -1,4 +1,4 @@
-"""Things to lay over a picture, all drawn here: stickers, lines of text, and pictures where there is no other photo."""
+"""Things to lay over a picture, all drawn here: stickers, lines of text, and pictures in place of missing photos."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ BRIGHT: tuple[Color, ...] = (
     (255, 204, 51), (238, 68, 68), (68, 170, 238), (102, 204, 102), (255, 136, 34), (204, 102, 221), (255, 255, 255),
 )
 INK: Color = (45, 35, 30)
-OVERSAMPLING = 2  # drawn larger, then reduced: Pillow's drawing has hard edges
-LARGEST_DRAWING = 1024  # pixels; beyond it a drawing is enlarged
+OVERSAMPLING = 2  # drawings are made larger and then reduced, because Pillow draws hard edges
+LARGEST_DRAWING = 1024  # pixels; larger stickers are enlarged drawings
 LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!?#@&%+-=*"))
-FONT_MEASURE = 32  # pixels at which a line is measured, since the width of a text grows with its size
+FONT_MEASURE = 32  # pixels at which a line is measured; its width grows with the font size
 
 
 def drawn_sticker(size: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
-    """Draw one of the stickers, at most `size` pixels a side: its colors (RGB) and opacity (L, 255 = opaque)."""
+    """Draw a random sticker of `size` x `size` pixels: its colors (RGB) and opacity (L, 255 = opaque)."""
     side = min(size, LARGEST_DRAWING) * OVERSAMPLING
     image = Image.new("RGBA", (side, side), (0, 0, 0, 0))
     DRAWINGS[int(rng.integers(len(DRAWINGS)))](ImageDraw.Draw(image), side, rng)
@@ -92,14 +92,14 @@ def flower(draw: ImageDraw.ImageDraw, side: int, rng: np.random.Generator) -> No
 
 
 def ring(draw: ImageDraw.ImageDraw, side: int, rng: np.random.Generator) -> None:
-    """Draw a road sign: a ring with a bar, the photo seen between them."""
+    """Draw a road sign: a ring with a bar, with the photo visible between them."""
     color, width = _bright(rng), pixels(0.13 * side)
     draw.ellipse(_scaled(side, (0.03, 0.03, 0.97, 0.97)), outline=color, width=width)
     draw.line(_scaled(side, (0.2, 0.2, 0.8, 0.8)), fill=color, width=width)
 
 
 DRAWINGS: tuple[Callable[[ImageDraw.ImageDraw, int, np.random.Generator], None], ...] = (
-    face, face, face, star, heart, arrow, bubble, flower, ring,  # faces as often as they are in use
+    face, face, face, star, heart, arrow, bubble, flower, ring,  # faces are more frequent, as in practice
 )
 
 
@@ -123,18 +123,18 @@ def _polygon(draw: ImageDraw.ImageDraw, side: int, points: list[tuple[float, flo
 
 
 def random_words(count: int, rng: np.random.Generator) -> str:
-    """Return words of two to nine random letters, digits and signs."""
+    """Return `count` words of two to nine random letters, digits and signs."""
     return " ".join("".join(rng.choice(LETTERS, int(rng.integers(2, 10)))) for _ in range(count))
 
 
 @functools.lru_cache(maxsize=64)
 def default_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return Pillow's own font at a size in pixels; no file of this machine is looked for."""
+    """Return Pillow's own font at a size in pixels, which needs no font file."""
     return ImageFont.load_default(size)
 
 
 def text_mask(text: str, height: int, most_width: float) -> Image.Image:
-    """Draw a line of text as a mask (L): letters of a height in pixels, smaller where the line would be too wide."""
+    """Draw a line of text as a mask (L), with letters of a height in pixels, or smaller if it would be too wide."""
     measured = default_font(FONT_MEASURE).getlength(text)
     font = default_font(max(1, min(height, int(FONT_MEASURE * most_width / measured))))
     left, top, right, bottom = font.getbbox(text)
@@ -144,7 +144,7 @@ def text_mask(text: str, height: int, most_width: float) -> Image.Image:
 
 
 def drawn_picture(width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """Draw soft colors with a few shapes, for where another photo is wanted and none was given."""
+    """Draw soft colors with a few shapes, in place of a photo to mix in."""
     soft = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
     image = soft.resize((width, height), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(image)

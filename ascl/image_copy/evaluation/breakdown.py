@@ -1,4 +1,4 @@
-"""Metrics of the queries of each role, kind and strength of edit."""
+"""Metrics by group of queries: by role, by kind of edit and by its strength."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ STRENGTHS = ("mild", "medium", "hard")  # as the generated benchmark names them
 
 def breakdown(judged: JudgedPairs, threshold: float | None, edits: dict[str, QueryEdit],
               keep: np.ndarray | None) -> dict[str, list[dict[str, Any]]]:
-    """Return a row of metrics for each group of queries; no rows for a grouping that has only one group.
+    """Return a row of metrics per group of queries, for each grouping with more than one group.
 
     Args:
         judged: the predictions of all queries.
-        threshold: the score at P90 of the whole list, None where P90 is not reached.
+        threshold: the score at P90 of the whole list; None if P90 is not reached.
         edits: how each query was made; queries without an entry are in no group.
-        keep: (N,) bool, what the norm-ratio filter keeps of the predictions as they were given; None = no filter.
+        keep: (N,) bool, the predictions that the norm-ratio filter keeps, in their original order; None = no filter.
     """
     result: dict[str, list[dict[str, Any]]] = {}
     for grouping, attributes in GROUPINGS.items():
@@ -39,13 +39,13 @@ def breakdown(judged: JudgedPairs, threshold: float | None, edits: dict[str, Que
 
 
 def _order(label: str) -> tuple[int, str]:
-    """Strengths from weak to strong, everything else by the alphabet."""
+    """Return the sort key of a label: strengths from weak to strong, then everything else alphabetically."""
     return (STRENGTHS.index(label), "") if label in STRENGTHS else (len(STRENGTHS), label)
 
 
 def group_metrics(judged: JudgedPairs, chosen: np.ndarray, threshold: float | None, members: list[QueryEdit],
                   keep: np.ndarray | None) -> dict[str, Any]:
-    """Return the row of the queries where `chosen` (Q,) is True; `members` are their edits, the rest as above."""
+    """Return the row of the queries where `chosen` (Q,) is True; `members` are their edits, the rest as `breakdown`."""
     group = judged.of_queries(chosen)
     pairs = len(group.gt_query)
     measured = metrics_of(group) if pairs else None

@@ -1,4 +1,4 @@
-"""Scored pairs of queries and references: searched among descriptors, or predicted elsewhere."""
+"""Scored pairs of queries and references: found by a search among descriptors, or predicted elsewhere."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ascl.index.exact import capped_search, nearest_references
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Scored pairs by id, and where they come from."""
+    """Scored pairs of ids, and their provenance."""
 
     query: np.ndarray  # (N,) ids
     reference: np.ndarray  # (N,) ids
     score: np.ndarray  # (N,) float64
-    queries: Sequence[str]  # searched or, from a file, occurring; with those of the ground truth the population
+    queries: Sequence[str]  # ids that were searched or, from a file, that occur; with the ground truth's: all queries
     about: dict[str, Any]  # lines of the protocol: rule, metric, codec, normalization, inputs
-    counts: dict[str, int]  # figures of the report: queries, references, background
-    warnings: list[str] = field(default_factory=list)  # what a reader has to know
-    references: Sequence[str] | None = None  # ids that were searched, None where only predictions are known
-    # queries and references with the vectors that were compared, whitened or less their negatives; None where only
-    # predictions are known, or where a normalization added a dimension
+    counts: dict[str, int]  # counts of the report: queries, references, background
+    warnings: list[str] = field(default_factory=list)  # what a reader must know
+    references: Sequence[str] | None = None  # ids that were searched; None if only predictions are known
+    # queries and references with the vectors that were compared (whitened, or with negatives subtracted); None if only
+    # predictions are known, or if a normalization added a dimension
     compared: tuple[Descriptors, Descriptors] | None = None
 
 
@@ -36,7 +36,8 @@ def find_candidates(queries: Descriptors, references: Descriptors, background: D
                     protocol: Protocol) -> Candidates:
     """Search queries among references as `protocol` says.
 
-    DataError: descriptors of different models or dimensions, or a normalization or whitening without background.
+    Raises DataError for descriptors of different models or dimensions, or a normalization or whitening without a
+    background.
     """
     check_comparable([queries, references] + ([background] if background else []))
     counts = {"queries": len(queries.names), "references": len(references.names), "dimension": queries.vectors.shape[1]}
@@ -49,9 +50,9 @@ def find_candidates(queries: Descriptors, references: Descriptors, background: D
             if same_id or same_vector:
                 sides = "references" if name == "reference" else "queries"
                 warnings.append(f"the background overlaps the {sides}: {same_id} images by id, {same_vector} by "
-                                "identical descriptor; their own copies are then taken for background")
+                                "identical descriptor; their own copies then count as background")
     elif protocol.normalization is not None or protocol.whiten is not None:
-        raise DataError("score normalization and whitening need a background set: give one")
+        raise DataError("score normalization and whitening need a background set; give one")
     codec, norm, metric, device = "Flat", protocol.normalization, protocol.metric, protocol.device
     if protocol.whiten is not None and background is not None:
         whitening = fit_whitening(background.vectors, protocol.whiten)
@@ -84,7 +85,7 @@ def find_candidates(queries: Descriptors, references: Descriptors, background: D
 
 
 def given_candidates(query: Sequence[str], reference: Sequence[str], score: np.ndarray, source: str) -> Candidates:
-    """Return predictions made elsewhere, as they are."""
+    """Return predictions made elsewhere as candidates, unchanged."""
     queries = list(dict.fromkeys(query))
     about = {"candidates": f"the {len(score):,} pairs of {source}", "score": "as given", "codec": "unknown",
              "normalization": "unknown"}

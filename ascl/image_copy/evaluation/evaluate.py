@@ -28,21 +28,22 @@ def evaluate_candidates(candidates: Candidates, truth: GroundTruth, *,
 
     Args:
         candidates: from `find_candidates` or `given_candidates`.
-        truth: who copied whom. True pairs whose images were not searched count as misses, and are counted.
-        norms: queries and references with norms: also report what the norm-ratio filter leaves.
+        truth: who copied whom. True pairs whose images were not searched count as misses; the report gives their
+            number.
+        norms: queries and references with norms: also report what the norm-ratio filter keeps.
         edits: how queries were made: also report by role, kind and strength.
         copydays: also report Copydays' trapezoid scores.
-        bootstrap_samples: draws of the queries for intervals, by `seed`; 0 for none.
+        bootstrap_samples, seed: draws of the queries for intervals, 0 = none, and their seed.
 
     Raises:
-        DataError: no true pair among the images that were searched, norms missing, or as `judge`.
+        DataError: the searched images contain no true pair, norms are missing, or as `judge`.
     """
     warnings = list(candidates.warnings)
     counts = candidates.counts | _truth_counts(candidates, truth, warnings)
     judged = judge(candidates.query, candidates.reference, candidates.score, truth.pair_query, truth.pair_reference)
     metrics = metrics_of(judged)
     about = candidates.about | {"ground-truth pairs (denominator of every recall)": len(truth.pair_query),
-                                "ties": "score descending; among equal scores the wrong pair first"}
+                                "ties": "by descending score; among equal scores, wrong pairs first"}
     sections: dict[str, Any] = {"metrics": _metrics(metrics), "top_pairs": _top(top_pairs(judged))}
     keep = None
     if norms is not None:
@@ -52,8 +53,8 @@ def evaluate_candidates(candidates: Candidates, truth: GroundTruth, *,
                                         for most in RATIOS]
         sections["top_pairs_norm_filter"] = _top(top_pairs(judged, keep))
         sections["metrics_norm_filter"] = _metrics(metrics_of(judged.only(keep[judged.order])))
-        about["norm-ratio filter"] = ("pairs with |query| / |reference| > 1 are rejected; for the counts at the top "
-                                      "pairs after these were taken by score, for the metrics from all candidates")
+        about["norm-ratio filter"] = ("rejects pairs with |query| / |reference| > 1: for the counts at the top, from "
+                                      "the top pairs; for the metrics, from all candidates")
     if bootstrap_samples:
         population = len(set(candidates.queries) | set(truth.queries))
         sections["intervals"] = asdict(bootstrap_intervals(judged, population, samples=bootstrap_samples, seed=seed))
@@ -62,9 +63,9 @@ def evaluate_candidates(candidates: Candidates, truth: GroundTruth, *,
         sections["breakdown"] = breakdown(judged, metrics.threshold_at_p90, edits, keep)
         unknown = sum(query not in edits for query in judged.query_ids)
         if unknown:
-            warnings.append(f"{unknown} queries have no row among the edits and are in no row of the breakdown")
-        about["breakdown"] = ("each row holds only the queries of its kind, distractors too; true and false at the top "
-                              "and recall at P90 take the top pairs and the threshold of the whole list")
+            warnings.append(f"{unknown} queries have no row in the edits, so they are in no row of the breakdown")
+        about["breakdown"] = ("each row has only the queries of its group, distractors included; TP and FP at the top "
+                              "and recall at P90 use the top pairs and the threshold of the whole list")
     if copydays:
         sections["copydays"] = copydays_report(judged)
         about["copydays"] = "average precision by trapezoids over the candidates; pooled over all queries of all blocks"
@@ -72,7 +73,7 @@ def evaluate_candidates(candidates: Candidates, truth: GroundTruth, *,
 
 
 def _truth_counts(candidates: Candidates, truth: GroundTruth, warnings: list[str]) -> dict[str, int]:
-    """Counts of the ground truth; images of it that were not searched are counted and warned of."""
+    """Return counts of the ground truth; count its images that were not searched, and warn about them."""
     with_reference = len(set(truth.pair_query))
     counts = {"ground_truth_pairs": len(truth.pair_query), "ground_truth_queries": len(truth.queries),
               "queries_with_reference": with_reference,
@@ -93,19 +94,19 @@ def _truth_counts(candidates: Candidates, truth: GroundTruth, warnings: list[str
         raise DataError(f"no true pair can be found: of {missed}, {sum(no_query)} have a query and {sum(no_reference)} "
                         f"a reference without descriptor. Ids of the ground truth look like {truth.pair_query[0]!r}, "
                         f"{truth.pair_reference[0]!r}, those of the descriptors like {candidates.queries[0]!r}, "
-                        f"{candidates.references[0]!r}")
+                        f"{candidates.references[0]!r}; give files with the same ids")
     if missed:
         warnings.append(f"{missed} of {len(no_query)} true pairs count as misses because an image has no descriptor "
                         f"({counts['ground_truth_references_not_described']} references, "
                         f"{len(set(truth.pair_query) - searched)} queries)")
     if counts["described_queries_not_in_ground_truth"]:
         warnings.append(f"{counts['described_queries_not_in_ground_truth']} described queries are not in the ground "
-                        "truth: every pair of theirs counts as false")
+                        "truth: all of their pairs count as false")
     return counts
 
 
 def _norms_of(candidates: Candidates, queries: Descriptors, references: Descriptors) -> tuple[np.ndarray, np.ndarray]:
-    """Norms of both sides of every candidate."""
+    """Return the norms of both sides of every candidate."""
     check_comparable([queries, references])
     columns = []
     for ids, side in ((candidates.query, queries), (candidates.reference, references)):
@@ -115,7 +116,8 @@ def _norms_of(candidates: Candidates, queries: Descriptors, references: Descript
         try:
             columns.append(np.array([norm_of[one] for one in ids], side.norms.dtype))
         except KeyError as error:
-            raise DataError(f"image {error.args[0]!r} of the predictions has no norm in {side.source}") from None
+            raise DataError(f"image {error.args[0]!r} of the predictions has no norm in {side.source}; give "
+                            "descriptors of all images") from None
     return columns[0], columns[1]
 
 

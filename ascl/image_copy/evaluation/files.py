@@ -1,7 +1,7 @@
-"""The files of copy detection: ground truth, predictions and edits in CSV, as DISC2021 and NDEC publish them.
+"""The CSV files of copy detection: ground truth, predictions and edits, as DISC2021 and NDEC publish them.
 
-Descriptors are in `descriptors.files`. Every reader takes a gzip as well, told by its content, and every writer makes
-one where the name ends in `.gz`.
+Descriptors are in `descriptors.files`. Every reader also reads gzip, which it recognizes by content; every writer
+compresses if the name ends in `.gz`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ PAIR_HEADERS = (["query_id", "reference_id"], ["query_image_id", "db_image_id"])
 class GroundTruth:
     """Who copied whom."""
 
-    queries: list[str]  # every query, in the order of the file, each once; those without a pair are distractors
-    pair_query: list[str]  # the true pairs, with `pair_reference`
-    pair_reference: list[str]
+    queries: list[str]  # every query once, in the order of the file; those without a pair are distractors
+    pair_query: list[str]  # queries of the true pairs
+    pair_reference: list[str]  # their references
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,16 @@ class QueryEdit:
 
     kind: str  # of edit
     strength: str  # as the maker named it
-    content_scale: float | None  # share of the original still seen
-    role: str = ""  # a copy, a distractor, a hard negative; empty where the file does not say
+    content_scale: float | None  # share of the original that it still shows
+    role: str = ""  # a copy, a distractor, a hard negative; empty if the file does not say
 
 
 def read_ground_truth(path: str | os.PathLike) -> GroundTruth:
-    """Read rows `query_id,reference_id`; a blank reference is a distractor, several rows are several references.
+    """Return the rows `query_id,reference_id` of a file; a blank reference means a distractor.
 
-    DataError: no such file, a row of other than two columns or without a query, a pair or a distractor listed twice, a
-    query listed both with and without a reference, no row, no pair (row named).
+    A query may have several rows, one per reference. Raises DataError with the row: no such file, no row, no pair, a
+    row without two columns or without a query, a pair or a distractor listed twice, a query listed both with and
+    without a reference.
     """
     rows: dict[tuple[str, str], int] = {}
     has_reference: dict[str, bool] = {}
@@ -59,15 +60,16 @@ def read_ground_truth(path: str | os.PathLike) -> GroundTruth:
         if before != row:
             raise DataError(f"{path}, row {row}: the same as row {before} ({query},{reference}); keep one of them")
         if has_reference.setdefault(query, bool(reference)) != bool(reference):
-            raise DataError(f"{path}, row {row}: query {query!r} is listed both with a reference and without one")
+            raise DataError(f"{path}, row {row}: query {query!r} is listed both with a reference and without one; keep "
+                            "one kind")
     pairs = [pair for pair in rows if pair[1]]
     if not pairs:
-        raise DataError(f"{path} names no query with a reference: nothing can be measured with it")
+        raise DataError(f"{path} names no query with a reference, so nothing can be measured")
     return GroundTruth(list(has_reference), *map(list, zip(*pairs, strict=True)))
 
 
 def write_ground_truth(path: str | os.PathLike, truth: GroundTruth) -> None:
-    """Write what `read_ground_truth` reads, with a header, queries in their order."""
+    """Write the CSV that `read_ground_truth` reads, with a header, queries in their order."""
     references: dict[str, list[str]] = {query: [] for query in truth.queries}
     for query, reference in zip(truth.pair_query, truth.pair_reference, strict=True):
         references.setdefault(query, []).append(reference)
@@ -76,9 +78,9 @@ def write_ground_truth(path: str | os.PathLike, truth: GroundTruth) -> None:
 
 
 def read_predictions(path: str | os.PathLike) -> tuple[list[str], list[str], np.ndarray]:
-    """Read rows `query_id,reference_id,score` as query ids, reference ids, scores (N,) float64.
+    """Return the rows `query_id,reference_id,score` of a file as query ids, reference ids and scores (N,) float64.
 
-    DataError: no such file, a row of other than three columns, an empty id, a score that is no number (row named).
+    Raises DataError with the row: no such file, a row without three columns, an empty id, a score that is not a number.
     """
     queries, references, scores = [], [], []
     for row, (query, reference, score) in _rows(path, 3, "query_id,reference_id,score"):
@@ -89,46 +91,49 @@ def read_predictions(path: str | os.PathLike) -> tuple[list[str], list[str], np.
         try:
             scores.append(float(score))
         except ValueError:
-            raise DataError(f"{path}, row {row}: score {score!r} is no number") from None
+            raise DataError(f"{path}, row {row}: score {score!r} is not a number") from None
     values = np.array(scores, dtype=np.float64)
     if np.isnan(values).any():
-        raise DataError(f"{path}, prediction {int(np.isnan(values).argmax()) + 1}: the score is not a number (NaN)")
+        raise DataError(f"{path}, prediction {int(np.isnan(values).argmax()) + 1}: the score is not a number (NaN); "
+                        "remove the row")
     return queries, references, values
 
 
 def write_predictions(path: str | os.PathLike, query: Iterable[str], reference: Iterable[str],
                       score: np.ndarray) -> None:
-    """Write what `read_predictions` reads; scores with the fewest digits that give back the same number.
+    """Write the CSV that `read_predictions` reads, with the fewest digits per score that read back the same number.
 
-    Fewer digits would make equal scores of unequal ones, and ties cost: the published tools' six decimals do so.
+    Fewer digits, such as the six decimals of the published tools, would turn different scores into ties, which count as
+    lost.
     """
-    digits = np.asarray(score).astype(str).tolist()  # numpy's shortest decimal that reads back the same, in its type
+    digits = np.asarray(score).astype(str).tolist()  # numpy's shortest decimal that reads back the same in its dtype
     write_csv(path, ["query_id", "reference_id", "score"], zip(query, reference, digits, strict=True))
 
 
 def read_edits(path: str | os.PathLike) -> dict[str, QueryEdit]:
-    """Read columns `query_id,kind[,strength,content_scale,role]` with a header, others passed over, by query.
+    """Return the columns `query_id,kind[,strength,content_scale,role]` of a file with a header, by query.
 
-    DataError: no such file, no such column, a query twice, a content scale that is no number in [0, 1] (row named).
+    Other columns are ignored. Raises DataError with the row: no such file, a missing column, a query twice, a content
+    scale that is not a number in [0, 1].
     """
     reader = csv.DictReader(io.StringIO(_text(path), newline=""))
     missing = {"query_id", "kind"} - set(reader.fieldnames or [])
     if missing:
-        raise DataError(f"{path}: no column {', '.join(sorted(missing))} in its header {reader.fieldnames}")
+        raise DataError(f"{path}: no column {', '.join(sorted(missing))} in its header {reader.fieldnames}; add it")
     edits: dict[str, QueryEdit] = {}
     for cells in _parsed(path, reader):
         query, kind, scale = cells["query_id"], cells["kind"], cells.get("content_scale") or None
         where = f"{path}, row {reader.line_num}"
         if query in edits:
-            raise DataError(f"{where}: query {query!r} has a row before")
+            raise DataError(f"{where}: query {query!r} has a row before; keep one of them")
         if kind is None:
-            raise DataError(f"{where}: fewer cells than the header has")
+            raise DataError(f"{where}: fewer cells than the header")
         try:
             value = None if scale is None else float(scale)
         except ValueError:
             value = math.nan
         if value is not None and not 0 <= value <= 1:
-            raise DataError(f"{where}: content_scale {scale!r} is no number from 0 to 1")
+            raise DataError(f"{where}: content_scale {scale!r} is not a number from 0 to 1")
         edits[query] = QueryEdit(kind, cells.get("strength") or "", value, cells.get("role") or "")
     return edits
 
@@ -140,7 +145,7 @@ def _text(path: str | os.PathLike) -> str:
 
 
 def _rows(path: str | os.PathLike, columns: int, layout: str) -> Iterator[tuple[int, list[str]]]:
-    """(row from 1, stripped cells) of every row but the header and empty ones."""
+    """Yield (row from 1, stripped cells) of every row except the header and empty ones."""
     reader = csv.reader(io.StringIO(_text(path), newline=""))
     header = True
     for cells in _parsed(path, reader):
@@ -157,15 +162,15 @@ def _rows(path: str | os.PathLike, columns: int, layout: str) -> Iterator[tuple[
 
 
 def _parsed(path: str | os.PathLike, reader: Iterable[Any]) -> Iterator[Any]:
-    """What a reader of CSV gives; its own errors (a quote that never closes) as ours."""
+    """Yield the rows of a CSV reader; raise its errors (a quote that never closes) as DataError."""
     try:
         yield from reader
     except csv.Error as error:
-        raise DataError(f"{path} is no CSV file: {error}") from error
+        raise DataError(f"{path} is not a CSV file: {error}") from error
 
 
 def write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write rows below a header; a gzip where the name ends in `.gz`."""
+    """Write rows below a header; compress with gzip if the name ends in `.gz`."""
     opened = gzip.open if str(path).endswith(".gz") else open
     with atomic_path(path) as temporary:
         with opened(temporary, "wt", encoding="utf-8", newline="") as file:

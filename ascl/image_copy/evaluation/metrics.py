@@ -1,6 +1,6 @@
-"""Metrics of copy detection: micro average precision and its kin, over one list of scored (query, reference) pairs.
+"""Metrics of copy detection: micro average precision and others, over one list of scored (query, reference) pairs.
 
-`judge` makes that list once, in the order of all metrics; everything else counts in it.
+`judge` makes that list once, in the order of all metrics; the metrics count in it.
 """
 
 from __future__ import annotations
@@ -19,44 +19,45 @@ PRECISION = 0.9  # of "recall at precision 90"
 
 @dataclass(frozen=True, eq=False)
 class CopyMetrics:
-    """What `micro_average_precision` returns; fractions in [0, 1]."""
+    """The result of `micro_average_precision`; fractions in [0, 1]."""
 
     muap: float  # micro average precision
-    recall_at_p90: float | None  # largest recall at a precision of at least 0.9; None where none is reached
-    threshold_at_p90: float | None  # the score at the first place that has this recall; None as above
+    recall_at_p90: float | None  # largest recall at a precision of at least 0.9; None if that is never reached
+    threshold_at_p90: float | None  # the score at the first position with this recall; None as above
     recall_rank1: float  # share of the true pairs that come first among their query's predictions (a tie is lost)
     recall_rank10: float  # as recall_rank1, among the first ten
-    ground_truth_pairs: int  # the denominator of every recall, pairs that nobody predicted included
+    ground_truth_pairs: int  # the denominator of every recall; includes pairs that were not predicted
     predictions: int  # rows that were counted
-    precisions: np.ndarray  # (predictions,) the curve, by falling score, as are recalls and thresholds
+    precisions: np.ndarray  # (predictions,) the curve, by descending score, as the next two
     recalls: np.ndarray
     thresholds: np.ndarray
 
 
 @dataclass(frozen=True)
 class RankedPairs:
-    """The first |GT| pairs, once some of them were rejected."""
+    """Counts among the |GT| best pairs, after a filter has rejected some of them."""
 
-    taken: int  # by score; |GT|, fewer where fewer were predicted
-    true_positives: int  # of those that were kept
+    taken: int  # by score; |GT|, or fewer if fewer were predicted
+    true_positives: int  # among the pairs that the filter keeps
     false_positives: int
-    rejected_true: int  # of those that the filter removed
+    rejected_true: int  # among the pairs that it rejects
     rejected_false: int
-    threshold: float | None  # score of the last pair taken; None where none was
+    threshold: float | None  # score of the last pair taken; None without pairs
 
     @property
     def precision(self) -> float | None:
-        """TP / (TP + FP), None where nothing was kept."""
+        """Return TP / (TP + FP), or None if no pair was kept."""
         kept = self.true_positives + self.false_positives
         return self.true_positives / kept if kept else None
 
 
 def micro_average_precision(query: Ids, reference: Ids, score: np.ndarray | Sequence[float], gt_query: Ids,
                             gt_reference: Ids) -> CopyMetrics:
-    """Return the micro average precision (muAP) of scored pairs, and what is read off the same curve.
+    """Return the micro average precision (muAP) of scored pairs, and the other metrics of the same curve.
 
     muAP = sum_i (R_i - R_{i-1}) P_i over all predictions of all queries in one list, P_i = TP_i / i, R_i = TP_i / |GT|.
     Predictions for a query without a reference (a distractor) are false positives.
+    Source: Perronnin, Liu, Renders, CVPR 2009; the 2021 Image Similarity Challenge (arXiv 2106.09672) for the ties.
 
     Args:
         query, reference: (N,) ids of the predicted pairs, integers or text.
@@ -66,13 +67,19 @@ def micro_average_precision(query: Ids, reference: Ids, score: np.ndarray | Sequ
     Raises:
         DataError: as `judge`.
 
-    Source: Perronnin, Liu, Renders, CVPR 2009; the 2021 Image Similarity Challenge (arXiv 2106.09672) for the ties.
+    Example:
+        >>> found = micro_average_precision(["q1", "q1", "q2"], ["r1", "r9", "r2"], [0.9, 0.8, 0.7],
+        ...                                 gt_query=["q1", "q2"], gt_reference=["r1", "r2"])
+        >>> round(found.muap, 4)                            # right, wrong, right: (1 / 1 + 2 / 3) / 2
+        0.8333
+        >>> found.recall_at_p90, found.recall_rank1         # q2 falls below 90 % precision, but is first in its query
+        (0.5, 1.0)
     """
     return metrics_of(judge(query, reference, score, gt_query, gt_reference))
 
 
 def metrics_of(judged: JudgedPairs) -> CopyMetrics:
-    """Return the metrics of predictions that `judge` has put in order."""
+    """Return the metrics of judged predictions."""
     true_so_far = np.cumsum(judged.correct)
     total = len(judged.gt_query)
     precisions = true_so_far / np.arange(1, len(judged.correct) + 1)
@@ -95,13 +102,14 @@ def metrics_of(judged: JudgedPairs) -> CopyMetrics:
 
 
 def ranks_of_pairs(judged: JudgedPairs) -> np.ndarray:
-    """Return (G,) int64: how many predictions of a true pair's query score at least as high, less one; -1 if none.
+    """Return (G,) int64, the rank of each true pair among its query's predictions; -1 if it was not predicted.
 
-    0 is best. Two true pairs of one query with one score both get the worse rank.
+    0 is best. The rank counts the other predictions that score at least as high, so a tie counts as lost, also between
+    two true pairs.
     """
     ranks = np.full(len(judged.gt_query), -1, dtype=np.int64)
     found = judged.gt_position >= 0
-    level = np.cumsum(np.append(0, judged.score[1:] < judged.score[:-1]))  # 0 for the highest, the same for equal ones
+    level = np.cumsum(np.append(0, judged.score[1:] < judged.score[:-1]))  # 0 = highest; equal scores share a level
     width = len(level)
     keys = np.sort(judged.query * width + level)
     first_of_query = judged.gt_query[found] * width
@@ -111,13 +119,20 @@ def ranks_of_pairs(judged: JudgedPairs) -> np.ndarray:
 
 
 def top_pairs(judged: JudgedPairs, keep: np.ndarray | None = None) -> RankedPairs:
-    """Count true and false positives among the |GT| best pairs; rejects are removed afterwards and not refilled.
+    """Return the true and false positives among the |GT| best pairs; rejected pairs are not replaced by others.
+
+    Source: the TP / FP / precision columns of Wang, Sun, Yang, AAAI 2023 (ASL).
 
     Args:
         judged: the predictions.
-        keep: (N,) bool in the order of the predictions as they were given to `judge`; None keeps all.
+        keep: (N,) bool in the order in which `judge` got the predictions; None keeps all.
 
-    Source: the TP / FP / precision columns of Wang, Sun, Yang, AAAI 2023 (ASL).
+    Example:
+        >>> judged = judge([1, 1, 2], [7, 8, 9], [0.9, 0.8, 0.7], gt_query=[1, 2], gt_reference=[7, 9])
+        >>> top_pairs(judged).precision                     # the best two pairs: one is right
+        0.5
+        >>> top_pairs(judged, keep=np.array([True, False, True])).precision         # a filter rejects the wrong one
+        1.0
     """
     taken = slice(0, len(judged.gt_query))
     correct = judged.correct[taken]
@@ -129,16 +144,20 @@ def top_pairs(judged: JudgedPairs, keep: np.ndarray | None = None) -> RankedPair
 
 
 def norm_ratio_keeps(query_norm: np.ndarray, reference_norm: np.ndarray, *, most: float = 1.0) -> np.ndarray:
-    """Return (N,) bool: not (|query| / |reference| > most); a copy shows no more than its reference.
+    """Return (N,) bool, True unless |query| / |reference| > most, because a copy shows no more than its reference.
 
-    A ratio of exactly `most` is kept, and so is a pair of two zeros, of which nothing is known.
+    A ratio of exactly `most` is kept, and so are two zero norms, which say nothing.
+    Source: Wang, Sun, Yang, AAAI 2023 (ASL), the released test.
 
     Args:
-        query_norm, reference_norm: (N,) norms of a candidate pair's two sides, >= 0, of one model.
-        most: largest ratio that is kept, > 0; 1 is the published test. A model orders by norm what differs in content;
-            copies that show all of their original lie around 1, and a fixed 1 rejects about half of those.
+        query_norm, reference_norm: (N,) norms of the two sides of candidate pairs, >= 0, from one model.
+        most: largest ratio that is kept, > 0; 1 is the published test. Norms only order pairs that differ in content:
+            the ratios of copies that show all of their original lie around 1, and a `most` of 1 rejects about half of
+            them.
 
-    Source: Wang, Sun, Yang, AAAI 2023 (ASL), the released test.
+    Example:
+        >>> norm_ratio_keeps(np.array([1.0, 2.0, 1.0]), np.array([2.0, 1.0, 1.0])).tolist()
+        [True, False, True]
     """
     return direction(np.asarray(query_norm), np.asarray(reference_norm) * most) != Direction.B_COPIES_A
 
@@ -146,11 +165,12 @@ def norm_ratio_keeps(query_norm: np.ndarray, reference_norm: np.ndarray, *, most
 def trapezoid_average_precision(ranks: np.ndarray | Sequence[int], positives: int) -> float:
     """Return the area under the precision-recall curve of one search by trapezoids, as Copydays is scored.
 
-    For the k-th hit (from 0) at rank r: ((k / r, or 1 where r = 0) + (k + 1) / (r + 1)) / 2 / positives, summed.
+    It sums ((k / r, or 1 if r = 0) + (k + 1) / (r + 1)) / 2 / positives over the hits; r is the rank of the k-th hit
+    (from 0). Source: Jegou, Douze, Schmid, ECCV 2008 (the Holidays and Copydays evaluation).
 
     Args:
-        ranks: zero-based ranks of the hits, each once; a positive that was not returned has none.
-        positives: how many there are to be found, at least as many as ranks and at least 1.
+        ranks: zero-based ranks of the hits, each once; a positive that was not found has no rank.
+        positives: number of all positives, at least the number of ranks and at least 1.
 
     Returns:
         In [0, 1].
@@ -158,14 +178,18 @@ def trapezoid_average_precision(ranks: np.ndarray | Sequence[int], positives: in
     Raises:
         DataError: negative, fractional or repeated ranks, or fewer positives than hits.
 
-    Source: Jegou, Douze, Schmid, ECCV 2008 (the Holidays and Copydays evaluation).
+    Example:
+        >>> trapezoid_average_precision([0, 1], positives=2)
+        1.0
+        >>> trapezoid_average_precision([1], positives=1)               # second place: (0 / 1 + 1 / 2) / 2
+        0.25
     """
     values = np.asarray(ranks)
     if values.size and (values.ndim != 1 or values.dtype.kind not in "iu" or values.min() < 0):
-        raise DataError(f"ranks have to be a list of integers from 0 on, got {values.dtype} of shape {values.shape}")
+        raise DataError(f"ranks must be a list of integers from 0 on, got {values.dtype} of shape {values.shape}")
     at = np.sort(values).astype(np.float64)
     if len(np.unique(at)) < len(at):
-        raise DataError("a rank is given twice: two hits of one search cannot stand at the same place")
+        raise DataError("a rank is given twice: two hits of one search cannot have the same rank")
     if positives < max(1, len(at)):
         raise DataError(f"{len(at)} hits of {positives} positives: give the number of all positives, at least 1")
     hit = np.arange(len(at))

@@ -1,7 +1,7 @@
 """How candidates are found among descriptors, with the published settings.
 
-The protocol decides a published number as much as the model does: which pairs are candidates, what a tie costs, which
-background set was used. So all of that is part of the report.
+A published number depends on the protocol as much as on the model: which pairs are candidates, what a tie costs, which
+background set is used. So the report contains all of that.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ DISC_CANDIDATES = 500_000  # the challenge's limit for all queries together
 
 @dataclass(frozen=True)
 class BackgroundScore:
-    """Score normalization: what is subtracted is weight * mean of the start..end largest background scores."""
+    """Score normalization: subtract weight * mean of the start..end largest background scores."""
 
     name: str
     weight: float
@@ -30,7 +30,7 @@ class BackgroundScore:
 
 @dataclass(frozen=True)
 class NegativeSubtraction:
-    """Negative embedding subtraction, as `subtract_negatives`."""
+    """Negative embedding subtraction; see `subtract_negatives`."""
 
     beta: float
     neighbours: int
@@ -51,18 +51,18 @@ class Protocol:
     """How candidates are found among descriptors."""
 
     candidates: Literal["global", "per query"] = "global"  # the best pairs over all queries, or the best of each
-    limit: int = DISC_CANDIDATES  # how many best ones
-    normalization: BackgroundScore | NegativeSubtraction | None = None  # with the background, or None
-    whiten: int | None = None  # dimensions to which the background's principal components whiten, or None
+    limit: int = DISC_CANDIDATES  # number of best pairs
+    normalization: BackgroundScore | NegativeSubtraction | None = None  # by the background; None = none
+    whiten: int | None = None  # dimensions to whiten to, by the background's principal components; None = no whitening
     device: str = "cpu"  # where blocks are scored, "cpu" or "cuda"
 
     @property
     def metric(self) -> Metric:
-        """Normalized scores are inner products; else the challenge's rule, Euclidean distance."""
+        """Return "ip" for normalized scores, which are inner products, else "l2", the challenge's rule."""
         return "ip" if isinstance(self.normalization, BackgroundScore) else "l2"
 
     def rule(self) -> str:
-        """Return the rule of candidates in words."""
+        """Return the rule for candidates in words."""
         if self.candidates == "global":
             return f"the {self.limit:,} best pairs over all queries"
         return f"the {self.limit} best references of each query"

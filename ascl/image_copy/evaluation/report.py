@@ -1,4 +1,4 @@
-"""The report of an evaluation of copy detection: as JSON for programs, as Markdown for people."""
+"""The report of an evaluation of copy detection, as JSON for programs and as Markdown for people."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ METRICS = {"muap": "muAP", "recall_at_p90": "Recall at P90", "threshold_at_p90":
 class Report:
     """What was measured and how."""
 
-    protocol: dict[str, Any]  # what decides the numbers, label -> value
-    counts: dict[str, int]  # sizes of everything, and of what is missing or overlaps
-    # `metrics`, `top_pairs`, and where asked for `metrics_norm_filter`, `top_pairs_norm_filter`, `norm_ratio_curve`,
+    protocol: dict[str, Any]  # what determines the numbers, label -> value
+    counts: dict[str, int]  # sizes of all sets, and of what is missing or overlaps
+    # `metrics`, `top_pairs`, and on request `metrics_norm_filter`, `top_pairs_norm_filter`, `norm_ratio_curve`,
     # `intervals`, `breakdown`, `copydays`; fractions in [0, 1]
     sections: dict[str, Any]
-    warnings: list[str]  # what a reader has to know
+    warnings: list[str]  # what a reader must know
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
+        """Return the report as JSON values."""
         return {"protocol": self.protocol, "counts": self.counts, **self.sections, "warnings": self.warnings}
 
     def to_markdown(self) -> str:
-        """Return tables of the metrics, fractions in percent, and the protocol under them."""
+        """Return tables of the metrics, with fractions in percent, then protocol, counts and warnings."""
         tops = [("all", self.sections["top_pairs"])]
         if "top_pairs_norm_filter" in self.sections:
             tops.append(("norm-ratio filter", self.sections["top_pairs_norm_filter"]))
@@ -63,7 +63,7 @@ class Report:
 
 
 def _of_top(title: str, tops: list[tuple[str, Any]]) -> str:
-    """What is true and false among the top pairs, a row for each way of filtering them."""
+    """Return the table of true and false positives among the top pairs, one row per filter."""
     return markdown_table([title, "TP", "FP", "precision", "rejected true", "rejected false"], [
         [label, f"{top['true_positives']:,}", f"{top['false_positives']:,}", _percent(top["precision"]),
          f"{top['rejected_true']:,}", f"{top['rejected_false']:,}"] for label, top in tops

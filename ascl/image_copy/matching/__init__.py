@@ -1,5 +1,5 @@
-"""Answers of an index about images: who copied whom, how sure, in which direction.
+"""What an index answers about images: who copied whom, with what confidence, and in which direction.
 
-`model` binds an index to what describes its images, `describe` turns files into rows, `add`, `query` and `calibrate`
-are what is done with them, and `report` puts it into words.
+`model` binds an index to the model that describes its images, `describe` turns files into rows, `add`, `query` and
+`calibrate` use these rows, and `report` puts the results into words.
 """

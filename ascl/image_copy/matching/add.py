@@ -1,4 +1,4 @@
-"""Adding images to an index: only what is new is described."""
+"""Add images to an index; only new ones are described."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from ascl.index.store import Added, CopyIndex, conflict
 
 def add_images(index: CopyIndex, describer: ImageDescriber, paths: Sequence[Path], options: ReadOptions, *,
                overwrite: bool = False) -> tuple[Added, list[Skipped]]:
-    """Describe images and add them, confirmed in parts: what was confirmed stays whatever happens.
+    """Describe new images and add them, one confirmed part at a time; a kill does not undo confirmed parts.
 
-    DataError: as `described_images`; two images of one id and different content, found before anything is described.
+    Returns what was added, and the images that could not be used. Raises DataError as `described_images`, and, before
+    anything is described, if two images have one id but different content.
     """
     new, same = not_yet_there(index, paths, overwrite)
     options.progress(len(paths) - len(new))
@@ -26,7 +27,7 @@ def add_images(index: CopyIndex, describer: ImageDescriber, paths: Sequence[Path
 
 
 def not_yet_there(index: CopyIndex, paths: Sequence[Path], overwrite: bool) -> tuple[list[Path], int]:
-    """Return the images to describe, and how many are in the index, or twice among `paths`, from the same content."""
+    """Return the images to describe, and the number of those whose content the index or `paths` already hold."""
     index.reload()
     there = index.find([path.stem for path in paths])
     chosen: dict[str, Path] = {}
@@ -36,12 +37,12 @@ def not_yet_there(index: CopyIndex, paths: Sequence[Path], overwrite: bool) -> t
         try:
             if twice is not None and digest_of(twice).tobytes() != digest_of(path).tobytes():
                 raise conflict(path.stem, str(twice), str(path), indexed=False)
-            if twice is not None or (indexed and indexed.size in (-1, path.stat().st_size)    # else it is not read
+            if twice is not None or (indexed and indexed.size in (-1, path.stat().st_size)    # else no need to read it
                                      and indexed.sha256 == digest_of(path).tobytes()):
                 same += 1
                 continue
         except OSError:
-            indexed = None      # told as unreadable later
+            indexed = None      # `described_images` reports it as unreadable
         if indexed is not None and not overwrite:
             raise conflict(path.stem, indexed.path, str(path), indexed=True)
         chosen[path.stem] = path

@@ -1,4 +1,4 @@
-"""Calibrating an index: a threshold from background images of which it holds no copy."""
+"""Calibrate an index: find a threshold with background images of which it holds no copy."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ascl.index.calibration import Calibration, Nearest, ScoreNorm, allowed_abov
 from ascl.index.store import CopyIndex
 
 SAVED_AGAIN = "in the index, saved again"
-HASHED = 20                 # background images beyond those above the threshold that a hash looks at
-NAMED = 3                   # background images of the highest scores that are named
+HASHED = 20                 # background images below the threshold that are hashed too
+NAMED = 3                   # background images with the highest scores, which the result names
 
 
 def calibrate_index(index: CopyIndex, describer: ImageDescriber, paths: Sequence[Path], options: ReadOptions, *,
@@ -26,18 +26,32 @@ def calibrate_index(index: CopyIndex, describer: ImageDescriber, paths: Sequence
                     score_norm: ScoreNorm | None = None) -> tuple[Calibration, list[Skipped]]:
     """Search the index for images of which it holds no copy, and store the threshold for a rate of false positives.
 
-    Background images that are in the index (the same file, or the same descriptor bit for bit), those that come twice,
-    and, among the highest scores, those that a perceptual hash takes for the image they match, saved again, are left
-    out and counted. A crop of an indexed image looks different to a hash: the result names the background images of the
-    highest scores, to be looked at. Without imagehash a warning says that none saved again was looked for. DataError:
-    an empty index, a rate or confidence out of range, no background image left, too few of them for the score
-    normalisation, score normalisation of hashes, or as `described_images`.
+    Three kinds of background images are left out and counted: those in the index (the same file, or the same descriptor
+    bit for bit), repeated ones, and, among the highest scores, those that a perceptual hash takes for the matched image
+    saved again. A crop of an indexed image looks different to a hash, so the result also names the background images
+    with the highest scores, to be checked by eye. Without imagehash, the result warns that it did not look for images
+    saved again.
+
+    Args:
+        index, describer: the index, and the model that it was made with.
+        paths: the background images.
+        options: how to read them.
+        rate: wanted rate of false positives, per query, in (0, 1).
+        confidence: of the interval around the achieved rate, in (0, 1).
+        score_norm: score normalization by the background; None = none.
+
+    Returns:
+        The calibration, which is now stored in the index, and the images that could not be used.
+
+    Raises:
+        DataError: the index is empty; rate or confidence is out of range; no background image is left, or too few for
+            the score normalization; score normalization of hashes; or as `described_images`.
     """
     index.reload()
     if not len(index):
-        raise DataError(f"{index.folder} holds no image yet: add some before it is calibrated")
+        raise DataError(f"{index.folder} holds no images yet; add some before calibrating it")
     if score_norm is not None and index.state.metric == "hamming":
-        raise DataError("score normalisation is for descriptors; calibrate the perceptual hash without it")
+        raise DataError("score normalization is for descriptors; calibrate the perceptual hash without it")
     skipped = list[Skipped]()
     best, vectors, places, names = list[float](), list[np.ndarray](), list[int](), list[str]()
     seen: set[bytes] = set()
@@ -45,7 +59,7 @@ def calibrate_index(index: CopyIndex, describer: ImageDescriber, paths: Sequence
     for images in described_images(describer, paths, options, skipped):
         positions, scores = index.search(images.vectors, 1)
         overlaps = index.holds_files(images.digests)
-        if index.state.metric == "ip":  # equal hashes of different pictures are what is to be counted
+        if index.state.metric == "ip":  # equal hashes of different pictures are the false positives to count
             overlaps |= (index.rows.vectors[positions[:, 0]] == images.vectors).all(axis=1)
         for row, digest in enumerate(map(bytes, images.digests)):
             if overlaps[row] or digest in seen:
@@ -67,7 +81,7 @@ def calibrate_index(index: CopyIndex, describer: ImageDescriber, paths: Sequence
             again = [row for row in looked_at if saved_again(names[row], records[places[row]].path)]
         except DataError as error:
             again = []
-            warnings = (f"background images that are in the index, saved again, were not looked for: {error}",)
+            warnings = (f"did not look for background images that are indexed images saved again: {error}",)
         left_out[SAVED_AGAIN] = len(again)
         order = order[~np.isin(order, again)]
     kept = np.sort(order)
@@ -85,7 +99,7 @@ def calibrate_index(index: CopyIndex, describer: ImageDescriber, paths: Sequence
 
 
 def saved_again(first: str, second: str) -> bool:
-    """Whether two files hold the same picture but for size, compression or a little light; no, where one is gone."""
+    """Return whether two files hold one picture, up to size, compression or slight changes; False if one is gone."""
     try:
         return looks_the_same(load_image(first).image, load_image(second).image)
     except (DataError, OSError):
@@ -93,16 +107,16 @@ def saved_again(first: str, second: str) -> bool:
 
 
 def own_background_score(background: np.ndarray, norm: ScoreNorm) -> np.ndarray:
-    """Return what each background image scores on the others."""
+    """Return the background score of each background image among the others."""
     from ascl.index.exact import nearest_references
 
     if not 0 <= norm.start <= norm.end:
-        raise DataError(f"score normalisation from place {norm.start} to {norm.end}: give 0 <= start <= end")
+        raise DataError(f"score normalization from place {norm.start} to {norm.end}: give 0 <= start <= end")
     if len(background) < norm.end + 2:
-        raise DataError(f"{len(background)} background images are too few for a score normalisation by place {norm.end}"
-                        f" (from 0): it takes {norm.end + 2}")
+        raise DataError(f"{len(background)} background images are too few for score normalization with place {norm.end}"
+                        f" (from 0): give at least {norm.end + 2}")
     found, scores = nearest_references(background, background, norm.end + 2, metric="ip")
     own = found == np.arange(len(background))[:, None]
-    own[~own.any(axis=1), -1] = True  # as many equal ones before it: the last is as good
+    own[~own.any(axis=1), -1] = True  # equal images took its place, and the last of them is as good
     others = scores[~own].reshape(len(background), norm.end + 1)
     return others[:, norm.start :].mean(axis=1)

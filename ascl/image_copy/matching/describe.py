@@ -1,4 +1,4 @@
-"""Images on disk into rows of an index: finding them, decoding, describing, and telling which cannot be used."""
+"""From images on disk to rows of an index: decode and describe them, and report those that cannot be used."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ascl.image_copy.descriptors.choice import ImageDescriber
 from ascl.images.loader import Decoder
 from ascl.index.store import Images
 
-CONFIRMED_TOGETHER = 1024   # images: what a kill can cost
-SMALLEST_SIDE = 16          # pixels of the shorter side: less shows too little to be told from others
+CONFIRMED_TOGETHER = 1024   # images: the work that a kill can cost
+SMALLEST_SIDE = 16          # pixels of the short side; smaller images show too little to be distinguished
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,18 @@ class Skipped:
 class ReadOptions:
     """How images are read and described."""
 
-    batch_size: int = 32  # images in a forward pass
-    workers: int = 0  # processes that decode; 0 = none apart
-    skip_unreadable: bool = False  # leave images out that cannot be read or are too small, instead of stopping
-    progress: Callable[[int], Any] = lambda count: None  # told how many images have been gone through
+    batch_size: int = 32  # images per forward pass
+    workers: int = 0  # decoding processes; 0 = decode in this process
+    skip_unreadable: bool = False  # skip images that cannot be read or are too small, instead of stopping
+    progress: Callable[[int], Any] = lambda count: None  # gets the number of images processed since the last call
     together: int = CONFIRMED_TOGETHER  # images that are searched, or added and confirmed, at a time
 
 
 def described_images(describer: ImageDescriber, paths: Sequence[Path], options: ReadOptions,
                      skipped: list[Skipped]) -> Iterator[Images]:
-    """Describe images, `options.together` at a time, in their order; those that cannot be used go to `skipped`.
+    """Yield the rows of images, `options.together` at a time, in order; add those that cannot be used to `skipped`.
 
-    DataError: an image that cannot be used and is not to be skipped, a descriptor that is not finite.
+    Raises DataError if an image cannot be used and `options` do not skip it, or if a descriptor is not finite.
     """
     decoder = Decoder(paths, range(len(paths)), describer.prepare, options.workers)
     for first in range(0, len(paths), options.together):
@@ -82,5 +82,5 @@ def _usable(decoder: Decoder, count: int, paths: Sequence[Path], options: ReadOp
 
 
 def digest_of(path: Path) -> np.ndarray:
-    """Return (32,) uint8, SHA-256 of a file."""
+    """Return (32,) uint8, the SHA-256 of a file."""
     return np.frombuffer(bytes.fromhex(sha256_of(path)), np.uint8)

@@ -1,4 +1,4 @@
-"""The model that an index is made with: recorded in the index, and the same at every later call."""
+"""The model that an index is made with: recorded in the index and required by every later call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ascl.index.store import CopyIndex
 
 def create_index(folder: str | os.PathLike, choice: DescriberChoice, describer: ImageDescriber,
                  **options: Any) -> CopyIndex:
-    """Make an index bound to the model; `options` as `CopyIndex.create`."""
+    """Create an index bound to the model; `options` as for `CopyIndex.create`."""
     model = {"name": describer.model, "settings": describer.settings, "choice": asdict(choice.with_whole_paths()),
              "orders_norms": describer.orders_norms}
     metric: Metric = "hamming" if describer.settings.get("kind") == "phash" else "ip"
@@ -27,24 +27,26 @@ def recorded_choice(index: CopyIndex) -> DescriberChoice:
 
 
 def describer_of(index: CopyIndex, choice: DescriberChoice | None = None, device: str = "cpu") -> ImageDescriber:
-    """Open the model that the index was made with, by `choice` where it is elsewhere now.
+    """Open the model that the index was made with; `choice` says where it is if it has moved.
 
-    DataError: it cannot be opened, or it is another model, or prepares images otherwise (named).
+    Raises DataError if it cannot be opened, is another model, or prepares images differently (each difference is
+    named).
     """
     try:
         describer = make_describer(choice or recorded_choice(index), device)
     except DataError as error:
         if choice is not None:
             raise
-        raise DataError(f"{error}\n{index.folder} was made by {index.state.model['name']}; if that has moved, say "
+        raise DataError(f"{error}; {index.folder} was made by {index.state.model['name']}: if that has moved, say "
                         "where it is, as when the index was made") from error
     recorded = index.state.model
     if describer.model != recorded["name"]:
-        raise DataError(f"{index.folder} was made by {recorded['name']}, and not by {describer.model}: their "
-                        "descriptors cannot be compared. Use that model, or index the images again with this one")
+        raise DataError(f"{index.folder} was made by {recorded['name']}, not by {describer.model}: their descriptors "
+                        "cannot be compared. Use that model, or index the images again with this one")
     found, wanted = describer.settings, recorded["settings"]
     differing = [f"{key} was {wanted.get(key)!r} and is now {found.get(key)!r}" for key in sorted({*found, *wanted})
                  if found.get(key) != wanted.get(key)]
     if differing:
-        raise DataError(f"{index.folder} was made by {recorded['name']} with other settings: {'; '.join(differing)}")
+        raise DataError(f"{index.folder} was made by {recorded['name']} with other settings: {'; '.join(differing)}. "
+                        "Use those settings, or index the images again with these")
     return describer

@@ -1,4 +1,4 @@
-"""Asking an index: the best matches of images, whether each is a copy, and in which direction."""
+"""Query an index: find the best matches of images, whether each is a copy, and in which direction."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ascl.index.calibration import Calibration, Rate
 from ascl.index.records import Record
 from ascl.index.store import CopyIndex, Images
 
-MARGIN = 0.02               # of the norms, relative
+MARGIN = 0.02               # relative difference of the norms up to which the direction is unclear
 DIRECTIONS = {Direction.A_COPIES_B: "query copies reference", Direction.B_COPIES_A: "reference copies query",
               Direction.UNCLEAR: "unclear"}
 
@@ -30,16 +30,16 @@ class Match:
     """An image of the index that resembles a query."""
 
     id: str
-    path: str  # where it came from
+    path: str  # the file that was added
     score: float  # inner product of the descriptors, or share of the hashes' bits that agree; 1 = the same
-    normalised: float | None  # the score after normalisation by the background, None without
-    direction: str  # one of `DIRECTIONS`; always `unclear` for a model whose norms were not trained to order
-    norm_ratio: float | None  # query's norm over reference's, None where the model has none
-    copy: bool | None  # the yes or no of the calibration, None without
-    false_positives: Rate | None  # how often an unrelated query reaches such a score, None without a calibration
+    normalised: float | None  # the score after normalization by the background; None without normalization
+    direction: str  # a value of `DIRECTIONS`; always `unclear` for a model whose norms were not trained to order
+    norm_ratio: float | None  # norm of the query over norm of the reference; None if the model has no norms
+    copy: bool | None  # whether the calibration accepts it as a copy; None without a calibration
+    false_positives: Rate | None  # how often an unrelated query reaches such a score; None without a calibration
 
     def to_dict(self) -> dict[str, Any]:
-        """Fit for JSON."""
+        """Return JSON values."""
         rate = None if self.false_positives is None else self.false_positives.to_dict()
         return {**vars(self), "false_positives": rate}
 
@@ -53,21 +53,28 @@ class Answer:
     matches: list[Match]
 
     def to_dict(self) -> dict[str, Any]:
-        """Fit for JSON."""
+        """Return JSON values."""
         return {"query": self.path, "id": self.id, "matches": [match.to_dict() for match in self.matches]}
 
 
 def query_images(index: CopyIndex, describer: ImageDescriber, paths: Sequence[Path], options: ReadOptions, *, k: int,
                  margin: float = MARGIN, exact: bool = False) -> tuple[list[Answer], list[Skipped]]:
-    """Return the best k matches of each image, and the images that could not be used.
+    """Return the k best matches of each image, and the images that could not be used.
 
-    `margin`: of the norms, see `ascl.asymmetry.direction`. `exact`: as `CopyIndex.search`. DataError: an empty index, k
-    < 1, a negative margin, or as `described_images`.
+    Args:
+        index, describer: the index, and the model that it was made with.
+        paths, options: the query images, and how to read them.
+        k: matches per query, >= 1; fewer if the index holds fewer images.
+        margin: of the norms, >= 0; see `ascl.asymmetry.direction`.
+        exact: as for `CopyIndex.search`.
+
+    Raises:
+        DataError: the index is empty, k < 1, the margin is negative or not finite, or as `described_images`.
     """
     if not len(index):
-        raise DataError(f"{index.folder} holds no image yet: add some first")
+        raise DataError(f"{index.folder} holds no images yet; add some first")
     if not 0 <= margin < math.inf:
-        raise DataError(f"a margin of {margin:g}: give 0 or more")
+        raise DataError(f"margin {margin:g}: give a finite number of at least 0")
     answers, skipped = list[Answer](), list[Skipped]()
     judge = _Judge(index)
     for images in described_images(describer, paths, options, skipped):
@@ -85,7 +92,7 @@ def query_images(index: CopyIndex, describer: ImageDescriber, paths: Sequence[Pa
 
 
 class _Judge:
-    """The calibration of an index at work on scores; without one there is no yes or no."""
+    """The verdicts of an index's calibration on scores; without a calibration there are none."""
 
     def __init__(self, index: CopyIndex) -> None:
         self.calibration = calibration_of(index)
@@ -93,11 +100,11 @@ class _Judge:
         self.holds = self.calibration is not None and calibrations.still_holds(self.calibration, index.state.added)
 
     def shifts(self, images: Images) -> np.ndarray:
-        """Return (N,) what the normalisation subtracts from every score of a query."""
+        """Return (N,), what the normalization subtracts from all scores of each query."""
         norm = None if self.calibration is None else self.calibration.score_norm
         if norm is None:
             return np.zeros(len(images.ids))
-        from ascl.image_copy.evaluation.score_norm import background_score  # with torch, which no other query needs
+        from ascl.image_copy.evaluation.score_norm import background_score  # imports torch, which is slow
 
         background = self.arrays["background"]
         return norm.weight * background_score(images.vectors, background, start=norm.start, end=norm.end)
@@ -117,15 +124,15 @@ class _Judge:
 
 
 def calibration_of(index: CopyIndex) -> Calibration | None:
-    """Return the calibration of an index, None without one."""
+    """Return the calibration of an index, or None."""
     stored = index.state.calibration
     return None if stored is None else Calibration.from_dict(stored)
 
 
 def write_answers(path: str | os.PathLike, answers: Sequence[Answer]) -> int:
-    """Write every match as a row of a predictions CSV, as the evaluation reads it; returns the number of rows.
+    """Write every match as a row of a predictions CSV, which the evaluation reads; return the number of rows.
 
-    DataError: two queries of one id.
+    Raises DataError if two queries have the same id.
     """
     from ascl.image_copy.evaluation.files import write_predictions
 

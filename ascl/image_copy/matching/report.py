@@ -1,4 +1,4 @@
-"""What an index holds and what it answers, as text for people and as values for JSON."""
+"""The content of an index and its answers, as text for people and as JSON values."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ascl.index.calibration import Calibration, Rate
 from ascl.index.search import import_faiss
 from ascl.index.store import CopyIndex
 
-REMOVED_SHARE = 0.25    # of the rows at which `compact` is worth telling
-UNORDERED = "never told: this model was not trained to give what shows more a larger norm, as ASL does"
+REMOVED_SHARE = 0.25    # of the rows, above which the report suggests `compact`
+UNORDERED = "always unclear: only a model trained like ASL gives what shows more a larger norm"
 NUMBERS = {"ip": "numbers in float32, inner product", "hamming": "bytes, share of bits that agree"}
 NAMED = {True: "yes", False: "no", None: "-"}
 
 
 def index_report(index: CopyIndex) -> dict[str, Any]:
-    """Return everything about an index, fit for JSON."""
+    """Return everything about an index, as JSON values."""
     state, calibration = index.state, calibration_of(index)
     compressed = {key: value for key, value in (state.compressed or {}).items() if key != "file"}
     return {"folder": str(index.folder), "images": state.images, "removed_rows": state.removed, "changes": state.change,
@@ -30,21 +30,21 @@ def index_report(index: CopyIndex) -> dict[str, Any]:
 
 
 def warnings_of(index: CopyIndex) -> list[str]:
-    """Return what a user should do something about."""
+    """Return what a user should act on."""
     state, calibration = index.state, calibration_of(index)
     warnings = [index.fault] if index.fault else []
     if calibration is not None:
         grown = calibrations.growth_warning(calibration, state.added)
         warnings += [*calibration.warnings, *([grown] if grown else [])]
     if state.removed > REMOVED_SHARE * state.rows:
-        warnings.append(f"{state.removed:,} of {state.rows:,} rows are of removed images: run `compact`")
+        warnings.append(f"{state.removed:,} of {state.rows:,} rows belong to removed images: run `compact`")
     if state.metric == "ip" and state.images > state.exact_up_to and import_faiss() is None:
-        warnings.append("without FAISS every query looks at every image: pip install 'ascl[search]'")
+        warnings.append("without FAISS every query is compared with every image: pip install 'ascl[search]'")
     return warnings
 
 
 def info_text(index: CopyIndex) -> str:
-    """Return `index_report` for people; warnings apart."""
+    """Return `index_report` as text for people, without the warnings."""
     report = index_report(index)
     lines = [f"{report['folder']}: {report['images']:,} images, {report['bytes'] / 2**20:.1f} MiB",
              f"model: {report['model']}",
@@ -55,34 +55,34 @@ def info_text(index: CopyIndex) -> str:
              f"search: {report['search']}"]
     about = report["compressed"]
     if about:
-        lines.append(f"recall against exact, other images nearest to {about['sampled']} of its own: @1 "
+        lines.append(f"recall against exact search, for {about['sampled']} of its own images: @1 "
                      f"{about['recall_at_1']:.3f}, @10 {about['recall_at_10']:.3f}; built over {about['rows']:,} rows")
     calibration = calibration_of(index)
-    lines += calibration_lines(calibration) if calibration else ["calibration: none, so no yes or no"]
+    lines += calibration_lines(calibration) if calibration else ["calibration: none, so no match is judged a copy"]
     return "\n".join(lines)
 
 
 def calibration_lines(made: Calibration) -> list[str]:
-    """Return a calibration for people; warnings apart."""
-    normalised = " after score normalisation" if made.score_norm else ""
+    """Return a calibration as lines for people, without the warnings."""
+    normalised = " after score normalization" if made.score_norm else ""
     lines = [f"calibration: a copy has a score of at least {made.threshold:.6g}{normalised}",
              f"false positives: {made.achieved.count} of {made.achieved.total:,} background images, wanted at most "
              f"{made.wanted:g}: {rate_text(made.achieved)}, {made.confidence:.0%} interval",
-             f"searched among {made.images:,} images; the rate is one of queries, by their best match"]
+             f"searched among {made.images:,} images; the rate is per query, by its best match"]
     if made.nearest:
-        lines.append("background images nearest to the index, none of which may show a copy: "
+        lines.append("background images nearest to the index; check that none is a copy: "
                      + "; ".join(f"{one.path} as {one.match}, {one.score:.4f}" for one in made.nearest))
     left_out = calibrations.listed(made.left_out)
     return lines + ([f"background images left out: {left_out}"] if left_out != "none" else [])
 
 
 def rate_text(rate: Rate | None) -> str:
-    """Return `0.001 [2.5e-05, 0.0056]`."""
+    """Return the rate and its interval as text: `0.001 [2.5e-05, 0.0056]`."""
     return "-" if rate is None else f"{rate.value:.2g} [{rate.low:.2g}, {rate.high:.2g}]"
 
 
 def answers_table(answers: Sequence[Answer]) -> str:
-    """Return the matches of every query, one block each."""
+    """Return the matches of all queries as text, one block per query."""
     blocks = []
     for answer in answers:
         rows = [("id", "score", "copy", "false-positive rate", "direction", "from"), *map(_cells, answer.matches)]

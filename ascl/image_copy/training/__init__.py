@@ -1,1 +1,1 @@
-"""Training of descriptors: batches, objectives (SSCD, RDCD, ASL), validation, the run."""
+"""Training of descriptors: data, batches, objectives (SSCD, RDCD, ASL), validation, and the run."""

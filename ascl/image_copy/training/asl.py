@@ -1,6 +1,6 @@
-"""ASL on its baseline: what is trained, and its step.
+"""ASL on its baseline: the model that is trained, and its training step.
 
-A step's signature is that of `ascl.training.loop.fit`: (model, batch, step, generator) -> metrics, among them "loss".
+A step has the signature that `ascl.training.loop.fit` expects: (model, batch, step, generator) -> metrics with "loss".
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ascl.losses import norm_triplet_loss, smoothed_cross_entropy, soft_triplet_
 
 
 class AslModel(nn.Module):
-    """A student, and the classifier of the training images, which is saved for the resume alone."""
+    """A student, and the classifier of the training images, which is saved only for a resume."""
 
     def __init__(self, settings: DescriptorSettings, classes: int) -> None:
         super().__init__()
@@ -37,16 +37,16 @@ class AslObjective:
     smoothing: float
     triplet_weight: float
     norm_ratio_weight: float  # 0 = the baseline alone
-    reading: PairSelection | Literal["triplet"]  # see `draw_pairs`; "triplet" orders all by a margin, not the ratio
-    margin: float  # of the reading "triplet"
+    reading: PairSelection | Literal["triplet"]  # see `draw_pairs`; "triplet" = all pairs, by a margin instead of ratio
+    margin: float  # for the reading "triplet"
 
     def __post_init__(self) -> None:
         names = ("classification_weight", "triplet_weight", "norm_ratio_weight")
         check_not_negative(**{name: getattr(self, name) for name in (*names, "margin")})
         if not any(getattr(self, name) for name in names):
-            raise ValueError("all weights of asl are 0: nothing would be trained")
+            raise ValueError("all weights of asl are 0, so nothing would be trained; set at least one above 0")
         if not 0 <= self.smoothing < 1:
-            raise ValueError(f"smoothing {self.smoothing}: has to lie in [0, 1)")
+            raise ValueError(f"smoothing {self.smoothing}: must be in [0, 1)")
 
     def __call__(
         self, model: AslModel, batch: IdentityBatch, step: int, generator: torch.Generator

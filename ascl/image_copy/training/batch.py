@@ -1,4 +1,4 @@
-"""What the workers hand to a training step."""
+"""The batches that a training step gets."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class ViewBatch:
     """Two views of each image."""
 
     pixels: Tensor  # (2, B, 3, S, S) uint8
-    items: Tensor  # (B,) int64 rows of the training images
-    ids: Sequence[str]  # of these
+    items: Tensor  # (B,) int64 indices of the training images
+    ids: Sequence[str]  # their ids
 
 
 @dataclass(frozen=True)
 class IdentityBatch:
-    """P identities of K images, the images of one after the other."""
+    """P identities of K images each; the images of an identity are consecutive."""
 
     pixels: Tensor  # (P * K, 3, S, S) uint8
     items: Tensor  # (P,) int64, the training image of each identity

@@ -1,4 +1,4 @@
-"""Training images on their way to the network: found, split, cached small, edited in workers."""
+"""Training images: split off the validation images, cache them reduced, and edit them in the workers."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ from ascl.image_copy.training.batch import IdentityBatch, ViewBatch
 from ascl.images.loader import Decoder
 from ascl.images.read import UnreadableImage, load_image
 
-MIXED_IN = 3  # other photos at hand for each image of an identity
-OTHERS_DRAW = SEED_END - 1  # of `sample_rng`: which photos those are; no view has this number
+MIXED_IN = 3  # other photos that an image of an identity can mix in
+OTHERS_DRAW = SEED_END - 1  # draw of `sample_rng` that selects them, counted down; views count up from 0
 
 
 def held_out(paths: Sequence[Path], share: float, most: int) -> tuple[list[Path], list[Path]]:
-    """Training images, and those kept from them for validation: the ones whose ids hash lowest.
+    """Return the training images and the images held out for validation, which are those whose ids hash lowest.
 
-    An image's name alone, and how many images there are, decide. Where others come to the folder, none that was trained
-    on is held out while the number held out stays the same; some that were held out are then trained on.
+    Only an image's name and the number of images decide. If images are added to the folder and the number held out
+    stays the same, no training image becomes a validation image, but some validation images become training images.
 
     Args:
-        share: of the images, in (0, 1). most: at most so many are held out.
+        share: of the images to hold out, in (0, 1).
+        most: largest number to hold out.
 
     Raises:
-        DataError: a side would be left with fewer than two images.
+        DataError: a side would have fewer than two images.
     """
     if not 0 < share < 1:
-        raise DataError(f"data.validation_share is {share}: has to lie between 0 and 1")
+        raise DataError(f"data.validation_share is {share}: must be between 0 and 1")
     count = min(most, round(share * len(paths)))
     if count < 2 or len(paths) - count < 2:
         raise DataError(
@@ -50,7 +51,7 @@ def held_out(paths: Sequence[Path], share: float, most: int) -> tuple[list[Path]
 
 @dataclass(frozen=True)
 class ShortSide:
-    """Reduces an image so that its short side is `side` pixels; a smaller image stays as it is. Picklable."""
+    """Reduction of an image to a short side of `side` pixels; smaller images stay as they are. Picklable."""
 
     side: int
 
@@ -63,7 +64,7 @@ class ShortSide:
 
 
 class Photos:
-    """Images decoded anew at each use, in the order of their `paths`."""
+    """Images in the order of their `paths`, decoded at every access."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = list(paths)
@@ -76,15 +77,15 @@ class Photos:
 
 
 class SmallImages(Photos):
-    """Images decoded once, reduced, and kept in memory as one array of bytes, which forked workers share.
+    """Images that are decoded once, reduced, and kept in memory as one array of bytes, which forked workers share.
 
-    `skipped` has (path, reason) of the unreadable images that were left out of `paths`.
+    `skipped` lists (path, reason) of the unreadable images, which `paths` does not contain.
     """
 
     def __init__(self, paths: Sequence[Path], side: int, *, workers: int, skip_unreadable: bool) -> None:
         """Decode in `workers` processes to a short side of `side` pixels.
 
-        Raises DataError: an unreadable image that is not to be skipped, or none that can be read.
+        Raises DataError if an image is unreadable and `skip_unreadable` is False, or if none can be read.
         """
         self.skipped: list[tuple[Path, str]] = []
         decoder = Decoder(paths, range(len(paths)), ShortSide(side), workers)
@@ -96,7 +97,7 @@ class SmallImages(Photos):
             elif skip_unreadable:
                 self.skipped.append((path, decoded.reason))
             else:
-                raise UnreadableImage(path, f"{decoded.reason}; data.skip_unreadable true leaves such images out")
+                raise UnreadableImage(path, f"{decoded.reason}; data.skip_unreadable true skips such images")
         if not images:
             raise DataError(f"none of the {len(paths)} images can be read")
         super().__init__(list(images))
@@ -104,7 +105,7 @@ class SmallImages(Photos):
         self._starts = np.cumsum([0, *(image.size for image in images.values())])
         self._bytes = np.empty(self._starts[-1], dtype=np.uint8)
         for path, start, end in zip(self.paths, self._starts, self._starts[1:], strict=False):
-            self._bytes[start:end] = images.pop(path).ravel()  # the two copies never lie in memory whole
+            self._bytes[start:end] = images.pop(path).ravel()  # popped one by one: memory never holds two full copies
 
     @property
     def nbytes(self) -> int:
@@ -116,7 +117,7 @@ class SmallImages(Photos):
 
 
 def readable(paths: Sequence[Path], *, workers: int) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """The images that can be decoded, and the others with their reasons; each file is read once."""
+    """Return the images that can be decoded, and the others with their reasons; read each file once."""
     decoder = Decoder(paths, range(len(paths)), ShortSide(1), workers)
     decoded = [(path, decoder.take()) for path in paths]
     return ([path for path, one in decoded if one.pixels is not None],
@@ -124,7 +125,7 @@ def readable(paths: Sequence[Path], *, workers: int) -> tuple[list[Path], list[t
 
 
 class Others(Sequence[Image.Image]):
-    """Some photos of a folder other than one of them, decoded when they are asked for: most edits mix in none."""
+    """Random photos of a folder, except one of them, decoded on access because most edits use none."""
 
     def __init__(self, images: Photos, item: int, rng: np.random.Generator) -> None:
         count = len(images)

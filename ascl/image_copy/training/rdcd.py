@@ -1,6 +1,6 @@
-"""RDCD: what is trained, and its step: a student, its momentum encoder, queues of earlier rows, a frozen teacher.
+"""RDCD: the model that is trained (student, momentum encoder, queues), and its training step with a frozen teacher.
 
-A step's signature is that of `ascl.training.loop.fit`: (model, batch, step, generator) -> metrics, among them "loss".
+A step has the signature that `ascl.training.loop.fit` expects: (model, batch, step, generator) -> metrics with "loss".
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ Distillation = Literal["rsd", "seed", "fkd", "none"]
 
 
 class RdcdModel(nn.Module):
-    """Student, its momentum encoder where there is one, and the queues of both; all of it is saved.
+    """The student, with MoCo its momentum encoder, and the queues; all of it is saved.
 
-    `bridge` leads to the teacher's dimension, for FKD with a student of another.
+    `bridge` projects to the teacher's dimension, for FKD with a student of another dimension.
     """
 
     def __init__(
         self, settings: DescriptorSettings, *, contrastive: Contrastive, distillation: Distillation, queue_size: int,
         teacher_dim: int | None,
     ) -> None:
-        """
+        """Build the parts that the two losses need.
+
         Raises:
-            DataError: distillation without a teacher, or by relations with a student of another dimension.
+            DataError: distillation without a teacher, or relational distillation to a student of another dimension.
         """
         super().__init__()
         self.student = Descriptor(settings)
@@ -53,18 +54,18 @@ class RdcdModel(nn.Module):
         if distillation == "none":
             return
         if teacher_dim is None:
-            raise DataError(f"distillation {distillation} needs a teacher: give one, or set distillation to none")
+            raise DataError(f"distillation {distillation} needs a teacher; give one, or set distillation to none")
         of_student = self.student.feature_dim
         if distillation != "fkd":
             if teacher_dim != of_student:
                 raise DataError(f"the teacher's vectors have {teacher_dim} dimensions and the student's feature "
-                                f"{of_student}: leave model.feature_dim out to take the teacher's")
+                                f"{of_student}: leave model.feature_dim out to use the teacher's")
             self.teacher_queue = EmbeddingQueue(queue_size, teacher_dim)
         elif teacher_dim != of_student:
             self.bridge = nn.Linear(of_student, teacher_dim)
 
     def restart_key(self) -> None:
-        """The key encoder as the student is now."""
+        """Set the key encoder to the student's current state."""
         if self.key is not None:
             self.key.load_state_dict(self.student.state_dict())
 
@@ -73,12 +74,12 @@ class RdcdModel(nn.Module):
 class RdcdObjective:
     """RDCD: a contrastive loss on the descriptor, distillation on the feature, and the hard-negative loss.
 
-    Order of a step: the key encoder follows the student, keys are made, losses are taken against the old queues, the
-    batch's rows (of all processes) are enqueued. The hard-negative loss looks at the key queue; with SimCLR, which has
-    none, at the keys of the other images of the batch.
+    A step updates the key encoder, computes the keys, computes the losses against the old queues, and then enqueues the
+    rows of the batch (of all processes). The hard-negative loss uses the key queue; SimCLR has no queue, so there it
+    uses the other images of the batch.
     """
 
-    teacher: Teacher | None  # sees the first view, as the student; None with distillation "none"
+    teacher: Teacher | None  # sees the first view, like the student; None with distillation "none"
     contrastive: Contrastive
     distillation: Distillation
     contrastive_weight: float
@@ -94,7 +95,7 @@ class RdcdObjective:
         check_positive(**{name: value for name, value in vars(self).items() if name.endswith("temperature")})
         check_not_negative(**{name: value for name, value in vars(self).items() if name.endswith("_weight")})
         if not 0 <= self.momentum <= 1:
-            raise ValueError(f"momentum {self.momentum}: has to lie between 0 and 1")
+            raise ValueError(f"momentum {self.momentum}: must be between 0 and 1")
 
     def __call__(self, model: RdcdModel, batch: ViewBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         first, second = batch.pixels.to(generator.device, non_blocking=True)
@@ -153,7 +154,7 @@ class RdcdObjective:
 
 
 def unit_rows(vectors: Tensor) -> Tensor:
-    """Rows of length 1 in float32, without gradients, as a queue takes them; a zero vector becomes the first axis."""
+    """Return rows of length 1 in float32, without gradients, for a queue; a zero vector becomes the first axis."""
     vectors = F.normalize(vectors.detach().float(), dim=1)
     axis = torch.zeros_like(vectors)
     axis[:, 0] = 1
@@ -162,12 +163,12 @@ def unit_rows(vectors: Tensor) -> Tensor:
 
 @torch.no_grad()
 def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
-    """key <- momentum * key + (1 - momentum) * query, parameter by parameter, in place (MoCo, equation 2).
+    """Set key <- momentum * key + (1 - momentum) * query for every parameter, in place (MoCo, equation 2).
 
-    Buffers are left alone: the key encoder's batch norm follows the keys that it sees itself. The modules are of one
-    architecture; ValueError for a momentum outside [0, 1].
+    Buffers do not change: the key encoder's batch norm follows the keys that it sees itself. Both modules have the same
+    architecture. Raises ValueError for a momentum outside [0, 1].
     """
     if not 0 <= momentum <= 1:
-        raise ValueError(f"momentum has to lie in [0, 1], got {momentum}")
+        raise ValueError(f"momentum must be in [0, 1], got {momentum}")
     for slow, fast in zip(key.parameters(), query.parameters(), strict=True):
         slow.lerp_(fast.detach().to(slow), 1 - momentum)

@@ -1,6 +1,6 @@
-"""SSCD (Pizzi et al. 2022): what is trained, and its step.
+"""SSCD (Pizzi et al. 2022): the model that is trained, and its training step.
 
-A step's signature is that of `ascl.training.loop.fit`: (model, batch, step, generator) -> metrics, among them "loss".
+A step has the signature that `ascl.training.loop.fit` expects: (model, batch, step, generator) -> metrics with "loss".
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ascl.losses import sscd_loss
 
 
 class SscdModel(nn.Module):
-    """A student and nothing else."""
+    """A student."""
 
     def __init__(self, settings: DescriptorSettings) -> None:
         super().__init__()
@@ -29,17 +29,17 @@ class SscdModel(nn.Module):
 
 @dataclass(frozen=True)
 class SscdObjective:
-    """SSCD: the two views of an image against all other images of the batch, of all processes together."""
+    """SSCD: the two views of an image against all other images in the batches of all processes."""
 
-    temperature: float  # see `sscd_loss`, also for the next
+    temperature: float  # see `sscd_loss`, as for the next
     entropy_weight: float
-    mixup: float = 0.0  # probability of each image to be mixed with another
+    mixup: float = 0.0  # probability that an image is mixed with another
 
     def __post_init__(self) -> None:
         check_positive(temperature=self.temperature)
         check_not_negative(entropy_weight=self.entropy_weight)
         if not 0 <= self.mixup <= 1:
-            raise ValueError(f"mixup {self.mixup}: a probability lies between 0 and 1")
+            raise ValueError(f"mixup {self.mixup}: a probability must be between 0 and 1")
 
     def __call__(self, model: SscdModel, batch: ViewBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         pixels = batch.pixels.to(generator.device, non_blocking=True)
@@ -47,7 +47,7 @@ class SscdObjective:
         if self.mixup:
             mixed = [mixed_images(view, generator, probability=self.mixup) for view in pixels]
             images, shares = (torch.cat(parts) for parts in zip(*mixed, strict=True))
-            # (2B, B) shares of this process's images -> (processes * 2B, processes * B): no image is in two processes
+            # (2B, B) shares of this process -> (processes * 2B, processes * B), because no image is in two processes
             labels = torch.block_diag(*rows_of_all(shares).split(len(shares)))
         else:
             images, labels = pixels.flatten(0, 1), rows_of_all(batch.items.to(generator.device).repeat(2))
@@ -58,6 +58,6 @@ class SscdObjective:
 
 
 def mean_cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Return the mean cosine of the rows of (B, d) and (B, d), for the log."""
+    """Return the mean cosine between the rows of (B, d) and (B, d), for the log."""
     with torch.no_grad():
         return F.cosine_similarity(a.float(), b.float(), dim=1).mean()

@@ -33,12 +33,12 @@ from ascl.training.run import loop_settings, train_run
 from ascl.training.schedule import Schedule, cosine, warmed_up
 
 DEFAULT_FEATURE_DIM = 512
-CENTRED_ON = 256  # views
-IMAGES = "images.txt"  # of a run: what it was trained and validated with, in order
+CENTERED_ON = 256  # views
+IMAGES = "images.txt"  # file of a run that lists its training and validation images, in order
 
 
 class CopyData(NamedTuple):
-    """Images of a run. skipped: (path, reason) of those that could not be read."""
+    """The images of a run; `skipped` lists (path, reason) of those that could not be read."""
 
     train: Photos
     validation: Photos
@@ -46,12 +46,12 @@ class CopyData(NamedTuple):
 
 
 def build_data(config: CopyConfig) -> CopyData:
-    """Return training and held-out images, in memory where `data.cache_side` says so."""
+    """Return training and held-out images, in memory if `data.cache_side` is set."""
     settings = config.data
     for name, least in (("workers", 0), ("validation_images", 2), ("cache_side", 1)):
         value = getattr(settings, name)
         if value is not None and value < least:
-            raise DataError(f"data.{name} is {value}: has to be at least {least}")
+            raise DataError(f"data.{name} is {value}: must be at least {least}")
     found = images_of(settings.images)
     skipped: list[tuple[Path, str]] = []
     if settings.cache_side is None and settings.skip_unreadable:
@@ -67,13 +67,13 @@ def build_data(config: CopyConfig) -> CopyData:
 
 
 def build_teacher(config: CopyConfig, train: Photos) -> Teacher | None:
-    """Load the teacher of an RDCD run; None where nothing is distilled."""
+    """Return the teacher of an RDCD run, or None without distillation."""
     if config.objective != "rdcd" and config.teacher.source is not None:
-        raise DataError(f"teacher.source says nothing to {config.objective}, which distils nothing; leave it out")
+        raise DataError(f"teacher.source has no effect on {config.objective}, which has no distillation; leave it out")
     if config.objective != "rdcd" or config.rdcd.distillation == "none":
         return None
     if config.teacher.source is None:
-        raise DataError("rdcd follows a teacher: set teacher.source, or set rdcd.distillation to none")
+        raise DataError("rdcd needs a teacher: set teacher.source, or set rdcd.distillation to none")
     return load_teacher(items=[path.stem for path in train.paths], **asdict(config.teacher))
 
 
@@ -90,7 +90,7 @@ def descriptor_settings(config: CopyConfig, teacher: Teacher | None) -> Descript
 def build_objective(
     config: CopyConfig, settings: DescriptorSettings, teacher: Teacher | None, classes: int
 ) -> tuple[nn.Module, StepLoss]:
-    """Return what is trained, and its step."""
+    """Return the model to train, and its training step."""
     if config.objective == "sscd":
         return SscdModel(settings), SscdObjective(**asdict(config.sscd))
     if config.objective == "asl":
@@ -104,7 +104,7 @@ def build_objective(
 
 
 def build_batches(config: CopyConfig, train: Photos, process: int, processes: int) -> TrainBatches:
-    """Return the training batches of one process; an image occurs once an epoch at most, in one process."""
+    """Return the training batches of one process; an image occurs at most once per epoch, in one process."""
     seed, size, workers, views = config.train.seed, config.views.size, config.data.workers, 1
     dataset: Views | Identities
     if config.objective == "asl":
@@ -116,16 +116,16 @@ def build_batches(config: CopyConfig, train: Photos, process: int, processes: in
     return TrainBatches(dataset, sampler, dataset.collate, workers=workers, process=process, processes=processes)
 
 
-def centre(model: Any, batches: TrainBatches, batch_size: int) -> None:
-    """Centre a fresh student on the first views of the run, and its momentum encoder with it."""
-    first = itertools.islice(batches(0, 0), -(-CENTRED_ON // batch_size))
-    model.student.centre(torch.cat([batch.pixels.flatten(0, -4) for batch in first])[:CENTRED_ON])
+def center(model: Any, batches: TrainBatches, batch_size: int) -> None:
+    """Center a fresh student on the first views of the run, and its momentum encoder with it."""
+    first = itertools.islice(batches(0, 0), -(-CENTERED_ON // batch_size))
+    model.student.center(torch.cat([batch.pixels.flatten(0, -4) for batch in first])[:CENTERED_ON])
     if isinstance(model, RdcdModel):
         model.restart_key()
 
 
 def build_schedule(config: CopyConfig, loop: LoopSettings, processes: int) -> Schedule:
-    """Return a cosine by step after a linear warm-up; see `CopyOptimizerConfig` for how the batch scales the rate."""
+    """Return a cosine after a linear warm-up; `CopyOptimizerConfig` says how the batch size scales the rate."""
     settings = config.optimizer
     factor = config.train.batch_size * processes / 256 if settings.lr_per_256 else 1.0
     schedule = cosine(settings.lr * factor, final=settings.final_lr * factor, total_steps=loop.total_steps)
@@ -133,13 +133,13 @@ def build_schedule(config: CopyConfig, loop: LoopSettings, processes: int) -> Sc
 
 
 def train(config: CopyConfig, *, resume: bool = False) -> Progress:
-    """Train one descriptor and leave everything in `config.out`: checkpoints, metrics, settings, environment.
+    """Train one descriptor and write everything to `config.out`: checkpoints, metrics, settings, environment.
 
-    Raises DataError, FileNotFoundError: images or settings that do not fit, before the first step.
+    Raises DataError or FileNotFoundError for unsuitable images or settings, before the first step.
     """
     accelerator = make_accelerator(mixed_precision=config.train.mixed_precision)
     data = build_data(config)
-    torch.manual_seed(config.train.seed)  # of the fresh weights
+    torch.manual_seed(config.train.seed)  # for the fresh weights
     with refused_settings():
         teacher = build_teacher(config, data.train)
         settings = descriptor_settings(config, teacher)
@@ -147,12 +147,12 @@ def train(config: CopyConfig, *, resume: bool = False) -> Progress:
         if config.train.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # the paper's; torch has none for CPUs
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # as in the paper; torch has none for CPUs
         if teacher is not None:
             teacher.to(accelerator.device)
         batches = build_batches(config, data.train, accelerator.process_index, accelerator.num_processes)
         if config.model.centred and not resume:
-            centre(model, batches, config.train.batch_size)
+            center(model, batches, config.train.batch_size)
         loop = loop_settings(config, batches.steps_per_epoch, select=config.train.select)
         learning_rate = build_schedule(config, loop, accelerator.num_processes)
         rates = config.optimizer
@@ -167,7 +167,7 @@ def train(config: CopyConfig, *, resume: bool = False) -> Progress:
         check_same_images(Path(config.out) / IMAGES, images)
 
     def validate_student(model: Any) -> dict[str, float]:
-        describe = accelerator.autocast()(model.student.describe)  # alone: a search in bfloat16 would count false ties
+        describe = accelerator.autocast()(model.student.describe)  # not the search: bfloat16 would make false ties
         seen = validate(describe, held_back, device=accelerator.device, tolerance=config.train.rank_tolerance)
         if accelerator.is_main_process:
             for warning in seen.warnings:
@@ -185,25 +185,24 @@ def train(config: CopyConfig, *, resume: bool = False) -> Progress:
 
 
 def check_same_images(path: Path, images: list[str]) -> None:
-    """Refuse to go on with other images: rows of queues and classes, order and the held-out side go by their places.
+    """Raise DataError if a resumed run has other images: classes, their order and the split depend on the images.
 
-    `path` lists what the run began with, `train ID` or `validation ID` a line.
-
-    Raises DataError: the list is gone, or images came, went, or changed sides or places.
+    `path` lists the images of the run's start, one `train ID` or `validation ID` per line. Images may not be added,
+    removed, moved between training and validation, or reordered, and the list must exist.
     """
     if not path.exists():
-        raise DataError(f"{path} is gone: which images the run was trained with is not known, so it cannot go on")
+        raise DataError(f"{path} is gone, so the images of the run are unknown and it cannot resume; start a new run")
     began = path.read_text(encoding="utf-8").splitlines()
     if began != images:
         before, now = (dict(line.split(" ", 1)[::-1] for line in lines) for lines in (began, images))
         changed = sum(before[image] != now[image] for image in before.keys() & now.keys())
         raise DataError(f"the images are not those that the run began with ({path}): {len(now.keys() - before.keys())} "
-                        f"came, {len(before.keys() - now.keys())} went, {changed} changed between training and "
+                        f"were added, {len(before.keys() - now.keys())} removed, {changed} moved between training and "
                         "validation. Put them back, or start a new run")
 
 
 def described(config: CopyConfig, data: CopyData, model: nn.Module, teacher: Teacher | None) -> list[str]:
-    """Return what is about to be trained, in the lines that a run begins with."""
+    """Return the lines that a run prints at its start: what it is about to train."""
     student = model.get_submodule("student")
     cache = ""
     if config.data.cache_side is not None:
@@ -211,9 +210,9 @@ def described(config: CopyConfig, data: CopyData, model: nn.Module, teacher: Tea
         cache = f", in memory with short sides of {config.data.cache_side} pixels ({size:.0f} MiB)"
     lines = [f"{len(data.train)} images to train with, {len(data.validation)} held out{cache}",
              f"{config.objective}: {config.model.backbone}, feature {student.feature_dim}, descriptor {student.dim}; "
-             f"{config.train.batch_size} originals a step"]
+             f"{config.train.batch_size} originals per step"]
     if data.skipped:
-        lines.append(f"{len(data.skipped)} unreadable images were left out, such as {data.skipped[0][0]}")
+        lines.append(f"skipped {len(data.skipped)} unreadable images, such as {data.skipped[0][0]}")
     if teacher is not None:
         lines.append(f"teacher: {teacher.model}, {teacher.dim} dimensions")
         if teacher.about.get("kind") == "cached":

@@ -1,4 +1,4 @@
-"""A small benchmark of held-out images in memory, by which a run chooses its best model and watches for collapse."""
+"""A small in-memory benchmark of held-out images, with which a run selects its best model and detects collapse."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from ascl.index.exact import nearest_references
 STRENGTHS = (0.15, 0.5, 0.85)  # of the edits, in turn
 CROP_STRENGTHS = (0.2, 0.5, 0.8)
 NEIGHBOURS = 10
-SHOWS_LESS = 0.9  # content scale below which a copy counts for the order of norms
+SHOWS_LESS = 0.9  # content scale below which a copy counts for `ordered_copies`
 
 
 class ValidationSet(NamedTuple):
-    """Held-out originals, an edited copy and a crop of each; row i of all comes from photo i."""
+    """Held-out originals, with an edited copy and a crop of each; row i of all tensors comes from photo i."""
 
-    references: Tensor  # this and the next two: (N, 3, S, S) uint8
+    references: Tensor  # (N, 3, S, S) uint8, as the next two
     queries: Tensor
     crops: Tensor
     scales: Tensor  # (N,) float64 content scale of the queries
@@ -57,12 +57,13 @@ class _Copies(Dataset):
 def make_validation_set(
     images: Photos, mixed_in: Photos, prepare: SquarePixels, *, seed: int, workers: int
 ) -> ValidationSet:
-    """The same for the same images and seed, whatever the number of workers.
+    """Return the validation set of held-out photos; it depends on the images and the seed, not on the workers.
 
     Args:
-        images: held-out photos, at least two. prepare: an image to the square that the descriptor takes.
-        mixed_in: photos that overlays and collages take; none of `images`, or a query would show two references and
-            one true pair would count as false.
+        images: held-out photos, at least two.
+        mixed_in: photos for overlays and collages. None of them may be in `images`: a query that shows two references
+            would make a true pair count as false.
+        prepare: scales an image to the square that the descriptor takes.
     """
     loader = DataLoader(_Copies(images, mixed_in, prepare, seed), batch_size=16, num_workers=workers)
     return ValidationSet(*map(torch.cat, zip(*loader, strict=True)))
@@ -72,16 +73,16 @@ def validate(
     describe: Callable[[Tensor], tuple[Tensor, Tensor]], data: ValidationSet, *, device: torch.device, tolerance: float,
     batch_size: int = 128,
 ) -> Health:
-    """Measure a descriptor on a validation set, with the collapse monitor.
+    """Return the metrics of a descriptor on a validation set, with those of the collapse monitor.
 
     Args:
         describe: (B, 3, S, S) pixels on the device -> vectors (B, d) and content norms (B,).
-        tolerance: of the rank, see `monitor.spectrum`.
+        tolerance: for the rank, see `monitor.spectrum`.
 
     Returns:
-        Health; beside the monitor's, its metrics are `muap` and `recall_at_1` in [0, 1] (the 10 nearest references of
-        each query are the candidates), `ordered_crops` and `ordered_copies`: share of the crops, and of the copies that
-        show less than 0.9 of their original, whose norm is smaller than the original's.
+        `Health`. Its metrics add to the monitor's: `muap` and `recall_at_1` in [0, 1], with the 10 nearest references
+        of each query as candidates; `ordered_crops` and `ordered_copies`, the share of crops, and of copies that show
+        less than 0.9 of their original, whose norm is smaller than the original's.
     """
     def described(images: Tensor) -> tuple[Tensor, Tensor]:
         vectors, norms = map(torch.cat, zip(*(describe(x.to(device)) for x in images.split(batch_size)), strict=True))

@@ -190,12 +190,12 @@ def test_settings_hold_all_that_decides_the_numbers():
     ("wrong", "message"),
     [
         ({"min_regions": 10}, "selection fixed gives one number of regions, not 10 to 36; use selection adaptive"),
-        ({"min_regions": 0, "max_regions": 0}, "min_regions 0 and max_regions 0: want 1 <= "),
-        ({"selection": "adaptive", "max_regions": 61}, "max_regions 61: want 1 <= .* <= 60, the number of proposals"),
-        ({"selection": "adaptive", "min_regions": 9, "max_regions": 8}, "want 1 <= min_regions <= max_regions"),
-        ({"score_threshold": 20.0}, "score_threshold 20.0 is no probability"),
-        ({"nms_threshold": 1.0}, "nms_threshold 1.0 is no overlap"),
-        ({"short_side": 700, "long_side": 600}, "short_side 700, long_side 600: want 16 <= short <= long"),
+        ({"min_regions": 0, "max_regions": 0}, "min_regions 0 and max_regions 0: expected 1 <= "),
+        ({"selection": "adaptive", "max_regions": 61}, "max_regions 61: expected 1 <= .* <= 60, the number"),
+        ({"selection": "adaptive", "min_regions": 9, "max_regions": 8}, "expected 1 <= min_regions <= max_regions"),
+        ({"score_threshold": 20.0}, "score_threshold 20.0 is not a probability"),
+        ({"nms_threshold": 1.0}, "nms_threshold 1.0 is not an overlap"),
+        ({"short_side": 700, "long_side": 600}, "short_side 700, long_side 600: expected 16 <= short <= long"),
     ],
 )
 def test_settings_out_of_range_say_what_is_wanted(wrong, message):
@@ -203,7 +203,7 @@ def test_settings_out_of_range_say_what_is_wanted(wrong, message):
         BottomUpBackend("random:0", shape=SMALL, **wrong)
 
 
-def test_names_stand_at_their_ids(tmp_path):
+def test_names_are_at_their_ids(tmp_path):
     objects, attributes = tmp_path / "objects_vocab.txt", tmp_path / "attributes_vocab.txt"
     objects.write_bytes(b"yolk\r\nGoal\r\nbathroom,bath room\r\nd\r\ne\r\nf\r\ng\r\nh\r\ni")  # line ends as published
     attributes.write_text("gray,grey\nmulti colored,multi-colored\nc\nd\ne\n")
@@ -223,7 +223,7 @@ def test_names_stand_at_their_ids(tmp_path):
 def test_vocabularies_that_do_not_fit_are_refused(tmp_path):
     path = tmp_path / "objects_vocab.txt"
     path.write_text("a\nb\n")
-    with pytest.raises(DataError, match="objects_vocab.txt: 2 lines where the weights know 3 names"):
+    with pytest.raises(DataError, match="objects_vocab.txt: 2 lines, but the weights have 3 names"):
         read_names(str(path), 3, "first")
     path.write_text("a\n,b\n")
     with pytest.raises(DataError, match="line 2 has no name"):

@@ -42,7 +42,7 @@ def run(backend: Detectron2Backend, *images: Image.Image) -> dict[str, np.ndarra
 
 def test_without_detectron2_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "detectron2", None)  # what an import finds where there is none
-    with pytest.raises(DataError, match=r"detectron2, which is not there; install it with python -m pip install .*git"):
+    with pytest.raises(DataError, match=r"needs detectron2; install it with python -m pip install .*git"):
         Detectron2Backend(ZOO.format("C4"), "random:0")
 
 
@@ -57,9 +57,9 @@ def test_importing_the_backend_imports_no_detectron2(detectron2):
         ({"max_regions": 0}, "max_regions 0: give at least 1"),
         ({"min_size": -1}, "min_size -1: give pixels"),
         ({"max_size": 0}, "max_size 0: give at least 1 pixel"),
-        ({"nms_threshold": 1.5}, "nms_threshold 1.5: an IoU is within 0 and 1"),
-        ({"score_threshold": -0.1}, "score_threshold -0.1: a score is within 0 and 1"),
-        ({"score_threshold": math.nan}, "score_threshold nan: a score is within 0 and 1"),
+        ({"nms_threshold": 1.5}, "nms_threshold 1.5: give an IoU between 0 and 1"),
+        ({"score_threshold": -0.1}, "score_threshold -0.1: give a score between 0 and 1"),
+        ({"score_threshold": math.nan}, "score_threshold nan: give a score between 0 and 1"),
     ],
 )
 def test_numbers_out_of_range_are_refused(arguments, message):
@@ -345,7 +345,7 @@ def test_half_precision_gives_each_proposal_nearly_its_feature(
     assert not np.array_equal(output["regions"], run(full, image)["regions"])
 
 
-def test_a_network_without_a_finite_box_is_told(detectron2_checkpoint, narrow):
+def test_a_network_without_a_finite_box_is_refused(detectron2_checkpoint, narrow):
     def spoil(state):
         state["roi_heads.box_predictor.cls_score.bias"][:] = math.nan
 

@@ -1,4 +1,4 @@
-"""Configs and weights for detectron2: what fits is loaded whole, everything else is told.
+"""Configs and weights for detectron2: what fits is loaded completely, everything else is refused with a reason.
 
 Skipped where detectron2 is not installed: it is on no package registry.
 """
@@ -111,7 +111,7 @@ def test_without_a_network_default_weights_say_what_to_fetch(detectron2, monkeyp
     monkeypatch.setattr(PathManager, "get_local_path", unreachable)
     with pytest.raises(DataError, match=r"could not be downloaded from https://.*\.pkl .*no route.*give its path"):
         Detectron2Backend(ZOO.format("FPN"))
-    with pytest.raises(DataError, match="zoo has no weights of PascalVOC-Detection/faster_rcnn_R_50_FPN.yaml"):
+    with pytest.raises(DataError, match="zoo has no weights for PascalVOC-Detection/faster_rcnn_R_50_FPN.yaml"):
         Detectron2Backend("PascalVOC-Detection/faster_rcnn_R_50_FPN.yaml")
 
 
@@ -124,7 +124,7 @@ def test_files_that_are_no_weights_are_refused(detectron2_checkpoint, tmp_path, 
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(DataError, match=f"{name}: not a whole file of weights that detectron2 can read"):
+        with pytest.raises(DataError, match=f"{name}: damaged, or not weights that detectron2 can read"):
             Detectron2Backend(ZOO.format("FPN"), str(tmp_path / name), options=narrow)
     with pytest.raises(DataError, match="absent.pth: no such file of weights"):
         Detectron2Backend(ZOO.format("FPN"), str(tmp_path / "absent.pth"))
@@ -147,7 +147,7 @@ def test_files_that_are_no_weights_are_refused(detectron2_checkpoint, tmp_path, 
     ],
 )
 def test_other_detectors_are_refused_by_name(detectron2, config, part):
-    with pytest.raises(DataError, match=f"{config} is no Faster R-CNN .*{part}"):
+    with pytest.raises(DataError, match=f"{config} is not a Faster R-CNN .*{part}"):
         Detectron2Backend(config, "random:0")
 
 
@@ -168,7 +168,7 @@ def test_a_config_by_its_path_is_the_zoos(detectron2_checkpoint, tmp_path, narro
     own, zoo = (Detectron2Backend(config, weights, options=narrow) for config in (str(path), ZOO.format("FPN")))
     assert own.settings == zoo.settings | {"config": "own.yaml", "config_sha256": own.settings["config_sha256"]}
     assert same_weights(own.model, zoo.model)
-    with pytest.raises(DataError, match="own.yaml is no name of detectron2's model zoo; give the path of its weights"):
+    with pytest.raises(DataError, match="own.yaml is not a name in detectron2's model zoo; give the path"):
         Detectron2Backend(str(path))
 
 
@@ -184,7 +184,7 @@ def test_configs_that_cannot_be_read_say_why(detectron2, tmp_path):
         with pytest.raises(DataError, match=f"{name}: detectron2 cannot read this config"):
             Detectron2Backend(str(tmp_path / name), "random:0")
     assert not marker.exists()
-    with pytest.raises(DataError, match="no such file, and no such name .* near: .*faster_rcnn_R_50_FPN_3x.yaml"):
+    with pytest.raises(DataError, match="no such file, and no such name .* names: .*faster_rcnn_R_50_FPN_3x.yaml"):
         Detectron2Backend("faster_rcnn_R50_FPN_3x.yaml", "random:0")
     with pytest.raises(DataError, match="give a yaml, by its name"):
         Detectron2Backend("COCO-Detection/retinanet_R_50_FPN_1x.py", "random:0")
@@ -200,12 +200,12 @@ def test_configs_that_cannot_be_read_say_why(detectron2, tmp_path):
         (["INPUT.FORMAT", "L"], "its input format is L, not BGR or RGB"),
     ],
 )
-def test_options_that_cannot_be_are_told(detectron2, options, message):
+def test_impossible_options_are_refused(detectron2, options, message):
     with pytest.raises(DataError, match=message):
         Detectron2Backend(ZOO.format("FPN"), "random:0", options=options)
 
 
-def test_a_setuptools_without_pkg_resources_is_told(detectron2, monkeypatch):
+def test_a_setuptools_without_pkg_resources_is_named(detectron2, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("detectron2.model_zoo")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pkg_resources", None)

@@ -262,7 +262,7 @@ def test_any_one_missing_tensor_is_refused(kind, tmp_path):
     optional = [name for name in state if name.endswith("num_batches_tracked")] + [ANCHORS]
     for name in [name for name in state if name not in optional][::5]:
         less = {other: value for other, value in state.items() if other != name}
-        with pytest.raises(DataError, match="missing|no checkpoint"):
+        with pytest.raises(DataError, match="missing|not a checkpoint"):
             load_detector(str(write(less, kind, tmp_path)), SMALL)
 
 
@@ -279,16 +279,16 @@ def test_permuted_values_are_refused_where_shapes_differ_and_batch_counters_are_
 
 def test_files_that_are_no_checkpoint_of_this_detector_are_refused(tmp_path):
     torch.save({"conv1.weight": torch.zeros(1), "fc.bias": torch.zeros(1)}, tmp_path / "resnet.pth")
-    with pytest.raises(DataError, match="resnet.pth: no checkpoint of the bottom-up.*begins with conv1.weight, fc"):
+    with pytest.raises(DataError, match="resnet.pth: not a checkpoint of the bottom-up.*begins with conv1.weight, fc"):
         load_detector(str(tmp_path / "resnet.pth"), SMALL)
-    with pytest.raises(DataError, match=r"beside `model` it holds 1 \(trainer\)"):
+    with pytest.raises(DataError, match=r"besides `model` it holds 1 \(trainer\)"):
         load_detector(str(write(published_state("caffe"), "caffe", tmp_path, trainer={})), SMALL)
     load_detector(str(write(published_state("caffe"), "caffe", tmp_path, optimizer={"state": {}}, scheduler={})), SMALL)
     torch.save({"model": {"a": "text"}}, tmp_path / "text.pth")
-    with pytest.raises(DataError, match=r"1 \(a\) are no tensors of numbers"):
+    with pytest.raises(DataError, match=r"not all values are tensors of numbers: 1 \(a\)"):
         load_detector(str(tmp_path / "text.pth"), SMALL)
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
-    with pytest.raises(DataError, match="holds a list where a dictionary"):
+    with pytest.raises(DataError, match="holds a list instead of a dictionary"):
         load_detector(str(tmp_path / "list.pth"), SMALL)
     with pytest.raises(DataError, match="absent.pkl: no such file"):
         load_detector(str(tmp_path / "absent.pkl"), SMALL)
@@ -300,7 +300,7 @@ def test_files_cut_short_are_refused(kind, share, tmp_path):
     path = write(published_state(kind), kind, tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(DataError, match="not a whole file of tensors alone"):
+    with pytest.raises(DataError, match="damaged, or not a file of tensors only"):
         load_detector(str(path), SMALL)
 
 
@@ -326,7 +326,7 @@ def test_a_malicious_pickle_is_refused_and_nothing_runs(suffix, protocol, tmp_pa
     assert mark.exists()  # the fault is a real one
     mark.unlink()
     path.write_bytes(content)
-    with pytest.raises(DataError, match="not a whole file of tensors alone"):
+    with pytest.raises(DataError, match="damaged, or not a file of tensors only"):
         load_detector(str(path), SMALL)
     assert not mark.exists()
 

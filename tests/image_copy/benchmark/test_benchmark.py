@@ -203,7 +203,7 @@ def test_unreadable_tiny_and_duplicate_photos_are_left_out_with_their_reason(pho
     assert "2 unreadable" in done.summary() and "skipped.csv" in done.summary()
 
 
-def test_too_few_photos_are_told_with_the_numbers(photos, tmp_path):
+def test_too_few_photos_are_refused_with_the_numbers(photos, tmp_path):
     (tmp_path / "photos").mkdir()
     for path in sorted(photos.glob("*.jpg"))[:5]:
         shutil.copy(path, tmp_path / "photos")
@@ -222,7 +222,7 @@ def test_empty_folders_duplicate_ids_and_an_existing_folder_are_refused(photos, 
     with pytest.raises(DataError, match="no such folder"):
         make_benchmark(tmp_path / "nowhere", tmp_path / "out", SMALL)
     shutil.copytree(photos, tmp_path / "photos")
-    with pytest.raises(DataError, match="lies in the folder of photos"):
+    with pytest.raises(DataError, match="is in the folder of photos"):
         make_benchmark(tmp_path / "photos", tmp_path / "photos" / "new" / "out", SMALL)
     (tmp_path / "existing").mkdir()
     with pytest.raises(DataError, match="exists already"):
@@ -284,7 +284,7 @@ def test_a_killed_run_leaves_no_benchmark_and_the_next_one_makes_it(photos, tmp_
 def test_a_strangers_folder_and_another_process_are_left_alone(photos, tmp_path):
     (tmp_path / "out.tmp").mkdir()
     (tmp_path / "out.tmp" / "thesis.tex").write_text("years of work")
-    with pytest.raises(DataError, match="no unfinished benchmark"):
+    with pytest.raises(DataError, match="not an unfinished benchmark"):
         make_benchmark(photos, tmp_path / "out", SMALL)
     assert (tmp_path / "out.tmp" / "thesis.tex").read_text() == "years of work"
     with FileLock(tmp_path / ".other.lock"), pytest.raises(DataError, match="another process"):

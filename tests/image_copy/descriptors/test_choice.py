@@ -25,19 +25,19 @@ def test_what_is_given_and_what_was_recorded(options, recorded, wanted):
 
 
 @pytest.mark.parametrize(("options", "problem"), [
-    ({"weights": "w.pth"}, "weights says nothing without a model"),
-    ({"checkpoint": "run", "normalize": "half"}, "normalize says nothing of a checkpoint; leave it out"),
-    ({"model": "a.pt", "pool": "gem"}, "pool says nothing of a torchscript"),
-    ({"method": "phash", "resize": "crop"}, "resize says nothing of a phash"),
-    ({"checkpoint": "run", "input_size": 0}, "input_size 0: at least 1"),
+    ({"weights": "w.pth"}, "weights has no effect without a model"),
+    ({"checkpoint": "run", "normalize": "half"}, "normalize does not apply to a checkpoint; leave it out"),
+    ({"model": "a.pt", "pool": "gem"}, "pool does not apply to a torchscript"),
+    ({"method": "phash", "resize": "crop"}, "resize does not apply to a phash"),
+    ({"checkpoint": "run", "input_size": 0}, "input_size 0: give at least 1"),
 ])
 def test_what_is_refused(options, problem):
     with pytest.raises(DataError, match=problem):
         DescriberChoice.from_options(options)
 
 
-def test_a_hash_is_no_network_and_other_kinds_are_named():
-    with pytest.raises(DataError, match="no network"):
+def test_a_hash_is_not_a_network_and_other_kinds_are_named():
+    with pytest.raises(DataError, match="not a network"):
         make_network_describer(DescriberChoice("phash"), "cpu", "float32")
     with pytest.raises(DataError, match="kind 'sift': choose one of checkpoint, torchscript, backbone, phash"):
         DescriberChoice("sift")

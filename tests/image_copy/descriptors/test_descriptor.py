@@ -233,7 +233,7 @@ def test_norms_order_only_what_was_trained_to(run, tmp_path, objective, weight, 
     assert load_descriptor(tmp_path).orders_norms is expected and not load_descriptor(run[0]).orders_norms
 
 
-def test_what_is_no_run_is_refused(tmp_path):
+def test_folders_and_files_that_are_not_runs_are_refused(tmp_path):
     with pytest.raises(DataError, match="no checkpoint in"):
         read_descriptor(tmp_path)
     (tmp_path / "best.pt").write_bytes(b"half a file")

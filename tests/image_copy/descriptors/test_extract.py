@@ -96,7 +96,7 @@ def test_a_killed_extraction_goes_on_where_it_stopped(tmp_path, photos, run):
     with pytest.raises(Killed):
         extract_descriptors(Killing(describer), paths, out, **how)
     assert not out.exists()
-    with pytest.raises(ValueError, match="go on with resume"):
+    with pytest.raises(ValueError, match="continue with resume"):
         extract_descriptors(describer, paths, out, **how)
     done = extract_descriptors(describer, paths, out, resume=True, **how)
     assert done.extracted == 5 and done.shapes["vectors"] == (11, 8)
@@ -158,8 +158,8 @@ def test_unreadable_images_stop_or_are_listed(tmp_path, run, tool, capsys):
 
 
 @pytest.mark.parametrize(("more", "code", "message"), [
-    (["--weights", "default"], 1, "weights says nothing of a checkpoint"),
-    (["--normalize", "half"], 1, "normalize says nothing of a checkpoint"),
+    (["--weights", "default"], 1, "weights does not apply to a checkpoint"),
+    (["--normalize", "half"], 1, "normalize does not apply to a checkpoint"),
     (["--input-size", "0"], 2, "input_size: expected a whole number of at least 1, got 0"),
     (["--images", "no/such/folder"], 1, "no such image or folder"),
     (["--device", "cuda:77"], 1, "no such device"),

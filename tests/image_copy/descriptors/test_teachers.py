@@ -20,7 +20,7 @@ from ..training_cases import BACKBONE, SIDE, tiny
 
 
 class Script(nn.Module):
-    """As the published files: normalised pixels to vectors; batch norm shows whether it is in evaluation mode."""
+    """As the published files: normalized pixels to vectors; batch norm shows whether it is in evaluation mode."""
 
     def __init__(self, unit: bool):
         super().__init__()
@@ -62,7 +62,7 @@ def test_a_torchscript_file_sees_normalize_pixels(scripts):
         assert torch.allclose(larger.embed(pixels(), ()), networks[False](normalize_pixels(resized, "half")), atol=1e-6)
 
 
-def test_norms_of_a_network_that_normalises_say_nothing(scripts):
+def test_norms_of_a_network_that_normalizes_are_not_used(scripts):
     for unit, expected in ((True, False), (False, True)):
         teacher = load_teacher(str(scripts[0] / f"{unit}.torchscript.pt"))
         describer = teacher_describer(teacher, input_size=SIDE, resize="squash")
@@ -120,7 +120,7 @@ def test_cached_descriptors_are_found_by_the_ids_of_the_images(tmp_path):
         teacher_describer(teacher, input_size=SIDE, resize="squash")
 
 
-def test_what_is_no_teacher_is_named(tmp_path):
+def test_sources_that_are_not_teachers_are_named(tmp_path):
     for name in ("no/such/file.pt", "sscd.torchscript.pt"):
         with pytest.raises(DataError, match="no such file or run"):
             load_teacher(name)

@@ -93,7 +93,7 @@ def test_strengths_of_sscd():
     assert full == CopyAugmentation(96)
     assert weak.text == weak.sticker == weak.rotation == weak.quarter_turn == weak.jpeg == 0
     assert weak.blur_radius == (0.1, 2.0) and replace(weak, blur_radius=(1.0, 5.0)) == strong
-    with pytest.raises(ValueError, match="there are simclr"):
+    with pytest.raises(ValueError, match="use simclr"):
         augmentation_of("harder")
 
 

@@ -251,7 +251,7 @@ def test_color_changes_are_torchvisions():
             assert np.array_equal(np.asarray(jittered(image, {name: factor})), np.asarray(adjust(image, factor)))
 
 
-def test_hue_turns_keep_greys_and_luma_and_go_round():
+def test_hue_turns_keep_grays_and_luma_and_go_round():
     grey = Image.fromarray(np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2))
     assert abs(np.asarray(hue_shifted(grey, 0.2)).astype(int) - np.asarray(grey)).max() <= 1
     soft = Image.fromarray((np.asarray(photo()) // 4 + 96).astype(np.uint8))  # no clipping
@@ -265,7 +265,7 @@ def test_hue_turns_keep_greys_and_luma_and_go_round():
     assert near < far  # the same direction; HSV keeps other things than luma, so not the same colors
 
 
-def test_grey_pixelization_and_jpeg_are_what_they_are_called():
+def test_gray_pixelation_and_jpeg_are_what_they_are_called():
     pixels = np.asarray(EDITS["grey"](photo(), 0.0, sample_rng(0, 0)).image)
     assert abs(pixels - np.asarray(photo().convert("L"))[..., None].astype(int)).max() <= 1
     pixels = np.asarray(EDITS["grey"](photo(), 1.0, sample_rng(0, 0)).image)
@@ -375,7 +375,7 @@ def test_other_modes_empty_images_and_unknown_names_are_refused():
         EDITS["crop"](Image.new("L", (4, 4)), 0.5, sample_rng(0, 0))
     with pytest.raises(ValueError, match="0 x 4"):
         EDITS["crop"](Image.new("RGB", (0, 4)), 0.5, sample_rng(0, 0))
-    with pytest.raises(ValueError, match="no edit 'melt'; there are crop"):
+    with pytest.raises(ValueError, match="unknown edit 'melt'; use one of crop"):
         edit_chain(photo(), ["melt"], 0.5, sample_rng(0, 0))
 
 

@@ -70,7 +70,7 @@ def test_the_report_holds_the_metrics_and_the_protocol(run, data):
     counts = report["counts"]
     assert (counts["queries"], counts["references"], counts["distractor_references"]) == (40, 60, 45)
     assert (counts["ground_truth_pairs"], counts["distractor_queries"], counts["candidates"]) == (15, 25, 2400)
-    for text in ("500,000 best pairs over all queries", "wrong pair first", "net 1a", "codec: Flat", "muAP", "15"):
+    for text in ("500,000 best pairs over all queries", "wrong pairs first", "net 1a", "codec: Flat", "muAP", "15"):
         assert text in printed
     assert (data / "report.md").read_text() in printed
     np.testing.assert_allclose(read_predictions(data / "p.csv")[2], expected.thresholds, atol=1e-12)
@@ -182,7 +182,7 @@ def test_images_without_descriptor_are_counted_not_dropped(run, data):
     assert "2 of 17 true pairs count as misses" in printed
     (data / "gt.csv").write_text("Q00,R00\nQ01,\n")
     _, report, printed, _ = run()
-    assert report["counts"]["described_queries_not_in_ground_truth"] == 38 and "every pair of theirs" in printed
+    assert report["counts"]["described_queries_not_in_ground_truth"] == 38 and "all of their pairs" in printed
     (data / "gt.csv").write_text("Q00.jpg,R00\n")
     code, report, _, error = run()
     assert code == 1 and report is None and "look like 'Q00.jpg', 'R00'" in error and "like 'Q00', 'R00'" in error
@@ -196,7 +196,7 @@ def test_an_overlapping_background_is_warned_of(run, data):
     assert report["counts"]["background_reference_same_vector"] == 2
 
 
-def test_a_submission_stands_for_both_sides(tool, data, capsys):
+def test_a_submission_gives_both_sides(tool, data, capsys):
     write_submission(data / "s.h5", *(read_descriptors(data / f"{side}.h5", "query") for side in "qr"))
     both = ["--queries", str(data / "s.h5"), "--references", str(data / "s.h5")]
     assert tool("eval_copy")([*both, "--ground-truth", str(data / "gt.csv"), "--device", "cpu"]) == 0
@@ -220,7 +220,7 @@ def test_the_compared_vectors_are_saved_as_a_submission(run, tool, data, capsys)
 
 
 @pytest.mark.parametrize("options", [["--score-norm", "sscd", "--background", "b.h5"], ["--score-norm", "isc"]])
-def test_an_added_dimension_is_no_submission(tool, data, capsys, options):
+def test_a_submission_refuses_an_added_dimension(tool, data, capsys, options):
     files = ["--queries", str(data / "q.h5"), "--references", str(data / "r.h5")]
     truth = ["--ground-truth", str(data / "gt.csv")]
     assert tool("eval_copy")([*files, *truth, *options, "--save-submission", str(data / "s.h5")]) == 2

@@ -57,7 +57,7 @@ def test_the_published_ground_truth(shared):
     [("Q0\n", "row 1: 1 columns"), ("Q0,R0\nQ1,R1,x\n", "row 2: 3 columns"), (",R0\n", "row 1: no query id"),
      ("Q0,R0\nQ1,R1\nQ0,R0\n", "row 3: the same as row 1"), ("Q0,\nQ1,R1\nQ0,\n", "row 3: the same as row 1"),
      ("Q0,R0\nQ0,\n", "row 2: query 'Q0' is listed both"), ("Q0,\nQ1,\n", "no query with a reference"),
-     ('Q0,"' + "x" * 200_000, "is no CSV file"), ("", "is empty")]
+     ('Q0,"' + "x" * 200_000, "is not a CSV file"), ("", "is empty")]
 )
 def test_ground_truth_that_is_refused(tmp_path, content, message):
     (tmp_path / "gt.csv").write_text(content)
@@ -171,7 +171,7 @@ def test_descriptors_that_are_refused(tmp_path, arrays, message):
         read_descriptors(tmp_path / "d.h5", "query")
 
 
-def test_what_is_no_descriptor_file(tmp_path):
+def test_files_without_descriptors_are_refused(tmp_path):
     (tmp_path / "d.h5").write_text("no HDF5")
     with pytest.raises(DataError, match="cannot be read as HDF5"):
         read_descriptors(tmp_path / "d.h5", "query")
@@ -195,7 +195,7 @@ def test_copydays_numbers():
     truth = copydays_ground_truth(["original/200000", "strong/200001", "crops/10/215600", "strong/200101"],
                                   ["200000", "215600.jpg", "yfcc7"])
     assert truth.pair_reference == ["200000", "200000", "215600.jpg", "200100"]      # 200100 is missing: a miss
-    with pytest.raises(DataError, match="no number of Copydays"):
+    with pytest.raises(DataError, match="no Copydays number"):
         copydays_ground_truth(["strong/cat"], ["200000"])
     with pytest.raises(DataError, match="both the original"):
         copydays_ground_truth(["strong/200001"], ["200000", "a/200000"])

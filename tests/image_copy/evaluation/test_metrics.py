@@ -196,7 +196,7 @@ def test_a_subset_of_the_predictions_equals_predicting_no_more():
 
 @pytest.mark.parametrize("levels", [2, 1000])
 def test_each_draw_has_the_metrics_of_the_drawn_list(levels):
-    """The weighted pass against a list in which a query drawn twice stands twice, under two names."""
+    """The weighted pass against a list that holds a query drawn twice two times, under two names."""
     rng = np.random.default_rng(3)
     queries = 9
     pairs = [(q, r) for q in range(queries - 1) for r in range(6) if rng.random() < 0.7]

@@ -124,9 +124,9 @@ def test_whitening_refuses_components_without_variance():
 @pytest.mark.parametrize(("call", "message"), [
     (lambda v: score_normalise(v, v, v, weight=1, start=2, end=1), "0 <= start <= end"),
     (lambda v: score_normalise(v, v, v, weight=1, start=0, end=3), "place 3 .*needs 4"),
-    (lambda v: score_normalise(v, v[:, :1], v, weight=1, start=0, end=0), "do not fit references"),
+    (lambda v: score_normalise(v, v[:, :1], v, weight=1, start=0, end=0), "do not match references"),
     (lambda v: score_normalise(v, v, v[:, :1], weight=1, start=0, end=0), "dimension"),
-    (lambda v: subtract_negatives(v, v, beta=1, neighbours=4, iterations=1), "4 neighbours of 3"),
+    (lambda v: subtract_negatives(v, v, beta=1, neighbours=4, iterations=1), "4 neighbors of 3"),
     (lambda v: subtract_negatives(v, v, beta=1, neighbours=1, iterations=0), "at least 1"),
 ])
 def test_what_cannot_be_normalized_is_refused(call, message):

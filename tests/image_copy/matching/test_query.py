@@ -41,7 +41,7 @@ def folder_of(path: Path, seeds, prefix: str = "photo") -> Path:
 
 
 class Brightness:
-    """A describer without a network: an 8 x 8 grey thumbnail less its mean; the norm is the mean brightness."""
+    """A describer without a network: an 8 x 8 gray thumbnail minus its mean; the norm is the mean brightness."""
 
     def __init__(self, name: str = "brightness sha256:0", scale: float = 1.0, orders_norms: bool = True) -> None:
         self.model, self.settings = name, {"model": name, "scale": scale}
@@ -49,9 +49,9 @@ class Brightness:
         self.prepare = SquarePixels(32, "squash")  # no torch: forked processes use it
 
     def __call__(self, pixels):
-        grey = np.stack(pixels).astype(np.float32).mean(axis=3).reshape(len(pixels), 8, 4, 8, 4).mean(axis=(2, 4))
-        flat = (grey - grey.mean(axis=(1, 2), keepdims=True)).reshape(len(pixels), 64) * self.scale
-        return flat / np.linalg.norm(flat, axis=1, keepdims=True), grey.mean(axis=(1, 2))
+        gray = np.stack(pixels).astype(np.float32).mean(axis=3).reshape(len(pixels), 8, 4, 8, 4).mean(axis=(2, 4))
+        flat = (gray - gray.mean(axis=(1, 2), keepdims=True)).reshape(len(pixels), 64) * self.scale
+        return flat / np.linalg.norm(flat, axis=1, keepdims=True), gray.mean(axis=(1, 2))
 
 
 def bright_index(folder: Path, photos: Path, describer=None) -> tuple[CopyIndex, Brightness]:
@@ -146,7 +146,7 @@ def test_an_index_of_another_model_is_refused_by_name(tool, tmp_path, capsys):
     assert CopyIndex(index).state == before
 
 
-def test_a_model_that_moved_is_told_and_can_be_pointed_to(tool, tmp_path, capsys):
+def test_a_model_that_moved_is_named_and_can_be_pointed_to(tool, tmp_path, capsys):
     import torchvision
 
     main = tool("find_copies")
@@ -166,8 +166,8 @@ def test_a_model_that_moved_is_told_and_can_be_pointed_to(tool, tmp_path, capsys
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [(["index", "{empty}"], "no image in this folder"), (["index", "{absent}"], "no such image or folder"),
-     (["index", "{photos}", "--weights", "random:0"], "weights says nothing without a model"),
-     (["index", "{photos}", "--method", "phash", "--resize", "crop"], "resize says nothing of a phash"),
+     (["index", "{photos}", "--weights", "random:0"], "weights has no effect without a model"),
+     (["index", "{photos}", "--method", "phash", "--resize", "crop"], "resize does not apply to a phash"),
      (["index", "{photos}", "--backbone", "mobilenet_v9"], "nearest are"),
      (["index", "{photos}", "--exact-up-to", "-1"], "exact_up_to: expected a whole number of at least 0, got -1"),
      (["query", "{photos}"], "no index there; make one first"),
@@ -281,7 +281,7 @@ def test_the_direction_is_that_of_the_stored_norms(tmp_path):
     assert found["less"].norm_ratio == pytest.approx(0.7, abs=0.02) and found["same"].norm_ratio == 1
     answers, _ = query_images(index, describer, images_of(queries), QUICK, k=1, margin=5.0)
     assert {answer.matches[0].direction for answer in answers} == {"unclear"}
-    with pytest.raises(DataError, match="margin of -1"):
+    with pytest.raises(DataError, match="margin -1"):
         query_images(index, describer, images_of(queries), QUICK, k=1, margin=-1)
 
 
@@ -313,7 +313,7 @@ def test_without_imagehash_the_calibration_says_what_was_not_looked_for(tmp_path
     monkeypatch.setitem(sys.modules, "imagehash", None)
     made, _ = calibrate_index(index, describer, images_of(background), QUICK, rate=0.1)
     assert made.left_out[SAVED_AGAIN] == 0 and made.achieved.total == 31
-    assert made.warnings[-1].startswith("background images that are in the index, saved again, were not looked for: ")
+    assert made.warnings[-1].startswith("did not look for background images that are indexed images saved again: ")
     assert "pip install imagehash" in made.warnings[-1]
 
 
@@ -335,7 +335,7 @@ def test_a_background_photo_of_an_indexed_name_counts_and_the_nearest_are_named(
     assert all(one.match == best[one.path] for one in made.nearest) and len(made.nearest) == 3
 
 
-def test_the_direction_is_not_told_by_norms_that_were_not_trained_to_order(tmp_path, tool, capsys):
+def test_the_direction_is_unclear_for_norms_that_were_not_trained_to_order(tmp_path, tool, capsys):
     photos = folder_of(tmp_path / "photos", range(6))
     index, describer = bright_index(tmp_path / "index", photos, Brightness(orders_norms=False))
     dark = tmp_path / "dark.png"
@@ -344,7 +344,7 @@ def test_the_direction_is_not_told_by_norms_that_were_not_trained_to_order(tmp_p
     assert {match.direction for match in answers[0].matches} == {"unclear"}
     assert answers[0].matches[0].norm_ratio == pytest.approx(0.5, abs=0.02)
     assert tool("find_copies")(["info", "--index", str(index.folder)]) == 0
-    assert "direction: never told" in capsys.readouterr().out
+    assert "direction: always unclear" in capsys.readouterr().out
 
 
 def test_a_first_call_that_fails_binds_nobody_to_its_model(tmp_path, tool, capsys):
@@ -389,7 +389,7 @@ def test_the_yes_and_no_of_a_calibration_and_of_an_index_that_grew(tmp_path):
     assert {match.copy for answer in answers for match in answer.matches} == {None}
 
 
-def test_score_normalisation_by_the_background(tmp_path):
+def test_score_normalization_by_the_background(tmp_path):
     photos = folder_of(tmp_path / "photos", range(10))
     index, describer = bright_index(tmp_path / "index", photos)
     background = images_of(folder_of(tmp_path / "background", range(100, 120), "other"))
@@ -408,13 +408,13 @@ def test_score_normalisation_by_the_background(tmp_path):
     match = answers[0].matches[0]
     assert match.score == pytest.approx(1, abs=1e-6) and match.normalised == pytest.approx(1 - sum(among) / 3, abs=1e-6)
     assert match.copy == (match.normalised >= made.threshold)
-    with pytest.raises(DataError, match="20 background images are too few for a score normalisation by place 30"):
+    with pytest.raises(DataError, match="20 background images are too few for score normalization with place 30"):
         calibrate_index(index, describer, background, QUICK, rate=0.25, score_norm=ScoreNorm(1.0, 0, 30))
 
 
 def test_another_describer_of_the_same_name_and_other_settings_is_refused(tmp_path):
     index, _ = bright_index(tmp_path / "index", folder_of(tmp_path / "photos", range(2)))
-    with pytest.raises(DataError, match="was made by brightness sha256:0, and not by phash"):
+    with pytest.raises(DataError, match="was made by brightness sha256:0, not by phash"):
         describer_of(index, DescriberChoice("phash"))
 
 

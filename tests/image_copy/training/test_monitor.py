@@ -52,7 +52,7 @@ def test_each_collapse_has_its_warning():
     assert len(seen.warnings) == 1 and "3 of 8 dimensions" in seen.warnings[0] and "0.01" in seen.warnings[0]
     references = randn(100, 8)
     seen = health(randn(100, 8, seed=1), references)
-    assert len(seen.warnings) == 1 and "no nearer than strangers" in seen.warnings[0] and seen.metrics["gap"] < 0
+    assert len(seen.warnings) == 1 and "no nearer than other images" in seen.warnings[0] and seen.metrics["gap"] < 0
     seen = health(references, references, torch.full((100,), 3.0))
     assert len(seen.warnings) == 1 and "norms have collapsed" in seen.warnings[0]
     assert len(health(torch.ones(20, 4), torch.ones(20, 4), torch.zeros(20)).warnings) == 3

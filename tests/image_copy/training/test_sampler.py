@@ -100,7 +100,7 @@ def test_bad_pairs_are_refused_by_name():
         draw_pairs(scales.flatten(), generator)
     with pytest.raises(ValueError, match="'crop' needs the kind of each image, \\(3, 4\\), got None"):
         draw_pairs(scales, generator, selection="crop")
-    with pytest.raises(ValueError, match="no selection 'edges'"):
+    with pytest.raises(ValueError, match="unknown selection 'edges'"):
         draw_pairs(scales, generator, kinds=torch.zeros(3, 4), selection="edges")
     with pytest.raises(ValueError, match=r"\(3, n, 2\)"):
         pairs_of_draws(scales, torch.zeros(2, 5, 2, dtype=torch.long))

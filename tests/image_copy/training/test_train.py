@@ -22,7 +22,7 @@ from ascl.image_copy.training.train import (
     build_objective,
     build_schedule,
     build_teacher,
-    centre,
+    center,
     descriptor_settings,
 )
 from ascl.image_copy.training.validation import make_validation_set
@@ -120,8 +120,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(tmp_path, photos, t
         same_bits(whole, parts)
 
 
-def test_a_run_does_not_go_on_with_other_images(tmp_path, photos, tool, capsys):
-    """The number of steps of an epoch stays the same, so that nothing else would notice."""
+def test_a_run_does_not_resume_with_other_images(tmp_path, photos, tool, capsys):
+    """The number of steps per epoch stays the same, so that nothing else would notice."""
     folder, out = tmp_path / "photos", tmp_path / "run"
     shutil.copytree(photos, folder)
     assert tool("train_copy")(train_arguments("asl", folder, out)) == 0
@@ -129,7 +129,8 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path, photos, tool, capsys):
     chosen = sorted(folder.iterdir())[0]
     chosen.rename(folder / "zz_new.png")
     message = refused(tool, capsys, ["--resume", str(out), "--train.max_steps", "12"])
-    assert "1 came, 1 went" in message and "start a new run" in message and (out / "last.pt").read_bytes() == before
+    assert "1 were added, 1 removed" in message and "start a new run" in message
+    assert (out / "last.pt").read_bytes() == before
     (folder / "zz_new.png").rename(chosen)
     (out / "images.txt").unlink()
     assert "images.txt is gone" in refused(tool, capsys, ["--resume", str(out), "--train.max_steps", "12"])
@@ -167,7 +168,7 @@ def test_a_centred_student_begins_without_a_common_direction(photos, method):
     torch.manual_seed(0)
     model, _ = build_objective(config, descriptor_settings(config, teacher), teacher, 20)
     batches = build_batches(config, data.train, 0, 1)
-    centre(model, batches, config.train.batch_size)
+    center(model, batches, config.train.batch_size)
     views = torch.cat([batch.pixels.flatten(0, 1) for batch in batches(0, 0)])[:256]
     with torch.no_grad():
         out = model.student.eval()(views)
@@ -214,7 +215,7 @@ def test_a_run_on_a_cached_teacher_says_that_it_sees_the_unedited_images(tmp_pat
 
 
 def refused(tool, capsys, arguments, status=1):
-    """Return the message of a refusal; the status is 2 for settings that nobody has, 1 for those that do not fit."""
+    """Return the message of a refusal; the status is 2 for unknown settings, 1 for those that do not fit."""
     assert tool("train_copy")(arguments) == status
     return capsys.readouterr().err
 
@@ -242,7 +243,7 @@ def test_no_method_no_run_and_a_teacher_for_nobody(tmp_path, photos, tool, capsy
     assert "no method was chosen" in refused(tool, capsys, ["--images", str(photos)], 2)
     assert "does not exist" in refused(tool, capsys, ["--resume", str(tmp_path)])
     arguments = train_arguments("sscd", photos, tmp_path / "run", "--teacher", BACKBONE)
-    assert "distils nothing" in refused(tool, capsys, arguments)
+    assert "has no distillation" in refused(tool, capsys, arguments)
 
 
 @pytest.mark.parametrize("name", ["sscd", "rdcd", "asl", "sscd_small", "rdcd_small", "asl_small"])
@@ -313,7 +314,7 @@ def test_unreadable_images_stop_a_run_or_are_left_out_by_name(tmp_path, tool, ca
     if cached != "null":
         assert "broken.png" in refused(tool, capsys, arguments)
     assert tool("train_copy")([*arguments, "--data.skip_unreadable", "true"]) == 0
-    assert "1 unreadable images were left out" in capsys.readouterr().out
+    assert "skipped 1 unreadable images" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["unreadable"][0][0] == "broken.png"
 
 
