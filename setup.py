@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "ascl/__init__.py").read_text(encoding="utf-8"), re.M)[1]
-# the presets lie at the top of the repository and are shipped as `ascl.configs`
+# the presets are at the top of the repository; the wheel ships them as `ascl.configs`
 CONFIGS = {f"ascl.{folder.relative_to(HERE).as_posix().replace('/', '.')}": folder.relative_to(HERE).as_posix()
            for folder in (HERE / "configs", HERE / "configs/baselines", HERE / "configs/image_copy")}
 

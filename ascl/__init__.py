@@ -1,7 +1,7 @@
-"""Image-text retrieval and image copy detection that can be trusted: trained and evaluated honestly.
+"""Image-text retrieval (AsCL) and image copy detection (ASL, RDCD), where similarity has a direction.
 
-`from ascl import AsCL, load_model, load_descriptor, CopyIndex`; everything else lies in the rooms, whose docstrings say
-what belongs there. Nothing heavy is imported before it is asked for.
+Start with `from ascl import AsCL, load_model, load_descriptor, CopyIndex`. Everything else is in the subpackages, whose
+docstrings say what belongs there. `import ascl` is quick: torch and the models are imported on first use.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ROOMS = {
 
 
 def __getattr__(name: str):
-    """Import torch and the models only when they are asked for."""
+    """Import an exported name, and torch with it, on first use."""
     if name in _ROOMS:
         return getattr(importlib.import_module(_ROOMS[name]), name)
     raise AttributeError(f"module 'ascl' has no attribute {name!r}")

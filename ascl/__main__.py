@@ -1,4 +1,4 @@
-"""`python -m ascl` is the command `ascl`."""
+"""Run the command `ascl` as `python -m ascl`."""
 
 import sys
 

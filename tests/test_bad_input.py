@@ -131,8 +131,8 @@ def test_truncated_features(keep, data, assert_refused, run, train_refused):
     path = data / "regions.h5"
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content)) if keep == 0.5 else keep])
-    train_refused(str(path), "truncated or no HDF5", "Extract regions")
-    assert_refused("eval", ["--checkpoint", str(run), "--features", str(path)], str(path), "truncated or no HDF5")
+    train_refused(str(path), "truncated or not an HDF5", "Extract regions")
+    assert_refused("eval", ["--checkpoint", str(run), "--features", str(path)], str(path), "truncated or not an HDF5")
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
@@ -179,7 +179,7 @@ def test_a_longer_caption_is_cut_with_a_count(data, tmp_path, train_arguments, t
 def test_captions_that_are_no_json(data, train_refused):
     path = data / "captions.json"
     path.write_bytes(path.read_bytes()[:-30])
-    train_refused(str(path), "not whole JSON", "row 1")
+    train_refused(str(path), "not complete JSON", "row 1")
 
 
 def test_features_without_globals_or_without_regions(data, assert_refused, run, train_refused):
@@ -296,8 +296,8 @@ def test_a_truncated_checkpoint(keep, run, assert_refused):
     for name in ("best.pt", "last.pt"):
         content = (run / name).read_bytes()
         (run / name).write_bytes(content[: int(len(content) * keep) if keep == 0.5 else keep])
-    assert_refused("eval", ["--checkpoint", str(run)], str(run / "best.pt"), "truncated, damaged or no checkpoint")
-    assert_refused("train", ["--resume", str(run)], str(run / "last.pt"), "truncated, damaged or no checkpoint")
+    assert_refused("eval", ["--checkpoint", str(run)], str(run / "best.pt"), "truncated, damaged or not a checkpoint")
+    assert_refused("train", ["--resume", str(run)], str(run / "last.pt"), "truncated, damaged or not a checkpoint")
 
 
 def test_a_checkpoint_of_another_architecture(run, assert_refused):
@@ -311,7 +311,7 @@ def test_a_checkpoint_of_another_architecture(run, assert_refused):
 
 def test_a_checkpoint_of_another_program(run, assert_refused):
     torch.save({"model": {}}, run / "best.pt")
-    assert_refused("eval", ["--checkpoint", str(run)], str(run / "best.pt"), "no checkpoint of this project")
+    assert_refused("eval", ["--checkpoint", str(run)], str(run / "best.pt"), "not a checkpoint of this project")
     torch.save({"format": "ascl-checkpoint", "version": 1, "model": {}, "extra": {}}, run / "best.pt")
     assert_refused("eval", ["--checkpoint", str(run)], str(run / "best.pt"), "holds no settings")
 

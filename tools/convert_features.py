@@ -1,4 +1,4 @@
-"""`ascl convert` under the name by which programs of this field are started."""
+"""Run `ascl convert`, under the file name that research code commonly uses."""
 
 import sys
 

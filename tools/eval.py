@@ -1,4 +1,4 @@
-"""`ascl eval` under the name by which programs of this field are started."""
+"""Run `ascl eval`, under the file name that research code commonly uses."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`ascl extract descriptors` under the name by which programs of this field are started."""
+"""Run `ascl extract descriptors`, under the file name that research code commonly uses."""
 
 import sys
 

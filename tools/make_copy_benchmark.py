@@ -1,4 +1,4 @@
-"""`ascl copy benchmark` under the name by which programs of this field are started."""
+"""Run `ascl copy benchmark`, under the file name that research code commonly uses."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`ascl report` under the name by which programs of this field are started."""
+"""Run `ascl report`, under the file name that research code commonly uses."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`ascl copy train` under the name by which programs of this field are started."""
+"""Run `ascl copy train`, under the file name that research code commonly uses."""
 
 import sys
 

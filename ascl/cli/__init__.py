@@ -1,6 +1,6 @@
-"""The command line: `program` finds the command, every other module holds one or a few; `options` what they share.
+"""The command line: `program` finds the command, `options` holds what commands share, each other module a few commands.
 
-Nothing is computed here. What takes long to import is imported inside functions, so that `--help` answers at once.
+Nothing is computed here. Slow imports are inside functions, so that `--help` answers at once.
 """
 
 from ascl.cli.program import main

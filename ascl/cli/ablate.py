@@ -1,4 +1,4 @@
-"""`ascl ablate`: train and evaluate what a study lacks, and write it as Markdown, CSV and PNG."""
+"""`ascl ablate`: train and evaluate the missing runs of a study, and write it as Markdown, CSV and PNG."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ def ablate_parser(prog: str) -> Parser:
         prog=prog, presets=retrieval.presets(),
         usage="%(prog)s --dataset NAME --study STUDY [OPTION ...] [--SETTING VALUE ...]",
         short={name: option for name, option in retrieval.SHORT.items() if name != "seed"},
-        description="Train and evaluate the variants of a study on --dataset, over seeds, and write tables and plots. "
-        "Finished runs are skipped, and studies share their runs; after a kill the same command goes on. Several of "
-        "these programs may work on one folder. Settings such as --train.max_steps 300 hold for every run; what a "
-        "variant sets wins over them.",
+        description="Train and evaluate the variants of a study on --dataset with several seeds, and write tables and "
+        "plots to --out (runs/ablation-DATASET if not given). Finished runs are skipped, and studies share runs; after "
+        "an interruption the same command continues. Several of these programs may work on one folder. Settings such "
+        "as --train.max_steps 300 apply to every run, except where a variant sets them itself.",
     )
-    parser.add_argument("--study", required=True, choices=[*STUDIES, "all"], help="which variants")
+    parser.add_argument("--study", required=True, choices=[*STUDIES, "all"], help="study whose variants are compared")
     parser.add_argument("--seeds", default="5", metavar="N|LIST",
-                        help="how many, from 0 on, or which: 3, or 0,7,9")
+                        help="number of seeds, counted from 0, or a list of seeds such as 0,7,9")
     parser.add_argument("--only", action="append", default=[], metavar="LABEL",
-                        help="this variant alone; may be given several times")
+                        help="run only this variant; may be repeated")
     parser.add_argument("--scores", action="append", default=[], metavar="NAME=FILE.npz",
-                        help="a row for an outside model, from arrays `scores` and `owner`; stays until its folder in "
-                        "OUT/scores is removed; may be given several times")
+                        help="add a row for another model, from a file as ascl eval --scores reads it; it stays until "
+                        "its folder in OUT/scores is removed; may be repeated")
     parser.add_argument("--probe_captions", type=NonNegativeInt, default=1000, metavar="N",
-                        help="also probe variants of N test captions of each run, see ascl eval; 0 = none")
+                        help="also probe variants of N test captions in each run (see ascl eval --probes); 0 = none")
     parser.add_argument("--parallel", type=PositiveInt, metavar="N",
-                        help="runs at a time, each with its own GPU; null = one for each GPU, on a CPU one")
+                        help="number of runs at a time, each with its own GPU; null = one per GPU, or one on a CPU")
     parser.add_argument("--processes", type=PositiveInt, default=1, metavar="N",
-                        help="processes that train one run together, through accelerate launch")
+                        help="processes that train one run together, started by accelerate launch")
     parser.add_argument("--threads", type=PositiveInt, metavar="N",
-                        help="OMP_NUM_THREADS of each process; null = unchanged, with --parallel an equal share")
+                        help="OMP_NUM_THREADS of each process; null = unchanged, or an equal share with --parallel")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--dry_run", action="store_true", help="print each run, how far it is, and its command")
-    what.add_argument("--report", action="store_true", help="write the reports of what is finished, train nothing")
+    what.add_argument("--dry_run", action="store_true", help="only print each run, its progress and its command")
+    what.add_argument("--report", action="store_true", help="only write the reports of finished runs, train nothing")
     parser.add_settings(retrieval.Config)
     return parser
 
@@ -78,8 +78,8 @@ def ablate(options: Namespace) -> Answer:
         several = options.processes > 1 or options.parallel != 1
         gpus = visible_gpus() if several else []
         slots = make_slots(options.parallel, options.processes, options.threads, gpus)
-        with ending("the same command goes on"):
-            failures = run_all(chosen, request, slots, say=partial(print, flush=True))  # into a file, too, at once
+        with ending("the same command continues"):
+            failures = run_all(chosen, request, slots, say=partial(print, flush=True))  # flush: a log file shows it
     written = write_reports(request, runs, failures)
     print("written:", *written)
     for failure in failures:
@@ -91,29 +91,29 @@ def ablate(options: Namespace) -> Answer:
 
 
 def settings_of(options: Namespace) -> tuple[str, ...]:
-    """The settings that the command line has, as words for each training."""
+    """Return the settings on the command line, as options for each training."""
     values = flatten(to_dict(build(retrieval.Config, options)))
     given = [name for name in options.given if name in leaf_types(retrieval.Config) and name not in ("dataset", "out")]
     if "train.seed" in given:
-        raise SettingsError("--train.seed is chosen for each run: give --seeds")
+        raise SettingsError("--train.seed differs between runs: give --seeds instead")
     return tuple(f"--{name}={json.dumps(values[name]) if not isinstance(values[name], str) else values[name]}"
                  for name in dict.fromkeys(given))
 
 
 def seeds_of(text: str) -> tuple[int, ...]:
-    """"3" -> (0, 1, 2); "4,7" or "4," -> those."""
+    """Parse seeds: "3" -> (0, 1, 2), "4,7" -> (4, 7), "4," -> (4,)."""
     try:
         numbers = [int(part) for part in text.strip("[]").split(",") if part.strip()]
     except ValueError:
         raise SettingsError(f"--seeds {text}: give a number, or a list such as 0,7,9") from None
     seeds = tuple(numbers) if "," in text else tuple(range(numbers[0] if numbers else 0))
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise SettingsError(f"--seeds {text}: seeds have to be at least one, 0 or larger, and all different")
+        raise SettingsError(f"--seeds {text}: give at least one seed, all of them different and 0 or larger")
     return seeds
 
 
 def outside_of(text: str) -> tuple[str, Path]:
-    """"NAME=FILE" -> both."""
+    """Parse scores of another model: "NAME=FILE" -> (name, file)."""
     name, equals, file = text.partition("=")
     if not (name and equals and file):
         raise SettingsError(f"--scores {text!r}: expected NAME=FILE.npz")

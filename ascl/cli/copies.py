@@ -1,4 +1,4 @@
-"""`ascl copy index|add|remove|query|calibrate|info|compact`: a persistent index of images, and questions to it."""
+"""`ascl copy index|add|remove|query|calibrate|info|compact`: build, query and maintain a persistent index of images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ascl.cli.options import (
 from ascl.core.errors import SettingsError
 from ascl.settings.base import Parser
 
-KEPT = "what was confirmed is in the index, and the same command goes on"
+KEPT = "finished batches are in the index, and the same command continues"
 
 
 def parser_of(prog: str, description: str) -> Parser:
@@ -33,13 +33,13 @@ def parser_of(prog: str, description: str) -> Parser:
 
 
 def describing_parser(prog: str, description: str, images: str) -> Parser:
-    """A parser of a command that describes images."""
+    """Return the parser of a command that describes images."""
     parser = parser_of(
-        prog, f"{description} The model is chosen when the index is made and recorded in it; later its options only "
-              f"say "
-        "where it is now."
+        prog, f"{description} The model is chosen when the index is made, and recorded in it; later, give its options "
+        "only if its files have moved."
     )
-    parser.add_argument("images", nargs="+", metavar=images, help="folders, images, or lists (.txt)")
+    parser.add_argument("images", nargs="+", metavar=images,
+                        help="image files, folders (searched at any depth), or .txt files with one path per line")
     add_describer(parser)
     add_device(parser)
     add_batch_size(parser, 32)
@@ -50,12 +50,12 @@ def describing_parser(prog: str, description: str, images: str) -> Parser:
 
 def index_parser(prog: str) -> Parser:
     parser = describing_parser(
-        prog, "Describe images and make an index of them, or go on with one; an image's id is its file's name without "
-        "the suffix. Without a model images are described by the perceptual hash, a baseline.", "FOLDER",
+        prog, "Describe images and make an index of them, or continue one. The id of an image is its file name without "
+        "the suffix. If no model is chosen, a new index uses the perceptual hash, a baseline. Then query it with ascl "
+        "copy query.", "FOLDER",
     )
-    parser.add_argument("--exact_up_to", type=NonNegativeInt, metavar="N", help="images, of a new index, up to which "
-                                                                                "the "
-                        "search is exact and not compressed; null = 100,000")
+    parser.add_argument("--exact_up_to", type=NonNegativeInt, metavar="N", help="new index: search exactly up to N "
+                        "images, and through a compressed index beyond; null = 100,000")
     add_replace(parser)
     return parser
 
@@ -72,17 +72,18 @@ def index(options: Namespace) -> Answer:
     if opened is not None and opened.state.added:
         if options.exact_up_to not in (None, opened.state.exact_up_to):
             raise SettingsError(
-                f"--exact_up_to is for a new index; {options.index} has {opened.state.exact_up_to}"
+                f"--exact_up_to is only for a new index; {options.index} was made with {opened.state.exact_up_to}: "
+                "leave it out"
             )
         describer = model_of(opened, options)
     else:
         choice = chosen_describer(options)
-        if choice is None and opened is not None:    # what an earlier call chose before its first image failed
+        if choice is None and opened is not None:    # an earlier call chose a model and failed before its first image
             choice = recorded_choice(opened)
         if choice is None:
             choice = DescriberChoice("phash")
-            print("no model was chosen: images are described by the perceptual hash, a baseline without direction that "
-                  "crops defeat; --checkpoint RUN gives a learned descriptor", file=sys.stderr)
+            print("no model was chosen: images are described by the perceptual hash, a baseline that misses crops and "
+                  "gives no direction; choose a learned descriptor with --checkpoint RUN", file=sys.stderr)
         describer = make_describer(choice, pick_device(options.device))
         exact = EXACT_UP_TO if options.exact_up_to is None else options.exact_up_to
         opened = create_index(options.index, choice, describer, exact_up_to=exact)
@@ -105,7 +106,8 @@ def add(options: Namespace) -> Answer:
 
 
 def add_replace(parser: Parser) -> None:
-    parser.add_argument("--replace", action="store_true", help="new content takes the place of the old under its id")
+    parser.add_argument("--replace", action="store_true", help="replace an indexed image by a different one with the "
+                        "same id, instead of stopping")
 
 
 def add_to(opened: Any, describer: Any, images: list, options: Namespace) -> Answer:
@@ -114,22 +116,21 @@ def add_to(opened: Any, describer: Any, images: list, options: Namespace) -> Ans
     with reading(options, len(images)) as how, ending(f"stopped; {KEPT}"):
         done, skipped = add_images(opened, describer, images, how, overwrite=options.replace)
     compressed = opened.compress_if_due()
-    tell_skipped(skipped)
-    tell_warnings(opened)
+    print_skipped(skipped)
+    print_warnings(opened)
     about = opened.state.compressed if compressed else None
-    print(f"added {done.added:,} images" + f", {done.replaced:,} of them in the place of others" * bool(done.replaced)
+    print(f"added {done.added:,} images" + f", {done.replaced:,} of them as replacements" * bool(done.replaced)
           + f"; {done.same:,} were there already" * bool(done.same))
     if about is not None:
         print(f"compressed index built: {about['factory']}, recall@10 {about['recall_at_10']:.3f}")
-    print(f"{opened.folder}: {len(opened):,} images by {opened.state.model['name']}")
+    print(f"{opened.folder}: {len(opened):,} images, described by {opened.state.model['name']}")
     return Answer({"index": opened.folder, "images": len(opened), "added": done.added, "replaced": done.replaced,
                    "already_there": done.same, "skipped": [vars(one) for one in skipped], "compressed": about})
 
 
 def remove_parser(prog: str) -> Parser:
-    parser = parser_of(prog, "Remove images from an index by their ids; their rows are given back by ascl copy "
-                             "compact.")
-    parser.add_argument("ids", nargs="+", metavar="ID", help="ids of images")
+    parser = parser_of(prog, "Remove images from an index. ascl copy compact then frees their rows on the disk.")
+    parser.add_argument("ids", nargs="+", metavar="ID", help="ids of images (file names without the suffix)")
     return parser
 
 
@@ -143,12 +144,15 @@ def remove(options: Namespace) -> Answer:
 
 
 def query_parser(prog: str) -> Parser:
-    parser = describing_parser(prog, "The best matches of images: score, direction, and whether it is a copy.", "IMAGE")
-    parser.add_argument("--k", type=PositiveInt, default=10, metavar="N", help="most matches of each image")
-    parser.add_argument("--predictions", metavar="P.csv", help="write every match for ascl copy eval instead")
-    parser.add_argument("--exact", action="store_true", help="look at every image, not through the compressed index")
+    parser = describing_parser(prog, "Print the best matches of images: score, direction, and, after ascl copy "
+                               "calibrate, whether they are copies.", "IMAGE")
+    parser.add_argument("--k", type=PositiveInt, default=10, metavar="N", help="most matches per image")
+    parser.add_argument("--predictions", metavar="P.csv", help="write the matches to this file, for ascl copy eval, "
+                        "instead of printing them")
+    parser.add_argument("--exact", action="store_true",
+                        help="compare with every image instead of searching the compressed index")
     parser.add_argument("--margin", type=float, help="relative difference of two norms up to which the direction is "
-                        "unclear; null = 0.02, 0 is the published rule")
+                        "unclear; null = 0.02; 0 is the published rule")
     return parser
 
 
@@ -170,21 +174,23 @@ def query(options: Namespace) -> Answer:
         print(f"wrote {rows:,} matches to {options.predictions}", file=sys.stderr)
     else:
         print(answers_table(answers))
-    tell_skipped(skipped)
-    tell_warnings(opened)
+    print_skipped(skipped)
+    print_warnings(opened)
     return Answer({"index": index_report(opened), "queries": [answer.to_dict() for answer in answers],
                    "skipped": [vars(one) for one in skipped]})
 
 
 def calibrate_parser(prog: str) -> Parser:
     parser = describing_parser(
-        prog, "Set the threshold of a false-positive rate from images that nobody copied.", "BACKGROUND"
+        prog, "Set the score from which ascl copy query calls a match a copy, for a false-positive rate measured on "
+        "background images, which have no copies in the index.", "BACKGROUND"
     )
     parser.add_argument("--false_positive_rate", type=float, default=1e-3, metavar="RATE",
-                        help="share of unrelated images that may be called copies")
-    parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals")
-    parser.add_argument("--score_norm", action="store_true", help="subtract from every score the mean of the query's 3 "
-                        "best on the background (SSCD)")
+                        help="accepted share of unrelated query images that get a match called a copy, from 0 to 1")
+    parser.add_argument("--confidence", type=float, default=0.95,
+                        help="confidence level of the printed intervals, from 0 to 1")
+    parser.add_argument("--score_norm", action="store_true", help="normalize scores as SSCD does: subtract the mean of "
+                        "the query's 3 best scores with the background")
     return parser
 
 
@@ -204,18 +210,18 @@ def calibrate(options: Namespace) -> Answer:
         )
     overlap = made.left_out["in the index"] + made.left_out[SAVED_AGAIN]
     if overlap:
-        print(f"warning: {overlap:,} background images are in the index, {made.left_out[SAVED_AGAIN]:,} of them saved "
-              "again; they were left out", file=sys.stderr)
+        print(f"warning: left out {overlap:,} background images that are in the index, {made.left_out[SAVED_AGAIN]:,} "
+              "of them as re-saved copies", file=sys.stderr)
     print("\n".join(calibration_lines(made)))
-    tell_skipped(skipped)
-    tell_warnings(opened)
+    print_skipped(skipped)
+    print_warnings(opened)
     return Answer({**made.to_dict(), "skipped": [vars(one) for one in skipped]})
 
 
 def info_parser(prog: str) -> Parser:
-    parser = parser_of(prog, "What an index holds and how it is searched.")
-    parser.add_argument("--verify", action="store_true", help="read everything and name damaged batches; exit status 1 "
-                        "where there are any")
+    parser = parser_of(prog, "Print what an index holds, and how it is searched.")
+    parser.add_argument("--verify", action="store_true", help="also read all vectors and list damaged batches; exit "
+                        "status 1 if there are any")
     return parser
 
 
@@ -225,7 +231,7 @@ def info(options: Namespace) -> Answer:
 
     opened = CopyIndex(options.index)
     print(info_text(opened))
-    tell_warnings(opened)
+    print_warnings(opened)
     damaged = opened.verify() if options.verify else []
     for batch in damaged:
         print(f"damaged: {batch}", file=sys.stderr)
@@ -233,7 +239,7 @@ def info(options: Namespace) -> Answer:
 
 
 def compact_parser(prog: str) -> Parser:
-    parser = parser_of(prog, "Give the rows of removed images back, and build the compressed index again where one is "
+    parser = parser_of(prog, "Free the rows of removed images on the disk, and rebuild the compressed index if one is "
                        "due.")
     return parser
 
@@ -243,12 +249,12 @@ def compact(options: Namespace) -> Answer:
 
     opened = CopyIndex(options.index)
     rows = opened.compact()
-    print(f"gave back {rows:,} rows; {len(opened):,} images, searched: {opened.searched_by}")
+    print(f"freed {rows:,} rows; {len(opened):,} images, searched: {opened.searched_by}")
     return Answer({"rows_given_back": rows, "images": len(opened), "search": opened.searched_by})
 
 
 def model_of(opened: Any, options: Namespace) -> Any:
-    """The index's model, from where the options say or where it was."""
+    """Return the index's model, from the recorded place unless the options name another."""
     from ascl.image_copy.matching.model import describer_of, recorded_choice
     from ascl.images.backbones import pick_device
 
@@ -257,7 +263,7 @@ def model_of(opened: Any, options: Namespace) -> Any:
 
 @contextmanager
 def reading(options: Namespace, images: int) -> Iterator[Any]:
-    """How images are read, with a bar on a terminal."""
+    """Yield how images are read, with a progress bar on a terminal."""
     from tqdm import tqdm
 
     from ascl.image_copy.matching.describe import ReadOptions
@@ -266,14 +272,14 @@ def reading(options: Namespace, images: int) -> Iterator[Any]:
         yield ReadOptions(options.batch_size, options.workers, options.skip_unreadable, bar.update)
 
 
-def tell_skipped(skipped: list) -> None:
+def print_skipped(skipped: list) -> None:
     if skipped:
         print(f"skipped {len(skipped):,} images that cannot be used:", file=sys.stderr)
         for one in skipped:
             print(f"  {one.path}: {one.reason}", file=sys.stderr)
 
 
-def tell_warnings(opened: Any) -> None:
+def print_warnings(opened: Any) -> None:
     from ascl.image_copy.matching.report import warnings_of
 
     for warning in warnings_of(opened):

@@ -1,4 +1,4 @@
-"""`ascl copy eval` and `ascl copy benchmark`: how good a descriptor is, and a benchmark to find out on."""
+"""`ascl copy eval` and `ascl copy benchmark`: evaluate copy detection, and make a benchmark for it."""
 
 from __future__ import annotations
 
@@ -15,51 +15,61 @@ from ascl.cli.options import Answer, add_device, add_seed, add_workers, ending
 from ascl.core.errors import SettingsError
 from ascl.settings.base import Parser
 
-OF_SCORES = ("weight", "start", "end")                  # of --score_norm sscd and isc
-OF_VECTORS = ("beta", "neighbours", "iterations")       # of --score_norm negatives
+OF_SCORES = ("weight", "start", "end")                  # options of --score_norm sscd and isc
+OF_VECTORS = ("beta", "neighbours", "iterations")       # options of --score_norm negatives
 OF_A_SEARCH = ("candidates", "k", "score_norm", "whiten", "background", *OF_SCORES, *OF_VECTORS)
 
 
 def evaluate_parser(prog: str) -> Parser:
     parser = Parser(
-        prog=prog, description="Evaluate copy detection: descriptors or predictions against a ground truth, with the "
-        "protocol in the report. Descriptors: HDF5 with `vectors` and `image_names` (several files are one set in "
-        "parts), "
-        "or a DISC2021 submission, given on both sides. Ground truth: CSV query_id,reference_id, blank reference = "
-        "distractor (DISC2021, NDEC; gzip too), or `copydays`: by picture number, one file a folder (block).",
+        prog=prog, description="Evaluate copy detection: descriptors or predictions against a ground truth. The report "
+        "states the protocol. Descriptors: HDF5 files with `vectors` and `image_names` (ascl extract descriptors; "
+        "several files form one set), or one DISC2021 submission, given as both --queries and --references.",
     )
     files = parser.add_argument_group("files")
     files.add_argument("--queries", nargs="+", metavar="Q.h5", help="descriptors of the queries")
     files.add_argument("--references", nargs="+", metavar="R.h5", help="descriptors of the references")
-    files.add_argument("--predictions", metavar="P.csv", help="query_id,reference_id,score instead of a search; "
-                       "descriptors are then needed for --norm_filter only")
-    files.add_argument("--ground_truth", required=True, metavar="GT.csv", help="the true pairs, or `copydays`")
-    files.add_argument("--background", nargs="+", metavar="B.h5", help="descriptors of images that nobody copied")
-    files.add_argument("--edits", metavar="EDITS.csv", help="query_id,kind,strength,content_scale: report by kind")
-    files.add_argument("--save_predictions", metavar="P.csv", help="write the candidates with all their digits")
-    files.add_argument("--save_submission", metavar="S.h5", help="write the vectors that were compared, at most 256 "
-                       "numbers each, as DISC2021's descriptor track takes them")
-    files.add_argument("--out", metavar="REPORT.json", help="write the report, and REPORT.md beside it")
+    files.add_argument("--predictions", metavar="P.csv", help="CSV query_id,reference_id,score, evaluated instead of a "
+                       "search; descriptors are then only needed for --norm_filter")
+    files.add_argument("--ground_truth", required=True, metavar="GT.csv", help="true pairs, CSV "
+                       "query_id,reference_id as in DISC2021 and NDEC, also gzipped; a query without a copy has no "
+                       "reference_id. Or the word copydays: pairs by Copydays' picture numbers, with one descriptor "
+                       "file per folder (block)")
+    files.add_argument("--background", nargs="+", metavar="B.h5",
+                       help="descriptors of background images, which have no copies, for --score_norm and --whiten")
+    files.add_argument("--edits", metavar="EDITS.csv",
+                       help="CSV query_id,kind,strength,content_scale: also report by kind of edit")
+    files.add_argument("--save_predictions", metavar="P.csv",
+                       help="write the candidate pairs and their scores, as --predictions reads them")
+    files.add_argument("--save_submission", metavar="S.h5", help="write the compared vectors, of at most 256 "
+                       "dimensions, as a submission to DISC2021's descriptor track")
+    files.add_argument("--out", metavar="REPORT.json", help="write the report, also as REPORT.md")
     rule = parser.add_argument_group("protocol")
-    rule.add_argument("--candidates", type=PositiveInt, metavar="N", help="best pairs over all queries; null = 500,000")
-    rule.add_argument("--k", type=PositiveInt, metavar="N", help="best references of each query instead (copydays: "
-                                                                 "100)")
-    rule.add_argument("--score_norm", choices=["sscd", "isc", "negatives"],
-                      help="subtract the background's scores, or its vectors (negatives)")
-    rule.add_argument("--weight", type=float, help="of the background scores (beta); null = sscd 1, isc 2")
-    rule.add_argument("--start", type=NonNegativeInt, metavar="N",
-                      help="first of the largest background scores, from 0; null = sscd 0, isc 9")
-    rule.add_argument("--end", type=NonNegativeInt, metavar="N", help="last of them; null = sscd 2, isc 9")
-    rule.add_argument("--beta", type=float, help="of negatives: share that is subtracted; null = 0.35")
+    rule.add_argument("--candidates", type=PositiveInt, metavar="N",
+                      help="evaluate the N best pairs over all queries; null = 500,000, as in DISC2021")
+    rule.add_argument("--k", type=PositiveInt, metavar="N",
+                      help="evaluate the N best references of each query instead; null = 100 for copydays")
+    rule.add_argument("--score_norm", choices=["sscd", "isc", "negatives"], help="normalization with the background: "
+                      "subtract its scores from each score (sscd, isc), or its nearest vectors from each vector "
+                      "(negatives); null = none")
+    rule.add_argument("--weight", type=float, help="sscd, isc: factor of the mean background score that is subtracted "
+                      "(beta); null = 1 for sscd, 2 for isc")
+    rule.add_argument("--start", type=NonNegativeInt, metavar="N", help="sscd, isc: first rank, from 0, of the query's "
+                      "background scores that are averaged; null = 0 for sscd, 9 for isc")
+    rule.add_argument("--end", type=NonNegativeInt, metavar="N",
+                      help="sscd, isc: last rank that is averaged; null = 2 for sscd, 9 for isc")
+    rule.add_argument("--beta", type=float, help="negatives: factor of the mean vector that is subtracted; null = 0.35")
     rule.add_argument("--neighbours", type=PositiveInt, metavar="N",
-                      help="of negatives: nearest vectors averaged; null = 10")
-    rule.add_argument("--iterations", type=PositiveInt, metavar="N", help="of negatives; null = 1")
+                      help="negatives: number of nearest background vectors that are averaged; null = 10")
+    rule.add_argument("--iterations", type=PositiveInt, metavar="N",
+                      help="negatives: number of subtractions; null = 1")
     rule.add_argument("--whiten", type=PositiveInt, metavar="D",
-                      help="dimensions of a PCA whitening fitted on the background")
-    rule.add_argument("--norm_filter", action="store_true", help="also without pairs whose query shows more (ASL)")
+                      help="first whiten to D dimensions by a PCA of the background; null = no whitening")
+    rule.add_argument("--norm_filter", action="store_true", help="also evaluate without the pairs whose query has the "
+                      "larger norm, and so shows more than the reference (ASL)")
     rule.add_argument("--bootstrap", type=NonNegativeInt, default=0, metavar="N",
-                      help="intervals from N draws of the queries")
-    add_seed(parser, "of the draws")
+                      help="confidence intervals from N bootstrap resamples of the queries; 0 = none")
+    add_seed(parser, "seed of the bootstrap")
     add_device(parser)
     return parser
 
@@ -81,7 +91,7 @@ def evaluate(options: Namespace) -> Answer:
 
 
 def report_of(options: Namespace) -> Any:
-    """The report, and the files that are written on the way."""
+    """Return the report, and write the predictions and the submission if asked for."""
     from ascl.image_copy.descriptors.files import read_descriptors, write_submission
     from ascl.image_copy.evaluation import files
     from ascl.image_copy.evaluation.candidates import find_candidates, given_candidates
@@ -127,38 +137,39 @@ def report_of(options: Namespace) -> Any:
 
 
 def check(options: Namespace) -> None:
-    """Refuse options that contradict one another or would be passed over in silence."""
+    """Refuse options that contradict one another or would be ignored."""
     given = {name for name in options.given if options[name]}
     if bool(options.queries) != bool(options.references):
-        raise SettingsError("--queries and --references belong together")
+        raise SettingsError("--queries and --references belong together: give both")
     if not options.predictions and not options.queries:
         raise SettingsError("give --queries and --references, or --predictions")
     if options.ground_truth == "copydays" and not options.queries:
-        raise SettingsError("--ground_truth copydays needs --queries and --references, whose ids it reads")
+        raise SettingsError("--ground_truth copydays needs --queries and --references, because it pairs their ids")
     if options.save_submission and (options.predictions or options.score_norm in ("sscd", "isc")):
-        why = "--predictions has none" if options.predictions else (
-            f"--score_norm {options.score_norm} needs inner products of one dimension more, and the challenge compares "
-            "distances"
+        why = "--predictions has no vectors" if options.predictions else (
+            f"--score_norm {options.score_norm} compares by inner products with one more dimension, and the challenge "
+            "by distance"
         )
-        raise SettingsError(f"--save_submission writes vectors that were compared by distance; {why}")
+        raise SettingsError(f"--save_submission writes vectors that were compared by distance, but {why}")
     if options.predictions and given & set(OF_A_SEARCH):
         names = ", ".join(f"--{name}" for name in sorted(given & set(OF_A_SEARCH)))
-        raise SettingsError(f"{names}: of a search, and --predictions has been searched already; leave them out")
+        raise SettingsError(f"{names}: options of a search, and --predictions are its result; leave them out")
     if options.norm_filter and not options.queries:
-        raise SettingsError("--norm_filter needs the norms: give --queries and --references too")
+        raise SettingsError("--norm_filter needs norms: give --queries and --references too")
     if options.candidates is not None and options.k is not None:
-        raise SettingsError("--candidates and --k are two rules; give one")
+        raise SettingsError("--candidates and --k are two ways to choose candidates: give one")
     if options.out is not None and Path(options.out).suffix == ".md":
-        raise SettingsError(f"--out {options.out} is where the Markdown goes; name a .json file")
+        raise SettingsError(f"--out {options.out}: name a .json file; the Markdown is written beside it")
     unused = set(OF_SCORES if options.score_norm not in ("sscd", "isc") else OF_VECTORS)
     unused |= set(OF_VECTORS) if options.score_norm is None else set()
     wrong = [name for name in options.given if name in unused]
     if wrong:
-        raise SettingsError(f"--{wrong[0]} says nothing with --score_norm {options.score_norm}; leave it out")
+        norm = "without --score_norm" if options.score_norm is None else f"with --score_norm {options.score_norm}"
+        raise SettingsError(f"--{wrong[0]} has no effect {norm}; leave it out")
 
 
 def normalization(options: Namespace) -> Any:
-    """The chosen normalization with the published settings, less those that were given."""
+    """Return the chosen normalization, with the published settings except for those given."""
     from ascl.image_copy.evaluation import protocol
 
     published = {None: None, "sscd": protocol.SSCD, "isc": protocol.ISC, "negatives": protocol.ISC_WINNER}
@@ -169,25 +180,26 @@ def normalization(options: Namespace) -> Any:
 
 
 def benchmark_parser(prog: str) -> Parser:
-    parser = Parser(prog=prog, description="A benchmark of image copy detection from any folder of photos, in the "
-                                           "layout of "
-                    "DISC2021. Sizes that are not given are shares of the photos that can be used.")
-    parser.add_argument("--images", required=True, metavar="FOLDER", help="photos, searched at any depth")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder to make; must not exist")
+    parser = Parser(prog=prog, description="Make a benchmark of image copy detection from a folder of photos, in the "
+                    "layout of DISC2021. Photos and their near-duplicates serve in one role only. Then describe its "
+                    "images with ascl extract descriptors, and evaluate with ascl copy eval.")
+    parser.add_argument("--images", required=True, metavar="FOLDER", help="folder of photos, searched at any depth")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder to write; must not exist")
     for name, help in (
-        ("references", "originals in the reference set"),
-        ("queries", "edited copies of references; null = as many as references"),
-        ("distractors", "queries that are copies of no reference"),
-        ("reverse_crops", "hard negatives: the reference is a crop, the query shows more"),
-        ("background", "photos for score normalization and calibration"),
+        ("references", "photos in the reference set; null = 45% of the usable photos"),
+        ("queries", "queries that are edited copies of references; null = as many as references"),
+        ("distractors", "queries that are edited copies of photos outside the reference set; null = 10%"),
+        ("reverse_crops", "hard negatives: the reference is a crop, and the query shows the whole photo; null = 10%"),
+        ("background", "photos for score normalization and calibration; null = 25%"),
     ):
         parser.add_argument(f"--{name}", type=NonNegativeInt, metavar="N", help=help)
-    add_seed(parser, "of the choice and the edits")
-    parser.add_argument("--jpeg_quality", type=PositiveInt, metavar="N", help="of the queries written; null = 95")
+    add_seed(parser, "seed of the choice of photos and of the edits")
+    parser.add_argument("--jpeg_quality", type=PositiveInt, metavar="N",
+                        help="JPEG quality of the edited images, from 1 to 100; null = 95")
     parser.add_argument("--max_side", type=PositiveInt, metavar="N",
-                        help="pixels of a photo before it is edited; null = 1024")
+                        help="before editing, scale photos down to at most N pixels per side; null = 1024")
     parser.add_argument("--min_side", type=PositiveInt, metavar="N",
-                        help="pixels; photos with a smaller side are left out; null = 32")
+                        help="leave out photos whose shorter side has fewer than N pixels; null = 32")
     add_workers(parser)
     return parser
 
@@ -199,7 +211,7 @@ def benchmark(options: Namespace) -> Answer:
     started = time.perf_counter()
     names = BenchmarkSettings.__dataclass_fields__
     settings = BenchmarkSettings(**{name: options[name] for name in names if options[name] is not None})
-    with ending("stopped; nothing was left behind"):
+    with ending("stopped; no unfinished benchmark was left"):
         done = make_benchmark(options.images, options.out, settings, workers=options.workers)
     print(f"{done.summary()}\n{time.perf_counter() - started:.1f} s")
     return Answer(vars(done))

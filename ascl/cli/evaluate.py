@@ -12,40 +12,42 @@ from ascl.cli.options import Answer, add_run_data, ending, run_data
 from ascl.core.errors import SettingsError
 from ascl.settings.base import Parser
 
-COMPUTING = ("save_scores", "dtype", "block", "probes", "probe_captions")   # options about scores that are computed
+COMPUTING = ("save_scores", "dtype", "block", "probes", "probe_captions")   # options for computing scores
 
 
 def evaluate_parser(prog: str) -> Parser:
     parser = Parser(
-        prog=prog, description="Evaluate a run, an ensemble of runs (their scores are averaged), or a score matrix "
-                               "from "
-        "elsewhere. On COCO's 5K test split ECCV Caption and CxC come beside the recalls where their authors' package "
-        "is installed (pip install 'ascl[labels]'); on `scenes`, whose whole truth is known, mAP@R and R-Precision.",
+        prog=prog, description="Evaluate retrieval over all pairs of images and texts: of a run, of an ensemble of "
+        "runs (their scores are averaged), or of given scores. On COCO's 5K test split, ECCV Caption and CxC are "
+        "reported too if their authors' package is installed (pip install 'ascl[labels]'); on `scenes`, where all true "
+        "pairs are known, mAP@R and R-Precision.",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", nargs="+", metavar="RUN", help="run folders or checkpoint files")
-    source.add_argument("--scores", metavar="FILE.npz", help="arrays `scores` (images, texts) and `owner` (texts,); "
-                        "with COCO's numbers `image_ids` and `caption_ids` also ECCV Caption and CxC")
-    parser.add_argument("--split", help="split of the run's data set; null = its test split")
-    parser.add_argument("--folds", type=PositiveInt, metavar="N", help="also the mean over N consecutive folds of the "
-                        "images (COCO 1K: 5)")
+    source.add_argument("--scores", metavar="FILE.npz", help="given scores: array `scores` (images, texts), larger is "
+                        "better, and array `owner` (texts,), the image of each text; with arrays `image_ids` and "
+                        "`caption_ids` of COCO's numbers, also ECCV Caption and CxC")
+    parser.add_argument("--split", help="split to evaluate; null = the run's test split")
+    parser.add_argument("--folds", type=PositiveInt, metavar="N", help="also report the mean over N consecutive folds "
+                        "of the images (5 for COCO 1K)")
     parser.add_argument("--protocol", choices=["all-pairs", "paired"], default="all-pairs",
-                        help="paired: what an evaluation that sees the answer would say, a diagnostic")
+                        help="paired: a diagnostic of what an evaluation would report that sees the answer; not saved")
     add_run_data(parser)
-    parser.add_argument("--probes", action="store_true", help="make variants of each caption that say something false, "
-                        "more or less, and count how often the score orders them right: 5 to 9 more texts a caption")
+    parser.add_argument("--probes", action="store_true", help="also score variants of each caption that say something "
+                        "false, more or less, and report how often the score orders them correctly; scores 5 to 9 more "
+                        "texts per caption")
     parser.add_argument("--probe_captions", type=PositiveInt, metavar="N",
-                        help="--probes for N captions only, evenly spread")
+                        help="--probes for only N captions, evenly spread")
     parser.add_argument("--backend", choices=["auto", "reference", "algebra", "triton"], default="auto",
-                        help="how pairs are scored")
+                        help="how pairs are scored. reference: torch's attention, slow; algebra: the same result, "
+                        "faster; triton: a GPU kernel; auto: algebra")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"],
-                        help="of the matrix products, null = the model's; softmax and sums stay in float32")
+                        help="type of the matrix products, null = the model's; softmax and sums stay in float32")
     parser.add_argument("--block", type=PositiveInt, metavar="N",
-                        help="images, and texts, whose pairs are scored at a time; null = by the free memory")
-    parser.add_argument("--save_scores", metavar="FILE.npz", help="also write scores and owner, as --scores reads them")
-    parser.add_argument("--out", metavar="FOLDER", help="folder of eval-*.json, .md and ranks-*.npz; null = the run, "
-                                                        "or "
-                        "beside the scores")
+                        help="score blocks of N images and N texts at a time; null = by the free memory")
+    parser.add_argument("--save_scores", metavar="FILE.npz", help="also write the scores, as --scores reads them")
+    parser.add_argument("--out", metavar="FOLDER", help="folder for eval-*.json, eval-*.md and ranks-*.npz; null = the "
+                        "run folder, or the folder of --scores")
     return parser
 
 
@@ -79,7 +81,7 @@ def evaluate(options: Namespace) -> Answer:
 
 
 def paired(options: Namespace) -> Answer:
-    """The leak diagnostic: printed, never saved."""
+    """Print the leak diagnostic, and do not save it."""
     from ascl.analysis.evaluation import evaluate_paired, markdown
     from ascl.analysis.leakage import WARNING
 
@@ -89,15 +91,15 @@ def paired(options: Namespace) -> Answer:
 
 
 def check(options: Namespace) -> None:
-    """Refuse options that would be passed over in silence."""
+    """Refuse options that would be ignored."""
     computing = [f"--{name}" for name in COMPUTING if options[name]] + ["--backend"] * (options.backend != "auto")
     if options.protocol == "paired":
         if not options.checkpoint or len(options.checkpoint) > 1:
-            raise SettingsError("--protocol paired looks inside one model: give one --checkpoint")
+            raise SettingsError("--protocol paired needs one model: give one --checkpoint")
         beside = ["--folds"] * bool(options.folds) + computing
         if beside:
-            raise SettingsError("--protocol paired is a diagnostic of the whole split, and there is nothing to probe "
-                                f"where the answer is seen: leave {', '.join(beside)} out")
+            raise SettingsError("--protocol paired is a diagnostic of the whole split, without folds, probes or saved "
+                                f"scores: leave {', '.join(beside)} out")
     if options.scores and computing:
-        raise SettingsError(f"{', '.join(computing)}: about computing scores, and these are in a file already; probes "
-                            "need a model that can score other texts: give --checkpoint")
+        raise SettingsError(f"{', '.join(computing)}: for computing scores, which --scores gives; to compute them with "
+                            "a model, give --checkpoint instead")

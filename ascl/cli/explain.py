@@ -1,4 +1,4 @@
-"""`ascl explain` and `ascl report`: why a pair has its score, and a run as one HTML page."""
+"""`ascl explain` and `ascl report`: explain the score of a pair, and write a run as one HTML page."""
 
 from __future__ import annotations
 
@@ -13,29 +13,28 @@ from ascl.settings.base import Parser
 
 def explain_parser(prog: str) -> Parser:
     parser = Parser(
-        prog=prog, description="Why a pair has its score: what every word and every region brings to it, and where the "
-        "attention goes. Writes a picture, and the numbers as JSON beside it. The words' and regions' own terms add "
-        "up to "
-        "the local score; this and the global score, weighted, are the score of the pair. For AsCL only: other "
-        "models have "
-        "no such sum.",
+        prog=prog, description="Explain the score of an image-caption pair: what every word and every region "
+        "contributes, and where the attention goes. Writes a picture, and the numbers as JSON beside it. The terms of "
+        "words and regions add up to the local score; the weighted sum of local and global score is the score of the "
+        "pair. Only for AsCL: other models have no such sum.",
     )
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder or checkpoint file")
     parser.add_argument("--image", required=True, metavar="X",
-                        help="an image id of the run's data set, or a photograph whose name without ending is one")
-    parser.add_argument("--caption", required=True, nargs="+", metavar="TEXT", help="one, or two side by side")
+                        help="image id of the run's data set, or an image file whose name without the suffix is one")
+    parser.add_argument("--caption", required=True, nargs="+", metavar="TEXT",
+                        help="one caption, or two to compare side by side; any text, in quotation marks")
     add_images(parser)
     add_run_data(parser, captions=False)
     parser.add_argument("--grid", action="store_true",
-                        help="the feature file has no boxes: its regions are the cells of a square grid, row by row")
-    parser.add_argument("--out", metavar="FILE.png", help="null = IMAGE-ID.explained.png")
+                        help="for a feature file without boxes: its regions are cells of a square grid, row by row")
+    parser.add_argument("--out", metavar="FILE.png", help="picture to write; null = IMAGE-ID.explained.png")
     return parser
 
 
 def explain(options: Namespace) -> Answer:
     out = None if options.out is None else Path(options.out)
     if out is not None and out.suffix.lower() != ".png":
-        raise SettingsError(f"--out {out}: the picture is a PNG; give a name that ends in .png")
+        raise SettingsError(f"--out {out}: the picture is a PNG file; give a name that ends in .png")
     from ascl.analysis.explain.run import explain as explain_pair
 
     with ending("stopped; no unfinished file was left"):
@@ -52,18 +51,17 @@ def explain(options: Namespace) -> Answer:
 
 def report_parser(prog: str) -> Parser:
     parser = Parser(
-        prog=prog, description="A run as one HTML page: settings, curves, recalls, probes, best and worst queries, "
-        "confusions. What is missing (an evaluation, the photographs, the features) is said on the page, with the "
-        "command "
-        "that makes it.",
+        prog=prog, description="Write a run as one HTML page: settings, curves, recalls, probes, best and worst "
+        "queries, confusions. If something is missing (an evaluation, the photos, the features), the page names the "
+        "command that makes it.",
     )
     parser.add_argument("run", metavar="RUN", help="run folder")
-    parser.add_argument("--split", help="whose queries are shown; null = the test split of the settings")
+    parser.add_argument("--split", help="split whose queries are shown; null = the run's test split")
     add_images(parser)
     add_run_data(parser)
-    parser.add_argument("--scores", metavar="FILE.npz", help="scores of this run and split, as ascl eval --save_scores "
-                        "keeps them; then nothing is scored")
-    parser.add_argument("--out", metavar="FILE.html", help="null = RUN/report.html")
+    parser.add_argument("--scores", metavar="FILE.npz", help="scores of this run and split that ascl eval "
+                        "--save_scores wrote; null = compute them")
+    parser.add_argument("--out", metavar="FILE.html", help="page to write; null = RUN/report.html")
     return parser
 
 
@@ -80,7 +78,7 @@ def report(options: Namespace) -> Answer:
         for place, best in enumerate(example["best"], start=1):
             print(f"  {place}. {best['image']}  {best['score']:+.3f}" + "  <- the image it describes" * best["own"])
         if not any(best["own"] for best in example["best"]):
-            print(f"  the image it describes comes at place {example['own_image_at']}")
+            print(f"  the image it describes is at rank {example['own_image_at']}")
     for reason in made.missing.values():
         print(f"missing: {reason}")
     print(f"saved: {made.file} ({made.file.stat().st_size / 1e6:.1f} MB)")
@@ -88,11 +86,12 @@ def report(options: Namespace) -> Answer:
 
 
 def add_images(parser: Parser) -> None:
-    parser.add_argument("--images", metavar="FOLDER", help="photographs, at any depth; null = the run's data.images")
+    parser.add_argument("--images", metavar="FOLDER", help="folder of the images, searched at any depth; null = the "
+                        "run's data.images")
 
 
 def table(content: dict) -> str:
-    """Words and regions as text, those that bring most first."""
+    """Return words and regions as text, the largest contributions first."""
     lines = []
     for pair in content["explanations"]:
         local, rest = pair["local"], pair["global"]

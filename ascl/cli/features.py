@@ -1,4 +1,4 @@
-"""`ascl convert`, `ascl merge` and `ascl show`: what one does with feature files."""
+"""`ascl convert`, `ascl merge` and `ascl show`: convert, join and look at feature files."""
 
 from __future__ import annotations
 
@@ -16,25 +16,24 @@ from ascl.settings.base import Parser
 
 def convert_parser(prog: str) -> Parser:
     parser = Parser(
-        prog=prog, description="Features of any format that is read, into one HDF5 file of ours: SCAN's .npy; .tsv of "
-        "bottom-up attention or LXMERT, also its shards .tsv.0, .tsv.1; a folder of .npz or .npy, one for each image; "
-        "HDF5 with an entry for each image, a file or a folder of shards; our own HDF5. A sample of the file is read "
-        "again "
-        "before it gets its name.",
+        prog=prog, description="Convert features to one HDF5 file of our own format. Formats that are read: SCAN's "
+        ".npy; .tsv of bottom-up attention or LXMERT, also as shards .tsv.0, .tsv.1; a folder of .npz or .npy files, "
+        "one per image; HDF5 with one entry per image, as a file or a folder of shards; our own HDF5. A sample is "
+        "compared with the source before the file gets its name.",
     )
-    parser.add_argument("inputs", nargs="+", metavar="IN", help="files or folders; several are merged by image id")
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="files or folders; several are joined by image id")
     parser.add_argument("--out", required=True, metavar="FILE.h5", help="HDF5 file to write")
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32",
-                        help="of the features on disk; float32 is bit for bit the source")
+                        help="type of the features in the file; float32 keeps the source bit for bit")
     parser.add_argument("--kind", choices=["auto", "regions", "globals"], default="auto",
-                        help="what to take of files that have both; auto = all there is")
-    parser.add_argument("--max_regions", type=PositiveInt, metavar="N", help="keep the first N regions of each image")
+                        help="which features to take; auto = all that the inputs have")
+    parser.add_argument("--max_regions", type=PositiveInt, metavar="N",
+                        help="keep the first N regions of each image; null = all")
     parser.add_argument("--ids_from", metavar="CAPTIONS.json",
-                        help="Karpathy's dataset_*.json (also .gz, or in his zip): name images by the stems of its "
-                             "file "
-                        "names, where the features name them by COCO's or Karpathy's numbers")
+                        help="Karpathy's dataset_*.json (also .gz, or in his zip), for features whose ids are COCO's "
+                        "or Karpathy's numbers: replace these by file names without the suffix")
     parser.add_argument("--id_field", choices=["filename", "cocoid", "imgid"],
-                        help="which number or name of --ids_from the ids are; null = the one that knows them all")
+                        help="field of --ids_from that holds the ids of the features; null = the one that has them all")
     return parser
 
 
@@ -51,9 +50,10 @@ def convert(options: Namespace) -> Answer:
 
 
 def merge_parser(prog: str) -> Parser:
-    parser = Parser(prog=prog, description="Join the files of an extraction with --shard 1/N ... N/N into one.")
-    parser.add_argument("out", metavar="OUT.h5", help="the file to write")
-    parser.add_argument("shards", nargs="*", metavar="SHARD.h5", help="none = those beside OUT: OUT.shard-I-of-N.h5")
+    parser = Parser(prog=prog, description="Join the files that ascl extract wrote with --shard 1/N to N/N.")
+    parser.add_argument("out", metavar="OUT.h5", help="HDF5 file to write")
+    parser.add_argument("shards", nargs="*", metavar="SHARD.h5",
+                        help="files to join; if none are given, those beside OUT.h5 named OUT.shard-I-of-N.h5")
     return parser
 
 
@@ -68,16 +68,19 @@ def merge(options: Namespace) -> Answer:
 
 
 def show_parser(prog: str) -> Parser:
-    parser = Parser(prog=prog, description="Draw the regions of an image with class, attribute and score: of a "
-                                           "detector, "
-                    "or of a feature file.")
-    parser.add_argument("image", nargs="?", metavar="PHOTO", help="a photograph")
-    parser.add_argument("--features", nargs="+", metavar="FILE", help="draw what these files hold instead of detecting")
-    parser.add_argument("--image_id", metavar="ID", help="of --features; null = the photograph's stem")
-    parser.add_argument("--images", metavar="FOLDER", help="where --image_id is looked for if no photograph is named")
+    parser = Parser(prog=prog, description="Draw the regions of an image, with class, attribute and score where they "
+                    "are known: those that --backend finds, or those of a feature file (--features).")
+    parser.add_argument("image", nargs="?", metavar="PHOTO",
+                        help="image file; not needed with --images and --image_id")
+    parser.add_argument("--features", nargs="+", metavar="FILE",
+                        help="feature files: draw the regions stored for this image")
+    parser.add_argument("--image_id", metavar="ID",
+                        help="id of the image in --features; null = the name of PHOTO without the suffix")
+    parser.add_argument("--images", metavar="FOLDER",
+                        help="folder, searched at any depth, that holds the image --image_id, if PHOTO is not given")
     parser.add_argument("--top", type=PositiveInt, default=12, metavar="N",
-                        help="regions to draw, best first; all are printed")
-    parser.add_argument("--out", metavar="FILE.png", help="null = IMAGE-ID.regions.png")
+                        help="draw the N best regions; all are printed")
+    parser.add_argument("--out", metavar="FILE.png", help="picture to write; null = IMAGE-ID.regions.png")
     add_device(parser)
     add_backend(parser, REGION_BACKENDS)
     return parser
@@ -94,7 +97,7 @@ def show(options: Namespace) -> Answer:
     if options.features:
         given = ["backend"] * ("backend" in options.given) + given_backend_options(options)
         if given:
-            raise SettingsError(f"--{given[0]} is for detecting, and --features says not to")
+            raise SettingsError(f"--{given[0]} finds regions, and --features draws stored ones: leave one of them out")
         regions = regions_from_store(options.features, options.image_id or path.stem, loaded.size)
     else:
         regions = regions_by_backend(chosen_backend(options), loaded)
@@ -102,5 +105,5 @@ def show(options: Namespace) -> Answer:
     with atomic_path(out) as temporary:
         draw_regions(loaded.image, loaded.size, regions[: options.top]).save(temporary, format="png")
     print(table(regions))
-    print(f"{out}: the first {min(options.top, len(regions))} of {len(regions)} regions of {path}")
+    print(f"{out}: the best {min(options.top, len(regions))} of {len(regions)} regions of {path}")
     return Answer({"image": path, "file": out, "regions": [vars(region) for region in regions]})

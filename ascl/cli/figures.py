@@ -1,4 +1,4 @@
-"""`ascl figures`: plots as PNG and the drawn numbers as CSV, from finished runs and from the tables of a study."""
+"""`ascl figures`: plot finished runs and studies, as PNG with the plotted numbers as CSV."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from ascl.core.errors import SettingsError
 from ascl.settings.base import Parser
 
 FIGURES = {       # figure -> name of its files, what it shows
-    "samples": ("figure3_samples", "figure 3: kinds of positives and negatives by Rsum, from a folder of `ascl "
-    "ablate`"),
-    "alignment": ("figure4_alignment", "figure 4: alignment and uniformity"),
-    "length": ("figure5_length", "figure 5: text-to-image recall by the length of the query"),
+    "samples": ("figure3_samples", "the paper's figure 3, Rsum by kind of positives and negatives (from a folder of "
+                "ascl ablate)"),
+    "alignment": ("figure4_alignment", "the paper's figure 4, alignment and uniformity"),
+    "length": ("figure5_length", "the paper's figure 5, text-to-image recall by length of the query"),
     "curves": ("curves", "training loss and validation Rsum"),
-    "local-weight": ("local_weight", "recall of a trained model scored at other u1"),
-    "trained-weight": ("trained_weight", "recall of models trained at other u1, from a folder of `ascl ablate`"),
-    "temperature": ("temperature", "recall of models trained at other temperatures, from a folder of `ascl ablate`"),
-    "leak": ("leak", "what an evaluation gains that sees the answer"),
+    "local-weight": ("local_weight", "recall of a trained model that is scored with other local weights (u1)"),
+    "trained-weight": ("trained_weight", "recall of models trained with other local weights (from a folder of ascl "
+                       "ablate)"),
+    "temperature": ("temperature", "recall of models trained with other temperatures (from a folder of ascl ablate)"),
+    "leak": ("leak", "how much an evaluation gains that sees the answer"),
 }
 OF_STUDIES = ("samples", "temperature", "trained-weight")
-OF_MODELS = ("alignment", "local-weight", "leak")       # a model is run
+OF_MODELS = ("alignment", "local-weight", "leak")       # these run a model
 
 
 def figures_parser(prog: str) -> Parser:
-    parser = Parser(prog=prog, description="Draw one figure: "
+    parser = Parser(prog=prog, description="Plot one figure as PNG, with the plotted numbers as CSV. "
                     + "; ".join(f"{name}: {shows}" for name, (_, shows) in FIGURES.items()) + ".")
-    parser.add_argument("figure", choices=list(FIGURES), help="which one")
+    parser.add_argument("figure", choices=list(FIGURES), help="figure to plot")
     parser.add_argument("sources", nargs="+", metavar="SOURCE",
-                        help="RUN, a run folder; LABEL=RUN,RUN, several seeds under one label; TABLE.csv, every "
-                             "variant "
-                        "of a study; FOLDER, what `ascl ablate` left")
-    parser.add_argument("--only", nargs="+", default=[], metavar="LABEL", help="labels to draw, in this order")
-    parser.add_argument("--split", help="null = the test split of the settings, for local-weight the images validated "
-                        "on")
+                        help="RUN: a run folder; LABEL=RUN,RUN: several seeds under one label; TABLE.csv: all variants "
+                        "of a study; FOLDER: a folder of ascl ablate")
+    parser.add_argument("--only", nargs="+", default=[], metavar="LABEL", help="plot only these labels, in this order")
+    parser.add_argument("--split", help="split to evaluate; null = the run's test split, for local-weight the images "
+                        "on which it was validated")
     add_run_data(parser)
     parser.add_argument("--bins", type=PositiveInt, nargs="+", metavar="WORDS",
-                        help="of length: longest query of every bin but the last; null = 6 8 10 12 15")
-    parser.add_argument("--out", default="docs/figures", metavar="FOLDER", help="folder of the files")
+                        help="length: most words of a query in each bin but the last; null = 6 8 10 12 15")
+    parser.add_argument("--out", default="docs/figures", metavar="FOLDER", help="folder to write to")
     return parser
 
 
@@ -59,15 +59,15 @@ def figures(options: Namespace) -> Answer:
 
 
 def check(options: Namespace) -> None:
-    """Refuse options that would be passed over in silence."""
+    """Refuse options that would be ignored."""
     for name, takes in (("only", [one for one in FIGURES if one not in OF_STUDIES]), ("split", [*OF_MODELS, "length"]),
                         ("captions", OF_MODELS), ("features", OF_MODELS), ("bins", ["length"])):
         if options[name] and options.figure not in takes:
-            raise SettingsError(f"--{name} is for {', '.join(takes)}; leave it out")
+            raise SettingsError(f"--{name} is only for {', '.join(takes)}, not {options.figure}; leave it out")
 
 
 def draw(options: Namespace) -> Any:
-    """The figure that the options name."""
+    """Return the figure that the options name."""
     from ascl.analysis.figures import sources
 
     if options.figure == "samples":

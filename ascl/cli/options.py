@@ -1,4 +1,4 @@
-"""Options that several commands share, each spelled and explained once, and what commands print alike."""
+"""Options that several commands share, each defined once, and how commands end."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ascl.settings.base import Parser
 
 
 class Answer(NamedTuple):
-    """What a command ends with.
+    """The result of a command.
 
     Attributes:
-        content: the result, fit for JSON; `--json` prints it in the place of everything else.
+        content: what `--json` prints instead of everything else; fit for JSON.
         status: exit status.
     """
 
@@ -26,21 +26,21 @@ class Answer(NamedTuple):
 
 
 def add_device(parser: Parser) -> None:
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
 
 
-def add_batch_size(parser: Parser, default: int | None, help: str = "images in a forward pass") -> None:
+def add_batch_size(parser: Parser, default: int | None, help: str = "images per forward pass") -> None:
     parser.add_argument("--batch_size", type=PositiveInt, default=default, metavar="N", help=help)
 
 
 def add_workers(parser: Parser, default: int = 2) -> None:
     parser.add_argument("--workers", type=NonNegativeInt, default=default, metavar="N",
-                        help="processes that decode images; 0 = none")
+                        help="processes that decode images; 0 = decode in the main process")
 
 
 def add_skip_unreadable(parser: Parser) -> None:
     parser.add_argument("--skip_unreadable", action="store_true",
-                        help="leave images out that cannot be used, and list them, instead of stopping")
+                        help="leave out images that cannot be used, and list them, instead of stopping")
 
 
 def add_seed(parser: Parser, help: str) -> None:
@@ -48,46 +48,50 @@ def add_seed(parser: Parser, help: str) -> None:
 
 
 def add_run_data(parser: Parser, *, captions: bool = True) -> None:
-    """Where the data of a run lie now."""
+    """Add options for data that are no longer where the run's settings say."""
     if captions:
-        parser.add_argument("--captions", metavar="FILE", help="captions file or folder, where the run's has moved")
-    parser.add_argument("--features", nargs="+", metavar="FILE", help="feature files, where the run's have moved")
+        parser.add_argument("--captions", metavar="FILE", help="captions file or folder, if it has moved since "
+                            "training; null = the run's data.captions")
+    parser.add_argument("--features", nargs="+", metavar="FILE", help="feature files, if they have moved since "
+                        "training; null = the run's data.features")
 
 
 def run_data(options: Namespace) -> dict[str, Any]:
-    """What `add_run_data` took, as settings that replace the run's."""
+    """Return the options of `add_run_data` as settings that replace the run's."""
     return {name: options[name] for name in ("captions", "features") if options.get(name)}
 
 
 def add_describer(parser: Parser, *, required: bool = False, phash: bool = True) -> None:
-    """The model that describes images."""
+    """Add the choice of the model that describes images."""
     group = parser.add_argument_group("model")
     source = group.add_mutually_exclusive_group(required=required)
-    source.add_argument("--checkpoint", metavar="RUN", help="a run of ascl copy train, or one of its checkpoints")
-    source.add_argument("--model", metavar="FILE", help="TorchScript file: normalized pixels -> vectors")
-    source.add_argument("--backbone", metavar="NAME", help="a torchvision classifier, or timm:NAME, with GeM alone")
+    source.add_argument("--checkpoint", metavar="RUN", help="run folder of ascl copy train, or one of its checkpoints")
+    source.add_argument("--model", metavar="FILE", help="TorchScript file that turns normalized pixels into vectors")
+    source.add_argument("--backbone", metavar="NAME", help="torchvision classifier, or timm:NAME, with GeM pooling")
     if phash:
         source.add_argument("--method", choices=["phash"], help="perceptual hash of 64 bits, a baseline")
-    group.add_argument("--weights", help="of --backbone: default (the publisher's, downloaded), random:SEED or a path; "
+    group.add_argument("--weights", help="--backbone: default (the publisher's, downloaded), random:SEED or a path; "
                        "null = default")
-    group.add_argument("--same_padding", action="store_true", help="of --backbone: for weights from TensorFlow")
-    group.add_argument("--pool", choices=["gem", "class+gem"], help="of --backbone; null = gem")
+    group.add_argument("--same_padding", action="store_true",
+                       help="--backbone: pad stride-2 convolutions as TensorFlow does, for weights converted from it")
+    group.add_argument("--pool", choices=["gem", "class+gem"],
+                       help="--backbone: GeM pooling of the last map, or also the class token of a ViT; null = gem")
     group.add_argument("--normalize", choices=["imagenet", "half", "none"],
-                       help="of --backbone and --model: what the weights were trained with; null = imagenet")
-    group.add_argument("--input_size", type=PositiveInt, metavar="N",
-                       help="side in pixels of the square; null = as the run says, else 288")
-    group.add_argument("--resize", choices=["squash", "crop"], help="squash the whole image, or crop its center; "
-                                                                    "null = "
-                       "as the run says, else squash")
-    group.add_argument("--ordered_norms", action="store_true", help="of --model and --backbone: it was trained with a "
-                       "norm-ratio loss, so that norms tell who copied whom; a run of ascl copy train knows")
+                       help="--backbone, --model: pixel scaling with which the weights were trained: ImageNet's mean "
+                       "and std, half = [-1, 1], none = [0, 1]; null = imagenet")
+    group.add_argument("--input_size", type=PositiveInt, metavar="N", help="side in pixels of the square that the "
+                       "network sees; null = that of the run, 288 for other models")
+    group.add_argument("--resize", choices=["squash", "crop"], help="squash the whole image to the square, or crop its "
+                       "center; null = as the run does, squash for other models")
+    group.add_argument("--ordered_norms", action="store_true", help="--backbone, --model: the weights were trained "
+                       "with a norm-ratio loss, so that norms show who copied whom; runs of ascl copy train record it")
 
 
 def chosen_describer(options: Namespace, recorded: Any = None) -> Any:
-    """What `add_describer` took as a `DescriberChoice`, None where nothing was chosen.
+    """Return the options of `add_describer` as a `DescriberChoice`; None if they choose nothing.
 
     Args:
-        recorded: the choice of an index, which the options only change.
+        recorded: the choice recorded in an index, which the options change.
     """
     from ascl.image_copy.descriptors.choice import DescriberChoice
 
@@ -96,12 +100,12 @@ def chosen_describer(options: Namespace, recorded: Any = None) -> Any:
 
 @contextmanager
 def ending(advice: str) -> Iterator[None]:
-    """Let Ctrl-C end with what is left and what to do, and a value that the library refuses in one line."""
+    """Add advice to the message of Ctrl-C, and make a library's `ValueError` about an option a one-line error."""
     try:
         yield
     except DataError:
         raise
-    except ValueError as error:     # of arguments that came from options
+    except ValueError as error:     # an argument came from an option
         raise DataError(str(error)) from error
     except KeyboardInterrupt as stopped:
         raise KeyboardInterrupt(f"{stopped}\n{advice}".strip()) from None

@@ -1,6 +1,6 @@
-"""The program `ascl`: which command it is, and how every command fails and stops.
+"""The program `ascl`: find the command, run it, and report errors and interrupts.
 
-Exit status: 0 done, 1 refused or failed (one line on stderr), 2 usage, 130 interrupted.
+Exit status: 0 success, 1 failure (one line on stderr), 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ascl.settings.base import Parser
 
 
 class Command(NamedTuple):
-    """A command: `NAME` in `ascl.cli.MODULE` runs it, `NAME_parser` makes its parser."""
+    """A command: function `name` of `ascl.cli.MODULE` runs it, function `name_parser` makes its parser."""
 
     module: str
     name: str
@@ -30,45 +30,46 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "prepare": Command("prepare", "prepare", "get a data set ready: generate or fetch it, then check it"),
-    "extract regions": Command("extract", "region_features", "region features of images"),
-    "extract globals": Command("extract", "global_features", "one feature vector for each image"),
-    "extract descriptors": Command("extract", "descriptors", "copy-detection descriptors of images"),
-    "convert": Command("features", "convert", "features of any format that is read, as our HDF5"),
+    "prepare": Command("prepare", "prepare", "generate or download a data set, and check it"),
+    "extract regions": Command("extract", "region_features", "extract region features of images"),
+    "extract globals": Command("extract", "global_features", "extract one feature vector per image"),
+    "extract descriptors": Command("extract", "descriptors", "extract copy-detection descriptors of images"),
+    "convert": Command("features", "convert", "convert feature files of other formats to our HDF5"),
     "merge": Command("features", "merge", "join the shards of an extraction"),
     "show": Command("features", "show", "draw the regions of an image"),
     "train": Command("train", "train", "train a retrieval model"),
-    "eval": Command("evaluate", "evaluate", "recalls of a model, or of scores, over every pair"),
-    "ablate": Command("ablate", "ablate", "train, evaluate and tabulate the studies of the paper"),
-    "figures": Command("figures", "figures", "plots of finished runs and studies"),
-    "explain": Command("explain", "explain", "why a pair has its score"),
-    "report": Command("explain", "report", "a run as one HTML page"),
+    "eval": Command("evaluate", "evaluate", "evaluate retrieval over all pairs: recalls of runs or given scores"),
+    "ablate": Command("ablate", "ablate", "train, evaluate and tabulate the paper's studies"),
+    "figures": Command("figures", "figures", "plot finished runs and studies"),
+    "explain": Command("explain", "explain", "explain the score of an image-caption pair"),
+    "report": Command("explain", "report", "write a run as one HTML page"),
     "copy train": Command("train", "copy_train", "train an image descriptor"),
-    "copy eval": Command("copy_evaluation", "evaluate", "metrics of descriptors or predictions"),
-    "copy benchmark": Command("copy_evaluation", "benchmark", "make a benchmark from a folder of photographs"),
-    "copy index": Command("copies", "index", "make an index of images, or go on with one"),
+    "copy eval": Command("copy_evaluation", "evaluate", "evaluate descriptors or predictions"),
+    "copy benchmark": Command("copy_evaluation", "benchmark", "make a benchmark from a folder of photos"),
+    "copy index": Command("copies", "index", "make an index of images, or continue one"),
     "copy add": Command("copies", "add", "add images to an index"),
-    "copy remove": Command("copies", "remove", "remove images by id"),
-    "copy query": Command("copies", "query", "best matches of images, whether copies, and in which direction"),
-    "copy calibrate": Command("copies", "calibrate", "threshold of a false-positive rate from unrelated images"),
-    "copy info": Command("copies", "info", "what an index holds"),
-    "copy compact": Command("copies", "compact", "give the rows of removed images back"),
+    "copy remove": Command("copies", "remove", "remove images from an index"),
+    "copy query": Command("copies", "query", "find copies of images in an index, with the direction of copying"),
+    "copy calibrate": Command("copies", "calibrate", "set the score threshold for a false-positive rate"),
+    "copy info": Command("copies", "info", "print what an index holds"),
+    "copy compact": Command("copies", "compact", "free the rows of removed images"),
 }
 GROUPS = {
-    "extract": "features and descriptors of images",
-    "copy": "image copy detection: descriptors, evaluation, an index of images",
+    "extract": "extract features or descriptors of images",
+    "copy": "detect image copies: train, evaluate, build and query an index",
 }
 ABOUT = """Image-text retrieval (AsCL) and image copy detection (ASL, RDCD), where similarity has a direction.
 
-`ascl COMMAND --help` says what a command takes. Options are spelled with underscores; hyphens mean the same.
-Shell completion: ascl --print_completion shtab-bash (or shtab-zsh)."""
+`ascl COMMAND --help` explains a command. Options are spelled with underscores; hyphens mean the same. In help texts,
+null is the value of an option that is not given. Shell completion: ascl --print_completion shtab-bash (or
+shtab-zsh)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: words of the command line; None = this process's.
+        arguments: words of the command line; None = those of this process.
 
     Returns:
         Exit status.
@@ -85,13 +86,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.json:
                 print(json.dumps(answer.content, indent=1, default=str))
             status = answer.status
-        except SystemExit as asked:                 # --help and the like print and end
+        except SystemExit as asked:                 # --help and the like print and exit
             status = int(asked.code or 0)
         sys.stdout.flush()
         return status
     except SettingsError as error:
         return failed(error, 2)
-    except BrokenPipeError:                         # `| head` has seen enough
+    except BrokenPipeError:                         # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (DataError, OSError) as error:
@@ -102,13 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def failed(error: Exception, status: int) -> int:
-    """Say what is wrong in one line."""
+    """Print an error in one line and return the exit status."""
     print("error:", *str(error).splitlines(), file=sys.stderr)
     return status
 
 
 def command_of(words: list[str]) -> tuple[str | None, list[str]]:
-    """The name that the words begin with, and the rest; None where they name no command."""
+    """Return the command that the words begin with, and the other words; None if they name no command."""
     for count in (2, 1):
         name = " ".join(words[:count])
         if name in COMMANDS:
@@ -117,23 +118,23 @@ def command_of(words: list[str]) -> tuple[str | None, list[str]]:
 
 
 def parser_of(name: str) -> Parser:
-    """The parser of a command."""
+    """Return the parser of a command."""
     command = COMMANDS[name]
     module = importlib.import_module(f"ascl.cli.{command.module}")
     parser = getattr(module, f"{command.name}_parser")(f"ascl {name}")
     parser.add_argument("--json", action="store_true",
-                        help="print the result as JSON, and nothing else on the standard output")
+                        help="print only the result, as JSON, on the standard output")
     return parser
 
 
 def run(name: str) -> Callable[[Namespace], Answer]:
-    """What a command does with its options."""
+    """Return the function that runs a command."""
     command = COMMANDS[name]
     return getattr(importlib.import_module(f"ascl.cli.{command.module}"), command.name)
 
 
 def overview(words: list[str]) -> int:
-    """What no command answers: `--help`, `--version`, `--print_completion`, and names that do not exist."""
+    """Handle what is not a command: `--help`, `--version`, `--print_completion`, and unknown names."""
     if words == ["--version"]:
         print(ascl.__version__)
         return 0
@@ -145,10 +146,10 @@ def overview(words: list[str]) -> int:
 
 
 def whole_tree(*, real: bool) -> Parser:
-    """The parser of the program with all its commands.
+    """Return the parser of the program with all its commands.
 
     Args:
-        real: with the options of each command, as a completion needs them; False = names alone, which is quick.
+        real: include the options of each command, which a completion needs; False = only names, which is quick.
     """
     set_parsing_settings(add_print_completion_argument=True)
     root = Parser(prog="ascl", description=ABOUT)

@@ -19,8 +19,8 @@ from ascl.settings.base import Parser, Presets, build
 def train_parser(prog: str) -> Parser:
     return settings_parser(
         prog, retrieval.Config, retrieval.SHORT, retrieval.presets,
-        "Train a retrieval model. Defaults, then configs/DATASET.yaml, then --config files, then options. "
-        "Several GPUs: accelerate launch tools/train.py ...",
+        "Train a retrieval model. Settings come from defaults, then configs/DATASET.yaml, then --config files, then "
+        "options; the last wins. On several GPUs: accelerate launch tools/train.py ...",
     )
 
 
@@ -30,7 +30,7 @@ def train(options: Namespace) -> Answer:
     config = build(retrieval.Config, options)
     progress = run(train_model, config, options)
     metrics = {name: value for name, value in (progress.best_metrics or {}).items() if name != "rsum"}
-    return told(progress, [
+    return training_answer(progress, [
         f"best validation Rsum {progress.best:.1f} at step {progress.best_step}: "
         + ", ".join(f"{name} {value:.1f}" for name, value in metrics.items()),
         f"evaluate with: ascl eval --checkpoint {options.resume or config.out}",
@@ -40,8 +40,9 @@ def train(options: Namespace) -> Answer:
 def copy_train_parser(prog: str) -> Parser:
     return settings_parser(
         prog, image_copy.CopyConfig, image_copy.SHORT, image_copy.presets,
-        "Train an image descriptor for copy detection. Defaults, then configs/image_copy/METHOD.yaml, then --config "
-        "files, then options. Several GPUs: accelerate launch tools/train_copy.py ...",
+        "Train an image descriptor for copy detection. Settings come from defaults, then "
+        "configs/image_copy/METHOD.yaml, then --config files, then options; the last wins. On several GPUs: accelerate "
+        "launch tools/train_copy.py ...",
     )
 
 
@@ -52,10 +53,10 @@ def copy_train(options: Namespace) -> Answer:
     progress = run(train_descriptor, config, options)
     best = progress.best_metrics or {}
     shown = ("muap", "recall_at_1", "rpr", "uniformity", "gap", "ordered_crops")
-    return told(progress, [
+    return training_answer(progress, [
         f"best {config.train.select} {progress.best:.4f} at step {progress.best_step}: "
         + ", ".join(f"{name} {best[name]:.3f}" for name in shown if name in best),
-        "describe with: ascl extract descriptors "
+        "extract descriptors with: ascl extract descriptors "
         f"--checkpoint {options.resume or config.out} --images FOLDER --out FILE.h5",
     ])
 
@@ -63,23 +64,23 @@ def copy_train(options: Namespace) -> Answer:
 def settings_parser(
     prog: str, kind: type, short: Mapping[str, str], presets_of: Callable[..., Presets], description: str
 ) -> Parser:
-    """The options of a training: every setting, `--resume` and `--json`."""
+    """Return the parser of a training command: every setting, and `--resume`."""
     def presets(given: Namespace) -> list[Path]:
         saved = None if given.resume is None else Path(given.resume) / "settings.yaml"
         if saved is not None and not saved.exists():
-            raise DataError(f"{saved} does not exist: give the folder of a run to resume")
+            raise DataError(f"{saved} does not exist: give --resume the folder of a run")
         return list(presets_of(saved=saved)(given))
 
     parser = Parser(prog=prog, description=description, short=short, presets=presets,
                     usage="%(prog)s [--resume RUN] [--config FILE] [--SETTING VALUE ...]")
-    parser.add_argument("--resume", metavar="RUN", help="go on exactly where the run in this folder stopped, with its "
-                        "settings")
+    parser.add_argument("--resume", metavar="RUN", help="run folder: continue this run exactly where it stopped, with "
+                        "its settings")
     parser.add_settings(kind)
     return parser
 
 
 def run(train: Callable[..., Any], config: Any, options: Namespace) -> Any:
-    """Train, and say how to go on where Ctrl-C comes after the first checkpoint."""
+    """Train; after Ctrl-C, if there is a checkpoint, say how to continue."""
     if options.resume is not None:
         config = replace(config, out=options.resume)
     command = "copy train" if isinstance(config, image_copy.CopyConfig) else "train"
@@ -92,8 +93,8 @@ def run(train: Callable[..., Any], config: Any, options: Namespace) -> Any:
             raise stopped
 
 
-def told(progress: Any, lines: list[str]) -> Answer:
-    """The result of a training; one process of several prints it."""
+def training_answer(progress: Any, lines: list[str]) -> Answer:
+    """Return the result of a training; only the first process prints it."""
     if os.environ.get("RANK", "0") == "0":
         print(*lines, sep="\n")
     return Answer({"best": progress.best, "best_step": progress.best_step, "steps": progress.step,

@@ -1,1 +1,1 @@
-"""The ground floor: errors, atomic files, checkpoints, provenance, processes, signals, tensor helpers; no models."""
+"""The bottom layer: errors, atomic files, checkpoints, provenance, processes, signals, tensor helpers. No models."""

@@ -1,4 +1,4 @@
-"""Checkpoints: found, written whole or not at all, read without running foreign code, enough to resume exactly."""
+"""Checkpoints: find, write whole or not at all, read without running their code; they hold all that a resume needs."""
 
 from __future__ import annotations
 
@@ -23,53 +23,58 @@ from ascl.core.files import atomic_path
 
 FORMAT = "ascl-checkpoint"
 VERSION = 1
-LAST = "last.pt"  # of a run: the newest weights and all that a resume needs
-BEST = "best.pt"  # of a run: the best weights by its validation
+LAST = "last.pt"  # the newest weights of a run, and all that a resume needs
+BEST = "best.pt"  # the best weights of a run on its validation split
 
 
 def find(run: str | os.PathLike) -> Path:
-    """Return `run` itself where it is a file, else its best.pt, else its last.pt, with a warning.
+    """Return `run` itself if it is a file, else its best.pt, else its last.pt with a warning.
 
-    Raises DataError: none of them.
+    Raises:
+        DataError: none of these files exists.
     """
     run = Path(run)
     for path in (run, run / BEST, run / LAST):
         if path.is_file():
             if path == run / LAST:
-                warnings.warn(f"{run} has no {BEST}, so {LAST} is read: the newest weights, not the best on the "
-                              "validation split", stacklevel=3)
+                warnings.warn(f"{run} has no {BEST}; reading {LAST}, the newest weights, which need not be the best on "
+                              "the validation split", stacklevel=3)
             return path
-    raise DataError(f"no checkpoint in {run}: expected {BEST} or {LAST} of a training run")
+    raise DataError(f"no checkpoint in {run}: it has neither {BEST} nor {LAST}; give the folder of a training run")
 
 
 def save(path: str | os.PathLike, state: dict[str, Any]) -> None:
-    """Write a state of tensors, numbers, strings, lists, tuples and dicts; `path` holds the old or the new one, whole.
+    """Write a state of tensors, numbers, strings, lists, tuples and dicts, whole or not at all.
 
-    Raises DataError: the file cannot be written, for example to a full disk; what `path` held stays, and nothing else.
+    Raises:
+        DataError: the file cannot be written, for example because the disk is full. The previous file is kept, and no
+            temporary file is left.
     """
     path = Path(path)
     try:
-        # through a file of Python's, because torch's own writer hides the reason of a failed write
+        # through a Python file, because torch's own writer hides why a write failed
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             torch.save({"format": FORMAT, "version": VERSION, **state}, file)
     except (OSError, RuntimeError) as error:
-        cause: BaseException | None = error  # torch's writer raises its own error on top of the system's
+        cause: BaseException | None = error  # torch wraps the system's error in its own
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
         advice = "Check the folder and its permissions"
         if cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            advice = f"Make room on this disk ({shutil.disk_usage(path.parent).free / 2**20:.0f} MiB free)"
-        kept = f"the previous {path.name} is whole and was kept" if path.exists() else f"there is no {path.name} yet"
+            advice = f"Free some space on this disk ({shutil.disk_usage(path.parent).free / 2**20:.0f} MiB free)"
+        kept = f"the previous {path.name} is intact" if path.exists() else f"there is no {path.name} yet"
         message = f"could not write the checkpoint {path}: {cause.strerror}; {kept}. {advice}, then resume."
         raise DataError(message) from error
 
 
 def load(path: str | os.PathLike) -> dict[str, Any]:
-    """Read what `save` wrote, onto the CPU. Only tensors and plain containers are read; no code of the file is run.
+    """Read what `save` wrote, onto the CPU. Only tensors and plain containers are read; code in the file is never run.
 
-    Raises FileNotFoundError: no such file; DataError: truncated, damaged, or not a checkpoint of this project.
+    Raises:
+        FileNotFoundError: the file does not exist.
+        DataError: the file is truncated, damaged, or not a checkpoint of this project.
     """
     path = Path(path)
     if not path.is_file():
@@ -77,28 +82,30 @@ def load(path: str | os.PathLike) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise DataError(f"{path} ({path.stat().st_size} bytes) is truncated, damaged or no checkpoint of this project: "
-                        f"{_first_line(error)}") from error
+        raise DataError(f"{path} ({path.stat().st_size:,} bytes) is truncated, damaged or not a checkpoint of this "
+                        f"project: {_first_line(error)}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise DataError(f"{path} is readable but no checkpoint of this project: it has no format {FORMAT!r}")
+        raise DataError(f"{path} is readable but not a checkpoint of this project: its format is not {FORMAT!r}")
     if state.get("version") != VERSION:
-        raise DataError(f"{path} has checkpoint version {state.get('version')}; this program reads version {VERSION}")
+        raise DataError(f"{path} has checkpoint version {state.get('version')}; this program reads version {VERSION}: "
+                        "use the version of ascl that wrote it")
     return state
 
 
 def check_plain(values: Any, what: str) -> None:
-    """Refuse what `load` would refuse to read, before hours of training depend on it.
+    """Refuse values that `load` could not read back, before hours of training depend on them.
 
-    Raises TypeError: `values` hold something else than tensors, numbers, strings, None and plain containers of them.
+    Raises:
+        TypeError: `values` holds anything but tensors, numbers, strings, None and plain containers of these.
     """
     written = io.BytesIO()
     try:
         torch.save(values, written)
         written.seek(0)
         torch.load(written, weights_only=True)
-    except Exception as error:  # whatever pickle meets; each kind has an exception of its own
+    except Exception as error:  # pickle raises a different type for each kind of value
         kinds = "tensors, numbers, strings and plain containers"
-        raise TypeError(f"{what} has to be {kinds}: {_first_line(error)}") from error
+        raise TypeError(f"{what} may hold only {kinds}: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -106,9 +113,12 @@ def _first_line(error: Exception) -> str:
 
 
 def model_state(model: nn.Module, keep: Callable[[str], bool]) -> dict[str, Tensor]:
-    """The parameters and buffers whose names `keep` accepts; a frozen encoder can be left out because it has a source.
+    """Return the parameters and buffers whose names `keep` accepts.
 
-    Raises ValueError: `keep` leaves out a parameter that is trained.
+    A frozen encoder need not be saved, because it can be loaded from its source again.
+
+    Raises:
+        ValueError: `keep` leaves out a trained parameter.
     """
     lost = [name for name, parameter in model.named_parameters() if parameter.requires_grad and not keep(name)]
     if lost:
@@ -119,9 +129,10 @@ def model_state(model: nn.Module, keep: Callable[[str], bool]) -> dict[str, Tens
 def load_model_state(
     model: nn.Module, state: dict[str, Tensor], *, keep: Callable[[str], bool], path: str | os.PathLike
 ) -> None:
-    """Copy saved values into `model`, in place; what `keep` refuses stays as it is.
+    """Copy saved values into `model`, in place; values whose names `keep` refuses stay as they are.
 
-    Raises DataError: the checkpoint is of another architecture; the names and shapes that differ are listed.
+    Raises:
+        DataError: the checkpoint is of another architecture; the message lists the names and shapes that differ.
     """
     wanted = {name: value for name, value in model.state_dict().items() if keep(name)}
     state = {name: value for name, value in state.items() if keep(name)}
@@ -133,13 +144,16 @@ def load_model_state(
     }
     listed = "; ".join(f"{what}: {first_of(names)}" for what, names in differences.items() if names)
     if listed:
-        raise DataError(f"{path} is a checkpoint of another architecture. {listed}. Use the settings that the run was "
-                        "trained with.")
+        raise DataError(f"{path} is a checkpoint of another architecture. {listed}. Use the settings with which the "
+                        "run was trained.")
     model.load_state_dict(state, strict=False)
 
 
 def rng_state() -> dict[str, Any]:
-    """The global random generators of python, numpy, torch and this process's GPU, as tensors and plain numbers."""
+    """Return the state of the global random generators of Python, numpy, torch and this process's GPU.
+
+    It consists of tensors and plain values, so that a checkpoint can hold it.
+    """
     kind, keys, *rest = cast(tuple, np.random.get_state(legacy=True))
     state: dict[str, Any] = {
         "python": random.getstate(), "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
@@ -151,7 +165,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def restore_rng(state: dict[str, Any]) -> None:
-    """Put the global random generators back to what `rng_state` returned."""
+    """Set the global random generators to a state that `rng_state` returned."""
     kind, keys, *rest = state["numpy"]
     random.setstate(state["python"])
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
@@ -162,7 +176,7 @@ def restore_rng(state: dict[str, Any]) -> None:
 
 @contextmanager
 def undisturbed_rng() -> Iterator[None]:
-    """Whatever runs inside leaves the global random generators as they were."""
+    """Restore the global random generators when the block ends."""
     state = rng_state()
     try:
         yield

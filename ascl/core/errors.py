@@ -1,4 +1,4 @@
-"""Errors that a user's data, settings or command can cause; the command line prints them without a traceback."""
+"""Errors caused by a user's data, settings or command; the command line prints them without a traceback."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 
 class DataError(ValueError):
-    """Something a user gave is wrong: the message says what, where (file, row, key) and what to do."""
+    """Something that a user gave is wrong; the message says what, where (file, row, key) and what to do next."""
 
 
 class SettingsError(DataError):
-    """A setting or an option is unknown, or has a value that it cannot have."""
+    """A setting or an option is unknown, missing, or has an impossible value."""
 
 
 def first_of(names: Sequence[str], most: int = 5) -> str:
-    """Return the first names of a list that may be long, and how many more there are."""
+    """Return the first `most` names, separated by commas, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, whatever kills the writer; handles that are each process's own."""
+"""Files that are written whole or not at all, whatever kills the writer, and handles that processes do not share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import psutil
 
 T = TypeVar("T")
 
-# of several machines that write to one folder, each can tell its own processes only
+# the machine's name is part of it: machines may share a folder, and each can check only its own processes
 _SUFFIX = f".{re.sub('[^0-9A-Za-z-]', '-', platform.node())}.{{}}.tmp"
 _TEMPORARY = re.compile(r"\.(.+)" + re.escape(_SUFFIX).replace(r"\{\}", r"(\d+)"))
 
@@ -24,9 +24,9 @@ _TEMPORARY = re.compile(r"\.(.+)" + re.escape(_SUFFIX).replace(r"\{\}", r"(\d+)"
 def atomic_path(path: str | os.PathLike, *, flush: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on success it replaces `path`, on any error it is removed.
 
-    The temporary file is flushed to the disk before the rename, so that after a power cut `path` holds either the old
-    content or the new one, whole; without `flush` the caller sees to that, once for many files. What killed processes
-    left in the folder is removed first.
+    The temporary file is flushed to the disk before the rename, so that after a power cut `path` holds the old or the
+    new content, whole. With `flush=False` the caller flushes, once for many files. Temporary files of killed processes
+    are removed first.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,10 +44,10 @@ def atomic_path(path: str | os.PathLike, *, flush: bool = True) -> Iterator[Path
 
 
 def clear_killed(folder: Path) -> dict[str, Path]:
-    """Remove the temporary files in `folder` whose writers on this machine no longer live.
+    """Remove the temporary files in `folder` whose writers, processes of this machine, have ended.
 
     Returns:
-        Name of the final file -> temporary file, of those whose writers live.
+        Name of the final file -> temporary file, for writers that still run.
     """
     living = {}
     for name in os.listdir(folder) if folder.is_dir() else []:
@@ -61,7 +61,7 @@ def clear_killed(folder: Path) -> dict[str, Path]:
 
 @cache
 def _clear_once(folder: Path) -> None:
-    """Once for a process: a folder may hold a hundred thousand files, each written through `atomic_path`."""
+    """Clear a folder once per process: it may hold 100,000 files, each written through `atomic_path`."""
     clear_killed(folder)
 
 
@@ -72,9 +72,9 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 class OncePerProcess(Generic[T]):
-    """What `make` gives, made at the first use and once in each process; picklable where `make` is.
+    """A value that each process makes for itself, with `make`, on first use; picklable if `make` is.
 
-    A handle inherited through fork shares its state and its position with the parent.
+    For open files: a handle inherited through fork would share its position with the parent's.
     """
 
     def __init__(self, make: Callable[[], T]) -> None:

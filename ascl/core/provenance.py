@@ -1,4 +1,4 @@
-"""What a run notes of its surroundings, and how it refuses settings."""
+"""The provenance that a run records, and how it refuses settings."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ascl.core.errors import DataError
 
 
 def code_version() -> str:
-    """Return which code runs: the commit with `-dirty` where it has changes, or the version of an installed package.
+    """Return which code runs: the commit, with `-dirty` if files changed, or the version of an installed package.
 
-    The commit is that of the repository which tracks this very file, not of one that some virtual environment lies in.
-    An installed package adds the SHA-256 of its wheel, or where the installer did not keep that, of its list of files:
-    "0.2.0 (wheel sha256 0123456789ab)". The bare version is for files that are neither tracked nor installed.
+    The commit counts only if its repository tracks this file, not if a virtual environment happens to lie in one.
+    An installed package adds the SHA-256 of its wheel, or of its list of files if the installer did not record the
+    wheel's: "0.2.0 (wheel sha256 0123456789ab)". Files that are neither tracked nor installed give the bare version.
     """
     try:
         _git("ls-files", "--error-unmatch", Path(__file__).name)
@@ -30,8 +30,8 @@ def code_version() -> str:
 
 
 def environment() -> dict[str, str]:
-    """Return what a number depends on beside settings and data: `commit` (see `code_version`), versions, device."""
-    import torch  # here: slow to import, and a feature file needs the version alone
+    """Return what a result depends on besides settings and data: `commit` (see `code_version`), versions, device."""
+    import torch  # slow to import, and a feature file needs only `code_version`
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return {"commit": code_version(), "python": platform.python_version(), "torch": torch.__version__, "device": device}
@@ -39,7 +39,7 @@ def environment() -> dict[str, str]:
 
 @contextmanager
 def refused_settings() -> Iterator[None]:
-    """Turn what the parts refuse while they are built into an error of the settings, which the user gave."""
+    """Turn a `ValueError` of a part that is being built into a `DataError` about the settings, which the user gave."""
     try:
         yield
     except DataError:
@@ -59,7 +59,7 @@ def _installed_version() -> str:
     except metadata.PackageNotFoundError:
         return __version__
     if Path(str(package.locate_file("ascl/core/provenance.py"))).resolve() != Path(__file__).resolve():
-        return __version__  # the installed package is another copy
+        return __version__  # the installed package is not the code that runs
     archive = json.loads(package.read_text("direct_url.json") or "{}").get("archive_info", {})
     if wheel := archive.get("hashes", {}).get("sha256"):
         return f"{__version__} (wheel sha256 {wheel[:12]})"

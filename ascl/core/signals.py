@@ -1,4 +1,4 @@
-"""A clean stop: the first signal asks for it, a second one means it."""
+"""Stop a run cleanly: the first signal asks for a stop, a second one forces it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from types import FrameType
 
 
 class Stop:
-    """Attributes: signal: name of the signal that asked for the stop, None as long as none did. time: when it came."""
+    """A request to stop.
+
+    Attributes:
+        signal: name of the signal that asked, None until one does.
+        time: when it came, by `time.monotonic`.
+    """
 
     signal: str | None = None
     time: float = 0.0
@@ -19,10 +24,10 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Let the first SIGINT or SIGTERM only set `.signal`; one more than a second later has its usual effect.
+    """Make the first SIGINT or SIGTERM only set `.signal`; one that comes over a second later has its usual effect.
 
-    Within that second it is the same request once more: on Ctrl-C a process started by torchrun gets the signal from
-    the terminal and again from torchrun. Outside the main thread, which alone may handle signals, nothing is changed.
+    A second signal within that second is the same request: on Ctrl-C, a process started by torchrun gets the signal
+    from the terminal and again from torchrun. Only the main thread may handle signals; in others nothing changes.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():

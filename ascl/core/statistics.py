@@ -1,4 +1,4 @@
-"""Intervals and the draws of a bootstrap: what several rooms need and scipy does not have in this form."""
+"""Confidence intervals and bootstrap resamples, in forms that scipy does not have."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ BLOCK = 2**22               # counts held at once by `resamples`
 
 @dataclass(frozen=True)
 class Interval:
-    """Lower and upper end, in the unit of what it is an interval of."""
+    """Lower and upper end, in the unit of the estimated value."""
 
     low: float
     high: float
 
 
 def resamples(items: int, draws: int, seed: int, *, block: int = BLOCK) -> Iterator[np.ndarray]:
-    """Yield how often each item is drawn in each resample of as many items, with replacement.
+    """Yield how often each item is drawn in each bootstrap resample: `items` draws with replacement.
 
-    `scipy.stats.bootstrap` draws indices; counts let a metric that is a sum over items be one matrix product.
+    `scipy.stats.bootstrap` draws indices. With counts, a metric that is a sum over items is one matrix product.
 
     Args:
-        items, draws: number of items, >= 1, and of resamples.
-        seed: of `numpy.random.default_rng`; the draws do not depend on `block`, the counts in memory at a time.
+        items: number of items, >= 1.
+        draws: number of resamples.
+        seed: seeds `numpy.random.default_rng`.
+        block: most counts in memory at a time; it does not change the draws.
 
-    Yields: (n, items) int64, `draws` rows in all; each row sums to `items`.
+    Yields:
+        (n, items) int64, `draws` rows in all; each row sums to `items`.
     """
     generator = np.random.default_rng(seed)
     step = max(1, block // items)
@@ -39,15 +42,15 @@ def resamples(items: int, draws: int, seed: int, *, block: int = BLOCK) -> Itera
 
 
 def percentile_interval(values: np.ndarray, level: float = 0.95) -> Interval:
-    """Return the interval between the two percentiles that leave out (1 - level) / 2 of the values on either side."""
+    """Return the interval that leaves out (1 - level) / 2 of the values on either side."""
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
 
 
 def wilson_interval(share: float, trials: int, level: float = 0.95) -> Interval:
-    """Return Wilson's score interval of a share of `trials` >= 1 (Wilson 1927); never outside [0, 1], never empty.
+    """Return Wilson's score interval of a share of `trials` >= 1 (Wilson 1927); within [0, 1] and never empty.
 
-    `scipy.stats.binomtest` has it for whole successes only; the mean share over several runs need not be one.
+    `scipy.stats.binomtest` takes only whole numbers of successes, which the mean share over several runs need not be.
     """
     z = float(stats.norm.ppf((1 + level) / 2))
     center = share + z**2 / (2 * trials)

@@ -1,4 +1,4 @@
-"""Tables as text: one writer of Markdown for every report."""
+"""Markdown tables, written by one function for every report."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ def markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]], *
 
     Args:
         header: names of the columns.
-        rows: cells; a pipe or a line break in one is escaped.
-        text_columns: how many of the first columns are text, on the left; the others are numbers, on the right.
+        rows: cells; pipes are escaped, line breaks become spaces.
+        text_columns: the first `text_columns` columns are text, aligned left; the others are numbers, aligned right.
 
     Raises:
-        ValueError: a row with more or fewer cells than the header.
+        ValueError: a row has more or fewer cells than the header.
     """
     rule = ["---" if column < text_columns else "--:" for column in range(len(header))]
     lines = []

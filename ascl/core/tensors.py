@@ -1,4 +1,4 @@
-"""What the losses over vectors share: precision, checks, cosines."""
+"""Precision, checks and cosines, shared by the losses over vectors."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision raised to float32; float32 and float64 unchanged."""
+    """Return half precision as float32, float32 and float64 unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def check_vectors(**vectors: Tensor) -> None:
-    """ValueError unless all are (B, d) of one shape, B >= 1."""
+    """Raise ValueError unless all are (B, d) of one shape with B and d >= 1."""
     shapes = {name: tuple(x.shape) for name, x in vectors.items()}
     first = next(iter(shapes.values()))
     if len(first) != 2 or 0 in first or any(shape != first for shape in shapes.values()):
@@ -24,37 +24,40 @@ def check_vectors(**vectors: Tensor) -> None:
 
 
 def check_queue(queue: Tensor, dim: int) -> None:
-    """ValueError unless the queue is (Q, dim); Q may be 0."""
+    """Raise ValueError unless the queue is (Q, dim); Q may be 0."""
     if queue.dim() != 2 or queue.shape[1] != dim:
-        raise ValueError(f"queue must be (Q, {dim}), one unit row an entry, got {tuple(queue.shape)}")
+        raise ValueError(f"queue must be (Q, {dim}), one unit row per entry, got {tuple(queue.shape)}")
 
 
 def check_labels(labels: Tensor, count: int) -> None:
-    """ValueError unless the labels are (count,) whole numbers."""
+    """Raise ValueError unless the labels are (count,) whole numbers."""
     if labels.shape != (count,) or labels.is_floating_point():
         raise ValueError(f"labels must be ({count},) whole numbers, got {tuple(labels.shape)} {labels.dtype}")
 
 
 def check_positive(**values: float) -> None:
-    """ValueError unless each is > 0 and finite."""
+    """Raise ValueError unless each is > 0 and finite."""
     for name, value in values.items():
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
 def check_not_negative(**values: float) -> None:
-    """ValueError unless each is >= 0."""
+    """Raise ValueError unless each is >= 0."""
     for name, value in values.items():
         if not value >= 0:
-            raise ValueError(f"{name} is {value}: has to be at least 0")
+            raise ValueError(f"{name} must be at least 0, got {value}")
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Rows of (B, d) brought to length 1, in at least float32; a zero row stays zero."""
+    """Return the rows of (B, d) scaled to length 1, in at least float32; a zero row stays zero."""
     return F.normalize(at_least_float32(vectors), dim=-1)
 
 
 def products(a: Tensor, b: Tensor) -> Tensor:
-    """(A, B) inner products of rows, out of autocast's reach: divided by a small temperature, half precision shows."""
+    """Return the (A, B) inner products of rows of `a` and `b`, without autocast.
+
+    Divided by a small temperature, the rounding of half precision would matter.
+    """
     with torch.autocast(a.device.type, enabled=False):
         return a @ b.to(a.dtype).T

@@ -1,1 +1,1 @@
-"""Captions, feature stores, training pairs. Getting a data set lies in `datasets`, generated samples in `samples`."""
+"""Captions, feature stores and training pairs. `datasets` gets data sets, `samples` generates samples."""

@@ -1,8 +1,8 @@
-"""Captions from the files that people already hold: Karpathy JSON, SCAN's text files, COCO caption JSON.
+"""Read captions from the usual files: Karpathy's JSON, SCAN's text files, COCO's caption JSON.
 
-Every reader decodes UTF-8 (plain, gzip or inside a zip, see `text_files.locate`), strips each caption and joins its
-inner white space, keeps the order of the file, and refuses what would go wrong silently later: an empty caption, the
-text of Python bytes literals, a list that does not fit its images, two images of one name.
+Every reader decodes UTF-8 (plain, gzip or in a zip, see `text_files.locate`), collapses the white space of each
+caption, and keeps the order of the file. It refuses what would silently go wrong later: empty captions, the text of
+Python bytes literals, lists that do not fit their images, two images with the same name.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _COCO_NAME = re.compile(r"captions_([a-z]+)\d*\.json(?:\.gz)?")
 
 @dataclass(frozen=True, eq=False)
 class CaptionSet:
-    """Images and their captions; an image may have any number of captions, also none.
+    """Images and their captions; an image may have any number of captions, including zero.
 
     Attributes:
-        image_ids: one for each image, unique: the stem of its file name ("COCO_val2014_000000391895"); for SCAN's text
-            files the entry of the ids file, or the image's number where there is none.
-        captions: every caption, decoded and stripped, never empty.
+        image_ids: unique id of each image: its file name without the suffix ("COCO_val2014_000000391895"); for SCAN's
+            text files its entry in the ids file, or its number if there is no such file.
+        captions: all captions, stripped and not empty.
         owner: (N_captions,) int64, index into `image_ids` of each caption's image.
-        source: the file it came from, for messages.
-        caption_ids: Karpathy's `sentid`, COCO's annotation `id` (the same numbers); None where the file gives none.
+        source: the file, for messages.
+        caption_ids: Karpathy's `sentid`, which is COCO's annotation `id`; None if the file has none.
     """
 
     image_ids: list[str]
@@ -55,17 +55,17 @@ class CaptionSet:
         if owner.shape != (len(self.captions),):
             raise DataError(f"{self.source}: {len(self.captions)} captions but owner has shape {owner.shape}")
         if len(owner) and not (0 <= owner.min() and owner.max() < len(self.image_ids)):
-            raise DataError(f"{self.source}: an owner lies outside the {len(self.image_ids)} images")
+            raise DataError(f"{self.source}: an owner is outside the {len(self.image_ids)} images")
         if self.caption_ids is not None and len(self.caption_ids) != len(self.captions):
             raise DataError(f"{self.source}: {len(self.captions)} captions but {len(self.caption_ids)} caption ids")
         repeated = [name for name, count in Counter(self.image_ids).items() if count > 1]
         if repeated:
             raise DataError(f"{self.source}: image id{'s' if len(repeated) > 1 else ''} {first_of(repeated, 3)} given "
-                            "to more than one image; rename the files (endings do not count) or remove the double ones")
+                            "to more than one image; rename the files (suffixes do not count) or remove duplicates")
 
     @property
     def described(self) -> str:
-        """Say how many there are, and a checksum of which: the same for a moved file, another for a changed word."""
+        """The counts and a checksum of the content, which moving the file keeps and changing a word changes."""
         content = json.dumps([self.image_ids, self.captions, self.owner.tolist()], ensure_ascii=False)
         digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:12]
         return f"{len(self.captions)} captions of {len(self.image_ids)} images ({digest})"
@@ -77,21 +77,21 @@ class CaptionSet:
         return by_image, starts
 
     def captions_of(self, image_index: int) -> list[int]:
-        """Indices into `captions` of one image's captions, in the order of the file."""
+        """Return the indices into `captions` of an image's captions, in the order of the file."""
         if not 0 <= image_index < len(self.image_ids):
             raise IndexError(f"image {image_index} of {len(self.image_ids)} ({self.source})")
         by_image, starts = self._captions_by_image
         return by_image[starts[image_index] : starts[image_index + 1]].tolist()
 
     def limit_captions(self, n: int) -> CaptionSet:
-        """The same images with the first `n` captions of each (COCO's test has 25,010; five an image count)."""
+        """Return the same images with the first `n` captions of each (COCO's test has 25,010; five per image count)."""
         if n < 1:
-            raise ValueError(f"captions per image have to be at least 1, got {n}")
+            raise ValueError(f"captions per image must be at least 1, got {n}")
         kept = np.flatnonzero(number_within(self.owner) < n)
         return self._chosen(self.image_ids, kept.tolist(), self.owner[kept])
 
     def subset(self, image_indices: Sequence[int] | np.ndarray) -> CaptionSet:
-        """The images of the given indices, in that order, with all their captions; an index may occur once."""
+        """Return the images of the given indices, in that order, with all their captions; indices must not repeat."""
         groups = [self.captions_of(int(i)) for i in image_indices]
         owner = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
         return self._chosen([self.image_ids[i] for i in image_indices], list(itertools.chain(*groups)), owner)
@@ -102,7 +102,7 @@ class CaptionSet:
 
 
 def number_within(owner: np.ndarray) -> np.ndarray:
-    """(N,) int64: how many entries of the same owner come before each one."""
+    """Return (N,) int64: for each entry, how many earlier entries have the same owner."""
     by_owner = np.argsort(owner, kind="stable")
     number = np.empty(len(owner), dtype=np.int64)
     number[by_owner] = np.arange(len(owner)) - np.searchsorted(owner[by_owner], owner[by_owner])
@@ -110,44 +110,47 @@ def number_within(owner: np.ndarray) -> np.ndarray:
 
 
 def load_karpathy(path: str | os.PathLike, split: str, *, restval_in_train: bool = True) -> CaptionSet:
-    """Read one split of `dataset_coco.json`, `dataset_flickr30k.json`, `dataset_flickr8k.json` or their like.
+    """Read one split of Karpathy's `dataset_coco.json`, `dataset_flickr30k.json`, `dataset_flickr8k.json` or similar.
 
     Args:
-        path: file with `images[]`, each with `filename`, `split` and `sentences[].raw`; also its `.gz`, or a member of
-            a zip (`caption_datasets.zip/dataset_coco.json`).
-        split: "train", "val", "test", or whatever else the file names.
-        restval_in_train: the images of COCO's `restval` belong to `train` (113,287 images), as everybody trains.
+        path: JSON file with `images[]`, each with `filename`, `split` and `sentences[].raw`; also its `.gz`, or a
+            member of a zip (`caption_datasets.zip/dataset_coco.json`).
+        split: "train", "val", "test", or another split that the file names.
+        restval_in_train: add the images of COCO's `restval` to `train` (113,287 images in all), as is usual.
 
     Raises:
-        DataError: missing or damaged file, unknown split (those present are listed), empty caption (image and sentid
-            named), two images of one name.
+        DataError: the file is missing or damaged, the split is unknown (the message lists those present), a caption is
+            empty (it names image and sentid), or two images have the same name.
     """
     return _karpathy(read_json(path), Path(path), split, restval_in_train)
 
 
 def load_coco(path: str | os.PathLike) -> CaptionSet:
-    """Read a COCO caption file (`captions_val2014.json`, also `.gz`), which is a split: `images[]` and `annotations[]`.
+    """Read a COCO caption file (`captions_val2014.json`, also `.gz`) with `images[]` and `annotations[]`: one split.
 
-    Captions are grouped by image, in the order of the annotations; an image without captions stays, as a distractor.
+    Captions are grouped by image, in the order of the annotations. Images without captions stay, as distractors.
 
     Raises:
-        DataError: missing or damaged file, annotation of an unknown image, empty caption, two images of one id or name.
+        DataError: the file is missing or damaged, an annotation is of an unknown image, a caption is empty, or two
+            images have the same id or name.
     """
     return _coco(read_json(path), Path(path))
 
 
 def load_scan(folder: str | os.PathLike, split: str, *, captions_per_image: int | None = None) -> CaptionSet:
-    """Read SCAN's `{split}_caps.txt` (a caption a line, those of one image together), and `{split}_ids.txt` if there.
+    """Read SCAN's `{split}_caps.txt` and, if there, `{split}_ids.txt`.
+
+    The former has one caption per line, with the captions of an image together.
 
     Args:
-        folder: where the files lie; each may also be a `.gz`.
+        folder: folder of the files; each may also be a `.gz`.
         split: "train", "dev", "test", "testall".
-        captions_per_image: without it, from the ids (a line for each image, or for each caption with those of one image
-            together); without ids, five.
+        captions_per_image: None = from the ids file (one line per image, or one per caption with those of an image
+            together), or five if there is no ids file.
 
     Raises:
-        DataError: missing file (the splits present are listed), blank line or invalid UTF-8 (row named), every line a
-            `b'...'`, a number of captions that does not fit the images.
+        DataError: the file is missing (the message lists the splits present), a line is blank or not UTF-8 (it names
+            the row), every line is a `b'...'`, or the number of captions does not fit the images.
     """
     folder = Path(folder)
     path = locate(folder / f"{split}_caps.txt")
@@ -159,64 +162,66 @@ def load_scan(folder: str | os.PathLike, split: str, *, captions_per_image: int 
     if ids is None:
         count = SCAN_CAPTIONS_PER_IMAGE if captions_per_image is None else captions_per_image
         if count < 1 or len(captions) % count:
-            raise DataError(f"{path} has {len(captions)} captions, which is not a multiple of {count} captions an "
-                            "image; the file is incomplete, or give captions_per_image or an ids file")
+            raise DataError(f"{path} has {len(captions)} captions, which is not a multiple of {count} captions per "
+                            "image: the file is incomplete, or else give captions_per_image or an ids file")
         image_ids, counts = [str(i) for i in range(len(captions) // count)], [count] * (len(captions) // count)
     elif len(ids) == len(captions):
         groups = [list(lines) for _, lines in itertools.groupby(ids)]
         image_ids, counts = [group[0] for group in groups], [len(group) for group in groups]
     else:
         if len(captions) % len(ids):
-            raise DataError(f"{path} has {len(captions)} captions for the {len(ids)} images of its ids file, which "
-                            "does not divide; one of the two files is incomplete or belongs to another split")
+            raise DataError(f"{path} has {len(captions)} captions for the {len(ids)} images of its ids file, which is "
+                            "not a multiple: one of the two files is incomplete or belongs to another split")
         image_ids, counts = ids, [len(captions) // len(ids)] * len(ids)
     for image_id, count in zip(image_ids, counts, strict=True):
         if captions_per_image not in (None, count):
-            raise DataError(f"{path}: image {image_id} has {count} captions, {captions_per_image} were asked for")
+            raise DataError(f"{path}: image {image_id} has {count} captions, but captions_per_image is "
+                            f"{captions_per_image}")
     return CaptionSet(image_ids, captions, np.repeat(np.arange(len(counts)), counts), str(path))
 
 
 def load_captions(path_or_folder: str | os.PathLike, split: str) -> CaptionSet:
-    """Read captions of any of the three kinds, chosen by what is found.
+    """Read captions of any of the three kinds, chosen by name and content.
 
     Args:
-        path_or_folder: a `.json` (Karpathy or COCO, told apart by content), a `*_caps.txt`, each also as `.gz` or in a
-            zip (see `text_files.locate`); or a folder that holds exactly one of `{split}_caps.txt`, `dataset_*.json`,
+        path_or_folder: a `.json` (Karpathy's or COCO's) or a `*_caps.txt`, each also as `.gz` or in a zip (see
+            `text_files.locate`); or a folder that holds exactly one of `{split}_caps.txt`, `dataset_*.json` and
             `captions_{split}*.json`.
         split: as in `load_karpathy` and `load_scan`; a COCO or text file named after another split is refused.
 
     Raises:
-        DataError: nothing or more than one thing found in the folder, or any error of the readers.
+        DataError: the folder holds no caption file or several, or a reader raises.
     """
     path = Path(path_or_folder)
     path = _only_caption_file(path, split) if path.is_dir() else locate(path) or path
     name = path.name.removesuffix(".gz")
     if name.endswith("_caps.txt"):
         if name != f"{split}_caps.txt":
-            raise DataError(f"{path} holds split {name.removesuffix('_caps.txt')}, split {split} was asked for")
+            raise DataError(f"{path} holds split {name.removesuffix('_caps.txt')}, not split {split}: give its file")
         return load_scan(path.parent, split)
     content = read_json(path)
     if "annotations" not in content:
         return _karpathy(content, path, split, restval_in_train=True)
     named = _COCO_NAME.fullmatch(path.name)
     if named is None:
-        raise DataError(f"{path} is a COCO caption file, which does not say its split: name it captions_{split}.json")
+        raise DataError(f"{path} is a COCO caption file whose name does not say its split: name it "
+                        f"captions_{split}.json")
     if named.group(1) != split:
-        raise DataError(f"{path} holds COCO's captions of {named.group(1)}, split {split} was asked for")
+        raise DataError(f"{path} holds COCO's captions of {named.group(1)}, not of split {split}: give its file")
     return _coco(content, path)
 
 
 def captions_exist(path_or_folder: str | os.PathLike) -> bool:
-    """Whether there is anything at the path of a caption file or folder, in any way that `load_captions` knows.
+    """Return whether a caption file or folder exists, in any form that `load_captions` reads.
 
     Raises:
-        DataError: a zip on the way is damaged or does not say which member is meant.
+        DataError: a zip on the path is damaged, or several of its members fit.
     """
     return Path(path_or_folder).is_dir() or locate(Path(path_or_folder)) is not None
 
 
 def read_scan_ids(folder: str | os.PathLike, split: str) -> list[str] | None:
-    """Lines of `{split}_ids.txt` (or `.gz`), one for each image or caption; None where there is no such file."""
+    """Return the lines of `{split}_ids.txt` (or `.gz`), one per image or caption; None if there is no such file."""
     path = locate(Path(folder) / f"{split}_ids.txt")
     if path is None:
         return None
@@ -224,7 +229,7 @@ def read_scan_ids(folder: str | os.PathLike, split: str) -> list[str] | None:
 
 
 def count_scan_captions(folder: str | os.PathLike, split: str) -> int | None:
-    """Number of captions in `{split}_caps.txt` (or `.gz`); None where there is no such file."""
+    """Return the number of captions in `{split}_caps.txt` (or `.gz`); None if there is no such file."""
     path = locate(Path(folder) / f"{split}_caps.txt")
     return None if path is None else len(_read_lines(path, "caption"))
 
@@ -274,7 +279,7 @@ def _coco(content: dict[str, Any], path: Path) -> CaptionSet:
 
 
 def _numbers(ids: list[Any]) -> list[int] | None:
-    """The captions' own numbers, where each has one."""
+    """Return the captions' own ids, or None unless every caption has one."""
     return ids if all(isinstance(number, int) for number in ids) else None
 
 
@@ -285,7 +290,7 @@ def _only_caption_file(folder: Path, split: str) -> Path:
         raise DataError(f"no captions of split {split!r} in {folder}: looked for {', '.join(patterns)} (also .gz). "
                         f"SCAN splits there: {_scan_splits(folder)}. {GET_DATA}")
     if len(found) > 1:
-        raise DataError(f"{folder} holds several caption files ({_listed(p.name for p in found)}): give one's path")
+        raise DataError(f"{folder} holds several caption files ({_listed(p.name for p in found)}): give one path")
     return found[0]
 
 
@@ -294,28 +299,31 @@ def _scan_splits(folder: Path) -> str:
 
 
 def _read_lines(path: Path, what: str) -> list[str]:
-    """Lines, cleaned, without empty ones at the end; only the line feed ends a line (`str.splitlines` has ten more)."""
+    """Return cleaned lines, without empty ones at the end.
+
+    Only a line feed ends a line, not the ten other characters of `str.splitlines`.
+    """
     text = read_text(path).rstrip()
     if not text:
-        raise DataError(f"{path} is empty: fetch it again")
+        raise DataError(f"{path} is empty: download it again")
     return [_cleaned(line, path, f"row {row}", what) for row, line in enumerate(text.split("\n"), start=1)]
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """Return the object in a JSON file; plain, gzip or a member of a zip."""
+    """Return the object in a JSON file: plain, gzip or a member of a zip."""
     path = locate(Path(path)) or Path(path)
     try:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         place = f"row {error.lineno}, column {error.colno}: {error.msg}"
-        raise DataError(f"{path} is not whole JSON ({place}): fetch it again") from error
+        raise DataError(f"{path} is not complete JSON ({place}): download it again") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a JSON {type(content).__name__}, expected an object with `images`")
     return content
 
 
 def entries(content: dict[str, Any], key: str, path: Path) -> list[dict[str, Any]]:
-    """The list of objects under a key of a caption file; DataError where there is none."""
+    """Return the list of objects under a key of a caption file; DataError if there is none."""
     found = content.get(key)
     if not isinstance(found, list) or not found or not all(isinstance(entry, dict) for entry in found):
         raise DataError(f"{path} has no list of objects `{key}` (keys: {_listed(content)}); expected Karpathy's "
@@ -330,15 +338,15 @@ def _field(entry: dict[str, Any], key: str, path: Path, place: str) -> Any:
 
 
 def _cleaned(text: str, path: Path, place: str, what: str = "caption") -> str:
-    """Stripped, with single spaces: COCO has captions with a line break inside."""
+    """Return the text stripped and with single spaces: COCO has captions with line breaks."""
     cleaned = " ".join(text.split())
     if not cleaned:
-        raise DataError(f"{path}, {place}: empty {what}; remove the entry or fill it")
+        raise DataError(f"{path}, {place}: empty {what}; remove the entry or fill it in")
     return cleaned
 
 
 def _refuse_bytes(captions: list[str], path: Path) -> None:
-    """Files written with `str(bytes)` silently halve the accuracy: b, quotes and escapes become words."""
+    """Refuse captions written with `str(bytes)`, which silently halve accuracy: b, quotes and escapes become words."""
     if captions and all(_BYTES_LITERAL.fullmatch(caption) for caption in captions):
         raise DataError(f"{path}: every caption is the text of a Python bytes literal (first: {captions[0][:60]}); "
                         "write the file again from text decoded with .decode('utf-8')")

@@ -1,7 +1,7 @@
-"""Image-caption pairs for training: one pair an item, batches without two captions of one image.
+"""Image-caption pairs for training, in batches without two captions of the same image.
 
-Everything random is drawn from (seed, epoch) or (seed, epoch, caption), never from a stream that runs on: any number of
-workers gives the same batches, and a run resumed at (epoch, batch) goes on as if it had not been stopped.
+Random draws depend only on (seed, epoch) or (seed, epoch, caption), not on a running stream. So any number of workers
+gives the same batches, and a run resumed at (epoch, batch) continues as if it had not been stopped.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from ascl.data.stores.open import FeatureStore
 from ascl.samples.positives import Positive
 
 PositiveFunction = Callable[[Sequence[str], int, np.random.Generator], Positive]
-_BATCH_STREAM, _POSITIVE_STREAM = 1, 2  # first word of the entropy, so that the two kinds of draws never share a state
+_BATCH_STREAM, _POSITIVE_STREAM = 1, 2  # first word of the seed, so that the two kinds of draws never share a state
 
 
 @dataclass
 class Batch:
-    """B pairs of different images; image i and caption i belong together, the only trace of which caption is whose.
+    """B pairs of different images. Image i belongs to caption i; nothing else says which belong together.
 
     Attributes:
         regions: (B, K, R) float32.
-        globals: (B, G) float32, or None from a store without them.
-        region_mask: (B, K) bool, True = a real region, or None where all are.
+        globals: (B, G) float32, or None if the store has none.
+        region_mask: (B, K) bool, True = a real region; None = all are real.
         captions: B strings.
-        positives: B strings, the generated positive of each caption, or None.
-        positive_order: (B,) int64, 1 = the positive says more than its caption, -1 = less, 0 = neither; None without.
+        positives: B strings, the generated positive of each caption; None = no positives.
+        positive_order: (B,) int64, 1 = the positive says more than its caption, -1 = less, 0 = neither; None = no
+            positives.
     """
 
     regions: Tensor
@@ -54,29 +55,29 @@ class Batch:
         return replace(self, **tensors)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The batch with its tensors on `device`."""
+        """Return the batch with its tensors on `device`."""
         return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory; DataLoader(pin_memory=True) calls it."""
+        """Return the batch in page-locked memory; `DataLoader(pin_memory=True)` calls this."""
         return self._with_tensors(Tensor.pin_memory)
 
 
 class PairDataset(Dataset):
-    """All pairs of a caption set: item = caption index, or (epoch, caption index) of a `UniqueImageBatchSampler`.
+    """All pairs of a caption set, by caption index, or by the (epoch, caption index) of a `UniqueImageBatchSampler`.
 
-    An item is a `Batch` of one, and several items are one `Batch`. The epoch comes with the index, not from a method,
-    because workers that outlive an epoch would not see it change.
+    An item is a `Batch` of one pair; several items form one `Batch`. The epoch comes with the index and not from a
+    method, because workers that live longer than an epoch would not see it change.
 
     Args:
         captions: the pairs.
         store: features of every image that has captions.
-        positive: (captions of the image, index of this one among them, generator) -> generated positive, as
-            `functools.partial(generate_positive, "both")`; picklable where workers are spawned. None = no positives.
+        positive: (captions of the image, index of this caption among them, generator) -> generated positive, such as
+            `functools.partial(generate_positive, "both")`; picklable if workers are spawned. None = no positives.
         seed: >= 0.
 
     Raises:
-        DataError: an image without features, a store without regions.
+        DataError: an image has no features, or the store has no regions.
     """
 
     def __init__(self, captions: CaptionSet, store: FeatureStore, positive: PositiveFunction | None = None, *,
@@ -96,7 +97,7 @@ class PairDataset(Dataset):
         return self.__getitems__([key])
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> Batch:
-        """Return the pairs of a whole batch with one read of the store; DataLoader asks for them in this way."""
+        """Return the pairs of a batch with a single read of the store; DataLoader calls this."""
         drawn = [key if isinstance(key, tuple) else (0, key) for key in keys]
         outside = [index for _, index in drawn if not 0 <= index < len(self)]
         if outside:
@@ -104,7 +105,7 @@ class PairDataset(Dataset):
         read = self.store.read(self._row_of_image[self.captions.owner[[index for _, index in drawn]]])
         regions, globals_, mask = (None if values is None else torch.from_numpy(np.ascontiguousarray(values))
                                    for values in (read.regions, read.globals, read.mask))
-        assert regions is not None  # the constructor asked for a store with regions
+        assert regions is not None  # the constructor requires regions
         batch = Batch(regions, globals_, mask, [self.captions.captions[index] for _, index in drawn], None)
         if self._positive is not None:
             positives = [self._positive_of(self._positive, epoch, index) for epoch, index in drawn]
@@ -119,24 +120,27 @@ class PairDataset(Dataset):
 
 
 def collate(batch: Any) -> Batch:
-    """Return what `PairDataset.__getitems__` gave, for a DataLoader, which would otherwise stack items by itself."""
+    """Return the batch of `PairDataset.__getitems__` unchanged; without this, DataLoader would stack items itself."""
     return batch
 
 
 class UniqueImageBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, caption index) in which no image occurs twice: another caption of one's image is no negative.
+    """Batches of (epoch, caption index) without repeated images, because a caption of the same image is no negative.
 
-    Each caption occurs at most once an epoch. Every batch is full, and their number is the largest that the captions
-    allow; what is left over is dropped, other captions in each epoch. The order depends on (seed, epoch) alone.
+    Each caption occurs at most once per epoch. Every batch is full, and there are as many batches as the captions
+    allow. The remaining captions are dropped, different ones in each epoch. The order depends only on (seed, epoch).
 
     Args:
         owner: (N_captions,) image of each caption.
-        batch_size: captions, and so images, of a batch; at most the number of images with captions.
+        batch_size: captions per batch, at most the number of images with captions.
         seed: >= 0.
         epoch: the first epoch.
 
     Attributes:
-        batch_size, drop_last: as a loader that shards whole batches over processes asks for them.
+        batch_size, drop_last: read by loaders that shard whole batches over processes.
+
+    Raises:
+        DataError: the batch size is out of range.
     """
 
     drop_last = True
@@ -148,23 +152,23 @@ class UniqueImageBatchSampler(Sampler[list[tuple[int, int]]]):
         self.batch_size, self._seed = batch_size, seed
         self._epoch, self._position = epoch, 0
         if not 1 <= batch_size <= len(self._captions_per_image):
-            raise DataError(f"batch size {batch_size} has to be within 1 and the number of images with captions, "
-                            f"{len(self._captions_per_image)}")
+            raise DataError(f"batch size {batch_size} must be from 1 to {len(self._captions_per_image)}, the number of "
+                            "images with captions: lower it")
         self._batches = _most_batches(self._captions_per_image, batch_size)
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, the same for all epochs, wherever this one starts."""
+        """Number of batches in a whole epoch, the same for every epoch and start."""
         return self._batches
 
     def set_epoch(self, epoch: int, position: int | None = None) -> None:
-        """Choose the epoch that the next iteration gives, and the batch it starts at.
+        """Choose the epoch of the next iteration, and the batch at which it starts.
 
-        The loader prefetches, so the loop counts the batches that it has used: (epoch, used) is all a resume needs.
+        The loader prefetches, so the loop itself counts used batches: a resume needs only (epoch, used batches).
 
         Args:
             epoch: >= 0.
-            position: batches to leave out at the start; None = 0 for another epoch, unchanged for the current one
-                (loaders that set the epoch by themselves do so again before they iterate).
+            position: number of batches to skip at the start; None = 0 for another epoch, unchanged for the current
+                epoch, because some loaders set the epoch again before they iterate.
         """
         if position is None:
             position = self._position if epoch == self._epoch else 0
@@ -178,19 +182,19 @@ class UniqueImageBatchSampler(Sampler[list[tuple[int, int]]]):
             yield [(epoch, caption) for caption in batch]
 
     def _plan(self, epoch: int) -> list[list[int]]:
-        """All batches of an epoch.
+        """Return all batches of an epoch.
 
-        Captions are taken in random order; one whose image is in the batch already waits for the next batch. Only near
-        the end may that run into images with more captions left than there are batches: from the moment on when an
-        image has as many captions left as batches, it goes first. With exactly `batches * batch_size` captions, of each
-        image at most `batches`, every batch comes out full.
+        Captions are taken in random order; one whose image is already in the batch waits for the next batch. Near the
+        end, an image could have more captions left than there are batches. So from the moment that an image has as many
+        captions left as there are batches, it goes first. With exactly `batches * batch_size` captions, at most
+        `batches` per image, every batch is full.
         """
         rng = np.random.default_rng([_BATCH_STREAM, self._seed, epoch])
         order = self._kept(rng.permutation(len(self._owner)))
         owner = self._owner.tolist()
         left = np.bincount(self._owner[order], minlength=len(self._captions_per_image))
         most = int(left.max())
-        waiting_of: dict[int, list[int]] = {}  # captions of each image, the next one last; filled only when it matters
+        waiting_of: dict[int, list[int]] = {}  # image -> its captions, the next one last; filled only when needed
         stream: deque[int] = deque(order.tolist())
         used = np.zeros(len(owner), dtype=bool)
         plan = []
@@ -219,14 +223,14 @@ class UniqueImageBatchSampler(Sampler[list[tuple[int, int]]]):
         return plan
 
     def _kept(self, order: np.ndarray) -> np.ndarray:
-        """The first `batches * batch_size` captions of a random order, with at most `batches` of one image."""
+        """Return the first `batches * batch_size` captions of a random order, with at most `batches` per image."""
         kept = order[number_within(self._owner[order]) < self._batches]
         return kept[: self._batches * self.batch_size]
 
 
 def _most_batches(captions_per_image: np.ndarray, batch_size: int) -> int:
-    """Largest m with sum_i min(captions_i, m) >= m * batch_size: m full batches exist exactly then."""
-    def too_many(m: int) -> bool:  # the sum is concave in m, so that the m that fit are 0 to the answer
+    """Return the largest m with sum_i min(captions_i, m) >= m * batch_size: exactly then m full batches exist."""
+    def too_many(m: int) -> bool:  # the sum is concave in m, so the m that fit are 0 up to the answer
         return bool(np.minimum(captions_per_image, m).sum() < m * batch_size)
 
     return bisect.bisect(range(1, int(captions_per_image.sum()) // batch_size + 1), False, key=too_many)

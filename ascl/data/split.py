@@ -1,4 +1,4 @@
-"""A split of a data set as its settings describe it: captions and features together."""
+"""Load a split of a data set, captions and features, as the settings describe it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,28 @@ from ascl.settings.retrieval import Config, DataConfig
 
 
 def data_paths(data: DataConfig, split: str) -> list[Path]:
-    """Caption file and feature files of a split, `{split}` in their names filled in."""
+    """Return the caption file and the feature files of a split, with `{split}` in their names replaced."""
     return [Path(path.replace("{split}", split)) for path in [data.captions, *data.features]]
 
 
 def build_split(config: Config, split: str, *, captions_per_image: int | None = None,
                 images: int | None = None) -> tuple[CaptionSet, FeatureStore]:
-    """Captions and features of one split, or of its first `images` images and first captions of each.
+    """Return captions and features of a split.
+
+    Args:
+        config: settings of the run.
+        split: name of the split.
+        captions_per_image: keep the first captions of each image; None = all.
+        images: keep the first images; None = all.
 
     Raises:
-        DataError, FileNotFoundError: what is missing, where it was looked for, and the command that gets it.
+        DataError: a file is missing or does not fit; the message says where it was expected and which command gets it.
     """
     for name, most in (("val_images", images), ("captions_per_image", captions_per_image)):
         if most is not None and most < 1:
-            raise DataError(f"data.{name} is {most}: has to be at least 1, or null for all")
+            raise DataError(f"data.{name} is {most}: it must be at least 1, or null for all")
     if not config.data.captions or not config.data.features:
-        raise DataError("no data set: name one of configs/, or set data.captions and data.features")
+        raise DataError("no data set: choose one of configs/ (dataset), or set data.captions and data.features")
     captions_path, *paths = data_paths(config.data, split)
     missing = [path for path in paths if not path.exists()]
     for path in missing if captions_exist(captions_path) else [captions_path, *missing]:
@@ -42,5 +48,5 @@ def build_split(config: Config, split: str, *, captions_per_image: int | None = 
     for kind in ("regions", "globals"):
         if kind not in store.kinds:
             instead = ", or set data.global_source to mean-region" if kind == "globals" else ""
-            raise DataError(f"{store.source}: no {kind}; extract {kind} of the images{instead}")
+            raise DataError(f"{store.source} has no {kind}: extract {kind} of the images{instead}")
     return captions, store

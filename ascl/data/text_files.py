@@ -1,4 +1,4 @@
-"""Text out of a plain file, a gzip or a member of a zip, as the publishers of captions hand them out."""
+"""Read text from a plain file, a gzip file or a member of a zip, the forms in which captions are published."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 from ascl.core.errors import DataError
 
 GET_DATA = "data/README.md says where each data set goes and how to get it"
-CAPTION_ARCHIVE = "caption_datasets.zip"  # the name under which Karpathy publishes his three split files
+CAPTION_ARCHIVE = "caption_datasets.zip"  # Karpathy publishes his three split files in it
 _GZIP_MAGIC = b"\x1f\x8b"
-_LARGEST_MEMBER = 1 << 31  # bytes; COCO's split file, the largest of captions, has 0.15e9
+_LARGEST_MEMBER = 1 << 31  # bytes; COCO's split file, the largest caption file, has 0.15e9
 
 
 def locate(path: Path) -> Path | None:
-    """Where the text of `path` is: the file, its `.gz`, or a member of a zip; None where it is nowhere.
+    """Return where the text of `path` is: the file, its `.gz`, or a member of a zip; None if there is none.
 
     A zip is read like a folder: `caption_datasets.zip/dataset_coco.json` is its member of that name, at any depth. The
-    zip alone stands for its only JSON. A file that is absent is also looked for in a `caption_datasets.zip` beside it.
+    path of a zip means its only JSON file. A missing file is also looked for in a `caption_datasets.zip` beside it.
 
     Raises:
-        DataError: a damaged zip, or one with several members to choose from (the message lists them).
+        DataError: a zip is damaged, or several of its members fit (the message lists them).
     """
     if path.is_file():
         return _only_json(path) if path.suffix == ".zip" else path
@@ -41,10 +41,10 @@ def locate(path: Path) -> Path | None:
 
 
 def read_text(path: Path) -> str:
-    """Whole content of a UTF-8 file as `locate` gives it (gzip is told by content), without byte order mark.
+    """Return the content of a UTF-8 file that `locate` found, without byte order mark; gzip is detected by content.
 
     Raises:
-        DataError: no such file; truncated, damaged or not UTF-8 (file and row named).
+        DataError: the file does not exist, is truncated or damaged, or is not UTF-8 (the message names the row).
     """
     archive = _archive_of(path)
     try:
@@ -54,7 +54,7 @@ def read_text(path: Path) -> str:
     except FileNotFoundError:
         raise DataError(f"no file {path}; {GET_DATA}") from None
     except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} is truncated or damaged ({error}): fetch it again") from error
+        raise DataError(f"{path} is truncated or damaged ({error}): download it again") from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -63,7 +63,7 @@ def read_text(path: Path) -> str:
 
 
 def _archive_of(path: Path) -> Path | None:
-    """The zip that `path` leads into, None for a path of the file system."""
+    """Return the zip that `path` leads into; None if it leads into none."""
     return next((folder for folder in path.parents if folder.suffix == ".zip" and folder.is_file()), None)
 
 
@@ -72,11 +72,11 @@ def _members(archive: Path) -> list[str]:
         with zipfile.ZipFile(archive) as file:
             return [name for name in file.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
     except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{archive} is truncated or no zip ({error}): fetch it again") from error
+        raise DataError(f"{archive} is truncated or not a zip ({error}): download it again") from error
 
 
 def _members_named(archive: Path, name: str) -> list[str]:
-    """Members of that path, else those whose path ends with it (repacked archives have a folder around them)."""
+    """Return the member with that path, or else all whose path ends with it: repacked archives add a folder."""
     members = _members(archive)
     return [name] if name in members else [member for member in members if member.endswith(f"/{name}")]
 
@@ -99,7 +99,7 @@ def _read_member(archive: Path, name: str) -> bytes:
     with zipfile.ZipFile(archive) as file:
         info = file.getinfo(name)
         if info.file_size > _LARGEST_MEMBER:
-            raise DataError(f"{archive}, member {name}: {info.file_size} bytes, which is no caption file")
+            raise DataError(f"{archive}, member {name}: {info.file_size:,} bytes are too many for a caption file")
         try:
             return file.read(info)
         except RuntimeError as error:  # encrypted, or compressed in a way that Python does not know

@@ -1,7 +1,7 @@
-"""Unpacking zip and tar archives of strangers: nothing outside the folder, nothing half-written, again after a kill.
+"""Unpack untrusted zip and tar archives: write nothing outside the folder and nothing half, and continue after a kill.
 
-Each file is written under another name and renamed, so whatever has its final name is whole. What is there already with
-the content of the archive is not written again.
+Each file is written under a temporary name and renamed, so a file with its final name is complete. Files that are
+already there with the content of the archive are not written again.
 """
 
 from __future__ import annotations
@@ -26,53 +26,53 @@ from ascl.core.errors import DataError
 from ascl.core.files import atomic_path
 from ascl.datasets.download import CHUNK, readable, refuse_full_disk, require_space
 
-LARGEST_RATIO = 100  # unpacked bytes for each byte of the archive; photographs have 1, JSON about 5
-_SMALL = 1 << 20  # an archive that unpacks to less is harmless at any ratio
+LARGEST_RATIO = 100  # most unpacked bytes per byte of the archive; photos have 1, JSON about 5
+_SMALL = 1 << 20  # an archive that unpacks to fewer bytes is harmless at any ratio
 Wanted = Callable[[PurePosixPath], bool]
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError)
 
 
 @dataclass(frozen=True)
 class Unpacked:
-    """files: that the folder now has from the archive. written: those among them that were not there before."""
+    """The result of `unpack`."""
 
-    files: int
-    written: int
+    files: int  # files of the archive that are in the folder now
+    written: int  # files of these that were not there before
 
 
 class _Member(NamedTuple):
-    """What an archive says of a member. kind: "file", "folder" or what else it is. crc: CRC-32, a tar has none."""
+    """What an archive says about a member."""
 
     name: str
-    kind: str
+    kind: str  # "file", "folder", or another kind in words
     size: int
-    crc: int | None
+    crc: int | None  # CRC-32; None in a tar
     open: Callable[[], IO[bytes]]
 
     @property
     def path(self) -> PurePosixPath:
-        """Where it goes."""
+        """Path of the unpacked file within the folder."""
         return PurePosixPath(self.name)
 
 
 def unpack(archive: str | os.PathLike, folder: str | os.PathLike, *, wanted: Wanted = lambda member: True,
            progress: bool = True) -> Unpacked:
-    """Unpack a zip, or a tar with or without compression, into `folder`, with the folders that the archive has.
+    """Unpack a zip, or a tar with or without compression, into `folder`, and keep the archive's folders.
 
     Args:
-        archive: the file; its kind is told by content.
-        folder: made where it is absent.
-        wanted: says for the path of a member whether it is to be unpacked.
-        progress: show a bar.
+        archive: zip or tar file; its content decides which.
+        folder: made if it does not exist.
+        wanted: returns for the path of a member whether to unpack it.
+        progress: show a progress bar.
 
     Raises:
-        DataError: a truncated, damaged or encrypted archive; a member that leads out of the folder, is a link or a
-            device, or occurs twice; more than `LARGEST_RATIO` times the archive's size, or than the disk holds. Of a
-            zip nothing is written then; of a tar, which has no list of its members, what lies before the fault.
+        DataError: the archive is truncated, damaged or encrypted; a member leads out of the folder, is a link or a
+            device, or occurs twice; or it unpacks to more than `LARGEST_RATIO` times its size, or more than the disk
+            holds. Nothing of a zip is written then. A tar has no list of members, so those before the fault are.
     """
     archive, folder = Path(archive), Path(folder)
     if not archive.is_file():
-        raise DataError(f"no archive {archive}")
+        raise DataError(f"no archive {archive}: download it first")
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as zipped:
@@ -85,15 +85,15 @@ def unpack(archive: str | os.PathLike, folder: str | os.PathLike, *, wanted: Wan
             with tarfile.open(archive) as tar:
                 return _write_all(_checked(_tar_members(tar, folder), archive, wanted), archive, folder, progress)
     except _DAMAGE as error:
-        raise DataError(f"{archive} is truncated or damaged ({error}): remove it and fetch it again") from error
-    except (NotImplementedError, RuntimeError) as error:  # a compression or an encryption that Python does not know
+        raise DataError(f"{archive} is truncated or damaged ({error}): remove it and download it again") from error
+    except (NotImplementedError, RuntimeError) as error:  # a compression or encryption that Python does not know
         raise DataError(f"{archive}: {error}; unpack it with another program") from error
-    raise DataError(f"{archive} is neither zip nor tar, or is truncated: remove it and fetch it again")
+    raise DataError(f"{archive} is neither a zip nor a tar, or is truncated: remove it and download it again")
 
 
 def _zip_members(file: zipfile.ZipFile) -> Iterator[_Member]:
     for info in file.infolist():
-        mode = stat.S_IFMT(info.external_attr >> 16)  # 0 where the archive was not packed on Unix
+        mode = stat.S_IFMT(info.external_attr >> 16)  # 0 if the archive was not packed on Unix
         kind = "folder" if info.is_dir() else "encrypted" if info.flag_bits & 1 else "file"
         kind = kind if mode in (0, stat.S_IFREG, stat.S_IFDIR) else "a link or device"
         yield _Member(info.filename, kind, info.file_size, info.CRC, functools.partial(file.open, info))
@@ -107,17 +107,17 @@ def _tar_members(file: tarfile.TarFile, folder: Path) -> Iterator[_Member]:
 
 
 def _tar_content(file: tarfile.TarFile, info: tarfile.TarInfo, folder: str) -> IO[bytes]:
-    # Python's own refusals, beside those of `_checked`; only files are asked for, which have a content
+    # adds Python's own refusals to those of `_checked`; only files come here, and they have content
     return cast(IO[bytes], file.extractfile(tarfile.data_filter(info, folder)))
 
 
 def _checked(members: Iterable[_Member], archive: Path, wanted: Wanted) -> Iterator[_Member]:
-    """The files that are asked for; the first thing that does not belong into an archive of data refuses it."""
+    """Yield the wanted files; raise a DataError at the first member that does not belong in an archive of data."""
     seen: set[PurePosixPath] = set()
     size, total = archive.stat().st_size, 0
     for member in members:
         path, name = member.path, member.name
-        if path.parts[:1] == ("__MACOSX",) or path.name == ".DS_Store":  # what macOS adds
+        if path.parts[:1] == ("__MACOSX",) or path.name == ".DS_Store":  # added by macOS
             continue
         if (name.startswith("/") or "\\" in name or "\0" in name or ".." in path.parts or not path.parts
                 or re.match("[A-Za-z]:", name)):
@@ -127,7 +127,7 @@ def _checked(members: Iterable[_Member], archive: Path, wanted: Wanted) -> Itera
         if member.kind != "file":
             raise DataError(f"{archive}, member {name}: {member.kind}; unpack it by hand if you trust it")
         if path in seen:
-            raise DataError(f"{archive}, member {path}: occurs twice; fetch the archive again")
+            raise DataError(f"{archive}, member {path}: occurs twice; download the archive again")
         seen.add(path)
         total += member.size
         if total > max(LARGEST_RATIO * size, _SMALL):
@@ -135,8 +135,8 @@ def _checked(members: Iterable[_Member], archive: Path, wanted: Wanted) -> Itera
                             f"{LARGEST_RATIO} times as much: do not trust this archive")
         if wanted(path):
             yield member
-    if not seen:  # also a file of nothing but zeros, made by a download that never began
-        raise DataError(f"{archive} holds no file: remove it and fetch it again")
+    if not seen:  # also a file of only zeros, left by a download that never began
+        raise DataError(f"{archive} holds no file: remove it and download it again")
 
 
 def _write_all(members: Iterable[_Member], archive: Path, folder: Path, progress: bool) -> Unpacked:
@@ -146,7 +146,7 @@ def _write_all(members: Iterable[_Member], archive: Path, folder: Path, progress
         if not _is_there(folder / member.path, member):
             _write(member, folder / member.path)
             written += 1
-    if hasattr(os, "sync"):  # not on Windows; once, as a hundred thousand single calls would outlast the unpacking
+    if hasattr(os, "sync"):  # not on Windows; once, because 100,000 single calls would take longer than unpacking
         os.sync()
     return Unpacked(files, written)
 
@@ -180,7 +180,7 @@ def _write(member: _Member, target: Path) -> None:
 
 
 def _read(packed: IO[bytes]) -> bytes:
-    """A piece of a member; errors of the archive, some of which are OSErrors, never pass for those of the target."""
+    """Return a chunk of a member; make errors of the archive distinct from OSErrors of the target."""
     try:
         return packed.read(CHUNK)
     except OSError as error:

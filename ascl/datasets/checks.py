@@ -1,4 +1,4 @@
-"""Checks of a data set, without a network and without writing anything: captions, images and features, as a table."""
+"""Check the captions, images and features of a data set, without a network and without writing anything."""
 
 from __future__ import annotations
 
@@ -30,17 +30,14 @@ SAMPLE = 64  # images of each split whose features are read
 
 @dataclass(frozen=True)
 class Check:
-    """One row of the table: what was looked at in which split, in few words what was found and wanted, the state.
+    """A row of the table."""
 
-    state: `note` = differs from what was published, and may be meant so. detail: the whole story, unless `ok`.
-    """
-
-    what: str
+    what: str  # what was checked
     split: str
-    found: str
-    wanted: str
-    state: State
-    detail: str = ""
+    found: str  # in a few words
+    wanted: str  # in a few words
+    state: State  # `note` = differs from what was published, perhaps on purpose
+    detail: str = ""  # the full message, unless `ok`
 
     @property
     def ok(self) -> bool:
@@ -48,25 +45,27 @@ class Check:
 
 
 def table(checks: list[Check]) -> str:
-    """The checks as aligned text, and below it the details of those that are not `ok`."""
+    """Return the checks as aligned text, followed by the details of those that are not `ok`."""
     head = ("what", "split", "found", "wanted", "state")
     rows = [head, *((check.what, check.split, check.found, check.wanted, check.state) for check in checks)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    told = dict.fromkeys(f"{check.state}: {check.detail}" for check in checks if check.detail)  # each story once
-    return "\n".join([*lines, "", *told] if told else lines)
+    details = dict.fromkeys(f"{check.state}: {check.detail}" for check in checks if check.detail)  # each message once
+    return "\n".join([*lines, "", *details] if details else lines)
 
 
 def check_dataset(config: Config, *, verify_images: bool = False, progress: bool = False) -> list[Check]:
-    """Check what the settings name: captions, images, features of each split. What is missing or broken is in the rows.
+    """Check the captions, images and features of each split that the settings name, and return the rows of a table.
 
-    Counts are compared with the published ones where the captions are of a published data set; a difference is a note,
-    for people hold reconstructions that lack an image. Where no images folder is set, images are not looked for.
+    Missing and broken files are reported in the rows. Counts are compared with the published ones if the captions are
+    of a published data set; a difference is only a note, because some reconstructions lack an image. Images are checked
+    only if the settings name their folder.
 
     Args:
-        config: what to check.
-        verify_images: decode every image, with a bar where `progress`; without it each has to be there and not empty.
+        config: settings that name the data set.
+        verify_images: decode every image; without it, each must only exist and not be empty.
+        progress: show progress bars.
     """
     data = config.data
     rows = {split: _captions(config, split) for split in splits(data)}
@@ -78,7 +77,7 @@ def check_dataset(config: Config, *, verify_images: bool = False, progress: bool
 
 
 def _captions(config: Config, split: str) -> tuple[Check, CaptionSet | None]:
-    """Row of a split, and its captions where they could be read."""
+    """Return the row of a split, and its captions if they can be read."""
     path = data_paths(config.data, split)[0]
     try:
         if not captions_exist(path):
@@ -97,22 +96,22 @@ def _captions(config: Config, split: str) -> tuple[Check, CaptionSet | None]:
         check = Check("captions", split, found, wanted, "ok")
     else:
         check = Check("captions", split, found, wanted, "note", f"{captions.source}, split {split}, has {found}; "
-                      f"published are {wanted}: results are not exactly comparable with those of others")
+                      f"{wanted} were published: results are not exactly comparable with published ones")
     return check, captions
 
 
 def _published_counts(config: Config, captions: CaptionSet) -> dict[str, tuple[int, int]]:
-    """Of the data set that the file is named after as Karpathy names them, else of the one in the settings."""
+    """Return the counts of the data set in the file's name, if it is Karpathy's, or else of the one in the settings."""
     named = re.fullmatch(r"dataset_(\w+)\.json(?:\.gz)?", Path(captions.source).name)
     published = PUBLISHED.get(named.group(1) if named else config.dataset)
     return {} if published is None else published.counts
 
 
 def _separation(captions: dict[str, CaptionSet]) -> list[Check]:
-    """No image may be in two splits, or one is tested on what was trained. Within a split the reader sees to that."""
+    """Check that no image is in two splits, or a model is tested on its training images; readers check each split."""
     if len(captions) < 2:
         return []
-    # ids that are no more than the rows' numbers, as those of SCAN's text without an ids file
+    # ids that are only row numbers, as of SCAN's text without an ids file
     if any(texts.image_ids == [str(i) for i in range(len(texts.image_ids))] for texts in captions.values()):
         return [Check("images in two splits", ALL, "unknown", "none", "note",
                       "the captions name no images (no {split}_ids.txt), so splits cannot be compared")]
@@ -121,18 +120,19 @@ def _separation(captions: dict[str, CaptionSet]) -> list[Check]:
     if not shared:
         return [Check("images in two splits", ALL, "none", "none", "ok")]
     return [Check("images in two splits", ALL, f"{len(shared):,}", "none", "WRONG",
-                  f"images that are in two splits: {first_of(shared, 3)}; get the split anew, results mean nothing")]
+                  f"images that are in two splits: {first_of(shared, 3)}; download the captions again, results would "
+                  "mean nothing")]
 
 
 def _images(folder: Path, captions: dict[str, CaptionSet], verify: bool, progress: bool) -> Iterator[Check]:
     try:
         present = present_images(folder)
     except (DataError, OSError) as error:
-        yield Check("images", ALL, "unusable", "one file an image", "WRONG", str(error))
+        yield Check("images", ALL, "unusable", "one file per image", "WRONG", str(error))
         return
     if not captions:
         yield Check("images", ALL, f"{len(present):,} files", "those of the captions", "note" if present else "MISSING",
-                    f"{folder}: {'without captions nothing says which images are wanted' if present else 'no image'}")
+                    f"{folder}: {'without captions it is unknown which images are needed' if present else 'no image'}")
     for split, texts in captions.items():
         ids = texts.image_ids
         missing = [name for name in ids if name not in present]
@@ -145,9 +145,9 @@ def _images(folder: Path, captions: dict[str, CaptionSet], verify: bool, progres
             yield Check("images", split, found, wanted, "MISSING", f"{len(missing):,} of {len(ids):,} images of "
                         f"{split} are not in {folder}: {first_of(missing, 3)}")
         if bad:
-            told = first_of([f"{path} {reason}" for path, reason in bad.items()], 3)
+            examples = first_of([f"{path} {reason}" for path, reason in bad.items()], 3)
             yield Check("images", split, found, wanted, "WRONG",
-                        f"{len(bad):,} images of {split} are broken: {told}; delete them and get them again")
+                        f"{len(bad):,} images of {split} are broken: {examples}; delete them and download them again")
         if not missing and not bad:
             yield Check("images", split, found, wanted, "ok")
 
@@ -160,7 +160,7 @@ def _unreadable(paths: list[Path], split: str, progress: bool) -> dict[Path, str
             return f"({error.reason})"
         return None
 
-    # Pillow decodes outside the interpreter's lock; its limit, set and put back by each call, belongs to all threads
+    # Pillow decodes without the interpreter's lock; its pixel limit is shared by all threads, so it is set only once
     with own_pixel_limit(), ThreadPoolExecutor(os.cpu_count()) as pool:
         bar = tqdm(pool.map(reason, paths, chunksize=16), total=len(paths), unit=" images", desc=f"decoding {split}",
                    disable=not progress, leave=False)
@@ -168,7 +168,7 @@ def _unreadable(paths: list[Path], split: str, progress: bool) -> dict[Path, str
 
 
 def _features(data: DataConfig, captions: dict[str, CaptionSet]) -> Iterator[Check]:
-    """Rows of the feature files; files that several splits share are opened once."""
+    """Yield the rows of the feature files; files that several splits share are opened once."""
     if not data.features:
         yield Check("features", ALL, "nothing", "feature files", "MISSING", "data.features names no file")
         return
@@ -177,7 +177,7 @@ def _features(data: DataConfig, captions: dict[str, CaptionSet]) -> Iterator[Che
         absent = sorted(str(path) for path in files if not path.exists())
         yield Check("features", ALL, f"{len(files) - len(absent)} of {len(files)} files", f"{len(files)} files",
                     "MISSING" if absent else "note", f"feature files {', '.join(absent)} do not exist: extract regions "
-                    "and globals of the images" if absent else "without captions nothing says which rows are wanted")
+                    "and globals of the images" if absent else "without captions it is unknown which rows are needed")
     groups: dict[tuple[Path, ...], list[str]] = {}
     for split in captions:
         groups.setdefault(tuple(data_paths(data, split)[1:]), []).append(split)
@@ -201,9 +201,9 @@ def _features(data: DataConfig, captions: dict[str, CaptionSet]) -> Iterator[Che
         yield Check("feature rows", named, f"{len(store):,}, {extra:,} without captions", f"{len(wanted):,} or more",
                     "ok" if len(store) >= len(wanted) else "MISSING")
     if len(set(dims.values())) > 1:
-        told = ", ".join(f"{split}: regions {of[0]}, globals {of[1]}" for split, of in dims.items())
+        by_split = ", ".join(f"{split}: regions {of[0]}, globals {of[1]}" for split, of in dims.items())
         yield Check("dimensions", ALL, "differ", "one", "WRONG",
-                    f"feature files of differing dimensions ({told}): make them all with one backend")
+                    f"feature files of different dimensions ({by_split}): extract all of them with one backend")
 
 
 def _features_of_split(store: FeatureStore, split: str, captions: CaptionSet) -> Iterator[Check]:
@@ -227,7 +227,7 @@ def _features_of_split(store: FeatureStore, split: str, captions: CaptionSet) ->
 
 
 def _sample(store: FeatureStore, split: str, rows: np.ndarray) -> Iterator[Check]:
-    """Read the features of a few images of the split, drawn with a fixed seed."""
+    """Check the features of a few images of the split, drawn with a fixed seed."""
     chosen = np.sort(np.random.default_rng(0).choice(rows, min(SAMPLE, len(rows)), replace=False))
     wanted = "finite, not all zero"
     try:

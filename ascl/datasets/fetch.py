@@ -1,4 +1,4 @@
-"""Bringing a published data set to its place: fetch what may be fetched, unpack what was brought by hand."""
+"""Put a published data set in its place: download what is public, unpack what was downloaded by hand."""
 
 from __future__ import annotations
 
@@ -22,31 +22,33 @@ Kind = Literal["captions", "images", "annotations"]
 
 @dataclass(frozen=True)
 class Places:
-    """captions: as the settings name it. home: folder of the archives. images: of the unpacked images, or None."""
+    """Where the files of a data set go."""
 
-    captions: Path
-    home: Path
-    images: Path | None
+    captions: Path  # path in the settings
+    home: Path  # folder of the archives
+    images: Path | None  # folder of the unpacked images, None if the settings name none
 
 
 def fetch_dataset(config: Config, published: Published, *, only: Kind | None = None, mirror: str | None = None,
                   patience: Patience = USUAL_PATIENCE, progress: bool = True,
                   say: Callable[[str], None] = print) -> None:
-    """Fetch and unpack what the settings ask for and what is not there; after a kill the next call goes on.
+    """Download and unpack the files that the settings name and that are missing; after a kill, the next call continues.
 
-    Captions come first, for they tell which images are wanted: an archive whose images are all there is not fetched,
-    so it may be deleted once it is unpacked. Captions that are there already are never touched.
+    Captions come first, because they say which images are needed. An archive whose images are all there is not
+    downloaded, so it may be deleted once it is unpacked. Existing captions are never changed.
 
     Args:
-        config: `data.captions` and `data.images` say where things go.
-        published: what the publisher has (`PUBLISHED[name]`).
-        only: fetch this kind alone. `annotations`, the publisher's own caption files, are fetched only so.
-        mirror: folder of a web server that has the same files under the same names; checksums stay the publisher's.
-        patience, progress, say: how long to wait and how often to try; show bars; prints a line.
+        config: `data.captions` and `data.images` say where the files go.
+        published: the published files (`PUBLISHED[name]`).
+        only: download only this kind. `annotations`, the publisher's own caption files, are downloaded only this way.
+        mirror: address of a web folder with the same file names; checksums stay the publisher's.
+        patience: how long to wait, and how often to try.
+        progress: show progress bars.
+        say: prints a line.
 
     Raises:
-        DataError: whatever `fetch` and `unpack` refuse; no room on the disk for all of it; `only` names what the data
-            set does not have, or the settings give it no place.
+        DataError: `download.fetch` or `unpack` raises, the disk has too little space for everything, the data set does
+            not have `only`, or the settings do not say where it goes.
     """
     where = places(config.data, published)
     _refuse_unknown(only, published, where)
@@ -66,7 +68,7 @@ def fetch_dataset(config: Config, published: Published, *, only: Kind | None = N
             say(f"{where.home / 'annotations'}: the publisher's caption files")
         elif where.captions == where.home / published.caption_file:  # else the settings look for it in the zip
             unpack(archive, where.home, wanted=lambda member: str(member) == published.caption_file, progress=progress)
-    if missing is None:  # the captions that have just come tell more
+    if missing is None:  # the new captions say which images are needed
         missing = missing_images(config.data)
         archives = _wanted_archives(published, where, only, missing)
     for images in archives:
@@ -74,43 +76,44 @@ def fetch_dataset(config: Config, published: Published, *, only: Kind | None = N
     if only in (None, "images") and published.by_hand is not None and where.images is not None and missing != set():
         candidates = (folder / name for folder in (where.home, where.images) for name in published.by_hand.archives)
         if (brought := next(filter(Path.is_file, candidates), None)) is not None:
-            say(f"{brought}: no checksum is published for it; only those inside the archive are checked")
+            say(f"{brought}: no checksum of it is published; only the checksums inside the archive are checked")
             _unpack_images(brought, where, progress, say)
 
 
 def how_to_get(published: Published, data: DataConfig) -> list[str]:
-    """What has to be done by hand for the images, as lines to print; empty where everything can be fetched."""
+    """Return instructions for getting the images by hand, as lines to print; empty if all can be downloaded."""
     by_hand = published.by_hand
     if by_hand is None or data.images is None:
         return []
-    return ["The images are given to those who ask for them, for research and education only:",
-            f"  1. read {by_hand.page} and fill in the form {by_hand.form}; a link comes by mail",
-            f"  2. fetch {by_hand.archives[0]} with it and put it into {places(data, published).home}/",
+    return ["The publisher gives the images on request, for research and education only:",
+            f"  1. read {by_hand.page} and fill in the form {by_hand.form}; you receive a link by mail",
+            f"  2. download {by_hand.archives[0]} from it to {places(data, published).home}/",
             f"  3. run {data.prepare}: it unpacks the archive and checks everything",
-            f"Where it is unpacked already: its folder {by_hand.unpacked} belongs into {data.images}/ (or a link)."]
+            f"If you have it unpacked already, put its folder {by_hand.unpacked}, or a link to it, in {data.images}/."]
 
 
 def places(data: DataConfig, published: Published) -> Places:
-    """Home is the folder in which the captions are looked for, or the folder of the zip that they are looked for in."""
+    """Return where files go; `home` is the folder of the captions, or of the zip in the path of the captions."""
     captions = data_paths(data, data.train)[0]
     archive = _archive_in(captions, published)
     return Places(captions, (archive or captions).parent, None if data.images is None else Path(data.images))
 
 
 def _archive_in(captions: Path, published: Published) -> Path | None:
-    """The publisher's zip, where a path of captions leads to it or into it."""
+    """Return the publisher's zip if a path of captions leads to it or into it, else None."""
     return next((path for path in (captions, *captions.parents) if path.name == published.captions.name), None)
 
 
 def _refuse_unknown(only: Kind | None, published: Published, where: Places) -> None:
     if only == "annotations" and published.annotations is None:
-        raise DataError("annotations: this data set has none beside its captions")
+        raise DataError("annotations: this data set has none besides its captions; leave this out")
     if only == "images" and where.images is None:
-        raise DataError("data.images is not set; it is the folder that the images go to")
+        raise DataError("data.images is not set: set it to the folder for the images")
     known = where.captions.name == published.caption_file or _archive_in(where.captions, published) is not None
     if not known and not captions_exist(where.captions):
-        raise DataError(f"data.captions is {where.captions}, which does not exist; {published.captions.name} holds "
-                        f"{published.caption_file}: give a path that ends so, or that of your own file")
+        raise DataError(f"data.captions is {where.captions}, which does not exist: give a path that ends in "
+                        f"{published.caption_file}, which is downloaded in {published.captions.name}, or the path of "
+                        "your own file")
 
 
 def _wanted_files(published: Published, where: Places, only: Kind | None) -> list[RemoteFile]:
@@ -121,7 +124,7 @@ def _wanted_files(published: Published, where: Places, only: Kind | None) -> lis
 
 def _wanted_archives(published: Published, where: Places, only: Kind | None,
                      missing: set[str] | None) -> list[ImageArchive]:
-    """Archives that have a missing image; all of them while nobody knows what is missing."""
+    """Return the archives with missing images; all archives while it is unknown which are missing."""
     if only not in (None, "images") or where.images is None:
         return []
     return [archive for archive in published.images
@@ -129,16 +132,16 @@ def _wanted_archives(published: Published, where: Places, only: Kind | None,
 
 
 def _announce(where: Places, files: list[RemoteFile], to_unpack: int, say: Callable[[str], None]) -> None:
-    """Say what comes, of which size, before anything is fetched; refuse what does not fit on the disk."""
+    """Say what will be downloaded and its size, before it begins; raise a DataError if the disk is too small."""
     left = 0
     for file in files:
         rest = max(file.size - download.fetched(file, where.home), 0)
-        there = f", {readable(file.size - rest)} of it is there" if rest < file.size else ""
-        say(f"to fetch: {file.url} ({readable(file.size)}{there}) to {where.home / file.name}")
+        there = f", of which {readable(file.size - rest)} are there" if rest < file.size else ""
+        say(f"to download: {file.url} ({readable(file.size)}{there}) to {where.home / file.name}")
         left += rest
-    # photographs are packed as they are: unpacked they take what their archive takes
+    # photos are not compressed in an archive: unpacked, they take as much space
     unpacked = 0 if where.images is None else sum(path.stat().st_size for path in present_images(where.images).values())
-    download.require_space(where.home, left + max(to_unpack - unpacked, 0), "fetching and unpacking")
+    download.require_space(where.home, left + max(to_unpack - unpacked, 0), "downloading and unpacking")
 
 
 def _unpack_images(archive: Path, where: Places, progress: bool, say: Callable[[str], None]) -> None:
@@ -146,7 +149,7 @@ def _unpack_images(archive: Path, where: Places, progress: bool, say: Callable[[
     folder = where.images
     present = {name: path for name, path in present_images(folder).items() if path.stat().st_size}
 
-    def is_no_second_copy(member: PurePosixPath) -> bool:  # of an image that lies in a folder of other make
+    def is_no_second_copy(member: PurePosixPath) -> bool:  # the image may be there in another arrangement of folders
         return present.get(member.stem, folder / member) == folder / member
 
     done = unpack(archive, folder, wanted=is_no_second_copy, progress=progress)

@@ -1,4 +1,4 @@
-"""Which images of a data set are on the disk."""
+"""Find which images of a data set are on the disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ascl.settings.retrieval import DataConfig, load_config
 
 
 def present_images(folder: Path) -> dict[str, Path]:
-    """Id -> file of every image below a folder, if any; a DataError for two images of one id."""
+    """Return id -> file of every image below a folder; a DataError for two images with the same id."""
     if not folder.is_dir():
         return {}
     try:
@@ -25,10 +25,10 @@ def present_images(folder: Path) -> dict[str, Path]:
 
 
 def missing_images(data: DataConfig) -> set[str] | None:
-    """Ids of the captions' images that the images folder lacks or has empty; None while there are no captions.
+    """Return the ids of images that the captions name and that are missing or empty; None if there are no captions.
 
     Raises:
-        DataError: the captions cannot be read, or two images have one id.
+        DataError: the captions cannot be read, or two images have the same id.
     """
     if not all(captions_exist(data_paths(data, split)[0]) for split in splits(data)):
         return None
@@ -37,32 +37,32 @@ def missing_images(data: DataConfig) -> set[str] | None:
 
 
 def _wanted(data: DataConfig) -> list[str]:
-    """Ids of the captions' images, split after split, each once."""
+    """Return the ids of all images that the captions name, split by split, each once."""
     each = (load_captions(data_paths(data, split)[0], split).image_ids for split in splits(data))
     return list(dict.fromkeys(itertools.chain.from_iterable(each)))
 
 
 def splits(data: DataConfig) -> list[str]:
-    """Names of the splits, each once."""
+    """Return the names of the splits, each once."""
     return list(dict.fromkeys((data.train, data.val, data.test)))
 
 
 def data_set_images(dataset: str) -> list[Path]:
-    """The image file of every image that a data set's captions name, split after split.
+    """Return the file of every image that the captions of a data set name, split by split.
 
     Args:
         dataset: name of a file in `configs/`.
 
     Raises:
-        DataError: no such data set, no folder of images set, captions missing, or images of theirs that are not in the
-            folder (named).
+        DataError: the data set is unknown, its settings name no folder of images, its captions are missing, or images
+            are not in the folder (the message names them).
     """
     data = load_config(["--dataset", dataset]).data
     if data.images is None:
-        raise DataError(f"{dataset} names no folder of images: set data.images")
+        raise DataError(f"the settings of {dataset} name no folder of images: set data.images")
     path_of, wanted = present_images(Path(data.images)), _wanted(data)
     missing = [image_id for image_id in wanted if image_id not in path_of]
     if missing:
         raise DataError(f"{data.images} lacks {len(missing)} of the {len(wanted)} images that {data.captions} names, "
-                        f"such as {first_of(missing)}; {data.prepare}")
+                        f"such as {first_of(missing)}; to get them: {data.prepare}")
     return [path_of[image_id] for image_id in wanted]

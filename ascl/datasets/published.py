@@ -1,4 +1,4 @@
-"""What the publishers of COCO, Flickr30K and Flickr8K hand out: addresses, checksums, counts, and what needs a form."""
+"""The published files of COCO, Flickr30K and Flickr8K: addresses, checksums, counts, and forms to fill in."""
 
 from __future__ import annotations
 
@@ -10,44 +10,36 @@ from ascl.datasets.download import RemoteFile
 
 @dataclass(frozen=True)
 class ImageArchive:
-    """file: the zip. id_prefix: how the ids of its images begin."""
+    """An archive of images."""
 
-    file: RemoteFile
-    id_prefix: str
+    file: RemoteFile  # the zip
+    id_prefix: str  # how the ids of its images begin
 
 
 @dataclass(frozen=True)
 class ByHand:
-    """Images that the publisher gives to those who ask.
+    """Images that the publisher gives only on request."""
 
-    page, form: addresses. archives: possible names of the file that comes. unpacked: name of the folder in it.
-    """
-
-    page: str
-    form: str
-    archives: tuple[str, ...]
-    unpacked: str
+    page: str  # address of the page about them
+    form: str  # address of the form to fill in
+    archives: tuple[str, ...]  # possible names of the file that one receives
+    unpacked: str  # name of the folder in it
 
 
 @dataclass(frozen=True)
 class Published:
-    """A data set.
+    """A published data set."""
 
-    captions: zip of Karpathy's split files. caption_file: its member. counts: (images, captions) of each split.
-    images: archives that anybody may fetch. annotations: the publisher's own captions, in no split of Karpathy's.
-    by_hand: set where images have to be asked for.
-    """
-
-    captions: RemoteFile
-    caption_file: str
-    counts: dict[str, tuple[int, int]]
-    images: tuple[ImageArchive, ...] = ()
-    annotations: RemoteFile | None = None
-    by_hand: ByHand | None = None
+    captions: RemoteFile  # zip of Karpathy's split files
+    caption_file: str  # its member for this data set
+    counts: dict[str, tuple[int, int]]  # split -> (images, captions)
+    images: tuple[ImageArchive, ...] = ()  # archives that anybody may download
+    annotations: RemoteFile | None = None  # the publisher's own captions, without Karpathy's splits
+    by_hand: ByHand | None = None  # set if the images must be requested
 
 
 # Sizes and checksums: tensorflow/datasets on GitHub, tensorflow_datasets/url_checksums/coco_captions.txt. COCO's server
-# has no certificate for its own name, hence http; what arrives is checked against the sha256.
+# has no certificate for its own name, hence http; downloads are checked against the sha256.
 _KARPATHY = RemoteFile(f"https://cs.stanford.edu/people/karpathy/deepimagesent/{CAPTION_ARCHIVE}", 36_745_453,
                        "4cfd70132527b80933105e5829dc9034eaab9573482e2e680abbab6130244817")
 _COCO_TRAIN = RemoteFile("http://images.cocodataset.org/zips/train2014.zip", 13_510_573_713,
@@ -57,8 +49,8 @@ _COCO_VAL = RemoteFile("http://images.cocodataset.org/zips/val2014.zip", 6_645_0
 _COCO_ANNOTATIONS = RemoteFile("http://images.cocodataset.org/annotations/annotations_trainval2014.zip", 252_872_794,
                                "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009")
 
-# Counts: Karpathy's split files; COCO's `restval` belongs to train. Forms: the links of the publishers' pages, as
-# many public repositories give them (for Flickr30K: mertyg/vision-language-models-are-bows).
+# Counts: Karpathy's split files; COCO's `restval` belongs to train. Forms: the links of the publishers' pages, as in
+# many public repositories (for Flickr30K: mertyg/vision-language-models-are-bows).
 PUBLISHED = {
     "coco": Published(
         _KARPATHY, "dataset_coco.json",

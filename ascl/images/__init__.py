@@ -1,4 +1,4 @@
-"""Pixels, for both halves: finding, reading and decoding files, the loader, pretrained backbones, pooling.
+"""Pixels, for retrieval and copy detection: find, read and decode images, pretrained backbones, pooling.
 
-Features and their files lie in `features`, edits of images in `image_copy.edits`.
+Features and their files are in `features`, edits of images in `image_copy.edits`.
 """

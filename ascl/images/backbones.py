@@ -1,4 +1,4 @@
-"""Any torchvision classifier, with weights from its publisher, a file or a seed, cut at the wanted layer."""
+"""Backbones: any torchvision classifier, with published, saved or random weights, up to a chosen layer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def normalize_pixels(pixels: Tensor, normalize: Normalize) -> Tensor:
-    """Bring (B, 3, H, W) pixels of 0..255 to the range that a network was trained with; integers become float32.
+    """Return (B, 3, H, W) pixels of 0..255 in the range that a network was trained with; integers become float32.
 
     `imagenet` = ImageNet's mean and std, `half` = [-1, 1], `none` = [0, 1].
     """
@@ -42,10 +42,10 @@ def normalize_pixels(pixels: Tensor, normalize: Normalize) -> Tensor:
 
 
 class SamePadConv2d(nn.Conv2d):
-    """A convolution padded as TensorFlow's "SAME": just enough, the odd pixel to the right and the bottom.
+    """A convolution padded like TensorFlow's "SAME": as little as possible, the odd pixel on the right and bottom.
 
-    A 3x3 convolution of stride 2 over an even side then pads right and bottom only, where torch pads all four sides;
-    weights trained one way see every map shifted by half a pixel the other way.
+    A 3x3 convolution of stride 2 over an even side then pads only right and bottom, where torch pads all four sides.
+    Weights trained with one padding see every map shifted by half a pixel with the other.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -55,26 +55,26 @@ class SamePadConv2d(nn.Conv2d):
 
 
 def same_padding(side: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
-    """Return the pixels that TensorFlow's "SAME" adds before and after a side, for ceil(side / stride) outputs."""
+    """Return how many pixels TensorFlow's "SAME" adds before and after a side, for ceil(side / stride) outputs."""
     total = max((math.ceil(side / stride) - 1) * stride + (kernel - 1) * dilation + 1 - side, 0)
     return total // 2, total - total // 2
 
 
 def use_same_padding(model: nn.Module) -> None:
-    """Turn, in place, every padded convolution of stride > 1 into a `SamePadConv2d` of the same parameters."""
+    """Turn every padded convolution of stride > 1, in place, into a `SamePadConv2d` with the same parameters."""
     for module in model.modules():
         if type(module) is nn.Conv2d and max(module.stride) > 1 and module.padding != (0, 0):
             module.__class__ = SamePadConv2d
 
 
-# How torchvision is to trace a model. The warning is about train mode, which is never used here.
+# The suppressed warning is about train mode, which is never used here.
 TRACING = {"tracer_kwargs": {"leaf_modules": [SamePadConv2d]}, "suppress_diff_warning": True}
 
 
 def load_classifier(backbone: str, weights: str) -> tuple[nn.Module, dict[str, str]]:
     """Return a torchvision classifier by name (such as `resnet152`), and where its weights come from.
 
-    See `load_torchvision`; a backbone that is unknown is a DataError too, which gives the nearest names.
+    Arguments and errors are those of `load_torchvision`; an unknown backbone is a DataError with the nearest names.
     """
     refuse_unknown("torchvision", backbone, torchvision.models.list_models(module=torchvision.models))
     # The two Inceptions take most of a minute to draw weights that a file overwrites, and warn without this argument.
@@ -83,26 +83,27 @@ def load_classifier(backbone: str, weights: str) -> tuple[nn.Module, dict[str, s
 
 
 def refuse_unknown(library: str, backbone: str, known: Sequence[str]) -> None:
-    """Raise a DataError with the nearest names unless the backbone is `known`."""
+    """Raise a DataError with the nearest names unless the backbone is in `known`."""
     if backbone not in known:
         near = difflib.get_close_matches(backbone, known, n=3, cutoff=0.4)
         raise DataError(f"{library} has no backbone {backbone!r}; the nearest are {', '.join(near) or 'none'}")
 
 
 def load_torchvision(name: str, weights: str, **untrained: Any) -> tuple[Any, dict[str, str]]:
-    """Return any of torchvision's models with its weights, and where they come from.
+    """Return a torchvision model with its weights, and where they come from.
 
     Args:
-        name: of `torchvision.models.get_model`.
-        weights: `default` (torchvision's own, downloaded to its cache at the first use), `random:SEED`, or a path to a
+        name: a name of `torchvision.models.get_model`.
+        weights: `default` (torchvision's own, downloaded to its cache on first use), `random:SEED`, or the path of a
             state dict of exactly this model.
-        untrained: further arguments of the model where its weights are not the published ones.
+        untrained: further arguments of the model, used unless its weights are the published ones.
 
     Returns:
         The model in evaluation mode, and `{"weights": a name, "weights_sha256": digest of the file or parameters}`.
 
     Raises:
-        DataError: no network for the published weights, no such file, or one that does not fit (all keys are listed).
+        DataError: the published weights cannot be downloaded, or the file does not exist or does not fit (the message
+            lists all keys that differ).
     """
     seed = random_seed(weights)
     if weights == "default":
@@ -110,7 +111,7 @@ def load_torchvision(name: str, weights: str, **untrained: Any) -> tuple[Any, di
         try:
             model = torchvision.models.get_model(name, weights=published)
         except OSError as error:  # urllib's errors are OSErrors
-            remedy = "fetch that file elsewhere and give its path as the weights"
+            remedy = "download that file on another machine and give its path as the weights"
             raise DataError(
                 f"the weights {published} could not be downloaded from {published.url} ({error}); {remedy}"
             ) from error
@@ -127,7 +128,7 @@ def load_torchvision(name: str, weights: str, **untrained: Any) -> tuple[Any, di
 
 
 def random_seed(weights: str) -> int | None:
-    """Return SEED of weights `random:SEED`, None of others; a DataError where it is no whole number."""
+    """Return SEED of weights `random:SEED`, None for other weights; a DataError if it is not a whole number."""
     if not weights.startswith("random:"):
         return None
     seed = weights.removeprefix("random:")
@@ -138,24 +139,24 @@ def random_seed(weights: str) -> int | None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw torch's random numbers on the CPU from this seed; the caller's own stay as they were."""
+    """Draw torch's random numbers on the CPU from this seed; afterwards, restore the generator."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` seeds GPUs too, and takes milliseconds for it
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` also seeds GPUs, which takes milliseconds
         yield
 
 
 def fill_from_file(model: nn.Module, backbone: str, path: Path) -> None:
-    """Load the state dict in `path` into `model`; anything but an exact fit is a DataError."""
+    """Load the state dict in `path` into `model`; a DataError unless it fits exactly."""
     if not path.is_file():
-        raise DataError(f"{path}: no such file of weights (weights are `default`, `random:SEED` or a path)")
+        raise DataError(f"{path}: no such file of weights; weights are `default`, `random:SEED` or a path")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise DataError(f"{path}: not a whole file of weights that torch.load can read: {error}") from error
+        raise DataError(f"{path}: not a complete file of weights that torch.load can read: {error}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         found = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
-        raise DataError(f"{path}: wanted a state dict of {backbone} (names to tensors), found: {found[:500]}")
-    # Files from before torch 0.4.1 lack the counters of batches, which evaluation never reads.
+        raise DataError(f"{path}: expected a state dict of {backbone} (names to tensors), found: {found[:500]}")
+    # Files from before torch 0.4.1 lack the batch counters, which evaluation never reads.
     wanted = {key: value.shape for key, value in model.state_dict().items()}
     optional = [key for key in wanted if key.endswith("num_batches_tracked")]
     refuse_misfit(f"{path} does not fit {backbone}", state, wanted, optional)
@@ -165,11 +166,11 @@ def fill_from_file(model: nn.Module, backbone: str, path: Path) -> None:
 def refuse_misfit(
     problem: str, found: Mapping[str, Tensor], wanted: Mapping[str, Sequence[int]], optional: Sequence[str] = ()
 ) -> None:
-    """Raise a DataError with all names that are missing (optional ones apart), left over, or of another shape."""
+    """Raise a DataError that lists the names that are missing (unless optional), left over, or of another shape."""
     missing = [name for name in wanted if name not in found and name not in optional]
     left_over = [name for name in found if name not in wanted]
     misshapen = [
-        f"{name} {tuple(found[name].shape)} where {tuple(shape)} is wanted"
+        f"{name} {tuple(found[name].shape)}, expected {tuple(shape)}"
         for name, shape in wanted.items()
         if name in found and tuple(found[name].shape) != tuple(shape)
     ]
@@ -183,7 +184,7 @@ def listed(names: list[str]) -> str:
 
 
 def digest_of_parameters(model: nn.Module) -> str:
-    """Return the SHA-256 of a state dict's names and values."""
+    """Return the SHA-256 of the names and values of a model's state dict."""
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode())
@@ -192,19 +193,27 @@ def digest_of_parameters(model: nn.Module) -> str:
 
 
 class Backbone:
-    """A frozen classifier, from image to one layer's output. Always in evaluation mode, whatever was done to it.
+    """A frozen classifier, from image to the output of one layer; it always runs in evaluation mode.
 
-    `prepare` turns a PIL image into (S, S, 3) uint8, in the workers; `layer` is the name of the layer, chosen or found,
-    `shape` that of its output for one image: (C, H, W) of a map, (C,) of a vector; `settings` fit JSON.
+    Attributes:
+        prepare: turns a PIL image into (S, S, 3) uint8; runs in the workers.
+        layer: name of the layer, chosen or found.
+        shape: shape of its output for one image, (C, H, W) for a map and (C,) for a vector.
+        settings: everything that decides the output; fit for JSON.
     """
 
     def __init__(
         self, backbone: str, weights: str, layer: str | None, *, input_size: int, resize: Literal["squash", "crop"],
         normalize: Normalize, same_padding: bool, precision: Precision, device: str,
     ) -> None:
-        """`layer` is a node of `torchvision.models.feature_extraction.get_graph_node_names`, or a part of the model
-        that holds nodes (`layer3`, `features.14`); None = the last spatial map. Other arguments: `load_classifier`,
-        `SquarePixels`, `normalize_pixels`, `use_same_padding`, `autocast`; `device` is a torch device.
+        """Load the classifier and cut it at the layer.
+
+        Args:
+            layer: a node of `torchvision.models.feature_extraction.get_graph_node_names`, or a part of the model that
+                holds nodes (`layer3`, `features.14`); None = the last spatial map.
+            device: a torch device.
+            backbone, weights, input_size, resize, normalize, same_padding, precision: see `load_classifier`,
+                `SquarePixels`, `normalize_pixels`, `use_same_padding` and `autocast`.
         """
         self.prepare = SquarePixels(input_size, resize)
         self.normalize: Normalize = normalize
@@ -223,11 +232,11 @@ class Backbone:
         }
 
     def __call__(self, pixels: list[np.ndarray]) -> Tensor:
-        """B squares of (S, S, 3) uint8 -> (B, C, H, W) or (B, C) float32 on the device.
+        """Return the layer's output for B squares of (S, S, 3) uint8: (B, C, H, W) or (B, C) float32 on the device.
 
-        A transformer's tokens come as a map too, without the class token.
+        The tokens of a transformer are returned as a map too, without the class token.
         """
-        self.model.eval()  # here and not once: batch norm left training would drift with every batch, unseen
+        self.model.eval()  # on every call: batch norm left in train mode would silently drift with every batch
         with torch.inference_mode():
             batch = torch.from_numpy(np.stack(pixels)).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
             with autocast(self.device, self.precision):
@@ -236,18 +245,19 @@ class Backbone:
                 side = math.isqrt(output.shape[1] - 1)
                 output = output[:, 1:].transpose(1, 2).unflatten(2, (side, side))
         if output.dim() not in (2, 4):
-            raise DataError(f"layer {self.layer}: its output {tuple(output.shape)} is neither a map nor a vector")
+            raise DataError(f"layer {self.layer}: its output {tuple(output.shape)} is neither a map nor a vector; "
+                            "choose another layer")
         return output
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Return the context of mixed precision for a forward pass; of float32 it does nothing."""
+    """Return the context of mixed precision for a forward pass; for float32 it does nothing."""
     wanted = torch.float16 if precision == "float16" else torch.bfloat16
     return torch.autocast(device.type, dtype=wanted, enabled=precision != "float32")
 
 
 def is_token_shape(shape: tuple[int, ...]) -> bool:
-    """Return whether it is (B, 1 + n * n, C): a class token and a square of patches, as of vision transformers."""
+    """Return whether this is (B, 1 + n * n, C): a vision transformer's class token and square of patches."""
     return len(shape) == 3 and shape[1] > 2 and math.isqrt(shape[1] - 1) ** 2 == shape[1] - 1
 
 
@@ -262,26 +272,31 @@ def cut_at(classifier: nn.Module, backbone: str, layer: str) -> nn.Module:
 
 
 def last_map(classifier: nn.Module, backbone: str, input_size: int) -> str:
-    """Return the name of the last layer whose output still has more than one place, pooling to a fixed size apart."""
+    """Return the name of the last layer whose output has more than one place, not counting pooling to a fixed size."""
     names = get_graph_node_names(classifier, **TRACING)[1]
     every_layer = create_feature_extractor(classifier, names, **TRACING).eval()
     with torch.inference_mode():
         try:
             outputs = every_layer(torch.zeros(1, 3, input_size, input_size))
         except (RuntimeError, AssertionError) as error:
-            raise DataError(f"{backbone} takes no images of {input_size}x{input_size} pixels: {error}") from error
+            raise DataError(f"{backbone} cannot take images of {input_size}x{input_size} pixels: {error}") from error
     pooled = {name for name, module in classifier.named_modules() if isinstance(module, nn.AdaptiveAvgPool2d)}
     for name in reversed(names):
         shape = getattr(outputs.get(name), "shape", ())
         if name not in pooled and (is_token_shape(shape) or (len(shape) == 4 and min(shape[2:]) > 1)):
             return name
-    raise DataError(f"{backbone} makes no map of {input_size}x{input_size} images; name a layer or enlarge them")
+    raise DataError(f"{backbone} makes no map from images of {input_size}x{input_size} pixels; choose a layer or a "
+                    "larger input size")
 
 
 def pick_device(name: str) -> str:
-    """Return `cuda` for `auto` where there is a GPU, else `cpu`; any other name as it is."""
+    """Return `cuda` for `auto` if there is a GPU, else `cpu`; any other name unchanged.
+
+    Raises:
+        DataError: a CUDA device is asked for and there is none.
+    """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise DataError(f"device {name}: torch sees no such device here; use the device cpu")
+        raise DataError(f"device {name}: torch finds no GPU on this machine; use the device cpu")
     return name

@@ -1,4 +1,4 @@
-"""Decoding images in worker processes, in a fixed order, and grouping them by shape for the network."""
+"""Decode images in worker processes, in a fixed order, and group them by shape for the network."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from torch.utils.data import DataLoader, Dataset
 from ascl.core.errors import DataError
 from ascl.images.read import UnreadableImage, load_image
 
-DECODED_AHEAD = 4  # images of each worker: few, because an original of 24 megapixels is 72 MB
-WAITING_BYTES = 1 << 30  # of decoded images that wait for others of their shape
+DECODED_AHEAD = 4  # images per worker: few, because an original of 24 megapixels takes 72 MB
+WAITING_BYTES = 1 << 30  # most bytes of decoded images that wait for others of their shape
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """One image as its worker hands it on."""
+    """One image, as its worker returns it."""
 
     index: int
     size: tuple[int, int]  # width and height of the upright image on disk
-    pixels: np.ndarray | None  # None where unreadable
-    reason: str = ""
-    failure: str = ""  # what the disk did instead of giving the file
+    pixels: np.ndarray | None  # None if unreadable
+    reason: str = ""  # why it is unreadable
+    failure: str = ""  # why the disk could not deliver the file
 
 
 class DecodedImages(Dataset):
-    """Decodes and prepares one image; an unreadable one comes back as such, for the main process to judge."""
+    """A data set that decodes and prepares images; unreadable ones are returned as such, for the main process."""
 
     def __init__(self, images: Sequence[Path], prepare: Callable[[Image.Image], np.ndarray]) -> None:
         self.images, self.prepare = images, prepare
@@ -52,9 +52,10 @@ class DecodedImages(Dataset):
 
 
 class Decoder:
-    """Images of the given indices one after the other, decoded ahead in `workers` processes (0 = in this one).
+    """Images of the given indices in order, decoded ahead in `workers` processes (0 = in this one).
 
-    `waited` is the seconds spent waiting for an image so far; with workers, what decoding costs beyond the network.
+    Attributes:
+        waited: seconds spent waiting for images so far; with workers, the time that decoding adds to the network's.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Decoder:
         workers: int,
     ) -> None:
         loader = DataLoader(
-            # A dataclass is not turned into tensors: its arrays go through the pipe, for /dev/shm is often small.
+            # A dataclass is not turned into tensors: its arrays go through the pipe, because /dev/shm is often small.
             DecodedImages(images, prepare), sampler=indices, batch_size=None, num_workers=workers,
             prefetch_factor=DECODED_AHEAD if workers else None, worker_init_fn=depend_on_parent,
         )
@@ -72,8 +73,9 @@ class Decoder:
     def take(self) -> Decoded:
         """Return the next image.
 
-        A DataError where the disk did not give a file, which is no fault of the image and never passed over, or where
-        a worker process was killed, as the system does where memory is short.
+        Raises:
+            DataError: the disk could not deliver a file, which is not the image's fault and never skipped; or a worker
+                was killed, as the system does when memory is short.
         """
         started = time.perf_counter()
         with killed_workers_named("decodes images"):
@@ -86,18 +88,18 @@ class Decoder:
 
 @contextmanager
 def killed_workers_named(work: str) -> Iterator[None]:
-    """Turn torch's error about a killed worker of a `DataLoader` into a DataError; `work` is what the worker does."""
+    """Turn torch's error about a killed `DataLoader` worker into a DataError; `work` says what the worker does."""
     try:
         yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        remedy = "that is mostly too little memory: use fewer workers"
+        remedy = "the usual cause is too little memory: use fewer workers"
         raise DataError(f"a process that {work} was killed ({error}); {remedy}") from error
 
 
 def depend_on_parent(worker: int) -> None:
-    """Leave interrupts to the parent, and end with it: a worker that waits at a full pipe would outlive its kill."""
+    """Ignore interrupts, and end when the parent ends: a worker that waits at a full pipe would outlive its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = os.getppid()
 
@@ -112,18 +114,18 @@ def depend_on_parent(worker: int) -> None:
 def batches_of_one_shape(
     images: Iterator[Decoded], batch_size: int, *, waiting_bytes: int = WAITING_BYTES
 ) -> Iterator[list[Decoded]]:
-    """Yield readable images in batches whose arrays have one shape, for a network that takes any size unpadded.
+    """Yield readable images in batches of one shape, for a network that takes images of any size without padding.
 
-    A shape's batch goes out when it is full; when more than `waiting_bytes` wait, the largest goes out as it is; the
-    rest at the end. That depends on the images alone, so the same images always come in the same batches.
+    A batch is yielded when it is full. When more than `waiting_bytes` wait, the largest batch is yielded as it is; the
+    rest follow at the end. Only the images decide this, so the same images always form the same batches.
     """
     waiting: dict[tuple[int, ...], list[Decoded]] = defaultdict(list)
     held = 0
     for image in images:
-        assert image.pixels is not None  # the caller has taken the unreadable ones out
+        assert image.pixels is not None  # the caller has removed unreadable images
         shape = image.pixels.shape
         waiting[shape].append(image)
-        held += math.prod(shape)  # of uint8
+        held += math.prod(shape)  # uint8: one byte each
         if held > waiting_bytes:
             shape = max(waiting, key=lambda kind: math.prod(kind) * len(waiting[kind]))
         elif len(waiting[shape]) < batch_size:

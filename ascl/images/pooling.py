@@ -1,4 +1,4 @@
-"""Backbones of descriptors: any torchvision or timm network up to its last map, pooled to one vector."""
+"""Backbones of descriptors: a torchvision or timm network up to its last map, pooled to one vector."""
 
 from __future__ import annotations
 
@@ -15,23 +15,26 @@ from ascl.images import backbones
 from ascl.images.backbones import Normalize
 
 TIMM = "timm:"
-TRACED_SIZE = 224  # pixels of the image by which the last map is found; images of other sizes are taken all the same
+TRACED_SIZE = 224  # side in pixels of the image with which the last map is found; other sizes work as well
 Pool = Literal["gem", "class+gem"]
-_LAST_MAPS: dict[str, str] = {}  # layer by backbone: tracing takes longer than the rest, and a run builds several
+_LAST_MAPS: dict[str, str] = {}  # backbone -> layer, cached because tracing is slow and a run builds several backbones
 
 
 def gem_pool(maps: Tensor, *, p: float = 3.0, floor: float = 1e-6) -> Tensor:
     """Return the generalized mean over places: mean(max(x, floor)^p)^(1/p).
 
-    Source: Radenovic et al. 2018; p 3 and the floor are RDCD's and ASL's.
+    Source: Radenovic et al. 2018; p = 3 and the floor are RDCD's and ASL's.
 
     Args:
         maps: (B, C, H, W). Half precision is raised to float32.
-        p: 1 is the mean, infinity the maximum; > 0.
-        floor: what smaller values count as, > 0, so that roots and gradients stay finite.
+        p: exponent, > 0; 1 gives the mean, infinity would give the maximum.
+        floor: smaller values count as this, > 0, so that roots and gradients stay finite.
 
     Returns:
-        (B, C) >= floor; a ValueError for other shapes, p or floor not positive.
+        (B, C) >= floor.
+
+    Raises:
+        ValueError: the maps have another shape, or p or floor is not positive.
     """
     if maps.dim() != 4 or 0 in maps.shape:
         raise ValueError(f"maps must be (B, C, H, W), got {tuple(maps.shape)}")
@@ -41,9 +44,11 @@ def gem_pool(maps: Tensor, *, p: float = 3.0, floor: float = 1e-6) -> Tensor:
 
 
 class PooledBackbone(nn.Module):
-    """Pixels to one vector of length `dim` by the last map and GeM.
+    """A backbone that turns pixels into one vector, by GeM over its last map.
 
-    `origin` is `{"weights": name, "weights_sha256": digest}` of the weights it was made with.
+    Attributes:
+        dim: dimension of the vector.
+        origin: `{"weights": name, "weights_sha256": digest}` of its first weights.
     """
 
     def __init__(
@@ -56,12 +61,12 @@ class PooledBackbone(nn.Module):
             backbone: name of a torchvision classifier, or `timm:NAME`.
             weights: `default` (the publisher's), `random:SEED`, or the path of a state dict.
             same_padding: pad stride-2 convolutions as TensorFlow does (torchvision backbones).
-            normalize: what the weights were trained with.
+            normalize: pixel scaling with which the weights were trained; see `normalize_pixels`.
             last_stride: 1 keeps the last stage of a ResNet at the resolution of the one before (ASL); 2 as published.
             pool: "class+gem" puts the class token of a vision transformer before the GeM of its patches (DINO).
 
         Raises:
-            DataError: an unknown backbone (with the nearest names), weights or options that do not fit it.
+            DataError: the backbone is unknown (the message gives the nearest names), or weights or options do not fit.
         """
         super().__init__()
         self.normalize: Normalize = normalize
@@ -69,10 +74,10 @@ class PooledBackbone(nn.Module):
         self.network: Any
         self.is_timm = backbone.startswith(TIMM)
         if last_stride not in (1, 2):
-            raise DataError(f"last stride {last_stride}: 2, or 1 for a ResNet")
+            raise DataError(f"last stride {last_stride}: use 2, or 1 for a ResNet")
         if self.is_timm:
             if same_padding or last_stride == 1:
-                raise DataError(f"{backbone}: same padding and last stride 1 are for torchvision's backbones")
+                raise DataError(f"{backbone}: same padding and last stride 1 are only for torchvision's backbones")
             self.network, self.origin = _timm_network(backbone.removeprefix(TIMM), weights)
         else:
             classifier, self.origin = backbones.load_classifier(backbone, weights)
@@ -89,9 +94,9 @@ class PooledBackbone(nn.Module):
         self.train(was_training)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) of 0..255 -> (B, dim), at least float32, not L2-normalized.
+        """Return (B, dim) vectors, at least float32 and not L2-normalized, of (B, 3, H, W) pixels of 0..255.
 
-        A backbone whose last layer is a vector or a single place pools to just that.
+        If the backbone's last layer is a vector or has a single place, pooling changes nothing.
         """
         images = backbones.normalize_pixels(pixels, self.normalize)
         output = self.network.forward_features(images) if self.is_timm else self.network(images)["out"]
@@ -99,7 +104,7 @@ class PooledBackbone(nn.Module):
             if self.pool != "gem":
                 raise DataError("pool class+gem: this backbone has no class token; use gem")
             if self.is_timm and output.shape[1] != self.network.num_features == output.shape[3]:
-                output = output.permute(0, 3, 1, 2)  # some of timm's transformers keep the channels last
+                output = output.permute(0, 3, 1, 2)  # some of timm's transformers are channels-last
             return gem_pool(output)
         if output.dim() != 3:
             raise DataError(f"the backbone's last layer is {tuple(output.shape)}, neither a map nor tokens")
@@ -109,11 +114,11 @@ class PooledBackbone(nn.Module):
 
 
 def _undo_last_stride(classifier: nn.Module, backbone: str) -> None:
-    """Stride 1 in the first block of a ResNet's last stage."""
+    """Set stride 1 in the first block of a ResNet's last stage."""
     stage = getattr(classifier, "layer4", nn.Identity())
     strided = [conv for conv in stage.modules() if isinstance(conv, nn.Conv2d) and conv.stride == (2, 2)]
     if not strided:
-        raise DataError(f"last stride 1 is for ResNets, and {backbone} is none")
+        raise DataError(f"last stride 1 is only for ResNets, and {backbone} is not one: use 2")
     for conv in strided:
         conv.stride = (1, 1)
 

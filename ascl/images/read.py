@@ -1,4 +1,4 @@
-"""Finding the images of a folder or a list, decoding each, and turning it into a square of pixels."""
+"""Find the images of a folder or a list, decode them, and turn them into squares of pixels."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ascl.core.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 IMAGENET_SHORT_SIDE = 256 / 224  # ImageNet's evaluation scales the short side to 256 and keeps the central 224
-WHOLE_PIXELS = 24_000_000  # an image of more is reduced while it is decoded: no backbone looks at so many
-QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations of a picture that lies on its side
-MOST_PIXELS = 1_000_000_000  # beyond this a file is taken for a decompression bomb
+WHOLE_PIXELS = 24_000_000  # larger images are reduced while they are decoded: no backbone needs so many pixels
+QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+MOST_PIXELS = 1_000_000_000  # a file with more is treated as a decompression bomb
 
 
 class UnreadableImage(DataError):
-    """A file that is no whole image; the message names it, `reason` says why."""
+    """A file is not a complete image; the message names it, `reason` says why."""
 
     def __init__(self, path: str | os.PathLike, reason: str) -> None:
         super().__init__(f"{path}: cannot be read as an image ({reason})")
@@ -33,22 +33,24 @@ class UnreadableImage(DataError):
 def find_images(folder: str | os.PathLike) -> list[Path]:
     """Return every image below `folder`, at any depth and through linked folders, sorted by path.
 
-    An image's id is its file name without the suffix (`Path.stem`), as in every public split file. Names that begin
-    with a dot are passed over: they are the droppings of operating systems. A DataError where there is no such folder,
-    no image in it, or two images of the same id.
+    The id of an image is its file name without the suffix (`Path.stem`), as in every public split file. Names that
+    begin with a dot are skipped: operating systems leave such files.
+
+    Raises:
+        DataError: the folder does not exist or has no images, or two images have the same id.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of images")
     paths: list[Path] = []
-    visited: set[str] = set()  # a link to a folder above would otherwise be followed for ever
+    visited: set[str] = set()  # a link to a parent folder would otherwise be followed forever
     for root, folders, files in os.walk(folder, followlinks=True):
         visited.add(os.path.realpath(root))
         shown = [name for name in folders if not name.startswith(".")]
         folders[:] = [name for name in shown if os.path.realpath(os.path.join(root, name)) not in visited]
         paths += [Path(root, name) for name in files if not name.startswith(".") and is_image_name(name)]
     if not paths:
-        raise DataError(f"{folder}: no image in this folder or below it (looked for {', '.join(sorted(SUFFIXES))})")
+        raise DataError(f"{folder}: no image in this folder or below it; looked for {', '.join(sorted(SUFFIXES))}")
     paths.sort()
     image_ids(paths)
     return paths
@@ -57,11 +59,13 @@ def find_images(folder: str | os.PathLike) -> list[Path]:
 def images_of(*sources: str | os.PathLike) -> list[Path]:
     """Return the images of folders (`find_images`), of lists in .txt files (`listed_images`) and of single files.
 
-    They come in the order of the sources; what several sources name comes once. A DataError where there is no source,
-    or one that is not there, or as of the two functions.
+    They have the order of the sources; an image that several sources name comes once.
+
+    Raises:
+        DataError: no source is given, a source does not exist, or `find_images` or `listed_images` raises.
     """
     if not sources or "" in sources:
-        raise DataError("no images: name a folder, a list of images (.txt) or an image")
+        raise DataError("no images: give a folder, a list of images (.txt) or an image")
     found: list[Path] = []
     for source in map(Path, sources):
         if source.is_dir():
@@ -86,12 +90,12 @@ def is_image_name(name: str) -> bool:
 
 
 def image_ids(paths: Sequence[Path]) -> list[str]:
-    """Return each image's id, its file's stem; two files of one stem, or a name that is not UTF-8, are a DataError."""
+    """Return the id of each image, its file's stem; a DataError for two equal ids or a name that is not UTF-8."""
     first_of: dict[str, Path] = {}
     for path in paths:
         if path.stem in first_of:
             both = f"{first_of[path.stem]} and {path}"
-            remedy = "rename one, or extract the two folders into two files"
+            remedy = "rename one of them, or extract their folders into two files"
             raise DataError(f"two images have the id {path.stem!r}: {both}; {remedy}")
         first_of[path.stem] = path
         check_utf8(path)
@@ -99,18 +103,21 @@ def image_ids(paths: Sequence[Path]) -> list[str]:
 
 
 def check_utf8(path: Path) -> None:
-    """Raise a DataError for a file name that is not UTF-8: no file of ours could hold the image's id."""
+    """Raise a DataError for a file name that is not UTF-8, because our files store ids in UTF-8."""
     try:
         path.stem.encode("utf-8")
     except UnicodeEncodeError:
-        raise DataError(f"{os.fsencode(path)!r}: the file's name is not UTF-8; rename it") from None
+        raise DataError(f"{os.fsencode(path)!r}: the file name is not UTF-8; rename the file") from None
 
 
 def listed_images(path: str | os.PathLike) -> list[Path]:
-    """Return the images that a text file names, one a line, in its order; relative to the file's own folder.
+    """Return the images that a text file names, one per line, in its order; paths are relative to the file's folder.
 
-    Empty lines and lines that begin with `#` are passed over. A DataError where there is no such file, it is not UTF-8
-    or names no image, or a name (with its row) has no file, or two images have one id.
+    Empty lines and lines that begin with `#` are skipped.
+
+    Raises:
+        DataError: the list does not exist, is not UTF-8 or names no image; a named file does not exist (the message
+            gives its row); or two images have the same id.
     """
     path = Path(path)
     try:
@@ -118,7 +125,7 @@ def listed_images(path: str | os.PathLike) -> list[Path]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such list of images") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 ({error}), no list of images; convert it") from error
+        raise DataError(f"{path}: this list of images is not UTF-8 ({error}); convert it") from error
     paths = []
     for row, line in enumerate(lines, start=1):
         name = line.strip()
@@ -126,17 +133,17 @@ def listed_images(path: str | os.PathLike) -> list[Path]:
             continue
         image = path.parent / name
         if not image.is_file():
-            raise DataError(f"{path}, row {row}: no file {image}")
+            raise DataError(f"{path}, row {row}: no file {image}; correct or remove this row")
         paths.append(image)
     if not paths:
-        raise DataError(f"{path} names no image")
+        raise DataError(f"{path} names no image; write one path per line")
     image_ids(paths)
     return paths
 
 
 @contextmanager
 def own_pixel_limit() -> Iterator[None]:
-    """Suspend Pillow's guard against decompression bombs, which refuses photographs of 200 megapixels, for ours."""
+    """Suspend Pillow's guard against decompression bombs, which refuses photos of 200 megapixels; ours replaces it."""
     theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         yield
@@ -145,22 +152,23 @@ def own_pixel_limit() -> Iterator[None]:
 
 
 class LoadedImage(NamedTuple):
-    """An upright RGB image, and the (width, height) it has on disk when upright: larger where it was reduced."""
+    """An upright RGB image, and its upright (width, height) on disk, which is larger if the image was reduced."""
 
     image: Image.Image
     size: tuple[int, int]
 
 
 def load_image(path: str | os.PathLike, *, whole_pixels: int = WHOLE_PIXELS) -> LoadedImage:
-    """Return the image upright (its EXIF orientation applied) and in RGB, whatever its mode on disk.
+    """Return an image upright (its EXIF orientation applied) and in RGB, whatever its mode on disk.
 
-    Transparent pixels are laid over white, as a page shows them; 16-bit grey is brought to 8 bits; of an animation the
-    first frame counts. Above `whole_pixels` it is reduced by a whole factor (a JPEG while it is decoded).
+    Transparent pixels are composed over white, as on a page. 16-bit gray becomes 8-bit. Of an animation, the first
+    frame is taken. An image of more than `whole_pixels` is reduced by a whole factor (a JPEG while it is decoded).
 
     Raises:
-        UnreadableImage: empty, truncated, of no format or range that is known, or of more than `MOST_PIXELS`.
-        DataError: the disk does not give the file (missing, no permission, a network disk that fails): no fault of the
-            image, which must not be left out for it.
+        UnreadableImage: the file is empty or truncated, its format or range is unknown, or it has more than
+            `MOST_PIXELS` pixels.
+        DataError: the disk cannot deliver the file (it is missing, there is no permission, or a network disk fails).
+            This is not the image's fault, so the image must not be skipped.
     """
     stream = None
     try:
@@ -170,29 +178,29 @@ def load_image(path: str | os.PathLike, *, whole_pixels: int = WHOLE_PIXELS) -> 
         raise
     except Exception as error:  # broken files make Pillow's decoders raise a dozen unrelated types
         if isinstance(error, OSError) and error.errno is not None:
-            problem = f"the disk does not give this file ({error.strerror})"
-            raise DataError(f"{path}: {problem}; see to it, then run the same again") from error
-        reason = str(error).replace(repr(stream), "the file")  # reasons are kept: no path of this machine in them
+            problem = f"the file cannot be read from the disk ({error.strerror})"
+            raise DataError(f"{path}: {problem}; check its path and permissions, then run the same again") from error
+        reason = str(error).replace(repr(stream), "the file")  # reasons are stored in files: no paths of this machine
         raise UnreadableImage(path, f"{type(error).__name__}: {reason}") from error
 
 
 def decoded(file: Image.Image, whole_pixels: int) -> LoadedImage:
-    """Return an opened file, whose pixels are still to be read, as `load_image` gives it."""
+    """Decode an opened image file as `load_image` does."""
     width, height = file.size
     if width * height > MOST_PIXELS:
         raise ValueError(f"{width} x {height} pixels, more than {MOST_PIXELS:,}: too large to decode")
     factor = math.ceil(math.sqrt(width * height / whole_pixels))
     if factor > 1:
-        file.draft(None, (width // factor, height // factor))  # only a JPEG can; others ignore it
+        file.draft(None, (width // factor, height // factor))  # formats other than JPEG ignore this
     drafted = file.size != (width, height)
-    file.load()  # before the tag is read: Pillow turns a TIFF itself, and then takes the tag away
+    file.load()  # before reading the tag: Pillow turns a TIFF upright itself, and then removes the tag
     try:
         orientation = file.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # damaged EXIF is no reason to lose a photograph
+    except Exception:  # damaged EXIF is no reason to lose a photo
         orientation = None
     image = to_rgb(file)
     if orientation not in (None, 1):
-        image.info = {}  # Pillow rewrites the tags of what it turns, and fails on damaged ones
+        image.info = {}  # Pillow rewrites the tags of an image that it turns, and fails on damaged ones
         image.getexif()[ExifTags.Base.Orientation] = orientation
         image = ImageOps.exif_transpose(image)
     size = image.size
@@ -203,18 +211,18 @@ def decoded(file: Image.Image, whole_pixels: int) -> LoadedImage:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn any mode into RGB: see `load_image`."""
+    """Convert an image of any mode to RGB, as described in `load_image`."""
     if image.mode.startswith("I"):
-        # 16-bit grey, also in 32-bit numbers: Pillow's own conversion clips at 255, and all is white.
+        # 16-bit gray, also stored as 32-bit numbers: Pillow's own conversion clips at 255, so that everything is white.
         pixels = np.asarray(image)
         lowest, highest = int(pixels.min()), int(pixels.max())
         if lowest < 0 or highest > 65535:
-            raise ValueError(f"grey values from {lowest} to {highest}, where 0 to 65535 is wanted")
+            raise ValueError(f"gray values from {lowest} to {highest}, expected 0 to 65535")
         if pixels.dtype.itemsize == 2 or highest > 255 or image.format == "PPM":
-            pixels = pixels >> 8  # others are 8-bit values in a wider type; Pillow brings those of a PGM to 16 bits
+            pixels = pixels >> 8  # others are 8-bit values in a wider type; Pillow scales those of a PGM to 16 bits
         return Image.fromarray(pixels.astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError("pixels are floating-point numbers, whose range nothing tells")
+        raise ValueError("pixels are floating-point numbers of unknown range")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -223,17 +231,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class SquarePixels:
-    """Cuts and scales an image to a square of `size` pixels; cheap to send to a worker process.
+    """Scales an image to a square of `size` x `size` pixels; cheap to send to a worker process.
 
-    `squash` scales the whole image to the square: nothing is lost, the aspect ratio is. `crop` is ImageNet's
-    evaluation: the short side scaled to 256/224 of the size, then the center (7/8 of the short side is kept).
+    `squash` scales the whole image to the square: only the aspect ratio is lost. `crop` is ImageNet's evaluation: it
+    scales the short side to 256/224 of the size and takes the center, which keeps 7/8 of the short side.
     """
 
     size: int
     resize: Literal["squash", "crop"]
 
     def view(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Return the part of a (width, height) image that the square shows: x1, y1, x2, y2 in its pixels."""
+        """Return the part of a (width, height) image that the square shows: x1, y1, x2, y2 in pixels of the image."""
         if self.resize == "squash":
             return (0.0, 0.0, float(width), float(height))
         side = min(width, height) / IMAGENET_SHORT_SIDE
@@ -241,6 +249,6 @@ class SquarePixels:
         return (left, top, left + side, top + side)
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """RGB image -> (size, size, 3) uint8, bilinear with antialiasing."""
+        """Return an RGB image as (size, size, 3) uint8, scaled bilinearly with antialiasing."""
         square = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=self.view(*image.size))
         return np.asarray(square)

@@ -1,6 +1,6 @@
-"""One persistent index of vectors for both halves: records, vectors, search (exact and compressed), calibration.
+"""A persistent index of vectors, for retrieval and copy detection: records, vectors, search, calibration.
 
-Nothing here knows what the vectors show, nor what a copy is: that is the business of the rooms above.
+Nothing here knows what the vectors mean or what a copy is; the rooms above do.
 """
 
 from typing import Literal

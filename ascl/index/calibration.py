@@ -1,12 +1,12 @@
-"""From unrelated background images to a threshold, and to what is known of the false positives above it.
+"""Choose a score threshold from unrelated background images, and estimate the false-positive rate above it.
 
-A background image that scores above the threshold against the index is a false positive. The threshold is the lowest
-at which the expected share of such images is at most the wanted rate; its Clopper-Pearson interval says how well that
-share is known. The rate is one of queries, not of pairs, and belongs to the index that was searched: the more images an
-index has, the higher the best score of an unrelated query.
+A background image that scores at least the threshold against the index is a false positive. The threshold is the lowest
+one whose expected share of false positives is at most the wanted rate. A Clopper-Pearson interval says how well that
+share is known. The rate counts queries, not pairs, and holds for the searched index: the more images an index has, the
+higher the best score of an unrelated query.
 
-A threshold just above the (a + 1)-th best of n background scores is reached by the next unrelated query with a
-probability of (a + 1) / (n + 1), since all n + 1 places are equally likely, and not a / n.
+The next unrelated query reaches a threshold just above the (a + 1)-th best of n background scores with probability
+(a + 1) / (n + 1), and not a / n, because its score is equally likely to take any of the n + 1 places.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from scipy.special import betaincinv
 
 from ascl.core.errors import DataError
 
-GROWTH_TOLD = 0.1       # of the index since the calibration, relative: told to the user
-GROWTH_REFUSED = 1.0    # no yes or no any more
+GROWTH_WARNED = 0.1     # relative growth of the index since the calibration from which the user is warned
+GROWTH_REFUSED = 1.0    # ... and from which matches are no longer called copies or not
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A share that was counted: `count` of `total`, and the interval that holds the true one."""
+    """A counted share: `count` of `total`, and the confidence interval of the true share."""
 
     count: int
     total: int
@@ -43,7 +43,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class ScoreNorm:
-    """Score normalisation by the background: score - weight * mean of the start-th to end-th best background scores."""
+    """Score normalization: score - weight * mean of the query's background scores at ranks start to end, from 0."""
 
     weight: float = 1.0
     start: int = 0
@@ -52,7 +52,7 @@ class ScoreNorm:
 
 @dataclass(frozen=True)
 class Nearest:
-    """A background image (its path) and the image of the index (its id) that it resembles most."""
+    """A background image (its path), and the image of the index (its id) that resembles it most."""
 
     path: str
     match: str
@@ -61,26 +61,26 @@ class Nearest:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A threshold and what it rests on; stored with the index."""
+    """A threshold and how it was found; stored with the index."""
 
     threshold: float  # a match is a copy if its score is at least this
-    wanted: float  # the rate of false positives that was asked for
+    wanted: float  # the false-positive rate that was asked for
     achieved: Rate  # the rate on the background
-    confidence: float  # of every interval
-    images: int  # in the index when it was searched
-    added: int  # rows that had ever been added to it by then
-    left_out: dict[str, int]  # background images that did not count, by reason
-    nearest: tuple[Nearest, ...]  # background images with the highest scores, best first: to be looked at
-    score_norm: ScoreNorm | None  # None = scores as they are
-    warnings: tuple[str, ...]  # what a user should know of it
+    confidence: float  # confidence level of every interval
+    images: int  # images in the index when it was calibrated
+    added: int  # rows ever added to it by then
+    left_out: dict[str, int]  # reason -> number of background images that did not count
+    nearest: tuple[Nearest, ...]  # background images with the highest scores, best first, for a look by eye
+    score_norm: ScoreNorm | None  # None = scores are not normalized
+    warnings: tuple[str, ...]  # what a user should know about it
 
     def to_dict(self) -> dict[str, Any]:
-        """Fit for JSON."""
+        """Return the calibration as a dict, fit for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Calibration:
-        """Return what `to_dict` was called on; other keys are passed over."""
+        """Return the calibration that `to_dict` wrote; other keys are ignored."""
         own = {name: fields[name] for name in cls.__dataclass_fields__}
         own["achieved"] = Rate(**own["achieved"])
         own["nearest"] = tuple(Nearest(**one) for one in own["nearest"])
@@ -90,23 +90,24 @@ class Calibration:
 
 def calibrated(scores: np.ndarray, rate: float, *, confidence: float, images: int, added: int, left_out: dict[str, int],
                score_norm: ScoreNorm | None, nearest: tuple[Nearest, ...] = ()) -> Calibration:
-    """Return the threshold for a wanted rate of false positives.
+    """Return the threshold for a wanted false-positive rate.
 
     Args:
-        scores: (n,) best score of each background image against the index; at most 1 where they are not normalised.
-        rate: in (0, 1).
-        others: as in `Calibration`.
+        scores: (n,) best score of each background image against the index; at most 1 unless they are normalized.
+        rate: wanted share of false positives, in (0, 1).
+        confidence: confidence level of the interval, in (0, 1).
+        images, added, left_out, score_norm, nearest: see `Calibration`.
 
     Raises:
-        DataError: rate or confidence out of range, no score, or one that is not a number.
+        DataError: rate or confidence is out of range, there is no score, or a score is NaN.
     """
     for what, share, example in (("false-positive rate", rate, "1e-3"), ("confidence", confidence, "0.95")):
         if not 0 < share < 1:
             raise DataError(f"a {what} of {share:g}: give one between 0 and 1, such as {example}")
     if not len(scores):
-        raise DataError(f"no background image is left to calibrate with (left out: {listed(left_out)})")
+        raise DataError(f"no background image is left to calibrate with (left out: {listed(left_out)}); give others")
     if np.isnan(scores).any():
-        raise DataError(f"{int(np.isnan(scores).sum())} background scores are not a number")
+        raise DataError(f"{int(np.isnan(scores).sum())} background scores are not a number; check the model's weights")
     threshold = lowest_threshold(scores, rate)
     count = int((scores >= threshold).sum())
     achieved = rate_of(count, len(scores), confidence)
@@ -114,47 +115,49 @@ def calibrated(scores: np.ndarray, rate: float, *, confidence: float, images: in
     fewest = math.ceil(1 / rate - 1e-9) - 1
     if len(scores) < fewest:
         enough = math.ceil(math.log((1 - confidence) / 2) / math.log1p(-rate))  # brings the upper end to `rate`
-        warnings.append(f"{len(scores):,} background images are too few to see a false-positive rate of {rate:g}: it "
-                        f"takes at least {fewest:,}, and {enough:,} to show that it is not exceeded. The threshold "
-                        f"lies above the best of them, and the true rate may be up to {achieved.high:.2g}")
+        warnings.append(f"{len(scores):,} background images are too few to measure a false-positive rate of {rate:g}: "
+                        f"give at least {fewest:,}, or {enough:,} to show that it is not exceeded. The threshold lies "
+                        f"above the best of them, and the true rate may be up to {achieved.high:.2g}")
     elif achieved.high > rate:
-        warnings.append(f"a rate of {rate:g} is what this threshold is expected to have; that it is not exceeded is "
-                        f"not shown: by {len(scores):,} background images it may be up to {achieved.high:.2g}")
+        warnings.append(f"the expected rate of this threshold is {rate:g}, but {len(scores):,} background images do "
+                        f"not show that it is not exceeded: it may be up to {achieved.high:.2g}")
     if score_norm is None and threshold > 1:
-        warnings.append("no match can be called a copy at this rate: background images have the highest score there "
-                        "is. Look whether they are in the index under other names, or allow a higher rate")
+        warnings.append("no match can be called a copy at this rate: background images have the highest possible "
+                        "score. Check whether they are in the index under other names, or allow a higher rate")
     return Calibration(threshold, rate, achieved, confidence, images, added, left_out, nearest, score_norm,
                        tuple(warnings))
 
 
 def lowest_threshold(scores: np.ndarray, rate: float) -> float:
-    """Return the lowest t with an expected rate of at most `rate`; equal scores stand or fall together.
+    """Return the lowest threshold t whose expected false-positive rate is at most `rate`.
 
-    With a of n scores >= t that is (a + 1) / (n + 1). Where it is above `rate` even for a = 0, t lies above them all.
+    If a of n scores are >= t, that rate is (a + 1) / (n + 1). If it exceeds `rate` even for a = 0, t lies above all
+    scores. Equal scores are on the same side of t.
     """
     highest_refused = np.sort(scores)[::-1][allowed_above(len(scores), rate)]
     return float(np.nextafter(np.float64(highest_refused), np.inf))
 
 
 def allowed_above(total: int, rate: float) -> int:
-    """Return how many of `total` background scores may reach the threshold; less than `total`, as rate < 1."""
+    """Return how many of `total` background scores may reach the threshold; less than `total`, because rate < 1."""
     return max(0, math.floor(rate * (total + 1) * (1 + 1e-12)) - 1)     # 0.1 * 30 is a little less than 3
 
 
 def rate_of(count: int, total: int, confidence: float) -> Rate:
-    """Return `count` of `total` with its interval."""
+    """Return `count` of `total` with its confidence interval."""
     return Rate(count, total, *clopper_pearson(count, total, confidence))
 
 
 def clopper_pearson(count: int, total: int, confidence: float) -> tuple[float, float]:
-    """Return the exact interval of a share of which `count` of `total` were seen; covers it with at least `confidence`.
+    """Return the exact confidence interval of a share, from `count` successes in `total` trials.
 
-    `scipy.stats.binomtest` has the same values; it takes 200 times as long, and a query asks for each of its matches.
+    It covers the true share with a probability of at least `confidence`. `scipy.stats.binomtest` gives the same values
+    200 times as slowly, and a query needs one interval per match.
 
     Source: Clopper and Pearson, Biometrika 26 (1934), by quantiles of the beta distribution.
     """
     if not 0 <= count <= total or total < 1:
-        raise ValueError(f"{count} of {total} is no share")
+        raise ValueError(f"expected 0 <= count <= total and total >= 1, got count {count} and total {total}")
     tail = (1 - confidence) / 2
     low = betaincinv(count, total - count + 1, tail) if count else 0.0
     high = betaincinv(count + 1, total - count, 1 - tail) if count < total else 1.0
@@ -162,29 +165,29 @@ def clopper_pearson(count: int, total: int, confidence: float) -> tuple[float, f
 
 
 def rate_at(score: float, background: np.ndarray, confidence: float) -> Rate:
-    """Return how often a background image reaches this score; background: (n,) best scores, ascending."""
+    """Return the share of background images that reach a score; `background`: (n,) their best scores, ascending."""
     count = len(background) - int(np.searchsorted(background, score, side="left"))
     return rate_of(count, len(background), confidence)
 
 
 def growth(calibration: Calibration, added: int) -> float:
-    """Return the images added to the index since the calibration, relative to those that were there."""
+    """Return the number of images added since the calibration, relative to the images that were there."""
     return (added - calibration.added) / max(1, calibration.images)
 
 
 def growth_warning(calibration: Calibration, added: int) -> str | None:
-    """Return what to tell of an index that has grown since it was calibrated; None = nothing."""
+    """Return a warning about an index that has grown since its calibration; None if it has not."""
     grown = growth(calibration, added)
-    if grown <= GROWTH_TOLD:
+    if grown <= GROWTH_WARNED:
         return None
     what = f"the threshold was calibrated at {calibration.images:,} images and {added - calibration.added:,} were " \
            "added since: unrelated queries score higher now"
-    return f"{what}. " + ("There is no yes or no until it is calibrated again" if grown > GROWTH_REFUSED
-                          else "Calibrate it again")
+    return f"{what}. " + ("Calibrate again; until then no match is called a copy or not" if grown > GROWTH_REFUSED
+                          else "Calibrate again")
 
 
 def still_holds(calibration: Calibration, added: int) -> bool:
-    """Whether there is a yes or no."""
+    """Return whether the index has grown little enough for the threshold to decide what is a copy."""
     return growth(calibration, added) <= GROWTH_REFUSED
 
 

@@ -1,9 +1,9 @@
 """Exact search for the best pairs of queries and references, in blocks, without the matrix of all scores.
 
-Two rules: the best pairs over all queries together (`capped_search`, the rule of DISC2021), or the best references of
-every query (`nearest_references`). A block is scored by one matrix product in float32; a pair whose coarse score can,
-within the rounding error of that product, still be among the best is scored again in float64, and only that score
-counts. So the result does not depend on blocks, threads or device.
+There are two rules: the best pairs over all queries (`capped_search`, the rule of DISC2021), or the best references of
+every query (`nearest_references`). One float32 matrix product scores a block. Pairs that can still be among the best,
+given the rounding error of that product, are scored again in float64, and only that score counts. So the result does
+not depend on blocks, threads or device.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import torch
 from ascl.core.errors import DataError
 from ascl.index import Metric
 
-_ROUNDING = {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}  # of torch's float32 matrix products
+_ROUNDING = {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}  # unit roundoff of torch's float32 products
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """How much is held at a time; the result does not depend on it."""
+    """Sizes of the work done at a time; the result does not depend on them."""
 
-    scores: int  # scored by one product: the processor's cache, or a part of a GPU's memory
-    references: int  # at most so many in a product
-    waiting_pairs: int = 2**20  # collected before they are sorted in; more only where more are asked for
-    exact_rows: int = 2**15  # scored in float64 together
+    scores: int  # scores per matrix product: as many as fit the processor's cache, or a part of a GPU's memory
+    references: int  # most references per product
+    waiting_pairs: int = 2**20  # pairs collected before they are merged; more only if more results are asked for
+    exact_rows: int = 2**15  # pairs scored in float64 together
 
 
 BLOCKS = {"cpu": Blocks(2**19, 4096), "cuda": Blocks(2**27, 65536)}
@@ -94,7 +94,7 @@ def nearest_references(query: np.ndarray, reference: np.ndarray, k: int, *, metr
 
 def _at_least_one(count: int, name: str) -> int:
     if index(count) < 1:
-        raise DataError(f"{name} is {count}; ask for at least 1")
+        raise DataError(f"{name} is {count}: ask for at least 1")
     return index(count)
 
 
@@ -108,24 +108,25 @@ class _Pairs(NamedTuple):
 
 
 class _Search:
-    """One search: the prepared inputs, and the threshold below which a pair of a query cannot be among the best."""
+    """A search: the prepared inputs, and for each query the score below which a pair cannot be among the best."""
 
     def __init__(self, query: np.ndarray, reference: np.ndarray, metric: Metric, device: str,
                  blocks: Blocks | None) -> None:
         if metric not in ("ip", "l2"):
-            raise DataError(f"metric {metric!r} is unknown; choose 'ip' or 'l2'")
+            raise DataError(f"metric {metric!r} is unknown: choose 'ip' or 'l2'")
         for name, vectors in (("query", query), ("reference", reference)):
             if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
-                raise DataError(f"{name} vectors have to be an (N, d) matrix, got {vectors.dtype} {vectors.shape}")
+                raise DataError(f"{name} vectors must be an (N, d) matrix, got {vectors.dtype} {vectors.shape}")
         if query.shape[1] != reference.shape[1]:
-            raise DataError(f"queries have dimension {query.shape[1]} and references {reference.shape[1]}")
+            raise DataError(f"queries have dimension {query.shape[1]} and references {reference.shape[1]}: describe "
+                            "both with one model")
         self.query, self.reference, self.metric = query, reference, metric
         self.device = torch.device(device)
         self.blocks = blocks or BLOCKS.get(self.device.type, BLOCKS["cuda"])
         self.query_squared = _squared_norms(query, "query", self.blocks.exact_rows)
         self.reference_squared = _squared_norms(reference, "reference", self.blocks.exact_rows)
         largest = np.sqrt(self.reference_squared.max(initial=0.0))
-        magnitude = (np.sqrt(self.query_squared) + largest) ** 2  # bounds the sum of |terms| of a score, either metric
+        magnitude = (np.sqrt(self.query_squared) + largest) ** 2  # bounds the sum of |terms| of a score in both metrics
         single = query.dtype != np.float64 and reference.dtype != np.float64 and magnitude.max(initial=0.0) < 1e37
         self.dtype = torch.float32 if single else torch.float64
         unit = _ROUNDING[torch.get_float32_matmul_precision()] if single else 2.0**-53
@@ -134,7 +135,7 @@ class _Search:
         self.mask = np.empty(0, dtype=bool)
 
     def run(self, keep: int, per_query: bool) -> _Pairs:
-        """The best `keep` pairs, of each query or of all, in no order."""
+        """Return the best `keep` pairs, per query or over all queries, unordered."""
         best = _Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
         if not keep or not len(self.query):
             return best
@@ -142,7 +143,7 @@ class _Search:
         queries = self._coarse(self.query, self.query_squared, of_query=True)
         step_reference = min(self.blocks.references, len(self.reference))
         step_query = max(1, self.blocks.scores // step_reference)
-        # one block's memory for all: new ones would leave holes in the heap behind the few pairs that are kept waiting
+        # all blocks share one buffer: new buffers would fragment the heap between the few pairs that are kept
         scores = torch.empty(step_query * step_reference, dtype=self.dtype, device=self.device)
         self.mask = np.empty(len(scores) if self.device.type == "cpu" else 0, dtype=bool)
         waiting: list[_Pairs] = []
@@ -164,7 +165,7 @@ class _Search:
         return self._best([best, *waiting], keep, per_query)
 
     def _coarse(self, vectors: np.ndarray, squared: np.ndarray, *, of_query: bool) -> torch.Tensor:
-        """Matrix whose rows' inner products are the scores: for "l2", 2 q.r - |q|^2 - |r|^2 by two more columns."""
+        """Return a matrix whose rows' inner products are the scores; "l2" adds two columns: 2 q.r - |q|^2 - |r|^2."""
         matrix = torch.from_numpy(np.array(vectors)).to(self.device, self.dtype)
         if self.metric == "ip":
             return matrix
@@ -173,12 +174,12 @@ class _Search:
         return torch.cat([2 * matrix, minus, ones] if of_query else [matrix, ones, minus], dim=1)
 
     def _candidates(self, block: torch.Tensor, first: int, keep: int, per_query: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and columns of a block of coarse scores that can be among the best."""
+        """Return rows and columns of the coarse scores in a block that can be among the best."""
         rows = slice(first, first + len(block))
         at = self._reaching(block, rows)
         if len(at[0]) <= keep * (len(block) if per_query else 1) or (per_query and block.shape[1] < keep):
             return at
-        # so many at once raise the threshold themselves, before any is scored again
+        # with more candidates than results, raise the threshold first, before any is scored again
         if per_query:
             last = block.topk(keep, dim=1).values[:, -1].double().cpu().numpy()
             self.threshold[rows] = np.maximum(self.threshold[rows], last - self.slack[rows])
@@ -189,9 +190,9 @@ class _Search:
         return self._reaching(block, rows)
 
     def _reaching(self, block: torch.Tensor, rows: slice) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and columns of the scores that reach the threshold of their row, less the margin."""
+        """Return rows and columns of the scores that reach the threshold of their row minus its slack."""
         cut = torch.from_numpy(self.threshold[rows] - self.slack[rows]).to(block.device, block.dtype)[:, None]
-        if block.device.type == "cpu":  # numpy compares and looks for the few hits six times as fast as torch
+        if block.device.type == "cpu":  # numpy compares and finds the few hits six times as fast as torch
             mask = self.mask[: block.numel()].reshape(block.shape)
             flat = np.flatnonzero(np.greater_equal(block.numpy(), cut.numpy(), out=mask))
         else:
@@ -199,7 +200,7 @@ class _Search:
         return np.divmod(flat, block.shape[1])
 
     def _exact(self, at_query: np.ndarray, at_reference: np.ndarray) -> _Pairs:
-        """Scores in float64, less those that now turn out too low."""
+        """Score pairs in float64, and drop those that are below the threshold now."""
         score = np.empty(len(at_query))
         for start in range(0, len(score), self.blocks.exact_rows):
             rows = slice(start, start + self.blocks.exact_rows)
@@ -213,7 +214,7 @@ class _Search:
         return _Pairs(at_query, at_reference, score).at(score >= self.threshold[at_query])
 
     def _best(self, parts: list[_Pairs], keep: int, per_query: bool) -> _Pairs:
-        """The best of several lists; raises the threshold to the last that is kept."""
+        """Return the best pairs of several lists, and raise the threshold to the last one kept."""
         pairs = _Pairs(*map(np.concatenate, zip(*parts, strict=True)))
         if per_query:
             order = np.lexsort((pairs.reference, -pairs.score, pairs.query))
@@ -233,12 +234,12 @@ class _Search:
 
 
 def _squared_norms(vectors: np.ndarray, name: str, step: int) -> np.ndarray:
-    """(N,) float64; a value that is not finite is a DataError that names its row."""
+    """Return (N,) float64 squared norms; a value that is not finite is a DataError that names its row."""
     squared = np.empty(len(vectors))
     for start in range(0, len(vectors), step):
         block = np.asarray(vectors[start : start + step], dtype=np.float64)
         squared[start : start + step] = np.einsum("nd,nd->n", block, block)
     wrong = np.flatnonzero(~np.isfinite(squared))
     if len(wrong):
-        raise DataError(f"{name} vector {wrong[0]} (from 0) is not finite, nor are {len(wrong) - 1} more; replace them")
+        raise DataError(f"{name} vector {wrong[0]} (from 0) is not finite, nor are {len(wrong) - 1} more: replace them")
     return squared

@@ -1,8 +1,8 @@
-"""The database of an index: its state, a record of each image, the batches of vectors, the calibration's arrays.
+"""The database of an index: its state, a record per image, the batches of vectors, the arrays of the calibration.
 
-SQLite in WAL mode: a reader sees the state at which it began, writers take turns, and a transaction that was committed
-survives a kill and a power cut. All processes have to run on one machine, since WAL shares memory between them. A
-process that forks while it has an index open may not open one in the child: SQLite forbids that.
+SQLite in WAL mode: a reader sees the state at which it began, writers take turns, and a committed transaction survives
+a kill and a power cut. All processes must run on one machine, because WAL shares memory between them. After a fork with
+an open index, the child must not open one: SQLite forbids it.
 """
 
 from __future__ import annotations
@@ -37,51 +37,52 @@ TABLES = {
 
 @dataclass(frozen=True)
 class State:
-    """The confirmed state."""
+    """The committed state of an index."""
 
-    model: dict[str, Any]  # what made the vectors, fit for JSON, with a `name`
-    metric: Metric  # `ip`: unit rows of float32, by inner product; `hamming`: bits in uint8, by how many agree
-    dimension: int  # floats, or bytes, of a row
-    exact_up_to: int  # images up to which the search is exact
+    model: dict[str, Any]  # the model that made the vectors, fit for JSON, with a `name`
+    metric: Metric  # `ip`: float32 unit rows, by inner product; `hamming`: bits in uint8, by the share that agrees
+    dimension: int  # floats (`ip`) or bytes (`hamming`) per row
+    exact_up_to: int  # up to this number of images the search is exact
     change: int = 0  # number of this state
-    layout: int = 0  # number of compactions that gave the rows new positions; names the file of the vectors
+    layout: int = 0  # number of compactions that moved rows; part of the name of the vectors' file
     added: int = 0  # rows ever added
-    rows: int = 0  # of the file of the vectors, removed ones too
-    removed: int = 0  # of them
-    compressed: dict[str, Any] | None = None  # how it was built, its `file`, and the `rows` it covers, from row 0
+    rows: int = 0  # rows of the vectors' file, including removed ones
+    removed: int = 0  # removed rows among them
+    compressed: dict[str, Any] | None = None  # how it was built, its `file`, and the number of `rows` it covers
     calibration: dict[str, Any] | None = None  # see `ascl.index.calibration`
 
     @property
     def images(self) -> int:
+        """Number of images."""
         return self.rows - self.removed
 
     def after(self, **changes: Any) -> State:
-        """Return the next state."""
+        """Return the next state, with these changes."""
         return replace(self, change=self.change + 1, **changes)
 
 
 class Record(NamedTuple):
-    """What is known of an image beside its vector."""
+    """What the index knows about an image besides its vector."""
 
     id: str
-    path: str  # where it came from, for messages and answers
-    sha256: bytes  # of the file
-    size: int  # of the file in bytes, -1 = not known
-    norm: float  # NaN where the method has none
+    path: str  # source of the image, for messages and answers
+    sha256: bytes  # digest of the file
+    size: int  # size of the file in bytes, -1 = unknown
+    norm: float  # content norm, NaN if the method has none
 
 
 class Database:
-    """One connection to the database of an index.
+    """A connection to the database of an index.
 
-    It sees the state at its last `begin`, or the latest within `change`. Every method raises a DataError where the
+    It sees the state at its last `begin`, or the latest state within `change`. Every method raises a DataError if the
     file is damaged.
     """
 
     def __init__(self, path: Path, lock_seconds: float, *, create: bool = False) -> None:
-        """Connect; `lock_seconds` is how long a change waits for that of another process."""
+        """Connect; `lock_seconds` is how long a change waits for another process to finish its own."""
         self.path, self.lock_seconds = path, lock_seconds
         mode = "rwc" if create else "rw"
-        if not os.access(path.parent, os.W_OK):  # a folder of others; without a log beside it nobody is changing it
+        if not os.access(path.parent, os.W_OK):  # read only; without a log beside it, nobody is changing the database
             mode = "ro" if path.with_name(path.name + "-wal").exists() else "ro&immutable=1"
         try:
             self._connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", lock_seconds, uri=True,
@@ -96,7 +97,7 @@ class Database:
         self._connection.close()
 
     def run(self, statement: str, values: Iterable[Any] = (), *, each: bool = False) -> list[tuple]:
-        """Run a statement, or run it with `each` of the values, and return its rows."""
+        """Run a statement with the values, or with `each` of the values in turn, and return its rows."""
         run = self._connection.executemany if each else self._connection.execute
         try:
             return run(statement, values).fetchall()    # type: ignore[arg-type]
@@ -106,21 +107,22 @@ class Database:
     def _failure(self, error: sqlite3.Error) -> DataError:
         if "locked" in str(error):
             return DataError(f"{self.path.parent}: another process has been changing this index for "
-                             f"{self.lock_seconds:g} s; try again when it has ended")
+                             f"{self.lock_seconds:g} s; try again when it has finished")
         if isinstance(error, sqlite3.OperationalError):     # a full disk, a missing permission
             return DataError(f"{self.path}: {error}")
         return damaged(self.path, str(error))
 
     def begin(self) -> None:
-        """Move on to the latest state, at the next reading; what other processes change later is not seen."""
+        """See the state that is the latest at the next read; later changes of other processes stay invisible."""
         self._end()
         self.run("BEGIN")
 
     @contextmanager
     def change(self) -> Iterator[None]:
-        """Be the only one who changes the index, from its latest state; an error undoes everything.
+        """Change the index exclusively, from its latest state; an error undoes everything.
 
-        DataError: another process did not finish in `lock_seconds`.
+        Raises:
+            DataError: another process did not finish its change within `lock_seconds`.
         """
         self._end()
         self.run("BEGIN IMMEDIATE")
@@ -135,20 +137,20 @@ class Database:
             self._connection.rollback()
 
     def create_tables(self) -> None:
-        """Make the tables of a new index within `change`."""
+        """Make the tables of a new index; within `change`."""
         for statement in TABLES.values():
             self.run(statement)
 
     def state(self) -> State:
-        """Return the state. DataError: it is of another format or a newer version."""
+        """Return the state; DataError if its format is another or its version newer."""
         ((text,),) = self.run("SELECT json FROM state")
         fields = json.loads(text)
         form, version = fields.pop("format"), fields.pop("version")
         if form != FORMAT:
-            raise DataError(f"{self.path} is of {form!r} and no index of images")
+            raise DataError(f"{self.path} is not an index of images: its format is {form!r}, not {FORMAT!r}")
         if version > VERSION:
             raise DataError(f"{self.path.parent} is an index of version {version}; this program reads up to {VERSION}: "
-                            "update it")
+                            "update ascl")
         return State(**fields)
 
     def save(self, state: State) -> None:
@@ -156,14 +158,14 @@ class Database:
         self.run("INSERT INTO state VALUES (?)", [json.dumps({"format": FORMAT, "version": VERSION, **asdict(state)})])
 
     def records(self, column: str, values: Iterable[Any]) -> list[tuple[int, Record]]:
-        """Return (row, record) of every image whose column, or expression of columns, has one of the values."""
+        """Return (row, record) of every image for which a column, or an SQL expression, has one of the values."""
         found = self.run(f"SELECT row, id, path, sha256, size, norm FROM images WHERE {column} IN "
                          "(SELECT value FROM json_each(?))", [json.dumps(list(values))])
         return [(row, Record(image, os.fsdecode(path), sha256, size, math.nan if norm is None else norm))
                 for row, image, path, sha256, size, norm in found]
 
     def insert(self, records: Iterable[tuple[int, Record]]) -> None:
-        """Write the records of rows; SQLite holds NaN as NULL."""
+        """Write the records of rows; SQLite stores NaN as NULL."""
         self.run("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)", (
             (row, one.id, os.fsencode(one.path), one.sha256, one.size, one.norm) for row, one in records
         ), each=True)
@@ -173,7 +175,7 @@ class Database:
         self.run("INSERT INTO removed VALUES (?)", ((row,) for row in rows), each=True)
 
     def renumber(self) -> None:
-        """Give the images the rows 0, 1, 2 ... in their order, and forget the removed ones and the batches."""
+        """Number the images 0, 1, 2 ... in their order, and forget removed rows and batches."""
         self.run("ALTER TABLE images RENAME TO before")
         self.run(TABLES["images"])
         self.run("INSERT INTO images SELECT row_number() OVER (ORDER BY row) - 1, id, path, sha256, size, norm "
@@ -186,7 +188,7 @@ class Database:
         self.run("INSERT INTO batches VALUES (?, ?, ?)", batches, each=True)
 
     def save_arrays(self, arrays: dict[str, np.ndarray]) -> None:
-        """Write arrays in the place of all that are there."""
+        """Replace all stored arrays by these."""
         self.run("DELETE FROM arrays")
         for name, array in arrays.items():
             npy = io.BytesIO()

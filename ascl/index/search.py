@@ -1,14 +1,14 @@
-"""Best matches of queries among the rows of an index: exact, compressed, and by Hamming distance.
+"""Find the best rows of an index for each query: exactly, through a compressed index, or by Hamming distance.
 
-FAISS does the search and is imported when a search asks for it; without it the exact search of
-`ascl.index.exact` answers, slower and with the same result. Whatever finds the candidates, they are scored again
-in float64 from the memory-mapped vectors, and only those scores count.
+FAISS does the search and is imported on first use. Without it, the exact search of `ascl.index.exact` gives the same
+result more slowly. All candidates are scored again in float64 from the memory-mapped vectors, and only those scores
+count.
 
-The compressed index is IVF with 4-bit product quantisation of every two numbers (`IVFn,PQ{d/2}x4fs`): d / 4 bytes
-an image, a sixteenth of float32. 8-bit scalar and 8-bit product quantisation with the same lists missed as much after
-the new scoring, because the lists that are not looked into decide what is missed, and were 2 to 5 times slower, the
-latter also 60 times in training (100,000 clustered vectors of 64 and 256 numbers). How many lists are looked into is
-found when it is built, from the recall on its own images.
+The compressed index is IVF with 4-bit product quantization of every two dimensions (`IVFn,PQ{d/2}x4fs`): d / 4 bytes
+per image, a sixteenth of float32. With the same lists, 8-bit scalar and 8-bit product quantization missed as many
+neighbors after scoring again, because the lists that are not searched decide what is missed. They were 2 to 5 times
+slower, the latter also 60 times in training (100,000 clustered vectors of 64 and 256 dimensions). The number of lists
+to search is chosen when the index is built, by the recall on its own images.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from ascl.core.errors import DataError
 from ascl.index import Metric
 from ascl.index.vectors import VECTOR_TYPES
 
-MARGIN = 8                  # candidates beyond k: float32 scores may order neighbours otherwise than float64
-COMPRESSED_CANDIDATES = 4   # times k are scored again, and at least `COMPRESSED_FEWEST`
+MARGIN = 8                  # candidates beyond k: float32 scores may order neighbors differently from float64
+COMPRESSED_CANDIDATES = 4   # times k candidates are scored again, but at least `COMPRESSED_FEWEST`
 COMPRESSED_FEWEST = 64
-TRAINING_IMAGES = 64        # of each list
-TRAINING_ROUNDS = 10        # of k-means
-FEWEST_IMAGES = 256         # that are worth it
-SAMPLED_IMAGES = 256        # whose neighbours the recall is measured on
-WANTED_RECALL = 0.95        # of the ten nearest
-BLAS_FROM = 20              # FAISS 1.15 multiplies matrices from 128,000 numbers of queries only: 5 times slower below
-RESCORED_NUMBERS = 2**22    # gathered at a time
-HAMMING_BLOCK = 2**22       # distances at a time
+TRAINING_IMAGES = 64        # training images per list
+TRAINING_ROUNDS = 10        # iterations of k-means
+FEWEST_IMAGES = 256         # fewer images are not worth a compressed index
+SAMPLED_IMAGES = 256        # images on whose neighbors the recall is measured
+WANTED_RECALL = 0.95        # least recall of the ten nearest neighbors
+BLAS_FROM = 20              # queries; FAISS 1.15 multiplies matrices only from 128,000 query values on, 5 times as fast
+RESCORED_NUMBERS = 2**22    # vector elements gathered at a time
+HAMMING_BLOCK = 2**22       # distances computed at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The rows of an index: vectors (n, d), mapped, and the rows of them that were removed, ascending, int64."""
+    """The rows of an index."""
 
-    vectors: np.ndarray
-    removed: np.ndarray
+    vectors: np.ndarray  # (n, d), mapped into memory
+    removed: np.ndarray  # numbers of the removed rows, ascending, int64
     metric: Metric
 
     def __len__(self) -> int:
-        """Rows, removed ones too."""
+        """Number of rows, including removed ones."""
         return len(self.vectors)
 
     def is_removed(self, rows: np.ndarray) -> np.ndarray:
-        """Return bool, of the shape of `rows`."""
+        """Return bool in the shape of `rows`: whether each row was removed."""
         if not len(self.removed):
             return np.zeros(rows.shape, dtype=bool)
         at = np.searchsorted(self.removed, rows).clip(max=len(self.removed) - 1)
@@ -58,7 +58,7 @@ class Rows:
 
 
 def import_faiss() -> Any:
-    """Return the module, or None where it is not installed."""
+    """Return the module `faiss`, or None if it is not installed."""
     try:
         import faiss
     except ImportError:
@@ -68,17 +68,18 @@ def import_faiss() -> Any:
 
 
 def search(rows: Rows, queries: np.ndarray, k: int, compressed: Any = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k best rows of each query that are not removed.
+    """Return the k best rows for each query, without removed rows.
 
     Args:
+        rows: the rows to search.
         queries: (Q, dimension) of the index's type.
         k: at least 1.
-        compressed: a FAISS index over the first rows (`open_compressed`), the rest is then searched exactly, and so
-            are queries for which it finds too few; None = exact over all.
+        compressed: a FAISS index over the first rows (`open_compressed`); the other rows are searched exactly, and so
+            are all rows for queries for which it finds too few. None = search all rows exactly.
 
     Returns:
-        positions (Q, min(k, images)) int64 and scores float64, best first, equal scores by position. The score is the
-        inner product, or the share of bits that agree.
+        positions (Q, min(k, images)) int64 and scores (Q, min(k, images)) float64, best first, equal scores by
+        position. The score is the inner product (`ip`), or the share of bits that agree (`hamming`).
     """
     keep = min(k, len(rows) - len(rows.removed))
     if not keep or not len(queries):
@@ -98,13 +99,13 @@ def search(rows: Rows, queries: np.ndarray, k: int, compressed: Any = None) -> t
         positions[done], scores[done] = _best(rows, queries[done], np.where(live, found, -1)[enough], keep)
         left = left[~enough]
         wanted *= 4  # the nearest rows are removed ones
-        if (found[~enough] < 0).any():  # or the lists that were looked into hold too few
+        if (found[~enough] < 0).any():  # or the searched lists hold too few rows
             compressed = None
     return positions, scores
 
 
 def _candidates(rows: Rows, queries: np.ndarray, wanted: int, compressed: Any) -> np.ndarray:
-    """Return (Q, C) positions among which the best ones are, each once; -1 = none."""
+    """Return (Q, C) positions that include the best ones, each once; -1 = none."""
     found, first = [], 0
     if compressed is not None:
         first = compressed.ntotal
@@ -115,7 +116,7 @@ def _candidates(rows: Rows, queries: np.ndarray, wanted: int, compressed: Any) -
     if count and faiss is not None:
         found.append(first + faiss.knn(queries, rest, count, metric=faiss.METRIC_INNER_PRODUCT)[1])
     elif count:
-        from ascl.index.exact import nearest_references  # torch is slow to import, and FAISS needs none
+        from ascl.index.exact import nearest_references  # imports torch, which is slow and not needed with FAISS
 
         found.append(first + nearest_references(queries, rest, count, metric="ip")[0])
     return np.concatenate(found, axis=1)
@@ -140,14 +141,15 @@ def _best(rows: Rows, queries: np.ndarray, found: np.ndarray, keep: int) -> tupl
 
 
 def build_compressed(rows: Rows) -> tuple[Any, dict[str, Any]]:
-    """Build a compressed index over every row; returns it, and how it was built.
+    """Build a compressed index over all rows.
 
     Returns:
-        FAISS's index, and `factory`, `rows`, `probes` (lists looked into), `recall_at_1` and `recall_at_10`: of the
-        nearest other images of `sampled` of its own images by the exact search, the share that it finds.
+        The FAISS index, and how it was built: `factory`, `rows`, `probes` (lists that are searched), `sampled` (images
+        on which recall was measured), `recall_at_1` and `recall_at_10` (share of the exact nearest other images that it
+        finds) and `faiss` (version).
 
     Raises:
-        DataError: no FAISS.
+        DataError: FAISS is not installed.
     """
     faiss = import_faiss()
     if faiss is None:
@@ -176,9 +178,10 @@ def build_compressed(rows: Rows) -> tuple[Any, dict[str, Any]]:
 
 
 def recall_of(found: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
-    """Return the shares of the exact best one and the exact best ten that a search found at its first place, first ten.
+    """Return recall at 1 and at 10: how often the exact best is found first, and what share of the exact ten is found.
 
-    `found`, `exact`: (Q, k) positions, best first, -1 = none.
+    Args:
+        found, exact: (Q, k) positions, best first, -1 = none.
     """
     first = found[:, :1] == exact[:, :1]
     ten = (found[:, None, :10] == exact[:, :10, None]).any(axis=2)
@@ -186,7 +189,7 @@ def recall_of(found: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
 
 
 def _without(positions: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Return the rows of `positions` less each row's own, moved to the end as -1."""
+    """Return `positions` with each query's own position replaced by -1 and moved to the end."""
     moved = np.where(positions == own[:, None], -1, positions)
     return np.take_along_axis(moved, np.argsort(moved == -1, axis=1, kind="stable"), axis=1)
 
@@ -196,7 +199,7 @@ def write_compressed(built: Any, path: Path) -> None:
 
 
 def open_compressed(path: Path, about: dict[str, Any]) -> Any:
-    """Open the compressed index, None without FAISS. DataError: it is missing or damaged."""
+    """Return the compressed index, or None without FAISS; DataError if the file is missing or damaged."""
     faiss = import_faiss()
     if faiss is None:
         return None
@@ -205,15 +208,15 @@ def open_compressed(path: Path, about: dict[str, Any]) -> Any:
         opened.nprobe = about["probes"]
         if opened.ntotal == about["rows"]:
             return opened
-        reason = f"{opened.ntotal} rows and not {about['rows']}"
+        reason = f"{opened.ntotal} rows, expected {about['rows']}"
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-    raise DataError(f"{path}: the compressed index is missing or damaged ({reason}); `compact` builds it again")
+    raise DataError(f"{path}: the compressed index is missing or damaged ({reason}); `compact` rebuilds it")
 
 
 def count_bits(words: np.ndarray) -> np.ndarray:
-    """Return how many bits of each unsigned number are set, uint8."""
-    if hasattr(np, "bitwise_count"):  # from numpy 2 on
+    """Return the number of set bits of each unsigned number, uint8."""
+    if hasattr(np, "bitwise_count"):  # since numpy 2
         return np.bitwise_count(words)
     table = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)
     parts = np.ascontiguousarray(words)[..., None].view(np.uint8)
@@ -222,7 +225,7 @@ def count_bits(words: np.ndarray) -> np.ndarray:
 
 def nearest_bits(rows: Rows, queries: np.ndarray, keep: int, *,
                  block_distances: int = HAMMING_BLOCK) -> tuple[np.ndarray, np.ndarray]:
-    """Return the `keep` rows with the fewest different bits, by brute force, as `search` does, a block at a time."""
+    """Return the `keep` rows with the fewest different bits, as `search` does, by brute force in blocks."""
     count, size = rows.vectors.shape
     word = np.uint64 if size % 8 == 0 else np.uint8
     positions = np.empty((len(queries), keep), np.int64)
@@ -240,11 +243,11 @@ def nearest_bits(rows: Rows, queries: np.ndarray, keep: int, *,
 
 
 def check_vectors(vectors: np.ndarray, metric: Metric, dimension: int, name: str) -> None:
-    """Refuse what the index cannot hold: another dimension or type."""
+    """Raise a DataError for vectors of another dimension or type than the index holds, and for queries not finite."""
     wanted = VECTOR_TYPES[metric]
     if vectors.ndim != 2 or vectors.shape[1] != dimension or vectors.dtype != wanted:
         raise DataError(f"{name}: descriptors are {vectors.dtype} {vectors.shape}, and the index holds "
-                        f"{np.dtype(wanted)} of dimension {dimension}: another model made them")
+                        f"{np.dtype(wanted)} of dimension {dimension}: another model made them; use the index's model")
     if name == "queries" and not np.isfinite(vectors).all():
         row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-        raise DataError(f"{name}, row {row} (from 0): the descriptor is not finite")
+        raise DataError(f"{name}, row {row} (from 0): the descriptor is not finite; check the image and the model")

@@ -1,7 +1,7 @@
-"""The file of an index's vectors: rows one after the other, appended and mapped into memory.
+"""The file of an index's vectors: consecutive rows, appended and mapped into memory.
 
-How many of its rows count is written in the database, with a checksum of each batch. A batch is on the disk before the
-database counts it; bytes beyond the rows that count are what a killed writer left, and the next one cuts them off.
+The database stores how many of its rows count, and a checksum of each batch. A batch is on the disk before the database
+counts it. Bytes beyond the counted rows are left from a killed writer, and the next writer truncates them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ VECTOR_TYPES: dict[str, Any] = {"ip": np.float32, "hamming": np.uint8}
 
 
 def vectors_file(state: State) -> str:
-    """Return the name of the file that holds the vectors of a state."""
+    """Return the name of the file with the vectors of a state."""
     return f"vectors-{state.layout:04d}.bin"
 
 
 def map_vectors(folder: Path, state: State) -> np.ndarray:
-    """Return the rows that count, (rows, dimension), mapped into memory; DataError: the file is missing or short."""
+    """Return the counted rows, (rows, dimension), mapped into memory; DataError if the file is missing or too short."""
     if not state.rows:
         return np.empty((0, state.dimension), VECTOR_TYPES[state.metric])
     path = folder / vectors_file(state)
@@ -39,7 +39,7 @@ def map_vectors(folder: Path, state: State) -> np.ndarray:
 
 
 def append_vectors(folder: Path, state: State, parts: Iterable[np.ndarray]) -> list[tuple[int, int, int]]:
-    """Write parts behind the rows that count, flushed to the disk; returns (first row, rows, checksum) of each."""
+    """Write parts after the counted rows, flush them to the disk, and return (first row, rows, checksum) of each."""
     path = folder / vectors_file(state)
     new = not path.exists()
     batches, first = [], state.rows
@@ -58,7 +58,7 @@ def append_vectors(folder: Path, state: State, parts: Iterable[np.ndarray]) -> l
 
 
 def checksum_of(rows: np.ndarray) -> int:
-    """Return the CRC-32 of the bytes of rows."""
+    """Return the CRC-32 of the rows' bytes."""
     return zlib.crc32(np.ascontiguousarray(rows).data)
 
 
@@ -67,7 +67,7 @@ def row_bytes(state: State) -> int:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk; systems that cannot open a folder have no such thing."""
+    """Flush the file names of a folder to the disk, on systems that can open a folder."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

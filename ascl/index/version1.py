@@ -1,4 +1,4 @@
-"""Reading an index of version 1 once: segments of .npy files and an index.json become the database and one file."""
+"""Convert an index of version 1: segments of .npy files and an index.json become the database and one file."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ OLD_FILE = re.compile(r"index\.json|\d{8}-(vectors|rows|keys|removed|scores|back
 
 
 def convert(folder: Path, lock_seconds: float) -> None:
-    """Write the index anew beside its old files, which the next change clears; wait for whoever is changing it."""
+    """Write the index in the new format beside its old files, which the next change removes.
+
+    First wait for any process that is changing the old one.
+    """
     with FileLock(folder / LOCK, timeout=lock_seconds):
         try:
             if not (folder / DATABASE).exists():
                 _write(folder, json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
             raise damaged(folder / MANIFEST, f"version 1, {error!r}") from error
-        (folder / LOCK).unlink()    # whoever waits for it finds the database
+        (folder / LOCK).unlink()    # a process that waits for it then finds the database
 
 
 def _write(folder: Path, old: dict) -> None:

@@ -165,5 +165,25 @@ def load_run(run: str | os.PathLike) -> tuple[RetrievalModel, Config]:
 
 
 def load_model(run: str | os.PathLike) -> RetrievalModel:
-    """Return the model of a run, ready to encode and score: `load_model("runs/flickr30k")`."""
+    """Return the model of a retrieval run, ready to encode and score.
+
+    Args:
+        run: folder of a run of `ascl train`, or a checkpoint file. A folder gives its best.pt, or else its last.pt with
+            a warning.
+
+    Returns:
+        An `AsCL`, or the baseline that the run trained, in evaluation mode on the CPU. `region_dim` and `global_dim`
+        are the dimensions of the features that it takes. For all pairs of a split, `score_all_pairs` is faster.
+
+    Raises:
+        FileNotFoundError: the folder of its text encoder no longer exists.
+        DataError: there is no checkpoint, or it is truncated, of another program, or does not fit its settings.
+
+    Example:
+        >>> model = load_model("runs/flickr30k")                                            # doctest: +SKIP
+        >>> images = model.encode_images(torch.randn(2, 36, 2048), torch.randn(2, 2048))    # doctest: +SKIP
+        >>> texts = model.encode_texts(["a dog runs", "two people cook", "a red bus"])      # doctest: +SKIP
+        >>> model.pair_scores(images, texts).shape                                          # doctest: +SKIP
+        torch.Size([2, 3])
+    """
     return load_run(run)[0]

@@ -1,11 +1,11 @@
-"""Generated negatives: noise on projected words (Asymmetry-I), after section "noise information" of the AsCL paper.
+"""Generated negatives: noise on projected words (Asymmetry-I; AsCL, section "noise information").
 
-Every function takes words (B, L, D) and mask (B, L), changes real words only, draws for each caption on its own, and is
-differentiable in the words. Padding comes out exactly as it went in. All draws come from one torch.Generator on the
-words' device, so that its state decides the result.
+Every function takes words (B, L, D) and a mask (B, L), changes only real words, draws for each caption independently,
+and is differentiable in the words. Padding stays bit for bit. All draws come from one torch.Generator on the words'
+device, so its state decides the result.
 
-Note that a score built from attention over words and means over words does not depend on their order: to it, a shuffled
-caption is the caption itself. Shuffling is in the paper and therefore here; noise that the score can see is the rest.
+A score built from attention over words and means over words does not depend on their order: it cannot tell a shuffled
+caption from the original. Shuffling is here because it is in the paper; the score can see all other kinds.
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ KINDS = (*BASIC_KINDS, "cutoff", "mixture")
 
 @dataclass(frozen=True)
 class NoiseSettings:
-    """Which noise, and how much.
+    """Kind and amount of noise.
 
     Attributes:
         kind: one of `KINDS`; "cutoff" draws one of the two cutoffs for each caption, "mixture" one of `mixture_kinds`.
-        gaussian_scale: standard deviation in units of the root mean square of the caption's own words, > 0.
+        gaussian_scale: standard deviation, relative to the root mean square of the caption's own words, > 0.
         token_ratio: share of a caption's real words that is set to zero, in (0, 1).
         feature_ratio: share of the D features that is set to zero in all words of a caption, in (0, 1).
-        dropout: probability that an element is dropped, in (0, 1).
-        mixture_kinds: kinds that "mixture" draws from, of `BASIC_KINDS`.
+        dropout: probability that an element is set to zero, in (0, 1).
+        mixture_kinds: the kinds that "mixture" draws from, a subset of `BASIC_KINDS`.
+
+    Raises:
+        ValueError: a kind is unknown or an amount is out of range.
     """
 
     kind: str = "mixture"
@@ -54,16 +57,19 @@ class NoiseSettings:
 
 
 def add_noise(words: Tensor, mask: Tensor, settings: NoiseSettings, generator: Generator | None) -> Tensor:
-    """Noised copy of each caption's words, the kind by `settings.kind`.
+    """Return a noised copy of each caption's words.
 
     Args:
         words: (B, L, D) floating point.
         mask: (B, L) bool, True = a real word.
-        settings: kind and amounts.
-        generator: on the words' device; None = torch's own for that device.
+        settings: kind and amount of the noise.
+        generator: on the words' device; None = torch's default generator for that device.
 
     Returns:
-        (B, L, D), type and device of `words`.
+        (B, L, D), with the type and device of `words`.
+
+    Raises:
+        ValueError: words or mask have another shape or type.
     """
     if settings.kind in ("mixture", "cutoff"):
         kinds = CUTOFFS if settings.kind == "cutoff" else settings.mixture_kinds
@@ -74,8 +80,8 @@ def add_noise(words: Tensor, mask: Tensor, settings: NoiseSettings, generator: G
 def gaussian(words: Tensor, mask: Tensor, generator: Generator | None, *, scale: float) -> Tensor:
     """Add normal noise with standard deviation `scale` times the root mean square of the caption's real words.
 
-    Relative, because the paper gives no size and the released code's 1.0 means something else for every model. The size
-    is taken without gradient: else the words would learn to be small.
+    The scale is relative, because the paper gives none and the 1.0 of the released code means something different for
+    every model. The root mean square has no gradient: with one, the words would learn to be small.
     """
     _check_inputs(words, mask)
     check_positive(scale=scale)
@@ -87,13 +93,13 @@ def gaussian(words: Tensor, mask: Tensor, generator: Generator | None, *, scale:
 
 
 def shuffle(words: Tensor, mask: Tensor, generator: Generator | None) -> Tensor:
-    """Permute the real words of each caption among their places; of two or more, at least two always move."""
+    """Permute the real words of each caption among their places; if there are two or more, at least two move."""
     _check_inputs(words, mask)
     count = mask.sum(dim=1, keepdim=True)  # (B, 1)
     position = torch.arange(mask.shape[1], device=mask.device)
     padding = position >= count  # (B, L), in the order of `places`
-    places = torch.argsort((~mask).byte(), dim=1, stable=True)  # places of real words as they stand, then of padding
-    source = _random_order(mask, generator)  # places of real words shuffled, then of padding
+    places = torch.argsort((~mask).byte(), dim=1, stable=True)  # places of real words in order, then of padding
+    source = _random_order(mask, generator)  # places of real words in random order, then of padding
     unmoved = (padding | (source == places)).all(dim=1, keepdim=True)
     rotated = places.gather(1, (position + 1) % count.clamp(min=1))
     index = torch.empty_like(places).scatter(1, places, torch.where(unmoved, rotated, source))
@@ -101,7 +107,7 @@ def shuffle(words: Tensor, mask: Tensor, generator: Generator | None) -> Tensor:
 
 
 def token_cutoff(words: Tensor, mask: Tensor, generator: Generator | None, *, ratio: float) -> Tensor:
-    """Set `ratio` of the real words of each caption to zero: at least one, and of two or more never all."""
+    """Set a share `ratio` of each caption's real words to zero: at least one, but not all if there are two or more."""
     _check_inputs(words, mask)
     _check_share("ratio", ratio)
     count = mask.sum(dim=1, keepdim=True)  # (B, 1)
@@ -112,7 +118,7 @@ def token_cutoff(words: Tensor, mask: Tensor, generator: Generator | None, *, ra
 
 
 def feature_cutoff(words: Tensor, mask: Tensor, generator: Generator | None, *, ratio: float) -> Tensor:
-    """Set `ratio` of the D features to zero in all real words of a caption: at least one, never all."""
+    """Set a share `ratio` of the D features to zero in all real words of a caption: at least one, but not all."""
     _check_inputs(words, mask)
     _check_share("ratio", ratio)
     batch, _, dim = words.shape
@@ -123,7 +129,7 @@ def feature_cutoff(words: Tensor, mask: Tensor, generator: Generator | None, *, 
 
 
 def dropout(words: Tensor, mask: Tensor, generator: Generator | None, *, p: float) -> Tensor:
-    """Set each element to zero with probability `p`, divide the others by 1 - p, as `torch.nn.functional.dropout`."""
+    """Set each element to zero with probability `p`, and divide the others by 1 - p (`torch.nn.functional.dropout`)."""
     _check_inputs(words, mask)
     _check_share("p", p)
     kept = torch.rand(words.shape, generator=generator, device=words.device) >= p
@@ -132,13 +138,13 @@ def dropout(words: Tensor, mask: Tensor, generator: Generator | None, *, p: floa
 
 def mixture(words: Tensor, mask: Tensor, generator: Generator | None, *, kinds: tuple[str, ...],
             settings: NoiseSettings) -> Tensor:
-    """Noise of one kind for each caption, drawn from `kinds` with equal chances; amounts from `settings`."""
+    """Add noise of one kind to each caption, drawn from `kinds` with equal probability; amounts from `settings`."""
     _check_inputs(words, mask)
     if not kinds:
         raise ValueError(f"kinds is empty: name at least one of {', '.join(BASIC_KINDS)}")
     drawn = torch.randint(len(kinds), (len(words),), generator=generator, device=words.device)
     noised = words
-    # Each kind on the whole batch, then a choice: no caption waits for a count to come back from the device.
+    # every kind on the whole batch, then a choice per caption: this never waits for a count from the device
     for number, kind in enumerate(kinds):
         of_kind = _basic(kind, words, mask, generator, settings)
         noised = torch.where((drawn == number)[:, None, None], of_kind, noised)
@@ -159,29 +165,29 @@ def _basic(kind: str, words: Tensor, mask: Tensor, generator: Generator | None, 
 
 
 def _random_order(mask: Tensor, generator: Generator | None) -> Tensor:
-    """(B, L) places in random order, those of real words first."""
+    """Return (B, L) places in random order, those of real words first."""
     keys = torch.rand(mask.shape, generator=generator, device=mask.device)
     return torch.argsort(keys + (~mask).to(keys.dtype), dim=1)
 
 
 def _on_real(noised: Tensor, words: Tensor, mask: Tensor) -> Tensor:
-    """`noised` in real words, `words` bit for bit in padding."""
+    """Return `noised` at real words, and `words` bit for bit at padding."""
     return torch.where(mask[..., None], noised, words)
 
 
 def _check_inputs(words: Tensor, mask: Tensor) -> None:
     if words.ndim != 3 or not words.is_floating_point():
-        raise ValueError(f"words have to be floating point (B, L, D), got {tuple(words.shape)} of {words.dtype}")
+        raise ValueError(f"words must be floating point (B, L, D), got {tuple(words.shape)} of {words.dtype}")
     if mask.shape != words.shape[:2] or mask.dtype != torch.bool:
-        raise ValueError(f"mask has to be bool {tuple(words.shape[:2])}, True = a real word, got {tuple(mask.shape)} "
+        raise ValueError(f"mask must be bool {tuple(words.shape[:2])}, True = a real word, got {tuple(mask.shape)} "
                          f"of {mask.dtype}")
 
 
 def _check_kind(kind: str, kinds: tuple[str, ...]) -> None:
     if kind not in kinds:
-        raise ValueError(f"no noise {kind!r}: use one of {', '.join(kinds)}")
+        raise ValueError(f"unknown noise {kind!r}: use one of {', '.join(kinds)}")
 
 
 def _check_share(name: str, value: float) -> None:
     if not 0 < value < 1:
-        raise ValueError(f"{name} has to lie between 0 and 1, got {value}")
+        raise ValueError(f"{name} must be between 0 and 1, got {value}")

@@ -1,8 +1,7 @@
-"""Generated positives: a longer caption (Asymmetry-II) or a shorter one (Asymmetry-III) of the same image, from its
-captions.
+"""Generated positives: from an image's captions, a longer one (Asymmetry-II) or a shorter one (Asymmetry-III).
 
-Random choices come from the numpy generator that is handed in. Nothing here needs a corpus or a model of nltk: words
-are tagged with nltk's RegexpTagger by a list of function words and by endings.
+Random choices come from the numpy generator that is passed in. Nothing needs an nltk corpus or model: nltk's
+RegexpTagger tags words by a list of function words and by their endings.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ not very too also just only such more most less least quite rather still even ev
 three four five six seven eight nine ten several many few much lot lots couple
 """
 _EDGE = re.compile(r"^\W+|\W+$")
-# The last rule takes what is left, so that an unknown word is a noun, as in every such tagger.
+# The last rule matches everything, so that an unknown word is a noun, as in every such tagger.
 _TAGGER = RegexpTagger([
     (rf"^(?:{'|'.join(_FUNCTION_WORDS.split())})$", "FUNCTION"),
     (r"^\W*$", "PUNCTUATION"),
@@ -45,24 +44,24 @@ _KEYWORD_TAGS = frozenset({"VERB", "ADJECTIVE", "NOUN"})
 
 @lru_cache(maxsize=2**16)
 def _tag(word: str) -> str:
-    """A word's tag needs nothing but the word, so that each is looked at once."""
+    """Return the tag of a word, which depends only on the word."""
     return _TAGGER.tag([word])[0][1]
 
 
 class Positive(NamedTuple):
-    """A generated positive. order: 1 = it says more than the caption, -1 = less, 0 = it is a caption as it stands."""
+    """A generated positive."""
 
     text: str
-    order: int
+    order: int  # 1 = it says more than the caption, -1 = less, 0 = it is an unchanged caption
 
 
 def concatenate(captions: Sequence[str], rng: np.random.Generator) -> str:
-    """Two different captions of one image as two sentences, drawn by index, in random order; a single caption as it is.
+    """Return two captions of an image as two sentences, drawn by index, in random order; a single one unchanged.
 
-    The first keeps its final !, ? or full stop, or gets a full stop; white space before that goes.
+    The first keeps its final period, ! or ?, or gets a period; white space before it is removed.
 
     Raises:
-        ValueError: no caption.
+        ValueError: there is no caption.
     """
     if not captions:
         raise ValueError("an image without captions has nothing to concatenate")
@@ -77,32 +76,39 @@ def concatenate(captions: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def truncate_prefix(caption: str, *, ratio: float = 0.5) -> str:
-    """The first ceil(ratio * n) of a caption's n words, as the method's released successor does (ratio 0.5).
+    """Return the first ceil(ratio * n) of a caption's n words, as the method's released successor does (ratio 0.5).
 
     Args:
-        caption: words apart by white space, at least one.
-        ratio: share that stays, in (0, 1].
+        caption: at least one word; white space separates words.
+        ratio: share of the words that is kept, in (0, 1].
+
+    Raises:
+        ValueError: the caption is empty or the ratio out of range.
     """
     words = _words(caption)
     if not 0 < ratio <= 1:
-        raise ValueError(f"ratio has to lie in (0, 1], got {ratio}")
+        raise ValueError(f"ratio must be in (0, 1], got {ratio}")
     return " ".join(words[: max(math.ceil(ratio * len(words) - 1e-9), 1)])  # 0.1 * 30 is a little more than 3
 
 
 def truncate_keywords(caption: str, rng: np.random.Generator, *, ratio: float = 0.5) -> str:
-    """The caption without some of its keywords (nouns, adjectives, verbs), drawn at random, as the paper says.
+    """Return the caption without some of its keywords (nouns, adjectives, verbs), drawn at random as in the paper.
 
-    Function words right before a keyword go with it: "a fence in front of a house" without house is "a fence in front".
+    Function words directly before a removed keyword are removed too: "a fence in front of a house" without "house" is
+    "a fence in front".
 
     Args:
-        caption: words apart by white space, at least one.
-        rng: draws which keywords go.
-        ratio: share of the keywords that goes, in (0, 1); at least one and never the last one. A caption with fewer
-            than two keywords stays as it is.
+        caption: at least one word; white space separates words.
+        rng: draws the keywords to remove.
+        ratio: share of the keywords that is removed, in (0, 1); at least one, but not all. A caption with fewer than
+            two keywords is returned unchanged.
+
+    Raises:
+        ValueError: the caption is empty or the ratio out of range.
     """
     words = _words(caption)
     if not 0 < ratio < 1:
-        raise ValueError(f"ratio has to lie between 0 and 1, got {ratio}")
+        raise ValueError(f"ratio must be between 0 and 1, got {ratio}")
     tags = [_tag(_EDGE.sub("", word).lower()) for word in words]
     keywords = [i for i, tag in enumerate(tags) if tag in _KEYWORD_TAGS]
     if len(keywords) < 2:
@@ -117,24 +123,24 @@ def truncate_keywords(caption: str, rng: np.random.Generator, *, ratio: float = 
 
 def generate_positive(strategy: str, captions: Sequence[str], index: int, rng: np.random.Generator, *,
                       ratio: float = 0.5) -> Positive:
-    """Generated positive of one caption of an image, and which of the two says more.
+    """Return a generated positive for one caption of an image, and which of the two says more.
 
-    A concatenation counts as saying more whichever two captions it is made of, though with five an image the
-    caption itself is one of them in two cases of five: in Flickr8k it has fewer words than the caption in 2.5 %.
+    A concatenation counts as saying more whichever two captions it joins, although with five captions per image only
+    two in five include this caption. In Flickr8k, 2.5% of them have fewer words than the caption.
 
     Args:
-        strategy: "concatenate" (two captions of the image), "prefix" or "keywords" (this caption, shorter), "both"
-            (concatenation or keyword truncation, a fair coin each time), "both-prefix" (concatenation or prefix).
+        strategy: "concatenate" (two captions of the image), "prefix" or "keywords" (this caption, shortened), "both"
+            (concatenate or keywords, with equal probability), "both-prefix" (concatenate or prefix).
         captions: all captions of the image.
-        index: of this caption among them.
-        rng: for every random choice.
-        ratio: of words that stay ("prefix") or of keywords that go ("keywords").
+        index: index of this caption among them.
+        rng: makes every random choice.
+        ratio: share of the words that "prefix" keeps, or of the keywords that "keywords" removes.
 
     Raises:
-        ValueError: unknown strategy, or a ratio out of range.
+        ValueError: the strategy is unknown, the ratio out of range, or the caption empty.
     """
     if strategy not in STRATEGIES:
-        raise ValueError(f"no strategy {strategy!r} for positives: use one of {', '.join(STRATEGIES)}")
+        raise ValueError(f"unknown strategy {strategy!r} for positives: use one of {', '.join(STRATEGIES)}")
     if strategy == "concatenate" or (strategy.startswith("both") and rng.random() < 0.5):
         text = concatenate(captions, rng)
         return Positive(text, 0 if text in captions else 1)

@@ -1,1 +1,1 @@
-"""Settings of a run as frozen dataclasses, read from YAML and the command line. Imports nothing but `core`."""
+"""Settings of a run: frozen dataclasses, read from YAML files and the command line. Imports only `core`."""

@@ -1,4 +1,4 @@
-"""How settings are read: defaults, presets of `configs/`, `--config` files, then the command line; by jsonargparse.
+"""Read settings with jsonargparse: defaults, then presets of `configs/`, `--config` files and the command line.
 
 A settings class is a frozen dataclass of frozen dataclasses. The docstring of a field is its help text.
 """
@@ -29,11 +29,11 @@ Settings = TypeVar("Settings")
 Presets = Callable[[Namespace], Iterable[Path]]
 
 YAML_TAG = "tag:yaml.org,2002:"
-NEAR = 0.7  # likeness from which a name is offered in the place of an unknown one
+NEAR = 0.7  # least similarity, from 0 to 1, of a known name that is suggested for an unknown one
 
 
 class Yaml(yaml.SafeLoader):
-    """YAML 1.2's scalars: `no` is text and not false, 5e-4 is a number and not text, a date is text."""
+    """A YAML loader with the scalars of YAML 1.2: `no` is text and not false, 5e-4 a number, a date text."""
 
     yaml_implicit_resolvers = {
         letter: [(tag, pattern) for tag, pattern in resolvers
@@ -53,14 +53,14 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """A parser that raises `SettingsError`, in one line and with the nearest right name, and never ends the process.
+    """A parser that raises `SettingsError`, in one line and with the nearest known name, and never ends the process.
 
     Options are spelled with underscores; hyphens mean the same.
 
     Args:
-        short: short name -> option that it stands for, such as seed -> train.seed.
-        presets: options as given -> YAML files that stand in the place of the defaults, the last wins.
-        options: as jsonargparse's.
+        short: short name -> full name of an option, such as seed -> train.seed.
+        presets: function from the given options to YAML files that replace defaults; the last wins.
+        options: those of `jsonargparse.ArgumentParser`.
     """
 
     def __init__(
@@ -68,30 +68,30 @@ class Parser(jsonargparse.ArgumentParser):
     ) -> None:
         self.short, self.presets = dict(short or {}), presets
         self.text_lists: set[str] = set()       # options whose value is a list of texts
-        self.file_options: set[str] = set()     # options that take a file of settings
+        self.file_options: set[str] = set()     # options whose value is a file of settings
         super().__init__(exit_on_error=False, parser_mode="ascl", **options)
 
     def add_settings(self, kind: type) -> None:
-        """Add `--config` and every field of a settings class, by its dotted name."""
-        self.add_argument("--config", action="config", help="YAML file of settings; may be given several times, the "
-                          "last wins, and options win over files")
+        """Add `--config` and an option for every field of a settings class, by its dotted name."""
+        self.add_argument("--config", action="config", help="YAML file of settings; may be repeated, the last wins; "
+                          "options override files")
         self.add_class_arguments(kind)
         self.file_options |= {"config"} | {name.rpartition(".")[0] for name in leaf_types(kind)}
         self.text_lists |= {name for name, leaf in leaf_types(kind).items() if leaf == list[str]}
 
     @property
     def actions(self) -> dict[str, argparse.Action]:
-        """Every option and positional by its name."""
+        """All options and positional arguments, by name."""
         return {action.dest: action for action in self._actions}
 
     def read(self, arguments: Sequence[str]) -> Namespace:
         """Parse the words of a command line.
 
         Returns:
-            The options, and `given`: names of those that the command line itself has.
+            The options. `given` lists the names of those that are on the command line itself.
 
         Raises:
-            SettingsError: an unknown option, a value that an option cannot have, a file that is no settings.
+            SettingsError: an option is unknown, a value is impossible, or a file does not hold settings.
         """
         words, configs = self._spelled_out(arguments)
         for path in configs:
@@ -105,7 +105,7 @@ class Parser(jsonargparse.ArgumentParser):
         return found
 
     def _checked(self, words: list[str], files: list[Path], configs: list[Path]) -> Namespace:
-        """Parse, with the files in the place of the defaults; an error names the file that it comes from."""
+        """Parse, with defaults from `files`; an error names the file that caused it."""
         self.default_config_files = [glob.escape(str(path)) for path in files]
         try:
             return self.parse_args(words)
@@ -129,9 +129,10 @@ class Parser(jsonargparse.ArgumentParser):
             raise SettingsError(f"{path}: {self._one_line(str(error))}") from None
 
     def _spelled_out(self, arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
-        """Words with whole names, `--config` first, since options win over files; and those files.
+        """Return the words with full option names, and the `--config` files.
 
-        A list of texts becomes JSON, because `a.h5,b.h5` and `[a/{split}.h5]` are no YAML lists.
+        `--config` comes first, because options override files. A list of texts becomes JSON, because `a.h5,b.h5` and
+        `[a/{split}.h5]` are not lists in YAML.
         """
         words: list[str] = []
         configs: list[str] = []
@@ -155,7 +156,7 @@ class Parser(jsonargparse.ArgumentParser):
         return [*(f"--config={file}" for file in configs), *words], [Path(file) for file in configs]
 
     def _one_line(self, message: str) -> str:
-        """jsonargparse's message in one line, with the nearest option where one is unknown."""
+        """Return jsonargparse's message in one line, with a suggestion for an unknown option."""
         unknown = re.search(r"unrecognized arguments: (--[^ =]+)", message)
         if unknown:
             names = [name for name, action in self.actions.items() if action.option_strings] + list(self.short)
@@ -176,7 +177,7 @@ class Parser(jsonargparse.ArgumentParser):
 
 
 def text_list(name: str, text: str) -> str:
-    """`[a, b]` or `a,b` as the JSON of a list of texts."""
+    """Return `[a, b]` or `a,b` as JSON: a list of texts."""
     if text.startswith("[") != text.endswith("]"):
         raise SettingsError(f"--{name} {text}: a bracket is missing")
     parts = text.removeprefix("[").removesuffix("]").split(",")
@@ -184,20 +185,21 @@ def text_list(name: str, text: str) -> str:
 
 
 def configs() -> Path:
-    """The folder of presets: what an installed package brings as `ascl/configs`, or `configs/` of a checkout."""
+    """Return the folder of presets: `ascl/configs` of an installed package, or `configs/` of a checkout."""
     shipped = Path(str(resources.files(ascl) / "configs"))
     return shipped if shipped.is_dir() else shipped.parents[1] / "configs"
 
 
 def preset(name: str, what: str, room: str = "") -> Path:
-    """The YAML file of a data set or a method: of `configs/` in the working directory, or one that comes with `ascl`.
+    """Return the YAML file of a data set or method, from `configs/` in the working directory or else from `ascl`.
 
     Args:
-        what: what it describes, for the message.
+        name: file name without .yaml.
+        what: "data set" or "method", for the message.
         room: folder within `configs/`.
 
     Raises:
-        SettingsError: none of this name; the known ones are listed.
+        SettingsError: there is no such file; the message lists the known names.
     """
     folders = [place / room for place in (Path("configs"), configs())]
     for folder in folders:
@@ -205,23 +207,23 @@ def preset(name: str, what: str, room: str = "") -> Path:
             return folder / f"{name}.yaml"
     known = ", ".join(sorted({entry.stem for folder in folders for entry in folder.glob("*.yaml")}))
     if not name:
-        raise SettingsError(f"no {what} was chosen: give one of {known}")
+        raise SettingsError(f"no {what} was chosen: choose one of {known}")
     raise SettingsError(f"no settings for {what} {name!r}: {folders[0] / name}.yaml does not exist; known: {known}")
 
 
 @functools.cache
 def settings_parser(kind: type) -> Parser:
-    """A parser that has the fields of a settings class and nothing else."""
+    """Return a parser with the fields of a settings class as its only options."""
     parser = Parser(add_help=False)
     parser.add_settings(kind)
     return parser
 
 
 def read_settings(kind: type, path: Path) -> dict[str, Any]:
-    """What one YAML file sets, by dotted name.
+    """Return what a YAML file sets: dotted name -> value.
 
     Raises:
-        SettingsError: no such file, no YAML, or an unknown setting.
+        SettingsError: the file does not exist, is not YAML, or sets an unknown name.
     """
     values = flatten(read_yaml(path))
     for name in values:
@@ -230,7 +232,7 @@ def read_settings(kind: type, path: Path) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file of names and values."""
+    """Return the names and values of a YAML file; `SettingsError` if there are none to read."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=Yaml) or {}
     except yaml.YAMLError as error:
@@ -243,10 +245,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def from_dict(kind: type[Settings], values: Mapping[str, Any], where: str = "settings") -> Settings:
-    """Settings saved with a run, nested or by dotted name; what is not there has its default.
+    """Return settings from saved values, nested or by dotted name; missing ones have their defaults.
+
+    Args:
+        where: what the values are from, for the message.
 
     Raises:
-        SettingsError: an unknown name (with the nearest right one) or a value of the wrong type.
+        SettingsError: a name is unknown (the message suggests the nearest) or a value has the wrong type.
     """
     flat = flatten(values)
     kinds = leaf_types(typing.cast(Any, kind))
@@ -262,15 +267,15 @@ def from_dict(kind: type[Settings], values: Mapping[str, Any], where: str = "set
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
-    """Plain nested dict, for YAML and checkpoints."""
+    """Return settings as a plain nested dict, for YAML and checkpoints."""
     return dataclasses.asdict(settings)
 
 
 def build(kind: type[Settings], values: Namespace | Mapping[str, Any]) -> Settings:
-    """Frozen dataclasses out of parsed values; names that are no fields are passed over.
+    """Return a settings class made of parsed values; names that are not its fields are ignored.
 
     Raises:
-        SettingsError: a value is missing, or null where it cannot be.
+        SettingsError: a value is null where it cannot be, or is no group of settings where one belongs.
     """
     hints = typing.get_type_hints(kind)
     found = vars(values) if isinstance(values, Namespace) else values
@@ -289,7 +294,7 @@ def build(kind: type[Settings], values: Namespace | Mapping[str, Any]) -> Settin
 
 @functools.cache
 def leaf_types(kind: type, prefix: str = "") -> dict[str, Any]:
-    """Type of every field by its dotted name, as the command line takes it."""
+    """Return the type of every field, by the dotted name that the command line uses."""
     hints = typing.get_type_hints(kind)
     found: dict[str, Any] = {}
     for entry in dataclasses.fields(typing.cast(Any, kind)):
@@ -302,7 +307,7 @@ def leaf_types(kind: type, prefix: str = "") -> dict[str, Any]:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested names -> dotted names."""
+    """Return nested values by dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -313,7 +318,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted names -> nested names."""
+    """Return values by dotted names as nested ones."""
     nested: dict[str, Any] = {}
     for name, value in flat.items():
         *groups, leaf = name.split(".")
@@ -325,14 +330,14 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_name(name: str, known: Iterable[str], where: str) -> None:
-    """Refuse a name that is no setting."""
+    """Raise SettingsError if a name is not a known setting."""
     names = list(known)
     if name not in names:
         raise SettingsError(f"{where}: unknown setting {name!r}{nearest(name, names)}")
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """`; did you mean 'x'?`, where one is near: as a whole, or by its last part, as `lr` is `optimizer.lr`."""
+    """Return `; did you mean 'x'?` if a known name is similar as a whole or in its last part (lr -> optimizer.lr)."""
     def likeness(other: str) -> tuple[float, float]:
         def ratio(a: str, b: str) -> float:
             return difflib.SequenceMatcher(None, a, b).ratio()

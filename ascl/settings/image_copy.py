@@ -1,7 +1,7 @@
-"""Settings of a training of copy detection; a YAML of `configs/image_copy/` names a method.
+"""Settings of copy-detection training. A YAML file of `configs/image_copy/` sets what differs for a method.
 
-The defaults are RDCD's where the methods share a setting (its released script where paper and script disagree and the
-comment says so); `sscd.yaml` and `asl.yaml` say what differs.
+Settings that the methods share have RDCD's values by default. Where its paper and its released script disagree, a
+docstring names both.
 """
 
 from __future__ import annotations
@@ -24,86 +24,86 @@ class CopyDataConfig:
     """Images."""
 
     images: str = ""
-    """Folder, searched at any depth, or a .txt with a path a line."""
+    """Folder of the training images, searched at any depth, or a .txt file with one path per line."""
     validation_share: float = 0.05
-    """Share of the images that is held out, chosen by their ids and never trained on."""
+    """Share of the images that is held out for validation and never trained on, chosen by their ids."""
     validation_images: int = 400
-    """At most N images are held out."""
+    """Hold out at most N images."""
     cache_side: int | None = None
-    """Keep every image in memory with this short side in pixels (a photo of 3:2 takes 4.5 x side^2 bytes), so that
-    editing and not decoding is the cost; 1.3 to 2 times views.size does. null = decode each time."""
+    """Keep all images in memory, scaled to this short side in pixels, to decode them only once; 1.3 to 2 times
+    views.size is enough. A 3:2 photo takes 4.5 x side^2 bytes. null = decode each time."""
     skip_unreadable: bool = False
-    """Leave unreadable images out, with a count, instead of stopping."""
+    """Leave out unreadable images, and count them, instead of stopping."""
     workers: int = 2
-    """Processes that decode and edit; 0 = none. They change nothing but the time."""
+    """Processes that decode and edit images; 0 = do so in the main process. The results do not depend on it."""
 
 
 @dataclass(frozen=True)
 class ViewsConfig:
-    """What the network is shown."""
+    """Views (the edited images that the network sees)."""
 
     size: int = 224
-    """Side in pixels while training."""
+    """Side of a view in pixels."""
     augmentation: Literal["simclr", "strong_blur", "advanced"] = "advanced"
-    """RDCD's whole list (advanced), or SSCD's weaker ones; ASL's identities have edits of their own."""
+    """advanced: RDCD's full list of edits; simclr, strong_blur: SSCD's weaker ones. asl has its own edits."""
 
 
 @dataclass(frozen=True)
 class CopyModelConfig:
-    """The descriptor, see `ascl.image_copy.descriptors.descriptor.DescriptorSettings`."""
+    """Descriptor (see `ascl.image_copy.descriptors.descriptor.DescriptorSettings`)."""
 
     backbone: str = "efficientnet_b0"
-    """Any torchvision classifier by name, or timm:NAME."""
+    """Name of a torchvision classifier, or timm:NAME."""
     weights: str = "default"
     """default (the publisher's, downloaded), random:SEED, or a path."""
     same_padding: bool = False
-    """Pad stride-2 convolutions as TensorFlow does, for weights from there."""
+    """Pad stride-2 convolutions as TensorFlow does, for weights converted from it."""
     normalize: Normalize = "imagenet"
-    """Scaling of the pixels that the weights were trained with: ImageNet's mean and std, [-1, 1], or [0, 1]."""
+    """Pixel scaling with which the weights were trained: ImageNet's mean and std, half = [-1, 1], none = [0, 1]."""
     last_stride: int = 2
-    """Stride of the last stage."""
+    """Stride of the backbone's last stage."""
     pool: Pool = "gem"
-    """GeM of the last map; class+gem of a ViT adds its class token."""
+    """gem: GeM pooling of the last map; class+gem: also the class token of a ViT."""
     feature_dim: int | None = None
-    """Dimension of the feature before the descriptor; null = the teacher's where relations are distilled, else 512;
+    """Dimension of the feature before the descriptor; null = the teacher's if relations are distilled, else 512;
     0 = no such layer."""
     dim: int = 64
-    """Dimension of the descriptor; 0 = no such layer: the projector's output or the feature is the descriptor."""
+    """Dimension of the descriptor; 0 = no such layer: the descriptor is the projector's output, or else the feature."""
     projector_hidden: int = 4096
-    """Hidden size of ASL's projector."""
+    """Hidden dimension of ASL's projector."""
     projector_dim: int | None = None
-    """Output size of ASL's projector; null = without."""
+    """Output dimension of ASL's projector; null = no projector."""
     norm_of: Literal["projector", "feature", "embedding"] = "embedding"
-    """The vector whose norm is the content norm."""
+    """Vector whose norm is the content norm."""
     freeze_batch_norm: bool = False
-    """Keep the statistics that the backbone's batch norm came with."""
+    """Keep the backbone's pretrained batch-norm statistics."""
     centred: bool = False
-    """Begin with biases that give feature and embedding mean 0 over the first views; short runs need it."""
+    """Set the initial biases so that feature and embedding have mean 0 over the first views; short runs need it."""
     input_size: int = 288
-    """Side in pixels of the square at which images are described and validated."""
+    """Side in pixels of the square in which images are described and validated."""
     resize: Literal["squash", "crop"] = "squash"
-    """squash the whole image to that square, or crop its center."""
+    """squash: scale the whole image to that square; crop: take the center."""
 
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """The teacher of RDCD's student, see `ascl.image_copy.descriptors.teachers.load_teacher`."""
+    """Teacher of RDCD's student (see `ascl.image_copy.descriptors.teachers.load_teacher`)."""
 
     source: str | None = None
-    """TorchScript file, run of `ascl copy train`, HDF5 of descriptors (of the unedited images), or a backbone's "
-    "name."""
+    """TorchScript file, run of `ascl copy train`, HDF5 file of descriptors (of the unedited images), or name of a
+    backbone."""
     weights: str = "default"
-    """Of a backbone: default, random:SEED, or a path."""
+    """Backbone: default (the publisher's, downloaded), random:SEED, or a path."""
     same_padding: bool = False
-    """Of a backbone: for weights from TensorFlow."""
+    """Backbone: pad stride-2 convolutions as TensorFlow does, for weights converted from it."""
     normalize: Normalize = "imagenet"
-    """Scaling of the pixels that its weights were trained with."""
+    """Pixel scaling with which its weights were trained: ImageNet's mean and std, half = [-1, 1], none = [0, 1]."""
     pool: Pool = "gem"
-    """Pooling of a backbone."""
+    """Backbone: gem, or class+gem for a ViT."""
     image_size: int | None = None
-    """Side in pixels at which the teacher sees an image; null = the views' size."""
+    """Side in pixels at which the teacher sees an image; null = views.size."""
     output: Literal["embeddings", "features"] = "embeddings"
-    """Of a run: its descriptor, or the feature before it."""
+    """Run of `ascl copy train`: follow its descriptor, or the feature before it."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,9 @@ class SscdConfig:
     temperature: float = 0.05
     """Divides every cosine before the softmax."""
     entropy_weight: float = 30.0
-    """Weight of the entropy term; 30 is the paper's."""
+    """Weight of the entropy term; the paper's is 30."""
     mixup: float = 0.0
-    """Probability of each image to be mixed with another."""
+    """Probability that an image is mixed with another."""
 
 
 @dataclass(frozen=True)
@@ -123,27 +123,27 @@ class RdcdConfig:
     """RDCD."""
 
     contrastive: Literal["moco", "simclr"] = "moco"
-    """Negatives from a queue of a momentum encoder, or from the batch."""
+    """moco: negatives from a queue of a momentum encoder; simclr: from the batch."""
     distillation: Literal["rsd", "seed", "fkd", "none"] = "rsd"
-    """Relations to the queue (rsd), SEED's, the feature itself (fkd), or none."""
+    """rsd: distill relations to the queue; seed: relations as SEED does; fkd: the feature itself; none: no teacher."""
     contrastive_weight: float = 1.0
     """Weight of the contrastive loss."""
     distillation_weight: float = 10.0
-    """Weight of the distillation; the paper's 10, the released script has 1."""
+    """Weight of the distillation loss; 10 is the paper's, the released script has 1."""
     hard_negative_weight: float = 5.0
     """Weight of the hard-negative loss."""
     temperature: float = 0.07
-    """Of the contrastive loss."""
+    """Temperature of the contrastive loss."""
     student_temperature: float = 0.07
-    """Of the student's relations."""
+    """Temperature of the student's relations."""
     teacher_temperature: float = 0.04
-    """Of the teacher's relations."""
+    """Temperature of the teacher's relations."""
     queue_size: int = 65536
     """Entries of the queue."""
     momentum: float = 0.99
-    """Of the momentum encoder."""
+    """Momentum of the momentum encoder, from 0 to 1."""
     entropy_weight: float = 0.0
-    """Weight of the entropy term of the in-batch loss, where contrastive is simclr."""
+    """simclr: weight of the entropy term of the in-batch loss."""
 
 
 @dataclass(frozen=True)
@@ -157,52 +157,52 @@ class AslConfig:
     triplet_weight: float = 1.0
     """Weight of the triplet loss."""
     norm_ratio_weight: float = 1.0
-    """Weight of the norm-ratio loss; 0 = the baseline alone."""
+    """Weight of the norm-ratio loss; 0 = only the baseline."""
     reading: Literal["all", "crop", "negative", "positive", "triplet"] = "all"
-    """Which pairs are ordered: all is ASL, the others are our readings of its ablations; triplet takes all pairs and a
-    margin on the norms instead of their ratio."""
+    """Which pairs the norm-ratio loss orders. all is ASL, the others are our readings of its ablations; triplet orders
+    all pairs by a margin between the norms instead of their ratio."""
     margin: float = 0.3
-    """Of the reading triplet."""
+    """Margin of the reading triplet."""
 
 
 @dataclass(frozen=True)
 class CopyOptimizerConfig:
-    """Optimizer. RDCD's paper writes Adam with lr 1.0; its released script has SGD, the default here."""
+    """Optimizer."""
 
     kind: Literal["sgd", "adam"] = "sgd"
-    """Optimizer."""
+    """sgd as in RDCD's released script; its paper names Adam."""
     lr: float = 1.0
-    """Learning rate, cosine schedule."""
+    """Learning rate at the start of the cosine schedule."""
     lr_per_256: bool = True
-    """lr is that of a batch of 256 images over all processes, and scales with the batch."""
+    """Scale lr with the batch: lr is for 256 images over all processes."""
     momentum: float = 0.9
-    """Of SGD."""
+    """Momentum of SGD."""
     weight_decay: float = 1e-6
-    """L2 penalty."""
+    """Factor of the L2 penalty on the weights."""
     warmup_epochs: float = 5.0
     """Epochs of a linear warm-up."""
     final_lr: float = 0.0
-    """Learning rate at the end."""
+    """Learning rate at the end of the cosine schedule."""
     clip_norm: float | None = None
-    """Largest norm of the gradient; null = not clipped."""
+    """Clip the norm of the gradient to this; null = no clipping."""
 
 
 @dataclass(frozen=True)
 class CopyTrainConfig:
-    """Training; an epoch is one pass over the images."""
+    """Training (an epoch is one pass over the images)."""
 
     epochs: int = 100
     """Passes over the images."""
     max_steps: int | None = None
-    """End after N steps, where that is earlier; null = no limit."""
+    """Stop after N steps, even if epochs are left; null = no limit."""
     batch_size: int = 256
-    """Originals a step, in each process; ASL makes four images of each, the others two views."""
+    """Original images per step, in each process; asl makes four images of each, the others two views."""
     seed: int = 0
-    """Of weights, order and edits."""
+    """Seed of weights, order and edits."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    """Type of the matrix products; fp16 needs a GPU."""
+    """Precision of the matrix products; no = float32; fp16 needs a GPU."""
     channels_last: bool = False
-    """Memory layout that some processors are faster with."""
+    """Use the channels-last memory layout, which is faster on some processors."""
     validate_every: int | None = None
     """Validate every N steps; null = at the end of each epoch."""
     checkpoint_every: int = 500
@@ -210,9 +210,9 @@ class CopyTrainConfig:
     log_every: int = 20
     """Log metrics every N steps."""
     select: str = "muap"
-    """Metric of the validation by which best.pt is chosen."""
+    """Validation metric that chooses best.pt; larger is better."""
     rank_tolerance: float = 0.01
-    """Share of the largest singular value above which one counts for the RPR."""
+    """A singular value counts for the RPR (share of the dimensions in use) if it exceeds this share of the largest."""
 
 
 @dataclass(frozen=True)
@@ -220,11 +220,11 @@ class CopyConfig:
     """Run."""
 
     method: str = ""
-    """Method: name of a file in configs/image_copy/."""
+    """Method: name of a file in configs/image_copy/ without .yaml, such as asl."""
     objective: Literal["sscd", "rdcd", "asl"] = "rdcd"
-    """What is trained; the method's file sets it."""
+    """Training objective; the file of the method sets it."""
     out: str = "runs/copy"
-    """Run folder."""
+    """Run folder, for checkpoints, metrics and the settings."""
     data: CopyDataConfig = field(default_factory=CopyDataConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
     model: CopyModelConfig = field(default_factory=CopyModelConfig)
@@ -242,10 +242,10 @@ SHORT = {"images": "data.images", "workers": "data.workers", "dim": "model.dim",
 
 
 def presets(saved: Path | None = None) -> Presets:
-    """Files that stand in the place of the defaults: a resumed run's settings, the method's.
+    """Return a function from options to YAML files that replace defaults: of a resumed run, and of a method.
 
     Args:
-        saved: settings.yaml of a run that is resumed.
+        saved: settings.yaml of the run to resume.
     """
     def chosen(given: Namespace) -> list[Path]:
         files = [] if saved is None else [saved]
@@ -257,10 +257,11 @@ def presets(saved: Path | None = None) -> Presets:
 
 
 def load_copy_config(arguments: Sequence[str], saved: Path | None = None) -> CopyConfig:
-    """Settings of a command line: defaults, the method's, each `--config FILE`, then `--name value`; the last wins.
+    """Return the settings of a command line: defaults, the method's, `--config` files, then options; the last wins.
 
     Raises:
-        SettingsError: an unknown name (with the nearest right one), a value of the wrong type, an unknown method.
+        SettingsError: a name is unknown (the message suggests the nearest), a value has the wrong type, or the method
+            is unknown.
     """
     parser = Parser(short=SHORT, presets=presets(saved), add_help=False)
     parser.add_settings(CopyConfig)

@@ -1,6 +1,6 @@
-"""Settings of a retrieval run. A YAML of `configs/` and the command line say what differs from the defaults.
+"""Settings of a retrieval run. A YAML file of `configs/` and the command line set what differs from the defaults.
 
-The defaults are the paper's where it states them (AsCL, section 3.1, COCO); where it is silent they are ours.
+The defaults are the paper's where it states them (AsCL, section 3.1, COCO), and otherwise ours.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ class DataConfig:
     """Captions and features."""
 
     captions: str = ""
-    """Karpathy JSON, COCO caption JSON, or a folder of SCAN's {split}_caps.txt; {split} in the name is filled in."""
+    """Karpathy's JSON, COCO's caption JSON, or a folder of SCAN's {split}_caps.txt; {split} in the name is replaced by
+    the name of the split."""
     features: list[str] = field(default_factory=list)
-    """Files that together hold regions and globals, separated by commas: our HDF5 (one or two), another format that is
-    read, or one SCAN .npy; {split} in a name is filled in."""
+    """Files that together hold region and global features, separated by commas: one or two HDF5 files of `ascl
+    extract`, or files that `ascl convert` reads; {split} in a name is replaced by the name of the split."""
     global_source: Literal["files", "mean-region"] = "files"
-    """Where the global feature comes from; mean-region where no file has one, as in SCAN's release."""
+    """Source of the global features: files, or the mean of the regions if no file has them, as in SCAN's release."""
     captions_per_image: int | None = 5
-    """Keep the first N captions of each image when evaluating (a few of COCO's have six or seven); null = all."""
+    """When evaluating, keep the first N captions of each image (a few of COCO's have six or seven); null = all."""
     val_images: int | None = None
-    """Validate while training on the first N images of the split, to save time; null = all."""
+    """While training, validate on the first N images of the split, to save time; null = all."""
     train: str = "train"
     """Name of the split to train on."""
     val: str = "val"
@@ -37,9 +38,9 @@ class DataConfig:
     test: str = "test"
     """Name of the split to evaluate."""
     images: str | None = None
-    """Folder of the images themselves, searched at any depth; null = not at hand."""
+    """Folder of the images, searched at any depth; training needs only their features; null = not available."""
     prepare: str = "see data/README.md"
-    """The command that a message names when a file is missing."""
+    """Command that error messages suggest when a file of the data set is missing."""
 
 
 @dataclass(frozen=True)
@@ -47,47 +48,47 @@ class TextConfig:
     """Text encoder."""
 
     encoder: str = "bert-base-uncased"
-    """Name on the Hugging Face hub, or folder, of a BERT-like encoder."""
+    """BERT-like encoder: name on the Hugging Face hub, or a folder."""
     finetune: bool = False
-    """Train the encoder too."""
+    """Train the encoder too; false = frozen."""
     max_words: int | None = None
-    """Cut texts after N tokens; null = the encoder's own limit."""
+    """Truncate texts after N tokens; null = the encoder's own limit."""
     cache: str | None = None
-    """Folder that keeps the words of a frozen encoder, encoded once; null = encode them in each step."""
+    """Folder for the word vectors of a frozen encoder, computed once; null = compute them in every step."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Model, see `ascl.models.AsCL`."""
+    """Model (see `ascl.models.AsCL`)."""
 
     kind: Literal["ascl", "two_tower", "vse", "vse_infinity", "scan_t2i", "scan_i2t", "clip", "imram"] = "ascl"
-    """AsCL, or a baseline of `ascl.models.baselines`, whose own settings come from configs/baselines/KIND.yaml."""
+    """AsCL, or a baseline of `ascl.models.baselines`; configs/baselines/KIND.yaml sets what differs for a baseline."""
     embed_dim: int = 1024
     """Dimension of the joint space."""
     num_heads: int = 8
     """Heads of the cross-modal attention."""
     local_weight: float = 0.8
-    """u1: share of the local score; the rest is the global score's."""
+    """Weight of the local score (u1 in the paper), from 0 to 1; the global score has the rest."""
     projections: bool = True
-    """Learn the attention's projections; false attends to the features as they are."""
+    """Learn the projections of the attention; false = attend to the features as they are."""
     fusion: bool = True
-    """Let image and text meet before the global score; false = "w/o MF"."""
+    """Fuse image and text before the global score; false = the ablation "w/o MF"."""
     normalize_regions: bool = True
     """Scale each region to length 1."""
     normalize_words: bool = True
     """Scale each word to length 1."""
     sharpness: float = 4.0
-    """Factor of the attention's logits."""
+    """Factor on the logits of the attention; a larger one attends to fewer tokens."""
     standardize: bool = False
-    """Standardize image features by the statistics of 1,000 training images."""
+    """Standardize image features with mean and standard deviation of 1,000 training images."""
     pooling: Literal["mean", "logsumexp"] = "mean"
-    """Of SCAN, over the tokens that attend."""
+    """scan: pooling over the tokens that attend."""
     lambda_softmax: float | None = None
-    """Inverse temperature of SCAN's and IMRAM's attention; null = the papers' for this direction."""
+    """scan, imram: inverse temperature of the attention; null = the paper's value for this direction."""
     lambda_lse: float | None = None
-    """Inverse temperature of SCAN's logsumexp; null = the paper's for this direction."""
+    """scan: inverse temperature of logsumexp pooling; null = the paper's value for this direction."""
     matching_steps: int = 3
-    """Matching steps of IMRAM."""
+    """imram: number of matching steps."""
 
 
 @dataclass(frozen=True)
@@ -97,26 +98,26 @@ class SamplesConfig:
     negatives: Literal[
         "none", "gaussian", "shuffle", "token_cutoff", "feature_cutoff", "cutoff", "dropout", "mixture"
     ] = "mixture"
-    """Noise on the words of caption and generated positive; mixture draws one of mixture_kinds for each caption;
-    none = "w/o Neg"."""
+    """Noise that makes a negative from the words of a caption or generated positive. mixture draws one of
+    mixture_kinds for each caption, cutoff one of the two cutoffs; none = the ablation "w/o Neg"."""
     mixture_kinds: list[str] = field(
         default_factory=lambda: ["gaussian", "shuffle", "token_cutoff", "feature_cutoff", "dropout"]
     )
     """Kinds of noise that mixture draws from, separated by commas."""
     gaussian_scale: float = 1.0
-    """Standard deviation of the noise, relative to the root mean square of the caption's own words."""
+    """gaussian: standard deviation of the noise, relative to the root mean square of the caption's own words."""
     token_ratio: float = 0.3
-    """Share of the words that token cutoff sets to zero."""
+    """token_cutoff: share of the words that are set to zero, between 0 and 1."""
     feature_ratio: float = 0.3
-    """Share of the features that feature cutoff sets to zero."""
+    """feature_cutoff: share of the features that are set to zero, between 0 and 1."""
     dropout: float = 0.5
-    """Probability of dropout noise."""
+    """dropout: probability that an element is set to zero, between 0 and 1."""
     positives: Literal["none", "concatenate", "prefix", "keywords", "both", "both-prefix"] = "both"
-    """concatenate: two captions of the image (Asymmetry-II); keywords: content words removed, prefix: the first words
-    kept (Asymmetry-III); both: concatenation or keywords, drawn for each caption; both-prefix: concatenation or prefix;
-    none = "w/o Pos"."""
+    """Generated positive captions. concatenate: two captions of the image (Asymmetry-II). keywords: a caption without
+    some content words; prefix: only its first words (Asymmetry-III). both: concatenate or keywords, drawn for each
+    caption; both-prefix: concatenate or prefix. none = the ablation "w/o Pos"."""
     positive_ratio: float = 0.5
-    """Share of the keywords that are removed, or of the words that stay as prefix."""
+    """keywords: share of the keywords that are removed; prefix: share of the words that are kept; between 0 and 1."""
 
 
 @dataclass(frozen=True)
@@ -124,64 +125,64 @@ class LossConfig:
     """Loss."""
 
     kind: Literal["contrastive", "triplet"] = "contrastive"
-    """triplet: hardest negative, the ablation "w triplet loss"."""
+    """contrastive: the paper's loss; triplet: hardest negative, the ablation "w triplet loss"."""
     temperature: float = 0.05
-    """Divides every score before the softmax."""
+    """contrastive: divides every score before the softmax; the model clip learns it, starting here."""
     margin: float = 0.2
-    """Of the triplet loss."""
+    """triplet: how much higher than a negative a positive must score."""
     triplet_warmup_steps: int = 1000
-    """Steps in which the triplet loss goes over from all negatives to the hardest."""
+    """triplet: steps in which the loss moves from all negatives to the hardest."""
     norm_ratio_weight: float = 0.0
-    """Weight of a term that the paper does not have: it orders the norm of a concatenated caption above its original's,
-    and this above its truncation's; 0 = without."""
+    """Weight of a norm-ratio loss, which the paper does not have: the norm of a concatenated caption should exceed the
+    original's, and the original's that of its truncation; 0 = off."""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Optimizer: Adam."""
+    """Optimizer (Adam)."""
 
     lr: float = 5e-4
     """Learning rate."""
     encoder_lr: float = 1e-5
-    """Learning rate of a text encoder that is trained too."""
+    """Learning rate of the text encoder, if text.finetune is true."""
     schedule: Literal["step", "cosine"] = "step"
-    """step: times decay_factor every decay_epochs; cosine: down to final_lr."""
+    """step: multiply by decay_factor every decay_epochs; cosine: decay to final_lr."""
     decay_epochs: int = 10
-    """Epochs between two steps of the step schedule."""
+    """step: epochs between two decays."""
     decay_factor: float = 0.1
-    """Factor of each step."""
+    """step: factor of each decay."""
     final_lr: float = 0.0
-    """Learning rate at the end of the cosine schedule."""
+    """cosine: learning rate at the end."""
     warmup_steps: int = 0
     """Steps of a linear warm-up."""
     weight_decay: float = 0.0
-    """L2 penalty."""
+    """Factor of the L2 penalty on the weights."""
     clip_norm: float | None = None
-    """Largest norm of the gradient; null = not clipped."""
+    """Clip the norm of the gradient to this; null = no clipping."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Training; an epoch is one pass over the captions."""
+    """Training (an epoch is one pass over the captions)."""
 
     epochs: int = 20
     """Passes over the captions."""
     max_steps: int | None = None
-    """End after N steps, where that is earlier; null = no limit."""
+    """Stop after N steps, even if epochs are left; null = no limit."""
     batch_size: int = 64
-    """Pairs a step, in each process."""
+    """Image-caption pairs per step, in each process."""
     gather_negatives: bool = True
-    """Several processes take the loss of their batches as one, so that what is learned depends on how many pairs there
-    are in all and not on how many processes share them; false = each has negatives of its own, a cheaper step."""
+    """Compute the loss over the batches of all processes together, so that the result depends on the number of pairs
+    and not on the number of processes; false = each process takes negatives from its own batch, a cheaper step."""
     chunk_size: int | None = None
     """Encode and score N pairs of a process at a time, for batches larger than the memory: the same loss and gradients
     in more time; null = all at once."""
     seed: int = 0
-    """Of weights, order, dropout and generated samples."""
+    """Seed of weights, order, dropout and generated samples."""
     workers: int = 2
-    """Processes that load batches; 0 = none."""
+    """Processes that load batches; 0 = load them in the main process."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    """Type of the matrix products; fp16 needs a GPU."""
+    """Precision of the matrix products; no = float32; fp16 needs a GPU."""
     validate_every: int = 1000
     """Validate every N steps."""
     checkpoint_every: int = 500
@@ -195,9 +196,9 @@ class Config:
     """Run."""
 
     dataset: str = ""
-    """Data set: name of a file in configs/."""
+    """Data set: name of a file in configs/ without .yaml, such as coco."""
     out: str = "runs/default"
-    """Run folder."""
+    """Run folder, for checkpoints, metrics and the settings."""
     data: DataConfig = field(default_factory=DataConfig)
     text: TextConfig = field(default_factory=TextConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -211,10 +212,10 @@ SHORT = {"images": "data.images", "seed": "train.seed", "batch_size": "train.bat
 
 
 def presets(saved: Path | None = None) -> Presets:
-    """Files that stand in the place of the defaults: a resumed run's settings, the data set's, a baseline's own.
+    """Return a function from options to YAML files that replace defaults: of a resumed run, a data set, a baseline.
 
     Args:
-        saved: settings.yaml of a run that is resumed.
+        saved: settings.yaml of the run to resume.
     """
     def chosen(given: Namespace) -> list[Path]:
         files = [] if saved is None else [saved]
@@ -228,14 +229,15 @@ def presets(saved: Path | None = None) -> Presets:
 
 
 def load_config(arguments: Sequence[str], saved: Path | None = None) -> Config:
-    """Settings of a command line: defaults, presets, each `--config FILE`, then `--name value`; the last wins.
+    """Return the settings of a command line: defaults, presets, `--config` files, then options; the last wins.
 
     Args:
         arguments: such as ["--dataset", "coco", "--model.embed_dim", "512"].
-        saved: settings.yaml of a run that is resumed.
+        saved: settings.yaml of the run to resume.
 
     Raises:
-        SettingsError: an unknown name (with the nearest right one), a value of the wrong type, an unknown data set.
+        SettingsError: a name is unknown (the message suggests the nearest), a value has the wrong type, or the data
+            set is unknown.
     """
     parser = Parser(short=SHORT, presets=presets(saved), add_help=False)
     parser.add_settings(Config)

@@ -162,8 +162,8 @@ def test_probes_follow_the_model_that_knows_the_truth(scenes_run, tmp_path):
 
 
 @pytest.mark.parametrize("arguments, match", [
-    (["--scores", "SCORES", "--probes"], "--probes: about computing scores"),
-    (["--checkpoint", "RUN", "--protocol", "paired", "--probes"], "nothing to probe"),
+    (["--scores", "SCORES", "--probes"], "--probes: for computing scores"),
+    (["--checkpoint", "RUN", "--protocol", "paired", "--probes"], "without folds, probes or"),
     (["--checkpoint", "RUN", "--probe-captions", "0"], "probe_captions: expected a whole number of at least 1, got 0"),
 ])
 def test_what_cannot_be_probed(runs, tool, tmp_path, capsys, arguments, match):

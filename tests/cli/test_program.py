@@ -69,7 +69,7 @@ def test_overviews(capsys):
     (["convert", "a.h5"], "required: out"),
     (["copy", "query", "--index", "i"], "images"),
     (["extract", "regions", "--images", ".", "--out", "x.h5", "--config", "zoo.yaml"],
-     "--config is nothing for --backend"),
+     "--config is not an option of --backend"),
 ])
 def test_usage_errors_are_one_line_and_status_2(words, message, capsys):
     assert main(words) == 2

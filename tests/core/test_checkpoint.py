@@ -38,7 +38,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint_whole(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # the kernel refuses to write beyond, as on a full disk
     try:
-        with pytest.raises(DataError, match=r"last\.pt.*previous last\.pt is whole and was kept.*MiB free") as caught:
+        with pytest.raises(DataError, match=r"last\.pt.*previous last\.pt is intact.*MiB free") as caught:
             checkpoint.save(path, {"value": torch.zeros(100_000)})
         with pytest.raises(DataError, match=r"there is no best\.pt yet"):
             checkpoint.save(tmp_path / "best.pt", {"value": torch.zeros(100_000)})
@@ -95,13 +95,13 @@ def test_files_that_are_no_checkpoint_are_refused_by_name(tmp_path, capsys):
         with pytest.raises(DataError, match=r"last\.pt.*truncated, damaged"):
             checkpoint.load(path)
     torch.save({"state_dict": torch.zeros(3)}, path)
-    with pytest.raises(DataError, match="no checkpoint of this project"):
+    with pytest.raises(DataError, match="not a checkpoint of this project"):
         checkpoint.load(path)
     torch.save({"format": checkpoint.FORMAT, "version": 99}, path)
     with pytest.raises(DataError, match="version 99"):
         checkpoint.load(path)
     torch.save({"format": checkpoint.FORMAT, "version": 1, "payload": Payload()}, path)
-    with pytest.raises(DataError, match="truncated, damaged or no checkpoint"):
+    with pytest.raises(DataError, match="truncated, damaged or not a checkpoint"):
         checkpoint.load(path)
     assert "run by" not in capsys.readouterr().out
 
@@ -150,17 +150,17 @@ def test_frozen_weights_may_be_left_out_and_trained_ones_not():
 
 def test_values_that_could_not_be_read_again_are_refused_before_training():
     checkpoint.check_plain({"settings": {"lr": 1e-4, "names": ["a"], "none": None}}, "extra")
-    with pytest.raises(TypeError, match="extra has to be tensors"):
+    with pytest.raises(TypeError, match="extra may hold only tensors"):
         checkpoint.check_plain({"folder": Path("runs")}, "extra")
-    with pytest.raises(TypeError, match="extra has to be tensors"):
+    with pytest.raises(TypeError, match="extra may hold only tensors"):
         checkpoint.check_plain({"function": lambda: 1}, "extra")
 
 
 def test_the_best_checkpoint_of_a_run_is_found_or_the_last_with_a_warning(tmp_path):
-    with pytest.raises(DataError, match=r"no checkpoint in .*expected best\.pt or last\.pt"):
+    with pytest.raises(DataError, match=r"no checkpoint in .*neither best\.pt nor last\.pt"):
         checkpoint.find(tmp_path)
     checkpoint.save(tmp_path / "last.pt", {})
-    with pytest.warns(UserWarning, match=r"has no best\.pt, so last\.pt is read"):
+    with pytest.warns(UserWarning, match=r"has no best\.pt; reading last\.pt"):
         assert checkpoint.find(tmp_path) == tmp_path / "last.pt"
     checkpoint.save(tmp_path / "best.pt", {})
     assert checkpoint.find(str(tmp_path)) == tmp_path / "best.pt"

@@ -123,13 +123,13 @@ def test_karpathy_errors_name_file_place_and_remedy(tmp_path):
     write_json(path, [1])
     refused("holds a JSON list", load_karpathy, path, "val")
     path.write_text('{"images": [\n{"filename": ', encoding="utf-8")
-    refused("not whole JSON .row 2", load_karpathy, path, "val")
+    refused("not complete JSON .row 2", load_karpathy, path, "val")
 
 
 def test_a_truncated_gzip_is_named(tmp_path):
     whole = gzip.compress(json.dumps({"images": [image("a.jpg", "val", "x" * 999)]}).encode())
     (tmp_path / "d.json.gz").write_bytes(whole[: len(whole) // 2])
-    refused(r"d\.json\.gz is truncated or damaged .* fetch it again", load_karpathy, tmp_path / "d.json.gz", "val")
+    refused(r"d\.json\.gz is truncated or damaged .* download it again", load_karpathy, tmp_path / "d.json.gz", "val")
 
 
 # ---- COCO
@@ -146,7 +146,7 @@ def test_coco_groups_captions_by_image_and_keeps_images_without(tmp_path):
     assert captions.owner.tolist() == [0, 1, 1]
     assert load_captions(path, "val").captions == captions.captions
     assert load_captions(tmp_path, "val").captions == captions.captions
-    refused("holds COCO's captions of val, split test", load_captions, path, "test")
+    refused("holds COCO's captions of val, not of split test", load_captions, path, "test")
 
 
 def test_coco_errors_name_the_annotation(tmp_path):
@@ -199,7 +199,7 @@ def test_scan_errors_name_file_row_and_remedy(tmp_path):
     write_scan(tmp_path, "dev", ["a"] * 7, ["x", "y"])
     refused("7 captions for the 2 images of its ids file", load_scan, tmp_path, "dev")
     write_scan(tmp_path, "dev", ["a"] * 4, ["x", "y"])
-    refused("image x has 2 captions, 5 were asked for", load_scan, tmp_path, "dev", captions_per_image=5)
+    refused("image x has 2 captions, but captions_per_image is 5", load_scan, tmp_path, "dev", captions_per_image=5)
     write_scan(tmp_path, "dev", ["a"] * 4, ["x", "y", "x", "y"])
     refused("image ids x, y given to more than one", load_scan, tmp_path, "dev")
     write_scan(tmp_path, "dev", ["a"] * 4, ["x", "", "y", "z"])
@@ -225,7 +225,7 @@ def test_load_captions_finds_the_one_file_of_a_folder(tmp_path):
     write_scan(tmp_path, "test", ["a"] * 5)
     assert load_captions(tmp_path, "test").image_ids == ["0"]
     assert load_captions(tmp_path / "test_caps.txt", "test").image_ids == ["0"]
-    refused("holds split test, split dev was asked for", load_captions, tmp_path / "test_caps.txt", "dev")
+    refused("holds split test, not split dev", load_captions, tmp_path / "test_caps.txt", "dev")
     path = write_karpathy(tmp_path / "dataset_x.json", image("a.jpg", "test", "x"))
     assert load_captions(path, "test").image_ids == ["a"]
     refused(r"several caption files \(dataset_x\.json, test_caps\.txt\)", load_captions, tmp_path, "test")
@@ -320,7 +320,7 @@ def test_coco_and_scan_captions_in_a_zip(tmp_path):
     content = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"id": 1, "image_id": 1, "caption": "x"}]}
     archive = write_zip(tmp_path / "annotations_trainval2014.zip", annotations__captions_val2014=content)
     assert load_captions(archive, "val").captions == ["x"]
-    with pytest.raises(DataError, match="holds COCO's captions of val, split test"):
+    with pytest.raises(DataError, match="holds COCO's captions of val, not of split test"):
         load_captions(archive / "annotations/captions_val2014.json", "test")
     with zipfile.ZipFile(tmp_path / "scan.zip", "w") as file:
         file.writestr("test_caps.txt", "\n".join("abcde"))
@@ -332,7 +332,7 @@ def test_a_damaged_zip_is_named(tmp_path):
     whole = archive.read_bytes()
     archive.write_bytes(whole[:-30])
     for path in (archive, archive / "dataset_x.json", tmp_path / "dataset_x.json"):
-        refused(r"caption_datasets\.zip is truncated or no zip", load_captions, path, "val")
+        refused(r"caption_datasets\.zip is truncated or not a zip", load_captions, path, "val")
     start = whole.index(b"dataset_x.json") + len("dataset_x.json")
     archive.write_bytes(whole[: start + 5] + bytes([whole[start + 5] ^ 255]) + whole[start + 6 :])
     refused(r"caption_datasets\.zip/dataset_x\.json is truncated or damaged", load_captions, archive, "val")

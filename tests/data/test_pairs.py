@@ -233,7 +233,7 @@ def test_partners_in_a_batch_are_random():
 
 
 def test_sampler_errors():
-    with pytest.raises(DataError, match="batch size 4 has to be within 1 and the number of images with captions, 3"):
+    with pytest.raises(DataError, match="batch size 4 must be from 1 to 3, the number of images with captions"):
         UniqueImageBatchSampler([0, 0, 1, 5], 4)
     sampler = UniqueImageBatchSampler([0, 0, 1, 1], 2)
     with pytest.raises(ValueError, match="no batch 3 in epoch 0: epochs start at 0, with 2 batches"):

@@ -208,7 +208,7 @@ def test_an_unknown_compression_is_named(tmp_path):
 def test_a_truncated_archive_is_named_and_leaves_only_whole_files(tmp_path, kind, share):
     whole = pack(tmp_path / f"whole.{kind}", FILES).read_bytes()
     (tmp_path / f"a.{kind}").write_bytes(whole[: int(share * len(whole))])
-    refused("truncated.*remove it and fetch it again", unpack_quietly, tmp_path / f"a.{kind}", tmp_path / "out")
+    refused("truncated.*remove it and download it again", unpack_quietly, tmp_path / f"a.{kind}", tmp_path / "out")
     assert tree(tmp_path / "out").items() <= FILES.items()
 
 
@@ -226,7 +226,7 @@ def test_a_false_byte_in_a_zip_is_found(tmp_path):
 def test_no_archive(tmp_path):
     refused("no archive", unpack_quietly, tmp_path / "a.zip", tmp_path / "out")
     (tmp_path / "a.zip").write_bytes(b"<html>404</html>" * 100)
-    refused("neither zip nor tar", unpack_quietly, tmp_path / "a.zip", tmp_path / "out")
+    refused("neither a zip nor a tar", unpack_quietly, tmp_path / "a.zip", tmp_path / "out")
     for empty in (bytes(100_000), pack(tmp_path / "b.zip", {}).read_bytes(), pack(tmp_path / "b.tar", {}).read_bytes()):
         (tmp_path / "a.zip").write_bytes(empty)
         refused("holds no file", unpack_quietly, tmp_path / "a.zip", tmp_path / "out")
@@ -240,7 +240,7 @@ def test_the_disk_is_too_small(tmp_path, kind, monkeypatch):
     archive = pack(tmp_path / f"a.{kind}", FILES)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 5, 9_000))
-    refused("make room", unpack_quietly, archive, tmp_path / "out")
+    refused("free some space", unpack_quietly, archive, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -253,7 +253,7 @@ def test_the_disk_fills_up_on_the_way(archive, tmp_path, monkeypatch):
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", full)
-    refused("3.jpg: the disk is full .* goes on from here", unpack_quietly, archive, tmp_path / "out")
+    refused("3.jpg: the disk is full .* continues from here", unpack_quietly, archive, tmp_path / "out")
     assert set(tree(tmp_path / "out")) == {"train/0.jpg", "train/1.jpg", "train/2.jpg"}
     monkeypatch.undo()
     assert unpack_quietly(archive, tmp_path / "out") == Unpacked(5, 2)

@@ -237,7 +237,7 @@ def test_a_wrong_checksum_leaves_nothing_and_says_what_to_do(server, tmp_path):
     server.content = OTHER
     with pytest.raises(DataError) as refusal:
         fetch_hastily(remote(server, CONTENT), tmp_path)
-    for told in (remote(server, OTHER).sha256, remote(server, CONTENT).sha256, "try a mirror", "fetches it again"):
+    for told in (remote(server, OTHER).sha256, remote(server, CONTENT).sha256, "use a mirror", "downloads it again"):
         assert told in str(refusal.value)
     assert names(tmp_path) == []
 
@@ -266,7 +266,7 @@ def test_a_false_file_under_the_final_name_is_named_and_kept(server, tmp_path):
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://a/b", "a/b.zip", "http:///b.zip", "http://[a/b.zip", "http://a/"])
 def test_an_address_that_is_none_is_refused(url):
-    refused("is no address of a file", RemoteFile, url, 1, "0")
+    refused("is not the address of a file", RemoteFile, url, 1, "0")
 
 
 # ---- faults of network and server
@@ -275,7 +275,7 @@ def test_an_address_that_is_none_is_refused(url):
 @pytest.mark.parametrize("code", [404, 403, 410, 401])
 def test_a_final_refusal_is_not_tried_again(server, tmp_path, code):
     server.faults = [("status", code, {})]
-    refused(f"answers {code} .*give a mirror, or fetch it by hand", fetch_hastily, remote(server), tmp_path)
+    refused(f"answers {code} .*give a mirror, or download it by hand", fetch_hastily, remote(server), tmp_path)
     assert len(server.requests) == 1
 
 
@@ -289,7 +289,7 @@ def test_passing_faults_are_waited_out_longer_each_time_and_as_the_server_asks(s
 
 def test_attempts_without_a_new_byte_end(server, tmp_path):
     server.faults = [("cut", 1000), ("cut", 1000), ("cut", 0), ("cut", 0), ("cut", 0)]
-    with pytest.raises(DataError, match=r"3 times in a row; 2000 of 3000000 bytes are in .*goes on from there"):
+    with pytest.raises(DataError, match=r"3 times in a row; 2000 of 3000000 bytes are in .*continues from there"):
         fetch_hastily(remote(server), tmp_path)
     assert len(server.requests) == 5
     assert fetch_hastily(remote(server), tmp_path).read_bytes() == CONTENT
@@ -338,7 +338,7 @@ def test_a_full_disk_keeps_what_is_there(server, tmp_path, monkeypatch):
             self.file.close()
 
     monkeypatch.setattr(download, "open", lambda path, mode, **more: Sink(open(path, mode, **more)), raising=False)
-    refused(r"the disk is full .* goes on from here", fetch_hastily, remote(server), tmp_path)
+    refused(r"the disk is full .* continues from here", fetch_hastily, remote(server), tmp_path)
     monkeypatch.undo()
     kept = fetched(remote(server), tmp_path)
     assert 0 < kept <= 1_500_000 and len(server.requests) == 1
@@ -356,12 +356,12 @@ def test_space_is_asked_for_beforehand(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 5, 5_000_000))
     require_space(tmp_path / "not" / "yet", 5_000_000, "it")
-    with pytest.raises(DataError, match=r"it needs 5\.0 MB .* 5\.0 MB are free: make room"):
+    with pytest.raises(DataError, match=r"it needs 5\.0 MB .* 5\.0 MB are free: free some"):
         require_space(tmp_path / "not" / "yet", 5_000_001, "it")
 
 
 def test_a_second_process_is_kept_away(server, tmp_path):
-    with FileLock(tmp_path / "file.zip.part.lock"), pytest.raises(DataError, match="another process is fetching"):
+    with FileLock(tmp_path / "file.zip.part.lock"), pytest.raises(DataError, match="another process is downloading"):
         fetch_hastily(remote(server), tmp_path)
     assert fetch_hastily(remote(server), tmp_path).read_bytes() == CONTENT
 
@@ -398,5 +398,5 @@ def test_the_program_is_killed_while_the_server_stalls_and_goes_on(server, tmp_p
     assert [request.get("Range") for request in server.requests] == [None, "bytes=5000000-"]
     assert server.sent == published.size
     assert again.returncode == 1 and published.sha256 in again.stderr and "Traceback" not in again.stderr
-    assert "5.0 MB of it is there" in again.stdout
+    assert "of which 5.0 MB are there" in again.stdout
     assert names(tmp_path) == []

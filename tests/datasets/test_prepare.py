@@ -128,7 +128,7 @@ def states(checks: list[Check]) -> dict[tuple[str, str], str]:
 
 def test_from_nothing_to_whole_and_a_second_time_nothing(site, home):
     said = bring(site, coco(home))
-    assert said[:3] == [f"to fetch: {site.url}/{name} ({readable((site.folder / name).stat().st_size)}) to "
+    assert said[:3] == [f"to download: {site.url}/{name} ({readable((site.folder / name).stat().st_size)}) to "
                         f"{home / name}" for name in ("caption_datasets.zip", "train2014.zip", "val2014.zip")]
     assert set(tree(home)) == {"caption_datasets.zip", "dataset_coco.json", "train2014.zip", "val2014.zip",
                                *(f"images/{split}/{name}.jpg" for split, ids in IMAGES.items() for name in ids)}
@@ -181,7 +181,7 @@ def test_only_a_part(site, home, only, asked):
 
 
 def test_parts_that_the_data_set_or_the_settings_do_not_have(site, home):
-    with pytest.raises(DataError, match="has none beside its captions"):
+    with pytest.raises(DataError, match="has none besides its captions"):
         bring(site, coco(home), published=replace(site.published, annotations=None), only="annotations")
     with pytest.raises(DataError, match="data.images is not set"):
         bring(site, coco(home, images=None), only="images")
@@ -223,7 +223,7 @@ def test_the_disk_is_looked_at_before_the_first_byte(site, home, monkeypatch):
              ("caption_datasets.zip", "train2014.zip", "val2014.zip")}
     needed = sum(sizes.values()) + sizes["train2014.zip"] + sizes["val2014.zip"]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, needed - 1))
-    with pytest.raises(DataError, match="fetching and unpacking needs"):
+    with pytest.raises(DataError, match="downloading and unpacking needs"):
         bring(site, coco(home))
     assert site.requests == []
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, needed))
@@ -252,7 +252,7 @@ def test_an_archive_brought_by_hand_is_unpacked(site, home, by_hand, name, place
     assert [line for line in bring(site, config, published=by_hand) if "unpack" in line] == []
     assert states(check_dataset(config))["images", "test"] == "MISSING"
     told = "\n".join(how_to_get(by_hand, config.data))
-    for part in ("http://page.invalid", "http://form.invalid", f"put it into {home}/", "flickr-images"):
+    for part in ("http://page.invalid", "http://form.invalid", f"to {home}/", "flickr-images"):
         assert part in told
 
     (home / place).mkdir(exist_ok=True)
@@ -266,7 +266,7 @@ def test_an_archive_brought_by_hand_is_unpacked(site, home, by_hand, name, place
                 info.size = len(content)
                 file.addfile(info, io.BytesIO(content))
     said = bring(site, config, published=by_hand)
-    assert "no checksum is published" in said[0] and "3 of them new" in said[1]
+    assert "no checksum of it is published" in said[0] and "3 of them new" in said[1]
     assert states(check_dataset(config, verify_images=True))["images", "test"] == "ok"
     assert bring(site, config, published=by_hand) == []
     assert site.requests == ["caption_datasets.zip"]
@@ -309,10 +309,10 @@ def test_the_published_data_sets_fit_their_settings():
     (["--dataset", "coco", "--check", "--data.caption", "x"], "data.captions"),
     (["--dataset", "coco", "--check", "--mirror", "http://a"], "--check fetches none"),
     (["--dataset", "scenes", "--only", "images"], "scenes fetches none"),
-    (["--dataset", "flickr8k", "--only", "annotations"], "has none beside its captions"),
+    (["--dataset", "flickr8k", "--only", "annotations"], "has none besides its captions"),
     (["--dataset", "flickr8k", "--data.captions", "mine.json"], "data.captions is mine.json, which does not exist"),
     (["--dataset", "flickr8k", "--only", "captions", "--mirror", "file:///etc", "--data.captions",
-      "nowhere/dataset_flickr8k.json"], "is no address of a file"),
+      "nowhere/dataset_flickr8k.json"], "is not the address of a file"),
 ])
 def test_settings_that_cannot_work(tool, capsys, tmp_path, monkeypatch, arguments, told):
     monkeypatch.chdir(tmp_path)

@@ -81,7 +81,7 @@ def test_the_program_draws_from_a_file_of_features(tool, capsys, tmp_path):
     arguments = ["--features", str(features), "--image-id", "photo", "--images", str(tmp_path), "--out", str(out)]
     assert tool("show_regions")([*arguments, "--top", "2"]) == 0
     printed = capsys.readouterr().out
-    assert "the first 2 of 3 regions" in printed and "1  0.900    10.0   20.0   60.0   80.0  ball" in printed
+    assert "the best 2 of 3 regions" in printed and "1  0.900    10.0   20.0   60.0   80.0  ball" in printed
     assert Image.open(out).size == (576, 480)
     photograph = str(tmp_path / "photos" / "photo.png")
     assert tool("show_regions")([photograph, "--features", str(features), "--out", str(out)]) == 0
@@ -92,7 +92,7 @@ def test_the_program_draws_what_a_backend_finds(tool, capsys, tmp_path, monkeypa
     Image.new("RGB", (120, 100), "white").save(tmp_path / "photo.png")
     backend = ["--backbone", "mobilenet_v2", "--weights", "random:0", "--layer", "features.3", "--input-size", "32"]
     assert tool("show_regions")(["photo.png", *backend, "--grid", "2", "--device", "cpu"]) == 0
-    assert "the first 4 of 4 regions of photo.png" in capsys.readouterr().out
+    assert "the best 4 of 4 regions of photo.png" in capsys.readouterr().out
     assert (tmp_path / "photo.regions.png").exists()
 
 
@@ -105,7 +105,7 @@ def test_what_cannot_be_shown_is_refused(tool, capsys, tmp_path):
         (["--features", str(features), "--image-id", "b", "--images", str(tmp_path)], "no image with the id 'b'"),
         ([str(tmp_path / "photo.png"), "--features", str(features), "--image-id", "c"], "no features of 1 image"),
         ([str(tmp_path / "none.png")], "none.png"),
-        ([str(tmp_path / "photo.png"), "--features", str(features), "--weights", "w"], "--weights is for detecting"),
+        ([str(tmp_path / "photo.png"), "--features", str(features), "--weights", "w"], "--weights finds regions"),
     ]:
         assert tool("show_regions")([*arguments, "--out", str(tmp_path / "out.png")]) == 1 + ("--weights" in arguments)
         assert re.search(problem, capsys.readouterr().err)

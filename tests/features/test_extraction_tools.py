@@ -61,7 +61,7 @@ def test_mistakes_are_reported_in_one_line(run, capsys, tmp_path):
     assert run("extract_regions", *arguments, "--backend", "detector") == 2
     assert run("extract_regions", *arguments, "--grid", 0) == 2
     assert run("extract_regions", *arguments, "--shard", "3/2") == 2
-    assert "--shard 3/2 is no shard such as 1/4" in capsys.readouterr().err
+    assert "--shard 3/2: expected I/N" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -69,13 +69,13 @@ def test_mistakes_are_reported_in_one_line(run, capsys, tmp_path):
     [
         (["--backend", "bottom-up"], "--backend bottom-up needs --weights"),
         (["--backend", "patches"], "--backend patches needs --model"),
-        (["--backend", "bottom-up", "--weights", "w.pth", "--grid", "6"], "--grid is nothing for --backend bottom-up"),
-        (["--backend", "grid", "--resize", "processor"], "--resize processor: --backend grid has squash, crop"),
-        (["--backend", "patches", "--model", "m", "--layer", "x"], "--layer x: a whole number is wanted"),
+        (["--backend", "bottom-up", "--weights", "w.pth", "--grid", "6"], "--grid is not an option of --backend bott"),
+        (["--backend", "grid", "--resize", "processor"], "--resize processor: --backend grid takes squash, crop"),
+        (["--backend", "patches", "--model", "m", "--layer", "x"], "--layer x: expected a whole number"),
         (["--backend", "bottom-up", "--weights", "none.pth"], "none.pth"),
-        (["--backend", "bottom-up", "--weights", "none.pth", "--selection", "best"], "has fixed, adaptive, raise-nms"),
+        (["--backend", "bottom-up", "--weights", "none.pth", "--selection", "best"], "takes fixed, adaptive, raise"),
         (["--engine", "ray", "--weights", "none.pth"], "none.pth"),
-        (["--actors", "2"], "--actors and --gpus_per_actor are for --engine ray"),
+        (["--actors", "2"], "--actors and --gpus_per_actor need --engine ray"),
     ],
 )
 def test_options_that_do_not_fit_the_backend_are_named(run, capsys, tmp_path, given, problem):

@@ -69,7 +69,7 @@ def test_a_file_that_does_not_fit_lists_every_wrong_key(tmp_path):
     path, _ = state_file(tmp_path, spoil)
     wanted = (
         r"missing 2 \(conv1\.weight, bn1\.bias\); left over 1 \(extra\.weight\); "
-        r"of another shape 1 \(fc\.weight \(365, 512\) where \(1000, 512\) is wanted\)"
+        r"of another shape 1 \(fc\.weight \(365, 512\), expected \(1000, 512\)\)"
     )
     with pytest.raises(DataError, match=wanted):
         load_classifier("resnet18", path)
@@ -77,15 +77,15 @@ def test_a_file_that_does_not_fit_lists_every_wrong_key(tmp_path):
 
 def test_files_that_are_no_state_dict_are_refused(tmp_path):
     torch.save({"epoch": 3, "state_dict": {}}, tmp_path / "run.pth")
-    with pytest.raises(DataError, match="wanted a state dict of resnet18.*found: epoch, state_dict"):
+    with pytest.raises(DataError, match="expected a state dict of resnet18.*found: epoch, state_dict"):
         load_classifier("resnet18", str(tmp_path / "run.pth"))
     (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(DataError, match="text.pth: not a whole file of weights"):
+    with pytest.raises(DataError, match="text.pth: not a complete file of weights"):
         load_classifier("resnet18", str(tmp_path / "text.pth"))
     path, _ = state_file(tmp_path)
     whole = (tmp_path / "weights.pth").read_bytes()
     (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match="cut.pth: not a whole file of weights"):
+    with pytest.raises(DataError, match="cut.pth: not a complete file of weights"):
         load_classifier("resnet18", str(tmp_path / "cut.pth"))
     with pytest.raises(DataError, match="absent.pth: no such file of weights"):
         load_classifier("resnet18", str(tmp_path / "absent.pth"))
@@ -93,7 +93,7 @@ def test_files_that_are_no_state_dict_are_refused(tmp_path):
 
 def test_pickled_code_is_never_run(tmp_path):
     torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
-    with pytest.raises(DataError, match="module.pth: not a whole file of weights"):
+    with pytest.raises(DataError, match="module.pth: not a complete file of weights"):
         load_classifier("resnet18", str(tmp_path / "module.pth"))
 
 
@@ -249,7 +249,7 @@ def test_a_transformers_tokens_come_as_a_map_without_the_class_token():
 
 
 def test_an_input_size_that_the_backbone_cannot_take_is_an_error():
-    with pytest.raises(DataError, match="vit_b_32 takes no images of 64x64"):
+    with pytest.raises(DataError, match="vit_b_32 cannot take images of 64x64"):
         Backbone("vit_b_32", "random:0", None, **PLAIN)
 
 

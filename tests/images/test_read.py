@@ -83,9 +83,9 @@ def test_exif_orientation_is_applied(tmp_path, orientation, store, suffix):
 def as_stored(mode: str) -> tuple[Image.Image, np.ndarray]:
     """An image of this mode, and the RGB that its definition gives it."""
     rgb = smooth_image(32, 32)
-    grey = np.asarray(rgb.convert("L"))
+    gray = np.asarray(rgb.convert("L"))
     if mode == "I;16":
-        return Image.fromarray(grey.astype(np.uint16) * 257), np.repeat(grey[..., None], 3, axis=2)
+        return Image.fromarray(gray.astype(np.uint16) * 257), np.repeat(gray[..., None], 3, axis=2)
     if mode == "P":
         stored = rgb.quantize(64)
         return stored, np.array(stored.getpalette()).reshape(-1, 3)[np.asarray(stored)]
@@ -244,29 +244,29 @@ def test_folders_lists_and_files_are_sources_of_images_each_file_once(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder"])
-def test_what_the_disk_does_not_give_is_no_fault_of_the_image(tmp_path, kind):
+def test_a_file_that_the_disk_cannot_deliver_is_no_unreadable_image(tmp_path, kind):
     if kind == "folder":
         (tmp_path / "image.jpg").mkdir()
-    with pytest.raises(DataError, match=r"image\.jpg: the disk does not give this file \(") as caught:
+    with pytest.raises(DataError, match=r"image\.jpg: the file cannot be read from the disk \(") as caught:
         load_image(tmp_path / "image.jpg")
     assert not isinstance(caught.value, UnreadableImage)
 
 
-def test_16_bit_grey_is_not_clipped_in_any_format(tmp_path):
-    grey = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
-    (tmp_path / "deep.pgm").write_bytes(b"P5 16 16 65535\n" + grey.astype(">u2").tobytes())
-    Image.fromarray(grey).save(tmp_path / "deep.png")
-    Image.fromarray(grey.astype(np.int32)).save(tmp_path / "wide.tif")
+def test_16_bit_gray_is_not_clipped_in_any_format(tmp_path):
+    gray = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    (tmp_path / "deep.pgm").write_bytes(b"P5 16 16 65535\n" + gray.astype(">u2").tobytes())
+    Image.fromarray(gray).save(tmp_path / "deep.png")
+    Image.fromarray(gray.astype(np.int32)).save(tmp_path / "wide.tif")
     for name in ("deep.pgm", "deep.png", "wide.tif"):
-        assert np.array_equal(np.asarray(load_image(tmp_path / name).image)[..., 0], grey >> 8), name
-    Image.fromarray((grey >> 8).astype(np.int32)).save(tmp_path / "narrow.tif")
-    assert np.array_equal(np.asarray(load_image(tmp_path / "narrow.tif").image)[..., 0], grey >> 8)
+        assert np.array_equal(np.asarray(load_image(tmp_path / name).image)[..., 0], gray >> 8), name
+    Image.fromarray((gray >> 8).astype(np.int32)).save(tmp_path / "narrow.tif")
+    assert np.array_equal(np.asarray(load_image(tmp_path / "narrow.tif").image)[..., 0], gray >> 8)
 
 
 @pytest.mark.parametrize(
     ("pixels", "problem"),
     [(np.full((4, 4), 0.5, np.float32), "floating-point"), (np.full((4, 4), 70_000, np.int32), "from 70000 to 70000"),
-     (np.full((4, 4), -1, np.int32), "grey values from -1")],
+     (np.full((4, 4), -1, np.int32), "gray values from -1")],
 )
 def test_pixels_of_an_unknown_range_are_refused(tmp_path, pixels, problem):
     Image.fromarray(pixels).save(tmp_path / "image.tif")

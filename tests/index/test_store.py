@@ -269,15 +269,15 @@ def test_half_an_index_and_damaged_files_are_named(index):
         CopyIndex(index.folder)
     (index.folder / "index.sqlite").write_bytes(whole)
     edit_state(index.folder, version=3)
-    with pytest.raises(DataError, match="is an index of version 3; this program reads up to 2: update it"):
+    with pytest.raises(DataError, match="is an index of version 3; this program reads up to 2: update ascl"):
         CopyIndex(index.folder)
     edit_state(index.folder, format="other", version=2)
-    with pytest.raises(DataError, match="no index of images"):
+    with pytest.raises(DataError, match="not an index of images"):
         CopyIndex(index.folder)
     (index.folder / "index.sqlite").unlink()
-    with pytest.raises(DataError, match=r"half an index: index\.sqlite is missing"):
+    with pytest.raises(DataError, match=r"an incomplete index: index\.sqlite is missing"):
         CopyIndex(index.folder)
-    with pytest.raises(DataError, match=r"half an index: index\.sqlite is missing"):
+    with pytest.raises(DataError, match=r"an incomplete index: index\.sqlite is missing"):
         CopyIndex.create(index.folder, MODEL, metric="ip", dimension=DIM)
 
 
@@ -585,7 +585,7 @@ def test_a_damaged_compressed_index_costs_speed_and_is_told(compressed):
     for break_it in (lambda: file.write_bytes(file.read_bytes()[:1000]), file.unlink):
         break_it()
         opened = CopyIndex(compressed.folder)
-        assert "`compact` builds it again" in opened.fault and opened.searched_by.startswith("every image")
+        assert "`compact` rebuilds it" in opened.fault and opened.searched_by.startswith("every image")
         assert np.array_equal(opened.search(queries, 5)[0], wanted)
     opened.compact()
     assert opened.fault is None and opened.searched_by.startswith("compressed")

@@ -361,7 +361,7 @@ def test_data_that_has_moved_can_be_pointed_to(runs, tiny_data, tool, tmp_path):
 def test_a_run_without_its_best_checkpoint_says_what_is_read(runs, tmp_path):
     shutil.copytree(runs[0], tmp_path / "run")
     (tmp_path / "run" / "best.pt").unlink()
-    with pytest.warns(UserWarning, match="has no best.pt, so last.pt is read"):
+    with pytest.warns(UserWarning, match="has no best.pt; reading last.pt"):
         load_model(tmp_path / "run")
 
 

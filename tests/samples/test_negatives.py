@@ -200,9 +200,9 @@ def test_cutoff_draws_both_cutoffs_and_a_mixture_of_one_kind_is_that_kind():
 
 
 def test_settings_are_checked():
-    with pytest.raises(ValueError, match="no noise 'blur': use one of gaussian, shuffle, token_cutoff"):
+    with pytest.raises(ValueError, match="unknown noise 'blur': use one of gaussian, shuffle, token_cutoff"):
         NoiseSettings(kind="blur")
-    with pytest.raises(ValueError, match="no noise 'mixture'"):
+    with pytest.raises(ValueError, match="unknown noise 'mixture'"):
         NoiseSettings(mixture_kinds=("gaussian", "mixture"))
     with pytest.raises(ValueError, match="mixture_kinds is empty"):
         NoiseSettings(mixture_kinds=())
@@ -211,7 +211,7 @@ def test_settings_are_checked():
             NoiseSettings(gaussian_scale=wrong)
     for name in ("token_ratio", "feature_ratio", "dropout"):
         for value in (0.0, 1.0, -0.5):
-            with pytest.raises(ValueError, match=f"{name} has to lie between 0 and 1, got {value}"):
+            with pytest.raises(ValueError, match=f"{name} must be between 0 and 1, got {value}"):
                 NoiseSettings(**{name: value})
 
 
@@ -219,9 +219,9 @@ def test_settings_are_checked():
 def test_inputs_are_checked(kind):
     words, mask = batch(3, 2)
     settings = dataclasses.replace(SETTINGS, kind=kind)
-    with pytest.raises(ValueError, match=r"mask has to be bool \(2, 5\)"):
+    with pytest.raises(ValueError, match=r"mask must be bool \(2, 5\)"):
         add_noise(words, mask.float(), settings, generator())
-    with pytest.raises(ValueError, match=r"mask has to be bool \(2, 5\), True = a real word, got \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"mask must be bool \(2, 5\), True = a real word, got \(2, 4\)"):
         add_noise(words, mask[:, :4], settings, generator())
-    with pytest.raises(ValueError, match="words have to be floating point"):
+    with pytest.raises(ValueError, match="words must be floating point"):
         add_noise(words.long(), mask, settings, generator())

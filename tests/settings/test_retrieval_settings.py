@@ -60,7 +60,7 @@ def test_every_setting_says_what_it_means(kind):
     assert [name for name in leaf_types(kind) if not (parser.actions[name].help or "").strip()] == []
 
 
-def test_settings_of_a_resumed_run_stand_in_the_place_of_the_defaults(configs):
+def test_settings_of_a_resumed_run_replace_the_defaults(configs):
     saved = to_dict(load_config(["--dataset", "pets", "--train.max_steps", "2"]))
     path = configs / "settings.yaml"
     path.write_text(yaml.safe_dump(saved))

@@ -310,7 +310,7 @@ def test_a_disk_that_fills_up_while_training_keeps_the_last_checkpoint(tmp_path,
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(DataError, match=r"No space left on device; the previous last\.pt is whole and was kept"):
+    with pytest.raises(DataError, match=r"No space left on device; the previous last\.pt is intact"):
         run_tiny(tmp_path, resume=True)
     monkeypatch.undo()
     assert (tmp_path / "last.pt").read_bytes() == before
@@ -361,7 +361,7 @@ def test_mistakes_are_refused_before_the_first_step(tmp_path, run_tiny):
         run_tiny(tmp_path, made=(model, forgetful))
     with pytest.raises(ValueError, match="trained parameters would be missing"):
         run_tiny(tmp_path, saved=lambda name: "3" not in name)
-    with pytest.raises(TypeError, match="extra has to be"):
+    with pytest.raises(TypeError, match="extra may hold only"):
         run_tiny(tmp_path, extra={"folder": Path("x")})
     assert not (tmp_path / "metrics.jsonl").exists()
     for name in ("epochs", "steps_per_epoch", "max_steps", "validate_every", "checkpoint_every", "log_every"):

@@ -1,4 +1,4 @@
-"""One file for each feature format, one interface (`base`); `open` picks the reader, `convert` writes our format."""
+"""Feature stores: one file per format, one interface (`base`); `open` picks the reader, `convert` writes our format."""
 
 from ascl.data.stores.base import FeatureStore
 from ascl.data.stores.open import open_features

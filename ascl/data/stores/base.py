@@ -1,4 +1,4 @@
-"""What every store of image features gives, and the messages that all of them share."""
+"""The interface of every store of image features, and the error messages that they share."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ascl.core.errors import DataError, first_of
 from ascl.data.text_files import GET_DATA
 
 KINDS = frozenset({"regions", "globals"})
-# What a store may know beside features: name -> type, and the value of regions that are not real; see `details`.
+# What a store may hold besides features: name -> (type, value of padded regions); see `details`.
 DETAILS: dict[str, tuple[type, int]] = {"image_sizes": (np.int32, 0), "scores": (np.float32, 0),
                                         "class_ids": (np.int32, -1), "attribute_ids": (np.int32, -1),
                                         "attribute_scores": (np.float32, 0)}
-NAMES = {"class_ids": "class_names", "attribute_ids": "attribute_names"}  # ids -> what says what they stand for
+NAMES = {"class_ids": "class_names", "attribute_ids": "attribute_names"}  # ids -> the list that names them
 
 
 @dataclass
@@ -29,10 +29,10 @@ class Features:
     """Features of n images.
 
     Attributes:
-        regions: (n, K, R) float32, or None from a store without regions; rows beyond an image's real regions are 0.
-        globals: (n, G) float32, or None from a store without globals.
-        boxes: (n, K, 4) float32, pixels of the original image, x1 y1 x2 y2, or None where the store has none.
-        mask: (n, K) bool, True = a real region; None means that all are real.
+        regions: (n, K, R) float32, None if the store has none; rows beyond an image's real regions are padding, 0.
+        globals: (n, G) float32, None if the store has none.
+        boxes: (n, K, 4) float32, x1 y1 x2 y2 in pixels of the original image, None if the store has none.
+        mask: (n, K) bool, True = a real region; None = all are real.
     """
 
     regions: np.ndarray | None
@@ -47,22 +47,23 @@ class Features:
         return Features(kept, None if self.globals is None else self.globals[index], boxes, mask)
 
     def real_regions(self) -> np.ndarray | None:
-        """Return (n, K) bool, also where all are real; None without regions."""
+        """Return the mask (n, K) bool, even if all regions are real; None without regions."""
         if self.regions is None or self.mask is not None:
             return self.mask
         return np.ones(self.regions.shape[:2], dtype=bool)
 
 
 class FeatureStore(ABC):
-    """Features of images by row. Safe in DataLoader workers: files are opened lazily, once in each process.
+    """Features of images, by row. Safe in DataLoader workers: each process opens the files itself, on first use.
 
     Attributes:
-        image_ids: one for each row, unique.
-        region_dim, num_regions, global_dim: R and K, None without regions; G, None without globals.
+        image_ids: unique id of each row.
+        region_dim, num_regions: R and K; None without regions.
+        global_dim: G; None without globals.
         source: the file or files, for messages.
-        provenance: file -> how its features were made (empty for files that do not say).
-        names: what ids of `details` stand for: "class_names", "attribute_names"; empty for files that do not say.
-        numbered: the ids are no more than the numbers of the rows.
+        provenance: file -> how its features were made; empty if the files do not say.
+        names: "class_names" and "attribute_names", which name the ids in `details`; empty if the files do not say.
+        numbered: whether the ids are only the numbers of the rows.
     """
 
     image_ids: list[str]
@@ -79,7 +80,7 @@ class FeatureStore(ABC):
 
     @property
     def kinds(self) -> frozenset[str]:
-        """What the store gives: "regions", "globals" or both."""
+        """What the store holds: "regions", "globals" or both."""
         dims = {"regions": self.region_dim, "globals": self.global_dim}
         return frozenset(kind for kind, dim in dims.items() if dim is not None)
 
@@ -88,35 +89,38 @@ class FeatureStore(ABC):
         return {image_id: row for row, image_id in enumerate(self.image_ids)}
 
     def rows(self, image_ids: Sequence[str]) -> np.ndarray:
-        """Rows of the given images, (n,) int64, in that order; a DataError names images that are not in the store."""
+        """Return the rows of the given images, (n,) int64, in that order; a DataError names missing images."""
         missing = [image_id for image_id in image_ids if image_id not in self._row_of]
         if missing:
             raise missing_images(missing, self.source, self.image_ids, self.remedy(self.kinds))
         return np.array([self._row_of[image_id] for image_id in image_ids], dtype=np.int64)
 
     def read(self, rows: np.ndarray | Sequence[int]) -> Features:
-        """Features of the given rows, in that order; rows may repeat.
+        """Return the features of the given rows, in that order; rows may repeat.
 
         Raises:
-            DataError: a row outside the store, or a value that is not finite (file, row and image id named).
+            DataError: a row is outside the store, or a value is not finite (the message names file, row and image id).
         """
         return self.read_kinds(self._checked(rows), self.kinds)
 
     @abstractmethod
     def read_kinds(self, rows: np.ndarray, kinds: frozenset[str]) -> Features:
-        """As `read`, only the kinds asked for (a merge reads from each file only what it uses); rows are in range."""
+        """Return only the given kinds of features, as `read` does; all rows are in range.
+
+        A merged store reads from each file only what it uses.
+        """
 
     def details(self, rows: np.ndarray | Sequence[int]) -> dict[str, np.ndarray]:
-        """What is known of the given rows beside features, in that order; nothing where the store knows nothing.
+        """Return what the store holds about the given rows besides features, in that order.
 
         Returns:
-            Of these, those that the store has for every image: `image_sizes` (n, 2) int32, width and height of the
-            upright image in pixels; `scores` (n, K) float32, the detector's confidence; `class_ids` (n, K) int32;
-            `attribute_ids` (n, K) int32; `attribute_scores` (n, K) float32. Of regions that are not real, scores are 0
-            and ids -1.
+            Those of these that it has for every image: `image_sizes` (n, 2) int32, width and height of the upright
+            image in pixels; `scores` (n, K) float32, the detector's confidence; `class_ids` (n, K) int32;
+            `attribute_ids` (n, K) int32; `attribute_scores` (n, K) float32. For padded regions, scores are 0 and ids
+            -1.
 
         Raises:
-            DataError: a row outside the store, or a damaged file.
+            DataError: a row is outside the store, or the file is damaged.
         """
         return self._details(self._checked(rows))
 
@@ -124,17 +128,17 @@ class FeatureStore(ABC):
         return {}
 
     def _checked(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:
-        """Rows as (n,) int64, all of them in the store."""
+        """Return rows as (n,) int64; a DataError if one is not in the store."""
         rows = np.asarray(rows, dtype=np.int64)
         if rows.ndim != 1:
-            raise DataError(f"rows have to be a list of row numbers, got shape {rows.shape}")
+            raise DataError(f"rows must be a list of row numbers, got shape {rows.shape}")
         outside = rows[(rows < 0) | (rows >= len(self))]
         if len(outside):
             raise DataError(f"row {outside[0]} is outside the {len(self)} images of {self.source}")
         return rows
 
     def _check_finite(self, name: str, values: np.ndarray, rows: np.ndarray, *, repeat: int = 1) -> None:
-        """Refuse values of some rows that are not finite; an image has `repeat` rows in the file."""
+        """Raise a DataError for values that are not finite; an image has `repeat` rows in the file."""
         wrong = first_not_finite(values)
         if wrong is not None:
             row = int(rows[wrong])
@@ -142,11 +146,11 @@ class FeatureStore(ABC):
                             f"that are not finite. {self._remedy_of_values(name, row)}")
 
     def _remedy_of_values(self, name: str, row: int) -> str:
-        """What to do where values are not finite, as a sentence."""
+        """Return what to do about values that are not finite, as a sentence."""
         return extraction_of(frozenset({name}))
 
     def remedy(self, kinds: frozenset[str]) -> str:
-        """What to do where images are missing, as a sentence."""
+        """Return what to do about missing images, as a sentence."""
         return extraction_of(kinds)
 
 
@@ -171,18 +175,19 @@ def refuse_repeated(image_ids: list[str], source: str) -> None:
     first_row: dict[str, int] = {}
     for row, image_id in enumerate(image_ids):
         if first_row.setdefault(image_id, row) != row:
-            raise DataError(f"{source}: image id {image_id} is given twice, in rows {first_row[image_id]} and {row}")
+            raise DataError(f"{source}: image id {image_id} is given twice, in rows {first_row[image_id]} and {row}: "
+                            "remove one of them")
     if not image_ids:
         raise DataError(f"{source} holds no image")
 
 
 def first_not_finite(values: np.ndarray) -> int | None:
-    """Index of the first entry along axis 0 with a NaN or infinity."""
+    """Return the index of the first entry along axis 0 with a NaN or infinity; None if all are finite."""
     finite = np.isfinite(values)
     return None if finite.all() else int(np.argmin(finite.reshape(len(values), -1).all(axis=1)))
 
 
 def runs_of_neighbors(rows: np.ndarray) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the stretches of `rows` in which each row is the one after the last."""
+    """Yield (start, stop) of each run of consecutive row numbers in `rows`."""
     if len(rows):
         yield from itertools.pairwise([0, *(np.flatnonzero(np.diff(rows) != 1) + 1), len(rows)])

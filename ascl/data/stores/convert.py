@@ -1,4 +1,4 @@
-"""Features of any format into our HDF5: block by block in bounded memory, checked by reading again what was written."""
+"""Convert features of any known format to our HDF5, in blocks of bounded memory, and check them by reading back."""
 
 from __future__ import annotations
 
@@ -24,58 +24,58 @@ from ascl.data.stores.ids import stems_of
 from ascl.data.stores.open import open_features
 from ascl.data.stores.writing import create_rows, provenance_of, shapes_of, write_frame
 
-BLOCK_BYTES = 1 << 25  # of float32 features in memory at a time; larger blocks are no faster
-SAMPLE = 256  # images that are read again, at least the first and the last
+BLOCK_BYTES = 1 << 25  # bytes of float32 features in memory at a time; larger blocks are no faster
+SAMPLE = 256  # images that are read back, always including the first and the last
 _END_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What `convert` did."""
+    """The result of `convert`."""
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
-    images: int  # written by this call: 0 where an equal call had made the file
-    checked: int  # of them read again and compared
+    images: int  # images written by this call, 0 if an equal earlier call had made the file
+    checked: int  # images of these that were read back and compared
     seconds: float
 
     def summary(self) -> str:
-        """The lines that a tool prints."""
+        """Return the lines that a tool prints."""
         shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in self.shapes.items())
         if not self.images:
-            return f"{self.path}: {shapes}\nan earlier call with these settings has made it; nothing was left to do"
+            return f"{self.path}: {shapes}\nan earlier call with the same settings made this file; nothing to do"
         rate = f"{self.images} images in {self.seconds:.1f} s: {self.images / self.seconds:.1f} images/s"
-        return f"{self.path}: {shapes}\n{rate}; {self.checked} images read again, equal bit for bit"
+        return f"{self.path}: {shapes}\n{rate}; {self.checked} images read back, equal bit for bit"
 
 
 def convert(paths: Sequence[str | os.PathLike], out: str | os.PathLike, *,
             dtype: Literal["float32", "float16"] = "float32", kind: Literal["auto", "regions", "globals"] = "auto",
             max_regions: int | None = None, ids_from: str | os.PathLike | None = None, id_field: str | None = None,
             progress: bool = True, block_bytes: int = BLOCK_BYTES) -> Conversion:
-    """Write what `open_features(paths)` reads to one HDF5 file of ours, and read a sample of it again.
+    """Write what `open_features(paths)` reads to one HDF5 file of ours, and read a sample back.
 
-    Written under another name and renamed when it was checked: `out` is either absent or whole. Called again with the
-    same settings and sources it does nothing.
+    The file gets its name only after the check, so `out` is either absent or complete. A second call with the same
+    settings and sources does nothing.
 
     Args:
-        paths: as of `open_features`.
-        out: the file to write; its folder is made.
-        dtype: of the features; boxes and scores stay float32.
-        kind: what to take of files that have both; "auto" = all there is.
+        paths: see `open_features`.
+        out: file to write; its folder is made.
+        dtype: type of the features; boxes and scores stay float32.
+        kind: which features to take; "auto" = all that the files have.
         max_regions: keep the first regions of each image; None = all.
-        ids_from, id_field: captions from whose file names image ids are taken, see `stems_of`; None = ids stay.
-        progress: show a bar.
-        block_bytes: of float32 features in memory at a time.
+        ids_from, id_field: captions whose file names replace image ids, see `stems_of`; None = keep the ids.
+        progress: show a progress bar.
+        block_bytes: bytes of float32 features in memory at a time.
 
     Raises:
-        DataError: what the readers refuse; ids that do not fit `ids_from`; features that are not finite in `dtype`; an
-            `out` that is foreign or was made otherwise; or the sample differs from the source, and `out` is not made.
+        DataError: a reader refuses a file; ids do not fit `ids_from`; features are not finite in `dtype`; `out` is
+            another file or was made with other settings; or the sample differs from the source (`out` is not made).
     """
     started = time.perf_counter()
     out = Path(out)
     if out.resolve() in [Path(path).resolve() for path in paths]:
         raise DataError(f"{out} is both source and target: choose another output file")
-    # a foreign file is refused before any long pass
+    # refuses a file that is not ours before any long pass
     made = provenance_of(out).get("settings", {}) if out.exists() else None
     store = open_features(paths, max_regions=max_regions)
     kinds = store.kinds if kind == "auto" else frozenset({kind})
@@ -89,7 +89,7 @@ def convert(paths: Sequence[str | os.PathLike], out: str | os.PathLike, *,
         _refuse_other(out, made, settings, image_ids)
         return Conversion(out, shapes_of(out), 0, 0, time.perf_counter() - started)
     if busy := clear_killed(out.parent).get(out.name):
-        raise DataError(f"another conversion is writing {out} ({busy}): wait for it, or end it")
+        raise DataError(f"another conversion is writing {out} ({busy}): wait for it, or stop it")
     with atomic_path(out) as temporary:
         with h5py.File(temporary, "w") as file:
             write_frame(file, image_ids, store.names, _provenance(settings, store, paths))
@@ -100,7 +100,7 @@ def convert(paths: Sequence[str | os.PathLike], out: str | os.PathLike, *,
 
 def write(store: FeatureStore, file: h5py.File, kinds: frozenset[str], dtype: str, *, progress: bool = False,
           block_bytes: int = BLOCK_BYTES) -> None:
-    """Write all rows of the store, as data sets of an open file."""
+    """Write all rows of the store as data sets of an open file."""
     counts = np.zeros(len(store), dtype=np.int32)
     with tqdm(total=len(store), unit=" images", disable=not progress) as bar:
         for rows in _blocks(store, kinds, np.arange(len(store)), block_bytes):
@@ -120,12 +120,12 @@ def verify(store: FeatureStore, path: Path, kinds: frozenset[str], dtype: str, i
     """Compare a random sample of a converted file, bit for bit, with the source in `dtype`; return its size.
 
     Raises:
-        DataError: a difference (image named), other ids, names or kinds, or a file that cannot be read.
+        DataError: values differ (the message names the image), ids, names or kinds differ, or the file is unreadable.
     """
     made = Hdf5Features(path)
     if made.image_ids != image_ids or made.kinds != kinds or made.names != store.names:
-        raise DataError(f"{path}: image ids, names or kinds of features differ from those of {store.source}; it was "
-                        "not kept. Is the disk full or failing?")
+        raise DataError(f"{path}: image ids, names or kinds of features differ from those of {store.source}; the file "
+                        "was not kept. Is the disk full or failing?")
     drawn = np.random.default_rng().choice(len(store), min(sample, len(store)), replace=False)
     chosen = np.union1d(drawn, [0, len(store) - 1])
     for rows in _blocks(store, kinds, chosen, block_bytes):
@@ -138,13 +138,13 @@ def verify(store: FeatureStore, path: Path, kinds: frozenset[str], dtype: str, i
             other = present.get(name)
             for i, row in enumerate(rows):
                 if values is not None and (other is None or values[i].tobytes() != other[i].tobytes()):
-                    raise DataError(f"{path}: `{name}` of image {image_ids[row]} (row {row}) is not what "
-                                    f"{store.source} gives. Was the source changed, or is the disk failing?")
+                    raise DataError(f"{path}: `{name}` of image {image_ids[row]} (row {row}) differs from "
+                                    f"{store.source}. Was the source changed, or is the disk failing?")
     return len(chosen)
 
 
 def _blocks(store: FeatureStore, kinds: frozenset[str], rows: np.ndarray, block_bytes: int) -> Iterator[np.ndarray]:
-    """The rows in stretches whose features take about so many bytes."""
+    """Yield the rows in blocks whose features take about `block_bytes`."""
     numbers = (store.num_regions or 0) * ((store.region_dim or 0) + 4) if "regions" in kinds else 0
     numbers += (store.global_dim or 0) if "globals" in kinds else 0
     step = max(1, block_bytes // (4 * max(1, numbers)))
@@ -158,16 +158,16 @@ def _arrays(features: Features) -> dict[str, np.ndarray]:
 
 def _stored(store: FeatureStore, features: Features, details: dict[str, np.ndarray], rows: np.ndarray,
             dtype: str) -> dict[str, np.ndarray]:
-    """Everything of a block that goes to the file, in the types of the file."""
+    """Return the arrays of a block that go to the file, in the types of the file."""
     arrays = _arrays(features)
     for name in ("regions", "globals"):
         if name in arrays:
-            with np.errstate(over="ignore"):  # looked for in the next line
+            with np.errstate(over="ignore"):  # the next line finds overflows
                 arrays[name] = arrays[name].astype(dtype, copy=False)
             wrong = first_not_finite(arrays[name])
             if wrong is not None:
                 raise DataError(f"{store.source}: `{name}` of image {store.image_ids[rows[wrong]]} (row {rows[wrong]}) "
-                                f"are not finite in {dtype}; keep float32")
+                                f"are not finite in {dtype}; use float32")
     if "regions" not in arrays:  # scores and classes belong to regions
         details = {name: values for name, values in details.items() if name == "image_sizes"}
     return {**arrays, **details}
@@ -176,16 +176,16 @@ def _stored(store: FeatureStore, features: Features, details: dict[str, np.ndarr
 def _renamed(store: FeatureStore, ids_from: str | os.PathLike | None, id_field: str | None) -> list[str]:
     if ids_from is None:
         if id_field is not None:
-            raise DataError("id_field says how to read the captions of ids_from: give both")
+            raise DataError("id_field names a field of the captions ids_from: give both")
         return store.image_ids
     if store.numbered:
-        raise DataError(f"{store.source} does not name its images, its ids are the numbers of its rows: put the "
-                        "`ids.txt` of the split beside it, or keep it with its own captions")
+        raise DataError(f"{store.source} does not name its images, its ids are row numbers: put the `ids.txt` of the "
+                        "split beside it, or keep it with its own captions")
     return stems_of(store.image_ids, ids_from, id_field)
 
 
 def _digest(path: Path) -> dict[str, Any]:
-    """What tells a source apart: sizes, a SHA-256 of a folder's names and sizes or of a file's first and last MiB."""
+    """Identify a source by size and SHA-256: of a folder's names and sizes, or of a file's first and last MiB."""
     digest = hashlib.sha256()
     if path.is_dir():
         with os.scandir(path) as entries:
@@ -202,7 +202,7 @@ def _digest(path: Path) -> dict[str, Any]:
 
 
 def _provenance(settings: dict[str, Any], store: FeatureStore, paths: Sequence[str | os.PathLike]) -> dict[str, Any]:
-    """As the extractors write it, and what the sources said of themselves."""
+    """Return provenance as the extractors write it, with that of the sources."""
     modified = [datetime.fromtimestamp(os.stat(path).st_mtime, timezone.utc) for path in paths]
     return {"settings": settings, "skipped": [], "sources": list(store.provenance.values()),
             "sources_modified": [when.isoformat(timespec="seconds") for when in modified],
@@ -215,5 +215,5 @@ def _refuse_other(out: Path, made: dict[str, Any], settings: dict[str, Any], ima
     if not differing and Hdf5Features(out).image_ids != image_ids:
         differing = ["image_ids"]  # the captions or the files beside the source have changed
     if differing:
-        raise DataError(f"{out} exists and was made otherwise ({', '.join(differing)} differ): choose another output "
-                        "file or delete it")
+        raise DataError(f"{out} exists and was made with other settings ({', '.join(differing)} differ): choose "
+                        "another output file or delete it")

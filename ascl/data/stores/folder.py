@@ -1,4 +1,4 @@
-"""A file for each image: npz archives or npy arrays in a folder, an image's id being the stem of its file's name."""
+"""Read a folder with one npz or npy file per image; an image's id is its file name without the suffix."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from ascl.data.stores.per_image import Entry, ImageFeatures, PerImageFeatures, k
 
 
 class FolderFeatures(PerImageFeatures):
-    """The files of one ending in a folder, in the order of their names. The first opening looks into each of them.
+    """A store of the files with one suffix in a folder, sorted by name; the first opening reads each header.
 
-    Where the folder is called `NAME_att` and a `NAME_box` lies beside it, that holds each image's boxes as
-    `{id}.npy` (k, 4): self-critical.pytorch's arrangement of `cocobu_att`, `cocobu_fc` and `cocobu_box`.
+    If the folder is called `NAME_att` and there is a `NAME_box` beside it, the latter holds each image's boxes as
+    `{id}.npy` (k, 4), as in self-critical.pytorch's `cocobu_att`, `cocobu_fc` and `cocobu_box`.
 
     Raises:
-        DataError: no such folder, no such files, a damaged file, or files that differ in what they hold (each named).
+        DataError: the folder does not exist or has no such files, a file is damaged, or files differ in what they hold
+            (the message names them).
     """
 
     ending: str
@@ -46,7 +47,7 @@ class FolderFeatures(PerImageFeatures):
         return self.folder / f"{self.image_ids[row]}{self.ending}"
 
     def _listing(self) -> tuple[list[str], dict[str, int | str]]:
-        """Names of the files, sorted, and what tells that they are still the same."""
+        """Return the sorted names of the files, and a stamp that shows whether they have changed."""
         if not self.folder.is_dir():
             raise DataError(f"no folder {self.folder}")
         files = files_of(self.folder, self.ending)
@@ -72,29 +73,29 @@ class FolderFeatures(PerImageFeatures):
         return image
 
     def _entry(self, path: Path, shape: tuple[int, ...], boxes: bool = False, size: tuple[int, int] = (0, 0)) -> Entry:
-        """Of features (k, R) or (G,)."""
+        """Return the entry of a file whose features have shape (k, R) or (G,)."""
         name = path.name.removesuffix(self.ending)
         if len(shape) == 1:
             return Entry(name, str(path), 0, shape[0], size=size)
         if shape[0] == 0:
-            raise DataError(f"{path} holds no region; an image needs at least one, move it away")
+            raise DataError(f"{path} holds no region; an image needs at least one: move the file away")
         return Entry(name, str(path), shape[0], shape[1], boxes or self._box_folder is not None, size=size)
 
     @abstractmethod
     def _look(self, path: Path) -> Entry:
-        """What a file holds, from the headers of its arrays."""
+        """Return what a file holds, from the headers of its arrays."""
 
     @abstractmethod
     def _load(self, path: Path) -> ImageFeatures:
-        """The arrays of a file, boxes where they lie in it."""
+        """Return the features of a file, and the boxes if it holds them."""
 
 
 class NpzFolder(FolderFeatures):
-    """npz files: `x` with `bbox` (k, 4), `num_bbox`, `image_h`, `image_w` (bottom-up-attention.pytorch and MCAN), or
-    `feat` alone (self-critical.pytorch).
+    """npz files of bottom-up-attention.pytorch and MCAN, or of self-critical.pytorch.
 
-    `x` is (k, R) or (R, k), told by the number of boxes. `feat` is (k, R), or a map (h, w, R) that is read row by row.
-    Nothing pickled is ever opened: `info`, with classes and confidences, is left where it is.
+    The former have `x` with `bbox` (k, 4), `num_bbox`, `image_h` and `image_w`; `x` is (k, R) or (R, k), which the
+    number of boxes decides. The latter have only `feat`, (k, R) or a map (h, w, R) that is read row by row. Pickled
+    members are never opened, such as `info` with classes and confidences.
     """
 
     ending = ".npz"
@@ -110,8 +111,8 @@ class NpzFolder(FolderFeatures):
                     else:
                         numbers[name] = int(np.lib.format.read_array(file, allow_pickle=False).item())
         if "x" not in shapes and "feat" not in shapes:
-            raise DataError(f"{path} has neither `x` nor `feat` (it has: {', '.join(sorted(members)) or 'nothing'}); "
-                            "boxes alone are no features")
+            raise DataError(f"{path} has neither `x` nor `feat` (it has: {', '.join(sorted(members)) or 'nothing'}): "
+                            "give the folder of the features")
         size = (numbers.get("image_w", 0), numbers.get("image_h", 0))
         if "x" not in shapes:
             return self._entry(path, _flattened(path, shapes["feat"]), size=size)
@@ -132,7 +133,7 @@ class NpzFolder(FolderFeatures):
 
 
 class NpyFolder(FolderFeatures):
-    """npy files, all of one kind: (G,) = features of the whole image, (k, R) = regions."""
+    """npy files, all with features of whole images, (G,), or all with regions, (k, R)."""
 
     ending = ".npy"
 
@@ -140,10 +141,10 @@ class NpyFolder(FolderFeatures):
         with open(path, "rb") as file:
             shape = _header(file)
         if len(shape) not in (1, 2):
-            raise DataError(f"{path} has shape {shape}, expected (dimension,) or (regions, dimension); a file with all "
-                            "images in it is given by its own path")
+            raise DataError(f"{path} has shape {shape}, expected (dimension,) or (regions, dimension); if this file "
+                            "holds all images, give its own path")
         if shape[1:] == (4,):
-            raise DataError(f"{path} has shape {shape}: these are boxes, no features; give the folder of the features")
+            raise DataError(f"{path} has shape {shape}: these are boxes, not features; give the folder of the features")
         return self._entry(path, shape)
 
     def _load(self, path: Path) -> ImageFeatures:
@@ -152,7 +153,7 @@ class NpyFolder(FolderFeatures):
 
 
 def files_of(folder: Path, ending: str) -> list[Path]:
-    """The files of an ending in a folder, without hidden ones, in the order of their names."""
+    """Return the files with a suffix in a folder, without hidden ones, sorted by name."""
     return sorted(folder.glob(f"[!.]*{ending}"))
 
 
@@ -163,35 +164,36 @@ def _named(path: Path) -> Iterator[None]:
     except DataError:
         raise
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} cannot be read ({error}): fetch it again") from error
+        raise DataError(f"{path} cannot be read ({error}): download it again") from error
 
 
 def _float32(path: Path, values: Any, types: str = "f") -> np.ndarray:
-    if not isinstance(values, np.ndarray):  # numpy hands out the bytes of a member that is no array
-        raise DataError(f"{path} cannot be read (an array without a header): fetch it again")
+    if not isinstance(values, np.ndarray):  # numpy returns the bytes of a member that is not an array
+        raise DataError(f"{path} cannot be read (an array without a header): download it again")
     if values.dtype.kind not in types:
         raise DataError(f"{path} has an array of type {values.dtype}, expected floats")
     return values.astype(np.float32, copy=False)
 
 
 def _count_of(path: Path, number: int | None, boxes: tuple[int, ...] | None) -> int:
-    """Number of regions, from `num_bbox` and `bbox`."""
+    """Return the number of regions, from `num_bbox` and `bbox`."""
     if boxes is not None and (len(boxes) != 2 or boxes[1] != 4):
         raise DataError(f"{path}: `bbox` has shape {boxes}, expected (boxes, 4)")
     if number is None and boxes is None:
-        raise DataError(f"{path} has neither `bbox` nor `num_bbox`, without which nothing tells whether `x` is "
-                        "(regions, dimension) or (dimension, regions)")
+        raise DataError(f"{path} has neither `bbox` nor `num_bbox`, so it is unknown whether `x` is (regions, "
+                        "dimension) or (dimension, regions); add one of them")
     if number is not None and boxes is not None and number != boxes[0]:
-        raise DataError(f"{path}: `num_bbox` is {number}, `bbox` has {boxes[0]} rows; the file is damaged")
+        raise DataError(f"{path}: `num_bbox` is {number}, `bbox` has {boxes[0]} rows; the file is damaged: download it "
+                        "again")
     return boxes[0] if number is None and boxes is not None else number or 0
 
 
 def _by_rows(path: Path, shape: tuple[int, ...], count: int) -> bool:
-    """Whether `x` is (regions, dimension), not the transpose."""
+    """Return whether `x` is (regions, dimension) and not the transpose."""
     if len(shape) != 2 or count not in shape:
         raise DataError(f"{path}: `x` has shape {shape}, which does not fit {count} boxes")
     if shape[0] == shape[1]:
-        raise DataError(f"{path}: `x` is {shape[0]} x {shape[1]} with as many boxes; nothing tells which axis is which")
+        raise DataError(f"{path}: `x` is {shape[0]} x {shape[1]} with as many boxes: which axis is which?")
     return shape[0] == count
 
 
@@ -202,7 +204,7 @@ def _flattened(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _header(file: IO[bytes]) -> tuple[int, ...]:
-    """Shape of an array, from the header alone."""
+    """Return the shape of an array, from its header alone."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     return read(file)[0]

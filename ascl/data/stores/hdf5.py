@@ -1,11 +1,11 @@
 """Our feature file: HDF5, layout version 1.
 
 Attributes of the root: `format` = "ascl-features", `version` = 1, `provenance` (JSON). Data sets: `image_ids` (N,)
-UTF-8 strings; `regions` (N, K, R) float16 or float32; `boxes` (N, K, 4) float32, pixels of the original image, x1 y1 x2
-y2; `region_count` (N,) int32 only where some image has fewer than K real regions; `globals` (N, G). A file has regions,
-globals or both. It may have `image_sizes` (N, 2), width and height of the upright image; `scores`, `class_ids`,
-`attribute_ids`, `attribute_scores` (N, K); and what the ids stand for, `class_names` and `attribute_names`, UTF-8
-strings. Nothing is ever read as a whole; COCO's train regions are 33 GB.
+UTF-8 strings; `regions` (N, K, R) float16 or float32; `boxes` (N, K, 4) float32, x1 y1 x2 y2 in pixels of the original
+image; `region_count` (N,) int32, only if some image has fewer than K real regions; `globals` (N, G). A file has
+regions, globals or both. It may have `image_sizes` (N, 2), width and height of the upright image; `scores`,
+`class_ids`, `attribute_ids`, `attribute_scores` (N, K); and the names of the ids, `class_names` and `attribute_names`,
+UTF-8 strings. Data sets are never read as a whole: COCO's train regions have 33 GB.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ VERSION = 1
 
 
 class Hdf5Features(FeatureStore):
-    """One HDF5 file of the layout above.
+    """A store that reads an HDF5 file of the layout above.
 
     Raises:
-        DataError: no such file, truncated or foreign file, other version, or data sets whose shapes do not fit.
+        DataError: the file does not exist, is truncated, or has another format or version; or shapes do not fit.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -46,7 +46,8 @@ class Hdf5Features(FeatureStore):
             raise DataError(f"{self.path} is HDF5 but not a feature file of this project: attribute `format` is "
                             f"{file.attrs.get('format')!r}, expected {FORMAT!r}. {base.extraction_of(KINDS)}")
         if (found := file.attrs.get("version")) != VERSION:
-            raise DataError(f"{self.path} has layout version {found}, this program reads version {VERSION}")
+            raise DataError(f"{self.path} has layout version {found}, this program reads version {VERSION}: use the "
+                            "version of ascl that wrote it")
         if "image_ids" not in file or not {"regions", "globals"} & set(file):
             there = ", ".join(file) or "nothing"
             raise DataError(f"{self.path} needs `image_ids` and `regions` or `globals`, it has: {there}")
@@ -73,7 +74,10 @@ class Hdf5Features(FeatureStore):
         self.names = {name: list(file[name].asstr()[:]) for name in NAMES.values() if name in file}
 
     def _shape(self, file: h5py.File, name: str, rest: tuple[int | None, ...], types: str = "f") -> tuple[int, ...]:
-        """Shape of a data set after a check: (N,) + rest, None = any size of at least 1; floats or whole numbers."""
+        """Return the shape of a data set, after checking its type and that the shape is (N, *rest).
+
+        In `rest`, None stands for any size of at least 1.
+        """
         data = file[name]
         expected = (len(self.image_ids), *rest)
         if data.ndim != len(expected) or any(size != want if want is not None else size < 1
@@ -102,7 +106,7 @@ class Hdf5Features(FeatureStore):
             regions = self._gather("regions", rows)
             if self._region_count is not None:
                 mask = np.arange(regions.shape[1]) < self._region_count[rows, None]
-                regions[~mask] = 0.0  # what a writer left in the padding is no feature
+                regions[~mask] = 0.0  # a writer may have left other values in the padding
             self._check_finite("regions", regions, rows)
             boxes = self._gather("boxes", rows) if self._has_boxes else None
         if "globals" in kinds:
@@ -119,10 +123,10 @@ class Hdf5Features(FeatureStore):
         return found
 
     def _gather(self, name: str, rows: np.ndarray, dtype: type = np.float32) -> np.ndarray:
-        """Rows of a data set, in that order.
+        """Return rows of a data set, in that order.
 
-        h5py's own list of rows is slow, and so are its slices where each is one row: runs of neighboring rows are
-        selected in the file by h5py's lower interface. float16 is read as it is, as HDF5 takes long to change it.
+        Indexing h5py by a list of rows is slow, and so are slices of single rows. So runs of consecutive rows are
+        selected through h5py's low-level interface. float16 is read as it is, because HDF5 converts it slowly.
         """
         data = self._file()[name]
         rest = data.shape[1:]
@@ -140,8 +144,8 @@ class Hdf5Features(FeatureStore):
                             f"{base.extraction_of(KINDS)}") from error
         if not np.array_equal(unique, rows):
             stored = stored[position]
-        if half:            # numpy takes forty times longer for these
-            import torch  # half a GiB that a conversion does without
+        if half:            # numpy would take forty times longer
+            import torch  # half a GiB of memory that a conversion without float16 does not need
 
             return torch.from_numpy(stored).float().numpy()
         return stored
@@ -152,4 +156,4 @@ def open_hdf5(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        raise DataError(f"{path} is truncated or no HDF5 file ({error}). {base.extraction_of(KINDS)}") from error
+        raise DataError(f"{path} is truncated or not an HDF5 file ({error}). {base.extraction_of(KINDS)}") from error

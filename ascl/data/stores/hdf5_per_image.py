@@ -1,4 +1,4 @@
-"""HDF5 of other projects: a group or a data set for each image, in one file or in shards."""
+"""Read HDF5 of other projects: a group or data set per image, in one file or in shards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ascl.core.files import OncePerProcess
 from ascl.data.stores.base import require_file
 from ascl.data.stores.per_image import Entry, ImageFeatures, PerImageFeatures, kept_index, stamp_of_file
 
-_MOST_OPEN = 64  # files at a time; a process may open 1,024 on most systems
+_MOST_OPEN = 64  # open files at a time; most systems allow 1,024 per process
 _BOX_FILE = "region_bbox.h5"
 _DETAILS = {"class_ids": "objects_id", "scores": "objects_conf", "attribute_ids": "attrs_id",
             "attribute_scores": "attrs_conf"}
@@ -24,23 +24,23 @@ _NAMES = {"arrays": ("{}", "{}"), "groups": ("{}/features", "{}/boxes"), "detect
 
 
 class Hdf5PerImage(PerImageFeatures):
-    """One or several HDF5 files of one of these layouts, told by the first entry:
+    """One or several HDF5 files in one of these layouts, recognized by the first entry:
 
-    - arrays: `{id}` is a data set, (G,) = features of the whole image, or (k, R) = regions; boxes (k, 4) under the same
+    - arrays: `{id}` is a data set, (G,) = features of the whole image, or (k, R) = regions; boxes (k, 4) have the same
       name in a `region_bbox.h5` beside the files.
-    - groups: `{id}/features` (k, R), `{id}/boxes` (k, 4) and, if there, LXMERT's `objects_id`, `objects_conf`,
+    - groups: `{id}/features` (k, R), `{id}/boxes` (k, 4) and optionally LXMERT's `objects_id`, `objects_conf`,
       `attrs_id`, `attrs_conf` (k,).
-    - detections: `{id}_features` (k, R), `{id}_boxes` (k, 4) and, if there, `{id}_cls_prob` (k, classes). Where that
-      is there, regions are in falling order of confidence, an image's largest class probability; ties keep their order.
+    - detections: `{id}_features` (k, R), `{id}_boxes` (k, 4) and optionally `{id}_cls_prob` (k, classes). With the
+      latter, regions are sorted by confidence, their largest class probability, highest first; ties keep their order.
 
     Raises:
-        DataError: no such file, damaged, another layout, or entries that differ in what they hold.
+        DataError: a file does not exist, is damaged or has another layout, or entries differ in what they hold.
     """
 
     def __init__(self, paths: Sequence[str | os.PathLike]) -> None:
         self._paths = [Path(path) for path in paths if Path(path).name != _BOX_FILE]
         if not self._paths:
-            raise DataError(f"{paths[0]} holds boxes alone, no features: give the files of the features")
+            raise DataError(f"{paths[0]} holds only boxes, no features: give the files of the features")
         for path in self._paths:
             require_file(path)
         self._files: OncePerProcess[dict[Path, h5py.File]] = OncePerProcess(dict)
@@ -120,7 +120,7 @@ class Hdf5PerImage(PerImageFeatures):
         return found
 
     def _damaged(self, row: int, error: Exception) -> DataError:
-        return DataError(f"{self.place(row)} cannot be read ({error}); the file is damaged, fetch it again")
+        return DataError(f"{self.place(row)} cannot be read ({error}); the file is damaged: download it again")
 
     @staticmethod
     def _order(probabilities: np.ndarray) -> np.ndarray:
@@ -138,13 +138,13 @@ class Hdf5PerImage(PerImageFeatures):
         try:
             return h5py.File(path, "r")
         except OSError as error:
-            raise DataError(f"{path} is truncated or no HDF5 file ({error}): fetch it again") from error
+            raise DataError(f"{path} is truncated or not an HDF5 file ({error}): download it again") from error
 
 
 def looks_per_image(file: h5py.File) -> bool:
-    """Whether an HDF5 file that is not ours may be one of these."""
+    """Return whether an HDF5 file may be in one of these layouts, and not in ours."""
     if {"format", "version"} & set(file.attrs) or "image_ids" in file:
-        return False  # ours, perhaps damaged or of another version: its own reader says so
+        return False  # ours; if it is damaged or of another version, its own reader says so
     return any(key.endswith("_features") or isinstance(file[key], h5py.Group) or file[key].ndim in (1, 2)
                for key in list(file)[:1])
 
@@ -154,7 +154,7 @@ def _layout_of(path: Path, file: h5py.File, keys: set[str]) -> str:
         raise DataError(f"{path} is an empty HDF5 file")
     if "pos_boxes" in keys:
         raise DataError(f"{path} has the regions of all images in one data set and their ids in another file (VQA "
-                        "code); this is not read, take the TSV or HDF5 that it was made from")
+                        "code); this layout is not supported: take the TSV or HDF5 from which it was made")
     if any(key.endswith("_features") for key in keys):
         return "detections"
     return "groups" if isinstance(file[min(keys)], h5py.Group) else "arrays"

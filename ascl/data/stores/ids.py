@@ -1,4 +1,4 @@
-"""Image ids of features in the terms of captions: COCO's numbers and file names become the stems that captions use."""
+"""Translate the image ids of feature files, such as COCO's numbers, into the file-name stems that captions use."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ FIELDS = ("filename", "cocoid", "imgid")
 
 
 def stems_of(image_ids: Sequence[str], captions: str | os.PathLike, field: str | None = None) -> list[str]:
-    """The stem of each image's file name, by which captions call it, from the ids of a feature file.
+    """Return for each id of a feature file the stem of its image's file name, which captions use as the id.
 
     Args:
-        image_ids: what the feature file calls its images.
+        image_ids: ids in the feature file.
         captions: Karpathy's `dataset_*.json`, plain, gzip or in his zip: `images[]` with `filename` and, depending on
             the data set, `cocoid` and `imgid`.
-        field: what the ids are: "filename" (whole, without its ending, or its number without leading zeros), "cocoid"
-            or "imgid"; None = the one of these that knows every id.
+        field: what the ids are: "filename" (with or without suffix, or only its number without leading zeros),
+            "cocoid" or "imgid"; None = the field that has every id.
 
     Raises:
-        DataError: an id that the captions do not know or that fits several images, or ids that fit more than one field
-            and would give other images (each listed).
+        DataError: the captions do not have an id, an id fits several images, or the ids fit several fields that give
+            different images (the message lists them).
     """
     images = entries(read_json(captions), "images", Path(captions))
     if not all("filename" in image for image in images):
@@ -50,7 +50,8 @@ def stems_of(image_ids: Sequence[str], captions: str | os.PathLike, field: str |
         row = next((row for row, (one, other) in enumerate(zip(first, found, strict=True)) if one != other), None)
         if row is not None:
             raise DataError(f"the image ids fit {captions} as {' and as '.join(fitting)}, which are different images: "
-                            f"id {image_ids[row]} is {first[row]} or, as {name}, {found[row]}; say which field")
+                            f"id {image_ids[row]} is {first[row]} or, as {name}, {found[row]}; choose the field "
+                            "(id_field)")
     repeated = [stem for stem, count in Counter(first).items() if count > 1]
     if repeated:
         raise DataError(f"several image ids are the same image of {captions}: {first_of(repeated)}")
@@ -58,7 +59,7 @@ def stems_of(image_ids: Sequence[str], captions: str | os.PathLike, field: str |
 
 
 def _stems_by(field: str, images: Sequence[dict[str, Any]]) -> dict[str, set[str]]:
-    """What an image may be called in this field -> stems of the images that are."""
+    """Return for each possible id in this field the stems of the images that it fits."""
     stems: dict[str, set[str]] = defaultdict(set)
     for image in images:
         stem = Path(image["filename"]).stem

@@ -1,4 +1,4 @@
-"""Parts of large files, read from several processes."""
+"""Read parts of a large file from several processes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ascl.core.files import OncePerProcess
 
 
 class LazyFile:
-    """Parts of a large binary file.
+    """A large binary file that is read in parts.
 
-    Plain reads, not a memory map: pages of a map that were touched count as memory of the process, so that a pass over
-    33 GB looks like, and in a container with a limit is, a program that needs 33 GB.
+    It uses plain reads, not a memory map: touched pages of a map count as memory of the process, so a pass over 33 GB
+    would look like a program that needs 33 GB, and be killed as one in a container with a memory limit.
     """
 
     def __init__(self, path: Path) -> None:
@@ -24,13 +24,13 @@ class LazyFile:
         self._file: OncePerProcess[io.FileIO] = OncePerProcess(partial(io.FileIO, path))
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return `length` bytes from `offset` on; a DataError where the file ends before, or cannot be read."""
+        """Return `length` bytes from `offset` on; a DataError if the file ends earlier or cannot be read."""
         data = bytearray(length)
         self._read_into(memoryview(data), offset)
         return bytes(data)
 
     def read_array(self, values: np.ndarray, offset: int) -> None:
-        """Fill a contiguous array from its bytes in the file; errors as `read`."""
+        """Fill a contiguous array with bytes from `offset` on; errors are those of `read`."""
         self._read_into(values.reshape(-1).view(np.uint8).data, offset)
 
     def _read_into(self, buffer: memoryview, offset: int) -> None:
@@ -38,10 +38,11 @@ class LazyFile:
             file = self._file()
             file.seek(offset)
             filled = 0
-            while filled < len(buffer):  # one call returns 2 GiB at most
+            while filled < len(buffer):  # one call returns at most 2 GiB
                 count = file.readinto(buffer[filled:])
                 if not count:
-                    raise DataError(f"{self.path} ends before byte {offset + filled}: it was changed, start again")
+                    raise DataError(f"{self.path} ends before byte {offset + filled}: it was changed while open; run "
+                                    "the program again")
                 filled += count
         except OSError as error:
-            raise DataError(f"{self.path} cannot be read at byte {offset} ({error})") from error
+            raise DataError(f"{self.path} cannot be read at byte {offset} ({error}): check the disk") from error

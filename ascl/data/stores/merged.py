@@ -1,4 +1,4 @@
-"""Stores made of other stores: several merged by image id, the first regions only, globals from the regions' mean."""
+"""Stores made from other stores: merged by image id, cut to the first regions, or with mean regions as globals."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ascl.data.stores.base import DETAILS, NAMES, Features, FeatureStore, missin
 
 
 class MergedFeatures(FeatureStore):
-    """Several stores as one, by image id: regions from one file and globals from another, or images spread over files.
+    """Several stores as one, joined by image id: regions and globals in different files, or images in several files.
 
-    Each image takes its regions from the one store that has them, and its globals likewise; rows follow the stores in
-    order. K is the most that a store has; images of the others are filled up with regions that are not real.
+    Each image has its regions in one store and its globals in one store. Rows follow the order of the stores. K is the
+    largest of any store; images with fewer regions are padded.
 
     Raises:
-        DataError: stores of different dimensions, two stores with the same kind of features for one image, or ids that
-            stand for different names.
+        DataError: dimensions differ, two stores have the same kind of features for an image, or their names of classes
+            or attributes differ.
     """
 
     def __init__(self, stores: Sequence[FeatureStore]) -> None:
@@ -38,14 +38,15 @@ class MergedFeatures(FeatureStore):
         values = {store.source: getattr(store, name) for store in self._stores if getattr(store, name) is not None}
         if len(set(values.values())) > 1:
             differing = ", ".join(f"{source}: {value}" for source, value in values.items())
-            raise DataError(f"feature files with different {name} cannot be merged ({differing})")
+            raise DataError(f"feature files with different {name} cannot be merged ({differing}): extract all with one "
+                            "model")
         return next(iter(values.values()), None)
 
     def _having(self, kind: str) -> list[FeatureStore]:
         return [store for store in self._stores if kind in store.kinds]
 
     def _common_names(self) -> dict[str, list[str]]:
-        """Names that all stores with the ids agree on; none where some store does not say what its ids stand for."""
+        """Return the names on which all stores agree; none if a store does not name its ids."""
         names = {}
         described = self._having("regions" if "regions" in self.kinds else "globals")
         for name in NAMES.values():
@@ -59,7 +60,7 @@ class MergedFeatures(FeatureStore):
         return names
 
     def _places_of(self, kind: str) -> np.ndarray:
-        """(N, 2) int64: the store and its row that hold this kind for each image, -1 where none does."""
+        """Return (N, 2) int64: for each image, the store that holds this kind and its row there; -1 if none does."""
         places = np.full((len(self.image_ids), 2), -1, dtype=np.int64)
         for number, store in enumerate(self._stores):
             if kind not in store.kinds:
@@ -74,7 +75,7 @@ class MergedFeatures(FeatureStore):
         return places
 
     def rows(self, image_ids: Sequence[str]) -> np.ndarray:
-        """As in `FeatureStore`; an image that only one of its kinds has is missing too."""
+        """Return rows as `FeatureStore` does; an image that lacks one of the kinds counts as missing."""
         for kind in sorted(self.kinds):
             placed = self._places[kind][:, 0] >= 0
             missing = [name for name in image_ids if name not in self._row_of or not placed[self._row_of[name]]]
@@ -85,7 +86,7 @@ class MergedFeatures(FeatureStore):
         return super().rows(image_ids)
 
     def _served(self, kind: str, rows: np.ndarray) -> Iterator[tuple[FeatureStore, np.ndarray, np.ndarray]]:
-        """Each store that has this kind, the positions in `rows` that it serves, and its own rows for them."""
+        """Yield each store with this kind, the positions in `rows` that it serves, and its own rows for them."""
         places = self._places[kind][rows]
         without = rows[places[:, 0] < 0]
         if len(without):
@@ -115,7 +116,7 @@ class MergedFeatures(FeatureStore):
 
 
 class _Derived(FeatureStore):
-    """What another store gives, changed; ids, names and details are its own."""
+    """A store that changes the features of another and keeps its ids, names and details."""
 
     def __init__(self, store: FeatureStore) -> None:
         self._store = store
@@ -134,18 +135,18 @@ class _Derived(FeatureStore):
 
 
 class FirstRegions(_Derived):
-    """The first `most` regions of each image, in the order of the store.
+    """A store with the first `most` regions of each image, in the order of another store.
 
     Raises:
-        DataError: a store without regions, or `most` below 1.
+        DataError: the store has no regions, or `most` is below 1.
     """
 
     def __init__(self, store: FeatureStore, most: int) -> None:
         super().__init__(store)
         if most < 1:
-            raise DataError(f"an image has to keep at least 1 region, {most} were asked for")
+            raise DataError(f"max_regions is {most}: keep at least 1 region per image")
         if store.num_regions is None:
-            raise DataError(f"{store.source} has no regions of which the first {most} could be kept")
+            raise DataError(f"{store.source} has no regions: leave max_regions out")
         self.num_regions = min(most, store.num_regions)
 
     def read_kinds(self, rows: np.ndarray, kinds: frozenset[str]) -> Features:
@@ -157,25 +158,29 @@ class FirstRegions(_Derived):
 
 
 class MeanRegionGlobals(_Derived):
-    """A store without globals, with the mean of each image's real regions in their place; asked for, never silent."""
+    """A store with regions and no globals, plus globals that are the mean of each image's real regions.
+
+    It is used only on request, never silently.
+    """
 
     def __init__(self, store: FeatureStore) -> None:
         super().__init__(store)
         if store.kinds != {"regions"}:
-            raise DataError(f"{store.source} has {', '.join(sorted(store.kinds))}: means of regions need regions alone")
+            raise DataError(f"{store.source} has {', '.join(sorted(store.kinds))}: globals from mean regions need "
+                            "files with only regions")
         self.global_dim = store.region_dim
 
     def read_kinds(self, rows: np.ndarray, kinds: frozenset[str]) -> Features:
         features = self._store.read_kinds(rows, frozenset({"regions"}))
         if "globals" in kinds:
-            assert features.regions is not None  # the constructor asked for a store with regions
+            assert features.regions is not None  # the constructor requires regions
             real = features.regions.shape[1] if features.mask is None else features.mask.sum(axis=1, keepdims=True)
-            features.globals = features.regions.sum(axis=1) / np.float32(real)  # rows that are not real are 0
+            features.globals = features.regions.sum(axis=1) / np.float32(real)  # padding is 0
         return features if "regions" in kinds else Features(None, features.globals)
 
 
 def _assembled(n: int, parts: list[tuple[np.ndarray, Any]], padding: float = 0) -> np.ndarray:
-    """One array of n rows from parts and their positions; regions up to the most of a part are filled up."""
+    """Return one array of n rows from parts and their positions; regions are padded to the widest part."""
     if len(parts) == 1:
         return parts[0][1]
     width = max(values.shape[1] for _, values in parts)

@@ -1,4 +1,4 @@
-"""Image features on disk behind one interface, whatever the format: `open_features`."""
+"""Open image features of any known format behind one interface: `open_features`."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ def open_features(paths: Sequence[str | os.PathLike], *, captions: int | None = 
     """Open feature files as one store.
 
     Args:
-        paths: several are merged by image id. Each is one of these, told by name and content:
+        paths: several are merged by image id. Each is one of these, recognized by name and content:
             our `.h5` (regions, globals, or both);
             SCAN's `.npy` with the regions of all images;
             `.tsv` of bottom-up attention or LXMERT, also its shards `.tsv.0`, `.tsv.1`;
-            a folder of `.npz` or `.npy`, one for each image;
-            HDF5 with an entry for each image, a file or a folder of shards.
-        captions: number of captions of the whole split, from which the rows an image has in a `.npy` are inferred; None
-            = from the caption and ids files beside it.
-        globals_from: "files" = what the files hold, None where they hold none (a `.npy` never does); "mean-region" =
-            the mean of the image's regions, for files without globals.
+            a folder of `.npz` or `.npy` files, one per image;
+            HDF5 with one entry per image, as a file or a folder of shards.
+        captions: number of captions of the whole split, from which the number of rows per image in a `.npy` is
+            inferred; None = from the caption and ids files beside it.
+        globals_from: "files" = the globals of the files, if any (a `.npy` has none); "mean-region" = the mean of the
+            image's regions, for files without globals.
         max_regions: keep the first regions of each image, in the order of the file; None = all.
 
     Raises:
-        DataError: a file is missing, damaged, foreign or does not fit the others; the message names it and the remedy.
+        DataError: a file is missing or damaged, of another format, or does not fit the others; the message names it
+            and the remedy.
     """
     if isinstance(paths, (str, os.PathLike)) or not paths:
-        raise DataError(f"feature files have to be given as a list of at least one path, got {paths!r}")
+        raise DataError(f"feature files must be a list of at least one path, got {paths!r}")
     stores = [_open(Path(path), captions) for path in paths]
     store = stores[0] if len(stores) == 1 else MergedFeatures(stores)
     store = store if max_regions is None else FirstRegions(store, max_regions)
@@ -60,7 +61,7 @@ def _open(path: Path, captions: int | None) -> FeatureStore:
         return TsvFeatures(path)
     if path.suffix in (".npz", ".zip", ".gz", ".tar", ".lmdb"):
         what = "give the folder with the files of all images" if path.suffix == ".npz" else "unpack it first"
-        raise DataError(f"{path} is no feature file: {what}")
+        raise DataError(f"{path} is not a feature file: {what}")
     with open_hdf5(path) as file:
         foreign = looks_per_image(file)
     return Hdf5PerImage([path]) if foreign else Hdf5Features(path)
@@ -70,8 +71,8 @@ def _open_folder(folder: Path) -> FeatureStore:
     files = {ending: paths for ending in (".npz", ".npy", *_HDF5) if (paths := files_of(folder, ending))}
     if len(files) != 1:
         found = ", ".join(f"{len(paths)} {ending}" for ending, paths in files.items()) or "none of them"
-        raise DataError(f"{folder}: a folder of features holds files of one of .npz, .npy and .h5, one for each image "
-                        f"or shard; found: {found}. Give the file or the folder that holds the features")
+        raise DataError(f"{folder}: a folder of features must hold only .npz, only .npy or only .h5 files, one per "
+                        f"image or shard; found: {found}. Give the file or the folder that holds the features")
     if ".npz" in files or ".npy" in files:
         return NpzFolder(folder) if ".npz" in files else NpyFolder(folder)
     return Hdf5PerImage(*files.values())

@@ -1,4 +1,4 @@
-"""What the formats of other projects have in common: an image at a time, each with its own number of regions."""
+"""The common part of other projects' formats: they are read image by image, each with its own number of regions."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ascl.core.errors import DataError
 from ascl.core.files import atomic_path
 from ascl.data.stores.base import DETAILS, Features, FeatureStore, refuse_repeated
 
-MOST_REGIONS = 1000  # of an image; detectors give 100 at most, so more means that the file is misread
+MOST_REGIONS = 1000  # per image; detectors give at most 100, so more means that the file is misread
 _INDEX_VERSION = 2
 
 
 @dataclass
 class ImageFeatures:
-    """One image: regions (k, R) and boxes (k, 4) or None, or globals (G,)."""
+    """Features of one image: regions (k, R) with boxes (k, 4) or None, or else globals (G,)."""
 
     regions: np.ndarray | None = None
     boxes: np.ndarray | None = None
@@ -31,24 +31,20 @@ class ImageFeatures:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a pass over the source finds of one image.
-
-    where: for messages. count: of its regions, 0 = one vector for the whole image. dim: of a region or the vector.
-    size: width and height, zeros where unknown. place: what the reader needs. layout: where a format has several.
-    """
+    """What a pass over the source finds about one image."""
 
     image_id: str
-    where: str
-    count: int
-    dim: int
+    where: str  # for messages
+    count: int  # number of regions, 0 = one vector for the whole image
+    dim: int  # dimension of a region or of the vector
     boxes: bool = False
     details: bool = False
-    size: tuple[int, int] = (0, 0)
-    place: tuple[int, ...] = ()
-    layout: str = ""
+    size: tuple[int, int] = (0, 0)  # width and height, zeros if unknown
+    place: tuple[int, ...] = ()  # what the reader needs to find it again
+    layout: str = ""  # if a format has several
 
     def kind(self) -> str:
-        """What all images of a store have in common, in words."""
+        """Return what all images of a store must have in common, in words."""
         what = "regions" if self.count else "one vector"
         beside = (" with boxes" if self.boxes else "") + (" with classes" if self.details else "")
         return f"{what} of dimension {self.dim}{beside}" + (f" ({self.layout})" if self.layout else "")
@@ -56,7 +52,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Index:
-    """What is kept of all entries: arrays of one row for each image, and what they have in common (0-dimensional)."""
+    """All entries: arrays with one row per image, and 0-dimensional arrays for what they have in common."""
 
     image_ids: np.ndarray
     counts: np.ndarray
@@ -69,9 +65,9 @@ class Index:
 
 
 class PerImageFeatures(FeatureStore):
-    """A store that reads image by image; only the index is held in memory.
+    """A store that reads image by image and holds only the index in memory.
 
-    A subclass calls `_describe` when it knows its images, and has `_image` and, for details, `_image_details`.
+    A subclass calls `_describe` once it knows its images, and implements `_image` and, for details, `_image_details`.
     """
 
     _detail_names: tuple[str, ...] = ()
@@ -93,24 +89,24 @@ class PerImageFeatures(FeatureStore):
 
     @abstractmethod
     def place(self, row: int) -> str:
-        """Where an image is, for messages."""
+        """Return where an image is, for messages."""
 
     def remedy(self, kinds: frozenset[str]) -> str:
-        return "If the file names the same images otherwise, convert it with captions that know both names"
+        return "If the file has other ids for the same images, convert it with captions that have both (ids_from)"
 
     def _remedy_of_values(self, name: str, row: int) -> str:
         return f"It is {self.place(row)}"
 
     @abstractmethod
     def _image(self, row: int) -> ImageFeatures:
-        """Features of one image in float32."""
+        """Return the features of one image in float32."""
 
     def _image_details(self, row: int) -> dict[str, np.ndarray]:
-        """Of one image, (k,) arrays under the names in `_detail_names`; not asked for where these are none."""
+        """Return (k,) arrays of one image, by the names in `_detail_names`; not called if there are no names."""
         return {}
 
     def _checked_image(self, row: int) -> ImageFeatures:
-        """The file may have been replaced since it was indexed, and boxes may lie in files of their own."""
+        """Return an image whose shapes match the index; the file may have been replaced, and boxes may be elsewhere."""
         image, count = self._image(row), int(self._counts[row])
         expected: dict[str, tuple[int | None, ...]]
         expected = {"regions": (count, self.region_dim)} if count else {"globals": (self.global_dim,)}
@@ -121,11 +117,11 @@ class PerImageFeatures(FeatureStore):
             if values is None or values.shape != shape:
                 found = "none" if values is None else values.shape
                 raise DataError(f"{self.place(row)}: its {name} have shape {found}, expected {shape}; boxes and "
-                                "features are of other images, or the file was replaced since it was opened")
+                                "features are of different images, or the file was replaced since it was opened")
         return image
 
     def read_kinds(self, rows: np.ndarray, kinds: frozenset[str]) -> Features:
-        unique, position = np.unique(rows, return_inverse=True)  # in the order of the file, each image once
+        unique, position = np.unique(rows, return_inverse=True)  # each image once, in the order of the file
         read = Features(None, None)
         if "globals" in kinds & self.kinds:
             read.globals = np.zeros((len(unique), self.global_dim or 0), dtype=np.float32)
@@ -164,12 +160,13 @@ class PerImageFeatures(FeatureStore):
 
 
 def kept_index(path: Path, stamp: dict[str, int | str], entries: Callable[[], Iterable[Entry]]) -> Index:
-    """Return what `entries` finds in a pass over `path`: from the last time, where `stamp` is still the same.
+    """Return the index of `path`: the saved one if `stamp` has not changed, else what a pass with `entries` finds.
 
-    It is kept in `.NAME.index.npz` beside `path` where that folder can be written; COCO's TSV of 33 GB takes minutes.
+    It is saved as `.NAME.index.npz` beside `path` if that folder is writable: a pass over COCO's TSV of 33 GB takes
+    minutes.
 
     Raises:
-        DataError: no image, or images that differ in what they hold (the first two are named).
+        DataError: there is no image, or images differ in what they hold (the message names the first two).
     """
     kept = path.with_name(f".{path.name}.index.npz")
     text = json.dumps({"version": _INDEX_VERSION, **stamp}, sort_keys=True)
@@ -178,13 +175,13 @@ def kept_index(path: Path, stamp: dict[str, int | str], entries: Callable[[], It
             if str(file["stamp"]) == text:
                 return Index(**{name: file[name] for name in file.files if name != "stamp"})
     except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
-        pass  # absent or damaged: a pass over the file brings it back
+        pass  # absent or damaged: make it again
     index = _index_of(path, entries())
     try:
         with atomic_path(kept) as temporary, open(temporary, "wb") as out:
             np.savez(out, stamp=np.array(text), **vars(index))
     except OSError:
-        pass  # a read-only folder: the next opening takes a pass again
+        pass  # a read-only folder: the next opening makes it again
     return index
 
 
@@ -194,7 +191,7 @@ def _index_of(path: Path, entries: Iterable[Entry]) -> Index:
         found.append(entry)
         if entry.kind() != found[0].kind():
             raise DataError(f"{found[0].where} holds {found[0].kind()}, {entry.where} holds {entry.kind()}; all images "
-                            "have to hold the same: the file is damaged, or files of another kind lie beside it")
+                            "must hold the same: the file is damaged, or files of another kind are beside it")
     if not found:
         raise DataError(f"{path} holds no image")
     return Index(image_ids=np.array([entry.image_id for entry in found]),
@@ -205,6 +202,6 @@ def _index_of(path: Path, entries: Iterable[Entry]) -> Index:
 
 
 def stamp_of_file(path: Path) -> dict[str, int | str]:
-    """Return what tells that a file is still the same."""
+    """Return size and time of modification, which show whether a file has changed."""
     about = path.stat()
     return {"bytes": about.st_size, "modified_ns": about.st_mtime_ns}

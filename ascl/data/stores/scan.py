@@ -1,4 +1,4 @@
-"""SCAN's `{split}_ims.npy`, with one row or five for each image."""
+"""Read SCAN's `{split}_ims.npy`, with one row or five rows per image."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from ascl.data.captions import SCAN_CAPTIONS_PER_IMAGE, count_scan_captions, rea
 from ascl.data.stores.base import Features, FeatureStore, refuse_repeated, require_file, runs_of_neighbors
 from ascl.data.stores.lazy_file import LazyFile
 
-_SAMPLED_IMAGES = 64  # of a .npy: enough to catch a wrong repeat, cheap on 33 GB
+_SAMPLED_IMAGES = 64  # enough to find a wrong repeat, and cheap on 33 GB
 
 
 class ScanFeatures(FeatureStore):
-    """SCAN's `{split}_ims.npy`, floats (rows, K, R), read row by row; neither boxes nor globals.
+    """A store that reads SCAN's `{split}_ims.npy`, floats (rows, K, R), row by row; it has no boxes and no globals.
 
     Some copies repeat each image's row five times. The repeat is inferred from the ids file beside it, else from the
-    number of captions, and checked on a sample: rows of one image are equal, those of neighboring images are not.
+    number of captions, and checked on a sample: rows of one image are equal, those of neighboring images differ.
 
     Args:
-        path: the `.npy`.
-        captions: number of captions of the whole split; None = counted in `{split}_caps.txt` beside the `.npy` if it is
-            there, else each row is an image. Not used where there is an ids file.
+        path: the `.npy` file.
+        captions: number of captions of the whole split; None = count them in `{split}_caps.txt` beside the `.npy`, or
+            if that does not exist, take each row as an image. Ignored if there is an ids file.
 
     Raises:
-        DataError: no such file, truncated, not (rows, K, R) in C order, or no repeat that fits.
+        DataError: the file does not exist or is truncated, its array is not (rows, K, R) in C order, or no repeat fits.
     """
 
     def __init__(self, path: str | os.PathLike, *, captions: int | None = None) -> None:
@@ -45,12 +45,12 @@ class ScanFeatures(FeatureStore):
         split = self.path.name.removesuffix(".npy").removesuffix("_ims")
         ids = read_scan_ids(self.path.parent, split)
         if ids is not None:
-            # a line for each image or for each caption; lines of one image follow one another
+            # one line per image or per caption; lines of an image follow one another
             self.image_ids = [name for name, _ in itertools.groupby(ids)]
             refuse_repeated(self.image_ids, f"{split}_ids.txt beside {path}")
             if total % len(self.image_ids):
                 raise DataError(f"{path} has {total} rows for the {len(self.image_ids)} images of its ids file: one of "
-                                "the two is of another split")
+                                "the two belongs to another split")
             self.repeat = total // len(self.image_ids)
         else:
             captions = count_scan_captions(self.path.parent, split) if captions is None else captions
@@ -63,7 +63,7 @@ class ScanFeatures(FeatureStore):
         if captions < total or captions % total:
             raise DataError(f"{self.path} has {total} rows for {captions} captions, which does not fit: give the "
                             "number of captions of the whole split, or features of the captions' split")
-        # as many rows as captions: one caption an image, or each image five times; the rows tell
+        # as many rows as captions: either one caption per image, or each image five times; the rows decide
         repeated = captions == total and total % SCAN_CAPTIONS_PER_IMAGE == 0 and self._equal_rows(0, 1)
         return SCAN_CAPTIONS_PER_IMAGE if repeated else 1
 
@@ -72,10 +72,10 @@ class ScanFeatures(FeatureStore):
         for row in first:
             for other in range(row + 1, row + self.repeat):
                 if not self._equal_rows(row, other):
-                    raise DataError(f"{self.path}: rows {row} and {other} should be one image ({self.repeat} rows an "
-                                    "image by the ids or the captions) but differ; these are of another split")
+                    raise DataError(f"{self.path}: rows {row} and {other} should be one image ({self.repeat} rows per "
+                                    "image by the ids or the captions) but differ; those belong to another split")
         same = [self._equal_rows(row - self.repeat, row) for row in first[1:]]
-        if sum(same) > len(same) / 2:  # a repeat of five leaves four of five neighbors equal, real images next to none
+        if sum(same) > len(same) / 2:  # with a repeat of five, four in five neighbors are equal; real images rarely
             raise DataError(f"{self.path}: neighboring images have equal features, so an image has more than "
                             f"{self.repeat} rows; put the split's caps.txt or ids.txt beside the features")
 
@@ -84,18 +84,18 @@ class ScanFeatures(FeatureStore):
         return np.array_equal(first, second)
 
     def _header(self) -> np.memmap:
-        """The array as it lies in the file, for its shape alone: numpy checks here that the file is whole."""
+        """Return the array as a memory map, only for its shape; numpy checks that the file is complete."""
         require_file(self.path)
         try:
             array = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
-            raise DataError(f"{self.path} is truncated or no .npy file ({error}): fetch it again") from error
+            raise DataError(f"{self.path} is truncated or not a .npy file ({error}): download it again") from error
         if not isinstance(array, np.memmap):
-            raise DataError(f"{self.path} is an archive of arrays (.npz) under the name of one: rename it")
+            raise DataError(f"{self.path} is an archive of arrays (.npz) with the suffix of a single one: rename it")
         return array
 
     def _read_rows(self, rows: np.ndarray) -> np.ndarray:
-        """(n, K, R) of rows of the file, in its own type; runs of neighboring rows in one go."""
+        """Return rows of the file, (n, K, R) in its own type; runs of consecutive rows are read at once."""
         values = np.empty((len(rows), self.num_regions or 0, self.region_dim or 0), dtype=self._type)
         for start, stop in runs_of_neighbors(rows):
             self._file.read_array(values[start:stop], self._start + int(rows[start]) * values[0].nbytes)
@@ -109,4 +109,4 @@ class ScanFeatures(FeatureStore):
         return Features(regions, None)
 
     def _remedy_of_values(self, name: str, row: int) -> str:
-        return "Fetch the file again"
+        return "Download the file again"

@@ -1,4 +1,4 @@
-"""Regions in tab-separated rows with base64 columns, as published with bottom-up attention and with LXMERT."""
+"""Read regions from tab-separated rows with base64 columns, as published with bottom-up attention and LXMERT."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ BOTTOM_UP = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 LXMERT = ("img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes", "boxes",
           "features")
 _LAYOUTS = {"bottom-up": BOTTOM_UP, "lxmert": LXMERT}
-# our name -> column and type
+# our name -> (column, type)
 _DETAILS = {"class_ids": ("objects_id", "<i8"), "scores": ("objects_conf", "<f4"),
             "attribute_ids": ("attrs_id", "<i8"), "attribute_scores": ("attrs_conf", "<f4")}
-_LONGEST_ROW = 1 << 26  # bytes; 100 regions of 2048 take 1.1e6, so that a file without line ends is told early
+_LONGEST_ROW = 1 << 26  # bytes; 100 regions of 2048 take 1.1e6, so a file without line ends is found early
 _BUFFER = 1 << 20
 
 
 class TsvFeatures(PerImageFeatures):
-    """One TSV with the columns `BOTTOM_UP` or `LXMERT`, told by their number; a first line of their names is skipped.
+    """A TSV with the columns `BOTTOM_UP` or `LXMERT`, recognized by their number; a header line is skipped.
 
-    `boxes` (k, 4) and `features` (k, R) are float32 in base64; of LXMERT's, `objects_id` and `attrs_id` are int64 and
-    count from 0 without the background, the confidences are float32. The first opening takes a pass over the file.
+    `boxes` (k, 4) and `features` (k, R) are float32 in base64. LXMERT's `objects_id` and `attrs_id` are int64 and count
+    from 0 without the background; its confidences are float32. The first opening takes a pass over the file.
 
     Raises:
-        DataError: no such file, compressed, other columns, truncated, or a row whose columns do not fit one another
-            (named by its line).
+        DataError: the file does not exist, is compressed or truncated, or has other columns; or the columns of a row do
+            not fit one another (the message names its line).
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -66,18 +66,18 @@ class TsvFeatures(PerImageFeatures):
         content = self._file.read(offset, length if with_features else before_features)
         cells = dict(zip(self._columns, content.split(b"\t", len(self._columns) - 1), strict=True))
         if cells[self._columns[0]].decode("utf-8", "replace") != self.image_ids[row]:
-            raise DataError(f"{self.place(row)}: the file was changed since it was opened, start again")
+            raise DataError(f"{self.place(row)}: the file was changed since it was opened; run the program again")
         return cells
 
     def _decoded(self, row: int, cells: dict[str, bytes], column: str, dtype: str = "<f4") -> np.ndarray:
         try:
             return np.frombuffer(base64.b64decode(cells[column], validate=True), dtype=dtype)
         except (binascii.Error, ValueError) as error:
-            raise DataError(f"{self.place(row)}: `{column}` is no base64 ({error}); fetch it again") from error
+            raise DataError(f"{self.place(row)}: `{column}` is not base64 ({error}): download it again") from error
 
 
 def _entries(path: Path) -> Iterator[Entry]:
-    """A pass over the file: where the rows are, and whether their columns fit, by their lengths alone."""
+    """Yield an entry per row, in one pass over the file; check by lengths alone that the columns fit."""
     with open(path, "rb") as first:
         count = first.readline(_LONGEST_ROW).count(b"\t") + 1
     layout = next((name for name, columns in _LAYOUTS.items() if len(columns) == count), None)
@@ -95,11 +95,11 @@ def _entries(path: Path) -> Iterator[Entry]:
             if not row:
                 return
             if len(row) == _LONGEST_ROW:
-                raise DataError(f"{path}, line {line}: longer than {_LONGEST_ROW} bytes; this is no TSV of features")
+                raise DataError(f"{path}, line {line}: longer than {_LONGEST_ROW:,} bytes: not a TSV of features")
             content = row.rstrip(b"\r\n")
             if content and not (line == 1 and content == header):
-                damaged = ("the row is damaged" if row.endswith(b"\n") else
-                           "the file is truncated in this row, its last: fetch it again")
+                damaged = ("the row is damaged: download the file again" if row.endswith(b"\n") else
+                           "the file is truncated in this row, its last: download it again")
                 yield _checked_row(path, line, offset, content, layout, damaged)
             offset += len(row)
             bar.update(len(row))
@@ -107,7 +107,7 @@ def _entries(path: Path) -> Iterator[Entry]:
 
 def _checked_row(path: Path, line: int, offset: int, content: bytes, layout: str, damaged: str) -> Entry:
     columns = _LAYOUTS[layout]
-    split = content.split(b"\t", len(columns) - 1)  # not through the features, the longest by far
+    split = content.split(b"\t", len(columns) - 1)  # leaves the features, by far the longest, in one piece
     count = len(split) + split[-1].count(b"\t")
     image_id = split[0].decode("utf-8", "replace")
     where = f"{path}, line {line} (image {image_id[:100]})"
@@ -118,18 +118,18 @@ def _checked_row(path: Path, line: int, offset: int, content: bytes, layout: str
     try:
         found = {name.removeprefix("image").removeprefix("img"): int(cells[name]) for name in numbers}
     except ValueError as error:
-        raise DataError(f"{where}: {', '.join(numbers)} have to be whole numbers ({error}); {damaged}") from error
+        raise DataError(f"{where}: {', '.join(numbers)} must be whole numbers ({error}); {damaged}") from error
     boxes, box_bytes, length = found["num_boxes"], _length(cells["boxes"]), _length(cells["features"])
     if boxes < 1:
-        raise DataError(f"{where}: num_boxes is {boxes}; an image needs at least one, remove the row")
+        raise DataError(f"{where}: num_boxes is {boxes}; an image needs at least one: remove the row")
     if box_bytes != boxes * 16:
         raise DataError(f"{where}: `boxes` has {box_bytes} bytes, {boxes} boxes have {boxes * 16}; {damaged}")
     if length < 1 or length % (boxes * 4):
-        raise DataError(f"{where}: `features` has {length} bytes, which does not divide by {boxes} boxes; {damaged}")
+        raise DataError(f"{where}: `features` has {length} bytes, which {boxes} boxes do not divide; {damaged}")
     return Entry(image_id, where, boxes, length // (boxes * 4), boxes=True, details=layout == "lxmert", layout=layout,
                  size=(found["_w"], found["_h"]), place=(line, offset, len(content), len(content) - len(split[-1])))
 
 
 def _length(cell: bytes) -> int:
-    """Bytes that a base64 text stands for; -1 for one whose length no text has, because it was cut."""
+    """Return how many bytes a base64 text encodes; -1 if its length is impossible, because it was truncated."""
     return -1 if len(cell) % 4 else len(cell) // 4 * 3 - cell[-2:].count(b"=")

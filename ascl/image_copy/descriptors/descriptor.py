@@ -232,12 +232,6 @@ def load_descriptor(run: str | Path, *, input_size: int | None = None, resize: R
                     device: str = "cpu", precision: Precision = "float32") -> Describer:
     """Return the descriptor of a copy-detection run, ready to describe images.
 
-    >>> from ascl.images.read import load_image
-    >>> describe = load_descriptor("runs/asl")                                                  # doctest: +SKIP
-    >>> pixels = [describe.prepare(load_image(name).image) for name in ("a.jpg", "b.jpg")]      # doctest: +SKIP
-    >>> vectors, norms = describe(pixels)                                                       # doctest: +SKIP
-    >>> cosine = vectors[0] @ vectors[1]                                                        # doctest: +SKIP
-
     Args:
         run: folder of a run of `ascl copy train`, or a checkpoint file. A folder gives its best.pt, or else its last.pt
             with a warning.
@@ -253,6 +247,13 @@ def load_descriptor(run: str | Path, *, input_size: int | None = None, resize: R
 
     Raises:
         DataError: there is no checkpoint, it is damaged, or it holds no descriptor.
+
+    Example:
+        >>> from ascl.images.read import load_image
+        >>> describe = load_descriptor("runs/asl")                                                  # doctest: +SKIP
+        >>> pixels = [describe.prepare(load_image(name).image) for name in ("a.jpg", "b.jpg")]      # doctest: +SKIP
+        >>> vectors, norms = describe(pixels)                                                       # doctest: +SKIP
+        >>> cosine = vectors[0] @ vectors[1]                                                        # doctest: +SKIP
     """
     saved = read_descriptor(run)
     settings, digest = saved.descriptor.settings, sha256_of(saved.path)

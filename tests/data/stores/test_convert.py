@@ -146,7 +146,7 @@ def test_a_difference_is_found(tmp_path, name):
     store, done = open_features([source]), convert([source], tmp_path / "out.h5", progress=False)
     with h5py.File(done.path, "a") as file:
         file[name][3] = file[name][3] - 1
-    refused(rf"`({name}|mask|regions)` of image pic3 \(row 3\) is not what .*a\.tsv gives", verify, store, done.path,
+    refused(rf"`({name}|mask|regions)` of image pic3 \(row 3\) differs from .*a\.tsv", verify, store, done.path,
             store.kinds, "float32", store.image_ids)
 
 
@@ -157,7 +157,7 @@ def test_a_file_that_fails_its_check_gets_no_name(tmp_path, monkeypatch):
 
     monkeypatch.setattr("ascl.data.stores.convert.write", write_something_else)
     source = foreign_files.write_tsv(tmp_path / "a.tsv", make_images(COUNTS))
-    refused(r"`regions` of image pic2 \(row 2\) is not what", convert, [source], tmp_path / "out.h5", progress=False)
+    refused(r"`regions` of image pic2 \(row 2\) differs from", convert, [source], tmp_path / "out.h5", progress=False)
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -172,7 +172,7 @@ def test_one_wrong_bit_is_found(tmp_path):
         place = file["regions"].id.get_chunk_info(0).byte_offset
     content[place] ^= 1
     done.path.write_bytes(content)
-    with pytest.raises(DataError, match=r"`regions` of image pic0 \(row 0\) is not what"):
+    with pytest.raises(DataError, match=r"`regions` of image pic0 \(row 0\) differs from"):
         verify(store, done.path, kinds, "float32", store.image_ids)
     refused("image ids, names or kinds", verify, store, done.path, kinds, "float32", ["other"] * 5)
 
@@ -181,7 +181,7 @@ def test_values_beyond_float16_name_the_image(tmp_path):
     images = make_images(COUNTS)
     images[3].regions[1, 2] = 1e6
     source = foreign_files.write_tsv(tmp_path / "a.tsv", images)
-    with pytest.raises(DataError, match=r"`regions` of image pic3 \(row 3\) are not finite in float16; keep float32"):
+    with pytest.raises(DataError, match=r"`regions` of image pic3 \(row 3\) are not finite in float16; use float32"):
         convert([source], tmp_path / "out.h5", dtype="float16", progress=False)
     assert not (tmp_path / "out.h5").exists()
 
@@ -191,20 +191,20 @@ def test_a_second_call_does_nothing_and_other_files_stay(tmp_path):
     out = convert([source], tmp_path / "out.h5", progress=False).path
     before = out.read_bytes()
     again = convert([source], out, progress=False)
-    assert again.images == 0 and "nothing was left to do" in again.summary() and out.read_bytes() == before
-    with pytest.raises(DataError, match=r"out\.h5 exists and was made otherwise \(dtype differ\)"):
+    assert again.images == 0 and "nothing to do" in again.summary() and out.read_bytes() == before
+    with pytest.raises(DataError, match=r"out\.h5 exists and was made with other settings \(dtype differ\)"):
         convert([source], out, dtype="float16", progress=False)
     foreign_files.write_tsv(source, make_images([1]))
-    refused(r"made otherwise \(converted_from differ\)", convert, [source], out, progress=False)
+    refused(r"made with other settings \(converted_from differ\)", convert, [source], out, progress=False)
     assert out.read_bytes() == before
     np.save(tmp_path / "x_ims.npy", np.random.default_rng(0).random((3, 2, 3)))
     convert([tmp_path / "x_ims.npy"], tmp_path / "x.h5", progress=False)
     (tmp_path / "x_ids.txt").write_text("a\nb\nc\n")
-    with pytest.raises(DataError, match=r"x\.h5 exists and was made otherwise \(image_ids differ\)"):
+    with pytest.raises(DataError, match=r"x\.h5 exists and was made with other settings \(image_ids differ\)"):
         convert([tmp_path / "x_ims.npy"], tmp_path / "x.h5", progress=False)
     for content in (b"precious", foreign_files.write_groups_h5(tmp_path / "b.h5", make_images([2])).read_bytes()):
         out.write_bytes(content)
-        refused("is no features file of this program", convert, [source], out, progress=False)
+        refused("is not a feature file of this project", convert, [source], out, progress=False)
         assert out.read_bytes() == content
     refused("both source and target", convert, [source], source, progress=False)
 
@@ -293,7 +293,7 @@ def test_ids_become_stems(coco, ids, field, expected):
 
 @pytest.mark.parametrize(("ids", "field", "message"), [
     (["1"], None, r"fit .* as filename and as cocoid and as imgid, which are different images: id 1 is "
-                  r"COCO_train2014_000000000001 or, as imgid, COCO_train2014_000000000009; say which field"),
+                  r"COCO_train2014_000000000001 or, as imgid, COCO_train2014_000000000009; choose the field"),
     (["9", "77", "78"], None, r"as filename, 2 of 3 are unknown \(77, 78\); as cocoid, 2 of 3.*; as imgid, 3 of 3"),
     (["9", "2"], None, r"as cocoid, 1 of 2 are unknown \(2\); as imgid, 1 of 2 are unknown \(9\)"),
     (["000009"], "cocoid", r"as cocoid, 1 of 1 are unknown \(000009\)"),
@@ -309,7 +309,7 @@ def test_captions_that_cannot_tell_are_refused(tmp_path):
     with pytest.raises(DataError, match="b.json: an entry of `images` has no `filename`"):
         stems_of(["7"], karpathy(tmp_path / "b.json", {"file_name": "a.jpg"}))
     (tmp_path / "c.json").write_text("{")
-    refused("not whole JSON", stems_of, ["7"], tmp_path / "c.json")
+    refused("not complete JSON", stems_of, ["7"], tmp_path / "c.json")
     refused("no file .*nowhere.json", stems_of, ["7"], tmp_path / "nowhere.json")
 
 

@@ -150,7 +150,7 @@ def test_max_regions_keeps_the_first(stores, tmp_path):
     check(store, [2, 0, 1], {image.image_id: image for image in images}, 3)
     assert store.details([2])["class_ids"].shape == (1, 3) and len(store) == 5
     assert open_features([tmp_path / "a.tsv"], max_regions=100).num_regions == 5
-    refused("at least 1 region, 0 were asked for", open_features, [tmp_path / "a.tsv"], max_regions=0)
+    refused("max_regions is 0: keep at least 1 region", open_features, [tmp_path / "a.tsv"], max_regions=0)
 
 
 def test_vectors_in_a_folder_are_globals_and_join_regions(tmp_path):
@@ -160,7 +160,7 @@ def test_vectors_in_a_folder_are_globals_and_join_regions(tmp_path):
     read = store.read(store.rows(["pic4", "pic1"]))
     assert np.array_equal(read.globals, [images[4].regions.mean(axis=0), images[1].regions.mean(axis=0)])
     assert np.array_equal(read.regions[1, :5], images[1].regions)
-    refused("no regions of which the first 3", open_features, [tmp_path / "cocobu_fc"], max_regions=3)
+    refused("has no regions: leave max_regions out", open_features, [tmp_path / "cocobu_fc"], max_regions=3)
     with h5py.File(tmp_path / "fc.h5", "w") as file:
         for image in images:
             file[image.image_id] = image.regions[0]
@@ -263,7 +263,7 @@ def damaged_tsv(change) -> bytes:
     (lambda c: [*c[:3], b"four", *c[4:]], r"line 2 .*whole numbers .*four"),
     (lambda c: [*c[:3], b"0", *c[4:]], r"line 2 .*num_boxes is 0"),
     (lambda c: [*c[:3], b"3", *c[4:]], r"line 2 .*`boxes` has 64 bytes, 3 boxes have 48"),
-    (lambda c: [*c[:5], c[5][:-8]], r"line 2 .*`features` has 9. bytes, which does not divide by 4 boxes"),
+    (lambda c: [*c[:5], c[5][:-8]], r"line 2 .*`features` has 9. bytes, which 4 boxes do not divide"),
     (lambda c: [*c[:5], foreign_files.text(np.zeros((4, 5), np.float32))],
      r"line 1 .* holds regions of dimension 6 .*line 2 .*regions of dimension 5"),
     (lambda c: [b"pic0", *c[1:]], r"image id pic0 is given twice, in rows 0 and 1"),
@@ -277,7 +277,7 @@ def test_bad_base64_and_values_are_named_when_they_are_read(tmp_path):
     (tmp_path / "a.tsv").write_bytes(damaged_tsv(lambda c: [*c[:5], b"?" + c[5][1:]]))
     store = open_features([tmp_path / "a.tsv"])
     assert store.read([2, 0]).regions.shape == (2, 4, DIM)
-    refused(r"a\.tsv, line 2 \(image pic1\): `features` is no base64", store.read, [0, 1])
+    refused(r"a\.tsv, line 2 \(image pic1\): `features` is not base64", store.read, [0, 1])
     bad = np.full((4, DIM), np.nan, dtype=np.float32)
     (tmp_path / "b.tsv").write_bytes(damaged_tsv(lambda c: [*c[:5], foreign_files.text(bad)]))
     with pytest.raises(DataError, match=r"b\.tsv: `regions` of row 1 \(image pic1\) has values that are not.*line 2"):
@@ -319,12 +319,12 @@ def test_damaged_npz_files_are_named(tmp_path):
         return open_features([folder])
 
     for arrays, message in [
-        ({"bbox": image.boxes}, r"pic1\.npz has neither `x` nor `feat` \(it has: bbox\); boxes alone"),
+        ({"bbox": image.boxes}, r"pic1\.npz has neither `x` nor `feat` \(it has: bbox\): give the folder"),
         ({"x": image.regions}, "neither `bbox` nor `num_bbox`"),
         ({"x": image.regions, "num_bbox": 4}, r"pic1\.npz: `x` has shape \(3, 6\), which does not fit 4 boxes"),
         ({"x": image.regions, "num_bbox": 4, "bbox": image.boxes}, "`num_bbox` is 4, `bbox` has 3 rows"),
         ({"x": image.regions, "bbox": image.boxes[:, :3]}, r"`bbox` has shape \(3, 3\)"),
-        ({"x": np.zeros((3, 3)), "num_bbox": 3}, "nothing tells which axis is which"),
+        ({"x": np.zeros((3, 3)), "num_bbox": 3}, "which axis is which"),
         ({"x": image.regions[:, :5], "bbox": image.boxes}, "regions of dimension 6.*holds regions of dimension 5"),
         ({"x": image.regions[:0], "num_bbox": 0}, r"pic1\.npz holds no region"),
         ({"x": image.regions, "num_bbox": 3}, r"pic0\.npz holds regions of dimension 6 with boxes, .*pic1\.npz holds"),
@@ -346,7 +346,7 @@ def test_damaged_npz_files_are_named(tmp_path):
 def test_damaged_npy_folders_are_named(tmp_path):
     images = make_images([3, 4])
     att = foreign_files.write_cocobu(tmp_path / "bu", images)
-    refused("these are boxes, no features", open_features, [tmp_path / "bu_box"])
+    refused("these are boxes, not features", open_features, [tmp_path / "bu_box"])
     np.save(tmp_path / "bu_box" / "pic1.npy", images[0].boxes)
     with pytest.raises(DataError, match=r"pic1\.npz: its boxes have shape \(3, 4\), expected \(4, 4\)"):
         open_features([att]).read([1])
@@ -356,7 +356,7 @@ def test_damaged_npy_folders_are_named(tmp_path):
     np.save(tmp_path / "bu_fc" / "pic1.npy", images[1].regions)
     refused(r"pic0\.npy holds one vector .*pic1\.npy holds regions", open_features, [tmp_path / "bu_fc"])
     np.save(tmp_path / "bu_fc" / "pic0.npy", np.zeros((3, 2, 2)))
-    refused("a file with all images in it is given by its own path", open_features, [tmp_path / "bu_fc"])
+    refused("if this file holds all images, give its own path", open_features, [tmp_path / "bu_fc"])
 
 
 def test_folders_without_one_kind_of_features_are_refused(tmp_path):
@@ -400,7 +400,7 @@ def test_damaged_hdf5_is_named(tmp_path):
         del file["pic1"]
     with pytest.raises(DataError, match=r"feat001\.h5, entry pic1 cannot be read"):
         open_features([shards]).read([0, 1])
-    refused("boxes alone, no features", open_features, [shards / "region_bbox.h5"])
+    refused("only boxes, no features", open_features, [shards / "region_bbox.h5"])
 
 
 def test_more_shards_than_may_be_open_are_read(tmp_path):
@@ -413,6 +413,6 @@ def test_more_shards_than_may_be_open_are_read(tmp_path):
 
 
 def test_missing_images_say_how_ids_are_mapped(stores):
-    with pytest.raises(DataError, match=r"ids look like 'pic0'\. If the file names the same images otherwise, convert "
-                                        r"it with captions that know both names"):
+    with pytest.raises(DataError, match=r"ids look like 'pic0'\. If the file has other ids for the same images, "
+                                        r"convert it with captions that have both"):
         stores["bottom-up tsv"].rows(["COCO_val2014_000000391895"])

@@ -262,7 +262,7 @@ def test_mean_region_globals_are_the_mean_of_real_regions_and_only_on_request(tm
     read = open_features([tmp_path / "test_ims.npy"], globals_from="mean-region").read([2])
     np.testing.assert_allclose(read.globals[0], made(4, 3, 6)[2].mean(axis=0), rtol=1e-6, atol=1e-6)
     with_globals = write_h5(tmp_path / "b.h5", ["x"], regions=made(1, 3, 4), globals=made(1, 4))
-    refused("need regions alone", open_features, [with_globals], globals_from="mean-region")
+    refused("need files with only regions", open_features, [with_globals], globals_from="mean-region")
 
 
 # ---- what is wrong with a file
@@ -298,9 +298,9 @@ def test_missing_truncated_and_foreign_files(tmp_path):
     refused(r"no file .*f\.h5\. Extract regions or globals of the images", open_features, [path])
     write_h5(path, IDS, regions=made(5, 3, 400))
     path.write_bytes(path.read_bytes()[:9000])
-    refused(r"f\.h5 is truncated or no HDF5 file .*Extract regions", open_features, [path])
+    refused(r"f\.h5 is truncated or not an HDF5 file .*Extract regions", open_features, [path])
     path.write_bytes(b"not hdf5")
-    refused("is truncated or no HDF5 file", open_features, [path])
+    refused("is truncated or not an HDF5 file", open_features, [path])
     write_h5(path, IDS, regions=made(5, 3, 4), attributes={"format": "other"})
     refused("attribute `format` is 'other', expected 'ascl-features'", open_features, [path])
     write_h5(path, IDS, regions=made(5, 3, 4), attributes={"version": 2})

@@ -54,9 +54,9 @@ def test_scan_errors(tmp_path):
     refused("type int64, expected floats", open_features, [path])
     np.save(path, made(40, 3, 6))
     path.write_bytes(path.read_bytes()[:-100])
-    refused(r"test_ims\.npy is truncated or no \.npy file .*fetch it again", open_features, [path])
+    refused(r"test_ims\.npy is truncated or not a \.npy file .*download it again", open_features, [path])
     path.write_bytes(b"hello")
-    refused("is truncated or no .npy file", open_features, [path])
+    refused("is truncated or not a .npy file", open_features, [path])
 
 
 def test_scan_names_file_row_and_image_of_a_value_that_is_not_finite(tmp_path):

@@ -250,7 +250,7 @@ def test_a_file_that_does_not_fit_lists_every_wrong_name_as_the_file_has_it(kind
     wanted = (
         rf"missing 2 \(backbone\.res3\.1\.conv2\.weight, {PREDICTOR}\.{last}\.bias\); "
         rf"left over 2 \(.*mask_head\.weight, .*conv9.*\); "
-        rf"of another shape 1 \({PREDICTOR}\.cls_score\.weight \(81, 128\) where \(10, 128\) is wanted\)"
+        rf"of another shape 1 \({PREDICTOR}\.cls_score\.weight \(81, 128\), expected \(10, 128\)\)"
     )
     with pytest.raises(DataError, match=wanted):
         load_detector(str(write(state, kind, tmp_path)), SMALL)

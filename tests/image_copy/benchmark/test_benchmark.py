@@ -259,7 +259,7 @@ def test_a_photo_that_goes_away_meanwhile_is_named(photos, tmp_path, monkeypatch
             shutil.rmtree(tmp_path / "photos")
 
     monkeypatch.setattr(shutil, "copyfile", copy_and_lose)
-    with pytest.raises(DataError, match="the disk does not give this file"):
+    with pytest.raises(DataError, match="the file cannot be read from the disk"):
         make_benchmark(tmp_path / "photos", tmp_path / "out", SMALL, workers=1)
     assert len(copied) == 17 and list(tmp_path.iterdir()) == []
 

@@ -121,7 +121,7 @@ def test_last_stride_one_doubles_the_last_map_of_a_resnet():
         network = PooledBackbone("resnet18", "random:0", last_stride=last_stride).eval()
         side.append(network.network(torch.zeros(1, 3, 64, 64))["out"].shape[2])
     assert side == [2, 4]
-    with pytest.raises(DataError, match="last stride 1 is for ResNets"):
+    with pytest.raises(DataError, match="last stride 1 is only for ResNets"):
         PooledBackbone(BACKBONE, "random:0", last_stride=1)
 
 
@@ -240,7 +240,7 @@ def test_folders_and_files_that_are_not_runs_are_refused(tmp_path):
     with pytest.raises(DataError, match="truncated, damaged"):
         read_descriptor(tmp_path)
     torch.save({"weights": torch.zeros(1)}, tmp_path / "best.pt")
-    with pytest.raises(DataError, match="no checkpoint of this project"):
+    with pytest.raises(DataError, match="not a checkpoint of this project"):
         read_descriptor(tmp_path)
     checkpoint.save(tmp_path / "best.pt", {"model": {}, "extra": {"settings": {}}})
     with pytest.raises(DataError, match="holds no descriptor"):

@@ -162,7 +162,7 @@ def test_unreadable_images_stop_or_are_listed(tmp_path, run, tool, capsys):
     (["--normalize", "half"], 1, "normalize does not apply to a checkpoint"),
     (["--input-size", "0"], 2, "input_size: expected a whole number of at least 1, got 0"),
     (["--images", "no/such/folder"], 1, "no such image or folder"),
-    (["--device", "cuda:77"], 1, "no such device"),
+    (["--device", "cuda:77"], 1, "finds no GPU"),
 ])
 def test_refusals(tmp_path, photos, run, tool, capsys, more, code, message):
     if "cuda:77" in more and torch.cuda.is_available():

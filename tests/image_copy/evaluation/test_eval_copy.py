@@ -224,7 +224,7 @@ def test_a_submission_refuses_an_added_dimension(tool, data, capsys, options):
     files = ["--queries", str(data / "q.h5"), "--references", str(data / "r.h5")]
     truth = ["--ground-truth", str(data / "gt.csv")]
     assert tool("eval_copy")([*files, *truth, *options, "--save-submission", str(data / "s.h5")]) == 2
-    assert "needs inner products of one dimension more" in capsys.readouterr().err
+    assert "by inner products with one more dimension" in capsys.readouterr().err
     assert not (data / "s.h5").exists()
 
 
@@ -256,13 +256,13 @@ def test_copydays(tool, data, capsys):
 
 
 @pytest.mark.parametrize(("options", "code", "message"), [
-    (["--candidates", 10, "--k", 3], 2, "two rules"),
+    (["--candidates", 10, "--k", 3], 2, "two ways"),
     (["--k", 0], 2, "k: expected a whole number of at least 1, got 0"),
     (["--score-norm", "sscd"], 1, "need a background"),
     (["--whiten", 4], 1, "need a background"),
-    (["--weight", 2], 2, "--weight says nothing"),
-    (["--score-norm", "negatives", "--start", 1], 2, "--start says nothing"),
-    (["--score-norm", "sscd", "--beta", 1], 2, "--beta says nothing"),
+    (["--weight", 2], 2, "--weight has no effect without --score_norm"),
+    (["--score-norm", "negatives", "--start", 1], 2, "--start has no effect with --score_norm negatives"),
+    (["--score-norm", "sscd", "--beta", 1], 2, "--beta has no effect"),
     (["--bootstrap", -1], 2, "bootstrap: expected a whole number of at least 0, got -1"),
     (["--edits", "absent.csv"], 1, "no such file"),
 ])

@@ -354,13 +354,13 @@ def test_a_first_call_that_fails_binds_nobody_to_its_model(tmp_path, tool, capsy
     assert main(["index", str(photos), "--index", index, "--method", "phash"]) == 1
     (photos / "broken.png").unlink()
     assert main(["index", str(photos), "--index", index, *BACKBONE[:-2]]) == 0
-    assert "3 images by mobilenet_v2" in capsys.readouterr().out
+    assert "3 images, described by mobilenet_v2" in capsys.readouterr().out
     (photos / "broken.png").write_bytes(b"")
     other = str(tmp_path / "other")
     assert main(["index", str(photos), "--index", other, *BACKBONE[:-2]]) == 1
     (photos / "broken.png").unlink()
     assert main(["index", str(photos), "--index", other]) == 0      # the model of the call that failed
-    assert "3 images by mobilenet_v2" in capsys.readouterr().out
+    assert "3 images, described by mobilenet_v2" in capsys.readouterr().out
 
 
 def test_an_index_made_anew_meanwhile_is_not_written_to(tmp_path):
