@@ -35,7 +35,7 @@ def prepare_parser(prog: str) -> Parser:
     for split, count in (("train", 2000), ("val", 200), ("test", 500)):
         scenes.add_argument(f"--{split}_images", type=NonNegativeInt, default=count, metavar="N",
                             help=f"images of the split {split}; also --{split}")
-    add_seed(parser, "of the generated scenes")
+    add_seed(parser, "seed of the generated scenes")
     scenes.add_argument("--detector_steps", type=PositiveInt, default=350, metavar="N",
                         help="training steps of the region detector, 16 images each")
     parser.add_settings(retrieval.Config)

@@ -73,12 +73,12 @@ def test_features_are_those_of_the_box_in_its_own_image():
     model, targets = detector.SceneDetector().eval(), detector.targets_of(SCENES)
     with torch.no_grad():
         fine, _ = model(pixels_of(SCENES))
-        together = model.regions(fine, targets.image, targets.boxes)
+        together = model.read(fine, targets.image, targets.boxes)
         for number in (0, 5, len(targets.image) - 1):
             own = fine[targets.image[number]][None]
-            alone = model.regions(own, torch.zeros(1, dtype=torch.long), targets.boxes[number][None])
+            alone = model.read(own, torch.zeros(1, dtype=torch.long), targets.boxes[number][None])
             torch.testing.assert_close(alone[0], together[number])
-            moved = model.regions(own, torch.zeros(1, dtype=torch.long), targets.boxes[number][None] + 40)
+            moved = model.read(own, torch.zeros(1, dtype=torch.long), targets.boxes[number][None] + 40)
             assert not torch.allclose(moved, alone, atol=1e-3)
 
 
@@ -112,14 +112,13 @@ def test_the_file_says_what_and_where_and_nothing_is_known_beyond_the_certainty_
     backend = Perfect(tmp_path / "detector.pt", SCENES)
     sizes = np.full((len(SCENES), 2), 2 * SIDE)                            # originals of twice the side
     rows = backend.extract([np.array(render(scene)) for scene in SCENES], sizes)
-    dim = trained.dim
-    assert rows["regions"].shape == (len(SCENES), detector.MOST, dim + 27)
+    assert rows["regions"].shape == (len(SCENES), detector.MOST, 27)
     assert (rows["globals"] == rows["regions"][:, 0]).all()
     for row, scene in enumerate(SCENES):
         count = rows["region_count"][row]
         assert count == 1 + len(scene.objects) and not rows["regions"][row, count:].any()
         assert rows["boxes"][row, 0].tolist() == [0, 0, 2 * SIDE, 2 * SIDE]
-        parts = np.split(rows["regions"][row, :count, dim:], np.cumsum([6, 6, 4, 5, 2]), axis=1)
+        parts = np.split(rows["regions"][row, :count], np.cumsum([6, 6, 4, 5, 2]), axis=1)
         shape, color, texture, background, size, place = parts
         for certain in (shape, color, texture, size):
             assert not certain[0].any() and certain[1:].sum(axis=1) == pytest.approx(1, abs=1e-5)
@@ -146,8 +145,8 @@ def test_one_pass_gives_regions_and_globals_and_goes_by_the_weights(trained, tmp
     detector.save_detector(tmp_path / "detector.pt", trained)
     backend = detector.SceneDetectorBackend(tmp_path / "detector.pt")
     made = extract(backend, images, tmp_path / "features.h5", batch_size=4, workers=0, **BARS)
-    assert made.shapes["regions"] == (5, detector.MOST, trained.dim + 27)
-    assert made.shapes["globals"] == (5, trained.dim + 27)
+    assert made.shapes["regions"] == (5, detector.MOST, 27)
+    assert made.shapes["globals"] == (5, 27)
     detector.save_detector(tmp_path / "other.pt", detector.train_detector(1, 1, **BARS))
     with pytest.raises(DataError, match="weights_sha256 was"):
         extract(detector.SceneDetectorBackend(tmp_path / "other.pt"), images, tmp_path / "features.h5", **BARS)
