@@ -32,7 +32,7 @@ lint: $(VENV)/installed
 	$(RUN) -m mypy
 
 docs: $(VENV)/installed
-	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 bench: $(VENV)/installed
 	$(RUN) benchmarks/bench_scoring.py

@@ -96,7 +96,7 @@ def test_citation_names_this_version():
 
 def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
-    ran = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
+    ran = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
                          cwd=REPOSITORY, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     pages = list(tmp_path.rglob("*.html"))
