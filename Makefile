@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 ASCL := $(VENV)/bin/ascl
 DEMO := runs/demo
 
-.PHONY: demo test lint bench clean-demo
+.PHONY: demo test lint docs bench clean-demo
 
 $(VENV)/installed: setup.py pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit('Python 3.10 or newer is needed, this is ' + sys.version) if sys.version_info < (3, 10) else None"
@@ -30,6 +30,9 @@ test: $(VENV)/installed
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
+
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 bench: $(VENV)/installed
 	$(RUN) benchmarks/bench_scoring.py

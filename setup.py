@@ -15,6 +15,7 @@ SCALE = ["ray[data]>=2.9"]  # extraction on several machines
 SEARCH = ["faiss-cpu>=1.8"]  # a compressed index, PCA whitening
 COPY = ["timm>=1.0", "imagehash>=4.3"]  # further backbones for descriptors, perceptual hashes
 LABELS = ["eccv_caption>=0.1"]  # corrected labels of COCO
+DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5.30", "mkdocstrings[python]>=0.26", "latex2mathml>=3.77"]  # docs/ as a site
 
 setup(
     name="ascl",
@@ -51,8 +52,9 @@ setup(
         "search": SEARCH,
         "copy": COPY,
         "labels": LABELS,
+        "docs": DOCS,
         "dev": [
-            *SCALE, *SEARCH, *COPY, *LABELS,
+            *SCALE, *SEARCH, *COPY, *LABELS, *DOCS,
             "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.11",
         ],
     },

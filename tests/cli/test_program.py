@@ -68,7 +68,7 @@ def test_overviews(capsys):
     (["eval", "--checkpoint", "run", "--folds", "0"], "folds"),
     (["convert", "a.h5"], "required: out"),
     (["copy", "query", "--index", "i"], "images"),
-    (["extract", "regions", "--images", ".", "--out", "x.h5", "--config", "zoo.yaml"],
+    (["extract", "regions", "--images", "docs/figures", "--out", "x.h5", "--config", "zoo.yaml"],
      "--config is not an option of --backend"),
 ])
 def test_usage_errors_are_one_line_and_status_2(words, message, capsys):
