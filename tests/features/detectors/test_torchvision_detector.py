@@ -290,7 +290,7 @@ def test_weights_from_a_file_are_the_files_and_others_are_refused(tmp_path, back
     few["roi_heads.box_predictor.cls_score.bias"] = torch.zeros(81)
     few["roi_heads.mask.weight"] = torch.zeros(1)
     torch.save(few, tmp_path / "head.pth")
-    wanted = r"missing \d+ \(.*left over 1 \(roi_heads\.mask\.weight\).*cls_score\.bias \(81,\) where \(91,\)"
+    wanted = r"missing \d+ \(.*left over 1 \(roi_heads\.mask\.weight\).*cls_score\.bias \(81,\), expected \(91,\)"
     with pytest.raises(DataError, match=wanted):
         TorchvisionDetectorBackend(str(tmp_path / "head.pth"))
     with pytest.raises(DataError, match="absent.pth: no such file of weights"):

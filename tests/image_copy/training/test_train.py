@@ -226,7 +226,7 @@ def refused(tool, capsys, arguments, status=1):
     (["--data.workers", "-1"], "data.workers is -1", 1),
     (["--train.batch_size", "21"], "20 identities give no batch of 21", 1),
     (["--rdcd.temperature", "0"], "temperature must be positive", 1), (["--rdcd.momentum", "1.5"], "momentum 1.5", 1),
-    (["--rdcd.hard_negative_weight", "-1"], "hard_negative_weight is -1", 1),
+    (["--rdcd.hard_negative_weight", "-1"], "hard_negative_weight must be at least 0, got -1", 1),
     (["--teacher", "resnet_50"], "nearest are", 1), (["--teacher", "null"], "set teacher.source", 1),
     (["--model.feature_dim", "16"], "1024 dimensions and the student's feature 16", 1),
     (["--images", "no/such/folder"], "no such image or folder", 1),
