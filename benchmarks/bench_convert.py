@@ -1,12 +1,12 @@
-"""Speed and memory of converting features to HDF5, beside a plain copy of the same file in the same run.
+"""Measure speed and memory of converting features to HDF5, and compare with a plain copy of the same file.
 
-  python benchmarks/bench_convert.py --format npy      5 GiB of SCAN's .npy; adds its figures to benchmarks/results.csv
+  python benchmarks/bench_convert.py --format npy      5 GiB of SCAN's .npy; adds rows to benchmarks/results.csv
   python benchmarks/bench_convert.py --format tsv      5 GiB of bottom-up attention's TSV
-  python benchmarks/bench_convert.py --quick           tiny sizes: shows that the program works, measures nothing
+  python benchmarks/bench_convert.py --quick           tiny sizes, to test the program; not a measurement
 
-The file is generated in --scratch, which needs room for two such files, and everything there is removed at the end.
-Before each round the pages of the file are dropped from the system's cache; conversion and copy both wait until their
-output is on the disk, and take turns. See benchmarks/README.md.
+The file is generated in --scratch, which needs space for two such files and is cleaned up at the end. Before each round
+the file is dropped from the page cache. Conversion and copy alternate, and both wait until their output is on disk. See
+benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from measuring import MIB, number
 from ascl.core.errors import DataError
 
 REGIONS, DIM = 36, 2048
-DISTINCT = 64                   # images that are drawn; each later one is one of them, shifted by its number
-SAMPLED_EVERY = 0.02            # seconds between looks at the memory of the converting process
+DISTINCT = 64                   # images drawn at random; later ones are copies, shifted by their number
+SAMPLED_EVERY = 0.02            # seconds between samples of the converting process's memory
 NAMES = {"npy": "SCAN's .npy", "tsv": "bottom-up attention's TSV"}
 CONVERT = results.REPOSITORY / "tools" / "convert_features.py"
 
@@ -44,8 +44,8 @@ class Round:
 
     seconds: float
     copy_seconds: float
-    peak: int                   # bytes: most of the process at any time, as the system counts it
-    anonymous: int              # bytes: most in any sample without pages of files, which the system can take back
+    peak: int                   # bytes: the process's peak memory, as counted by the system
+    anonymous: int              # bytes: largest sample without file pages, which the system can reclaim
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,22 +53,22 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--format", choices=list(NAMES), default="npy", help="of the source (default: %(default)s)")
     result.add_argument("--gib", type=float, default=5.0, help="size of the generated file (default: %(default)s)")
     result.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of the HDF5")
-    result.add_argument("--repeats", type=int, default=3, help="the median counts (default: %(default)s)")
-    result.add_argument("--scratch", metavar="FOLDER", help="where the files are made (default: a temporary folder)")
+    result.add_argument("--repeats", type=int, default=3, help="report the median of these (default: %(default)s)")
+    result.add_argument("--scratch", metavar="FOLDER", help="folder for the files (default: a temporary folder)")
     result.add_argument("--quick", action="store_true", help="tiny sizes; writes only to a given --results")
     result.add_argument("--results", metavar="FILE", help="instead of benchmarks/results.csv")
     return result
 
 
 def images(count: int, regions: int, dim: int) -> Iterator[np.ndarray]:
-    """Regions of each image, (K, R) float32, all different."""
+    """Yield the regions (K, R) float32 of each image, all different."""
     drawn = np.random.default_rng(0).random((DISTINCT, regions, dim), dtype=np.float32)
     for number_ in range(count):
         yield drawn[number_ % DISTINCT] + np.float32(number_)
 
 
 def generate(path: Path, kind: str, count: int, regions: int, dim: int) -> None:
-    """A source file, written image by image and on the disk at the end."""
+    """Write a source file image by image and flush it to disk."""
     boxes = base64.b64encode(np.random.default_rng(1).random((regions, 4), dtype=np.float32).tobytes())
     with open(path, "wb") as file:
         if kind == "npy":
@@ -85,13 +85,13 @@ def generate(path: Path, kind: str, count: int, regions: int, dim: int) -> None:
 
 
 def drop_from_cache(path: Path) -> None:
-    """Let the next reader fetch the file from the disk; its pages have to be clean."""
+    """Drop a file from the page cache; its pages have to be clean."""
     with open(path, "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def copy(source: Path, target: Path) -> float:
-    """Seconds of a plain copy."""
+    """Return the seconds of a plain copy."""
     drop_from_cache(source)
     started = time.perf_counter()
     shutil.copyfile(source, target)
@@ -103,7 +103,7 @@ def copy(source: Path, target: Path) -> float:
 
 
 def convert(source: Path, target: Path, dtype: str) -> tuple[float, int, int]:
-    """Seconds of the conversion command, its peak memory and its peak of anonymous memory in bytes.
+    """Return the seconds of the conversion command, and its peak memory and peak anonymous memory in bytes.
 
     Raises:
         DataError: the command failed.
@@ -124,14 +124,14 @@ def convert(source: Path, target: Path, dtype: str) -> tuple[float, int, int]:
         raise DataError(f"the conversion failed: {log.read_text(encoding='utf-8')[-1000:]}")
     target.unlink()
     for kept in source.parent.glob(f".{source.name}.index.npz"):
-        kept.unlink()           # each round takes its own pass over a TSV
+        kept.unlink()           # each round indexes the TSV again
     return seconds, peak, anonymous
 
 
 def memory_of(process: int) -> dict[str, int]:
-    """Bytes: `VmHWM`, the most so far, and `RssAnon`, now and without pages of files; nothing once it has ended.
+    """Return `VmHWM` (peak so far) and `RssAnon` (current, without file pages) in bytes; {} after the process ended.
 
-    Not `ru_maxrss`, which starts at what the calling process had when it was forked.
+    `ru_maxrss` would not do: it starts at the calling process's memory at the fork.
     """
     try:
         lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
@@ -142,7 +142,7 @@ def memory_of(process: int) -> dict[str, int]:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> tuple[Path, int, list[Round]]:
-    """Source file, number of its images, and what each round took."""
+    """Return the source file, its number of images, and the rounds."""
     regions, dim = (4, 16) if options.quick else (REGIONS, DIM)
     bytes_ = regions * dim * 4 * (4 / 3 if options.format == "tsv" else 1)
     count = 2 * DISTINCT if options.quick else int(np.ceil(options.gib * 2**30 / bytes_))
@@ -159,7 +159,7 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[Path, int, list[
 
 
 def figures(options: argparse.Namespace, size: int, count: int, rounds: list[Round]) -> list[tuple[str, str, str]]:
-    """Figure, value and unit of each line."""
+    """Return name, value and unit of each row."""
     seconds, copied = (median(getattr(one, name) for one in rounds) for name in ("seconds", "copy_seconds"))
     what = f"{NAMES[options.format]} of {size / 2**30:.2f} GiB, {count:,} images, to HDF5 in {options.dtype}"
     return [
@@ -174,19 +174,19 @@ def figures(options: argparse.Namespace, size: int, count: int, rounds: list[Rou
 def note(rounds: list[Round]) -> str:
     seconds, copies = [one.seconds for one in rounds], [one.copy_seconds for one in rounds]
     return (f"whole command: start, pass for the index of a TSV, writing, fsync, reading a sample again; median of "
-            f"{len(rounds)} ({min(seconds):.3g} to {max(seconds):.3g} s), copy with fsync beside it {min(copies):.3g} "
-            f"to {max(copies):.3g} s; source dropped from the cache before each; peak memory is VmHWM, the other the "
-            f"largest RssAnon, looked at every {SAMPLED_EVERY * 1000:.0f} ms")
+            f"{len(rounds)} ({min(seconds):.3g} to {max(seconds):.3g} s), copy with fsync in turn {min(copies):.3g} to "
+            f"{max(copies):.3g} s; source dropped from the cache before each; peak memory is VmHWM, the other the "
+            f"largest RssAnon, sampled every {SAMPLED_EVERY * 1000:.0f} ms")
 
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     try:
         if options.repeats < 1 or options.gib <= 0:
-            raise DataError("--repeats has to be at least 1 and --gib above 0")
+            raise DataError("--repeats must be at least 1 and --gib above 0")
         measuring.check_results(options)
         if not sys.platform.startswith("linux"):
-            raise DataError("memory without pages of files is measured on Linux alone")
+            raise DataError("memory without file pages can be measured on Linux only")
         ran = measuring.what_ran(__file__, arguments, "cpu")
         with tempfile.TemporaryDirectory(dir=options.scratch, prefix="bench_convert") as folder:
             source, count, rounds = measure(options, Path(folder))

@@ -1,13 +1,13 @@
-"""Search among many image descriptors, exact and compressed, beside brute-force torch, and the rates of the index.
+"""Measure search among many image descriptors, exact, compressed and by brute force in torch, and the index's rates.
 
-  python benchmarks/bench_copy_search.py                   50,000 queries in 1,000,000 references at 64 and 256 numbers
+  python benchmarks/bench_copy_search.py                   50,000 queries, 1,000,000 references of 64 and 256 numbers
   python benchmarks/bench_copy_search.py --references 100000 --queries 5000 --dim 64
-  python benchmarks/bench_copy_search.py --quick           tiny sizes: shows that the program works, measures nothing
+  python benchmarks/bench_copy_search.py --quick           tiny sizes, to test the program; not a measurement
 
-An index is made as tools/find_copies.py makes one, of generated unit vectors: references lie around centres, half of
-the queries are a reference with noise (a copy), half lie around the same centres (no copy). Then each way searches it
-in a process of its own: FAISS over every row, the compressed index with its exact scoring, and torch, whose products in
-blocks and `topk` are the reference. See benchmarks/README.md.
+The index is built like that of tools/find_copies.py, from generated unit vectors. References lie around centers. Half
+of the queries are references with noise (copies), half lie around the same centers (not copies). Each method then
+searches in its own process: FAISS over all rows, the compressed index with exact rescoring, and torch as the reference,
+with products in blocks and `topk`. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from ascl.index.search import import_faiss, recall_of
 from ascl.index.store import CopyIndex, Images
 
 K = 10
-CENTRES_SHARE = 100         # references a centre
-SPREAD, NOISE = 0.8, 0.4    # of a row around its centre, and of a copy around its reference, against a centre's length
+CENTERS_SHARE = 100         # references per center
+SPREAD, NOISE = 0.8, 0.4    # of a row around its center and of a copy around its reference, relative to their length
 SINGLE = 100                # images that are added, and removed, one by one
-TORCH_REFERENCES = 2**16    # of a block of torch's products
+TORCH_REFERENCES = 2**16    # in a block of torch's products
 TORCH_QUERIES = 2**10
-SAMPLED_EVERY = 0.02        # seconds between looks at the memory
-SAME = 0.999                # of the best references that exact and torch have to share
+SAMPLED_EVERY = 0.02        # seconds between samples of the memory
+SAME = 0.999                # share of best references on which exact search and torch must agree
 WAYS = ("exact", "compressed", "torch")
 
 
 @dataclass(frozen=True)
 class Searched:
-    """One way: seconds of the search, the most memory of its own beyond its start, and what it found."""
+    """One search method: its seconds, its peak memory above the start, and the rows it found."""
 
     seconds: float
     memory: int
@@ -57,7 +57,7 @@ class Searched:
 
 @dataclass(frozen=True)
 class Built:
-    """Making the index: rates in images a second, seconds of single changes and of compressing, and bytes."""
+    """The building of an index: rates in images per second, seconds of single changes and of compression, and bytes."""
 
     added: float
     added_singly: list[float]
@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--queries", type=int, default=50_000, help="(default: %(default)s)")
     result.add_argument("--dim", type=int, action="append", help="of a descriptor; repeatable (default: 64 and 256)")
     result.add_argument("--way", action="append", choices=WAYS, help="repeatable (default: all)")
-    result.add_argument("--scratch", metavar="FOLDER", help="where the index is made (default: a temporary folder)")
+    result.add_argument("--scratch", metavar="FOLDER", help="folder for the index (default: a temporary folder)")
     result.add_argument("--quick", action="store_true", help="tiny sizes; writes only to a given --results")
     result.add_argument("--results", metavar="FILE", help="CSV to add to (default: benchmarks/results.csv)")
     return result
@@ -85,27 +85,27 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def centres(references: int, dim: int) -> np.ndarray:
-    return unit(np.random.default_rng(0).standard_normal((max(4, references // CENTRES_SHARE), dim), np.float32))
+def centers(references: int, dim: int) -> np.ndarray:
+    return unit(np.random.default_rng(0).standard_normal((max(4, references // CENTERS_SHARE), dim), np.float32))
 
 
 def around(of: np.ndarray, spread: float, rng: np.random.Generator) -> np.ndarray:
-    """Unit rows around those of unit length: the noise has `spread` times their length."""
+    """Return unit rows around given unit rows; the noise has `spread` times their length."""
     return unit(of + spread / np.sqrt(of.shape[1]) * rng.standard_normal(of.shape, np.float32)).astype(np.float32)
 
 
 def references_of(count: int, dim: int) -> Iterator[np.ndarray]:
-    """Parts of as many rows as the program confirms together."""
-    middles, rng = centres(count, dim), np.random.default_rng(1)
+    """Yield the references in parts, each as large as the program commits at once."""
+    middles, rng = centers(count, dim), np.random.default_rng(1)
     for first in range(0, count, CONFIRMED_TOGETHER):
         rows = min(CONFIRMED_TOGETHER, count - first)
         yield around(middles[rng.integers(0, len(middles), rows)], SPREAD, rng)
 
 
 def queries_of(index: CopyIndex, references: int, count: int) -> np.ndarray:
-    """Half copies of references, half neither."""
+    """Return queries: half are copies of references, half are not."""
     rng = np.random.default_rng(2)
-    middles = centres(references, index.state.dimension)
+    middles = centers(references, index.state.dimension)
     copied = index.rows.vectors[np.sort(rng.choice(references, count // 2, replace=count // 2 > references))]
     others = middles[rng.integers(0, len(middles), count - count // 2)]
     return np.concatenate([around(copied, NOISE, rng), around(others, SPREAD, rng)])
@@ -125,7 +125,7 @@ def timed(function: Callable, argument: Any) -> float:
 
 
 def build(folder: Path, references: int, dim: int, exact_up_to: int) -> Built:
-    """Make the index; what is added and removed one by one is gone again at the end."""
+    """Build the index; images that are added one by one are removed again."""
     model = {"name": "generated", "settings": {}, "choice": {}, "has_norms": False}
     index = CopyIndex.create(folder, model, metric="ip", dimension=dim, exact_up_to=exact_up_to)
     adding, done = 0.0, 0
@@ -145,7 +145,7 @@ def build(folder: Path, references: int, dim: int, exact_up_to: int) -> Built:
     removed_at_once = len(many.ids) / (time.perf_counter() - started)
     started = time.perf_counter()
     if not index.compress_if_due():
-        raise DataError(f"{references:,} references are too few to be compressed: give at least 1,000")
+        raise DataError(f"{references:,} references are too few to compress: give at least 1,000")
     compressing = time.perf_counter() - started
     about = index.state.compressed or {}
     sizes = {path.name: path.stat().st_size for path in index.files()}
@@ -154,10 +154,10 @@ def build(folder: Path, references: int, dim: int, exact_up_to: int) -> Built:
 
 
 def searched(folder: Path, way: str, references: int, queries: int) -> Searched:
-    """Search in this process, which has done nothing else."""
+    """Search in this process, which must not have done anything else."""
     index = CopyIndex(folder)
     asked = queries_of(index, references, queries)
-    index.search(asked[:2], K)      # threads and libraries are there
+    index.search(asked[:2], K)      # starts threads and loads libraries
     start = memory_of_own()
     peak, ended = [start], threading.Event()
 
@@ -171,7 +171,7 @@ def searched(folder: Path, way: str, references: int, queries: int) -> Searched:
         started = time.perf_counter()
         if way == "torch":
             vectors = torch.from_numpy(index.rows.vectors[:references].copy())
-            started = time.perf_counter()   # of the search: the rows are in memory
+            started = time.perf_counter()   # start again: the rows are in memory now
             found = brute_force(torch.from_numpy(asked), vectors).numpy()
         else:
             found = index.search(asked, K, exact=way == "exact")[0]
@@ -183,12 +183,12 @@ def searched(folder: Path, way: str, references: int, queries: int) -> Searched:
 
 
 def memory_of_own() -> int:
-    """Bytes that are not pages of files, which the system can take back."""
+    """Return this process's memory in bytes, without file pages, which the system can reclaim."""
     return memory_of(os.getpid()).get("RssAnon", 0)
 
 
 def brute_force(queries: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
-    """(Q, K) rows with the largest inner products: blocks of the matrix of all of them."""
+    """Return the rows (Q, K) with the largest inner products, from blocks of the full matrix."""
     found = []
     for block in queries.split(TORCH_QUERIES):
         best, rows = torch.empty(len(block), 0), torch.empty(len(block), 0, dtype=torch.int64)
@@ -205,17 +205,17 @@ def brute_force(queries: torch.Tensor, references: torch.Tensor) -> torch.Tensor
 def figures(
     what: str, queries: int, built: Built, ways: dict[str, Searched]
 ) -> list[tuple[str, str, str, str]]:
-    """Figure, value, unit and note of each row."""
+    """Return name, value, unit and note of each row."""
     about = built.about
-    of_compressed = f"{about['factory']}, {about['probes']} lists looked into, candidates scored again exactly"
+    of_compressed = f"{about['factory']}, {about['probes']} lists probed, candidates scored again exactly"
     notes = {"exact": f"FAISS {about['faiss']} over memory-mapped rows, best {K} scored again in float64",
              "compressed": of_compressed,
              "torch": f"products of {TORCH_QUERIES} x {TORCH_REFERENCES}, topk; rows in memory before the clock starts"}
-    made = "generated vectors around centres; half of the queries copies with noise"
+    made = "generated vectors around centers; half of the queries copies with noise"
     lines = []
     for way, one in ways.items():
-        note = f"{notes[way]}; {made}; one run in a process of its own; memory: largest RssAnon above its start, " \
-               f"looked at every {SAMPLED_EVERY * 1000:.0f} ms"
+        note = f"{notes[way]}; {made}; one run in its own process; memory: largest RssAnon above its start, sampled " \
+               f"every {SAMPLED_EVERY * 1000:.0f} ms"
         lines += [
             (f"{what}, {way}: time", number(one.seconds), "s", note),
             (f"{what}, {way}: rate", number(queries / one.seconds), "queries/s", note),
@@ -231,7 +231,7 @@ def figures(
             at_one, at_ten = recall_of(ways["compressed"].found[part], wanted[part])
             lines += [(f"{what}, compressed: recall@{at} against exact, {name}", f"{value:.4f}", "share",
                        f"{of_compressed}; {made}") for at, value in ((1, at_one), (10, at_ten))]
-    parts = f"parts of {CONFIRMED_TOGETHER:,}, each on the disk before the next; vectors were there already"
+    parts = f"parts of {CONFIRMED_TOGETHER:,}, each on disk before the next; vectors were computed before"
     compressed = f"{of_compressed}; recall on its own images @1 {about['recall_at_1']:.3f}, " \
                  f"@10 {about['recall_at_10']:.3f}"
     return lines + [
@@ -248,18 +248,18 @@ def figures(
 
 
 def single(seconds: list[float]) -> str:
-    return f"each confirmed on the disk before the next, which is most of the time; median of {len(seconds)} " \
+    return f"each on disk before the next, which takes most of the time; median of {len(seconds)} " \
            f"({1000 * min(seconds):.3g} to {1000 * max(seconds):.3g} ms)"
 
 
 def measure(options: argparse.Namespace, dim: int, folder: Path) -> list[tuple[str, str, str, str]]:
-    """All rows of one dimension.
+    """Return all rows of one dimension.
 
     Raises:
-        DataError: exact and torch found different references.
+        DataError: exact search and torch found different references.
     """
     references, queries = (2000, 60) if options.quick else (options.references, options.queries)
-    print(f"{dim} numbers: making the index", file=sys.stderr)
+    print(f"{dim} numbers: building the index", file=sys.stderr)
     built = measuring.in_own_process(build, folder, references, dim, 0)
     ways = {}
     for way in WAYS:
@@ -269,8 +269,8 @@ def measure(options: argparse.Namespace, dim: int, folder: Path) -> list[tuple[s
     if "exact" in ways and "torch" in ways:
         shared = recall_of(ways["exact"].found, ways["torch"].found)[0]
         if shared < SAME:
-            raise DataError(f"exact search and torch agree on {shared:.2%} of the best references: no comparison; "
-                            "tests/index/test_store.py should fail too")
+            raise DataError(f"exact search and torch agree on {shared:.2%} of the best references only, so they cannot "
+                            "be compared: run tests/index/test_store.py, which should fail too")
     what = f"search of {queries:,} queries in {references:,} references of {dim} numbers, best {K}"
     return figures(what, queries, built, ways)
 
@@ -281,7 +281,7 @@ def main(arguments: list[str]) -> int:
         for name in ("references", "queries", *(["dim"] if options.dim else [])):
             value = getattr(options, name)
             if min(value if isinstance(value, list) else [value]) < 2:
-                raise DataError(f"--{name} {value}: at least 2")
+                raise DataError(f"--{name} {value}: must be at least 2")
         if import_faiss() is None:
             raise DataError("the comparison needs FAISS: pip install faiss-cpu")
         measuring.check_results(options)

@@ -1,12 +1,12 @@
-"""Images a second of feature backends and descriptors, what decoding costs, bytes on disk, memory over many images.
+"""Measure feature backends and descriptors: images per second, cost of decoding, bytes on disk, memory over time.
 
   python benchmarks/bench_extraction.py                 every backend; prints a table, adds to benchmarks/results.csv
-  python benchmarks/bench_extraction.py --memory        one light backend over 10,000 images: is memory flat?
-  python benchmarks/bench_extraction.py --quick         small networks, few images: shows that the program works
+  python benchmarks/bench_extraction.py --memory        one small backend over 10,000 images: is memory constant?
+  python benchmarks/bench_extraction.py --quick         small networks, few images, to test the program
 
-Networks have random weights: their time does not depend on them (but for the number of regions, which is fixed).
-Photographs are real ones, scaled to COCO's size (short side 480) in a folder of their own. Beside each extraction, in
-the same process, stands the network alone over prepared images in memory: the ratio says what the rest costs.
+Networks have random weights, which do not affect their speed (the number of regions is fixed). Real photographs are
+scaled to COCO's size (short side 480) in a separate folder. Each extraction is compared with the network alone on
+prepared images in memory, in the same process: the ratio shows the cost of the rest.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ ENCODER, RESNET152 = "encoder", "resnet152.pth"
 
 @dataclass(frozen=True)
 class Case:
-    """One backend: its name in a row, and the arguments of the extraction programs, or settings of a descriptor."""
+    """One backend: its name in rows, and arguments of the extraction programs or settings of a descriptor."""
 
     name: str
     kind: str
@@ -57,13 +57,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Rates:
-    """Of one case. Rates are images a second."""
+    """The rates of one case, in images per second."""
 
     images: int
     extraction: float
     network: float
     decoding: float
-    waiting: float  # share of the extraction's time
+    waiting: float  # for decoding, share of the extraction's time
     image_bytes: float
 
 
@@ -94,7 +94,7 @@ def cases(quick: bool, scratch: Path) -> list[Case]:
 
 
 def backend_of(case: Case, device: str) -> Backend:
-    """The case's network at work."""
+    """Return the backend of a case."""
     if case.kind != DESCRIPTOR:
         return make_backend(case.kind, case.arguments, device)
     arguments = dict(case.arguments)
@@ -107,7 +107,7 @@ def backend_of(case: Case, device: str) -> Backend:
 
 
 def write_resnet152(path: Path) -> None:
-    """Random weights whose activations do not grow from block to block, beyond what float16 holds."""
+    """Write random weights whose activations do not grow from block to block, which would overflow float16."""
     torch.manual_seed(0)
     model = torchvision.models.resnet152(weights=None)
     for name, parameter in model.named_parameters():
@@ -117,7 +117,7 @@ def write_resnet152(path: Path) -> None:
 
 
 def write_encoder(folder: Path) -> None:
-    """CLIP's ViT-B/16 with random weights, as a folder that `--model` takes."""
+    """Write CLIP's ViT-B/16 with random weights, as a folder for `--model`."""
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
     torch.manual_seed(0)
@@ -126,7 +126,7 @@ def write_encoder(folder: Path) -> None:
 
 
 def coco_sized(photographs: list[Path], folder: Path, count: int) -> list[Path]:
-    """The first `count` photographs (again from the start where there are fewer), short side 480, JPEG quality 90."""
+    """Write `count` photographs (repeated if too few) with short side 480, JPEG quality 90; return the paths."""
     paths = []
     for index in range(count):
         paths.append(folder / f"{index:06d}.jpg")
@@ -138,8 +138,8 @@ def coco_sized(photographs: list[Path], folder: Path, count: int) -> list[Path]:
 
 
 def measure(case: Case, images: list[Path], device: str, workers: int, seconds: float, folder: Path) -> Rates:
-    """The network alone, the extraction as a user runs it, and decoding alone, on as many images as the time allows."""
-    multiprocessing.set_start_method("fork", force=True)  # as in the programs; this process came from a fork server
+    """Measure the network alone, the extraction as users run it, and decoding alone, on the images that time allows."""
+    multiprocessing.set_start_method("fork", force=True)  # as in the programs; a fork server started this process
     backend = backend_of(case, device)
     batch_size = BATCH_SIZE.get(case.kind, 32)
     decoder = Decoder(images, range(min(len(images), 2 * batch_size)), backend.prepare, workers)
@@ -147,7 +147,7 @@ def measure(case: Case, images: list[Path], device: str, workers: int, seconds: 
     batch = max(batches_of_one_shape(decoded, batch_size), key=len)
     pixels = [image.pixels for image in batch if image.pixels is not None]
     sizes = np.array([image.size for image in batch], dtype=np.int32)
-    backend.extract(pixels, sizes)  # the first pass chooses algorithms and allocates
+    backend.extract(pixels, sizes)  # the first pass selects algorithms and allocates memory
     started, passes = time.perf_counter(), 0
     while passes < 2 or time.perf_counter() - started < seconds / 4:
         backend.extract(pixels, sizes)
@@ -168,9 +168,9 @@ def measure(case: Case, images: list[Path], device: str, workers: int, seconds: 
 
 
 def own_bytes(process: psutil.Process) -> int:
-    """Memory that is the process's own, shared pages divided among those that share them (fork shares nearly all).
+    """Return a process's own memory; shared pages are divided among their processes (fork shares nearly all).
 
-    Pages of files and libraries do not count: they are the system's to give away.
+    Pages of files and libraries do not count, because the system can reclaim them.
     """
     rollup = Path(f"/proc/{process.pid}/smaps_rollup")
     try:
@@ -183,7 +183,7 @@ def own_bytes(process: psutil.Process) -> int:
 
 
 def memory_over(images: list[Path], case: Case, device: str, workers: int, folder: Path) -> list[tuple[int, int]]:
-    """(parts finished, bytes of this process and its workers), sampled ten times a second during one extraction."""
+    """Return (finished parts, bytes of this process and its workers), sampled ten times per second in an extraction."""
     multiprocessing.set_start_method("fork", force=True)
     backend = backend_of(case, device)
     out, samples, ended = folder / "many.h5", [], threading.Event()
@@ -206,12 +206,12 @@ def memory_over(images: list[Path], case: Case, device: str, workers: int, folde
 
 
 def memory_rows(samples: list[tuple[int, int]], count: int) -> list[tuple[str, float, str, str]]:
-    """Largest memory while the first tenth of the images was worked on, and while the last was."""
+    """Return the peak memory during the first tenth of the images and during the last."""
     last = max(finished for finished, _ in samples)
     early = max(size for finished, size in samples if finished <= max(1, last // 10))
     late = max(size for finished, size in samples if finished >= last - max(1, last // 10))
     note = "anonymous memory (shared pages counted once) of the process and its decoding workers, sampled ten times " \
-           "a second; the end includes joining the parts"
+           "per second; the end includes joining the parts"
     what = f"extraction of {count:,} images, largest memory"
     return [
         (f"{what}, first tenth", early / MIB, "MiB", note),
@@ -235,9 +235,9 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--images", metavar="FOLDER", help="photographs (default: those of the folder `shared`)")
     result.add_argument("--case", action="append", metavar="TEXT", help="only cases whose name has this; repeatable")
-    result.add_argument("--seconds", type=float, default=40, help="of each extraction, about (default: %(default)s)")
-    result.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="that decode")
-    result.add_argument("--memory", action="store_true", help=f"instead: memory over {MANY:,} images")
+    result.add_argument("--seconds", type=float, default=40, help="approximate time per extraction (%(default)s)")
+    result.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="decoding processes")
+    result.add_argument("--memory", action="store_true", help=f"measure memory over {MANY:,} images instead")
     result.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     result.add_argument("--quick", action="store_true", help="tiny sizes; writes only to a given --results")
     result.add_argument("--results", metavar="FILE", help="CSV to add to (default: benchmarks/results.csv)")
@@ -250,7 +250,7 @@ def photographs_of(options: argparse.Namespace) -> list[Path]:
 
 
 def run(options: argparse.Namespace, device: str, scratch: Path) -> list[tuple[str, float, str, str]]:
-    """All figures of the run: name, value, unit, note."""
+    """Return name, value, unit and note of each row."""
     photographs = photographs_of(options)
     wanted = [
         case

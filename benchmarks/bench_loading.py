@@ -1,12 +1,12 @@
-"""What loading costs a training step: steps fed by the loader, against the same batches already in memory.
+"""Measure the cost of loading in training: steps fed by the loader, compared with the same batches in memory.
 
-  python benchmarks/bench_loading.py                   prints one table and adds its figures to benchmarks/results.csv
-  python benchmarks/bench_loading.py --cold            every round reads from the disk, not from the system's cache
-  python benchmarks/bench_loading.py --quick           tiny sizes: shows that the program works, measures nothing
+  python benchmarks/bench_loading.py                   prints a table and adds its rows to benchmarks/results.csv
+  python benchmarks/bench_loading.py --cold            every round reads from disk instead of the page cache
+  python benchmarks/bench_loading.py --quick           tiny sizes, to test the program; not a measurement
 
-Features are generated, in the layout that this project writes, in --scratch; that needs room for some 600 MB, and what
-was written is removed at the end. A step is AsCL's whole step: encoding, generated positives and negatives, scores,
-loss, backward pass and Adam; the words of texts are looked up in memory. See benchmarks/README.md.
+Features are generated in this project's layout, in --scratch, which needs about 600 MB and is cleaned up at the end. A
+step is AsCL's whole step: encoding, generated positives and negatives, scores, loss, backward pass and Adam. Word
+vectors come from a table in memory. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from ascl.settings.retrieval import Config, TrainConfig
 
 WORKERS = (0, 1, 2, 4)
 BATCH, STEPS, IMAGES, PER_IMAGE = 64, 20, 2048, 5
-WARM = 3                        # batches before each measurement, and one for each worker: the first come together
+WARM = 3                        # batches before each measurement, plus one per worker, because these come at once
 WORD_DIM = 384
 VOCABULARY = ("a the and with on in of two at is dog cat man woman hat ball child street snow grass water table red "
               "blue small big young old black white running sitting holding jumping playing wearing looks").split()
@@ -51,7 +51,7 @@ VOCABULARY = ("a the and with on in of two at is dog cat man woman hat ball chil
 
 @dataclass(frozen=True)
 class Features:
-    """A data set's image features, and the model that its step trains."""
+    """The image features of a data set, and the size of the model that is trained on them."""
 
     regions: int
     dim: int
@@ -65,7 +65,7 @@ class Features:
 
 
 CASES = {
-    "flickr8k_small": Features(36, 1280, "float16", 256, 2),        # as configs/flickr8k_small.yaml
+    "flickr8k_small": Features(36, 1280, "float16", 256, 2),        # as in configs/flickr8k_small.yaml
     "coco": Features(36, 2048, "float32", 1024, 8),                 # bottom-up attention; the defaults of a model
 }
 QUICK = {name: Features(3, 16, case.dtype, 16, 2) for name, case in CASES.items()}
@@ -73,18 +73,17 @@ QUICK = {name: Features(3, 16, case.dtype, 16, 2) for name, case in CASES.items(
 
 @dataclass(frozen=True)
 class Round:
-    """Seconds of one step with the loader and from memory, the share of the first spent waiting, seconds of a batch of
-    the loader alone, and until its first batch."""
+    """The times of one round."""
 
-    loaded: float
-    memory: float
-    waited: float
-    alone: float
-    first: float
+    loaded: float       # seconds of a step with the loader
+    memory: float       # seconds of a step from memory
+    waited: float       # share of the step with the loader spent waiting for the batch
+    alone: float        # seconds of a batch of the loader alone
+    first: float        # seconds until the loader's first batch
 
 
 class WordsInMemory(TextEncoder):
-    """Stands where a text encoder would: each word has a fixed random vector."""
+    """A substitute for a text encoder: each word has a fixed random vector."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +101,7 @@ class WordsInMemory(TextEncoder):
 
 
 class Step:
-    """A model and what one step of its training does with a batch, as `training.fit` does it."""
+    """One training step of a model, as in `training.fit`."""
 
     def __init__(self, case: Features, device: str, dtype: str) -> None:
         torch.manual_seed(0)
@@ -125,14 +124,14 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--case", action="append", choices=list(CASES), help="may be repeated (default: all)")
     result.add_argument("--workers", action="append", type=int, help=f"may be repeated (default: {WORKERS})")
     result.add_argument("--shape", metavar="D,H", help="embed_dim and heads of every case's model (default: its own)")
-    result.add_argument("--batch", type=int, help=f"pairs of a step (default: {BATCH})")
-    result.add_argument("--steps", type=int, help=f"of each repeat (default: {STEPS})")
+    result.add_argument("--batch", type=int, help=f"pairs per step (default: {BATCH})")
+    result.add_argument("--steps", type=int, help=f"per repeat (default: {STEPS})")
     result.add_argument("--images", type=int, help=f"in the generated file (default: {IMAGES})")
-    result.add_argument("--repeats", type=int, default=3, help="the median counts (default: %(default)s)")
+    result.add_argument("--repeats", type=int, default=3, help="report the median of these (default: %(default)s)")
     result.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32",
                         help="bfloat16 is autocast (default: %(default)s)")
-    result.add_argument("--cold", action="store_true", help="drop the file from the system's cache before each round")
-    result.add_argument("--scratch", metavar="FOLDER", help="where the file is made (default: a temporary folder)")
+    result.add_argument("--cold", action="store_true", help="drop the file from the page cache before each round")
+    result.add_argument("--scratch", metavar="FOLDER", help="folder for the file (default: a temporary folder)")
     result.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     result.add_argument("--quick", action="store_true", help="tiny sizes; writes only to a given --results")
     result.add_argument("--results", metavar="FILE", help="CSV to add to (default: benchmarks/results.csv)")
@@ -140,7 +139,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def generate(path: Path, case: Features, images: int) -> None:
-    """Features of so many images."""
+    """Write a feature file of `images` images."""
     rng = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
         write_frame(file, [f"image{row}" for row in range(images)], {}, {})
@@ -152,7 +151,7 @@ def generate(path: Path, case: Features, images: int) -> None:
 
 
 def make_pairs(config: Config, path: Path, images: int) -> PairDataset:
-    """The file's images with five generated captions each, as long as COCO's."""
+    """Return the file's images with five generated captions each, with COCO's lengths."""
     lengths, _, _ = scoring_job.text_lengths(None, "test", images * PER_IMAGE)
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(VOCABULARY, length)) + "." for length in lengths]
@@ -162,7 +161,7 @@ def make_pairs(config: Config, path: Path, images: int) -> PairDataset:
 
 
 def run(step: Step, batches: Iterable[Batch]) -> tuple[float, float]:
-    """Seconds of a step for each batch, and how many of them passed in waiting for it."""
+    """Return the seconds of a step, one per batch, and those of them spent waiting for the batch."""
     waited, count, started = 0.0, 0, time.perf_counter()
     iterator = iter(batches)
     while True:
@@ -181,13 +180,13 @@ def run(step: Step, batches: Iterable[Batch]) -> tuple[float, float]:
 def measure(
     step: Step, pairs: PairDataset, workers: int, path: Path, options: argparse.Namespace
 ) -> list[Round]:
-    """Loader and memory take turns, so that a slow minute of the machine meets both."""
+    """Measure loader and memory in turn, so that a temporary slowdown affects both."""
     batch, steps, warm = options.batch, options.steps, WARM + workers
     config = Config(train=TrainConfig(batch_size=batch, workers=workers))
     loader = build.build_batches(config, pairs, process=0, processes=1)
     if loader.steps_per_epoch < warm + steps:
-        raise DataError(f"--images {len(pairs) // PER_IMAGE} give {loader.steps_per_epoch} batches of {batch}, "
-                        f"{warm + steps} are needed: more --images or fewer --steps")
+        raise DataError(f"--images {len(pairs) // PER_IMAGE} give {loader.steps_per_epoch} batches of {batch}, but "
+                        f"{warm + steps} are needed: give more --images or fewer --steps")
     rounds = []
     for epoch in range(options.repeats):
         if options.cold:
@@ -206,13 +205,13 @@ def measure(
             in_memory = list(itertools.islice(loaded, steps))
             alone = (time.perf_counter() - started) / steps
         rounds.append(Round(seconds, run(step, in_memory)[0], waited / seconds, alone, first))
-        print(f"workers {workers}, round {epoch + 1}: {seconds:.3g} s a step, {rounds[-1].memory:.3g} s from memory",
+        print(f"workers {workers}, round {epoch + 1}: {seconds:.3g} s per step, {rounds[-1].memory:.3g} s from memory",
               file=sys.stderr)
     return rounds
 
 
 def figures(what: str, workers: int, rounds: list[Round], note: str) -> list[tuple[str, str, str, str]]:
-    """Figure, value, unit and note."""
+    """Return name, value, unit and note of each row."""
     def spread(values: list[float], scale: float = 1) -> str:
         return f"{number(min(values) * scale)} to {number(max(values) * scale)}"
 
@@ -220,7 +219,7 @@ def figures(what: str, workers: int, rounds: list[Round], note: str) -> list[tup
     loaded, memory, alone = ([getattr(one, name) for one in rounds] for name in ("loaded", "memory", "alone"))
     waited, first = (median(getattr(one, name) for one in rounds) for name in ("waited", "first"))
     text = (f"median of {len(rounds)} ({spread(ratios)} times); a step {number(median(loaded))} s, from memory "
-            f"{number(median(memory))} s; {100 * waited:.1f} % of the time in waiting for batches; first batch after "
+            f"{number(median(memory))} s; {100 * waited:.1f} % of the time waiting for batches; first batch after "
             f"{number(first)} s; {note}")
     where = f"{what}, {workers} workers"
     return [
@@ -231,7 +230,7 @@ def figures(what: str, workers: int, rounds: list[Round], note: str) -> list[tup
 
 
 def table(measured: list[tuple[str, int, list[Round]]]) -> str:
-    """Markdown."""
+    """Return a Markdown table."""
     lines = ["| | workers | step (s) | from memory (s) | times | waiting (%) | loader alone (ms a batch) | first batch "
              "(s) |", "|---|--:|--:|--:|--:|--:|--:|--:|"]
     for what, workers, rounds in measured:
@@ -243,10 +242,10 @@ def table(measured: list[tuple[str, int, list[Round]]]) -> str:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Fill in what was not given, and refuse what cannot be.
+    """Fill in defaults and check the options.
 
     Raises:
-        DataError: a number out of its range, or results that cannot be read.
+        DataError: a number is out of range, or the results file cannot be read.
     """
     defaults = {"batch": 4, "steps": 2, "images": 16, "workers": [0, 1]} if options.quick else {
         "batch": BATCH, "steps": STEPS, "images": IMAGES, "workers": list(WORKERS)}
@@ -255,7 +254,7 @@ def check_options(options: argparse.Namespace) -> None:
             setattr(options, name, value)
     for name in ("batch", "steps", "images", "repeats"):
         if getattr(options, name) < 1:
-            raise DataError(f"--{name} {getattr(options, name)}: has to be at least 1")
+            raise DataError(f"--{name} {getattr(options, name)}: must be at least 1")
     measuring.check_results(options)
 
 
@@ -268,8 +267,8 @@ def main(arguments: list[str]) -> int:
         shape = None if options.shape is None else measuring.shape_of(options.shape)
         device = measuring.device_of(options)
         ran = measuring.what_ran(__file__, arguments, device)
-        note = f"{options.images:,} images of 5 captions, {options.steps} steps after some others, " + (
-            "the file dropped from the system's cache before" if options.cold else "the file in the system's cache")
+        note = f"{options.images:,} images of 5 captions, {options.steps} steps after warm-up, " + (
+            "the file dropped from the page cache before" if options.cold else "the file in the page cache")
         for name in options.case or CASES:
             case = (QUICK if options.quick else CASES)[name]
             if shape is not None:

@@ -1,12 +1,12 @@
-"""Evaluation's scores, every image with every text: time, memory, work and error of each way to compute them.
+"""Measure the scoring of all pairs in an evaluation: time, memory, work and error of each method.
 
-  python benchmarks/bench_scoring.py                   one table; adds its figures to benchmarks/results.csv
+  python benchmarks/bench_scoring.py                   prints a table and adds its rows to benchmarks/results.csv
   python benchmarks/bench_scoring.py --growth          time and memory of ranks as the set grows, with a plot
-  python benchmarks/bench_scoring.py --growth --plot-only      the plot again, from the rows
-  python benchmarks/bench_scoring.py --profile         where the time of the algebra goes
-  python benchmarks/bench_scoring.py --quick           tiny sizes: shows that the program works, measures nothing
+  python benchmarks/bench_scoring.py --growth --plot-only      draws the plot again, from the rows
+  python benchmarks/bench_scoring.py --profile         time of the algebra by kind of operation
+  python benchmarks/bench_scoring.py --quick           tiny sizes, to test the program; not a measurement
 
-Each way has a process of its own, and they take turns. See benchmarks/README.md.
+Each method runs in its own process, and they alternate. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from torch import Tensor
 
 from ascl.core.errors import DataError
 
-FULL_SETS = ((1000, 5000), (5000, 25000))       # images, texts: Flickr30K's and COCO 5K's test
-REFERENCE = ("reference", "float32")            # what others are compared with
-# Relative to the largest score: beyond it two ways did not compute the same
+FULL_SETS = ((1000, 5000), (5000, 25000))       # images, texts: the test sets of Flickr30K and COCO 5K
+REFERENCE = ("reference", "float32")            # other methods are compared with this one
+# Relative to the largest score: two methods that differ by more did not compute the same scores
 SAME = {"float32": 1e-3, "tf32": 1e-2, "bfloat16": 0.1}
 WAYS = ("algebra", "triton", "reference", *SCAN)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What one run measures. texts: of the table. growth: images, and as many texts."""
+    """The sizes of one run. images, texts: of the table. growth: numbers of images, with as many texts."""
 
     shape: tuple[int, int]                      # D, H
     regions: int
@@ -48,12 +48,12 @@ class Sizes:
 
 
 class Cell(NamedTuple):
-    """One figure of one way. column: its heading in the table. figure: its name in a row."""
+    """One value of one method. column: its heading in the table. figure: its name in a row."""
 
     column: str
     figure: str
     unit: str
-    value: float | None                         # None = this way has none
+    value: float | None                         # None = not available for this method
 
     def shown(self) -> str:
         if self.value is None:
@@ -63,9 +63,9 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Line:
-    """One way in the table. cells: None for a way that this machine cannot run, with the reason in `note`.
+    """One method in the table. cells: None for a method that this machine cannot run, with the reason in `note`.
 
-    head: how the names of its rows start.
+    head: prefix of the names of its rows.
     """
 
     name: str
@@ -77,28 +77,29 @@ class Line:
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = result.add_mutually_exclusive_group()
-    what.add_argument("--growth", action="store_true", help="ranks of N images x N texts, for several N")
+    what.add_argument("--growth", action="store_true", help="rank N images x N texts, for several N")
     what.add_argument("--profile", action="store_true", help="shares of the algebra's time by kind of operation")
     result.add_argument("--plot-only", action="store_true", help="with --growth: draw the rows of its last run")
-    result.add_argument("--shape", metavar="D,H", help="embed_dim and heads (default: 1024,8; of --growth 256,4)")
+    result.add_argument("--shape", metavar="D,H", help="embed_dim and heads (default: 1024,8; with --growth 256,4)")
     result.add_argument("--images", type=int, help="(default: 128, on a GPU 1000)")
     result.add_argument("--texts", type=int, help="(default: 1280, on a GPU 5000)")
-    result.add_argument("--sizes", metavar="N,N,...", help=f"of --growth (default: {','.join(map(str, growth.SIZES))})")
-    result.add_argument("--way", action="append", choices=WAYS, help="may be repeated (default: all; algebra for "
-                        "--growth and --profile)")
+    result.add_argument("--sizes", metavar="N,N,...",
+                        help=f"for --growth (default: {','.join(map(str, growth.SIZES))})")
+    result.add_argument("--way", action="append", choices=WAYS, help="method; may be repeated (default: all; algebra "
+                        "for --growth and --profile)")
     result.add_argument("--dtype", action="append", choices=list(TYPES), help="of the matrix products; may be repeated "
-                        "(default: all that the hardware has; float32 for --growth)")
-    result.add_argument("--figure", metavar="FILE", help="of --growth (default: docs/figures/scoring_growth.png; of a "
-                        "quick run none)")
+                        "(default: all that the hardware supports; float32 for --growth)")
+    result.add_argument("--figure", metavar="FILE", help="plot of --growth (default: docs/figures/scoring_growth.png; "
+                        "none in a quick run)")
     measuring.add_options(result, seconds=120)
     return result
 
 
 def sizes(options: argparse.Namespace, device: str) -> Sizes:
-    """Of the command line, over those of a quick or of a full run.
+    """Return the sizes of the command line, with the defaults of a quick or a full run.
 
     Raises:
-        DataError: a shape that is none, or sizes that are no numbers.
+        DataError: the shape or the sizes are invalid.
     """
     if options.quick:
         default = Sizes((16, 2), 3, 4, 9, (3, 4, 6))
@@ -109,7 +110,7 @@ def sizes(options: argparse.Namespace, device: str) -> Sizes:
     if options.sizes is not None:
         numbers = tuple(int(size) for size in options.sizes.split(",") if size.isdecimal())
         if len(numbers) != options.sizes.count(",") + 1 or min(numbers) < 2 or len(set(numbers)) < 2:
-            raise DataError(f"--sizes {options.sizes}: expected two or more whole numbers from 2, such as 500,1000")
+            raise DataError(f"--sizes {options.sizes}: expected two or more whole numbers above 1, such as 500,1000")
     return Sizes(
         measuring.shape_of(options.shape) if options.shape else default.shape, options.regions or default.regions,
         options.images or default.images, options.texts or default.texts, numbers,
@@ -117,7 +118,7 @@ def sizes(options: argparse.Namespace, device: str) -> Sizes:
 
 
 def jobs_of(options: argparse.Namespace, size: Sizes, device: str) -> tuple[list[Job], list[Line]]:
-    """The ways that this machine can run, and lines for those that it cannot."""
+    """Return the methods that this machine can run, and lines for those that it cannot."""
     everything = [("algebra", "float32"), ("algebra", "bfloat16"), ("triton", "float32"), ("triton", "tf32"),
                   ("triton", "bfloat16"), REFERENCE, ("reference", "bfloat16"), *((way, "float32") for way in SCAN)]
     jobs, absent = [], []
@@ -126,7 +127,7 @@ def jobs_of(options: argparse.Namespace, size: Sizes, device: str) -> tuple[list
         if way not in (options.way or WAYS) or precision not in (options.dtype or TYPES):
             continue
         if (way, precision) == ("reference", "bfloat16") and device == "cpu" and not options.dtype:
-            continue                                    # autocast pays on a GPU; here it is for who asks
+            continue                                    # autocast pays off on a GPU only: measured on request
         reason = missing(job)
         if reason is None:
             jobs.append(job)
@@ -136,13 +137,13 @@ def jobs_of(options: argparse.Namespace, size: Sizes, device: str) -> tuple[list
 
 
 def missing(job: Job) -> str | None:
-    """Why this machine cannot run a way; None = it can."""
+    """Return the reason why this machine cannot run a method, or None."""
     if job.way == "triton" and job.device == "cpu":
-        return "open: no GPU"                           # Triton's interpreter could, and its time would say nothing
+        return "open: no GPU"                           # the time of Triton's interpreter would be meaningless
     if job.precision == "bfloat16" and (reason := measuring.low_precision(job.device)) is not None:
         return reason
     if job.precision == "tf32" and job.device == "cpu":
-        return "open: tf32 is a GPU's"
+        return "open: tf32 needs a GPU"
     if job.way == "triton" and (reason := measuring.in_own_process(scoring_job.refusal, job)) is not None:
         return f"open: {reason}"
     return None
@@ -155,10 +156,10 @@ def job_of(what: str, way: str, precision: str, options: argparse.Namespace, siz
 
 
 def compare(options: argparse.Namespace, size: Sizes, device: str) -> list[Line]:
-    """Every way, measured in turn.
+    """Measure every method, in turn.
 
     Raises:
-        DataError: two ways to compute the same scores differ, or nothing is left to measure.
+        DataError: two methods that compute the same scores differ, or there is nothing to measure.
     """
     jobs, absent = jobs_of(options, size, device)
     if not jobs:
@@ -179,19 +180,20 @@ def compare(options: argparse.Namespace, size: Sizes, device: str) -> list[Line]
 
 
 def check_same(measured: list[Measurement]) -> None:
-    """Ways that compute the same scores did so, on the pairs that all of them ran."""
+    """Raise DataError unless equivalent methods computed the same scores, on the pairs that all of them ran."""
     alike = [m for m in measured if m.job.way not in SCAN]
     if not alike:
         return
-    # the plainest way is what others are held against
+    # compare with the plain reference if it was measured
     expected = next((m for m in alike if m.job.pairwise), alike[0])
     for found in alike:
         images = min(found.started.images, expected.started.images)
         apart = scoring_job.difference(*(_first(images, m) for m in (found, expected)))
         allowed = max(SAME[m.job.precision] for m in (found, expected))
         if not apart < allowed:
-            raise DataError(f"{found.job.label} and {expected.job.label} differ by {apart:.1e} of the largest score: "
-                            "no comparison; tests/retrieval/scoring/test_all_pairs.py should fail too")
+            raise DataError(f"{found.job.label} and {expected.job.label} differ by {apart:.1e} of the largest score "
+                            "and cannot be compared: run tests/retrieval/scoring/test_all_pairs.py, which should fail "
+                            "too")
 
 
 def _first(images: int, of: Measurement) -> Tensor:
@@ -200,7 +202,7 @@ def _first(images: int, of: Measurement) -> Tensor:
 
 
 def head(job: Job) -> str:
-    """How the names of a job's rows start."""
+    """Return the prefix of the names of a job's rows."""
     return f"scores of {job.images:,} x {job.texts:,}, D {job.embed_dim}, H {job.heads}"
 
 
@@ -210,7 +212,7 @@ def line_of(of: Measurement, reference: Measurement | None, error: float | None,
     speed = of.started.images * job.texts / of.seconds
     work = flops.pair + flops.prepared
     shares = [work * of.started.images * job.texts / r.seconds / r.peak for r in of.repeats]
-    memory = max(of.finished.memory, 4096) / MIB            # a page, where tiny sizes need nothing new
+    memory = max(of.finished.memory, 4096) / MIB            # at least a page, because tiny sizes may need no new memory
     factor, by_round = (None, "") if reference is None else ratio(of, reference)
     note = f"{job.label}: {job.images} images of {job.regions} regions x {job.texts} texts; {of.started.lengths}; " \
            f"{of.spread()}; share of the matrix products' peak {100 * min(shares):.3g} to {100 * max(shares):.3g} %"
@@ -240,7 +242,7 @@ def line_of(of: Measurement, reference: Measurement | None, error: float | None,
 
 
 def table(lines: list[Line]) -> str:
-    """Markdown; a way that cannot run here has its reason in place of numbers."""
+    """Return a Markdown table; a method that cannot run here has the reason instead of numbers."""
     columns = next(line.cells for line in lines if line.cells is not None)
     text = [f"| way | {' | '.join(cell.column for cell in columns)} |", "|---|" + "--:|" * len(columns)]
     for line in lines:
@@ -250,7 +252,7 @@ def table(lines: list[Line]) -> str:
 
 
 def rows(lines: list[Line], ran: tuple[str, str, str, str, str], quick: bool) -> list[results.Row]:
-    """One row for each number of the table."""
+    """Return one row per number in the table."""
     warning = measuring.QUICK_WARNING if quick else ""
     projected = "projected, not measured, from the speed of "
     return [
@@ -261,14 +263,14 @@ def rows(lines: list[Line], ran: tuple[str, str, str, str, str], quick: bool) ->
 
 
 def growth_jobs(options: argparse.Namespace, size: Sizes, device: str) -> list[Job]:
-    """Ranks of N images and as many texts, one way.
+    """Return the jobs that rank N images and as many texts, with one method.
 
     Raises:
-        DataError: a way that has no ranks, several of them, or one that cannot run here.
+        DataError: several methods, SCAN, or a method that cannot run here.
     """
     ways, precisions = options.way or ["algebra"], options.dtype or ["float32"]
     if len(ways) * len(precisions) > 1 or ways[0] in SCAN:
-        raise DataError("--growth measures one --way in one --dtype, and no SCAN")
+        raise DataError("--growth measures one --way in one --dtype, and no SCAN: choose one of the others")
     job = job_of("ranks", ways[0], precisions[0], options, size, device)
     if (reason := missing(job)) is not None:
         raise DataError(f"--growth, {job.label}: {reason}")
@@ -276,10 +278,10 @@ def growth_jobs(options: argparse.Namespace, size: Sizes, device: str) -> list[J
 
 
 def profiles(options: argparse.Namespace, size: Sizes, device: str) -> list[tuple[Job, dict[str, float]]]:
-    """Where one run of each way spends its time.
+    """Return the time of one run of each method, by kind of operation.
 
     Raises:
-        DataError: nothing of what was asked for can run here.
+        DataError: none of the requested methods can run here.
     """
     chosen = argparse.Namespace(**{**vars(options), "way": options.way or ["algebra"]})
     jobs, absent = jobs_of(chosen, size, device)
@@ -289,7 +291,7 @@ def profiles(options: argparse.Namespace, size: Sizes, device: str) -> list[tupl
 
 
 def profile_table(found: list[tuple[Job, dict[str, float]]]) -> str:
-    """Markdown, percent."""
+    """Return a Markdown table in percent."""
     lines = ["| " + " | ".join(["share of the time (%)", *(job.label for job, _ in found)]) + " |",
              "|---|" + "--:|" * len(found)]
     lines += [f"| {kind} | " + " | ".join(f"{100 * shares[kind]:.1f}" for _, shares in found) + " |"
@@ -300,7 +302,7 @@ def profile_table(found: list[tuple[Job, dict[str, float]]]) -> str:
 def profile_rows(
     found: list[tuple[Job, dict[str, float]]], ran: tuple[str, str, str, str, str], quick: bool
 ) -> list[results.Row]:
-    """One row for each share."""
+    """Return one row per share."""
     warning = measuring.QUICK_WARNING if quick else ""
     return [
         results.Row(f"{head(job)}, {job.label}: share of the time in {kind}", f"{100 * share:.1f}", "%", *ran,
@@ -318,9 +320,9 @@ def main(arguments: list[str]) -> int:
         measuring.check_options(options, "images", "texts")
         if options.plot_only:
             if not options.growth:
-                raise DataError("--plot-only belongs to --growth")
+                raise DataError("--plot-only belongs to --growth: give both")
             if figure is None:
-                raise DataError("--plot-only of a quick run: give --figure FILE")
+                raise DataError("--plot-only in a quick run needs --figure FILE")
             growth.draw(growth.points(results.read(target or results.RESULTS)), Path(figure))
             print(f"drew {figure}")
             return 0

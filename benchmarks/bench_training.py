@@ -1,11 +1,11 @@
-"""Time and peak memory of the training step's scores: exact but fast, against pair by pair, in one run.
+"""Measure time and peak memory of scoring in a training step: the fast exact method and the pairwise reference.
 
-  python benchmarks/bench_training.py                  prints one table and adds its figures to benchmarks/results.csv
-  python benchmarks/bench_training.py --quick          tiny sizes: shows that the program works, measures nothing
+  python benchmarks/bench_training.py                  prints a table and adds its rows to benchmarks/results.csv
+  python benchmarks/bench_training.py --quick          tiny sizes, to test the program; not a measurement
 
 A step is the forward and backward pass through the scores of one batch of images with four sets of texts: captions,
-generated positives, and the noised copy of each. Encoding, loss and optimizer are not in it. Each way has a process of
-its own, and they take turns. See benchmarks/README.md.
+generated positives, and a noised copy of each. It does not include encoding, loss and optimizer. Each method runs in
+its own process, and they alternate. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from ascl.core.errors import DataError
 
 SHAPES = ((256, 4), (1024, 8))
 BATCH, REGIONS = 64, 36
-COCO_PAIRS, EPOCHS = 113_287 * 5, 20            # training images with five captions each; the last short batch is left
-# Relative: beyond it the two ways did not compute the same. Autocast rounds the two at different places.
+COCO_PAIRS, EPOCHS = 113_287 * 5, 20            # training images with five captions each; without the last short batch
+# Relative: methods that differ by more did not compute the same. Autocast rounds the two at different places.
 SAME = {"float32": 1e-3, "bfloat16": 0.1}
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table: the same thing the two ways. `better` is how many times exact beats pairwise."""
+    """One line of the table: a value for both methods. better: how many times better exact is than pairwise."""
 
     name: str
     unit: str
@@ -44,18 +44,18 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--shape", action="append", metavar="D,H",
                         help="embed_dim and heads; may be repeated (default: 256,4 and 1024,8)")
-    result.add_argument("--batch", type=int, help=f"images of a step, and texts of each set (default: {BATCH})")
+    result.add_argument("--batch", type=int, help=f"images per step, and texts per set (default: {BATCH})")
     result.add_argument("--dtype", action="append", choices=list(SAME),
-                        help="bfloat16 is autocast; may be repeated (default: both, where the hardware has bfloat16)")
+                        help="bfloat16 is autocast; may be repeated (default: both, if the hardware has bfloat16)")
     measuring.add_options(result, seconds=120)
     return result
 
 
 def compare(shape: tuple[int, int], precision: str, options: argparse.Namespace, device: str) -> list[Figure]:
-    """Time and memory of a step, both ways.
+    """Measure time and memory of a step with both methods.
 
     Raises:
-        DataError: the two ways differ in what they compute.
+        DataError: the two methods differ in their results.
     """
     batch = options.batch or (4 if options.quick else BATCH)
     regions = options.regions or (3 if options.quick else REGIONS)
@@ -68,8 +68,8 @@ def compare(shape: tuple[int, int], precision: str, options: argparse.Namespace,
     assert pairwise.finished.differences is not None
     difference = max(pairwise.finished.differences)
     if not difference < SAME[precision]:
-        raise DataError(f"step, {where}: exact and pairwise differ by {difference:.1e}: no comparison; "
-                        "tests/retrieval/scoring/test_prepared.py should fail too")
+        raise DataError(f"step, {where}: exact and pairwise differ by {difference:.1e} and cannot be compared: run "
+                        "tests/retrieval/scoring/test_prepared.py, which should fail too")
     factor, by_round = ratio(exact, pairwise)
     note = f"step, {where}: 4 sets of {batch} images of {regions} regions x {batch} texts, forward and backward; " \
            f"{exact.started.lengths}; {exact.spread()}; {pairwise.spread()}; ratio {by_round}; largest relative " \
@@ -81,7 +81,7 @@ def figures(
     where: str, batch: int, exact: Measurement, pairwise: Measurement, factor: float, note: str
 ) -> list[Figure]:
     fast, slow = exact.seconds, pairwise.seconds * pairwise.scaled
-    ours, theirs = (max(of.finished.memory, 4096) for of in (exact, pairwise))  # a page, where tiny sizes need none
+    ours, theirs = (max(of.finished.memory, 4096) for of in (exact, pairwise))  # at least a page, for tiny sizes
     pairs, steps = 4 * batch**2, EPOCHS * (COCO_PAIRS // batch)
     return [
         Figure(f"training step, scores of {pairs:,} pairs, time, {where}", "s", fast, slow, factor, note),
@@ -89,19 +89,19 @@ def figures(
                theirs / ours, note),
         Figure(f"{EPOCHS} epochs of COCO, scores alone, time PROJECTED, {where}", "h", fast * steps / 3600,
                slow * steps / 3600, factor, f"projected, not measured: {steps:,} steps ({COCO_PAIRS:,} captions, "
-               f"batches of {batch}); encoding, loss and optimizer are not in it; from the time of {note}"),
+               f"batches of {batch}); without encoding, loss and optimizer; from the time of {note}"),
     ]
 
 
 def table(lines: list[Figure]) -> str:
-    """Markdown."""
+    """Return a Markdown table."""
     text = ["| | exact | pairwise | times better |", "|---|--:|--:|--:|"]
     text += [f"| {f.name} ({f.unit}) | {number(f.exact)} | {number(f.pairwise)} | {number(f.better)} |" for f in lines]
     return "\n".join(text)
 
 
 def rows(lines: list[Figure], ran: tuple[str, str, str, str, str], quick: bool) -> list[results.Row]:
-    """Three rows for each figure: both ways and their ratio."""
+    """Return three rows per figure: both methods and their ratio."""
     warning = measuring.QUICK_WARNING if quick else ""
     return [
         results.Row(f"{figure.name}, {way}", number(value), unit, *ran, warning + figure.note)

@@ -1,13 +1,13 @@
-"""Descriptors on one benchmark of image copy detection: prints a Markdown table, adds rows to benchmarks/results.csv.
+"""Evaluate descriptors on a copy detection benchmark; print a Markdown table, add rows to benchmarks/results.csv.
 
   python tools/make_copy_benchmark.py --images photos/ --out data/bench
   python benchmarks/copy_table.py --benchmark data/bench "pHash=phash" \
       "untrained=--backbone mobilenet_v2 --weights w.pth" "RDCD 64=--checkpoint runs/rdcd"
 
-What stands behind a label are options of tools/extract_descriptors.py, or `phash`. Each describes queries and
-references and is judged by tools/eval_copy.py with the 10 best references of each query, with and without the
-norm-ratio filter.
-RPR is the rank of the references' covariance over the dimension, singular values above 0.01 of the largest counted.
+After a label come options of tools/extract_descriptors.py, or `phash`. Each descriptor is computed for queries and
+references and evaluated by tools/eval_copy.py on the 10 best references of each query, with and without the norm-ratio
+filter. RPR is the rank of the references' covariance over the dimension, counting singular values above 0.01 of the
+largest.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from ascl.image_copy.benchmark.plan import REVERSE_CROP
 from ascl.image_copy.descriptors.files import read_descriptors
 from ascl.image_copy.training.monitor import TOLERANCE, spectrum
 
-BEST = 10  # references of each query: a perceptual hash has no more to give, so all get the same
+BEST = 10  # references per query, for all descriptors; a perceptual hash returns no more
 
 
 @dataclass(frozen=True)
 class Line:
-    """One descriptor's figures.
+    """The metrics of one descriptor.
 
-    filtered: of the top pairs that the norm-ratio filter keeps; None without norms.
-    reverse_crops: false pairs of queries that show more than their reference, among the top pairs and, where there are
+    filtered: metrics of the top pairs that the norm-ratio filter keeps; None without norms.
+    reverse_crops: number of false pairs whose query shows more than its reference, among the top pairs and, with
         norms, among those that the filter keeps.
     """
 
@@ -73,14 +73,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def ascl(name: str, *arguments: object) -> Any:
-    """Run a command in this process, without what it prints, and return its result."""
+    """Run a command in this process, suppress its output, and return its result."""
     options = program.parser_of(name).read([str(argument) for argument in arguments])
     with contextlib.redirect_stdout(io.StringIO()):
         return program.run(name)(options).content
 
 
 def measure(label: str, source: str, benchmark: Path, bootstrap: int, scratch: Path) -> Line:
-    """Describe, search and judge."""
+    """Compute descriptors, search and evaluate."""
     judged = ["--ground-truth", benchmark / "ground_truth.csv", "--edits", benchmark / "edits.csv", "--bootstrap",
               bootstrap]
     if source == "phash":
@@ -102,7 +102,7 @@ def measure(label: str, source: str, benchmark: Path, bootstrap: int, scratch: P
 
 
 def training_of(source: str) -> str:
-    """Where a run's folder says how it was trained: its method, steps, seed, commit."""
+    """Return how a run was trained, from its folder: method, steps, seed, commit."""
     words = shlex.split(source)
     if "--checkpoint" not in words:
         return "not trained here"
@@ -121,7 +121,7 @@ def percent(share: float | None) -> str:
 
 
 def table(lines: list[Line]) -> str:
-    """Markdown: a row for each label."""
+    """Return a Markdown table with a row per label."""
     text = ["| | dimension | muAP (95 %) | R@1 | recall at P90 | RPR | top \\|GT\\|: TP / FP | precision | "
             "with norm filter: TP / FP | precision | FP of reverse crops, filtered |",
             "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"]
@@ -143,7 +143,7 @@ def table(lines: list[Line]) -> str:
 
 
 def rows(line: Line, benchmark: str, ran: tuple[str, str, str, str, str]) -> list[results.Row]:
-    """muAP, R@1, recall at precision 90, RPR, and what is true and false at the top, with and without the filter."""
+    """Return rows with muAP, R@1, recall at precision 90, RPR, and TP and FP at the top, with and without filter."""
     metrics, top = line.report["metrics"], line.report["top_pairs"]
     figures = [
         ("muAP", percent(metrics["muap"]), "percent"),

@@ -1,12 +1,12 @@
-"""Recalls of finished runs, mean and spread over seeds: prints a Markdown table, adds rows to benchmarks/results.csv.
+"""Average recalls of finished runs over seeds; print a Markdown table, add rows to benchmarks/results.csv.
 
   python benchmarks/flickr8k.py "AsCL=runs/a0,runs/a1,runs/a2" "AsCL w/o MF=runs/b0,runs/b1,runs/b2"
   python benchmarks/flickr8k.py runs/ablation-flickr8k_small/table2.csv
 
-Each run was trained by tools/train.py and evaluated by tools/eval.py: its folder holds settings.yaml, environment.json
-and eval-test.json. The runs of one label may differ in their seed and nothing else. A study of tools/ablate.py stands
-for its variants. Shares of probes in the right order come beside the recalls where they were counted. Any data set will
-do.
+Each run was trained by tools/train.py and evaluated by tools/eval.py, so its folder holds settings.yaml,
+environment.json and eval-test.json. The runs of one label may differ only in their seed. The CSV of a study of
+tools/ablate.py names all its variants. Shares of probes in the right order are reported if they were evaluated. It
+works for any data set.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NAMES = {"I2T": "I2T R@1 / R@5 / R@10", "T2I": "T2I R@1 / R@5 / R@10", "Rsum": "
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run. settings: all but seed and output folder, by dotted name. metrics: those of GROUPS, percent."""
+    """One finished run. settings: all except seed and output folder, by dotted name. metrics: of GROUPS, in percent."""
 
     folder: Path
     seed: int
@@ -51,7 +51,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Summary:
-    """Runs of one label: every metric's mean and sample standard deviation (None of a single run)."""
+    """The runs of one label, with each metric's mean and sample standard deviation (None for a single run)."""
 
     label: str
     runs: tuple[Run, ...]
@@ -65,33 +65,32 @@ class Summary:
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("labels", nargs="+", metavar="LABEL=RUN[,RUN...] | STUDY.csv",
-                        help="run folders, one for each seed, or a table of tools/ablate.py")
-    result.add_argument("--split", default="test", help="reads eval-SPLIT.json (default: %(default)s)")
+                        help="run folders, one per seed, or a table of tools/ablate.py")
+    result.add_argument("--split", default="test", help="read eval-SPLIT.json (default: %(default)s)")
     result.add_argument("--results", metavar="FILE", default=results.RESULTS,
                         help="CSV to add to (default: benchmarks/results.csv)")
     return result
 
 
 def read_run(folder: Path, split: str) -> Run:
-    """Read what a run folder says of itself.
+    """Read a run folder.
 
     Raises:
-        DataError, FileNotFoundError: a file that is missing or damaged, or an evaluation of something else than this
-            run alone.
+        DataError, FileNotFoundError: a file is missing or damaged, or the evaluation is not of this run alone.
     """
     saved = run_settings(folder)
     if saved is None:
-        raise DataError(f"no file {folder / 'settings.yaml'}; it is made by: python tools/train.py")
+        raise DataError(f"no file {folder / 'settings.yaml'}: create it with python tools/train.py")
     settings = flat(saved)
     path = folder / f"eval-{split}.json"
     if not path.exists():
-        raise DataError(f"no file {path}; it is made by: python tools/eval.py --checkpoint {folder}")
+        raise DataError(f"no file {path}: create it with python tools/eval.py --checkpoint {folder}")
     evaluation = read_evaluation(path)
     for key, wanted in (("protocol", "all pairs"), ("split", split)):
         if evaluation.get(key) != wanted:
             raise DataError(f"{path}: {key} is {evaluation.get(key)!r}, expected {wanted!r}; evaluate the run again")
     if len(evaluation.get("runs", [])) != 1:
-        raise DataError(f"{path}: evaluates {evaluation.get('runs')} together, expected one run")
+        raise DataError(f"{path}: evaluates {evaluation.get('runs')} together, expected one run; evaluate it alone")
     try:
         full = evaluation["reports"]["full"]
         probes = evaluation.get("probes", {"by_asymmetry": {}})["by_asymmetry"]
@@ -110,10 +109,10 @@ def read_run(folder: Path, split: str) -> Run:
 
 
 def summarize(label: str, runs: Sequence[Run]) -> Summary:
-    """Mean and spread over the runs of one label.
+    """Return mean and spread over the runs of one label.
 
     Raises:
-        DataError: a seed given twice, or runs that differ in more than their seed.
+        DataError: two runs have the same seed, or differ in more than their seed.
     """
     first = runs[0]
     for run in runs[1:]:
@@ -121,25 +120,25 @@ def summarize(label: str, runs: Sequence[Run]) -> Summary:
         different = [name for name in names if first.settings.get(name) != run.settings.get(name)]
         if different:
             raise DataError(f"{label}: {first.folder} and {run.folder} differ in {', '.join(different)}; "
-                            "runs of one label may differ in train.seed alone")
+                            "runs of one label may differ in train.seed only")
     if len({run.seed for run in runs}) < len(runs):
         raise DataError(f"{label}: seeds {[run.seed for run in runs]}, expected a different one for each run")
     metrics = {}
     for name in (name for names in GROUPS.values() for name in names):
         values = [run.metrics[name] for run in runs if name in run.metrics]
         if len(values) < len(runs):
-            continue                    # of some seeds alone it would be another mean
+            continue                    # a mean over some of the seeds is not comparable
         metrics[name] = (mean(values), stdev(values) if len(values) > 1 else None)
     return Summary(label, tuple(runs), metrics)
 
 
 def settings_hash(settings: dict[str, Any]) -> str:
-    """Twelve digits that are the same for the same settings."""
+    """Return twelve hexadecimal digits that identify the settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def table(summaries: Sequence[Summary]) -> str:
-    """Return Markdown with a row for each label."""
+    """Return a Markdown table with a row per label."""
     heads = {"i2t_r1": "I2T R@1", "i2t_r5": "R@5", "i2t_r10": "R@10", "t2i_r1": "T2I R@1", "t2i_r5": "R@5",
              "t2i_r10": "R@10", "rsum": "Rsum", "I": "I", "II": "II", "III": "III"}
     shown = {name: head for name, head in heads.items() if any(name in summary.metrics for summary in summaries)}
@@ -156,7 +155,7 @@ def table(summaries: Sequence[Summary]) -> str:
 
 
 def rows(summary: Summary, command: str) -> list[results.Row]:
-    """One row for each group of metrics; hardware, commit and versions are those of the training runs."""
+    """Return one row per group of metrics; hardware, commit and versions are those of the training runs."""
     def common(describe: Callable[[dict[str, str]], str]) -> str:
         return " and ".join(dict.fromkeys(describe(run.environment) for run in summary.runs))
 
@@ -187,7 +186,7 @@ def _spread(summary: Summary, names: Sequence[str]) -> str:
 
 
 def read_labels(argument: str, split: str) -> list[Summary]:
-    """`LABEL=RUN,RUN` of the command line, or the variants of a study that were trained here."""
+    """Read `LABEL=RUN,RUN` or the CSV of a study, without its outside models."""
     if argument.endswith(".csv"):
         of_label: dict[str, list[str]] = {}
         for line in read_table(Path(argument)):
@@ -205,7 +204,7 @@ def main(arguments: list[str]) -> int:
         summaries = [summary for argument in options.labels for summary in read_labels(argument, options.split)]
         tested = {run.tested_on: run.folder for summary in summaries for run in summary.runs}
         if len(tested) > 1:
-            raise DataError("runs tested on different sets do not compare: "
+            raise DataError("runs tested on different sets cannot be compared: "
                             + "; ".join(f"{folder}: {what}" for what, folder in tested.items()))
         print(f"{next(iter(tested))}\n\n{table(summaries)}\n")
         command = results.command(__file__, arguments)

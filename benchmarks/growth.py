@@ -1,4 +1,4 @@
-"""How time and memory of ranking grow with the number of images and texts: rows, and the plot that is drawn of them."""
+"""Measure how time and memory of ranking grow with the number of images and texts, and plot the rows."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ascl.core.files import atomic_path
 SIZES = (500, 1000, 2000, 3000, 4000, 5000)     # images, and as many texts
 FIGURE = results.REPOSITORY / "docs" / "figures" / "scoring_growth.png"
 NAME = re.compile(r"ranks of (?P<size>[\d,]+) x [\d,]+, (?P<what>.*): (?P<figure>time|peak memory above the items)")
-BLUE, GREY = "#1f5f99", "#888888"
+BLUE, GRAY = "#1f5f99", "#888888"
 
 
 @dataclass(frozen=True)
 class Points:
-    """size: N images and N texts, ascending. seconds and memory (MiB) of each."""
+    """The points of the plot. size: N images and N texts, ascending. seconds, memory (MiB): of each size."""
 
     size: list[int]
     seconds: list[float]
@@ -32,24 +32,24 @@ class Points:
 def measure(
     jobs: list[Job], repeats: int, seconds: float, ran: tuple[str, str, str, str, str], warning: str
 ) -> list[results.Row]:
-    """Two rows for each job, each job in a process of its own, one after the other: the largest need the memory."""
+    """Return two rows per job; jobs run one after the other, each in its own process, to leave it all the memory."""
     rows = []
     for job in jobs:
         found, = measuring.in_turn([job], repeats, seconds)
         head = f"ranks of {job.images:,} x {job.texts:,}, D {job.embed_dim}, H {job.heads}, {job.label}"
         note = f"{warning}rank_all_pairs, {job.images} images of {job.regions} regions x {job.texts} texts, one of " \
                f"each image; {found.started.lengths}; {found.spread()}"
-        memory = max(found.finished.memory, 4096) / MIB         # a page, where tiny sizes need nothing new
+        memory = max(found.finished.memory, 4096) / MIB         # at least a page, for tiny sizes
         rows += [results.Row(f"{head}: time", number(found.seconds), "s", *ran, note),
                  results.Row(f"{head}: peak memory above the items", number(memory), "MiB", *ran, note)]
     return rows
 
 
 def points(rows: list[results.Row]) -> Points:
-    """Of the last run among the rows.
+    """Return the points of the last run among the rows.
 
     Raises:
-        DataError: no run is there, or none with two sizes.
+        DataError: there is no run, or the last one has fewer than two sizes.
     """
     known = [(match, row) for row in rows if (match := NAME.fullmatch(row.figure))]
     if not known:
@@ -65,12 +65,12 @@ def points(rows: list[results.Row]) -> Points:
     }
     size = sorted({size for size, _ in values})
     if len(size) < 2:
-        raise DataError("a plot of growth needs two sizes")
+        raise DataError("a plot of growth needs two sizes: measure at least two")
     return Points(size, [values[n, "time"] for n in size], [values[n, "peak"] for n in size])
 
 
 def table(rows: list[results.Row]) -> str:
-    """Markdown."""
+    """Return a Markdown table."""
     found = points(rows)
     lines = ["| images, and as many texts | pairs | time (s) | pairs/s | peak memory above the items (MiB) |",
              "|--:|--:|--:|--:|--:|"]
@@ -80,14 +80,14 @@ def table(rows: list[results.Row]) -> str:
 
 
 def draw(found: Points, path: Path) -> None:
-    """PNG with time against pairs, and memory against items."""
-    from matplotlib.figure import Figure  # here: processes that measure do not load it
+    """Write a PNG with time against pairs and memory against items."""
+    from matplotlib.figure import Figure  # imported here, so that measuring processes do not load it
 
     millions = [n * n / 1e6 for n in found.size]
     figure = Figure(figsize=(9, 3.4), layout="constrained", dpi=160)
     time, memory = figure.subplots(1, 2)
     rate = found.seconds[-1] / millions[-1]
-    time.plot([0, millions[-1]], [0, rate * millions[-1]], color=GREY, linestyle="--", label="proportional to pairs")
+    time.plot([0, millions[-1]], [0, rate * millions[-1]], color=GRAY, linestyle="--", label="proportional to pairs")
     time.plot(millions, found.seconds, color=BLUE, marker="o", label="measured")
     time.set_xlabel("pairs (millions)")
     time.set_ylabel("time to rank all pairs (s)")

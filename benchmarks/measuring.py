@@ -1,4 +1,4 @@
-"""What the programs that measure scores share: options, processes that take turns, numbers as they are printed."""
+"""Shared code of the benchmark programs: options, processes that alternate, and number formats."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from ascl.retrieval.scoring.tiles import free_memory
 
 CAPTIONS = results.REPOSITORY.parent / "shared" / "data" / "captions" / "coco_testall_caps.txt.gz"
 MIB = 2**20
-FEWEST = 3                      # repeats of a pairwise way that its time should allow
-SHARE_OF_MEMORY = 0.3           # that the inputs of all ways may take together; else one way after the other
-LONGEST = 64                    # words of a text in that estimate
+FEWEST = 3                      # repeats that the time of a pairwise method should allow
+SHARE_OF_MEMORY = 0.3           # that the inputs of all methods may take together; else one method after the other
+LONGEST = 64                    # words per text, to estimate the inputs
 Figure = tuple[str, str, str, str]      # what, value, unit, note
-QUICK_WARNING = "QUICK: tiny sizes, a check of the program and no measurement; "
+QUICK_WARNING = "QUICK: tiny sizes, a test of the program and not a measurement; "
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One way: what it is, its repeats in the order of the rounds, and what was known afterwards."""
+    """The measurement of one method: its job, its repeats in order of the rounds, and its final results."""
 
     job: Job
     started: Started
@@ -43,24 +43,24 @@ class Measurement:
 
     @property
     def seconds(self) -> float:
-        """Median time of one run with the images that it took."""
+        """Median time of one run, with the images that it used."""
         return median(repeat.seconds for repeat in self.repeats)
 
     @property
     def scaled(self) -> float:
-        """Images of the job for each image that ran."""
+        """Ratio of the job's images to those that ran."""
         return self.job.images / self.started.images
 
     @property
     def peak(self) -> float:
-        """FLOP/s of square matrix products beside the repeats: median."""
+        """Median FLOP/s of square matrix products, measured between the repeats."""
         return median(repeat.peak for repeat in self.repeats)
 
     def spread(self) -> str:
-        """For a note."""
+        """Return the spread over repeats, for a note."""
         seconds, peaks = [r.seconds for r in self.repeats], [r.peak / 1e9 for r in self.repeats]
         text = f"{self.job.label}: median of {len(seconds)} ({min(seconds):.3g} to {max(seconds):.3g} s); matrix " \
-               f"products beside it {number(min(peaks))} to {number(max(peaks))} GFLOP/s"
+               f"products in between {number(min(peaks))} to {number(max(peaks))} GFLOP/s"
         if self.scaled > 1:
             text += f"; SCALED from {self.started.images} of {self.job.images} images, more did not fit in time or " \
                     "memory"
@@ -68,33 +68,33 @@ class Measurement:
 
 
 def add_options(parser: argparse.ArgumentParser, *, seconds: float) -> None:
-    """What every program takes."""
-    parser.add_argument("--regions", type=int, help="of an image (default: 36)")
-    parser.add_argument("--repeats", type=int, default=5, help="the median counts (default: %(default)s)")
+    """Add the options of every program."""
+    parser.add_argument("--regions", type=int, help="per image (default: 36)")
+    parser.add_argument("--repeats", type=int, default=5, help="report the median of these (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=seconds,
-                        help="for the repeats of one way; the pairwise way takes as many images as let it have "
-                             f"{FEWEST} of them (default: %(default)s)")
+                        help="for the repeats of one method; the pairwise method uses as many images as allow "
+                             f"{FEWEST} repeats (default: %(default)s)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--captions", metavar="FILE", help=f"for the lengths of texts (default: {CAPTIONS.name} of "
-                        "the folder `shared` beside the repository; generated lengths where that is absent)")
+    parser.add_argument("--captions", metavar="FILE", help=f"for the lengths of texts (default: {CAPTIONS.name} in "
+                        "the folder `shared` next to the repository; if that is absent, generated lengths)")
     parser.add_argument("--split", help="of the captions (default: from the name of FILE, else test)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes; writes only to a given --results")
     parser.add_argument("--results", metavar="FILE", help="CSV to add to (default: benchmarks/results.csv)")
 
 
 def check_options(options: argparse.Namespace, *names: str) -> None:
-    """Say now what is wrong, not after the measurement.
+    """Check the options before measuring.
 
     Args:
-        names: of options that are counts, beside those of `add_options`.
+        names: options that are counts, in addition to those of `add_options`.
 
     Raises:
-        DataError: a number below 1, captions or results that cannot be read.
+        DataError: a number is below 1, or captions or results cannot be read.
     """
     for name in (*names, "regions", "repeats"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise DataError(f"--{name} {value}: has to be at least 1")
+            raise DataError(f"--{name} {value}: must be at least 1")
     scoring_job.text_lengths(*captions(options), count=1)
     target = results_file(options)
     if target is not None:
@@ -102,15 +102,15 @@ def check_options(options: argparse.Namespace, *names: str) -> None:
 
 
 def results_file(options: argparse.Namespace) -> str | Path | None:
-    """Where rows go; a quick run is none that anybody should quote."""
+    """Return the file for rows; by default a quick run writes none, because it must not be quoted."""
     return options.results or (None if options.quick else results.RESULTS)
 
 
 def check_results(options: argparse.Namespace) -> None:
-    """Before anything is measured, and not after it.
+    """Check the results file before measuring.
 
     Raises:
-        DataError: the file of results cannot be read.
+        DataError: the results file cannot be read.
     """
     target = results_file(options)
     if target is not None:
@@ -118,7 +118,7 @@ def check_results(options: argparse.Namespace) -> None:
 
 
 def keep(options: argparse.Namespace, ran: tuple[str, str, str, str, str], figures: Sequence[Figure]) -> None:
-    """Add a run's figures to the file of results, where they are to be kept, and say so."""
+    """Add a run's rows to the results file, if there is one, and print its path."""
     target = results_file(options)
     if target is None:
         return
@@ -128,25 +128,25 @@ def keep(options: argparse.Namespace, ran: tuple[str, str, str, str, str], figur
 
 
 def captions(options: argparse.Namespace) -> tuple[str | None, str]:
-    """File and split of the captions that texts have their lengths from; no file where lengths are generated."""
+    """Return file and split of the captions that define text lengths; the file is None for generated lengths."""
     path = options.captions or (str(CAPTIONS) if CAPTIONS.exists() else None)
     name = Path(path or "").name.removesuffix(".gz")
     return path, options.split or (name.removesuffix("_caps.txt") if name.endswith("_caps.txt") else "test")
 
 
 def shape_of(text: str) -> tuple[int, int]:
-    """D and H of "D,H"."""
+    """Return D and H of "D,H"."""
     try:
         embed_dim, heads = map(int, text.split(","))
     except ValueError:
         raise DataError(f"--shape {text}: expected D,H such as 1024,8") from None
     if heads < 1 or embed_dim < 1 or embed_dim % heads:
-        raise DataError(f"--shape {text}: H has to divide D")
+        raise DataError(f"--shape {text}: H must divide D")
     return embed_dim, heads
 
 
 def device_of(options: argparse.Namespace) -> str:
-    """"cpu" or "cuda"; also says on what, and with what, the measurement will run."""
+    """Return "cpu" or "cuda", and print hardware, versions and commit."""
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -158,28 +158,28 @@ def device_of(options: argparse.Namespace) -> str:
 
 
 def low_precision(device: str) -> str | None:
-    """Why bfloat16 is not worth measuring there; None = it is."""
+    """Return the reason why bfloat16 is not worth measuring on this device, or None."""
     if device == "cuda":
         return None
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
-        return "open: cannot tell whether this processor has bfloat16 products"
+        return "open: unknown whether this processor has bfloat16 products"
     words = set(cpuinfo.read_text(encoding="utf-8").split())
     return None if words & {"avx512_bf16", "amx_bf16", "bf16"} else "open: no bfloat16 products in this processor"
 
 
 def gemm_size(device: str, quick: bool) -> int:
-    """Rows of the square matrices whose product is the peak: large enough to reach it."""
+    """Return the size of the square matrices whose product measures the machine's peak; large enough to reach it."""
     return 64 if quick else 8192 if device == "cuda" else 2048
 
 
 class _Process:
-    """A process that has imported the libraries and done nothing else; used for one job."""
+    """A process for one job, which has only imported the libraries."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("forkserver")
-        # The counter of FLOP imports torch._dynamo, a second in each process. Nothing promises that this import leaves
-        # a GPU alone, which a process that is forked later could then not use.
+        # The FLOP counter imports torch._dynamo, which takes a second per process. The import might initialize a GPU,
+        # which a process that is forked later could then not use.
         context.set_forkserver_preload(
             ["ascl.retrieval.train", *([] if torch.cuda.is_available() else ["torch._dynamo"])]
         )
@@ -195,24 +195,24 @@ class _Process:
         try:
             return self.pool.submit(function, *arguments).result()
         except (BrokenProcessPool, torch.cuda.OutOfMemoryError):
-            raise DataError("not enough memory, or the process was killed: fewer images or texts, or less --seconds") \
-                from None
+            raise DataError("not enough memory, or the process was killed: give fewer images or texts, or less "
+                            "--seconds") from None
 
 
 def in_own_process(function: Callable, *arguments: Any) -> Any:
-    """What the function returns, called where nothing else has used memory."""
+    """Call the function in a new process, where nothing else has used memory, and return its result."""
     with _Process() as process:
         return process.call(function, *arguments)
 
 
 def in_turn(jobs: list[Job], repeats: int, seconds: float) -> list[Measurement]:
-    """Each way in a process of its own, one repeat of each at a time, so that a slow minute of the machine is shared.
+    """Measure each method in its own process, one repeat of each in turn, so that a temporary slowdown affects all.
 
-    Where the inputs of all together would fill the memory, one way after the other.
+    If the inputs of all methods together would fill the memory, one method runs after the other.
 
     Args:
-        repeats: of each way, at most.
-        seconds: for the repeats of one way: none is started that would end later; the first one always runs.
+        repeats: of each method, at most.
+        seconds: time limit for the repeats of one method; the first repeat always runs.
     """
     free = free_memory(torch.device("cpu"))
     inputs = sum(4 * job.embed_dim * (job.images * job.regions + job.texts * LONGEST) for job in jobs)
@@ -240,7 +240,7 @@ def _rounds(jobs: list[Job], repeats: int, seconds: float) -> list[Measurement]:
 
 
 def ratio(fast: Measurement, slow: Measurement) -> tuple[float, str]:
-    """How many times faster, by medians and for all images of the job, and the range over rounds for a note."""
+    """Return how many times faster, by medians and for all images of the job, and the range over rounds as text."""
     by_round = [b.seconds * slow.scaled / (a.seconds * fast.scaled)
                 for a, b in zip(fast.repeats, slow.repeats, strict=False)]
     factor = slow.seconds * slow.scaled / (fast.seconds * fast.scaled)
@@ -248,11 +248,11 @@ def ratio(fast: Measurement, slow: Measurement) -> tuple[float, str]:
 
 
 def number(value: float) -> str:
-    """Three digits that count; an exponent only where there would be many zeros."""
+    """Return a number with three significant digits; an exponent replaces many zeros."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"
 
 
 def what_ran(program: str, arguments: list[str], device: str) -> tuple[str, str, str, str, str]:
-    """Command, hardware, commit, versions and date of every row of a run."""
+    """Return command, hardware, commit, versions and date, for every row of a run."""
     return (results.command(program, arguments), results.hardware(torch.device(device)), code_version(),
             results.versions(), results.today())

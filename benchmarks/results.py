@@ -1,4 +1,4 @@
-"""Rows of `benchmarks/results.csv`: every figure that is quoted somewhere, and what it was measured with."""
+"""Read and write rows of `benchmarks/results.csv`: every number quoted in the documentation, with its provenance."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ RESULTS = REPOSITORY / "benchmarks" / "results.csv"
 
 @dataclass(frozen=True)
 class Row:
-    """One figure.
+    """One measured number.
 
     Attributes:
-        figure: what was measured, and on what sizes.
-        value: a number, or several in the order that `figure` names.
+        figure: what was measured, with its sizes.
+        value: a number, or several in the order named in `figure`.
         unit: of the value.
-        command: repeats the measurement from the root of the repository.
-        hardware, commit, versions: what it ran on, and with which code and libraries.
+        command: command line that repeats the measurement from the root of the repository.
+        hardware, commit, versions: of the measurement: device, code, libraries.
         date: year-month-day.
-        note: repeats, spread, seeds, and whatever a reader would be misled without.
+        note: repeats, spread, seeds, and everything else needed to interpret the value.
     """
 
     figure: str
@@ -50,21 +50,21 @@ COLUMNS = tuple(field.name for field in fields(Row))
 
 
 def read(path: str | os.PathLike) -> list[Row]:
-    """All rows; none where there is no file.
+    """Return all rows; [] if the file does not exist.
 
     Raises:
-        DataError: other columns, or a row with too few or too many cells.
+        DataError: the columns are not those of `Row`, or a row has too few or too many cells.
     """
     return _parse(_text(Path(path)), Path(path))
 
 
 def append(path: str | os.PathLike, rows: Iterable[Row]) -> None:
-    """Add rows below those that are there, all or none; what is there stays as it is, byte for byte.
+    """Append rows, all or none; existing rows stay unchanged, byte for byte.
 
-    The file is replaced as a whole: one program at a time.
+    The file is replaced as a whole, so only one program may append at a time.
 
     Raises:
-        DataError: a file that `read` refuses; it is left alone.
+        DataError: `read` refuses the file, which is then not changed.
     """
     path = Path(path)
     text = _text(path)
@@ -97,7 +97,7 @@ def _parse(text: str, path: Path) -> list[Row]:
 
 
 def command(program: str | os.PathLike, arguments: Sequence[str]) -> str:
-    """The command line that repeats a measurement; `--results FILE` is left out, it does not change any figure."""
+    """Return the command line that repeats a measurement, without `--results FILE`, which does not affect values."""
     rest = list(arguments)
     kept = []
     while rest:
@@ -110,14 +110,14 @@ def command(program: str | os.PathLike, arguments: Sequence[str]) -> str:
 
 
 def hardware(device: torch.device) -> str:
-    """The GPU's name, or the processor's and the number of torch's threads."""
+    """Return the name of the GPU, or of the processor with the number of torch's threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, {torch.get_num_threads()} threads"
 
 
 def _processor() -> str:
-    """Linux keeps the processor's name out of the reach of `platform`."""
+    """Return the name of the processor, from /proc/cpuinfo on Linux, where `platform` does not provide it."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -125,10 +125,10 @@ def _processor() -> str:
 
 
 def versions() -> str:
-    """Python's and torch's."""
+    """Return the versions of Python and torch."""
     return f"python {platform.python_version()}, torch {torch.__version__}"
 
 
 def today() -> str:
-    """Date in UTC."""
+    """Return today's date in UTC."""
     return datetime.datetime.now(datetime.timezone.utc).date().isoformat()

@@ -1,7 +1,7 @@
-"""One measurement of image-text scores, in the process that it has for itself: inputs, ways to score, time and memory.
+"""Measure one method of image-text scoring in its own process: inputs, scoring methods, time and memory.
 
-The process is asked to `start` a job, to `repeat` it and to `finish`. Between two repeats other ways are measured in
-other processes, so that whatever else the machine does meets all of them alike; `measuring.py` is the side that asks.
+`measuring.py` calls `start`, `repeat` and `finish` in this process. Between two repeats other methods are measured in
+other processes, so that other load on the machine affects all of them alike.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from ascl.retrieval.scoring.prepared import pick
 from ascl.retrieval.scoring.tiles import free_memory, make_tiles
 from ascl.samples.positives import generate_positive
 
-# Tokens at the 0th, 5th, ..., 100th percentile of the 25,000 captions of COCO's 5K test, and of positives made of them.
+# Tokens at the 0th, 5th, ..., 100th percentile of the 25,000 captions of COCO's 5K test, and of positives from them.
 CAPTION_LENGTHS = (6, 8, 9, 9, 9, 10, 10, 10, 10, 11, 11, 11, 11, 12, 12, 12, 13, 13, 14, 16, 50)
 POSITIVE_LENGTHS = (1, 4, 5, 5, 6, 6, 7, 7, 8, 9, 15, 19, 20, 21, 21, 22, 23, 24, 25, 27, 72)
 TOKEN = re.compile(r"\w+|[^\w\s]")      # a word or a mark: within 4 % of the number of BERT's word pieces
 STEP_BLOCK = 16                         # texts at a time, of similar length, in the pairwise step
-PILOT = 1                               # image: its time and memory tell how many the pairwise way can take
+PILOT = 1                               # images of a pilot run, whose time and memory limit the pairwise method
 SHARE_OF_MEMORY = 0.7
-GEMMS = 5                               # products of square matrices; the best of them counts
+GEMMS = 5                               # products of square matrices; the fastest counts
 CONCEPTS = 64                           # directions that regions and words share, so that scores are not all zero
-MADE_TOGETHER = 16                      # items: what is temporary has to stay small before the peak is watched
-ERROR_IMAGES, ERROR_TEXTS = 16, 64      # the sample that is compared with float64
+MADE_TOGETHER = 16                      # items generated at a time, to keep temporary memory below the measured peak
+ERROR_IMAGES, ERROR_TEXTS = 16, 64      # sample that is compared with float64
 SCAN = {"SCAN text-to-image": scan.text_to_image, "SCAN image-to-text": scan.image_to_text}
 TYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -61,21 +61,21 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Job:
-    """What to measure, one way."""
+    """One thing to measure with one method."""
 
-    what: str                   # "step": forward and backward; "scores": the whole matrix; "ranks": recalls alone
-    way: str                    # step: exact or pairwise. Else a backend of `score_all_pairs`, or a key of SCAN
+    what: str                   # "step": forward and backward; "scores": the whole matrix; "ranks": recalls only
+    way: str                    # method. step: exact or pairwise. Else a backend of `score_all_pairs`, or a key of SCAN
     precision: str              # of the matrix products: a key of TYPES
     embed_dim: int
     heads: int
     images: int
-    texts: int                  # of each set: a step has four of them
+    texts: int                  # per set; a step has four sets
     regions: int
     device: str
-    seconds: float              # that one repeat of a pairwise way should not exceed: it takes fewer images
-    captions: str | None        # file of real captions, None = lengths drawn from the percentiles above
+    seconds: float              # limit of one repeat of a pairwise method, which then uses fewer images
+    captions: str | None        # file of real captions; None = lengths drawn from the percentiles above
     split: str
-    gemm: int                   # rows of the square matrices whose product is the machine's peak
+    gemm: int                   # size of the square matrices whose product measures the machine's peak
 
     @property
     def label(self) -> str:
@@ -83,13 +83,13 @@ class Job:
 
     @property
     def pairwise(self) -> bool:
-        """Whether each pair is computed for itself, so that time may allow a part of the images only."""
+        """Whether each pair is computed separately, so that time may allow only some of the images."""
         return self.way in ("pairwise", "reference")
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """seconds: of one run. peak: FLOP/s of square matrix products, mean of the best right before and right after."""
+    """One run. seconds: its time. peak: FLOP/s of square matrix products, mean of the best just before and after."""
 
     seconds: float
     peak: float
@@ -97,7 +97,7 @@ class Repeat:
 
 @dataclass(frozen=True)
 class Flops:
-    """Of the matrix products, for one pair. prepared: what is computed per item, spread over this run's pairs."""
+    """FLOP of the matrix products for one pair. prepared: work per item, divided by this run's number of pairs."""
 
     pair: float
     prepared: float
@@ -105,7 +105,7 @@ class Flops:
 
 @dataclass(frozen=True)
 class Started:
-    """images: that a repeat takes. lengths: of the texts, and where they are from."""
+    """A job that is ready. images: number of images in a repeat. lengths: of the texts, with their source."""
 
     images: int
     lengths: str
@@ -113,12 +113,12 @@ class Started:
 
 @dataclass(frozen=True)
 class Finished:
-    """What is known after the last repeat.
+    """The results after the last repeat.
 
-    memory: bytes above the inputs at the worst moment, for all images of the job. Where a step ran with fewer, it is
-    on the straight line through the memory of one image and of those.
-    scores: (images, texts) of the last repeat; None for ranks and for a step. flops: None there too.
-    differences: of a pairwise step: largest relative difference of scores and of gradients to the exact way.
+    memory: peak bytes above the inputs, for all images of the job; for a step with fewer images, a linear extrapolation
+    from the memory of one image and of these.
+    scores: (images, texts) of the last repeat. flops: work of a pair. Both are None for ranks and for a step.
+    differences: for a pairwise step, largest relative difference of scores and of gradients to the exact method.
     """
 
     memory: int
@@ -128,10 +128,10 @@ class Finished:
 
 
 def text_lengths(captions: str | None, split: str, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, str]:
-    """Numbers of tokens of `count` captions, of as many generated positives, and a line that says where they are from.
+    """Return the token counts of `count` captions and of as many generated positives, and a line on their source.
 
     Raises:
-        DataError: `captions` that cannot be read, or too few of them.
+        DataError: `captions` cannot be read, or holds too few.
     """
     rng = np.random.default_rng(seed)
     if captions is None:
@@ -154,7 +154,7 @@ def text_lengths(captions: str | None, split: str, count: int, seed: int = 0) ->
 
 
 class _Inputs:
-    """A model as it starts, with noise, and encoded items that share concepts: attention and scores differ by pair."""
+    """A newly initialized model with noise, and encoded items that share concepts, so that scores differ by pair."""
 
     def __init__(
         self, job: Job, embed_dim: int, heads: int, images: int, regions: int, lengths: list[np.ndarray]
@@ -162,10 +162,10 @@ class _Inputs:
         device = torch.device(job.device)
         torch.manual_seed(0)
         self.model = AsCL(1, 1, None, embed_dim, heads)
-        self.model.image.requires_grad_(False)                  # encoding is no part of any figure
+        self.model.image.requires_grad_(False)                  # encoding is not measured
         with torch.no_grad():
             for linear in (self.model.text_global, self.model.attended_image_global, self.model.image_global):
-                torch.nn.init.eye_(linear.weight)               # as the attentions start
+                torch.nn.init.eye_(linear.weight)               # like the initial attentions
             for parameter in self.model.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.5 * embed_dim**-0.5)
         self.model.to(device)
@@ -173,7 +173,7 @@ class _Inputs:
         norm = 1.0 if job.way in SCAN else self.model.word_norm
         concepts = torch.randn(CONCEPTS, embed_dim)
         step = job.what == "step"
-        where = device if step else torch.device("cpu")         # evaluation holds its encoded items on the CPU
+        where = device if step else torch.device("cpu")         # evaluation keeps encoded items on the CPU
         self.images = EncodedImages(
             _tokens(concepts, norm, images, regions).to(where).requires_grad_(step),
             _tokens(concepts, norm, images, 1).squeeze(1).to(where).requires_grad_(step),
@@ -192,24 +192,24 @@ class _Inputs:
         return self.text_sets[0]
 
     def leaves(self) -> list[Tensor]:
-        """What training needs the gradient of."""
+        """Return the tensors whose gradients training needs."""
         return [*(p for p in self.model.parameters() if p.requires_grad), self.images.regions, self.images.globals,
                 *(texts.words for texts in self.text_sets)]
 
     def gradients(self) -> list[Tensor]:
-        """Of every leaf; after a step none is without."""
+        """Return the gradients of all leaves, which exist after a step."""
         found = [leaf.grad for leaf in self.leaves()]
         assert all(gradient is not None for gradient in found)
         return cast(list[Tensor], found)
 
     def forget_gradients(self) -> None:
-        """As an optimizer's `zero_grad` before each step."""
+        """Remove all gradients, like an optimizer's `zero_grad` before each step."""
         for leaf in self.leaves():
             leaf.grad = None
 
 
 def _tokens(concepts: Tensor, norm: float, items: int, tokens: int) -> Tensor:
-    """(items, tokens, D) vectors near a random concept each, all of one length."""
+    """Return (items, tokens, D) vectors, each near a random concept, all with norm `norm`."""
     made = torch.empty(items, tokens, concepts.shape[1])
     for part in made.split(MADE_TOGETHER):
         part.normal_(std=0.5)
@@ -231,7 +231,7 @@ def _exact_step(job: Job, inputs: _Inputs, images: int) -> list[Tensor]:
 
 
 def _pairwise_step(job: Job, inputs: _Inputs, images: int) -> list[Tensor]:
-    """By `pair_scores`, in blocks of texts of similar length: the ratio shows no padding."""
+    """Score with `pair_scores`, in blocks of texts of similar length, so that padding does not affect the ratio."""
     inputs.forget_gradients()
     scores = []
     with _autocast(job):
@@ -260,7 +260,7 @@ def _scan_scores(job: Job, inputs: _Inputs, images: int) -> list[Tensor]:
 
 
 def _ranks(job: Job, inputs: _Inputs, images: int) -> list[Tensor]:
-    """One caption an image; the recalls are those of random items and say nothing."""
+    """Rank with one caption per image; the recalls of random items are meaningless."""
     rank_all_pairs(inputs.model, inputs.images[:images], inputs.texts, torch.arange(len(inputs.texts)) % images,
                    backend=job.way, dtype=TYPES[job.precision])
     return []
@@ -278,7 +278,7 @@ def _way(job: Job) -> Way:
 
 
 class Measuring:
-    """A job in its process. The peak of memory is right only where the process has done nothing else."""
+    """A job in its own process. Peak memory is correct only if the process has done nothing else."""
 
     def __init__(self, job: Job) -> None:
         self.job, self.run = job, _way(job)
@@ -289,22 +289,22 @@ class Measuring:
         self.inputs = _Inputs(job, job.embed_dim, job.heads, job.images, job.regions, wanted)
         self.lengths = f"{source}, mean {np.concatenate(wanted).mean():.1f}"
         self.gemm = _Gemm(job)
-        self.gemm.best()                                # with the tiny run: thread pools, libraries, their own memory
+        self.gemm.best()                                # like the tiny run, this loads libraries and thread pools first
         self.peak = _Peak(job.device)
         self.images, self.of_pilot = self._images_that_fit() if job.pairwise else (job.images, 0)
         self.scores: list[Tensor] = []
         if job.device == "cuda":
-            self._timed(self.images)                    # the first run of a size also chooses or compiles kernels
+            self._timed(self.images)                    # the first run of a size also selects or compiles kernels
 
     def repeat(self) -> Repeat:
-        """One run, between two looks at what the machine can do."""
+        """Time one run, between two measurements of the machine's peak."""
         before = self.gemm.best()
         seconds = self._timed(self.images)
         return Repeat(seconds, (before + self.gemm.best()) / 2)
 
     def finish(self) -> Finished:
-        """Memory first: what follows needs some of its own."""
-        job, memory = self.job, self.peak.bytes()
+        """Return the results of the job."""
+        job, memory = self.job, self.peak.bytes()       # first, because what follows needs memory too
         if job.what == "step":
             if self.images < job.images:
                 memory += (memory - self.of_pilot) * (job.images - self.images) // (self.images - PILOT)
@@ -314,7 +314,7 @@ class Measuring:
         return Finished(memory, self.scores[0].numpy(), count_flops(job, self.inputs))
 
     def profile(self) -> dict[str, float]:
-        """Kind of operation -> its share of one run's time; "other" is the rest of the wall clock, Python included."""
+        """Return kind of operation -> share of one run's time; "other" is the remaining wall time, Python included."""
         self.run(self.job, self.inputs, self.images)
         on_gpu = self.job.device == "cuda"
         activities = [torch.profiler.ProfilerActivity.CPU]
@@ -324,7 +324,7 @@ class Measuring:
         seconds = dict.fromkeys((*KINDS, "other"), 0.0)
         for event in profile.key_averages():
             if event.device_type != torch.autograd.DeviceType.CPU:
-                continue                                # a kernel's time is also that of the operation it belongs to
+                continue                                # a kernel's time is included in its operation
             spent = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
             name = event.key.removeprefix("aten::").removesuffix("_")
             kind = next((kind for kind, names in KINDS.items() if name in names), None)
@@ -334,8 +334,8 @@ class Measuring:
         return {kind: spent / sum(seconds.values()) for kind, spent in seconds.items()}
 
     def _timed(self, images: int) -> float:
-        """Seconds of one run."""
-        self.scores = []                                # of an earlier run: they must not count as memory of this one
+        """Return the seconds of one run."""
+        self.scores = []                                # scores of an earlier run must not count as memory of this one
         gc.collect()
         _synchronize(self.job.device)
         start = time.perf_counter()
@@ -344,20 +344,20 @@ class Measuring:
         return time.perf_counter() - start
 
     def _images_that_fit(self) -> tuple[int, int]:
-        """How many images a pairwise way can take in the time of one repeat and in the memory that is free.
+        """Return how many images a pairwise method can use within the time and the free memory, and one image's bytes.
 
-        At least two, for a line needs two points. Also the bytes that one image takes.
+        At least two images, because a linear extrapolation needs two points.
         """
         self._timed(PILOT)
         seconds = self._timed(PILOT)
         memory, free = self.peak.bytes(), free_memory(torch.device(self.job.device))
-        # scores of a matrix keep nothing of one image while they compute the next
+        # scoring a matrix keeps nothing of one image while it computes the next
         by_memory = SHARE_OF_MEMORY * free / max(1, memory) if self.job.what == "step" else float("inf")
         fit = int(min(self.job.images, self.job.seconds / seconds, by_memory))
         return min(self.job.images, max(PILOT + 1, fit)), memory
 
     def _differences(self) -> tuple[float, float]:
-        """Largest relative difference of scores and of gradients: both ways computed the same thing."""
+        """Return the largest relative difference of scores and of gradients between both methods."""
         expected = _pairwise_step(self.job, self.inputs, self.images)
         gradients = self.inputs.gradients()
         found = _exact_step(self.job, self.inputs, self.images)
@@ -365,12 +365,12 @@ class Measuring:
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
-    """Largest absolute difference, relative to the largest absolute value expected."""
+    """Return the largest absolute difference, relative to the largest absolute expected value."""
     return ((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
 
 
 class _Gemm:
-    """Products of square matrices in a job's type. What they need is there before the peak of memory is watched."""
+    """Products of square matrices in a job's dtype. Their memory is allocated before peak memory is measured."""
 
     def __init__(self, job: Job) -> None:
         self.device = job.device
@@ -380,7 +380,7 @@ class _Gemm:
 
     @torch.no_grad()
     def best(self) -> float:
-        """FLOP/s."""
+        """Return the FLOP/s of the fastest product."""
         seconds = []
         for _ in range(GEMMS):
             _synchronize(self.device)
@@ -397,7 +397,7 @@ def _synchronize(device: str) -> None:
 
 
 class _Peak:
-    """The most memory used since it was made, above what was used then."""
+    """The peak memory since its creation, above the memory in use at that time."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -412,19 +412,19 @@ class _Peak:
 
 
 def _peak_resident() -> int:
-    """Bytes of this process's largest resident set so far."""
+    """Return the bytes of this process's largest resident set so far."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else 1024 * most
 
 
 class _Count:
-    """FLOP of the matrix products of every call of a function, by torch's own counter."""
+    """A function with the FLOP of the matrix products of all its calls, by torch's own counter."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function, self.flops = function, 0
 
     def __call__(self, *arguments: Any) -> Any:
-        # the counter knows every product of the plain attention, while it misses fused ones in older versions of torch
+        # with plain attention the counter sees every product; in older versions of torch it misses fused ones
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             result = self.function(*arguments)
         self.flops += counter.get_total_flops()
@@ -433,10 +433,10 @@ class _Count:
 
 @torch.no_grad()
 def count_flops(job: Job, inputs: _Inputs) -> Flops:
-    """Of one pair, and of what is prepared per item, spread over all pairs of the job.
+    """Count the FLOP of one pair, and of the preparation of items, divided by the number of pairs of the job.
 
-    Counted in a run of one block of images (one image, where all are computed alike) with all texts. Products inside
-    a kernel of ours cannot be counted; for these, `needed_flops` stands for the pair.
+    It counts one block of images (one image if all are computed alike) with all texts. Products inside our own kernel
+    cannot be counted; `needed_flops` is used instead.
     """
     if job.way in SCAN:
         count = _Count(_scan_scores)
@@ -461,9 +461,9 @@ def count_flops(job: Job, inputs: _Inputs) -> Flops:
 
 
 def needed_flops(lengths: Sequence[int] | np.ndarray, regions: int, embed_dim: int, heads: int) -> float:
-    """FLOP of one pair, mean over texts, that the algebra of `retrieval/attention.py` cannot do without.
+    """Return the FLOP that the algebra of `retrieval/scoring/attention.py` needs for one pair, averaged over texts.
 
-    Padding and the sums over tokens, which some ways compute as matrix products, are not in it.
+    Padding is excluded, and so are sums over tokens, which some methods compute as matrix products.
     """
     words = np.asarray(lengths, dtype=float)
     match = 2 * 2 * 2 * regions * words * embed_dim                     # logits and x . y, in two directions
@@ -474,7 +474,7 @@ def needed_flops(lengths: Sequence[int] | np.ndarray, regions: int, embed_dim: i
 
 @dataclass(frozen=True)
 class Errors:
-    """Largest absolute error of each way's scores against float64, and the range of these scores."""
+    """The largest absolute error of each method's scores against float64, and the range of these scores."""
 
     largest: list[float]
     lowest: float
@@ -482,7 +482,7 @@ class Errors:
 
 
 def refusal(job: Job) -> str | None:
-    """Why `score_all_pairs` would not take a job's backend and type; None = it would."""
+    """Return the reason why `score_all_pairs` would refuse a job's backend and dtype, or None."""
     inputs = _Inputs(job, job.embed_dim, job.heads, 1, job.regions, [np.array([1])])
     try:
         make_tiles(inputs.model, inputs.images, inputs.texts, backend=job.way, dtype=TYPES[job.precision])
@@ -492,7 +492,7 @@ def refusal(job: Job) -> str | None:
 
 
 def errors(jobs: list[Job]) -> Errors:
-    """Each way's error on a small sample, against `pair_scores` of the model and the items in float64."""
+    """Return each method's error on a small sample, against `pair_scores` with model and items in float64."""
     first = replace(jobs[0], images=ERROR_IMAGES, texts=ERROR_TEXTS)
     lengths = text_lengths(first.captions, first.split, first.texts)[0]
     inputs = _Inputs(first, first.embed_dim, first.heads, first.images, first.regions, [lengths])
@@ -508,12 +508,11 @@ def errors(jobs: list[Job]) -> Errors:
     return Errors(largest, expected.min().item(), expected.max().item())
 
 
-# The job of this process.
-_measuring: Measuring | None = None
+_measuring: Measuring | None = None         # the job of this process
 
 
 def start(job: Job) -> Started:
-    """Make the inputs; nothing is measured."""
+    """Create the inputs, without measuring."""
     global _measuring
     _measuring = Measuring(job)
     return Started(_measuring.images, _measuring.lengths)

@@ -173,7 +173,7 @@ def test_a_longer_caption_is_cut_with_a_count(data, tmp_path, train_arguments, t
     edit_captions(data, long)
     more = ["--samples.positives", "none", "--train.max_steps", "3"]
     assert tool("train")(train_arguments(data, tmp_path / "new", *more)) == 0
-    assert "1 texts were longer than the text encoder's limit and were cut" in capsys.readouterr().out
+    assert "1 texts exceeded the text encoder's limit and were truncated" in capsys.readouterr().out
 
 
 def test_captions_that_are_no_json(data, train_refused):
@@ -235,10 +235,10 @@ def test_validation_features_of_another_dimension_are_found_before_the_first_ste
     (["--samples.token_ratio", "1.5"], ["token_ratio", "1.5"]),
     (["--samples.positive_ratio", "1.5"], ["samples.positive_ratio", "1.5"]),
     (["--samples.mixture_kinds", "[fog]"], ["fog", "gaussian"]),
-    (["--optimizer.lr", "0"], ["learning rate 0"]),
-    (["--optimizer.lr", "0", "--text.finetune", "true"], ["learning rate 0"]),
+    (["--optimizer.lr", "0"], ["learning rate is 0"]),
+    (["--optimizer.lr", "0", "--text.finetune", "true"], ["learning rate is 0"]),
     (["--optimizer.clip_norm", "0"], ["clip_norm"]),
-    (["--optimizer.decay_factor", "2"], ["gamma 2"]),
+    (["--optimizer.decay_factor", "2"], ["gamma is 2"]),
     (["--train.epochs", "0"], ["epochs is 0"]),
     (["--train.batch_size", "13"], ["batch size 13", "12"]),
     (["--train.batch_size", "0"], ["batch size 0"]),
@@ -368,7 +368,7 @@ def test_paired_needs_one_model_whose_items_meet(run, tiny_data, tmp_path, train
     assert_refused("eval", ["--scores", str(tmp_path / "scores.npz"), "--protocol", "paired"], "one --checkpoint")
     towers = tmp_path / "towers"
     assert tool("train")(train_arguments(tiny_data, towers, "--model.kind", "two_tower", "--train.max_steps", "1")) == 0
-    assert_refused("eval", ["--checkpoint", str(towers), "--protocol", "paired"], str(towers), "never meet")
+    assert_refused("eval", ["--checkpoint", str(towers), "--protocol", "paired"], str(towers), "no cross-modal fusion")
 
 
 def test_an_unknown_program_option_is_refused(capsys, tool):

@@ -229,7 +229,7 @@ def test_generated_lengths_are_distributed_as_the_real_ones(module, shared):
 
 
 @pytest.mark.parametrize(("program", "arguments", "message"), [
-    ("bench_training", ["--shape", "10,3"], "H has to divide D"), ("bench_scoring", ["--shape", "10"], "expected D,H"),
+    ("bench_training", ["--shape", "10,3"], "H must divide D"), ("bench_scoring", ["--shape", "10"], "expected D,H"),
     ("bench_training", ["--batch", "0"], "at least 1"), ("bench_scoring", ["--texts", "0"], "at least 1"),
     ("bench_training", ["--captions", "nowhere_caps.txt"], "nowhere_caps.txt"),
     ("bench_scoring", ["--captions", "nowhere_caps.txt"], "nowhere_caps.txt"),
@@ -280,7 +280,7 @@ def test_a_study_stands_for_its_variants_with_their_probes(module, make_run, tmp
     assert [row.value for row in rows if "probes" in row.figure] == ["55.0 / 25.0 / 100.0"] and len(rows) == 7
     study.write_text("label,rsum\nA,3\n")
     assert module("flickr8k").main([str(study), "--results", str(path)]) == 2
-    assert "no table of `ascl ablate`" in capsys.readouterr().err
+    assert "give a table that `ascl ablate` wrote" in capsys.readouterr().err
 
 
 def test_runs_that_do_not_belong_together_are_refused(module, make_run, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Looking at models: evaluations, diagnostics, significance, probes, explanations, reports, figures, ablations.
+"""Analysis of trained models: evaluation, diagnostics, significance, probes, explanations, reports, figures, ablations.
 
-Here belongs what reads trained models and the files of runs. Training, scoring and ranking themselves are below.
+Code that reads trained models and run files belongs here. Training, scoring and ranking are in rooms below.
 """

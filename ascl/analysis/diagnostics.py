@@ -1,6 +1,6 @@
-"""Metrics beside recall: geometry of the vectors, recall by the length of the query, recall by local weight.
+"""Metrics in addition to recall: geometry of the vectors, recall by query length, recall by local weight.
 
-Nothing here reads files or draws; models, encoded items and ranks are handed over.
+Nothing here reads files or draws figures; callers pass models, encoded items and ranks.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from ascl.retrieval.ranking import as_owner, check_owner
 from ascl.retrieval.report import RetrievalReport
 from ascl.retrieval.scoring.tiles import Progress
 
-ITEMS = 1024                            # encoded items that go to the device together
+ITEMS = 1024                            # encoded items moved to the device at a time
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
 
 
 class ItemVectors(NamedTuple):
-    """One vector of each image (N_images, D) and of each text (N_texts, D) alone, of norm 1 because scores are cosines.
+    """One unit vector per image (N_images, D) and per text (N_texts, D); unit, because scores are cosines.
 
-    decide_score: whether their cosines are the model's scores; where they are not, they stand in for vectors that the
-    model has of pairs only.
+    decide_score: whether their cosines are the model's scores. If not, they substitute for vectors that the model
+    computes only for pairs.
     """
 
     images: Tensor
@@ -44,19 +44,18 @@ class ItemVectors(NamedTuple):
 
 @torch.no_grad()
 def item_vectors(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts) -> ItemVectors:
-    """Return the vectors whose distances alignment and uniformity are about.
+    """Return one vector per item, for alignment and uniformity.
 
-    A model that compares one vector of each item has them: `images.globals` and `model.text_vectors`. AsCL's V_g and
-    W_g belong to a pair. Its vectors here are what the same weights make of an item without a partner, with a plain
-    mean in the place of each attention: the fusion of the mean region and the whole image, and X_w of the mean word
-    (`text_vectors`). They are the vectors of its score only in the ablation without fusion and at u1 = 0. Those of a
-    `TokenModel` are its mean region and its mean word, which decide no score.
+    A two-tower model has such vectors: `images.globals` and `model.text_vectors`. AsCL's V_g and W_g belong to a pair.
+    Its vectors here come from the same weights, with a plain mean instead of each attention: the fusion of mean region
+    and whole image, and X_w of the mean word (`text_vectors`). They are the vectors of its score only without fusion
+    and with u1 = 0. For a `TokenModel` they are its mean region and its mean word, which its scores do not use.
 
     Raises:
-        ValueError: no images or no texts.
+        ValueError: there are no images or no texts.
     """
     if not len(images) or not len(texts):
-        raise ValueError("no images or no texts")
+        raise ValueError(f"no images or no texts: got {len(images)} and {len(texts)}, need at least one each")
     device = next(model.parameters()).device
 
     def image_vectors(part: EncodedImages) -> Tensor:
@@ -77,7 +76,7 @@ def item_vectors(model: RetrievalModel, images: EncodedImages, texts: EncodedTex
 
 @dataclass(frozen=True)
 class Distances:
-    """Euclidean distances of unit vectors, 0 to 2, over `pairs` unordered pairs; std is over the pairs."""
+    """Mean and standard deviation of the Euclidean distances (0 to 2) of `pairs` unordered pairs of unit vectors."""
 
     mean: float
     std: float
@@ -86,13 +85,12 @@ class Distances:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How near vectors of one meaning lie and how evenly the others spread.
+    """Alignment and uniformity: how close positive pairs are and how evenly other pairs spread.
 
-    Distances as AsCL's figure 4 has them: `positive_image_text` of each text and its image, `positive_text_text` of
-    texts of one image (None where no image has two), `apart_images` of any two images, `apart_texts` of texts of
-    different images. Wang and Isola (2020), over the same pairs, lower is better: `align_*` = mean of distance^2 over
-    positive pairs, `uniform_*` = log of the mean of exp(-2 distance^2) over pairs that do not belong together.
-    `*_dimensions`: see `effective_dimensions`.
+    Distances as in AsCL's figure 4: `positive_image_text` of each text and its image, `positive_text_text` of texts of
+    one image (None if no image has two), `apart_images` of any two images, `apart_texts` of texts of different images.
+    By Wang and Isola (2020), over the same pairs, lower is better: `align_*` = mean of distance^2 over positive pairs,
+    `uniform_*` = log of the mean of exp(-2 distance^2) over other pairs. `*_dimensions`: see `effective_dimensions`.
     """
 
     positive_image_text: Distances
@@ -111,19 +109,18 @@ def geometry(image_vectors: Tensor, text_vectors: Tensor, owner: np.ndarray | Se
     """Return alignment and uniformity of a split.
 
     Args:
-        image_vectors: (N_images, D), text_vectors: (N_texts, D); normalized here.
+        image_vectors: (N_images, D). text_vectors: (N_texts, D). Both are normalized here.
         owner: (N_texts,) image of each text.
 
     Raises:
-        DataError: fewer than two images, texts of fewer than two images, owners that do not fit, a vector that is not
-            finite or is zero.
+        DataError: texts belong to fewer than two images, owners do not fit, or a vector is zero or not finite.
     """
     owner_vector = as_owner(np.asarray(owner))
     check_owner(owner_vector, len(image_vectors), len(text_vectors))
     order = np.argsort(owner_vector, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(owner_vector[order])) + 1)      # the texts of each image
     if len(groups) < 2:
-        raise DataError("distances between items that do not belong together need texts of at least two images")
+        raise DataError("the texts belong to one image only: uniformity needs texts of at least two images")
     images, texts = _unit(image_vectors, "image"), _unit(text_vectors, "text")
     belongs = torch.from_numpy(owner_vector)
     image_text, align_image_text = _distances([(images[belongs] - texts).square().sum(dim=1)])
@@ -138,13 +135,14 @@ def geometry(image_vectors: Tensor, text_vectors: Tensor, owner: np.ndarray | Se
 
 
 def effective_dimensions(vectors: Tensor) -> float:
-    """Return the dimensions that (N, D) vectors use, N >= 2: from 1, all on a line or equal, to min(N - 1, D).
+    """Return the effective number of dimensions of (N, D) vectors, N >= 2.
 
-    It is exp of the entropy of their covariance's spectrum (Roy, Vetterli 2007).
+    It is exp of the entropy of their covariance's spectrum (Roy and Vetterli 2007): from 1, if all are equal or on a
+    line, to min(N - 1, D).
     """
     vectors = vectors.double()
     spectrum = torch.linalg.svdvals(vectors - vectors.mean(dim=0)).square()
-    # what rounding leaves of equal vectors is no direction
+    # equal vectors differ by rounding only, which has no meaningful direction
     if spectrum.sum() <= len(vectors) * 1e-24 * vectors.square().sum():
         return 1.0
     return float(torch.exp(torch.special.entr(spectrum / spectrum.sum()).sum()))
@@ -155,13 +153,13 @@ def _unit(vectors: Tensor, kind: str) -> Tensor:
     norms = vectors.norm(dim=1)
     wrong = (~norms.isfinite() | (norms == 0)).nonzero()
     if len(wrong):
-        raise DataError(f"the vector of {kind} {int(wrong[0])} has norm {float(norms[wrong[0]]):g} and no direction: "
-                        "look for NaN features or a training that diverged")
+        raise DataError(f"the vector of {kind} {int(wrong[0])} has norm {float(norms[wrong[0]]):g} and cannot be "
+                        "normalized: look for NaN features or diverged training")
     return vectors / norms[:, None]
 
 
 def _distances(blocks: Iterable[Tensor]) -> tuple[Distances, float]:
-    """Distances, and the mean of their squares, from blocks of squared distances."""
+    """Return `Distances` and the mean squared distance, from blocks of squared distances."""
     sums = np.sum([(len(squared), float(squared.sqrt().sum()), float(squared.sum())) for squared in blocks], axis=0)
     mean, mean_square = (sums[1:] / sums[0]).tolist()
     return Distances(mean, max(mean_square - mean**2, 0.0) ** 0.5, int(sums[0])), mean_square
@@ -169,11 +167,11 @@ def _distances(blocks: Iterable[Tensor]) -> tuple[Distances, float]:
 
 @dataclass(frozen=True)
 class LengthBin:
-    """Text-to-image recall of the queries of `shortest` to `longest` words.
+    """Text-to-image recall of queries of `shortest` to `longest` words.
 
-    recall, low, high, seed_std: {K: percent}. recall is the mean over `seeds` runs; low and high are Wilson's 95 %
-    interval for that share of `queries` queries (not queries x seeds: the runs answer the same ones); seed_std is None
-    for one run.
+    recall, low, high, seed_std: {K: percent}. recall is the mean over `seeds` runs. low and high are Wilson's 95 %
+    interval for that share of `queries` queries (not queries x seeds, because the runs answer the same ones). seed_std
+    is None for one run.
     """
 
     shortest: int
@@ -187,7 +185,7 @@ class LengthBin:
 
 
 def count_words(caption: str) -> int:
-    """Return the number of words of a caption, without punctuation; a hyphen or an apostrophe inside joins."""
+    """Return the number of words of a caption; words with an inner hyphen or apostrophe count as one."""
     return len(_WORD.findall(caption))
 
 
@@ -196,22 +194,23 @@ def recall_by_length(ranks: np.ndarray, lengths: np.ndarray, last_lengths: Seque
     """Return the recall of text queries by their number of words.
 
     Args:
-        ranks: (S, Q) or (Q,) rank of each query under each of S runs, 0 = best.
-        lengths: (Q,) words of each query.
-        last_lengths: longest length of every bin but the last, which is open; rising. (6, 8) = up to 6, 7 to 8, 9 on.
+        ranks: (S, Q) or (Q,) rank of each query in each of S runs, 0 = best.
+        lengths: (Q,) number of words of each query.
+        last_lengths: upper limit of each bin but the last, increasing: (6, 8) = up to 6, 7 to 8, 9 or more words.
         at: the K of recall at K.
 
     Returns:
-        The bins that hold a query, in order; the first begins at the shortest query, the last ends at the longest.
+        The nonempty bins, in order; the first starts at the shortest query, the last ends at the longest.
 
     Raises:
-        DataError: no queries, shapes that do not fit, or bins that do not rise.
+        DataError: there are no queries, shapes do not fit, or the limits do not increase.
     """
     ranks, lengths = np.atleast_2d(np.asarray(ranks)), np.asarray(lengths)
     if ranks.ndim != 2 or lengths.ndim != 1 or ranks.shape[1] != len(lengths) or not ranks.size:
-        raise DataError(f"ranks of shape {ranks.shape} and {lengths.shape} lengths do not fit, or there are no queries")
+        raise DataError(f"ranks of shape {ranks.shape} and lengths of shape {lengths.shape} do not fit, or there are "
+                        "no queries: give one length per query")
     if list(last_lengths) != sorted(set(last_lengths)):
-        raise DataError(f"the last lengths of the bins have to rise, got {', '.join(map(str, last_lengths))}")
+        raise DataError(f"the last lengths of the bins must increase, got {', '.join(map(str, last_lengths))}")
     bin_of = np.searchsorted(np.asarray(last_lengths), lengths, side="left")
     bins = []
     for number in np.unique(bin_of).tolist():
@@ -232,7 +231,7 @@ def recall_by_length(ranks: np.ndarray, lengths: np.ndarray, last_lengths: Seque
 
 def local_and_global_scores(model: AsCL, images: EncodedImages, texts: EncodedTexts, *,
                             progress: Progress | None = None) -> tuple[Tensor, Tensor]:
-    """Return S_local and S_global of every pair, each (N_images, N_texts): the score at u1 = 1 and at u1 = 0."""
+    """Return S_local and S_global of every pair, each (N_images, N_texts): the scores at u1 = 1 and at u1 = 0."""
     local, global_ = copy.copy(model), copy.copy(model)
     local.local_weight, global_.local_weight = 1.0, 0.0
     return (score_all_pairs(local, images, texts, progress=progress),
@@ -241,8 +240,8 @@ def local_and_global_scores(model: AsCL, images: EncodedImages, texts: EncodedTe
 
 def recall_by_local_weight(local: Tensor, global_: Tensor, owner: np.ndarray,
                            weights: Sequence[float]) -> list[RetrievalReport]:
-    """Return the recalls of u1 * local + (1 - u1) * global at each u1, exactly: the score is linear in it (equation 2).
+    """Return the recalls of u1 * local + (1 - u1) * global at each u1; exact, as scores are linear in u1 (equation 2).
 
-    It says how a model that was trained at one u1 ranks at another, not how one trained at the other would.
+    They show how a model trained at one u1 ranks at another, not how a model trained at that other u1 would rank.
     """
     return [rank_report(weight * local + (1 - weight) * global_, owner) for weight in weights]

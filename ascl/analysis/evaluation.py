@@ -1,4 +1,4 @@
-"""An evaluation, from a run or given scores to files: recalls, and what the data set allows to say beside them."""
+"""Evaluate a run or given scores and write the results: recalls, and further metrics that the data set allows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ascl.scenes.render import Scene, load_scene_records, truth_matrix
 from ascl.settings.retrieval import Config
 
 Reports = dict[str, RetrievalReport | FoldReport]
-Section = LabelReport | MultiPositiveReport | ProbeReport      # a table beside the recalls
+Section = LabelReport | MultiPositiveReport | ProbeReport      # a table in addition to the recalls
 
 TITLES = {"multi_positive": "every true pair counts: mAP@R and R-Precision", "eccv": "labels of ECCV Caption",
           "cxc": "labels of CxC (Crisscrossed Captions)", "probes": "probes of asymmetry"}
@@ -41,10 +41,10 @@ TITLES = {"multi_positive": "every true pair counts: mAP@R and R-Precision", "ec
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation prints and saves.
+    """The results of an evaluation, as printed and saved.
 
-    ranks: of the full set. owner: (N_texts,) image of each text. about: what the recalls were computed from. captions:
-    None for given scores, which have no names. sections: by a key of TITLES. notes: what is not computed, and why.
+    ranks: of the full set. owner: (N_texts,) image of each text. about: provenance of the recalls. captions: None for
+    given scores, which have no names. sections: by keys of TITLES. notes: what was not computed, and why.
     """
 
     reports: Reports
@@ -59,17 +59,17 @@ class Evaluation:
 def evaluate_runs(runs: list[str], split: str | None, *, folds: int | None, overrides: dict[str, Any],
                   scoring: dict[str, Any] | None = None, save_scores: Path | None = None, probes: bool = False,
                   probe_captions: int | None = None) -> Evaluation:
-    """Return the recalls of one run, or of several by their averaged scores, with what else the data set can tell.
+    """Evaluate one run, or the averaged scores of several runs, with all metrics that the data set allows.
 
     Args:
         runs: run folders or checkpoints. Data and split are the first one's.
         split: None = the test split of the settings.
-        folds: also the mean over this many consecutive folds (COCO 1K: 5 of the 5K images).
-        overrides: data settings that replace the run's, by field name (features moved to another place).
-        scoring: `backend`, `dtype`, `block` of `score_all_pairs`. Probes are scored as by default whatever it says.
-        save_scores: also write the matrix, the owners and COCO's ids there, as `evaluate_given` reads them.
-        probes: also make variants of every caption and count which are in the right order; see `analysis.probes`.
-        probe_captions: of this many captions only, evenly spread over the split.
+        folds: also report the mean over this many consecutive folds (COCO 1K: 5 folds of the 5K images).
+        overrides: data settings that replace the run's, by field name (such as the new place of moved features).
+        scoring: `backend`, `dtype`, `block` of `score_all_pairs`. Probes always use the defaults.
+        save_scores: also write the score matrix, the owners and COCO's ids there, as `evaluate_given` reads them.
+        probes: also generate variants of captions and count those in the right order; see `analysis.probes`.
+        probe_captions: probe this many captions only, evenly spread over the split.
     """
     loaded = load_split(runs[0], split, overrides)
     config, captions, scoring = loaded.config, loaded.captions, scoring or {}
@@ -103,7 +103,7 @@ def evaluate_runs(runs: list[str], split: str | None, *, folds: int | None, over
 
 
 def bar(total: int, what: str, unit: str = "pairs") -> tqdm:
-    """Return a bar of progress, seen on a terminal only."""
+    """Return a progress bar that is shown on terminals only."""
     return tqdm(total=total, desc=what, unit=f" {unit}", unit_scale=True, disable=None)
 
 
@@ -118,19 +118,19 @@ class RunSplit:
     store: FeatureStore
 
     def encode(self) -> tuple[EncodedImages, EncodedTexts]:
-        """Return every image and every text encoded, on the GPU where there is one."""
+        """Encode every image and every text, on the GPU if there is one."""
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         return build.encode_split(self.model, self.captions, self.store)
 
 
 def load_split(run: str | Path, split: str | None, overrides: dict[str, Any], *, validation: bool = False) -> RunSplit:
-    """Return a run's model with a split of its data.
+    """Load a run's model with a split of its data.
 
     Args:
         run: run folder or checkpoint.
-        split: None = the test split of the settings, or the validation split.
-        overrides: data settings that replace the run's, by field name (features moved to another place).
-        validation: the default is the validation split, and it has only the images that training validated on.
+        split: None = the test split of the settings; with `validation`, the validation split.
+        overrides: data settings that replace the run's, by field name (such as the new place of moved features).
+        validation: also restrict the validation split to the images that training validated on.
     """
     model, config = build.load_run(run)
     data = replace(config.data, **overrides)
@@ -143,7 +143,7 @@ def load_split(run: str | Path, split: str | None, overrides: dict[str, Any], *,
 
 def score_split(loaded: RunSplit, scoring: dict[str, Any],
                 probes: ProbeTexts | None = None) -> tuple[torch.Tensor, np.ndarray]:
-    """Return the (N_images, N_texts) scores, and `group_scores` of the probes, (0, 0) where there are none."""
+    """Return the scores (N_images, N_texts), and `group_scores` of the probes, or (0, 0) without probes."""
     model, (images, texts) = loaded.model, loaded.encode()
     with bar(len(images) * len(texts), "scoring") as shown:
         scores = score_all_pairs(model, images, texts, progress=shown.update, **scoring)
@@ -157,7 +157,7 @@ def score_split(loaded: RunSplit, scoring: dict[str, Any],
 
 def evaluate_scores(scores: Any, owner: np.ndarray, about: dict[str, Any], *, folds: int | None,
                     truth: np.ndarray | None = None, captions: CaptionSet | None = None) -> Evaluation:
-    """Return the recalls of the full set, of its folds where asked for, and by the whole truth where it is known."""
+    """Return the recalls of the full set, of its folds if requested, and with all right pairs if `truth` is given."""
     counted = ranks(scores, owner)
     reports: Reports = {"full": recall_report(counted)}
     if folds is not None:
@@ -170,10 +170,10 @@ def evaluate_scores(scores: Any, owner: np.ndarray, about: dict[str, Any], *, fo
 
 
 def evaluate_given(path: str, *, folds: int | None) -> Evaluation:
-    """Return the recalls of scores from elsewhere, in `path`: see `load_scores`.
+    """Evaluate the scores in `path`, written by another program; see `load_scores`.
 
-    The file may also hold COCO's own numbers, `image_ids` (N_images,) and `caption_ids` (N_texts,): then ECCV Caption
-    and CxC are computed.
+    If the file also holds COCO's numbers, `image_ids` (N_images,) and `caption_ids` (N_texts,), ECCV Caption and CxC
+    are computed too.
     """
     scores, owner = load_scores(path)
     about = {"scores": path, "protocol": "ranking of given scores", **environment()}
@@ -183,15 +183,15 @@ def evaluate_given(path: str, *, folds: int | None) -> Evaluation:
     if len(ids) == 2:
         shapes = [each.shape for each in ids]
         if any(each.dtype.kind not in "iu" for each in ids) or shapes != [(count,) for count in scores.shape]:
-            raise DataError(f"{path}: image_ids and caption_ids have to be COCO's numbers, one integer for each row "
-                            f"and column of scores {scores.shape}, not {[f'{n.dtype} {n.shape}' for n in ids]}")
+            raise DataError(f"{path}: image_ids and caption_ids must be COCO's numbers, one integer per row and column "
+                            f"of scores {scores.shape}, not {[f'{n.dtype} {n.shape}' for n in ids]}")
         evaluation.sections.update(corrected_labels(scores, *(numbers.tolist() for numbers in ids)))
     return evaluation
 
 
 def save_given(path: Path, scores: torch.Tensor, owner: np.ndarray,
                ids: tuple[list[int], list[int]] | None = None) -> None:
-    """Write scores as `evaluate_given` reads them. ids: COCO's numbers of images and captions, where they are known."""
+    """Write scores as `evaluate_given` reads them. ids: COCO's numbers of images and captions, if known."""
     arrays: dict[str, Any] = {"scores": scores.numpy(), "owner": owner}
     if ids is not None:
         arrays |= {"image_ids": np.array(ids[0]), "caption_ids": np.array(ids[1])}
@@ -200,7 +200,7 @@ def save_given(path: Path, scores: torch.Tensor, owner: np.ndarray,
 
 
 def known_coco_ids(captions: CaptionSet, notes: list[str]) -> tuple[list[int], list[int]] | None:
-    """Return COCO's numbers of images and captions; None where they are not known, and `notes` say why."""
+    """Return COCO's numbers of images and captions, or None; then the reason is added to `notes`."""
     try:
         return coco_ids(captions)
     except DataError as error:
@@ -209,7 +209,7 @@ def known_coco_ids(captions: CaptionSet, notes: list[str]) -> tuple[list[int], l
 
 
 def add_corrected_labels(evaluation: Evaluation, scores: torch.Tensor, ids: tuple[list[int], list[int]]) -> None:
-    """Add ECCV Caption and CxC to an evaluation, or a note that says why they cannot be computed."""
+    """Add ECCV Caption and CxC to an evaluation, or a note why they cannot be computed."""
     try:
         evaluation.sections.update(corrected_labels(scores, *ids))
     except DataError as error:
@@ -217,7 +217,7 @@ def add_corrected_labels(evaluation: Evaluation, scores: torch.Tensor, ids: tupl
 
 
 def known_scenes(config: Config, split: str, captions: CaptionSet) -> list[Scene] | None:
-    """Return the scene of each image where the data set can say of any text whether it is true: `scenes`."""
+    """Return the scene of each image for the data set `scenes`, where the truth of any text is known; else None."""
     if config.dataset != "scenes":
         return None
     records = {record.image_id: record for record in load_scene_records(config.data.captions, split)}
@@ -226,22 +226,23 @@ def known_scenes(config: Config, split: str, captions: CaptionSet) -> list[Scene
 
 @torch.no_grad()
 def evaluate_paired(run: str, split: str | None, *, overrides: dict[str, Any]) -> dict[str, RetrievalReport]:
-    """Return the leak diagnostic beside the honest numbers of the same model; see `analysis.leakage`."""
+    """Return the recalls of the leaking protocol and of the honest one, for the same model; see `analysis.leakage`."""
     loaded = load_split(run, split, overrides)
     model, owner = loaded.model, loaded.captions.owner
     if not isinstance(model, AsCL) or not model.fusion:
-        raise DataError(f"{run}: its items never meet before the score, so the paired protocol does not apply")
+        raise DataError(f"{run}: the model has no cross-modal fusion, so the paired protocol does not apply; give a "
+                        "run of AsCL with fusion")
     scores = leakage.protocols(model, *loaded.encode(), owner)
     return {name: rank_report(matrix, owner) for name, matrix in scores.items()}
 
 
 def markdown(reports: Mapping[str, RetrievalReport | FoldReport]) -> str:
-    """Return all tables, each under its name."""
+    """Return the tables in Markdown, each under its name."""
     return "\n\n".join(f"### {name}\n\n{report.to_markdown()}" for name, report in reports.items()) + "\n"
 
 
 def evaluation_markdown(evaluation: Evaluation) -> str:
-    """Return the tables of recalls, the other sections, and the notes."""
+    """Return the tables of recalls, the other sections and the notes, in Markdown."""
     sections = [f"\n### {TITLES[name]}\n\n{section.to_markdown()}" for name, section in evaluation.sections.items()]
     return "\n".join([markdown(evaluation.reports), *sections, *(f"{note}\n" for note in evaluation.notes)])
 
@@ -250,8 +251,8 @@ def save_evaluation(evaluation: Evaluation, folder: Path, name: str) -> list[Pat
     """Write eval-`name`.json, eval-`name`.md and ranks-`name`.npz into `folder`, and return their paths.
 
     The ranks are those of the full set, 0 = best: `i2t` (Q_images,) and `t2i` (Q_texts,), `image_queries` and
-    `text_queries` (which image or text each entry is), `owner` (N_texts,); `image_ids` (N_images,) and `captions`
-    (N_texts,) where they are known.
+    `text_queries` (which image or text each entry is), `owner` (N_texts,), and, if known, `image_ids` (N_images,) and
+    `captions` (N_texts,).
     """
     folder.mkdir(parents=True, exist_ok=True)
     saved = [folder / f"eval-{name}.json", folder / f"eval-{name}.md", folder / f"ranks-{name}.npz"]

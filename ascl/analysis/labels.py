@@ -1,10 +1,9 @@
-"""COCO's test split against labels that know of more true pairs than its own: ECCV Caption and CxC.
+"""Evaluate COCO's test split with labels that include more true pairs than its own: ECCV Caption and CxC.
 
-COCO says of a caption that it belongs to one image; of the pairs that people find true it holds about a fifth. CxC
-(Parekh et al. 2021) and ECCV Caption (Chun et al. 2022) add the missing ones. The labels and the counting are those of
-the authors' package `eccv_caption`; here are its inputs: for every image and caption, by COCO's own numbers, what was
-found, best first. mAP@R and R-Precision of CxC, which the package does not offer by name, are counted by the same code
-of the package on its CxC labels.
+COCO assigns each caption to one image, which covers about a fifth of the pairs that people judge true. CxC (Parekh et
+al. 2021) and ECCV Caption (Chun et al. 2022) add missing pairs. Labels and metrics come from the authors' package
+`eccv_caption`. This module computes its inputs: the best candidates of every image and caption, by COCO's numbers. The
+package does not offer mAP@R and R-Precision of CxC by name; its own code computes them here from its CxC labels.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from ascl.data.captions import CaptionSet
 from ascl.retrieval.ranking import BLOCK_ELEMENTS, Matrix
 
 INSTALL = "pip install eccv_caption (or the extra: pip install -e '.[labels]')"
-_WHOLE = ("The labels are of Karpathy's whole test split, five captions an image: 5,000 images and 25,000 captions "
-          "(data.captions_per_image 5, no data.val_images)")
+_WHOLE = ("The labels are for Karpathy's whole test split, five captions per image: evaluate all 5,000 images and "
+          "25,000 captions (data.captions_per_image 5, no data.val_images)")
 _SCAN_TEST = re.compile(r"testall_caps\.txt(\.gz)?$")
 _NAMES = {"eccv_map_at_r": "map_at_r", "eccv_rprecision": "r_precision", "eccv_r1": "r1", "cxc_r1": "r1",
           "cxc_r5": "r5", "cxc_r10": "r10"}
@@ -36,16 +35,16 @@ _TITLES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "map_at_r": "mAP@R", "r_prec
 
 @dataclass(frozen=True)
 class LabelReport:
-    """Metrics by one set of labels, in percent: {"r1": {"i2t": 61.2, "t2i": 44.0}, "map_at_r": ...}."""
+    """The metrics of one set of labels, in percent: {"r1": {"i2t": 61.2, "t2i": 44.0}, "map_at_r": ...}."""
 
     metrics: dict[str, dict[str, float]]
 
     def to_dict(self) -> dict[str, Any]:
-        """{"i2t": {"r1": ...}, "t2i": ...}: as the recalls of COCO's own labels."""
+        """Return {"i2t": {"r1": ...}, "t2i": ...}, like the recalls of COCO's own labels."""
         return {direction: {name: of[direction] for name, of in self.metrics.items()} for direction in ("i2t", "t2i")}
 
     def to_markdown(self) -> str:
-        """A table with one row for each direction."""
+        """Return a table with one row per direction."""
         names = [name for name in _TITLES if name in self.metrics]
         rows = [[words, *(f"{self.metrics[name][direction]:.1f}" for name in names)]
                 for words, direction in (("image to text", "i2t"), ("text to image", "t2i"))]
@@ -53,7 +52,7 @@ class LabelReport:
 
 
 def may_be_coco_test(captions: CaptionSet) -> bool:
-    """Return whether these can be the captions of COCO's 5K test split, by their number and their ids."""
+    """Return whether these may be the captions of COCO's 5K test split, judging by their number and ids."""
     if len(captions.image_ids) != 5000 or len(captions.captions) < 25000:
         return False
     by_file = captions.caption_ids is not None and all(re.search(r"\d{6,}$", name) for name in captions.image_ids[:9])
@@ -63,15 +62,15 @@ def may_be_coco_test(captions: CaptionSet) -> bool:
 def coco_ids(captions: CaptionSet, *, labels: Any = None) -> tuple[list[int], list[int]]:
     """Return COCO's numbers of the images (N,) and of the captions (M,).
 
-    From the file where it has them (Karpathy's JSON, COCO's own). SCAN's text files have none; the captions of their
-    `testall` split are in the order of the package's list of ids (all 2,965 whose number is known from COCO's files
-    of 2017 are), which is taken for them.
+    They come from the caption file if it has them (Karpathy's JSON, COCO's own). SCAN's text files have none. The
+    captions of their `testall` split are in the order of the package's list of ids, which is used instead (checked for
+    the 2,965 captions whose number is known from COCO's files of 2017).
 
     Args:
         labels: the authors' package; None = `published_labels()`.
 
     Raises:
-        DataError: neither, a caption of another image than the labels say, or the package is missing.
+        DataError: neither source applies, a caption belongs to another image in the labels, or the package is missing.
     """
     package = labels or published_labels()
     owner_of = package.coco_gts["t2i"]
@@ -80,19 +79,19 @@ def coco_ids(captions: CaptionSet, *, labels: Any = None) -> tuple[list[int], li
         for name in captions.image_ids:
             number = re.search(r"(\d+)$", name)
             if number is None:
-                raise DataError(f"{captions.source}: image {name!r} has no COCO number at the end of its name, as "
-                                "COCO_val2014_000000391895 has: the labels know it by that")
+                raise DataError(f"{captions.source}: image {name!r} has no COCO number at the end of its name, which "
+                                "the labels need: give captions with names like COCO_val2014_000000391895")
             image_ids.append(int(number.group()))
         for caption, image in zip(captions.caption_ids, captions.owner.tolist(), strict=True):
             known = owner_of.get(caption)
             if known is not None and known[0] != image_ids[image]:
-                raise DataError(f"{captions.source}: caption {caption} belongs to image {image_ids[image]}, by the "
-                                f"labels to {known[0]}: its sentids are not COCO's")
+                raise DataError(f"{captions.source}: caption {caption} belongs to image {image_ids[image]}, but in the "
+                                f"labels to {known[0]}: its sentids are not COCO's; give dataset_coco.json as captions")
         return image_ids, captions.caption_ids
     ordered = _SCAN_TEST.search(captions.source) is not None and len(captions.captions) == 25000
     if not ordered or (captions.owner != np.repeat(np.arange(5000), 5)).any():
-        raise DataError(f"{captions.source} does not say which captions of COCO these are, and ECCV Caption and CxC "
-                        "know them by their number: give dataset_coco.json as captions (ascl prepare "
+        raise DataError(f"{captions.source} does not say which captions of COCO these are, but ECCV Caption and CxC "
+                        "need COCO's caption numbers: give dataset_coco.json as captions (ascl prepare "
                         "--dataset coco --only captions)")
     ids = package.coco_ids.tolist()
     return [owner_of[number][0] for number in ids[::5]], ids
@@ -101,19 +100,19 @@ def coco_ids(captions: CaptionSet, *, labels: Any = None) -> tuple[list[int], li
 def corrected_labels(
     scores: Matrix, image_ids: list[int], caption_ids: list[int], *, labels: Any = None
 ) -> dict[str, LabelReport]:
-    """Return the metrics by ECCV Caption ("eccv") and by CxC ("cxc").
+    """Return the metrics with the labels of ECCV Caption ("eccv") and of CxC ("cxc").
 
     Args:
-        scores: (N, M) of every image with every caption of COCO's 5K test split, higher = more alike; read in blocks.
+        scores: (N, M), every image with every caption of COCO's 5K test split, higher = more similar; read in blocks.
         image_ids, caption_ids: COCO's numbers of rows and columns.
         labels: the authors' package, whose `eccv_gts` are replaced; None = `published_labels()`.
 
     Raises:
-        DataError: the package is missing, images or captions of its labels are, or a score is not finite.
+        DataError: the package is missing, images or captions of its labels are missing, or a score is not finite.
     """
     if tuple(scores.shape) != (len(image_ids), len(caption_ids)):
         raise DataError(f"scores have shape {tuple(scores.shape)} for {len(image_ids)} image ids and "
-                        f"{len(caption_ids)} caption ids")
+                        f"{len(caption_ids)} caption ids: give one id per row and column")
     package = labels or published_labels()
     every = (package.coco_gts, package.cxc_gts, package.eccv_gts)
     for what, ids, way in (("images", image_ids, "i2t"), ("captions", caption_ids, "t2i")):
@@ -122,13 +121,13 @@ def corrected_labels(
             raise DataError(f"{len(ids)} {what} were scored; {len(missing)} {what} of the labels are not among them "
                             f"(first: {missing[0]}). {_WHOLE}")
         if len(set(ids)) != len(ids):
-            raise DataError(f"of {len(ids)} {what}, {len(ids) - len(set(ids))} are there twice. {_WHOLE}")
+            raise DataError(f"of {len(ids)} {what}, {len(ids) - len(set(ids))} are there twice. {_WHOLE}, each once")
 
     def ranked(known: dict[str, dict[int, list[int]]]) -> dict[str, dict[int, list[int]]]:
         return {"i2t": dict(best_candidates(scores, image_ids, caption_ids, known["i2t"])),
                 "t2i": dict(best_candidates(scores.T, caption_ids, image_ids, known["t2i"]))}
 
-    with contextlib.redirect_stderr(io.StringIO()):     # bars of progress that cannot be turned off
+    with contextlib.redirect_stderr(io.StringIO()):     # progress bars that cannot be turned off
         eccv = package.eccv_metrics(ranked(package.eccv_gts), "all")
         found = ranked(package.cxc_gts)
         recalls = {f"cxc_r{k}": package.cxc_recalls(found, "all", K=k) for k in (1, 5, 10)}
@@ -140,7 +139,7 @@ def corrected_labels(
 
 def best_candidates(scores: Matrix, queries: list[int], candidates: list[int],
                     labels: dict[int, list[int]]) -> Iterator[tuple[int, list[int]]]:
-    """Yield (query, its best candidates, best first) for each row, as many as the labels can ask for; ties are lost."""
+    """Yield (query, its best candidates, best first) for each row, as many as the metrics need; ties count as lost."""
     depth = min(len(candidates), max(10, *map(len, labels.values())))
     column = {number: place for place, number in enumerate(candidates)}
     step = max(1, BLOCK_ELEMENTS // len(candidates))
@@ -149,8 +148,9 @@ def best_candidates(scores: Matrix, queries: list[int], candidates: list[int],
         block = (part.detach().cpu() if isinstance(part, torch.Tensor) else torch.from_numpy(np.array(part))).double()
         if not block.isfinite().all():
             row, place = (~block.isfinite()).nonzero()[0].tolist()
-            raise DataError(f"the score of {of_part[row]} with {candidates[place]} is not finite")
-        # float64 has room between two scores of lower precision: a right one drops below the wrong ones that equal it
+            raise DataError(f"the score of {of_part[row]} with {candidates[place]} is not finite: look for NaN "
+                            "features or an overflow in the model")
+        # float64 has values between scores of lower precision: lower each right score below equal wrong ones
         right = [(row, column[number]) for row, query in enumerate(of_part)
                  for number in labels.get(query, ()) if number in column]
         if right:
@@ -161,11 +161,11 @@ def best_candidates(scores: Matrix, queries: list[int], candidates: list[int],
 
 
 def published_labels() -> Any:
-    """Return the labels and metrics of the authors' package `eccv_caption`; DataError where it is not installed."""
+    """Return the labels and metrics of the authors' package `eccv_caption`; raise DataError if it is not installed."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")             # that a faster reader of JSON is not installed
+            warnings.simplefilter("ignore")             # about a faster JSON reader that is not installed
             from eccv_caption import Metrics
     except ImportError as error:
-        raise DataError(f"ECCV Caption and CxC are computed by their authors' package: {INSTALL}") from error
+        raise DataError(f"ECCV Caption and CxC need their authors' package: {INSTALL}") from error
     return Metrics()

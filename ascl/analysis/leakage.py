@@ -1,8 +1,8 @@
-"""The evaluation that lets each item see its true partner, kept as a labelled diagnostic of what it is worth.
+"""The evaluation that leaks the answer into the query, kept as a diagnostic of how much the leak is worth.
 
-The released evaluation of AsCL makes the global vectors on true pairs only: each caption's W_g is attended by the
-caption's own image, each image's V_g by one of its own captions, and the vectors are then compared across pairs as if
-they had been encoded alone. The answer is inside the query. Nothing else in this project may use it.
+The released evaluation of AsCL computes global vectors on true pairs only: each caption's W_g with the caption's own
+image, each image's V_g with one of its own captions. It then compares these vectors across pairs as if they had been
+encoded independently. The answer is inside the query. Nothing else in this project may use this evaluation.
 """
 
 from __future__ import annotations
@@ -23,19 +23,22 @@ WARNING = (
 
 
 def paired_global_scores(model: AsCL, images: EncodedImages, texts: EncodedTexts, owner: np.ndarray) -> Tensor:
-    """Return the global scores with W_g and V_g made on true pairs only: the leaking part.
+    """Return the global scores with W_g and V_g computed on true pairs only: the leaking part.
 
     Args:
-        owner: (N_texts,) image of each caption. An image without captions cannot be treated so and is an error.
+        owner: (N_texts,) image of each caption.
 
     Returns:
-        (N_images, N_texts) cosines of V_g made with the image's first own caption and W_g made with the caption's own
-        image.
+        (N_images, N_texts) cosines of V_g, computed with the image's first own caption, and W_g, computed with the
+        caption's own image.
+
+    Raises:
+        ValueError: an image has no caption.
     """
     first_caption = np.full(len(images), -1)
     first_caption[owner[::-1]] = np.arange(len(owner))[::-1]
     if (first_caption < 0).any():
-        raise ValueError(f"image {int((first_caption < 0).argmax())} has no caption to be paired with")
+        raise ValueError(f"image {int((first_caption < 0).argmax())} has no caption to pair it with; leave it out")
     device = next(model.parameters()).device
 
     def text_vector(i: int, t: int) -> Tensor:
@@ -57,13 +60,13 @@ def paired_global_scores(model: AsCL, images: EncodedImages, texts: EncodedTexts
 
 
 def protocols(model: AsCL, images: EncodedImages, texts: EncodedTexts, owner: np.ndarray) -> dict[str, Tensor]:
-    """Return a model's scores by the honest evaluation and by the one that sees the answer, whole and with u1 = 0.
+    """Return a model's scores under the honest and the leaking evaluation, as trained and with u1 = 0.
 
-    The local score is exact for every pair in both: all that the procedure changes is the global one. So the two rows
-    of global scores alone are what the leak is worth to the part that leaks.
+    Both evaluations compute the same local score; only the global score leaks. So the global scores alone show what
+    the leak is worth to the part that leaks.
 
     Returns:
-        (N_images, N_texts) by the protocol's name; those that see the answer have PAIRED in theirs.
+        Protocol name -> (N_images, N_texts) scores; names of leaking protocols contain PAIRED.
     """
     local, honest = local_and_global_scores(model, images, texts)
     paired = paired_global_scores(model, images, texts, owner)

@@ -1,4 +1,4 @@
-"""Where each query of an evaluation found its own: what an evaluation leaves in `ranks-SPLIT.npz`."""
+"""Read the ranks that an evaluation writes to `ranks-SPLIT.npz`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Direction = Literal["i2t", "t2i"]
 
 @dataclass(frozen=True, eq=False)
 class QueryRanks:
-    """Rank of every query of one evaluation; 0 is best.
+    """The rank of every query of one evaluation; 0 is best.
 
-    i2t: (Q_images,) wrong captions that come before the image's best right one. t2i: (Q_texts,) wrong images that come
-    before the caption's own. image_queries, text_queries: which image or caption each entry of `i2t` and `t2i` is.
-    owner: (N_texts,) image of each caption. image_ids, captions: (N_images,) and (N_texts,) names; None where scores
-    came without any.
+    i2t: (Q_images,) number of wrong captions ranked before the image's best right one. t2i: (Q_texts,) number of wrong
+    images ranked before the caption's own. image_queries, text_queries: the image or caption of each entry of `i2t` and
+    `t2i`. owner: (N_texts,) image of each caption. image_ids, captions: (N_images,) and (N_texts,) names; None for
+    scores without names.
     """
 
     i2t: np.ndarray
@@ -36,29 +36,29 @@ class QueryRanks:
 
     @property
     def images(self) -> int:
-        """How many there are; without names, as many as the owners and queries speak of."""
+        """Number of images; without names, the largest image number in owners and queries, plus 1."""
         if self.image_ids is not None:
             return len(self.image_ids)
         return max([-1, *self.owner.tolist(), *self.image_queries.tolist()]) + 1
 
     def image_id(self, image: int) -> str:
-        """Its name, or its number where it has none."""
+        """Return an image's name, or its number if it has none."""
         return str(image) if self.image_ids is None else self.image_ids[image]
 
     def caption(self, text: int) -> str:
-        """Its words, or its number where they are not known."""
+        """Return a text's caption, or its number if the caption is not known."""
         return str(text) if self.captions is None else self.captions[text]
 
     def of(self, direction: Direction) -> tuple[np.ndarray, np.ndarray]:
-        """(queries, their ranks)."""
+        """Return (queries, their ranks) of a direction."""
         return (self.image_queries, self.i2t) if direction == "i2t" else (self.text_queries, self.t2i)
 
     def right(self, direction: Direction, query: int) -> list[int]:
-        """The query's own candidates."""
+        """Return the right candidates of a query."""
         return np.flatnonzero(self.owner == query).tolist() if direction == "i2t" else [int(self.owner[query])]
 
     def same_queries(self, other: QueryRanks) -> bool:
-        """Whether both ranked the same queries of the same test set, as far as can be seen."""
+        """Return whether both ranked the same queries of the same test set, as far as the files show."""
         arrays = ("image_queries", "text_queries", "owner")
         names = ((self.image_ids, other.image_ids), (self.captions, other.captions))
         return (all(np.array_equal(getattr(self, name), getattr(other, name)) for name in arrays)
@@ -66,16 +66,16 @@ class QueryRanks:
 
 
 def read_ranks(path: str | os.PathLike) -> QueryRanks:
-    """Return the ranks of one evaluation.
+    """Read the ranks of one evaluation.
 
     Raises:
-        FileNotFoundError: no such file.
-        DataError: no readable npz file, an array is missing, or the arrays do not fit each other.
+        FileNotFoundError: the file does not exist.
+        DataError: it is not a readable npz file, an array is missing, or the arrays do not fit each other.
     """
     path = Path(path)
     again = "evaluate again with `ascl eval`"
     if not path.is_file():
-        raise FileNotFoundError(f"no ranks at {path}; make them with `ascl eval`")
+        raise FileNotFoundError(f"no ranks at {path}: create them with `ascl eval`")
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = dict(archive)
@@ -86,7 +86,7 @@ def read_ranks(path: str | os.PathLike) -> QueryRanks:
         if name not in arrays:
             raise DataError(f"{path} has no array `{name}` (found: {', '.join(sorted(arrays)) or 'none'}): {again}")
         if arrays[name].ndim != 1 or arrays[name].dtype.kind not in "iu":
-            raise DataError(f"{path}: `{name}` is {arrays[name].dtype} {arrays[name].shape}, no vector of integers: "
+            raise DataError(f"{path}: `{name}` is {arrays[name].dtype} {arrays[name].shape}, not a vector of integers: "
                             f"{again}")
     image_ids, captions = ([str(each) for each in arrays[name]] if name in arrays else None
                            for name in ("image_ids", "captions"))

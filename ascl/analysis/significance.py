@@ -1,7 +1,7 @@
-"""Whether a difference between two variants could be chance: over training seeds, and over test images.
+"""Test whether the difference between two variants could be chance: over training seeds, and over test images.
 
-Two questions, two tests. Over seeds: would training both once more, with another seed, give the same order? Over
-images: would these trained networks keep their order on other test images of the same kind? Neither answers the other.
+The two tests answer different questions. Over seeds: would retraining both with other seeds give the same order? Over
+images: would these trained networks keep their order on other test images of the same kind?
 """
 
 from __future__ import annotations
@@ -17,42 +17,42 @@ from ascl.core.errors import DataError
 from ascl.core.statistics import BLOCK, Interval, percentile_interval, resamples
 
 RECALL_AT = (1, 5, 10)      # Rsum is the sum of these recalls in both directions
-MOST_SEEDS = 20             # of the exact sign-flip test: 2**20 patterns
+MOST_SEEDS = 20             # in the exact sign-flip test: 2**20 patterns
 
 
 def sign_flip_test(differences: Sequence[float]) -> float | None:
-    """Return the exact two-sided p value of "each difference is as likely as its negative", by every sign pattern.
+    """Return the exact two-sided p value of the null hypothesis "each difference is as likely as its negative".
 
-    It assumes nothing else. With n differences it is never below 2 / 2**n: no fewer than 6 can reach 0.05.
+    It makes no other assumption. With n differences p is at least 2 / 2**n, so 0.05 needs 6 or more.
 
     Returns:
-        Share of the 2**n sign patterns whose sum is at least as far from 0; None for no or more than 20 differences.
+        The share of the 2**n sign patterns whose sum is at least as far from 0; None for 0 or more than 20 differences.
     """
     values = np.asarray(differences, dtype=np.float64)
     if not 1 <= len(values) <= MOST_SEEDS:
         return None
-    sums = np.zeros(1)      # scipy's permutation_test takes seconds for 20 differences, and refuses a single one
+    sums = np.zeros(1)      # scipy's permutation_test takes seconds for 20 differences and refuses a single one
     for value in values:
         sums = np.concatenate([sums + value, sums - value])
-    slack = 1e-9 * np.abs(values).sum()         # patterns that are equal but for rounding count as equal
+    slack = 1e-9 * np.abs(values).sum()         # sums that differ by rounding only count as equal
     return float(np.mean(np.abs(sums) >= abs(values.sum()) - slack))
 
 
 def paired_t_test(differences: Sequence[float]) -> float | None:
-    """Return the two-sided p value of Student's paired t-test of "the mean difference is 0"; 1 where all are 0.
+    """Return the two-sided p value of Student's paired t-test of "the mean difference is 0"; None for fewer than two.
 
-    It assumes that the differences are normally distributed, which a few of them cannot show. None for fewer than two.
+    It assumes normally distributed differences, which a few of them cannot confirm. It is 1 if all are 0.
     """
     values = np.asarray(differences, dtype=np.float64)
     if len(values) < 2:
         return None
-    if np.ptp(values) == 0:                         # where t is not defined
+    if np.ptp(values) == 0:                         # t is not defined
         return float(values[0] == 0)
     return float(stats.ttest_1samp(values, 0).pvalue)
 
 
 def t_interval(differences: Sequence[float], *, level: float = 0.95) -> Interval | None:
-    """Return the interval of the mean difference that belongs to `paired_t_test`; None for fewer than two."""
+    """Return the confidence interval of the mean difference for `paired_t_test`; None for fewer than two."""
     if len(differences) < 2:
         return None
     mean = float(np.mean(differences))
@@ -61,7 +61,7 @@ def t_interval(differences: Sequence[float], *, level: float = 0.95) -> Interval
 
 
 class BootstrapResult(NamedTuple):
-    """What `bootstrap_rsum` found; difference and interval in points of Rsum."""
+    """The result of `bootstrap_rsum`; difference and interval in points of Rsum."""
 
     difference: float
     interval: Interval
@@ -72,21 +72,22 @@ def bootstrap_rsum(reference: Sequence[QueryRanks], other: Sequence[QueryRanks],
                    level: float = 0.95, block: int = BLOCK) -> BootstrapResult:
     """Bootstrap Rsum(other) - Rsum(reference), each averaged over its runs, over the test images.
 
-    An image is drawn together with all of its captions, and for both sides at once. Ranks are not computed anew: each
-    query keeps its competitors.
+    An image is drawn together with all its captions, and for both sides at once. Ranks are not recomputed: each query
+    keeps its competitors.
 
     Args:
-        reference, other: ranks of the runs, all of the same queries; the same seeds on both sides where there are any.
-        draws: resamples of as many images as there are.
+        reference, other: ranks of the runs, all of the same queries; pass the same seeds on both sides.
+        draws: number of resamples, each as large as the set of images.
         level: of the percentile interval.
         block: numbers in memory at a time.
 
     Returns:
-        The difference, its interval, and p = 2 min(share of draws <= 0, share >= 0), each share counted with one more
-        draw on its side, so that it is never 0.
+        The difference, its interval, and p = 2 min(share of draws <= 0, share >= 0); one draw is added to each share,
+        so that it is never 0.
 
     Raises:
         DataError: the runs ranked different queries.
+        ValueError: one side has no runs.
     """
     if not reference or not other:
         raise ValueError("bootstrap_rsum needs at least one run on both sides")
@@ -101,11 +102,11 @@ def bootstrap_rsum(reference: Sequence[QueryRanks], other: Sequence[QueryRanks],
 
 
 def image_counts(ranks: QueryRanks) -> np.ndarray:
-    """Return the hits and queries of every image that is asked for, in order of the images.
+    """Return the hits and queries of every image that occurs in a query, in order of the images.
 
     Returns:
-        (4, images) float64: hits of the image's own query summed over R@1, R@5 and R@10; its queries (0 or 1); hits of
-        its captions' queries; its captions' queries.
+        (4, images) float64: hits of the image's query, summed over R@1, R@5 and R@10; its number of queries (0 or 1);
+        hits of its captions' queries; their number.
     """
     owners = ranks.owner[ranks.text_queries]
     known = np.union1d(ranks.image_queries, owners)
@@ -118,16 +119,16 @@ def image_counts(ranks: QueryRanks) -> np.ndarray:
 
 
 def _rsum(sums: np.ndarray) -> np.ndarray:
-    """(n, 4) sums of `image_counts` over the drawn images -> (n,) points of Rsum."""
-    queries = np.maximum(sums[:, 1::2], 1)      # a draw without any query of one direction has no hits of it either
-    # thirds and fifths do not cancel to the last bit, and a difference of exactly nothing has to count as one
+    """Return Rsum in points, (n,), for sums (n, 4) of `image_counts` over the drawn images."""
+    queries = np.maximum(sums[:, 1::2], 1)      # a draw without queries of one direction has no hits either
+    # rounded, because thirds and fifths leave rounding errors and a difference of exactly 0 must be 0
     return np.round(100 * (sums[:, ::2] / queries).sum(axis=1), 9)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return p values with Holm's correction for testing all of these at once; None stays None and does not count.
+    """Return the p values with Holm's correction for multiple tests; None stays None and does not count.
 
-    scipy's `false_discovery_control` bounds the share of false discoveries, not the chance of any.
+    scipy's `false_discovery_control` bounds the share of false discoveries instead of the chance of any.
 
     Returns:
         For the i-th smallest of m: the largest of (m - j) p_j over j <= i, at most 1 (j from 0).

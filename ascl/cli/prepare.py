@@ -19,18 +19,18 @@ def prepare_parser(prog: str) -> Parser:
     parser = Parser(
         prog=prog, short=SHORT, presets=retrieval.presets(), usage="%(prog)s --dataset NAME [OPTION ...] "
         "[--SETTING VALUE ...]",
-        description="Get the data set of --dataset ready and check it: `scenes` is generated (images, captions, "
-                    "features, "
-        "a text encoder); captions and images of coco are fetched (20 GB) and unpacked, flickr30k's captions are "
-        "fetched. Where data lie is said by the settings, such as --data.captions. Exit status 1: something is missing "
-        "or wrong.",
+        description="Get the data set of --dataset ready and check it. `scenes` is generated: images, captions, a "
+        "region detector, features and a text encoder. For coco, captions and images are downloaded (20 GB) and "
+        "unpacked; for flickr30k, captions are downloaded. The settings say where the data are, such as "
+        "--data.captions. Exit status 1: something is missing or wrong.",
     )
-    parser.add_argument("--check", action="store_true", help="only check: no network, nothing is written")
+    parser.add_argument("--check", action="store_true", help="only check: use no network and write nothing")
     parser.add_argument("--verify_images", action="store_true", help="decode every image in the check")
     parser.add_argument("--only", choices=["captions", "images", "annotations"],
-                        help="fetch this alone; annotations (COCO's own caption files) are fetched only so")
-    parser.add_argument("--mirror", metavar="URL", help="where the publisher's files lie under the same names; their "
-                        "checksums stay the publisher's")
+                        help="download only this; annotations (COCO's own caption files) are downloaded only "
+                             "with this option")
+    parser.add_argument("--mirror", metavar="URL", help="download the publisher's files from here, under the same "
+                        "names and with the publisher's checksums")
     scenes = parser.add_argument_group("scenes")
     for split, count in (("train", 2000), ("val", 200), ("test", 500)):
         scenes.add_argument(f"--{split}_images", type=NonNegativeInt, default=count, metavar="N",
@@ -51,9 +51,9 @@ def prepare(options: Namespace) -> Answer:
         raise SettingsError("no data set: give --dataset NAME")
     published = PUBLISHED.get(config.dataset)
     if (options.only or options.mirror) and (published is None or options.check):
-        raise SettingsError("--only and --mirror are for fetching "
-                            f"{', '.join(PUBLISHED)}; {'--check' if options.check else config.dataset} fetches none")
-    with ending("stopped; the same command goes on from here"):
+        idle = "--check" if options.check else config.dataset
+        raise SettingsError(f"--only and --mirror are for downloading {', '.join(PUBLISHED)}; {idle} downloads nothing")
+    with ending("stopped; the same command continues from here"):
         if config.dataset == "scenes" and not options.check:
             from ascl.scenes.prepare import prepare_scenes
 

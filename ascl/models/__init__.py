@@ -1,4 +1,4 @@
-"""Models: encoders of images and texts, their cross-modal fusion, and the plain reference of their score."""
+"""Models: image and text encoders, their cross-modal fusion, and the plain reference of the score."""
 
 from ascl.models.ascl import AsCL
 from ascl.models.base import RetrievalModel

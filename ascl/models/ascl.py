@@ -1,4 +1,4 @@
-"""AsCL: hierarchical multi-head cross-modal fusion, and the plain reference of its score (AsCL, section 2.3, 2.4)."""
+"""AsCL: hierarchical multi-head cross-modal fusion and the plain reference of its score (AsCL, sections 2.3, 2.4)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RELEASED_SCALES = (4.0, 9.0)    # logit scales of the authors' later release: re
 
 
 def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of (N, L, ...) over the real entries of axis 1; (N, L) bool mask, None = all real."""
+    """Return the mean of (N, L, ...) over the real entries of axis 1; mask (N, L) bool, None = all real."""
     if mask is None:
         return tokens.mean(dim=1)
     weights = mask.to(tokens.dtype) / mask.sum(dim=1, keepdim=True)
@@ -26,12 +26,20 @@ def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class AsCL(RetrievalModel):
-    """Image-text retrieval with a score that depends on the pair.
+    """An image-text retrieval model whose score depends on the pair (AsCL, equations 1 and 2).
 
-    score(I, T) = u1 * S_local + (1 - u1) * S_global (equation 2). Both parts are made of W* (one attended text vector
-    for each region) and V* (one attended image vector for each word), which exist for a pair only: there is
-    no vector of an image or a text alone that decides its score. `retrieval.score_all_pairs` computes the same
-    numbers fast.
+    score(I, T) = u1 * S_local + (1 - u1) * S_global (equation 2). Both terms use W* (one attended text vector per
+    region) and V* (one attended image vector per word). These exist only for a pair, so no single vector of an image
+    or a text determines the score. `retrieval.score_all_pairs` computes the same scores fast.
+
+    Example:
+        >>> import torch
+        >>> from ascl.models import AsCL, EncodedTexts
+        >>> model = AsCL(region_dim=6, global_dim=4, embed_dim=8, num_heads=2)              # without a text encoder
+        >>> images = model.encode_images(torch.randn(3, 5, 6), torch.randn(3, 4))           # 3 images of 5 regions
+        >>> texts = EncodedTexts(torch.randn(2, 7, 8), torch.ones(2, 7, dtype=torch.bool))  # 2 texts of 7 words
+        >>> model.pair_scores(images, texts).shape
+        torch.Size([3, 2])
     """
 
     def __init__(self, region_dim: int = 2048, global_dim: int = 2048, text: TextEncoder | None = None,
@@ -41,18 +49,21 @@ class AsCL(RetrievalModel):
         """
         Args:
             region_dim, global_dim: dimensions of the precomputed features.
-            text: encoder, (list of str) -> (hidden (N, L, text.dim), mask (N, L)); None where texts come encoded.
-            embed_dim: D of the joint space. num_heads: H, divides D.
+            text: encoder, (list of str) -> (hidden (N, L, text.dim), mask (N, L)); None: pass `EncodedTexts` instead.
+            embed_dim: dimension D of the joint space. num_heads: H; must divide D.
             local_weight: u1 of equation 2, in [0, 1].
-            projections: False drops the attention's four projections and fixes its logit scales (the released
-                follow-up); it departs from equation 1.
-            fusion: False is the ablation "w/o MF": every attention becomes a plain mean, so that no image vector
-                depends on a text nor the other way round.
-            normalize_regions, normalize_words: bring every token to one norm. Cosines do not change by it.
-            sharpness: where tokens are normalized and projections exist, the logit that a token starts with against
-                itself, averaged over heads; 0 would be uniform attention.
-            standardize: bring each image feature to mean 0 and variance 1 before the projection, by statistics that
-                `standardize_regions.fit` and `standardize_globals.fit` take of training images.
+            projections: False drops the attention's four projections and fixes its logit scales, as in the authors'
+                later release; this departs from equation 1.
+            fusion: False is the ablation "w/o MF": every attention becomes a plain mean, so image vectors do not
+                depend on texts, nor text vectors on images.
+            normalize_regions, normalize_words: scale every token to the same norm, which leaves cosines unchanged.
+            sharpness: initial attention logit of a token with itself, averaged over heads; 0 gives uniform attention.
+                Used only with normalized tokens and projections.
+            standardize: scale each image feature to mean 0 and variance 1 before the projection; fit the statistics
+                on training images with `standardize_regions.fit` and `standardize_globals.fit`.
+
+        Raises:
+            ValueError: num_heads does not divide embed_dim, or local_weight or sharpness is out of range.
         """
         super().__init__(region_dim, global_dim, standardize=standardize)
         if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads:
@@ -60,10 +71,10 @@ class AsCL(RetrievalModel):
         if not 0 <= local_weight <= 1:
             raise ValueError(f"local_weight must lie in [0, 1], got {local_weight}")
         if not 0 <= sharpness < math.inf:
-            raise ValueError(f"sharpness must be at least 0, got {sharpness}")
+            raise ValueError(f"sharpness must be at least 0 and finite, got {sharpness}")
         self.embed_dim, self.num_heads, self.local_weight = embed_dim, num_heads, local_weight
         self.fusion = fusion
-        # norm^2 * cos / (H * sqrt(d)) is a head's logit on average, d = D / H
+        # on average a head's logit is norm^2 * cos / (H * sqrt(d)), d = D / H
         norm = (sharpness * num_heads * (embed_dim / num_heads) ** 0.5) ** 0.5 if projections else 1.0
         self.word_norm = norm if normalize_words else None
         self.image = ImageEncoder(region_dim, global_dim, embed_dim, region_norm=norm if normalize_regions else None)
@@ -79,44 +90,70 @@ class AsCL(RetrievalModel):
         self.gate = nn.Linear(2 * embed_dim, embed_dim)
 
     def encode_images(self, regions: Tensor, globals_: Tensor, mask: Tensor | None = None) -> EncodedImages:
-        """Project precomputed features (N, K, region_dim) and (N, global_dim); mask (N, K) bool, True = real, or None.
+        """Project precomputed image features into the joint space (AsCL, section 2.1).
 
-        ValueError for dimensions other than the model was built for.
+        Args:
+            regions: (N, K, region_dim). globals_: (N, global_dim), the feature of the whole image.
+            mask: (N, K) bool, True = a real region; None = all are real.
+
+        Returns:
+            `EncodedImages`: regions (N, K, D), globals (N, D) and the mask.
+
+        Raises:
+            ValueError: the feature dimensions differ from the model's.
+
+        Example:
+            >>> model = AsCL(region_dim=6, global_dim=4, embed_dim=8, num_heads=2)
+            >>> images = model.encode_images(torch.randn(3, 5, 6), torch.randn(3, 4))
+            >>> images.regions.shape, images.globals.shape
+            (torch.Size([3, 5, 8]), torch.Size([3, 8]))
         """
         projected, whole = self.image(*self.standardized(regions, globals_))
         return EncodedImages(projected, whole, mask)
 
     def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:
-        """Encode N captions; L of the result is the longest one's number of words (word pieces).
+        """Encode N captions -> words (N, L, D) and mask (N, L), L word pieces in the longest caption.
 
-        ValueError for a model without text encoder, or an empty list.
+        Raises:
+            ValueError: the model has no text encoder, or the list is empty.
         """
         if self.text is None:
-            raise ValueError("this model has no text encoder (text=None): give it EncodedTexts")
+            raise ValueError("this model has no text encoder (text=None): pass EncodedTexts instead of strings")
         if len(texts) == 0:
-            raise ValueError("no texts to encode")
+            raise ValueError("no texts to encode: pass at least one")
         hidden, mask = self.text(list(texts))
-        assert self.word_projection is not None                         # it exists where the encoder does
+        assert self.word_projection is not None                         # exists whenever the encoder does
         return EncodedTexts(scale_tokens(self.word_projection(hidden), self.word_norm), mask)
 
     def text_vectors(self, texts: EncodedTexts) -> Tensor:
-        """(N, D) X_w of each text's mean word: W_g where the attention is uniform. Not normalized, differentiable.
+        """Return X_w of each text's mean word, (N, D): W_g under uniform attention. Differentiable, not normalized.
 
-        What decides a score are vectors of pairs, so a text has none of its own; this one passes through the same
-        weights. Its norm is free although words may be brought to one norm, because the mean depends on how they agree
-        and X_w on where it points. The mean and not the sum, whose norm counts words: by a sum nearly every
-        concatenation already lies above its caption and every truncation below, and nothing is learned.
+        Scores use vectors of pairs, so a text has no vector of its own; this one uses the same weights. Its norm is
+        free even if all words share one norm: the mean's norm depends on how well the words agree, and X_w's gain on
+        the mean's direction. A sum would not do: its norm counts words, so nearly every concatenation would already
+        rank above its caption and every truncation below, and nothing would be learned.
         """
         return self.text_global(masked_mean(texts.words, texts.mask))
 
     def pair_scores(self, images: EncodedImages, texts: EncodedTexts) -> Tensor:
-        """(N_images, N_texts) scores in [-1, 1], one image at a time with torch's own attention: the reference."""
+        """Return the scores (N_images, N_texts) in [-1, 1], differentiable (AsCL, equation 2).
+
+        This is the plain reference: one image at a time, with torch's own attention.
+
+        Example:
+            >>> model = AsCL(embed_dim=4, num_heads=2, local_weight=1.0)            # local part only
+            >>> token = torch.tensor([[[1.0, 2.0, 3.0, 4.0]]])
+            >>> image = EncodedImages(regions=token, globals=token[:, 0])           # one region
+            >>> texts = EncodedTexts(torch.cat([token, -token]), torch.ones(2, 1, dtype=torch.bool))  # one word each
+            >>> model.pair_scores(image, texts).round(decimals=3).tolist()          # the same word and its opposite
+            [[1.0, -1.0]]
+        """
         if not self.fusion:
             return self._scores_without_fusion(images, texts)
         return torch.stack([self._scores_of_image(images[i : i + 1], texts) for i in range(len(images))])
 
     def fusion_weights(self) -> FusionWeights | None:
-        """Return what the algebra of `retrieval.scoring` takes; None without fusion, where no pair has an attention."""
+        """Return the matrices that `retrieval.scoring` needs, or None without fusion, which has no attention."""
         if not self.fusion:
             return None
         region_to_word, word_to_region = map(attention_weights, (self.region_to_word, self.word_to_region))
@@ -128,7 +165,7 @@ class AsCL(RetrievalModel):
                              local_weight=self.local_weight)
 
     def _scores_of_image(self, image: EncodedImages, texts: EncodedTexts) -> Tensor:
-        """One image with N texts -> (N,)."""
+        """Score one image with N texts -> (N,)."""
         n = len(texts)
         v, w = image.regions.expand(n, -1, -1), texts.words                                     # (N, K, D), (N, L, D)
         v_mask = None if image.mask is None else image.mask.expand(n, -1)
@@ -142,7 +179,7 @@ class AsCL(RetrievalModel):
         return self._weigh((of_regions + of_words) / 2, F.cosine_similarity(image_vector, text_vector, dim=-1))
 
     def _scores_without_fusion(self, images: EncodedImages, texts: EncodedTexts) -> Tensor:
-        """"w/o MF": each word attends to the mean region and each region to the mean word."""
+        """Score without fusion ("w/o MF"): words attend to the mean region, regions to the mean word."""
         v_mean, w_mean = masked_mean(images.regions, images.mask), masked_mean(texts.words, texts.mask)
         v_unit = masked_mean(F.normalize(images.regions, dim=-1), images.mask)
         w_unit = masked_mean(F.normalize(texts.words, dim=-1), texts.mask)
@@ -152,7 +189,10 @@ class AsCL(RetrievalModel):
         return self._weigh(local, image_vectors @ text_vectors.T)
 
     def fuse_globals(self, attended_mean: Tensor, globals_: Tensor) -> Tensor:
-        """V_g = t * V_g1 + (1 - t) * V_g2 with t = sigmoid(gate([V_g1, V_g2])) of (..., D) mean V* and (..., D) G."""
+        """Return V_g (..., D) from mean V* and G, both (..., D).
+
+        V_g = t * V_g1 + (1 - t) * V_g2, t = sigmoid(gate([V_g1, V_g2])).
+        """
         first = self.attended_image_global(attended_mean)
         second = self.image_global(globals_).expand_as(first)
         t = torch.sigmoid(self.gate(torch.cat([first, second], dim=-1)))

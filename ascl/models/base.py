@@ -1,4 +1,4 @@
-"""The interface that AsCL and its baselines share: encode each item alone, then score pairs of encoded items."""
+"""The interface of AsCL and its baselines: encode each item on its own, then score pairs of encoded items."""
 
 from __future__ import annotations
 
@@ -15,41 +15,43 @@ from ascl.models.image import Standardize
 
 
 class TextEncoder(nn.Module, ABC):
-    """What a model reads texts with. dim: of a word."""
+    """The text encoder of a model. dim: dimension of a word vector."""
 
     dim: int
 
     @abstractmethod
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """N texts -> hidden (N, L, dim) and mask (N, L) bool, True = a real word."""
+        """Encode N texts -> hidden (N, L, dim) and mask (N, L) bool, True = a real word."""
 
 
 class RetrievalModel(nn.Module, ABC):
-    """A model whose items are encoded alone; which of them belong together is never known to it.
+    """A retrieval model that encodes each item on its own and never learns which items belong together.
 
-    It says itself how many pairs are scored at once. A model with `fusion_weights` leaves that to the algebra of
-    `retrieval.scoring`. Every other one prepares images and texts once and scores blocks of them; as it stands here,
-    items are prepared already and a block is `pair_scores`.
+    A model with `fusion_weights` is scored by `retrieval.scoring`. Any other model prepares images and texts once and
+    scores blocks of them; by default preparing does nothing and a block is scored by `pair_scores`.
 
-    tokens_meet: the tokens of an image meet those of a text, so that the work grows with their numbers: texts then
-        come in blocks of similar length.
+    tokens_meet: whether image tokens interact with text tokens, so that the cost grows with their numbers; texts are
+        then grouped into blocks of similar length.
     """
 
     tokens_meet = False
     text: TextEncoder | None
 
     def __init__(self, region_dim: int, global_dim: int, *, standardize: bool) -> None:
-        """standardize: have `standardize_regions` and `standardize_globals`, to be fitted to training images."""
+        """
+        Args:
+            standardize: create `standardize_regions` and `standardize_globals`, to be fitted on training images.
+        """
         super().__init__()
         self.region_dim, self.global_dim = region_dim, global_dim
         self.standardize_regions = Standardize(region_dim) if standardize else None
         self.standardize_globals = Standardize(global_dim) if standardize else None
 
     def standardized(self, regions: Tensor, globals_: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (N, K, region_dim) and (N, global_dim), standardized where the model does so.
+        """Return features (N, K, region_dim) and (N, global_dim), standardized if the model was built to do so.
 
         Raises:
-            ValueError: dimensions other than the model was built for.
+            ValueError: the feature dimensions differ from the model's.
         """
         expected = (self.region_dim, self.global_dim)
         if regions.dim() != 3 or globals_.dim() != 2 or (regions.shape[-1], globals_.shape[-1]) != expected:
@@ -61,47 +63,47 @@ class RetrievalModel(nn.Module, ABC):
 
     @abstractmethod
     def encode_images(self, regions: Tensor, globals_: Tensor, mask: Tensor | None = None) -> EncodedImages:
-        """Precomputed features (N, K, region_dim), (N, global_dim), (N, K) bool or None -> N images."""
+        """Encode precomputed features (N, K, region_dim), (N, global_dim); mask (N, K) bool or None."""
 
     @abstractmethod
     def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:
-        """N captions -> N texts."""
+        """Encode N captions."""
 
     @abstractmethod
     def text_vectors(self, texts: EncodedTexts) -> Tensor:
-        """(N, D) one vector of each text alone, not normalized: its norm is free, since scores are cosines."""
+        """Return one vector per text, (N, D), not normalized: scores are cosines, so its norm is free."""
 
     @abstractmethod
     def pair_scores(self, images: EncodedImages, texts: EncodedTexts) -> Tensor:
-        """(N_images, N_texts) scores, differentiable."""
+        """Return the scores (N_images, N_texts), differentiable."""
 
     def training_scores(self, images: EncodedImages, texts: EncodedTexts) -> Tensor:
-        """(N_images, N_texts) what a training step's loss takes: `pair_scores`, unless a model learns its temperature.
+        """Return the scores (N_images, N_texts) for the training loss: `pair_scores` by default.
 
-        A model that does returns its scores times its own scale here, and nowhere else.
+        A model that learns its temperature multiplies by its own scale here, and only here.
         """
         return self.pair_scores(images, texts)
 
     def fusion_weights(self) -> FusionWeights | None:
-        """Return the weights of a score by cross attention; None = the model scores its pairs by the methods below."""
+        """Return the weights of a cross-attention score; None = the model scores pairs with the methods below."""
         return None
 
     def prepare_images(self, images: EncodedImages) -> Any:
-        """Return what the scores need of each image, whatever the text."""
+        """Return the part of the score computation that depends on the images only."""
         return images
 
     def prepare_texts(self, texts: EncodedTexts) -> Any:
-        """Return what the scores need of each text, whatever the image."""
+        """Return the part of the score computation that depends on the texts only."""
         return texts
 
     def score_prepared(self, images: Any, texts: Any) -> Tensor:
-        """Return (N_images, N_texts) scores of prepared items."""
+        """Return the scores (N_images, N_texts) of prepared items."""
         return self.pair_scores(images, texts)
 
     def prepared_numbers(self, tokens: int, dim: int) -> int:
-        """Return how many numbers a prepared item of so many tokens (tokens, dim) takes at most, temporary ones too."""
+        """Return an upper bound of the numbers that a prepared item (tokens, dim) takes, temporary ones included."""
         return 8 * tokens * dim
 
     def working_numbers(self, device: torch.device) -> int:
-        """Return how many numbers the largest temporary tensor has while a block of pairs is scored."""
+        """Return the size (in numbers) of the largest temporary tensor when a block of pairs is scored."""
         return 0

@@ -1,4 +1,4 @@
-"""What a model makes of images and of texts, before any of them meet."""
+"""Encoded images and texts: what a model computes for each item on its own, before scoring pairs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,19 @@ from torch import Tensor
 
 @dataclass
 class EncodedImages:
-    """N images.
+    """N encoded images, the result of `encode_images`. Supports len, slicing, indexing by a tensor, and `to`.
 
-    regions: (N, K, D) projected regions, globals: (N, D) projected whole image,
-    mask: (N, K) bool, True = a real region, or None when all are.
+    Attributes:
+        regions: (N, K, D) projected regions. globals: (N, D) projected whole-image features.
+        mask: (N, K) bool, True = a real region, False = padding; None = all are real.
+
+    Example:
+        >>> import torch
+        >>> images = EncodedImages(torch.randn(4, 36, 8), torch.randn(4, 8))     # 4 images of 36 regions, D = 8
+        >>> len(images), images[:2].regions.shape
+        (4, torch.Size([2, 36, 8]))
+        >>> len(EncodedImages.cat([images, images[:1]]))
+        5
     """
 
     regions: Tensor
@@ -27,13 +36,14 @@ class EncodedImages:
         return EncodedImages(self.regions[index], self.globals[index], None if self.mask is None else self.mask[index])
 
     def to(self, *args, **kwargs) -> EncodedImages:
+        """Return a copy on another device or in another dtype; arguments as for `Tensor.to`. The mask stays bool."""
         regions = self.regions.to(*args, **kwargs)
         mask = None if self.mask is None else self.mask.to(regions.device)
         return EncodedImages(regions, self.globals.to(*args, **kwargs), mask)
 
     @staticmethod
     def cat(parts: list[EncodedImages]) -> EncodedImages:
-        """Join blocks of images with the same number of regions."""
+        """Concatenate blocks of images that have the same number of regions; missing masks become all True."""
         mask = None
         if any(part.mask is not None for part in parts):
             all_real = [torch.ones(p.regions.shape[:2], dtype=torch.bool, device=p.regions.device) for p in parts]
@@ -43,9 +53,17 @@ class EncodedImages:
 
 @dataclass
 class EncodedTexts:
-    """N texts.
+    """N encoded texts, the result of `encode_texts`. Supports len, slicing, indexing by a tensor, and `to`.
 
-    words: (N, L, D) projected words, mask: (N, L) bool, True = a real word.
+    Attributes:
+        words: (N, L, D) projected words. mask: (N, L) bool, True = a real word, False = padding.
+
+    Example:
+        >>> import torch
+        >>> mask = torch.arange(6) < torch.tensor([[6], [3]])          # the second text has 3 words and 3 padded places
+        >>> texts = EncodedTexts(torch.randn(2, 6, 8), mask)
+        >>> len(texts), texts[1:].mask.tolist()
+        (2, [[True, True, True, False, False, False]])
     """
 
     words: Tensor
@@ -58,5 +76,6 @@ class EncodedTexts:
         return EncodedTexts(self.words[index], self.mask[index])
 
     def to(self, *args, **kwargs) -> EncodedTexts:
+        """Return a copy on another device or in another dtype; arguments as for `Tensor.to`. The mask stays bool."""
         words = self.words.to(*args, **kwargs)
         return EncodedTexts(words, self.mask.to(words.device))

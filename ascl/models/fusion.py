@@ -1,4 +1,4 @@
-"""Cross-modal attention (AsCL, equation 1) in the two forms that exist, and the weights of a score as matrices."""
+"""Cross-modal attention (AsCL, equation 1), with and without projections, and the weights of a score as matrices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class AttentionWeights(NamedTuple):
-    """Matrices of one multi-head attention: head h of x is rows h*d..(h+1)*d of `query @ x`. None = identity."""
+    """The matrices of one multi-head attention; rows h*d..(h+1)*d of `query @ x` are head h. None = identity."""
 
     query: Tensor | None    # (D, D)
     key: Tensor | None      # (D, D)
@@ -20,16 +20,17 @@ class AttentionWeights(NamedTuple):
     heads: int
 
     def then(self, matrix: Tensor) -> Tensor:
-        """Return (E, D) that follows the attended vector with the attention's own output projection in it."""
+        """Return `matrix` (E, D) times the attention's output projection: it applies to the unprojected result."""
         return matrix if self.out is None else matrix @ self.out
 
 
 @dataclass(frozen=True)
 class FusionWeights:
-    """All that a score by cross attention (equation 2) takes of a model, products of its matrices made once.
+    """All model weights in a cross-attention score (equation 2), with products of matrices computed once.
 
-    of_texts: (D, D) and of_images: (2 D, D) follow the mean attended text and image vector. image_global: (D, D) X_g.
-    gate: (D, D) the half of the gate's matrix that V_g2 meets; gate_bias: (D,). local_weight: u1.
+    of_texts (D, D) and of_images (2 D, D) are applied to the mean attended text and image vector.
+    image_global: (D, D), X_g. gate: (D, D), the half of the gate's matrix that is applied to V_g2. gate_bias: (D,).
+    local_weight: u1.
     """
 
     region_to_word: AttentionWeights
@@ -43,9 +44,9 @@ class FusionWeights:
 
 
 class UnprojectedAttention(nn.Module):
-    """Multi-head attention without any projection and with a fixed logit scale, as in the authors' later release.
+    """Multi-head attention without projections and with a fixed logit scale, as in the authors' later release.
 
-    Heads are consecutive slices of D. Called as `torch.nn.MultiheadAttention` with `batch_first=True` is.
+    Heads are consecutive slices of D. The call is that of `torch.nn.MultiheadAttention` with `batch_first=True`.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, scale: float) -> None:
@@ -54,7 +55,11 @@ class UnprojectedAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
                 need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
-        """(N, Q, D), (N, K, D), (N, K, D) and (N, K) bool, True = ignore -> (N, Q, D) and the weights (N, H, Q, K)."""
+        """Attend -> (N, Q, D) and weights (N, H, Q, K) or None.
+
+        Args:
+            query: (N, Q, D). key, value: (N, K, D). key_padding_mask: (N, K) bool, True = ignore.
+        """
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
         logits = q @ k.transpose(-1, -2) * self.scale                              # (N, H, Q, K)
         if key_padding_mask is not None:
@@ -64,11 +69,11 @@ class UnprojectedAttention(nn.Module):
 
 
 def cross_attention(embed_dim: int, num_heads: int, *, projections: bool, scale: float) -> nn.Module:
-    """One direction of the fusion.
+    """Return the attention of one direction of the fusion.
 
-    With projections it is `torch.nn.MultiheadAttention`, started at the identity: torch's own initialization makes
-    query . key of similar items random and small, so that the attention starts out uniform and stays so for
-    long; the identity starts it at "attend to what is similar", which is what the method wants it to learn.
+    With projections it is a `torch.nn.MultiheadAttention` initialized to the identity. With torch's own initialization
+    query . key of similar items is random and small: attention starts uniform and stays so for long. The identity
+    starts at "attend to what is similar", which is what the method has to learn.
     """
     if not projections:
         return UnprojectedAttention(embed_dim, num_heads, scale)
@@ -81,7 +86,7 @@ def cross_attention(embed_dim: int, num_heads: int, *, projections: bool, scale:
 
 
 def attention_weights(attention: nn.Module) -> AttentionWeights:
-    """Return the matrices behind either form of `cross_attention`."""
+    """Return the matrices of an attention that `cross_attention` built."""
     if isinstance(attention, UnprojectedAttention):
         return AttentionWeights(None, None, None, None, attention.scale, attention.num_heads)
     assert isinstance(attention, nn.MultiheadAttention)

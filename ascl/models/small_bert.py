@@ -1,4 +1,4 @@
-"""A small untrained BERT for data sets of a closed vocabulary, saved as any Hugging Face encoder is."""
+"""A small untrained BERT for data sets with a closed vocabulary, saved like any Hugging Face encoder."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 def write_small_bert(folder: str | os.PathLike, texts: Iterable[str], *, dim: int = 128, layers: int = 2,
                      heads: int = 4, max_words: int = 126, seed: int = 0) -> None:
-    """Random weights and one token for each distinct word of `texts`, ready for `text.encoder` with `text.finetune`.
+    """Write a BERT with random weights and one token per distinct word of `texts`, to be trained with `text.finetune`.
 
-    Captions of a few dozen distinct words need no pretrained encoder. The folder appears whole or not at all.
+    Captions of a few dozen distinct words need no pretrained encoder. The folder is written atomically.
 
     Args:
-        texts: lower-cased and split as BERT's tokenizer does; later words outside of them become [UNK].
-        dim, layers, heads: size of the encoder. max_words: longest text, special tokens not counted.
+        texts: define the vocabulary, lower-cased and split as by BERT's tokenizer; all other words become [UNK].
+        dim, layers, heads: size of the encoder. max_words: length limit of a text, without special tokens.
     """
     from transformers import BertConfig, BertModel
     from transformers.models.bert.tokenization_bert import BertTokenizer

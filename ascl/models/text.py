@@ -1,4 +1,4 @@
-"""Texts: words of a BERT-like encoder, fine-tuned or frozen, and a cache of a frozen one's output on disk."""
+"""Text encoders: a BERT-like encoder, fine-tuned or frozen, and a disk cache for the output of a frozen one."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from ascl.core.errors import DataError
 from ascl.core.files import OncePerProcess
 from ascl.models.base import TextEncoder
 
-KEPT_FREE = 0.05         # share of the disk that a cache leaves to others
+KEPT_FREE = 0.05         # share of the disk that a cache leaves free
 
-_GIVE_ENCODER = "give text.encoder the folder of a saved Hugging Face encoder, or a name on the hub (bert-base-uncased)"
+_GIVE_ENCODER = "set text.encoder to the folder of a saved Hugging Face encoder or to a hub name (bert-base-uncased)"
 
 
 class BertWords(TextEncoder):
-    """Last hidden state of a Hugging Face encoder for the words of a text, without the special tokens around them.
+    """A Hugging Face encoder: last hidden states of a text's words, without the special tokens.
 
-    Words are the tokenizer's word pieces. Frozen (the default), it stays in evaluation mode whatever mode the model
-    around it is in, and gives no gradient.
+    Words are the tokenizer's word pieces. If frozen (the default), the encoder stays in evaluation mode whatever the
+    mode of the model around it, and gets no gradient.
     """
 
     def __init__(self, name_or_path: str, *, finetune: bool = False, max_words: int | None = None) -> None:
         """
         Args:
             name_or_path: a name on the Hugging Face hub or a local folder.
-            finetune: train the encoder with the rest.
-            max_words: longer texts are cut and counted in `truncated`; None = the encoder's own limit.
+            finetune: train the encoder with the rest of the model.
+            max_words: longer texts are truncated and counted in `truncated`; None = the encoder's own limit.
 
         Raises:
-            FileNotFoundError: no such folder.
-            DataError: nothing that can be loaded there or on the hub, or max_words < 1.
+            FileNotFoundError: the folder does not exist.
+            DataError: the folder or the hub has no loadable encoder of this name, or max_words < 1.
         """
         super().__init__()
         if max_words is not None and max_words < 1:
-            raise DataError(f"text.max_words is {max_words}: has to be at least 1, or null for the encoder's limit")
+            raise DataError(f"text.max_words is {max_words}: it must be at least 1, or null for the encoder's limit")
         self.tokenizer, self.encoder = _load_encoder(name_or_path)
         self.finetune = finetune
         self.encoder.requires_grad_(finetune)
@@ -63,16 +63,20 @@ class BertWords(TextEncoder):
         return self
 
     def is_cut(self, text: str, words: int) -> bool:
-        """Whether a text that came out with `words` words had more."""
+        """Return whether a text that was encoded as `words` words had more."""
         return words == self.max_words and len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) > words
 
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """N texts -> hidden (N, L, dim) and mask (N, L) bool, True = a real word; DataError for one without words."""
+        """Encode N texts -> hidden (N, L, dim) and mask (N, L) bool, True = a real word.
+
+        Raises:
+            DataError: a text has no words.
+        """
         special = self.tokenizer.num_special_tokens_to_add()
         pieces = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         for text, ids in zip(texts, pieces, strict=True):
             if not ids:
-                raise DataError(f"the text {text!r} has no words: remove this caption or fill it")
+                raise DataError(f"the text {text!r} has no words: remove or complete this caption")
         self.truncated += sum(len(ids) > self.max_words for ids in pieces)
         tokens = self.tokenizer(list(texts), return_tensors="pt", padding=True, truncation=True,
                                 max_length=self.max_words + special, return_special_tokens_mask=True)
@@ -84,8 +88,8 @@ class BertWords(TextEncoder):
 
 
 def _load_encoder(name_or_path: str) -> tuple[Any, Any]:
-    """Tokenizer and encoder in float32, of a local folder or of a name on the hub: `NAME` or `OWNER/NAME`."""
-    from transformers import AutoModel, AutoTokenizer  # slow to import, and not needed where texts come encoded
+    """Load tokenizer and encoder (float32) from a local folder or the hub: `NAME` or `OWNER/NAME`."""
+    from transformers import AutoModel, AutoTokenizer  # slow to import, and not needed for `EncodedTexts`
 
     like_a_path = name_or_path.startswith((".", "~", os.sep)) or name_or_path.count("/") > 1
     if like_a_path and not Path(name_or_path).exists():
@@ -93,33 +97,37 @@ def _load_encoder(name_or_path: str) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
         return tokenizer, AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
-    except Exception as error:  # each of the libraries behind it has exceptions of its own
+    except Exception as error:  # each underlying library has its own exceptions
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        where = "the folder cannot be loaded" if Path(name_or_path).exists() else "no such folder, none from the hub"
+        where = "the folder cannot be loaded" if Path(name_or_path).exists() else "no such folder, and not on the hub"
         raise DataError(f"text encoder {name_or_path!r}: {where} ({reason}): {_GIVE_ENCODER}") from error
 
 
 def _only_words(hidden: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Move the real words of each row to its front and cut the rest."""
+    """Move the real words of each row to the front and drop the rest."""
     length = int(real.sum(dim=1).max())
     order = torch.argsort((~real).to(torch.uint8), dim=1, stable=True)[:, :length]
     return hidden.gather(1, order.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])), real.gather(1, order)
 
 
 class CachedWords(TextEncoder):
-    """A frozen `BertWords` whose output is kept on disk in float16: each distinct text is encoded once, ever.
+    """A frozen `BertWords` with its output cached on disk in float16: each distinct text is encoded only once.
 
-    Captions and generated positives alike, as long as more than a twentieth of the disk is free; after that what is new
-    is encoded whenever it comes. (20 epochs draw about 11 texts for each caption: with MiniLM 4 GB on Flickr8k, with
-    BERT 140 GB on COCO.) The words lie in an SQLite database, which any number of processes of one machine may use at
-    once, and which a kill leaves whole.
+    The cache holds captions and generated positives. It stops growing when less than a twentieth of the disk is free;
+    new texts are then encoded each time. (20 epochs draw about 11 texts per caption: 4 GB on Flickr8k with MiniLM,
+    140 GB on COCO with BERT.) It is an SQLite database: any number of processes of one machine may share it, and a
+    killed process does not damage it.
     """
 
     def __init__(self, encoder: BertWords, folder: str | os.PathLike) -> None:
+        """
+        Raises:
+            DataError: the encoder is fine-tuned.
+        """
         super().__init__()
         if encoder.finetune:
-            raise DataError("the words of an encoder that is being fine-tuned change with each step: they cannot be "
-                            "cached; set text.cache to null or text.finetune to false")
+            raise DataError("text.cache is set, but a fine-tuned encoder's output changes at each step and cannot be "
+                            "cached: set text.cache to null or text.finetune to false")
         self.encoder = encoder
         self.dim = encoder.dim
         self.folder = Path(folder) / _fingerprint(encoder)
@@ -129,9 +137,10 @@ class CachedWords(TextEncoder):
         self._database = OncePerProcess(partial(_open_words, self.folder / "words.sqlite"))
 
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """As `BertWords`; float32 values that are exactly representable in float16, on the encoder's device.
+        """Encode as `BertWords` does, rounded to float16; returns float32 on the encoder's device.
 
-        DataError as `BertWords`, or where the cache cannot be read or written.
+        Raises:
+            DataError: a text has no words, or the cache cannot be read or written.
         """
         keys = [hashlib.sha256(text.encode()).digest()[:16] for text in texts]
         try:
@@ -143,8 +152,8 @@ class CachedWords(TextEncoder):
                         transaction.executemany("INSERT OR IGNORE INTO words VALUES (?, ?, ?)",
                                                 [(key, *row) for key, row in encoded.items()])
         except sqlite3.Error as error:
-            raise DataError(f"the encoded words in {self.folder} cannot be read or written ({error}): make room, or "
-                            "check the folder and delete it if it is damaged, or set text.cache to null") from error
+            raise DataError(f"the text cache {self.folder} cannot be read or written ({error}): free disk space, "
+                            "delete the folder if it is damaged, or set text.cache to null") from error
         rows = [np.frombuffer(found[key][0], np.float16).reshape(-1, self.dim) for key in keys]
         self.truncated += sum(found[key][1] for key in keys)
         hidden = np.zeros((len(texts), max(map(len, rows)), self.dim), dtype=np.float16)
@@ -155,13 +164,13 @@ class CachedWords(TextEncoder):
         return torch.from_numpy(hidden).to(device).float(), mask.to(device)
 
     def _read(self, keys: Sequence[bytes]) -> dict[bytes, tuple[bytes, int]]:
-        """Key -> words in float16, and whether the text was cut; of the texts that are there."""
+        """Return the cached texts: key -> words in float16, and whether the text was truncated."""
         database = self._database()
         rows = {key: database.execute("SELECT words, cut FROM words WHERE text = ?", (key,)).fetchone() for key in keys}
         return {key: row for key, row in rows.items() if row is not None}
 
     def _encoded(self, texts: dict[bytes, str], batch: int = 128) -> Iterator[dict[bytes, tuple[bytes, int]]]:
-        """The same of texts that are not there, so many at a time."""
+        """Encode texts that are not cached, `batch` at a time; yields what `_read` returns."""
         keys = sorted(texts, key=lambda key: (len(texts[key]), key))        # similar lengths together: less padding
         for begin in range(0, len(keys), batch):
             part = keys[begin : begin + batch]
@@ -171,20 +180,20 @@ class CachedWords(TextEncoder):
                    for row, (key, length) in enumerate(zip(part, mask.sum(dim=1).tolist(), strict=True))}
 
     def _has_room(self) -> bool:
-        """Whether the disk has; says so once where it has not."""
+        """Return whether the cache may grow; warn once if it may not."""
         usage = shutil.disk_usage(self.folder)
         if usage.free > KEPT_FREE * usage.total:
             return True
         if not self._full:
-            warnings.warn(f"the disk of {self.folder} is nearly full ({usage.free / 2**30:.1f} GiB free): words of new "
-                          "texts are no longer kept, which takes longer; make room, or set text.cache to another disk",
-                          stacklevel=2)
+            warnings.warn(f"the disk of {self.folder} is nearly full ({usage.free / 2**30:.1f} GiB free): new texts "
+                          "are no longer cached, which makes training slower; free space, or move text.cache to "
+                          "another disk", stacklevel=2)
             self._full = True
         return False
 
 
 def _open_words(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=600)               # seconds that another process may take to write
+    database = sqlite3.connect(path, timeout=600)               # seconds to wait for another process's write
     database.execute("PRAGMA page_size = 16384")
     database.execute("PRAGMA journal_mode = WAL")
     database.execute("PRAGMA synchronous = NORMAL")             # a power cut may lose the last texts, nothing else
@@ -193,9 +202,9 @@ def _open_words(path: Path) -> sqlite3.Connection:
 
 
 def _fingerprint(encoder: BertWords) -> str:
-    """Same weights, heads, tokenizer and limit give the same words.
+    """Return a hash of weights, heads, tokenizer and length limit: equal hashes give equal words.
 
-    A vocabulary does not tell whether a tokenizer lowers case or strips accents: how it splits a sample does.
+    The vocabulary does not show whether a tokenizer lowers case or strips accents; the tokens of a sample text do.
     """
     digest = hashlib.sha256(f"{encoder.max_words}".encode())
     digest.update(repr(sorted(encoder.tokenizer.get_vocab().items())).encode())

@@ -1,4 +1,4 @@
-"""Retrieval: scores of every pair, ranks, and what a training step makes of them."""
+"""Retrieval: scores of all pairs, ranks and recalls, and the training objective."""
 
 from ascl.retrieval.ranking import ranks
 from ascl.retrieval.report import fold_report, rank_report

@@ -1,4 +1,4 @@
-"""From settings to the parts of a retrieval run, and from a run to its model."""
+"""Build the parts of a retrieval run from settings, and load the model of a run."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from ascl.settings.retrieval import Config
 from ascl.training.batches import TrainBatches
 from ascl.training.schedule import Schedule, cosine, step_decay, warmed_up
 
-if TYPE_CHECKING:  # the loop needs accelerate, which is slow to import, and a model is read without it
+if TYPE_CHECKING:  # the loop imports accelerate, which is slow and not needed to load a model
     from ascl.training.loop import LoopSettings
 
 
 def build_model(config: Config, region_dim: int, global_dim: int) -> RetrievalModel:
-    """Return a model with fresh weights for features of these dimensions."""
+    """Return a newly initialized model for features of these dimensions."""
     settings = config.model
     encoder = BertWords(config.text.encoder, finetune=config.text.finetune, max_words=config.text.max_words)
     text = encoder if config.text.cache is None else CachedWords(encoder, config.text.cache)
@@ -62,20 +62,24 @@ def build_model(config: Config, region_dim: int, global_dim: int) -> RetrievalMo
 
 def fit_standardization(model: RetrievalModel, captions: CaptionSet, store: FeatureStore, *,
                         images: int = 1000) -> None:
-    """Take statistics of the image features, where the model uses them, of training images spread over the split."""
+    """Fit the model's standardization, if it has one, on training images spread evenly over the split."""
     for_regions, for_globals = model.standardize_regions, model.standardize_globals
     if for_regions is None or for_globals is None:
         return
     rows = store.rows(captions.image_ids)
     features = store.read(rows[np.linspace(0, len(rows) - 1, min(images, len(rows))).astype(int)])
-    assert features.regions is not None and features.globals is not None        # `build_split` refuses others
+    assert features.regions is not None and features.globals is not None        # checked by `build_split`
     regions = features.regions if features.mask is None else features.regions[features.mask]
     for_regions.fit(torch.from_numpy(regions).flatten(0, -2))
     for_globals.fit(torch.from_numpy(features.globals))
 
 
 def build_objective(config: Config) -> RetrievalObjective:
-    """Return the loss of a training step."""
+    """Return the training objective.
+
+    Raises:
+        DataError: loss.norm_ratio_weight is set, but there are no generated positives.
+    """
     samples, loss = config.samples, config.loss
     noise = None
     if samples.negatives != "none":
@@ -84,8 +88,8 @@ def build_objective(config: Config) -> RetrievalObjective:
                               dropout=samples.dropout, mixture_kinds=tuple(samples.mixture_kinds))
     triplet = None if loss.kind == "contrastive" else TripletSettings(loss.margin, loss.triplet_warmup_steps)
     if loss.norm_ratio_weight and samples.positives == "none":
-        raise DataError(f"loss.norm_ratio_weight is {loss.norm_ratio_weight}, but samples.positives is none, and it "
-                        "orders those: set the one to 0 or the other to both")
+        raise DataError(f"loss.norm_ratio_weight is {loss.norm_ratio_weight}, but that loss needs generated positives "
+                        "and samples.positives is none: set loss.norm_ratio_weight to 0 or samples.positives to both")
     return RetrievalObjective(
         loss.temperature, noise, triplet, loss.norm_ratio_weight, chunk_size=config.train.chunk_size,
         gather=rows_of_all_with_gradient if config.train.gather_negatives and several_processes() else None,
@@ -93,38 +97,46 @@ def build_objective(config: Config) -> RetrievalObjective:
 
 
 def build_pairs(config: Config, captions: CaptionSet, store: FeatureStore) -> PairDataset:
-    """Return training pairs with their generated positives."""
+    """Return the training pairs, with generated positives if the settings ask for them.
+
+    Raises:
+        DataError: samples.positive_ratio is out of range.
+    """
     samples = config.samples
     positive = None
     if samples.positives != "none":
         if not 0 < samples.positive_ratio < 1:
-            raise DataError(f"samples.positive_ratio has to lie between 0 and 1, got {samples.positive_ratio}")
+            raise DataError(f"samples.positive_ratio is {samples.positive_ratio}: it must lie between 0 and 1")
         positive = partial(generate_positive, samples.positives, ratio=samples.positive_ratio)
     return PairDataset(captions, store, positive, seed=config.train.seed)
 
 
 def build_batches(config: Config, pairs: PairDataset, process: int, processes: int) -> TrainBatches:
-    """Return the training batches of one process, in each of which every image occurs once.
+    """Return the training batches of one process; a batch contains an image at most once.
 
-    With gathered negatives the batches of all processes in one step are one batch of the sampler: no image is in two of
-    them. Without, they are batches of their own, and may share images.
+    With gathered negatives, the processes split one batch of the sampler, so their batches share no image. Without,
+    each process has its own batch of the sampler, and these may share images.
+
+    Raises:
+        DataError: train.workers is negative, or the batch is larger than the number of images.
     """
     size, workers = config.train.batch_size, config.train.workers
     if workers < 0:
-        raise DataError(f"train.workers is {workers}: has to be at least 0")
+        raise DataError(f"train.workers is {workers}: it must be at least 0")
     together = config.train.gather_negatives and processes > 1
     if together and size > 0:
         images = len(np.unique(pairs.captions.owner))
         if size * processes > images:
             raise DataError(f"train.batch_size {size} in each of {processes} processes takes {size * processes} "
-                            f"images, and {images} have captions: lower it, or set train.gather_negatives to false")
+                            f"images, but only {images} have captions: reduce it, or set train.gather_negatives to "
+                            "false")
         size *= processes
     sampler = UniqueImageBatchSampler(pairs.captions.owner, size, seed=config.train.seed)
     return TrainBatches(pairs, sampler, collate, workers=workers, process=process, processes=processes, shared=together)
 
 
 def build_schedule(config: Config, loop: LoopSettings) -> Schedule:
-    """Return the learning rate by step."""
+    """Return the learning rate as a function of the step."""
     settings = config.optimizer
     if settings.schedule == "cosine":
         schedule = cosine(settings.lr, final=settings.final_lr, total_steps=loop.total_steps)
@@ -141,22 +153,23 @@ def encode_split(model: RetrievalModel, captions: CaptionSet,
 
 
 def is_saved(config: Config, name: str) -> bool:
-    """Return whether a checkpoint holds this parameter: a frozen encoder is loaded from where it came from."""
+    """Return whether checkpoints include this parameter; a frozen encoder is loaded from its original source."""
     return config.text.finetune or not name.startswith("text.")
 
 
 def load_run(run: str | os.PathLike) -> tuple[RetrievalModel, Config]:
-    """Return model (in evaluation mode, on the CPU) and settings of a finished or interrupted run, or of a checkpoint.
+    """Load the model (in evaluation mode, on the CPU) and the settings of a run folder or a checkpoint file.
 
     Raises:
-        FileNotFoundError: its text encoder is gone.
-        DataError: no checkpoint there, or one that is truncated, foreign, or of another architecture than its settings
-            say.
+        FileNotFoundError: the text encoder's folder no longer exists.
+        DataError: there is no checkpoint, or it is truncated, not a retrieval checkpoint, or its weights do not match
+            its settings.
     """
     path = checkpoint.find(run)
     state = checkpoint.load(path)
     if "settings" not in state.get("extra", {}):
-        raise DataError(f"{path} holds no settings: no run of image-text retrieval has written it")
+        raise DataError(f"{path} holds no settings, so it is not the checkpoint of an image-text retrieval run: give "
+                        "the folder of such a run")
     extra = state["extra"]
     config = from_dict(Config, extra["settings"], str(path))
     model = build_model(config, extra["region_dim"], extra["global_dim"])

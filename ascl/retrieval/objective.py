@@ -25,7 +25,7 @@ Gather = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class TripletSettings:
-    """Hardest-negative triplet: margin in units of the score; hardness rises from 0 to 1 over `warmup_steps`."""
+    """Settings of the hardest-negative triplet loss: margin in units of the score, steps until full hardness."""
 
     margin: float
     warmup_steps: int
@@ -41,19 +41,19 @@ class TripletSettings:
 
 @dataclass(frozen=True)
 class RetrievalObjective:
-    """The loss of a batch as `training.fit` calls it.
+    """The loss of a batch, as `training.fit` calls it.
 
-    noise: how generated negatives are made, None = none of them ("w/o Neg").
-    triplet: replaces the contrastive loss, None = contrastive.
-    Generated positives come with the batch, or do not ("w/o Pos").
-    norm_ratio_weight: of the term that orders a concatenated caption above its original above its truncation by the
-        norms of their text vectors (ASL's loss); 0 = no such term. Positives then have to come with the batch.
-    chunk_size: encode and score so many pairs at a time, and again while going backward: the same loss and gradients,
-        and memory grows with the batch only by encoded items and the score matrix. None = the whole batch at once.
-        What a model drops of its own (a fine-tuned encoder's dropout) is drawn for each chunk.
-    gather: rows (B, ...) of this process -> rows (P * B, ...) of all P of them in the order of their ranks, whose
-        backward pass sums each row's gradient over the processes: the loss is then that of one batch of P * B pairs.
-        None = every process has its own negatives.
+    noise: settings of generated negatives; None = no generated negatives ("w/o Neg").
+    triplet: replaces the contrastive loss; None = contrastive.
+    Generated positives come with the batch; a batch without them is the ablation "w/o Pos".
+    norm_ratio_weight: weight of the loss that orders concatenation > caption > truncation by the norms of their text
+        vectors (ASL's loss); 0 = off. It needs generated positives in the batch.
+    chunk_size: encode and score this many pairs at a time, and again in the backward pass. Loss and gradients stay the
+        same, and only encoded items and scores are held for the whole batch. Dropout of a fine-tuned encoder is drawn
+        per chunk. None = the whole batch at once.
+    gather: rows (B, ...) of this process -> rows (P * B, ...) of all P processes in the order of their ranks. Its
+        backward pass sums each row's gradient over the processes, so the loss is that of one batch of P * B pairs.
+        None = each process uses its own negatives.
     """
 
     temperature: float
@@ -71,10 +71,10 @@ class RetrievalObjective:
         check_positive(temperature=self.temperature)
 
     def __call__(self, model: RetrievalModel, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return loss and metrics of one batch: `loss`, and the mean score of the true pairs and of all others.
+        """Return `loss` and metrics of one batch: mean score of the true pairs and of all other pairs.
 
-        With a term for norms also `norm_ratio`, its value without weight, and `norm_order`, the share of its pairs that
-        are ordered right.
+        With a norm-ratio loss also `norm_ratio`, its unweighted value, and `norm_order`, the share of its pairs in the
+        right order.
         """
         batch = batch.to(generator.device, non_blocking=True)
         images = encode_images(model, batch, self.chunk_size)
@@ -91,7 +91,7 @@ class RetrievalObjective:
         metrics = _gap(scores["captions"].detach())
         if self.norm_ratio_weight > 0:
             if batch.positive_order is None:
-                raise ValueError("norm_ratio_weight orders generated positives, and this batch has none")
+                raise ValueError("norm_ratio_weight needs generated positives, and this batch has none: set it to 0")
             pairs = [model.text_vectors(text_sets["captions"]), model.text_vectors(text_sets["positives"]),
                      batch.positive_order]
             if self.gather is not None:
@@ -102,15 +102,16 @@ class RetrievalObjective:
         return {"loss": loss, **metrics}
 
     def _scores(self, model: RetrievalModel, images: EncodedImages, text_sets: list[EncodedTexts]) -> Sequence[Tensor]:
-        """One square matrix for each set of texts: of this process's batch, or of those of all processes as one.
+        """Return one square score matrix per set of texts: of this process's batch, or of all processes' batches.
 
-        In P processes each scores its own B images with the P * B texts of all, which divides the work of the one large
-        batch by P, and the rows of scores are then gathered. Its gradient is what DDP makes of it: every process takes
-        the same loss L of the same gathered scores, so the backward pass of `gather`, a sum over processes, hands each
-        its own rows' gradient P times. All that follows is linear in it. An image meets the rows of its own process
-        alone; what a text gets from the rows of each process is summed by the `gather` that it came through. So process
-        p ends with P times the part of dL / d weights that passes through its images, its texts and the scoring of its
-        rows; these parts are disjoint and add up to the whole, and DDP's mean over the processes takes the P away.
+        With P processes, each scores its own B images with all P * B texts, which divides the work of the large batch
+        by P; then the rows of scores are gathered. DDP computes the right gradient, for this reason. Every process
+        computes the same loss L from the same gathered scores. The backward pass of `gather` sums over processes, so
+        each process gets its own rows' gradient times P, and all later steps are linear in it. An image affects only
+        the rows of its own process; a text's gradients from the rows of all processes are summed by the `gather` of
+        the texts. So process p ends with P times the part of dL / d weights that passes through its images, its texts
+        and the scoring of its rows. These parts are disjoint and sum to dL / d weights; DDP's mean over the processes
+        cancels the factor P.
         """
         if self.gather is None:
             return score_in_chunks(model, images, text_sets, self.chunk_size)
@@ -120,8 +121,8 @@ class RetrievalObjective:
 
 
 def encode_images(model: RetrievalModel, batch: Batch, size: int | None) -> EncodedImages:
-    """Encode the images of a batch, `size` at a time (None = all); their graph is built again for the gradient."""
-    assert batch.globals is not None                                # `build_split` refuses data without
+    """Encode the images of a batch, `size` at a time (None = all); the backward pass recomputes chunks."""
+    assert batch.globals is not None                                # checked by `build_split`
     if size is None or len(batch) <= size:
         return model.encode_images(batch.regions, batch.globals, batch.region_mask)
     parts = _features(batch.regions, batch.globals, batch.region_mask, size)
@@ -129,10 +130,9 @@ def encode_images(model: RetrievalModel, batch: Batch, size: int | None) -> Enco
 
 
 def encode_texts(model: RetrievalModel, texts: list[str], device_of: Tensor, size: int | None) -> EncodedTexts:
-    """Encode texts, `size` at a time (None = all), padded together at the end: noise is drawn as for the whole batch.
+    """Encode texts, `size` at a time (None = all); all chunks are padded alike, so noise does not depend on `size`.
 
-    A text encoder that is trained is run again when the gradient comes back; a frozen one keeps no graph, and running
-    it twice would be for nothing.
+    The backward pass recomputes chunks of a trained text encoder. A frozen one keeps no graph and runs only once.
     """
     if size is None or len(texts) <= size:
         return model.encode_texts(texts)
@@ -148,14 +148,13 @@ def score_in_chunks(model: RetrievalModel, images: EncodedImages, text_sets: lis
                     size: int | None) -> list[Tensor]:
     """Score as `score_batch`, `size` images with `size` texts of each set at a time (None = all).
 
-    Together with chunks of encoding this is gradient caching (GradCache, Gao et al. 2021) for a score that belongs to
-    the pair: what is kept between the passes are encoded tokens and scores, and each block is computed once more when
-    its gradient comes, which autograd knows once the loss of the whole matrix has been taken. Blocks are done with
-    before the encoders are reached, because the encoded tokens wait for the last of them.
+    Together with encoding in chunks this is gradient caching (GradCache, Gao et al. 2021), for a score that depends on
+    the pair. Only encoded tokens and scores are kept between the passes; the backward pass recomputes each block. It
+    finishes all blocks before it reaches the encoders, because the gradient of the tokens sums over blocks.
     """
     if size is None or max(len(images), len(text_sets[0])) <= size:
         return score_batch(model, images, text_sets)
-    # by split, whose backward pass joins the parts' gradients; each slice's own would be as large as the whole
+    # split, not slices: the backward pass of split concatenates gradients, a slice's gradient has the full size
     image_chunks = [EncodedImages(*part) for part in _features(images.regions, images.globals, images.mask, size)]
     of_sets = zip(*(zip(texts.words.split(size), texts.mask.split(size), strict=True) for texts in text_sets),
                   strict=True)
@@ -168,45 +167,45 @@ def score_in_chunks(model: RetrievalModel, images: EncodedImages, text_sets: lis
 
 
 def texts_of_all(text_sets: list[EncodedTexts], gather: Gather) -> list[EncodedTexts]:
-    """Gather each set's texts of all processes, in the order of their ranks, as long as the longest of any process."""
+    """Gather each set's texts from all processes, in the order of their ranks, padded to the longest text of all."""
     own = max(texts.words.shape[1] for texts in text_sets)
     longest = int(gather(torch.tensor([own], device=text_sets[0].words.device)).max())
-    # raised, here and elsewhere, because gradients are summed over processes
+    # to float32, because gradients are summed over processes
     return [EncodedTexts(gather(at_least_float32(texts.words)), gather(texts.mask.byte()).bool())
             for texts in _same_length(text_sets, longest)]
 
 
 def _same_length(parts: list[EncodedTexts], length: int) -> list[EncodedTexts]:
-    """With padding up to `length` words."""
+    """Pad texts to `length` words."""
     missing = [length - part.words.shape[1] for part in parts]
     return [EncodedTexts(F.pad(part.words, (0, 0, 0, more)), F.pad(part.mask, (0, more)))
             for part, more in zip(parts, missing, strict=True)]
 
 
 def _features(regions: Tensor, globals_: Tensor, mask: Tensor | None, size: int):
-    """Parts of `size` images: regions, globals and mask or None of each."""
+    """Split into parts of `size` images: (regions, globals, mask or None) of each."""
     parts = regions.split(size)
     return zip(parts, globals_.split(size), [None] * len(parts) if mask is None else mask.split(size), strict=True)
 
 
 def _computed_again(function: Callable, *arguments, device_of: Tensor):
-    """What the function returns, without what its graph keeps: the backward pass calls it again, same draws included.
+    """Return `function(*arguments)` without its graph; the backward pass calls it again with the same random numbers.
 
-    device_of: torch restores random numbers on the devices of those tensors alone that it is given itself.
+    device_of: a tensor on the device in use; torch restores random numbers only on devices of its own arguments.
     """
     return checkpoint(lambda _: function(*arguments), device_of.new_empty(0), use_reentrant=False)
 
 
 def norm_order(captions: Tensor, positives: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the loss of the order of captions and generated positives by norm, and the share of pairs in that order.
+    """Return the loss that orders captions and generated positives by norm, and the share of pairs in that order.
 
     Args:
-        captions, positives: (B, D) text vectors, not normalised.
-        order: (B,) 1 = the positive says more, -1 = less, 0 = neither: takes no part.
+        captions, positives: (B, D) text vectors, not normalized.
+        order: (B,) 1 = the positive says more, -1 = less, 0 = neither; pairs with 0 are left out.
 
     Returns:
-        `asymmetry.norm_ratio_loss` of the pairs that take part, and a share in [0, 1] without gradient; 0 and 0 where
-        none does.
+        `asymmetry.norm_ratio_loss` of the remaining pairs, and the share in [0, 1], without gradient; 0 and 0 if no
+        pair remains.
     """
     known = order != 0
     longer = (order > 0).unsqueeze(1)
@@ -217,12 +216,12 @@ def norm_order(captions: Tensor, positives: Tensor, order: Tensor) -> tuple[Tens
 
 
 def noised(texts: EncodedTexts, noise: NoiseSettings, generator: torch.Generator) -> EncodedTexts:
-    """Return generated negatives of N texts."""
+    """Return generated negatives of N texts, by adding noise to their words."""
     return EncodedTexts(add_noise(texts.words, texts.mask, noise, generator), texts.mask)
 
 
 def _gap(scores: Tensor) -> dict[str, Tensor]:
-    """Mean score of true pairs and of the others: their distance shows whether a model learns or collapses."""
+    """Return the mean score of true pairs and of other pairs; their gap shows whether the model learns or collapses."""
     true = scores.diagonal()
     others = (scores.sum() - true.sum()) / max(1, scores.numel() - len(scores))
     return {"score_true": true.mean(), "score_other": others}

@@ -1,4 +1,4 @@
-"""Recalls in both directions as a report: of one score matrix, of ranks, or the mean over folds."""
+"""Reports of recalls in both directions, from a score matrix or from ranks, or averaged over folds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ascl.retrieval.ranking import BLOCK_ELEMENTS, Matrix, Ranks, Vector, ranks
 
 @dataclass(frozen=True)
 class Recalls:
-    """One direction of retrieval: `r1`, `r5`, `r10` in percent of the queries; ranks from 1 = best."""
+    """Recalls of one direction: `r1`, `r5`, `r10` in percent of the queries; ranks start at 1 (best)."""
 
     r1: float
     r5: float
@@ -26,7 +26,7 @@ class Recalls:
 
 
 def directions_table(columns: str, i2t: Any, t2i: Any) -> str:
-    """Markdown with a row for each direction: the fields of two dataclasses in their order, decimals to a tenth."""
+    """Return a Markdown table with a row per direction: the fields of two dataclasses, floats with one decimal."""
     rows = [[name, *(f"{value:.1f}" if isinstance(value, float) else str(value) for value in astuple(numbers))]
             for name, numbers in (("image to text", i2t), ("text to image", t2i))]
     head = [f"| direction | {columns} |", "|---" * len(rows[0]) + "|"]
@@ -60,23 +60,23 @@ class RetrievalReport(_BothDirections):
         return {**asdict(self), "rsum": self.rsum}
 
     def to_markdown(self) -> str:
-        """Return a table with one row for each direction and one line under it."""
+        """Return a table with one row per direction, and a line with Rsum."""
         return self._markdown(f"Rsum {self.rsum:.1f} over {self.images} images and {self.texts} texts.")
 
 
 @dataclass(frozen=True)
 class FoldReport(_BothDirections):
-    """Several folds: `i2t` and `t2i` hold the mean of each metric over the folds, and the total of the queries."""
+    """Recalls averaged over folds: `i2t` and `t2i` hold each metric's mean and the total number of queries."""
 
     folds: tuple[RetrievalReport, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers for JSON: the means, `rsum`, and every fold's own report."""
+        """Return plain numbers for JSON: the means, `rsum`, and each fold's report."""
         return {"i2t": asdict(self.i2t), "t2i": asdict(self.t2i), "rsum": self.rsum,
                 "folds": [fold.to_dict() for fold in self.folds]}
 
     def to_markdown(self) -> str:
-        """Return a table of the means, and under it each fold's own sum."""
+        """Return a table of the means, and a line with each fold's Rsum."""
         each = ", ".join(f"{fold.rsum:.1f}" for fold in self.folds)
         images = ", ".join(str(fold.images) for fold in self.folds)
         return self._markdown(f"Mean of {len(self.folds)} folds of {images} images: Rsum {self.rsum:.1f} "
@@ -85,28 +85,47 @@ class FoldReport(_BothDirections):
 
 def rank_report(scores: Matrix | Iterable[Matrix], owner: Vector, *, truth: Matrix | None = None,
                 block_elements: int = BLOCK_ELEMENTS) -> RetrievalReport:
-    """Return recall at 1, 5 and 10 in both directions, for scores whole or in blocks.
+    """Return recall at 1, 5 and 10 in both directions, for a score matrix given whole or in blocks.
 
-    Arguments and errors as for `ranks`. With `truth` an image's or a text's hit is its best true candidate.
+    Recalls are in percent, `rsum` (their sum) is in [0, 600]. Arguments and errors as for `ranks`.
+
+    Example:
+        >>> import torch
+        >>> scores = torch.tensor([[0.9, 0.2, 0.1],
+        ...                        [0.3, 0.4, 0.8]])
+        >>> report = rank_report(scores, owner=[0, 0, 1])       # texts 0 and 1 belong to image 0, text 2 to image 1
+        >>> report.i2t.r1, round(report.t2i.r1, 1), round(report.t2i.mean_rank, 2)      # text 1 prefers image 1
+        (100.0, 66.7, 1.33)
     """
     return recall_report(ranks(scores, owner, truth=truth, block_elements=block_elements))
 
 
 def recall_report(counted: Ranks) -> RetrievalReport:
-    """Return the recalls of ranks that are counted already."""
+    """Return the recalls of given ranks."""
     return RetrievalReport(_recalls(counted.i2t), _recalls(counted.t2i), counted.images, counted.texts)
 
 
 def fold_report(scores: Matrix, owner: Vector, folds: int = 5, *, truth: Matrix | None = None,
                 block_elements: int = BLOCK_ELEMENTS) -> FoldReport:
-    """Return the mean over consecutive folds of images, each ranked among its own images and their own texts only.
+    """Return recalls averaged over consecutive folds of images; a fold is ranked among its own images and texts only.
 
-    COCO 1K is five folds of 1,000 of the 5,000 test images. Arguments and errors as for `ranks`, and:
+    COCO 1K is the mean of five folds of 1,000 of the 5,000 test images. Other arguments and errors as for `ranks`.
 
     Args:
-        scores: (N_images, N_texts) matrix, tensor, array or memmap; read in blocks of `block_elements`.
-        folds: how many; has to divide N_images, because recall depends on the number of candidates. DataError where it
-            does not, and where a fold would have no text.
+        scores: (N_images, N_texts) tensor, array or memmap; read in blocks of `block_elements` scores.
+        folds: number of folds; must divide N_images, because recall depends on the number of candidates.
+
+    Raises:
+        DataError: `folds` does not divide N_images, or a fold has no text.
+
+    Example:
+        >>> import numpy as np
+        >>> scores = np.eye(4)
+        >>> scores[0, 2] = 2                                            # text 2 scores highest with image 0
+        >>> fold_report(scores, owner=[0, 1, 2, 3], folds=2).t2i.r1     # image 0 is not in the fold of text 2
+        100.0
+        >>> rank_report(scores, owner=[0, 1, 2, 3]).t2i.r1
+        75.0
     """
     ranking.check_matrix(scores, "the score matrix")
     images = scores.shape[0]
@@ -119,7 +138,8 @@ def fold_report(scores: Matrix, owner: Vector, folds: int = 5, *, truth: Matrix 
     for first in range(0, images, size):
         rows, columns = range(first, first + size), np.flatnonzero((owner >= first) & (owner < first + size))
         if not len(columns):
-            raise DataError(f"no text belongs to images {first} to {rows[-1]}: this fold cannot be ranked")
+            raise DataError(f"no text belongs to images {first} to {rows[-1]}, so this fold cannot be ranked: choose "
+                            "fewer folds")
         fold_truth = None if truth is None else truth[first : rows.stop][:, columns]
         fold = ranking.MatrixBlocks(scores, rows, columns, block_elements)
         reports.append(rank_report(fold, owner[columns] - first, truth=fold_truth))

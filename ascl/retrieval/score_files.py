@@ -1,4 +1,4 @@
-"""Score matrices made by other programs."""
+"""Read score matrices written by other programs."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from ascl.retrieval.ranking import Vector, as_owner, check_matrix, check_owner
 
 
 def load_scores(path: str | os.PathLike, owner: Vector | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Read a score matrix made elsewhere: an `.npz` file with the arrays `scores` and `owner`.
+    """Read a score matrix and its owners from an `.npz` file with the arrays `scores` and `owner`.
 
     Args:
         path: file written by `numpy.savez(path, scores=scores, owner=owner)`.
-        owner: used where the file has none; the owner is never guessed from the shape.
+        owner: required if the file has none; owners are never guessed from the shape.
 
     Returns:
         scores (N_images, N_texts) float, owner (N_texts,) int64.
 
     Raises:
-        FileNotFoundError: no such file.
-        DataError: not an npz file, truncated, an array missing, or shapes and owners that do not fit.
+        FileNotFoundError: the file does not exist.
+        DataError: the file is truncated or not an npz file, an array is missing, or shapes and owners do not fit.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no score file at {path}")
+        raise FileNotFoundError(f"no score file at {path}: give an .npz file")
     arrays = {}
     try:
         opened = np.load(path, allow_pickle=False)
@@ -38,14 +38,14 @@ def load_scores(path: str | os.PathLike, owner: Vector | None = None) -> tuple[n
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read as an .npz file of numbers, or is truncated: {error}") from error
     if isinstance(opened, np.ndarray):
-        raise DataError(f"{path} holds one bare array; write scores and owner with numpy.savez(path, ...)")
+        raise DataError(f"{path} holds a single array: write numpy.savez(path, scores=scores, owner=owner) instead")
     if "scores" not in arrays:
-        raise DataError(f"{path} has no array `scores`; write it with numpy.savez(path, scores=...)")
+        raise DataError(f"{path} has no array `scores`: write it with numpy.savez(path, scores=...)")
     if "owner" in arrays and owner is not None:
-        raise DataError(f"{path} holds an array `owner` and another one was given; leave one of them out")
+        raise DataError(f"{path} holds an array `owner` and another one was given: leave one of them out")
     if "owner" not in arrays and owner is None:
-        raise DataError(f"{path} has no array `owner`: add one integer for each column of `scores`, the row (image) of "
-                        "this text, for example numpy.savez(path, scores=scores, owner=numpy.repeat(range(n), 5))")
+        raise DataError(f"{path} has no array `owner`: add one integer per column (text) of `scores`, the row (image) "
+                        "of that text, for example numpy.savez(path, scores=scores, owner=numpy.repeat(range(n), 5))")
     scores = arrays["scores"]
     try:
         check_matrix(scores, "`scores`")

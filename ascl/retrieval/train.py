@@ -1,4 +1,4 @@
-"""A training run of a retrieval model, from settings to files."""
+"""Train a retrieval model, from settings to a run folder."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from ascl.training.run import loop_settings, train_run
 
 
 def train(config: Config, *, resume: bool = False) -> Progress:
-    """Train one model and leave everything in `config.out`: checkpoints, metrics, settings, environment.
+    """Train one model and write checkpoints, metrics, settings and environment to `config.out`.
 
     Raises:
-        DataError, FileNotFoundError: data or settings that do not fit, before the first step.
+        DataError, FileNotFoundError: data or settings do not fit; raised before the first step.
     """
     accelerator = make_accelerator(mixed_precision=config.train.mixed_precision)
     captions, store = build_split(config, config.data.train)
     val_captions, val_store = build_split(config, config.data.val, captions_per_image=config.data.captions_per_image,
                                           images=config.data.val_images)
-    val_store.rows(val_captions.image_ids)                                  # all there: asked now, not after hours
-    torch.manual_seed(config.train.seed)                                    # of the fresh weights
-    assert store.region_dim is not None and store.global_dim is not None            # `build_split` refuses data without
+    val_store.rows(val_captions.image_ids)                                  # missing images should fail now
+    torch.manual_seed(config.train.seed)                                    # for the initial weights
+    assert store.region_dim is not None and store.global_dim is not None            # checked by `build_split`
     with refused_settings():
         model = build.build_model(config, store.region_dim, store.global_dim)
         check_dimensions(model, val_store)
@@ -46,10 +46,10 @@ def train(config: Config, *, resume: bool = False) -> Progress:
         optimizer = build_optimizer(model, lr=rates.lr, weight_decay=rates.weight_decay,
                                     own_rates={"text.": rates.encoder_lr})
     described = [f"{len(captions.image_ids)} images, {len(captions.captions)} captions; "
-                 f"{config.train.batch_size * accelerator.num_processes} pairs a step"]
+                 f"{config.train.batch_size * accelerator.num_processes} pairs per step"]
     if config.loss.kind == "triplet" and config.loss.triplet_warmup_steps >= loop.total_steps:
-        described.append(f"loss.triplet_warmup_steps is {config.loss.triplet_warmup_steps} and training ends after "
-                         f"{loop.total_steps}: the loss never becomes that of the hardest negative alone")
+        described.append(f"loss.triplet_warmup_steps is {config.loss.triplet_warmup_steps}, but training ends after "
+                         f"{loop.total_steps} steps: the loss never uses the hardest negative alone")
 
     def validate(model: RetrievalModel) -> dict[str, float]:
         images, texts = build.encode_split(model, val_captions, val_store)
@@ -65,7 +65,7 @@ def train(config: Config, *, resume: bool = False) -> Progress:
 
 
 def flat_metrics(report: RetrievalReport) -> dict[str, float]:
-    """Return a report as flat names for the log."""
+    """Return a report as a flat dict for the log."""
     flat = {"rsum": report.rsum}
     for name, recalls in (("i2t", report.i2t), ("t2i", report.t2i)):
         flat |= {f"{name}_{field}": getattr(recalls, field) for field in ("r1", "r5", "r10", "median_rank")}
@@ -73,7 +73,7 @@ def flat_metrics(report: RetrievalReport) -> dict[str, float]:
 
 
 def report_truncated(model: RetrievalModel) -> None:
-    """Print how many texts were longer than the encoder takes."""
+    """Print the number of truncated texts, if any."""
     count = getattr(model.text, "truncated", 0)
     if count:
-        print(f"{count} texts were longer than the text encoder's limit and were cut (counted once per encoding)")
+        print(f"{count} texts exceeded the text encoder's limit and were truncated (counted once per encoding)")

@@ -1,4 +1,4 @@
-"""How any run trains: it begins in `run`, `loop` takes its steps, `checkpoints` keeps its folder.
+"""Training, for both halves: `run` starts a run, `loop` takes its steps, `checkpoints` manages its folder.
 
-Beside them batches, optimizer, schedule and log. What is trained comes as callables.
+Batches, optimizer, schedule and log are here too. Model and loss come from the caller, as callables.
 """

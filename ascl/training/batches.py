@@ -1,4 +1,4 @@
-"""Batches of an epoch for one process, read by workers that stay."""
+"""One process's batches of an epoch, read by persistent workers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ascl.core.errors import DataError
 
 
 class EpochSampler(Protocol):
-    """Batches of keys of a data set, the order a function of the epoch."""
+    """A sampler of batches of data set keys, whose order is a function of the epoch."""
 
     def set_epoch(self, epoch: int, position: int, /) -> None:
-        """Choose the epoch that the next iteration gives, and the batch it starts at."""
+        """Set the epoch of the next iteration, and the batch that it starts at."""
 
     def __len__(self) -> int: ...
 
@@ -31,9 +31,9 @@ class _KeysOfEpoch:
 
 
 class TrainBatches:
-    """(epoch, first batch) -> this process's batches from there on: what `fit` asks for.
+    """The training batches of one process, as `fit` requests them: (epoch, first batch) -> iterator of batches.
 
-    Workers start once and stay for all epochs; one epoch is read at a time. An epoch has `steps_per_epoch` batches.
+    Workers start once and persist over epochs; one epoch is read at a time. An epoch has `steps_per_epoch` batches.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class TrainBatches:
     ) -> None:
         """
         Args:
-            dataset: gives a sample for each key. collate: samples -> batch.
-            sampler: the batches of all processes, the same in each.
-            workers: processes that read; 0 = this one. They change nothing but the time.
-            process, processes: rank of this process, and their number.
-            shared: deal each batch out to the processes in equal parts; False = each takes every `processes`-th batch.
+            dataset: key -> sample. collate: samples -> batch.
+            sampler: the batches of all processes; the same in each process.
+            workers: number of reading processes; 0 = read in this process. Their number does not change the batches.
+            process, processes: rank of this process and number of processes.
+            shared: split each batch evenly over the processes; False = each process takes every `processes`-th batch.
 
         Raises:
             DataError: fewer batches than processes.
@@ -54,8 +54,8 @@ class TrainBatches:
         self._sampler, self._process, self._processes, self._shared = sampler, process, processes, shared
         self.steps_per_epoch = len(sampler) // (1 if shared else processes)
         if self.steps_per_epoch == 0:
-            raise DataError(f"an epoch has {len(sampler)} batches, and {processes} processes take one each: lower the "
-                            "batch size, or train on more data")
+            raise DataError(f"an epoch has {len(sampler)} batches, too few for {processes} processes: reduce the batch "
+                            "size, or train on more data")
         self._epoch = _KeysOfEpoch()
         self._loader = DataLoader(
             dataset, batch_sampler=self._epoch, collate_fn=collate, num_workers=workers,  # type: ignore[arg-type]
@@ -68,7 +68,7 @@ class TrainBatches:
         self._epoch.keys = islice(keys, self.steps_per_epoch - first)
         try:
             yield from self._loader
-        except DataError as error:  # from a worker it comes wrapped in the worker's traceback
+        except DataError as error:  # the loader puts a worker's traceback into the message
             kind = f"{DataError.__module__}.{DataError.__name__}: "
             raise DataError(str(error).rpartition(kind)[2].strip()) from error
 

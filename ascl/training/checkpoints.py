@@ -1,4 +1,4 @@
-"""A run's folder: opened anew or for an exact resume, and the checkpoints in it."""
+"""The folder of a run, new or resumed, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ascl.core.errors import DataError
 
 @dataclass
 class Progress:
-    """How far a run has come; saved with it."""
+    """The progress of a run, saved in its checkpoints."""
 
     step: int = 0  # steps taken
     validated_step: int = 0  # steps taken at the last validation
@@ -30,10 +30,10 @@ class Progress:
 
 
 class RunFolder:
-    """Where a run lives. Opening it refuses what cannot be trained, reads the checkpoint of a resume, writes nothing.
+    """The folder of a run. Opening it checks that the run can be trained, loads last.pt on resume and writes nothing.
 
     Attributes:
-        path: of the folder. progress: of the run; the loop moves it on. resumed: whether it continues from last.pt.
+        path: the folder. progress: updated by the loop. resumed: whether the run continues from last.pt.
     """
 
     def __init__(
@@ -43,16 +43,16 @@ class RunFolder:
     ) -> None:
         """
         Args:
-            model, optimizer: of all that is trained; a resume reads their state. The model moves to the device.
-            conditions: what has to be the same for a resume to be a continuation, `LoopSettings.conditions`.
+            model, optimizer: everything that is trained; a resume loads their state. The model moves to the device.
+            conditions: values that a resume must not change, from `LoopSettings.conditions`.
             resume: continue from last.pt.
-            saved: name of a parameter or buffer -> whether checkpoints hold it. May refuse frozen weights only.
-            extra: plain values that checkpoints carry along under "extra", such as the resolved settings.
+            saved: name of a parameter or buffer -> whether checkpoints include it. May exclude only frozen weights.
+            extra: plain values stored in checkpoints under "extra", such as the resolved settings.
 
         Raises:
-            DataError: nothing to resume, a folder that holds another run, a resume under other conditions.
-            ValueError: a trained parameter that the optimizer or `saved` leaves out.
-            TypeError: `extra` holds what a checkpoint cannot.
+            DataError: nothing to resume, the folder holds another run, or the conditions differ from the checkpoint's.
+            ValueError: the optimizer or `saved` leaves out a trained parameter.
+            TypeError: a checkpoint cannot store `extra`.
         """
         self.path, self.progress, self.resumed = Path(path), Progress(), resume
         self._last, self._accelerator, self._model, self._optimizer = self.path / LAST, accelerator, model, optimizer
@@ -64,18 +64,18 @@ class RunFolder:
         optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         forgotten = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in optimized]
         if forgotten:
-            raise ValueError(f"parameters that the optimizer does not have: {', '.join(forgotten)}; add or freeze them")
+            raise ValueError(f"the optimizer lacks trained parameters: {', '.join(forgotten)}; add or freeze them")
         checkpoint.check_plain(self._extra, "extra")
-        checkpoint.model_state(model, saved)  # an unusable `saved` is refused now and not at the first checkpoint
+        checkpoint.model_state(model, saved)  # refuse an invalid `saved` now, not at the first checkpoint
         model.to(accelerator.device)
         self._generators = self._resume() if resume else {}
 
     def _resume(self) -> dict[str, Any]:
         state = checkpoint.load(self._last)
         if "optimizer" not in state:
-            raise DataError(f"{self._last} holds a model but no state of a training run; resume needs a run's {LAST}")
+            raise DataError(f"{self._last} holds a model but no training state; resume from the {LAST} of a run")
         for name, value in self._conditions.items():
-            before = state["conditions"].get(name, value)  # what an older checkpoint does not tell cannot be asked
+            before = state["conditions"].get(name, value)  # older checkpoints lack some conditions; skip those
             if before != value:
                 raise DataError(f"{self._last} was trained with {name} = {before}, now it is {value}: a resume would "
                                 "not continue that run. Use the same value, or start a new run")
@@ -83,29 +83,30 @@ class RunFolder:
         try:
             self._optimizer.load_state_dict(state["optimizer"])
         except ValueError as error:
-            raise DataError(f"{self._last} holds the state of another optimizer: {error}") from error
+            raise DataError(f"{self._last} holds the state of another optimizer ({error}); resume with the settings "
+                            "of that run") from error
         self.progress = Progress(**state["progress"])
         return {"rng": state["rng"], "scaler": state["scaler"]}
 
     def restore_generators(self) -> None:
-        """Put the scaler and this process's random generators where the resumed run left them."""
+        """Restore the scaler and this process's random generators from the resumed run's checkpoint."""
         if self._accelerator.scaler is not None and self._generators["scaler"]:
             self._accelerator.scaler.load_state_dict(self._generators["scaler"])
         checkpoint.restore_rng(self._generators["rng"][self._accelerator.process_index])
 
     def save_last(self) -> None:
-        """Write last.pt. Called in every process: each of them has random generators of its own."""
+        """Write last.pt. Every process has to call this, because each has its own random generators."""
         processes, scaler = of_every_process(self._accelerator, checkpoint.rng_state()), self._accelerator.scaler
         epoch, batch = divmod(self.progress.step, int(self._conditions["steps_per_epoch"]))
         self._save(
             LAST, optimizer=self._optimizer.state_dict(), scaler=None if scaler is None else scaler.state_dict(),
             rng=processes, epoch=epoch, batch=batch, conditions=self._conditions,
         )
-        # no process leaves before the file is there: a launcher that sees one of them end kills the others
+        # no process leaves before the file exists: when one process ends, a launcher kills the others
         self._accelerator.wait_for_everyone()
 
     def save_best(self) -> None:
-        """Write best.pt: the weights as they are now."""
+        """Write best.pt, with the current weights."""
         self._save(BEST)
 
     def _save(self, name: str, **state: Any) -> None:
@@ -115,5 +116,5 @@ class RunFolder:
             checkpoint.save(self.path / name, state)
 
     def kept(self) -> str:
-        """Return a sentence on what is left after an error."""
+        """Return a clause for error messages: whether there is a checkpoint."""
         return f"The last checkpoint {self._last} is kept" if self._last.exists() else "There is no checkpoint yet"

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: metrics.jsonl, TensorBoard, a progress bar."""
+"""The log of a run: metrics.jsonl, TensorBoard and a progress bar."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ METRICS = "metrics.jsonl"
 
 
 class RunLog:
-    """Writes each metric of a run to `folder`/metrics.jsonl, to `folder`/tensorboard and to the progress bar.
+    """A writer of metrics to `folder`/metrics.jsonl, `folder`/tensorboard and the progress bar.
 
     A line of metrics.jsonl is one JSON object: `kind` ("train" or "validation"), `step` (steps taken so far), `epoch`,
     the metrics, and `time` (seconds since 1970). A metric that is not finite is written as null.
 
     Args:
         folder: the run's folder. total_steps: length of the progress bar.
-        resume_at: (step, step of the last validation) of the checkpoint that the run continues from: lines written
-            after it are dropped, because those steps are taken again. None starts anew.
-        enabled: False in every process but the main one; such a log does nothing.
+        resume_at: (step, step of the last validation) of the checkpoint that the run resumes from; later lines are
+            removed, because their steps are repeated. None starts a new log.
+        enabled: False in every process but the main one; the log then does nothing.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class RunLog:
         self.enabled = enabled
         if not enabled:
             return
-        from torch.utils.tensorboard import SummaryWriter  # here: slow to import, and no other module needs it
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         folder = Path(folder)
         step, validated_step = resume_at or (0, 0)
@@ -47,7 +47,7 @@ class RunLog:
         write_text(folder / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = open(folder / METRICS, "a", encoding="utf-8")
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-        # disable=None: no bar where the output is no terminal; there each line is printed instead
+        # disable=None: no bar if the output is not a terminal; each line is printed instead
         self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
 
     def advance(self) -> None:
@@ -56,7 +56,7 @@ class RunLog:
             self._bar.update()
 
     def write(self, kind: str, step: int, epoch: int, values: dict[str, float]) -> None:
-        """Record the metrics of one step ("train") or one validation ("validation")."""
+        """Write the metrics of one step ("train") or one validation ("validation")."""
         if not self.enabled:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
@@ -72,7 +72,7 @@ class RunLog:
             self._bar.set_postfix_str(text)
 
     def message(self, text: str) -> None:
-        """Print a sentence for whoever watches the run."""
+        """Print a line above the progress bar, to stderr."""
         if self.enabled:
             tqdm.write(text, file=sys.stderr)
 
@@ -87,13 +87,15 @@ class RunLog:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Read the lines of a metrics.jsonl; a last line that a kill cut short is left out.
+    """Read the records of a metrics.jsonl; skip an incomplete last line, which a killed run may leave.
 
-    Raises FileNotFoundError: no such file; DataError: another line is not a JSON object.
+    Raises:
+        FileNotFoundError: the file does not exist.
+        DataError: another line is not JSON, or not a record with `kind` and `step`.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no metrics at {path}")
+        raise FileNotFoundError(f"no metrics at {path}: give the {METRICS} of a run folder")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     records = []
     for number, line in enumerate(lines, start=1):

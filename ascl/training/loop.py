@@ -1,6 +1,6 @@
-"""The training loop: one function, control flow in the open, what is trained as callables.
+"""The training loop: one function with visible control flow; model and loss come as callables.
 
-In the spirit of nanoGPT's train.py, with what a long run needs: exact resume, atomic checkpoints, a clean stop on a
+It follows nanoGPT's train.py and adds what a long run needs: exact resume, atomic checkpoints, a clean stop on a
 signal, model selection, several processes.
 """
 
@@ -37,37 +37,37 @@ class LoopSettings:
 
     epochs: int  # passes over the data
     steps_per_epoch: int  # batches of one epoch, in each process
-    seed: int = 0  # of everything that is drawn while training
-    max_steps: int | None = None  # stop after this many steps in all, whatever `epochs` says; None: no limit
-    clip_norm: float | None = None  # largest norm of the gradient; None: not clipped
-    validate_every: int | None = None  # in steps; None: at the end of each epoch. Always after the last step
-    checkpoint_every: int = 500  # write last.pt every N steps, beside once before and once after each validation
-    log_every: int = 10  # in steps
-    select: str = "rsum"  # name of the validation's metric by which best.pt is chosen; larger is better
-    trained_on: str = ""  # what the training data are, in words; a resume on others is refused
+    seed: int = 0  # of all random numbers in training
+    max_steps: int | None = None  # stop after this many steps in total, even if `epochs` allows more; None: no limit
+    clip_norm: float | None = None  # largest gradient norm; None: no clipping
+    validate_every: int | None = None  # in steps; None: at the end of each epoch. Always after the last step too
+    checkpoint_every: int = 500  # write last.pt every N steps; also before and after each validation
+    log_every: int = 10  # log metrics every N steps
+    select: str = "rsum"  # validation metric that selects best.pt; larger is better
+    trained_on: str = ""  # description of the training data; a resume on other data is refused
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("steps_per_epoch", 1), ("max_steps", 1), ("validate_every", 1),
                             ("checkpoint_every", 1), ("log_every", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise DataError(f"{name} is {value}: has to be at least {least}")
+                raise DataError(f"{name} is {value}: it must be at least {least}")
         if self.clip_norm is not None and not self.clip_norm > 0:
-            raise DataError(f"clip_norm is {self.clip_norm}: has to be > 0, or none for no clipping")
+            raise DataError(f"clip_norm is {self.clip_norm}: it must be > 0, or null for no clipping")
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run."""
+        """Number of steps of the whole run."""
         planned = self.epochs * self.steps_per_epoch
         return planned if self.max_steps is None else min(planned, self.max_steps)
 
     def validation_due(self, step: int) -> bool:
-        """Return whether the model is validated after `step` steps."""
+        """Return whether a validation follows after `step` steps."""
         every = self.validate_every or self.steps_per_epoch
         return step > 0 and (step % every == 0 or step == self.total_steps)
 
     def conditions(self, accelerator: Accelerator) -> dict[str, int | str]:
-        """Return what has to be the same for a resume to be a continuation."""
+        """Return the values that a resume must not change."""
         return {
             "seed": self.seed, "steps_per_epoch": self.steps_per_epoch, "processes": accelerator.num_processes,
             "mixed_precision": accelerator.mixed_precision, "training data": self.trained_on,
@@ -75,9 +75,9 @@ class LoopSettings:
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM came and the run was saved; a program prints the message and exits with code 130.
+    """Raised after Ctrl-C or SIGTERM, once the run is saved; a program prints the message and exits with code 130.
 
-    No `except Exception` of a caller goes on as if the run had ended.
+    It is a KeyboardInterrupt so that a caller's `except Exception` does not mistake it for the end of the run.
     """
 
 
@@ -86,41 +86,41 @@ def fit(
     train_batches: BatchesOf, step_loss: StepLoss, validate: Validate, learning_rate: Schedule, settings: LoopSettings,
     clock: Callable[[], float] = time.monotonic,
 ) -> Progress:
-    """Train `model`, leave last.pt, best.pt, metrics.jsonl and tensorboard/ in the run's folder, and return how far.
+    """Train `model`, write last.pt, best.pt, metrics.jsonl and tensorboard/ to the run's folder, return the progress.
 
-    A line of training has beside the step's metrics `learning_rate`, `gradient_norm` (before clipping),
-    `steps_per_second` and `data_wait`: the share of the time since the last line that this program spent waiting for
-    the next batch, averaged over processes. A GPU may meanwhile work off earlier steps: there a share that is not near
-    0 asks for more workers only where `steps_per_second` rises with them.
+    Each training record has the step's metrics and `learning_rate`, `gradient_norm` (before clipping),
+    `steps_per_second` and `data_wait`. `data_wait` is the share of the time since the last record that this program
+    waited for batches, averaged over processes. A GPU may be busy with earlier steps meanwhile: there, a share above 0
+    calls for more workers only if `steps_per_second` rises with them.
 
-    The device is read only where metrics are logged, a checkpoint is written or the model is validated. A loss or
-    gradient that is not finite is an error at the next such read: it names the first step where that happened, and
-    nothing that comes after it is ever saved.
+    The device is read only to log metrics, write a checkpoint or validate. If a loss or gradient is not finite, the
+    next such read raises an error that names the first step where it happened. No later state is ever saved.
 
-    Resume is exact: 2N steps equal N steps, resume, N steps, bit for bit on a CPU. For this the random draws of a step
-    come from a generator seeded by (seed, step, process), the global generators (dropout) are saved, and neither the
-    loader nor the validation moves them.
+    Resume is exact: 2N steps equal N steps, resume, N steps, bit for bit on a CPU. To this end, a step draws from a
+    generator seeded by (seed, step, process), checkpoints save the global generators (dropout), and neither the loader
+    nor the validation advances them.
 
     Args:
         accelerator: from `make_accelerator`, a new one for each run. model: trained in place.
         optimizer: over the model's parameters. A group with a key `lr_factor` gets that multiple of the learning rate.
         run: the folder, opened with the same accelerator, model and optimizer and `settings.conditions`.
-        train_batches: (epoch, first batch) -> the batches of that epoch from there on, this process's share of them;
-            a pure function of its arguments, with at least `steps_per_epoch` batches.
-        step_loss: (model, batch, step, generator) -> {"loss": () tensor, other metrics to be logged: () tensors}, the
-            same names at each step. Moves the batch to the device; every draw of its own uses `generator`, which lies
-            on the device. In mixed precision it runs under autocast.
-        validate: (model in eval mode) -> metrics, among them `settings.select`. Runs in every process without
-            gradients; the main process's metrics count.
-        learning_rate: step (0-based, about to be taken) -> rate. clock: seconds, for the two metrics of time.
+        train_batches: (epoch, first batch) -> this process's batches of that epoch, from there on. A pure function of
+            its arguments, with at least `steps_per_epoch` batches.
+        step_loss: (model, batch, step, generator) -> {"loss": () tensor, other metrics to log: () tensors}, with the
+            same names at each step. It moves the batch to the device and draws random numbers only from `generator`,
+            which is on the device. In mixed precision it runs under autocast.
+        validate: (model in eval mode) -> metrics, including `settings.select`. Runs in every process without
+            gradients; the main process's metrics are used.
+        learning_rate: step (0-based, about to be taken) -> rate. clock: time in seconds, for `steps_per_second` and
+            `data_wait`.
 
     Raises:
-        DataError: a loader that ends early, a loss or gradient that is not finite, a checkpoint that cannot be written.
-        TrainingInterrupted: after SIGINT or SIGTERM, once the step under way is finished and saved. A second signal,
+        DataError: the loader ends early, a loss or gradient is not finite, or a checkpoint cannot be written.
+        TrainingInterrupted: after SIGINT or SIGTERM, once the current step is finished and saved. A second signal,
             more than a second after the first, ends the process at once.
     """
     device, process, progress = accelerator.device, accelerator.process_index, run.progress
-    # DDP synchronises gradients in forward only, and models are called by other methods: the whole step is wrapped
+    # wrap the whole step: DDP synchronizes gradients only in forward, but models are called by other methods
     step_module, optimizer = accelerator.prepare(_Step(model, step_loss), optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if run.resumed:
@@ -130,11 +130,11 @@ def fit(
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
-    # in fp16 the scaler skips a step of such a gradient by itself and lowers its scale
+    # in fp16 gradients are not checked: the scaler itself skips steps that overflow and lowers its scale
     watch = _FiniteWatch(device, gradients=accelerator.scaler is None)
 
     def check_finite() -> None:
-        """Wait for the device, and refuse to go on after a step that was not finite."""
+        """Wait for the device and raise DataError if any step so far was not finite."""
         if (found := watch.first()) is None:
             return
         step, values = found
@@ -142,8 +142,8 @@ def fit(
         what, but = ("gradient", ", though the loss is") if math.isfinite(values["loss"]) else ("loss", "")
         listed = ", ".join(f"{name} = {value:g}" for name, value in values.items())
         raise DataError(f"the {what} of step {step} (epoch {epoch}, batch {batch_index}) is not finite{but}: {listed}; "
-                        f"learning rate {learning_rate(step):g}. {run.kept()}. A smaller learning rate, gradient "
-                        "clipping or a longer warm-up are the usual remedies.")
+                        f"learning rate {learning_rate(step):g}. {run.kept()}. Try a smaller learning rate, gradient "
+                        "clipping or a longer warm-up.")
 
     def save_last() -> None:
         check_finite()
@@ -163,17 +163,17 @@ def fit(
                 save_last()
                 raise TrainingInterrupted(
                     f"stopped by {stop.signal or 'a signal to another process'} after step {progress.step} of "
-                    f"{settings.total_steps}; saved to {run.path / LAST}, resume continues exactly there"
+                    f"{settings.total_steps}; saved to {run.path / LAST}, resume continues from there"
                 )
 
-            # at the top of the loop and not after the step, so that a run stopped in between validates on resume
+            # at the top of the loop, not after the step, so that a run stopped in between validates on resume
             if settings.validation_due(progress.step) and progress.validated_step < progress.step:
                 model.eval()
                 with torch.no_grad(), undisturbed_rng():
-                    # plain floats: a checkpoint is read without numpy's types
+                    # plain floats: checkpoints cannot load numpy types
                     metrics = {name: float(value) for name, value in validate(model).items()}
                 selected = _selected(metrics, settings.select, progress.step)
-                # the epochs done, a part of one rounded up: a validation at the end of the first says 1
+                # epochs begun so far: a validation at the end of the first epoch logs 1
                 log.write("validation", progress.step, -(-progress.step // settings.steps_per_epoch), metrics)
                 progress.validated_step = progress.step
                 if progress.best is None or selected > progress.best:
@@ -195,11 +195,11 @@ def fit(
                     batch = next(batches)
             except StopIteration:
                 raise DataError(f"the batches of epoch {epoch} ended before batch {batch_index}, but steps_per_epoch "
-                                f"is {settings.steps_per_epoch}; {run.kept()}") from None
+                                f"is {settings.steps_per_epoch}: check the loader. {run.kept()}") from None
             except RuntimeError:
                 if stop.signal is None:
                     raise
-                continue  # Ctrl-C also reaches the loader's workers, and they end first
+                continue  # Ctrl-C also ends the loader's workers, before this process
             waited += clock() - asked_at
 
             rate = learning_rate(progress.step)
@@ -211,7 +211,7 @@ def fit(
             try:
                 step_metrics = step_module(batch, progress.step, generator)
             except Exception:
-                check_finite()  # weights that are no longer finite fail in many ways: the first step is the cause
+                check_finite()  # weights that are not finite fail in many ways: report the step that caused it
                 raise
             optimizer.zero_grad(set_to_none=True)
             accelerator.backward(step_metrics["loss"])
@@ -231,13 +231,13 @@ def fit(
                            "steps_per_second": (progress.step - logged_step) / passed}
                 log.write("train", progress.step, epoch, values)
                 logged_at, logged_step, waited = now, progress.step, 0.0
-            # a validation takes long and may fail: what was learned is safe before it starts
+            # save first, because a validation takes long and may fail
             if progress.step % settings.checkpoint_every == 0 or settings.validation_due(progress.step):
                 save_last()
 
 
 class _Step(nn.Module):
-    """One training step as a module's forward, which is what accelerate and DDP wrap."""
+    """One training step as a module, because accelerate and DDP wrap modules."""
 
     def __init__(self, model: nn.Module, step_loss: StepLoss) -> None:
         super().__init__()
@@ -248,7 +248,7 @@ class _Step(nn.Module):
 
 
 class _FiniteWatch:
-    """Remembers on the device the first step that was not finite, so that no step has to wait for the device."""
+    """A record, kept on the device, of the first step that was not finite, so that steps need not wait for it."""
 
     def __init__(self, device: torch.device, *, gradients: bool) -> None:
         self._gradients, self._step = gradients, torch.full((), -1, device=device)
@@ -257,6 +257,7 @@ class _FiniteWatch:
 
     @torch.no_grad()
     def see(self, step: int, metrics: dict[str, Tensor], gradient_norm: Tensor) -> None:
+        """Record the step if it is the first that is not finite."""
         values = torch.stack([value.to(self._step.device, torch.float32) for value in metrics.values()])
         finite = metrics["loss"].isfinite()
         if self._gradients:
@@ -266,7 +267,7 @@ class _FiniteWatch:
         self._names = list(metrics)
 
     def first(self) -> tuple[int, dict[str, float]] | None:
-        """Return the first such step and its metrics, None where there is none. Waits for the device."""
+        """Return the first such step and its metrics, or None. Waits for the device."""
         step = int(self._step)
         if step < 0 or self._values is None:
             return None
@@ -275,12 +276,14 @@ class _FiniteWatch:
 
 def _selected(metrics: dict[str, float], select: str, step: int) -> float:
     if select not in metrics:
-        raise DataError(f"select is {select!r}, but the validation gives {', '.join(metrics) or 'nothing'}")
+        raise DataError(f"select is {select!r}, but the validation has the metrics {', '.join(metrics) or '(none)'}: "
+                        "select one of them")
     if not math.isfinite(metrics[select]):
-        raise DataError(f"the validation after step {step} gives {select} = {metrics[select]}: no model can be chosen")
+        raise DataError(f"the validation after step {step} gives {select} = {metrics[select]}: best.pt cannot be "
+                        "selected; check the validation data")
     return metrics[select]
 
 
 def _seed_of(*parts: int) -> int:
-    """A seed for torch from several numbers, without the collisions of a sum."""
+    """Return a torch seed for several numbers, without the collisions that their sum would have."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

@@ -1,4 +1,4 @@
-"""Optimizers over what is trained."""
+"""Optimizers over the trained parameters."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def build_optimizer(
     model: nn.Module, *, lr: float, weight_decay: float, momentum: float | None = None,
     own_rates: dict[str, float] | None = None,
 ) -> torch.optim.Optimizer:
-    """Return an optimizer over every parameter that is trained: Adam, or SGD where a momentum is given.
+    """Return an optimizer over all trained parameters: Adam, or SGD if a momentum is given.
 
     Args:
-        model: its parameters that require gradients are trained. weight_decay: >= 0. momentum: of SGD; None = Adam.
-        lr: learning rate, > 0; the loop sets it anew at each step.
-        own_rates: beginning of parameter names -> learning rate of these; the schedule moves all rates alike.
+        model: all its parameters that require gradients are trained. weight_decay: >= 0. momentum: of SGD; None = Adam.
+        lr: learning rate, > 0; the loop sets it at each step.
+        own_rates: prefix of parameter names -> their learning rate; the schedule scales all rates alike.
     """
     rates = own_rates or {}
     parts: dict[str, list[nn.Parameter]] = {prefix: [] for prefix in ("", *rates)}

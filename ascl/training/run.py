@@ -1,4 +1,4 @@
-"""How any run begins and ends: from built parts to a folder with checkpoints, metrics, settings and environment."""
+"""Start and finish a run: from built parts to a folder with checkpoints, metrics, settings and environment."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ascl.training.schedule import Schedule
 def loop_settings(
     config: Config | CopyConfig, steps_per_epoch: int, *, select: str = "rsum", trained_on: str = ""
 ) -> LoopSettings:
-    """Return the settings of the loop, of which both halves have the same."""
+    """Return the settings of the loop, from the configuration of either half."""
     names = ("epochs", "seed", "max_steps", "validate_every", "checkpoint_every", "log_every")
     return LoopSettings(
         steps_per_epoch=steps_per_epoch, clip_norm=config.optimizer.clip_norm, select=select, trained_on=trained_on,
@@ -39,17 +39,17 @@ def train_run(
     resume: bool, described: Sequence[str], extra: dict[str, Any], saved: Callable[[str], bool] = lambda name: True,
     environment_extra: dict[str, Any] | None = None, files: dict[str, str] | None = None,
 ) -> Progress:
-    """Open `config.out`, write what the run is, print what is trained, and train.
+    """Open the run folder `config.out`, write settings and environment, print a summary, and train.
 
-    A resumed run keeps the environment and the files that it was started with; its settings are written anew.
+    A resume rewrites settings.yaml but keeps environment.json and `files` from the start of the run.
 
     Args:
         config: all settings of the run, saved as settings.yaml and in its checkpoints.
         accelerator, model, optimizer, batches, step_loss, validate, learning_rate, settings: see `fit`.
-        resume, saved: see `RunFolder`. extra: plain values that checkpoints carry along beside the settings.
-        described: lines on the data and the model, printed before the first step.
-        environment_extra: what environment.json says beside `provenance.environment`.
-        files: name -> text of further files that a new run begins with.
+        resume, saved: see `RunFolder`. extra: plain values that checkpoints store in addition to the settings.
+        described: lines on data and model, printed before the first step.
+        environment_extra: entries of environment.json in addition to `provenance.environment`.
+        files: name -> text of further files to write at the start of a new run.
     """
     run = RunFolder(
         config.out, accelerator, model, optimizer, conditions=settings.conditions(accelerator), resume=resume,
@@ -64,7 +64,7 @@ def train_run(
             write_text(run.path / name, text)
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         print(*described, sep="\n")
-        print(f"{trained / 1e6:.1f} M trained parameters; {settings.total_steps} steps, {settings.steps_per_epoch} an "
+        print(f"{trained / 1e6:.1f} M trained parameters; {settings.total_steps} steps, {settings.steps_per_epoch} per "
               f"epoch; run folder {config.out}", flush=True)
     return fit(
         accelerator, model, optimizer, run, train_batches=batches, step_loss=step_loss, validate=validate,

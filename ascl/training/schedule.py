@@ -1,6 +1,6 @@
 """Learning rates as pure functions of the step (0-based: the step about to be taken), so a resume needs no state.
 
-All raise ValueError for numbers that make no schedule.
+All functions raise ValueError for arguments out of range.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ Schedule = Callable[[int], float]
 
 
 def step_decay(base: float, *, gamma: float, every_epochs: int, steps_per_epoch: int) -> Schedule:
-    """Return `base`, multiplied by `gamma` after each `every_epochs` epochs: the paper's schedule."""
-    _require(base > 0, f"base learning rate {base}: has to be > 0")
-    _require(0 < gamma <= 1, f"gamma {gamma}: has to be in (0, 1]")
-    _require(every_epochs >= 1 and steps_per_epoch >= 1, "every_epochs and steps_per_epoch have to be at least 1")
+    """Return a schedule that starts at `base` and multiplies it by `gamma` every `every_epochs` epochs (AsCL)."""
+    _require(base > 0, f"the base learning rate is {base}: it must be > 0")
+    _require(0 < gamma <= 1, f"gamma is {gamma}: it must be in (0, 1]")
+    _require(every_epochs >= 1 and steps_per_epoch >= 1, "every_epochs and steps_per_epoch must be at least 1")
     return lambda step: base * gamma ** (step // (every_epochs * steps_per_epoch))
 
 
 def cosine(base: float, *, final: float, total_steps: int) -> Schedule:
-    """Return half a cosine from `base` at step 0 to `final` at the last step, and `final` from there on.
+    """Return half a cosine from `base` at step 0 to `final` at the last step, and `final` after that.
 
     Source: SGDR (Loshchilov and Hutter, 2017), equation 5 without restarts.
     """
-    _require(0 <= final <= base and base > 0, f"cosine from {base} to {final}: needs 0 <= final <= base and base > 0")
-    _require(total_steps >= 1, f"total_steps {total_steps}: has to be at least 1")
+    _require(0 <= final <= base and base > 0,
+             f"a cosine schedule from {base} to {final} is impossible: it needs 0 <= final <= base and base > 0")
+    _require(total_steps >= 1, f"total_steps is {total_steps}: it must be at least 1")
 
     def learning_rate(step: int) -> float:
         done = min(1.0, step / max(1, total_steps - 1))
@@ -35,11 +36,11 @@ def cosine(base: float, *, final: float, total_steps: int) -> Schedule:
 
 
 def warmed_up(schedule: Schedule, *, warmup_steps: int) -> Schedule:
-    """Return `schedule` with a linear warm-up over its first steps: step 0 takes 1 / warmup_steps of it.
+    """Return `schedule` with a linear warm-up: step 0 gets 1 / warmup_steps of its rate; 0 = no warm-up.
 
-    The clock of `schedule` is not shifted, so its decay stays at the same epochs. `warmup_steps` 0: no warm-up.
+    The warm-up does not delay `schedule`, so decays stay at the same epochs.
     """
-    _require(warmup_steps >= 0, f"warmup_steps {warmup_steps}: has to be at least 0")
+    _require(warmup_steps >= 0, f"warmup_steps is {warmup_steps}: it must be at least 0")
     return lambda step: schedule(step) * (min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0)
 
 

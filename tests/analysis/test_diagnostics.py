@@ -242,7 +242,7 @@ def test_seeds_do_not_narrow_the_interval():
 @pytest.mark.parametrize(("ranks", "lengths", "last", "words"), [
     (np.zeros((2, 3)), np.ones(4), [2], "do not fit"),
     (np.zeros((1, 0)), np.ones(0), [2], "no queries"),
-    (np.zeros(3), np.ones(3), [4, 4], "have to rise, got 4, 4"),
+    (np.zeros(3), np.ones(3), [4, 4], "must increase, got 4, 4"),
 ])
 def test_recall_by_length_refuses(ranks, lengths, last, words):
     with pytest.raises(DataError, match=words):

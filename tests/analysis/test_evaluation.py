@@ -199,4 +199,4 @@ def test_given_scores_with_ids_that_are_none(tool, tmp_path, capsys):
     np.savez(tmp_path / "s.npz", scores=np.eye(2, dtype=np.float32), owner=[0, 1], image_ids=["a", "b"],
              caption_ids=[1, 2])
     assert tool("eval")(["--scores", str(tmp_path / "s.npz")]) == 1
-    assert "have to be COCO's numbers" in capsys.readouterr().err
+    assert "must be COCO's numbers" in capsys.readouterr().err

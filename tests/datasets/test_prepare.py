@@ -307,8 +307,8 @@ def test_the_published_data_sets_fit_their_settings():
 @pytest.mark.parametrize(("arguments", "told"), [
     (["--dataset", "nonsense"], "no settings for data set 'nonsense'"),
     (["--dataset", "coco", "--check", "--data.caption", "x"], "data.captions"),
-    (["--dataset", "coco", "--check", "--mirror", "http://a"], "--check fetches none"),
-    (["--dataset", "scenes", "--only", "images"], "scenes fetches none"),
+    (["--dataset", "coco", "--check", "--mirror", "http://a"], "--check downloads nothing"),
+    (["--dataset", "scenes", "--only", "images"], "scenes downloads nothing"),
     (["--dataset", "flickr8k", "--only", "annotations"], "has none besides its captions"),
     (["--dataset", "flickr8k", "--data.captions", "mine.json"], "data.captions is mine.json, which does not exist"),
     (["--dataset", "flickr8k", "--only", "captions", "--mirror", "file:///etc", "--data.captions",
@@ -335,4 +335,4 @@ def test_the_program_from_a_mirror_to_the_table(site, home, tool, capsys, monkey
 
     monkeypatch.setattr("ascl.datasets.fetch_dataset", interrupted)
     assert tool("prepare_data")(arguments) == 130
-    assert "goes on from here" in capsys.readouterr().err
+    assert "continues from here" in capsys.readouterr().err

@@ -30,4 +30,4 @@ def test_too_small_a_measurement_is_refused(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(BENCHMARKS)
     module = importlib.import_module("bench_copy_search")
     assert module.main(["--queries", "1", "--results", str(tmp_path / "r.csv")]) == 2
-    assert "--queries 1: at least 2" in capsys.readouterr().err
+    assert "--queries 1: must be at least 2" in capsys.readouterr().err

@@ -196,7 +196,7 @@ def test_a_foreign_file_is_refused_and_an_empty_one_is_a_new_cache(tiny_bert, tm
     (cache.folder / "words.sqlite").write_bytes(content)
     if not content:
         return check_words(cache, encoder, TEXTS)
-    with pytest.raises(DataError, match="file is not a database.*delete it.*text.cache"):
+    with pytest.raises(DataError, match="file is not a database.*delete the folder.*text.cache"):
         cache(TEXTS)
 
 
@@ -232,7 +232,7 @@ def test_a_cache_stops_growing_before_the_disk_is_full(tiny_bert, tmp_path, monk
     known = cache(TEXTS[:2])
     size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(total=1000, used=960, free=40))
-    with pytest.warns(UserWarning, match="words of new texts are no longer kept") as said:
+    with pytest.warns(UserWarning, match="new texts are no longer cached") as said:
         check_words(cache, encoder, [TEXTS[2], *TEXTS])                    # known ones and new ones, one of them twice
         check_words(cache, encoder, TEXTS)
     assert len(said) == 1
@@ -249,7 +249,7 @@ def test_a_full_disk_is_said_and_loses_nothing(tiny_bert, tmp_path):
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, usual[1]))
     try:
-        with pytest.raises(DataError, match=f"the encoded words in {tmp_path}.*make room.*text.cache"):
+        with pytest.raises(DataError, match=f"the text cache {tmp_path}.*free disk space.*text.cache"):
             cache([" ".join(TEXTS * 2)])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)

@@ -392,7 +392,7 @@ def test_a_batch_of_all_processes_that_needs_more_images_than_there_are_is_refus
     config = config_of(tiny_data, batch_size=5)
     pairs = build.build_pairs(config, *build_split(config, "train"))
     assert build.build_batches(config, pairs, 1, 2).steps_per_epoch == 2
-    with pytest.raises(DataError, match="batch_size 5 in each of 3 processes.*takes 15 images, and 12 have captions"):
+    with pytest.raises(DataError, match="batch_size 5 in each of 3 processes.*takes 15 images, but only 12 have"):
         build.build_batches(config, pairs, 0, 3)
 
 

@@ -79,7 +79,7 @@ def test_the_report_is_printed_and_plain():
 
 @pytest.mark.parametrize("scores, truth, match", [
     (torch.zeros(2, 3), torch.ones(3, 2, dtype=torch.bool), r"\(2, 3\), truth has \(3, 2\)"),
-    (torch.zeros(2, 3), torch.ones(2, 3), "has to be bool"),
+    (torch.zeros(2, 3), torch.ones(2, 3), "must be bool"),
     (torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool), "no right pair"),
     (torch.tensor([[0, torch.nan]]), torch.ones(1, 2, dtype=torch.bool), r"nan \(query 0, candidate 1\)"),
 ])

@@ -222,7 +222,7 @@ def test_a_score_that_turns_nan_at_the_second_reading_is_refused():
     (np.zeros((3, 6), complex), np.zeros(6, int), "holds complex128"),
     (torch.zeros(3, 6, dtype=torch.bool), np.zeros(6, int), "holds torch.bool"),
     ([[0.0, 1.0]], [0, 0], "not list"),
-    ((block for block in [np.zeros((1, 2))]), [0, 0], "a generator can be read once"),
+    ((block for block in [np.zeros((1, 2))]), [0, 0], "a generator can be read only once"),
 ])
 def test_what_does_not_fit_is_refused(scores, owner, message):
     with pytest.raises(DataError, match=message):
@@ -231,9 +231,9 @@ def test_what_does_not_fit_is_refused(scores, owner, message):
 
 @pytest.mark.parametrize(("truth", "message"), [
     (np.eye(3, dtype=bool)[:, [0, 1, 1]], r"truth\[2, 2\] is False, but text 2 belongs to image 2"),
-    (np.eye(3, dtype=bool)[:2], "has to be bool and as large"),
+    (np.eye(3, dtype=bool)[:2], "must be bool and have the shape"),
     (np.eye(4, dtype=bool)[:, :3], r"truth has shape \(4, 3\)"),
-    (np.eye(3), "has to be bool"),
+    (np.eye(3), "must be bool"),
 ])
 def test_a_truth_that_does_not_fit_is_refused(truth, message):
     with pytest.raises(DataError, match=message):
@@ -288,7 +288,7 @@ def test_score_files_that_cannot_be_read_say_why(tmp_path):
     bare = io.BytesIO()
     np.save(bare, scores)
     for content, message in ((whole[:200], "truncated"), (b"", "truncated"), (damaged, "cannot be read"),
-                             (b"0.1 0.2", r"cannot be read as an \.npz"), (bare.getvalue(), "one bare array")):
+                             (b"0.1 0.2", r"cannot be read as an \.npz"), (bare.getvalue(), "a single array")):
         path.write_bytes(content)
         with pytest.raises(DataError, match=message):
             load_scores(path)

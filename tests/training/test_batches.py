@@ -83,5 +83,5 @@ def test_what_the_data_refuse_comes_without_the_workers_traceback(workers):
 
 
 def test_fewer_batches_than_processes_are_refused():
-    with pytest.raises(DataError, match="an epoch has 10 batches, and 11 processes take one each"):
+    with pytest.raises(DataError, match="an epoch has 10 batches, too few for 11 processes"):
         made(process=0, processes=11)

@@ -30,8 +30,8 @@ def test_it_runs_and_writes_its_rows(module, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("more", "message"), [
-    (["--batch", "0"], "--batch 0: has to be at least 1"), (["--steps", "99"], "more --images or fewer --steps"),
-    (["--shape", "10,3"], "H has to divide D"), (["--workers", "-1"], "train.workers is -1"),
+    (["--batch", "0"], "--batch 0: must be at least 1"), (["--steps", "99"], "more --images or fewer --steps"),
+    (["--shape", "10,3"], "H must divide D"), (["--workers", "-1"], "train.workers is -1"),
 ])
 def test_bad_arguments_are_refused(module, capsys, more, message):
     assert module("bench_loading").main(["--quick", "--device", "cpu", *more]) == 2

@@ -43,12 +43,12 @@ def test_rates_never_leave_their_range(step, total, warmup):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: step_decay(0, gamma=0.1, every_epochs=1, steps_per_epoch=1), "base learning rate 0"),
-        (lambda: step_decay(1, gamma=1.5, every_epochs=1, steps_per_epoch=1), "gamma 1.5"),
+        (lambda: step_decay(0, gamma=0.1, every_epochs=1, steps_per_epoch=1), "base learning rate is 0"),
+        (lambda: step_decay(1, gamma=1.5, every_epochs=1, steps_per_epoch=1), "gamma is 1.5"),
         (lambda: step_decay(1, gamma=0.1, every_epochs=0, steps_per_epoch=1), "at least 1"),
         (lambda: cosine(1e-4, final=1e-3, total_steps=5), "final <= base"),
-        (lambda: cosine(1e-4, final=0, total_steps=0), "total_steps 0"),
-        (lambda: warmed_up(lambda step: 1.0, warmup_steps=-1), "warmup_steps -1"),
+        (lambda: cosine(1e-4, final=0, total_steps=0), "total_steps is 0"),
+        (lambda: warmed_up(lambda step: 1.0, warmup_steps=-1), "warmup_steps is -1"),
     ],
 )
 def test_numbers_that_make_no_schedule_are_refused(make, message):

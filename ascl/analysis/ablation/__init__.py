@@ -1,1 +1,1 @@
-"""Ablations: which runs a study needs, how far each has come, the processes that make them, the tables."""
+"""Ablations: the runs that a study needs, their state, the processes that train and evaluate them, and the tables."""

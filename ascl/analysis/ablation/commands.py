@@ -12,7 +12,7 @@ from ascl.settings.base import to_dict
 
 
 def train_command(run: Run, *, resume: bool) -> list[str]:
-    """Return the command that trains this run, from the start or from where it stopped."""
+    """Return the command that trains this run, from the start or as a resume."""
     launched = [*launcher(run.processes), "-m", "ascl", "train"]
     if not resume:
         return [*launched, *run.arguments]
@@ -39,9 +39,9 @@ def eval_command(run: Run) -> list[str]:
 
 
 def launcher(processes: int) -> list[str]:
-    """Return what starts a training: python, or accelerate for several processes.
+    """Return the start of a training command: python, or accelerate for several processes.
 
-    `--multi_gpu` on a CPU too: without it accelerate starts one process there, whatever number it is given.
+    `--multi_gpu` is needed on a CPU too: without it accelerate starts a single process there.
     """
     if processes == 1:
         return [sys.executable]
@@ -50,13 +50,13 @@ def launcher(processes: int) -> list[str]:
 
 
 def shown(run: Run) -> str:
-    """Return the command that trains a run, as one would type it."""
+    """Return the command that trains a run, as a user would type it."""
     words = train_command(run, resume=False)
     return shlex.join(words[2:] if run.processes == 1 else ["accelerate", "launch", *words[3:]])
 
 
 def _moved(run: Run) -> list[str]:
-    """Settings that are no part of the run and differ from those that it was started with."""
+    """Return the settings that do not identify the run and that differ from those it was started with."""
     then, now = saved_settings(run), flat(to_dict(run.config))
     if then is None:
         return []

@@ -1,4 +1,4 @@
-"""From settings to runs: what a study needs, and where each run lies."""
+"""Plan the runs of a study from settings, and the folder of each run."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from ascl.core.errors import DataError
 from ascl.settings.base import to_dict
 from ascl.settings.retrieval import Config, load_config
 
-# Where things lie and how they are fetched: the same run, whatever they say.
+# These do not affect results: runs that differ only in them are the same run.
 NOT_IN_HASH = ("out", "data.images", "data.prepare", "text.cache", "train.workers", "train.log_every",
                "train.checkpoint_every")
-# Of these the names count and not the folders: data that was moved is the same data.
+# Only the file names of these count: data in another folder is the same data.
 PATHS_IN_HASH = ("data.captions", "data.features")
 CHOSEN_HERE = {"--dataset": "dataset", "--out": "out", "--train.seed": "seeds"}
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for.
+    """The studies, seeds and settings that were requested.
 
-    settings: of every run, as words of a command line; a variant's own settings win over them, and they over what the
-    YAML of a baseline says. out: folder of the ablation. processes: that train one run together. probe_captions: of how
-    many captions variants are probed in the evaluation; 0 = none.
+    settings: of every run, as words of a command line. They override the YAML of a baseline, and a variant's own
+    settings override them. out: folder of the ablation. processes: number of processes that train one run together.
+    probe_captions: number of captions to probe in the evaluation; 0 = none.
     """
 
     dataset: str
@@ -44,19 +44,20 @@ class Request:
         for word in self.settings:
             name = word.partition("=")[0]
             if name in CHOSEN_HERE:
-                raise DataError(f"settings hold {name}: leave it out, the ablation's own {CHOSEN_HERE[name]} decide it")
+                raise DataError(f"settings contain {name}: leave it out, it is set by the ablation's "
+                                f"{CHOSEN_HERE[name]}")
         for name, least in (("processes", 1), ("probe_captions", 0)):
             if getattr(self, name) < least:
-                raise DataError(f"{name} is {getattr(self, name)}: has to be at least {least}")
+                raise DataError(f"{name} is {getattr(self, name)}: it must be at least {least}")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training with its evaluation; several studies may share it.
+    """One training run with its evaluation; several studies may share it.
 
-    digest: sha256 of the settings that its numbers depend on, in hexadecimal. arguments: of the training program. uses:
-    (study, label) of each variant that this is a run of. probe_captions: of the evaluation, see `Request`; 0 takes one
-    with probes as well.
+    digest: hexadecimal sha256 of the settings that its results depend on. arguments: of the training program. uses:
+    (study, label) of each variant that uses this run. probe_captions: see `Request`; 0 also accepts an evaluation with
+    probes.
     """
 
     digest: str
@@ -69,39 +70,39 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Name of the run in messages."""
         labels = dict.fromkeys(f"{study}: {label}" for study, label in self.uses)
         return f"{self.folder.name} seed {self.config.train.seed} ({', '.join(labels)})"
 
     @property
     def evaluation(self) -> Path:
-        """The file that an evaluation leaves."""
+        """Path of the evaluation's JSON file."""
         return self.folder / f"eval-{self.config.data.test}.json"
 
 
 def digest_of(config: Config, processes: int = 1) -> str:
-    """Return the sha256 of everything that a run's numbers depend on; the order of the settings is no part of it."""
+    """Return the sha256 of all settings that a run's results depend on, independent of their order."""
     return digest_of_settings(flat(to_dict(config)), processes)
 
 
 def digest_of_settings(settings: dict[str, Any], processes: int) -> str:
-    """Return `digest_of` the settings by dotted name, such as a run's folder holds them."""
+    """Return `digest_of` for settings by dotted name, as in a run's folder."""
     kept = {name: value for name, value in settings.items() if name not in NOT_IN_HASH}
     for name in PATHS_IN_HASH:
         value = kept.get(name) or ""
         kept[name] = [Path(path).name for path in value] if isinstance(value, list) else Path(value).name
-    if processes > 1:       # each has a batch of its own
+    if processes > 1:       # each process has its own batch
         kept["processes"] = processes
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def plan(request: Request) -> list[Run]:
-    """Return every run that the studies need, once.
+    """Return every run that the studies need, without duplicates.
 
-    All variants of the first seed come before those of the next, so that early tables already hold every variant.
+    All variants of one seed come before those of the next, so that early tables already contain every variant.
 
     Raises:
-        SettingsError: an unknown setting or data set, a value of the wrong type.
+        SettingsError: a setting or data set is unknown, or a value has the wrong type.
     """
     resolved = []
     for study in request.studies:
@@ -125,13 +126,13 @@ def plan(request: Request) -> list[Run]:
 
 
 def choose(runs: Sequence[Run], labels: Sequence[str]) -> list[Run]:
-    """Return the runs of these labels; all where there are none.
+    """Return the runs with these labels, or all runs if no labels are given.
 
     Raises:
-        DataError: a label that no study asked for has.
+        DataError: none of the requested studies has a variant with this label.
     """
     known = dict.fromkeys(label for run in runs for _, label in run.uses)
     for label in labels:
         if label not in known:
-            raise DataError(f"{label!r}: no such variant here; known: {', '.join(map(repr, known))}")
+            raise DataError(f"{label!r}: no such variant in these studies; choose from {', '.join(map(repr, known))}")
     return [run for run in runs if not labels or any(label in labels for _, label in run.uses)]

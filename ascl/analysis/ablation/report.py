@@ -1,4 +1,4 @@
-"""From finished runs to the files of a study, and outside models beside them."""
+"""Write the report files of a study from finished runs and from score matrices of outside models."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ SOURCE = "source.json"
 
 
 def write_reports(request: Request, runs: Sequence[Run], failures: Sequence[Failure] = ()) -> list[Path]:
-    """Write STUDY.md, .csv, _summary.csv and .png of each study, from whatever is finished.
+    """Write STUDY.md, .csv, _summary.csv and .png of each study from the runs that are finished.
 
-    A finished run whose files cannot be read is listed with the reason, and keeps no other from its table.
+    A finished run whose files cannot be read is listed with the reason; the other runs still get their table.
     """
     reasons = {failure.run.digest: failure.reason for failure in failures}
     results: dict[str, Result] = {}
     for run in runs:
-        state = describe(replace(run, probe_captions=0))        # a table takes recalls without probes as well
+        state = describe(replace(run, probe_captions=0))        # a table does not need probes
         if state != "finished":
             reasons.setdefault(run.digest, state)
             continue
@@ -67,7 +67,7 @@ def write_reports(request: Request, runs: Sequence[Run], failures: Sequence[Fail
 
 
 def _comparable(outside: Sequence[Row], results: Mapping[str, Result]) -> tuple[list[Row], list[str]]:
-    """The outside models that ranked the queries of the runs here, and a line about each that did not."""
+    """Return the outside models that ranked the same queries as the runs, and a line about each of the others."""
     ours = next((result.ranks for result in results.values() if result.ranks is not None), None)
     rows, lines = [], []
     for row in outside:
@@ -81,13 +81,13 @@ def _comparable(outside: Sequence[Row], results: Mapping[str, Result]) -> tuple[
 
 
 def add_outside(request: Request, name: str, scores: Path) -> str | None:
-    """Evaluate a score matrix where that has not been done; return None or why it failed.
+    """Evaluate the score matrix of an outside model, unless that is done already; return None or why it failed.
 
-    From then on the model is in every report of this folder, until its folder in OUT/scores is removed. Scores
-    that cannot be evaluated leave what is there as it was.
+    The model is then in every report of this folder until its folder in OUT/scores is removed. If the evaluation
+    fails, nothing changes.
 
     Raises:
-        DataError: the name is taken, by a variant or by another outside model.
+        DataError: a variant or another outside model has this name.
     """
     if name in {variant.label for variants in STUDIES.values() for variant in variants}:
         raise DataError(f"outside model {name!r}: a variant has this name; choose another")
@@ -98,7 +98,7 @@ def add_outside(request: Request, name: str, scores: Path) -> str | None:
     if note.exists():
         known = json.loads(note.read_text(encoding="utf-8"))
         if known["name"] != name:
-            raise DataError(f"outside model {name!r}: {folder} is that of {known['name']!r}; choose another name")
+            raise DataError(f"outside model {name!r}: {folder} belongs to {known['name']!r}; choose another name")
         if fingerprint is not None and known["fingerprint"] == fingerprint:
             return None
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def add_outside(request: Request, name: str, scores: Path) -> str | None:
 
 
 def outside_rows(request: Request) -> list[Row]:
-    """Return a row for each outside model that was evaluated in this folder, by name."""
+    """Return a row for each outside model that was evaluated in this folder, in order of their names."""
     rows = []
     for note in sorted((request.out / "scores").glob(f"[!.]*/{SOURCE}")):
         name = json.loads(note.read_text(encoding="utf-8"))["name"]

@@ -1,4 +1,4 @@
-"""What finished runs of a study say, and how its variants compare."""
+"""Read the results of finished runs and compare the variants of a study."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ TESTS = ("t_test", "sign_flip", "bootstrap")
 
 @dataclass(frozen=True)
 class Result:
-    """One evaluated run, or one outside model's score matrix.
+    """The results of one evaluated run, or of an outside model's score matrix.
 
-    seed: of the training; None for an outside model. metrics: `run_files.RECALLS` in percent, Rsum as their sum. steps,
-    pairs, seconds: trained for; a pair is a caption with its image, generated samples not counted; None where unknown.
-    probes: share of the cases that are ordered right, 0 to 1, by asymmetry (I, II, III) and by kind. ranks: of every
-    query; None where the evaluation left none. made_with: commit, versions and device of the training.
+    seed: of the training; None for an outside model. metrics: `run_files.RECALLS` in percent, with Rsum as their sum.
+    steps, pairs, seconds: of the training, None if unknown; a pair is a caption with its image, without generated
+    samples. probes: share of cases in the right order, 0 to 1, by asymmetry (I, II, III) and by kind. ranks: of every
+    query; None if the evaluation wrote none. made_with: commit, versions and device of the training.
     """
 
     run: str
@@ -43,9 +43,9 @@ class Result:
 
 @dataclass(frozen=True)
 class Row:
-    """One variant, or one outside model, with all that is finished of it, in order of the seeds.
+    """One variant or outside model with its finished results, in order of the seeds.
 
-    command: that made or would make its first run; empty for an outside model.
+    command: the training command of its first run; empty for an outside model.
     """
 
     label: str
@@ -55,7 +55,7 @@ class Row:
     outside: bool = False
 
     def mean(self, read: Callable[[Result], float | None]) -> tuple[float, float | None] | None:
-        """Mean and sample standard deviation (n - 1) of what is known; no deviation of a single value."""
+        """Return mean and sample standard deviation (n - 1) of the known values; None as deviation of one value."""
         values = [value for value in map(read, self.results) if value is not None]
         if not values:
             return None
@@ -64,7 +64,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Study:
-    """Everything that the tables of one study show. unfinished: a line for each run that is missing or has failed."""
+    """The content of one study's tables. unfinished: a line for each run that is missing or has failed."""
 
     name: str
     dataset: str
@@ -76,17 +76,17 @@ class Study:
 
 def read_result(folder: Path, evaluation: Path, seed: int | None, *, processes: int = 1,
                 steps: int | None = None) -> Result:
-    """Return what is known of one run.
+    """Read the results of one run.
 
     Args:
-        folder: of the run; of an outside model it holds nothing but the evaluation.
-        evaluation: `eval-*.json`; the ranks lie beside it as `ranks-*.npz`.
-        processes: that trained, each with a batch of its own.
-        steps: that it trained for, where somebody noted them: the log may have lost lines since.
+        folder: of the run; an outside model's folder holds only the evaluation.
+        evaluation: `eval-*.json`; the ranks are next to it as `ranks-*.npz`.
+        processes: number of training processes, each with its own batch.
+        steps: number of training steps, if recorded; the log may have lost lines since.
 
     Raises:
-        DataError: a file is there and says something else than an evaluation or a log of training.
-        FileNotFoundError: settings or environment of a trained run are gone.
+        DataError: a file is damaged, or is not an evaluation or a training log.
+        FileNotFoundError: settings or environment of a trained run are missing.
     """
     content = read_evaluation(evaluation)
     ranks = evaluation.with_name(evaluation.stem.replace("eval-", "ranks-", 1) + ".npz")
@@ -108,7 +108,7 @@ def read_result(folder: Path, evaluation: Path, seed: int | None, *, processes: 
 
 
 def probes_of(probes: Mapping[str, Any] | None) -> dict[str, float]:
-    """Return the shares of right orders by asymmetry and by kind; empty where nothing was probed."""
+    """Return the shares of right orders by asymmetry and by kind; empty without probes."""
     if not probes:
         return {}
     groups = {**probes.get("by_asymmetry", {}), **probes.get("kinds", {})}
@@ -116,9 +116,9 @@ def probes_of(probes: Mapping[str, Any] | None) -> dict[str, float]:
 
 
 def training_of(records: Sequence[Mapping[str, Any]]) -> tuple[int, float | None]:
-    """Return the steps taken and the seconds of training, without validations and without pauses before a resume.
+    """Return the number of training steps and their seconds, without validations and pauses before a resume.
 
-    Steps that no line of the log covers count as the average of the others.
+    Steps that no log record covers are assumed to take the average time of the others.
     """
     last = covered = 0
     seconds = 0.0
@@ -133,13 +133,13 @@ def training_of(records: Sequence[Mapping[str, Any]]) -> tuple[int, float | None
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rsum of one row minus that of the study's first.
+    """The difference in Rsum between one row and the first row of the study.
 
-    difference: mean over the common seeds, or of an outside model against the mean of all seeds; points of Rsum. seeds:
-    how many pairs of runs with the same seed. over_seeds: 95 % interval of the t-test. t_test, sign_flip: p values over
-    seeds, each raw and with Holm's correction over the study's rows. over_images, bootstrap: interval and p values of
-    the bootstrap. same_runs: the row's runs are those of the first row, so there is nothing to compare. remark: why
-    there is no bootstrap, where that has a reason that somebody can mend.
+    difference: in points of Rsum, averaged over the common seeds; an outside model is compared with all seeds. seeds:
+    number of pairs of runs with the same seed. over_seeds: 95 % interval of the t-test. t_test, sign_flip: p values
+    over seeds, raw and with Holm's correction over the study's rows. over_images, bootstrap: interval and p values of
+    the bootstrap. same_runs: the row has the same runs as the first row, so there is nothing to compare. remark: why
+    there is no bootstrap, if the user can fix the reason.
     """
 
     label: str
@@ -155,7 +155,7 @@ class Comparison:
 
 
 def compare(rows: Sequence[Row], *, draws: int = 10_000) -> list[Comparison]:
-    """Compare every row that shares a seed with the first against it; return nothing where the first has no run."""
+    """Compare the first row with every row that shares a seed with it; return [] if the first row has no results."""
     if not rows or not rows[0].results:
         return []
     found = [_compared(row, pairs, draws) for row in rows[1:] if (pairs := _pairs(rows[0], row))]
@@ -166,10 +166,10 @@ def compare(rows: Sequence[Row], *, draws: int = 10_000) -> list[Comparison]:
 
 
 def _compared(row: Row, pairs: Sequence[tuple[Result, Result]], draws: int) -> Comparison:
-    """One row against the first, before the correction that needs all rows."""
-    # recalls are sums of fractions: what is equal has to look equal
+    """Compare one row with the first, before Holm's correction, which needs all rows."""
+    # rounded, so that equal sums of recalls give a difference of exactly 0
     differences = [round(other.metrics["rsum"] - first.metrics["rsum"], 9) for first, other in pairs]
-    of_seeds = [] if row.outside else differences               # of which an outside model has but one
+    of_seeds = [] if row.outside else differences               # an outside model has no seeds
     result = Comparison(row.label, float(np.mean(differences)), len(of_seeds))
     if all(first.run == other.run for first, other in pairs):
         return replace(result, same_runs=True)
@@ -177,7 +177,7 @@ def _compared(row: Row, pairs: Sequence[tuple[Result, Result]], draws: int) -> C
                      sign_flip=(sign_flip_test(of_seeds), None))
     ranked = [(first.ranks, other.ranks) for first, other in pairs if first.ranks and other.ranks]
     if len(ranked) < len(pairs):
-        return replace(result, remark="no bootstrap: an evaluation left no ranks")
+        return replace(result, remark="no bootstrap: an evaluation has no ranks; evaluate its run again")
     try:
         images = bootstrap_rsum(*zip(*ranked, strict=True), draws=draws)
     except DataError as error:
@@ -186,7 +186,7 @@ def _compared(row: Row, pairs: Sequence[tuple[Result, Result]], draws: int) -> C
 
 
 def _pairs(first: Row, other: Row) -> list[tuple[Result, Result]]:
-    """Runs with the same seed; an outside model, which has none, with every run of the first."""
+    """Pair the runs of two rows by seed; pair an outside model, which has no seed, with every run of the first row."""
     if other.outside:
         return [(result, other.results[0]) for result in first.results]
     by_seed = {result.seed: result for result in first.results}

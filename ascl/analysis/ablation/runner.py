@@ -1,8 +1,8 @@
-"""The processes that make the runs: each is a training and then an evaluation, several runs at a time if asked for.
+"""Run the trainings and evaluations of an ablation as processes, several runs in parallel if requested.
 
-One loop looks after all of them. A run is locked while it is worked on, so that several calls, on one machine or on
-several that share the folder, divide the runs among themselves. The lock belongs to the open file, which the training
-and the evaluation inherit: where a call is killed and its training lives on, the run stays locked until that has ended.
+One loop controls all processes. A run is locked while it is in progress, so several calls, on one machine or on several
+that share the folder, divide the runs among themselves. The lock belongs to an open file that training and evaluation
+inherit: if a call is killed but its training continues, the run stays locked until the training ends.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from ascl.analysis.ablation.plan import Request, Run
 from ascl.analysis.ablation.state import stamp, state_of
 from ascl.core.errors import DataError
 
-POLL = 0.1      # seconds between two looks at the processes
-PATIENCE = 2.0  # seconds between two looks at runs that another call has
+POLL = 0.1      # seconds between checks of the processes
+PATIENCE = 2.0  # seconds between checks of runs that another call has locked
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that did not finish. reason: last line of its log, or what was wrong before it started."""
+    """A run that did not finish. reason: last line of its log, or the error before it started."""
 
     run: Run
     reason: str
@@ -38,18 +38,18 @@ class Failure:
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for one run at a time. environment: on top of this process's own."""
+    """A slot for one run at a time. environment: variables in addition to this process's environment."""
 
     environment: dict[str, str]
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM came; the runs under way have saved what they had and ended."""
+    """Raised after Ctrl-C or SIGTERM, when the active runs have saved their state and ended."""
 
 
 def visible_gpus() -> list[str]:
-    """Return the names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them."""
-    import torch  # here: takes seconds, and most calls do not need it
+    """Return the names of the GPUs that this process may use, in the format of CUDA_VISIBLE_DEVICES."""
+    import torch  # takes seconds, and most calls do not need it
 
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y"):
         return []
@@ -60,29 +60,29 @@ def visible_gpus() -> list[str]:
 
 def make_slots(parallel: int | None, processes: int, threads: int | None, gpus: Sequence[str], *,
                cores: int | None = None) -> list[Slot]:
-    """Return the places where runs are worked on.
+    """Return the slots for runs.
 
     Args:
-        parallel: how many; None = as many as the GPUs are enough for, 1 on a CPU.
-        processes: of each run, with a GPU of their own each. Runs share GPUs where there are fewer.
-        threads: OMP_NUM_THREADS of each process; None = left as it is for one run at a time, else an equal share.
-        gpus: their names, as `visible_gpus` gives them.
-        cores: of this machine; None = all.
+        parallel: number of slots; None = as many as the GPUs allow, 1 on a CPU.
+        processes: processes per run, each with its own GPU. Slots share GPUs if there are too few.
+        threads: OMP_NUM_THREADS of each process; None = unchanged for a single slot, else an equal share of the cores.
+        gpus: GPU names, as from `visible_gpus`.
+        cores: number of cores; None = all of this machine.
 
     Raises:
-        DataError: a run's processes are more than the GPUs.
+        DataError: a value is below 1, or a run has more processes than there are GPUs.
     """
     for name, value in (("parallel", parallel), ("threads", threads)):
         if value is not None and value < 1:
-            raise DataError(f"{name} is {value}: has to be at least 1")
+            raise DataError(f"{name} is {value}: it must be at least 1")
     if gpus and processes > len(gpus):
-        raise DataError(f"{processes} processes need as many GPUs, and there are {len(gpus)}")
+        raise DataError(f"{processes} processes need as many GPUs, but there are {len(gpus)}: use fewer processes")
     parallel = parallel or max(1, len(gpus) // processes)
     if threads is None and parallel > 1:
         threads = max(1, (cores or os.cpu_count() or 1) // (parallel * processes))
     shared = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     if not gpus and processes > 1:
-        shared["ACCELERATE_USE_CPU"] = "true"       # else each of them takes itself for the only one
+        shared["ACCELERATE_USE_CPU"] = "true"       # otherwise each process believes it is the only one
     turn = cycle(gpus)
     return [Slot(shared | ({"CUDA_VISIBLE_DEVICES": ",".join(islice(turn, processes))} if gpus else {}))
             for _ in range(parallel)]
@@ -90,7 +90,7 @@ def make_slots(parallel: int | None, processes: int, threads: int | None, gpus: 
 
 @dataclass
 class _Work:
-    """A run under way in a slot, whose file is locked. process: None before the first program and after the last."""
+    """An active run in a slot, with its lock. process: None before the first program and after the last."""
 
     run: Run
     slot: Slot
@@ -100,23 +100,23 @@ class _Work:
     process: subprocess.Popen[bytes] | None = None
 
     def advance(self) -> bool:
-        """Return whether a program is at work: start the next where the last ended, DataError where it failed."""
+        """Start the next program if the last one has ended; return whether one is running. DataError if one failed."""
         if self.process is None or self.process.poll() is not None:
             self.process = next(self.programs, None)
         return self.process is not None
 
 
 def run_all(runs: Sequence[Run], request: Request, slots: Sequence[Slot], say: Callable[[str], None]) -> list[Failure]:
-    """Train and evaluate what is not finished.
+    """Train and evaluate all unfinished runs, and return the failures.
 
-    A run that failed does not keep the others. One that another call works on is left to it and looked at again at the
-    end.
+    A failed run does not stop the others. A run that another call has locked is left to that call and checked again
+    later.
 
     Args:
-        say: gets a line about each run that starts or ends.
+        say: called with a line about each run that starts or ends.
 
     Raises:
-        Stopped: on Ctrl-C or SIGTERM, after the runs under way have saved and ended.
+        Stopped: on Ctrl-C or SIGTERM, after the active runs have saved and ended.
     """
     (request.out / "runs").mkdir(parents=True, exist_ok=True)
     (request.out / "logs").mkdir(exist_ok=True)
@@ -127,17 +127,17 @@ def run_all(runs: Sequence[Run], request: Request, slots: Sequence[Slot], say: C
     with _stop_on_signals() as signals, _ended(active, signals):
         while waiting or active:
             if signals:
-                raise Stopped("stopped; the same command goes on from here")
+                raise Stopped("stopped; the same command continues from here")
             if free and waiting and time.monotonic() >= look_again:
                 for run in list(waiting):
                     if free and (lock := _lock(run)) is not None:
                         waiting.remove(run)
                         slot = free.pop(0)
                         active.append(_Work(run, slot, lock, _programs(run, slot, lock, say), time.monotonic()))
-                if free and waiting:                            # what is left is another call's
+                if free and waiting:                            # the rest is locked by other calls
                     look_again = time.monotonic() + PATIENCE
                     if not active and not said:
-                        say(f"waiting for {len(waiting)} runs that another process works on")
+                        say(f"waiting for {len(waiting)} runs that another process is working on")
                         said = True
             for work in list(active):
                 how, why = "done", ""
@@ -158,7 +158,7 @@ def run_all(runs: Sequence[Run], request: Request, slots: Sequence[Slot], say: C
 
 
 def _programs(run: Run, slot: Slot, lock: int, say: Callable[[str], None]) -> Iterator[subprocess.Popen[bytes]]:
-    """Start each program that a run still needs, once the one before has ended; DataError where one failed."""
+    """Start each program that a run still needs, after the previous one ended; raise DataError if one failed."""
     said = False
     while (state := state_of(run)) != "finished":
         training = state != "trained"
@@ -179,17 +179,17 @@ def _programs(run: Run, slot: Slot, lock: int, say: Callable[[str], None]) -> It
 
 
 def log_of(run: Run) -> Path:
-    """Return the file for what training and evaluation of a run print, one attempt after the other."""
+    """Return the log file that training and evaluation of a run append their output to."""
     return run.folder.parents[1] / "logs" / f"{run.folder.name}.log"
 
 
 def last_line(log: Path) -> str:
-    """Return what the last program in a log ended with: its own error where it names one, else its last words."""
+    """Return the last error line of the last program in a log, or its last line if it printed no error."""
     try:
         text = log.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return "no log"
-    # a launcher of several processes puts its own words, and rules, under the error of the program
+    # a launcher of several processes prints its own lines and rules below the program's error
     lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip("=-: \t")]
     program = lines[max((place for place, line in enumerate(lines) if line.startswith("$ ")), default=-1) + 1 :]
     named = [line for line in program if line.startswith("error: ")]
@@ -197,7 +197,7 @@ def last_line(log: Path) -> str:
 
 
 def _lock(run: Run) -> int | None:
-    """The run's lock as an open file, which the programs inherit and closing releases; None where another has it."""
+    """Lock the run; return the open file, which programs inherit and whose closing unlocks, or None if it is locked."""
     file = os.open(log_of(run).with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -209,7 +209,7 @@ def _lock(run: Run) -> int | None:
 
 @contextmanager
 def _stop_on_signals() -> Iterator[list[int]]:
-    """The SIGINT and SIGTERM that came while this is open."""
+    """Collect the SIGINT and SIGTERM that arrive inside the context."""
     came: list[int] = []
     usual = {number: signal.signal(number, lambda number, frame: came.append(number))
              for number in (signal.SIGINT, signal.SIGTERM)}
@@ -222,9 +222,9 @@ def _stop_on_signals() -> Iterator[list[int]]:
 
 @contextmanager
 def _ended(active: Sequence[_Work], signals: Sequence[int]) -> Iterator[None]:
-    """Ask each program to save and end, whatever happens inside, and wait for it; a second signal kills them.
+    """On exit, ask each program to save and end, and wait for it; a second signal kills them.
 
-    A Ctrl-C has reached them from the terminal already; they take a second request within a second for the same.
+    Ctrl-C already reaches them from the terminal; they ignore a second request within a second.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""How far a run has come, read from its folder, and the notes in it that an ablation goes by."""
+"""Determine the state of a run from its folder, and write the stamp that records it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ State = Literal["finished", "trained", "interrupted", "missing"]
 
 
 def saved_settings(run: Run) -> dict[str, Any] | None:
-    """Return the settings by dotted name that the run's folder was trained with; None where nothing was started there.
+    """Return the settings, by dotted name, that the run's folder was trained with, or None if nothing was started.
 
     Raises:
-        DataError: they are of another run, or of other data of the same name.
+        DataError: the folder holds another run, or was trained on other data of the same name.
     """
     path = run.folder / "settings.yaml"
     if not path.exists():
@@ -36,15 +36,15 @@ def saved_settings(run: Run) -> dict[str, Any] | None:
     except SettingsError as error:
         raise DataError(f"{run.folder} was made by another version: {error}; {advice}") from error
     if digest_of_settings(saved, run.processes) != run.digest:
-        raise DataError(f"{path} holds other settings than this run has; {advice}")
+        raise DataError(f"{path} holds other settings than those of this run; {advice}")
     known = _read_stamp(run).get("data", {})
     for name, content in _data_contents(run).items():
         if known.get(name, content) != content:
-            raise DataError(f"{run.folder} was trained with other contents of {name} than there are now; {advice}")
+            raise DataError(f"{run.folder} was trained with {name}, whose content has changed since; {advice}")
     for then, now in zip(_data_files(saved), _data_files(flat(to_dict(run.config))), strict=True):
         if then.exists() and now.exists() and not then.samefile(now):
-            raise DataError(f"{run.folder} was trained with {then}, and this run would be with {now}, another file of "
-                            f"the same name; {advice}")
+            raise DataError(f"{run.folder} was trained with {then}, but this run uses {now}, another file of the same "
+                            f"name; {advice}")
     return saved
 
 
@@ -54,14 +54,14 @@ def _data_files(settings: dict[str, Any], split: str = "train") -> list[Path]:
 
 
 def _data_contents(run: Run) -> dict[str, str]:
-    """What the captions and features of the run hold now, by the name of the file; without those that are not there."""
+    """Return the digest of each caption and feature file of the run, by file name; missing files are skipped."""
     settings = flat(to_dict(run.config))
     files = dict.fromkeys(path for split in ("train", "val", "test") for path in _data_files(settings, split))
     return {path.name: _content_of(path) for path in files if path.exists()}
 
 
 def _content_of(path: Path) -> str:
-    """sha256 of names, sizes and 16 samples of each file: features of a data set are too large to be read whole."""
+    """Return the sha256 of names, sizes and 16 samples of each file: features are too large to read completely."""
     found = hashlib.sha256()
     for file in sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]:
         size = file.stat().st_size
@@ -74,10 +74,10 @@ def _content_of(path: Path) -> str:
 
 
 def state_of(run: Run) -> State:
-    """Return how far the run has come; DataError where the folder holds another run.
+    """Return the state of a run; raise DataError if its folder holds another run.
 
-    `finished`: evaluated, with the checkpoint that is there now. `trained`: only the evaluation is left. `interrupted`:
-    there is a checkpoint to resume from. `missing`: nothing to build on.
+    `finished`: trained, and evaluated with the current checkpoint. `trained`: only the evaluation is missing.
+    `interrupted`: there is a checkpoint to resume from. `missing`: there is no checkpoint.
     """
     if saved_settings(run) is None:
         return "missing"
@@ -89,7 +89,7 @@ def state_of(run: Run) -> State:
 
 
 def _is_evaluation_of(run: Run) -> bool:
-    """Whether eval-SPLIT.json is whole and of this folder's best checkpoint, not of another evaluated by hand."""
+    """Return whether eval-SPLIT.json is complete and evaluates this folder's run, not another one."""
     try:
         content = read_evaluation(run.evaluation)
     except (DataError, OSError):
@@ -101,7 +101,7 @@ def _is_evaluation_of(run: Run) -> bool:
 
 
 def describe(run: Run) -> str:
-    """Return `state_of` for a reader: of a folder that holds another run, what is wrong."""
+    """Return `state_of` as text; if the folder holds another run, the error message."""
     try:
         return state_of(run)
     except DataError as error:
@@ -109,13 +109,13 @@ def describe(run: Run) -> str:
 
 
 def stamp(run: Run, *, evaluated: bool) -> None:
-    """Write down that the run is trained, or also evaluated, with the checkpoint that is there now."""
+    """Record that the run is trained, or also evaluated, with the current checkpoint."""
     fingerprint = fingerprint_of(run.folder / "best.pt")
     if fingerprint is None:
-        raise DataError(f"{run.folder / 'best.pt'} is missing or damaged")
+        raise DataError(f"{run.folder / 'best.pt'} is missing or damaged: remove the folder to train this run again")
     content: dict[str, Any] = {"digest": run.digest, "processes": run.processes, "trained": fingerprint}
     before = _read_stamp(run)
-    if before.get("trained") == fingerprint:                # an evaluation has nothing to say about the training
+    if before.get("trained") == fingerprint:                # an evaluation does not change what is known of training
         content |= {name: before[name] for name in ("steps", "data") if name in before}
     else:
         records = read_metrics(run.folder / METRICS)
@@ -126,7 +126,7 @@ def stamp(run: Run, *, evaluated: bool) -> None:
 
 
 def steps_of(run: Run) -> int | None:
-    """Return the steps that a finished run took; None where nobody noted them."""
+    """Return the number of training steps of a finished run, or None if it was not recorded."""
     return _read_stamp(run).get("steps")
 
 
@@ -139,9 +139,9 @@ def _read_stamp(run: Run) -> dict[str, Any]:
 
 
 def fingerprint_of(path: Path) -> str | None:
-    """Return a digest of what a checkpoint or score file holds, None where it is no whole zip archive.
+    """Return a digest of the content of a checkpoint or score file, or None if it is not a complete zip archive.
 
-    It is made of the archive's checksums of its parts: quick for a large file, and a copy of the file has the same.
+    It is computed from the archive's checksums, which is fast for large files, and is the same for a copy of the file.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""The ablation studies and their variants. A command line asks here for its help, so nothing heavy is imported."""
+"""The ablation studies and their variants. Command line help needs them, so nothing slow is imported here."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class StudyVariant:
-    """One line of a study: what it sets beyond the data set's own settings.
+    """One row of a study: its settings in addition to those of the data set.
 
-    settings: by dotted name, as the command line takes them; a `model.kind` brings its own loss and samples.
+    settings: by dotted name, as on the command line; a `model.kind` implies its own loss and samples.
     """
 
     label: str
@@ -21,7 +21,7 @@ class StudyVariant:
 
 OURS = StudyVariant("AsCL")
 
-# The first variant of each study is the one that the others are compared with.
+# The other variants of a study are compared with its first one.
 STUDIES: dict[str, tuple[StudyVariant, ...]] = {
     # AsCL, table 2
     "table2": (

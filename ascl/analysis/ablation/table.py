@@ -1,4 +1,4 @@
-"""A study on paper: CSV with a line for each run, CSV and Markdown with means and tests, a figure."""
+"""Tables and figure of a study: CSV with a line per run, CSV and Markdown with means and tests, and a figure."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ascl.core.tables import markdown_table
 HEADINGS = ("I2T R@1", "I2T R@5", "I2T R@10", "T2I R@1", "T2I R@5", "T2I R@10", "Rsum")
 ASYMMETRIES = ("I", "II", "III")
 UNKNOWN = "–"
-_INTERVALS = {      # of a comparison: name, place above or below the line, color, marker
+_INTERVALS = {      # field of a comparison: (name, vertical offset, color, marker)
     "over_seeds": ("over seeds", -0.13, COLORS[0], "o"), "over_images": ("over test images", 0.13, COLORS[4], "s")}
 
 
 def to_csv(study: Study) -> str:
-    """Return one line for each evaluated run: recalls in percent, probes as shares, empty where unknown."""
+    """Return CSV with one line per evaluated run: recalls in percent, probes as shares; unknown values are empty."""
     probes = list(dict.fromkeys(name for row in study.rows for result in row.results for name in result.probes))
     return _csv(["study", "variant", "label", "seed", "run", *RECALLS, "steps", "pairs", "seconds",
                  *(f"probe {name}" for name in probes)], (
@@ -35,7 +35,7 @@ def to_csv(study: Study) -> str:
 
 
 def summary_csv(study: Study, comparisons: Sequence[Comparison]) -> str:
-    """Return one line for each variant: mean, sample standard deviation, and how its Rsum differs from the first's."""
+    """Return CSV with one line per variant: means, sample standard deviations, and the difference in Rsum."""
     names = [*RECALLS, *ASYMMETRIES]
     of_row = {each.label: each for each in comparisons if not each.same_runs}
     compared = ["difference in rsum",
@@ -61,20 +61,20 @@ def _csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Return the lines of what `to_csv` wrote, without those of outside models, which have no seed and no run.
+    """Read a table that `to_csv` wrote, without outside models, which have no seed and no run.
 
     Raises:
-        FileNotFoundError: no such file, with the command that makes it.
-        DataError: another table, or a line that was cut.
+        FileNotFoundError: the file does not exist; the message has the command that writes it.
+        DataError: it is another table, or a line is incomplete.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; to make it: ascl ablate --dataset NAME --study {path.stem}")
+        raise FileNotFoundError(f"{path} does not exist; create it with ascl ablate --dataset NAME --study {path.stem}")
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         missing = [name for name in ("study", "variant", "label", "seed", "run", *RECALLS)
                    if name not in (reader.fieldnames or ())]
         if missing:
-            raise DataError(f"{path} has no column {missing[0]!r}: it is no table of `ascl ablate`")
+            raise DataError(f"{path} has no column {missing[0]!r}: give a table that `ascl ablate` wrote")
         rows = list(reader)
     for number, row in enumerate(rows, start=2):
         if None in row.values():
@@ -83,11 +83,11 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def to_markdown(study: Study, comparisons: Sequence[Comparison]) -> str:
-    """Return means, differences from the first variant, what the tests can say, probes, commands, unfinished runs."""
+    """Return Markdown with means, differences from the first variant, what the tests can show, probes, commands."""
     parts = [
         f"# {_title(study)}",
-        "Recalls in percent, Rsum is the sum of the six; mean ± sample standard deviation over the seeds that are "
-        "finished. Every pair of the split is scored.",
+        "Recalls in percent, Rsum is the sum of the six; mean ± sample standard deviation over the finished seeds. "
+        "Every pair of the split is scored.",
         markdown_table(["Variant", "Settings", "Seeds", *HEADINGS, "Steps", "Pairs seen"], [
             [row.label, _settings(row), "outside" if row.outside else len(row.results),
              *(_spread(row, name) for name in RECALLS), _count(row, "steps"), _count(row, "pairs")]
@@ -112,11 +112,11 @@ def _title(study: Study) -> str:
 def _settings(row: Row) -> str:
     if row.outside:
         return "scores of an outside model"
-    return f"`{row.variant}`" if row.variant else "as the data set has them"
+    return f"`{row.variant}`" if row.variant else "those of the data set"
 
 
 def _mean(row: Row, name: str) -> tuple[float, float | None] | None:
-    """Mean and deviation of a recall, or of a probe."""
+    """Return mean and deviation of a recall or a probe."""
     return row.mean(lambda result: result.metrics.get(name, result.probes.get(name)))
 
 
@@ -129,7 +129,7 @@ def _spread(row: Row, name: str, scale: float = 1.0) -> str:
 
 
 def _count(row: Row, name: str) -> str:
-    """Steps or pairs of the row's runs: one number where all agree."""
+    """Return the steps or pairs of the row's runs: one number if all agree, else the range."""
     values = sorted({value for result in row.results if (value := getattr(result, name)) is not None})
     return " to ".join(f"{value:,}" for value in dict.fromkeys(values[:1] + values[-1:])) or UNKNOWN
 
@@ -139,12 +139,12 @@ def _budget(study: Study) -> str:
     if not trained:
         return "No run is finished yet."
     each = {(result.steps or 0, result.pairs or 0) for result in trained}
-    text = "**Unequal budget**: the runs did not see equally many pairs of a caption and its image (last column)."
+    text = "**Unequal budget**: the runs saw different numbers of pairs of a caption and its image (last column)."
     if len(each) == 1:
         steps, pairs = each.pop()
         text = f"Equal budget: every run took {steps:,} steps and saw {pairs:,} pairs of a caption and its image."
     made_with = sorted({result.made_with for result in trained})
-    return (f"{text} Generated captions come on top where the settings have them.\n\n"
+    return (f"{text} Generated captions are not counted.\n\n"
             f"Made with {'; '.join(made_with)}." + " **Not all alike.**" * (len(made_with) > 1))
 
 
@@ -178,26 +178,26 @@ def _p(*raw_and_corrected: float | None) -> str:
 def _what_the_tests_say(study: Study, comparisons: Sequence[Comparison]) -> str:
     most = max(each.seeds for each in comparisons)
     compared = sum(not each.same_runs for each in comparisons)
-    lines = ["**Over seeds**: would the order come back if both were trained anew? With one seed nothing can be said."]
+    lines = ["**Over seeds**: would the order persist if both were retrained? With one seed nothing can be said."]
     if most > 1:
         lines = [
-            "**Over seeds** (runs with the same seed are paired): would the order come back if both were trained anew? "
+            "**Over seeds** (runs with the same seed are paired): would the order persist if both were retrained? "
             "The t-test assumes that differences between runs are normally distributed, which "
-            f"{most} seeds cannot show, and its interval is wide because the spread itself is known badly. The "
+            f"{most} seeds cannot confirm; its interval is wide because the spread is estimated from few runs. The "
             "sign-flip test assumes only that a difference is as likely as its negative, and is exact; with "
             f"{most} seeds its p is never below {2 / 2**most:.3g}"
-            + (", so that it cannot confirm anything at 0.05: six are the fewest that can." if most < 6 else ".")]
+            + (", so that it cannot confirm anything at 0.05: this needs at least six." if most < 6 else ".")]
     lines += [
         "**Over test images** (10,000 resamples of the images, each with all of its captions, the same for both "
         "sides, averaged over the paired runs): would these trained networks keep their order on other test images of "
-        "the same kind? It takes the networks as they are and says nothing about other seeds; the candidates of each "
-        "query stay those of the full test set. Trust a difference that both kinds of test find.",
-        f"**Holm** corrects each test for the rows compared here ({compared}). A large p is no proof of equality: "
-        "look at the interval for how large a difference is still possible."]
+        "the same kind? This says nothing about other seeds; the candidates of each query stay those of the full test "
+        "set. Trust a difference that both kinds of test find.",
+        f"**Holm** corrects each test for the rows compared here ({compared}). A large p does not prove equality: "
+        "the interval shows how large a difference is still possible."]
     if any(row.outside for row in study.rows):
         lines.append("An outside model has one score matrix and no seed: it is compared with the mean of all runs of "
-                     f"{study.rows[0].label!r}, over images only, on the assumption that its images and captions are "
-                     "in the same order as here.")
+                     f"{study.rows[0].label!r}, over images only, assuming that its images and captions are in the "
+                     "same order as here.")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -207,10 +207,10 @@ def _probes(study: Study) -> list[str]:
     rows = ([row.label, *(_spread(row, name, 100) for name in ASYMMETRIES)] for row in study.rows)
     return [
         "## Probes of asymmetry",
-        "Share of the cases in the right order, in percent; a coin gives 50. I: the caption scores higher than its "
-        "variant with a false detail. II and III: of the caption and its variant that says more or less, the text that "
-        "says more sets its own image further apart from others. The CSV has each kind of variant; the definitions are "
-        "in `eval-*.md` of each run.",
+        "Share of cases in the right order, in percent; chance is 50. I: the caption scores higher than its variant "
+        "with a false detail. II and III: of the caption and a variant that says more or less, the text that says more "
+        "separates its own image further from others. The CSV has each kind of variant; the definitions are in "
+        "`eval-*.md` of each run.",
         markdown_table(["Variant", *ASYMMETRIES], rows)]
 
 
@@ -240,7 +240,7 @@ def draw_study(study: Study, comparisons: Sequence[Comparison]) -> Figure:
                 gaps.plot(by_label[row.label].difference, place + shift, color=color, marker=marker)
     bars.set_xlim(0, 1.3 * largest)
     bars.set_yticks(range(len(rows)), [row.label for row in rows])
-    bars.set_ylim(len(rows) - 0.4, -0.6)                # shared by both; the first variant on top
+    bars.set_ylim(len(rows) - 0.4, -0.6)                # shared by both axes; the first variant is on top
     bars.set_xlabel("Rsum: sum of six recalls in percent, at most 600\n"
                     "(bar: mean; line: sample standard deviation; dots: runs)")
     gaps.tick_params(left=False)

@@ -1,1 +1,1 @@
-"""Why a pair scores as it does: the terms of words and regions, and their picture."""
+"""Explanations of a pair's score: the terms of words and regions, and their plot."""

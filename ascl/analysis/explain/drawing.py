@@ -1,4 +1,4 @@
-"""An explained pair as a picture: what each region and word brings, and where the attention of both directions goes."""
+"""Draw the explanation of a pair: the contributions of regions and words, and the attention in both directions."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from PIL import Image
 from ascl.analysis.explain.explanation import PairExplanation
 from ascl.analysis.figures.style import COLORS, DPI, QUIET, use_style
 
-SIGNED = matplotlib.colormaps["RdBu_r"]     # red adds to the score, blue takes from it
+SIGNED = matplotlib.colormaps["RdBu_r"]     # red raises the score, blue lowers it
 ATTENTION = matplotlib.colormaps["Greys"]
 WIDTH = 12.0            # inches of one pair's column
 MAPS_A_ROW = 6
-MAPS = 36               # words with a small photograph: of more, those that bring most
-MOST_PIXELS = 30_000    # of a side: the renderer's limit is 65,535
-LABELLED = 49           # regions: up to this many all carry a label, of more the strongest dozen
+MAPS = 36               # most words with a small photograph; the strongest ones if there are more
+MOST_PIXELS = 30_000    # of a side; the renderer's limit is 65,535
+LABELLED = 49           # up to this many regions, all are labeled; of more, only the strongest
 STRONGEST = 12
-LONG_SIDE = 700         # pixels of the photograph in the drawing
+LONG_SIDE = 700         # pixels of the photograph in the plot
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """What the regions lie on.
+    """The photograph and the boxes of the regions.
 
-    photo: upright RGB, None where it is not at hand. boxes: (K, 4), x1 y1 x2 y2 of every region of the feature file,
-    None where nothing is known of them. size: width and height in whose pixels the boxes are.
+    photo: upright RGB, or None if not available. boxes: (K, 4), x1 y1 x2 y2 of every region of the feature file, or
+    None if unknown. size: width and height of the image to which the boxes refer, in pixels.
     """
 
     photo: Image.Image | None
@@ -47,23 +47,23 @@ class Picture:
 
 def save_explanations(pairs: Sequence[tuple[str, PairExplanation]], picture: Picture, title: str,
                       path: str | os.PathLike) -> None:
-    """Write what `draw_explanations` draws as PNG."""
+    """Write the figure of `draw_explanations` as PNG."""
     with matplotlib.rc_context():
         use_style()
         draw_explanations(pairs, picture, title).savefig(path, format="png", dpi="figure")
 
 
 def draw_explanations(pairs: Sequence[tuple[str, PairExplanation]], picture: Picture, title: str) -> Figure:
-    """One column for each (caption, explanation) of the same image, all in the same scales, in the style that is set.
+    """Draw one column per (caption, explanation) of the same image, with shared scales, in the current style.
 
     Returns:
-        A figure that no window and no global state knows.
+        A figure without a window, not registered with pyplot.
     """
     explanations = [explanation for _, explanation in pairs]
     longest = max(len(explanation.words) for explanation in explanations)
     map_rows = -(-min(longest, MAPS) // MAPS_A_ROW)
     slope = min(1.4, picture.size[1] / picture.size[0]) * WIDTH
-    # inches: header, photographs, bars and pairs, attentions, one small photograph a word
+    # inches: header, photographs, bars and pairs, attentions, one small photograph per word
     heights = [1.0, slope * 0.44 + 0.7, 0.22 * longest + 1.1, 0.22 * longest + 1.1,
                map_rows * (slope / MAPS_A_ROW + 0.3) + 0.5]
     shown = range(5) if picture.boxes is not None else (0, 2, 3)
@@ -88,12 +88,12 @@ def draw_explanations(pairs: Sequence[tuple[str, PairExplanation]], picture: Pic
         _bars_and_pairs(row[2], explanation, scales)
         _attentions(row[3], explanation)
     for text in figure.findobj(Text):
-        text.set_parse_math(False)          # type: ignore[attr-defined]  # a caption with two $ is no formula
+        text.set_parse_math(False)          # type: ignore[attr-defined]  # a caption with two $ is not a formula
     return figure
 
 
 class _Scales(NamedTuple):
-    """Over all pairs drawn: the largest absolute value of a region, of its meeting with a word, and the bars' ends."""
+    """Scales of all pairs: the largest absolute value of a region and of a word-region pair, and the bars' limits."""
 
     region: float
     pair: float
@@ -101,7 +101,7 @@ class _Scales(NamedTuple):
 
 
 def _bars(pair: PairExplanation) -> tuple[np.ndarray, np.ndarray]:
-    """(L,) a word's own term, and what it brings to the regions' terms."""
+    """Return each word's own term and its contribution to the regions' terms, (L,) each."""
     return pair.word_terms, pair.region_pairs.sum(axis=1)
 
 
@@ -122,9 +122,9 @@ def _header(place: SubFigure, caption: str, pair: PairExplanation) -> None:
 
 
 def _photographs(place: SubFigure, pair: PairExplanation, picture: Picture, boxes: np.ndarray, scales: _Scales) -> None:
-    """Left: what each region brings. Right: the word that each region looks at most."""
+    """Draw the contribution of each region (left) and the word that it attends to most (right)."""
     left, right = place.subplots(1, 2)
-    left.set_title(f"What each region brings (sum {pair.region_totals.sum():+.4f} = local)")
+    left.set_title(f"Contribution of each region (sum {pair.region_totals.sum():+.4f} = local)")
     right.set_title(f"Region to word: strongest attention (uniform {1 / len(pair.words):.2f})")
     for axes in (left, right):
         _show(axes, picture, gray=True)
@@ -133,7 +133,7 @@ def _photographs(place: SubFigure, pair: PairExplanation, picture: Picture, boxe
     order = np.argsort(-np.abs(pair.region_totals), kind="stable")
     labelled = set((order if len(order) <= LABELLED else order[:STRONGEST]).tolist())
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    for i in np.argsort(-areas, kind="stable").tolist():        # the largest first: no box hides a smaller one
+    for i in np.argsort(-areas, kind="stable").tolist():        # the largest first, so that no box hides a smaller one
         j = int(attention[i].argmax())
         _box(left, boxes[i], SIGNED(0.5 + 0.5 * shares[i]), 0.6 * abs(shares[i]))
         _box(right, boxes[i], COLORS[j % len(COLORS)], 0.55 * float(attention[i, j]))
@@ -145,7 +145,7 @@ def _photographs(place: SubFigure, pair: PairExplanation, picture: Picture, boxe
 
 
 def _bars_and_pairs(place: SubFigure, pair: PairExplanation, scales: _Scales) -> None:
-    """Left: what each word brings, in its own term and in those of the regions. Right: word by region."""
+    """Draw the contribution of each word, to its own and to the regions' terms (left), and of each pair (right)."""
     bars, heat = place.subplots(1, 2, width_ratios=[1, 1.6])
     rows = np.arange(len(pair.words))
     for shift, values, color, label in zip((-0.2, 0.2), _bars(pair), COLORS[:2], ("own term", "in the regions' terms"),
@@ -156,11 +156,11 @@ def _bars_and_pairs(place: SubFigure, pair: PairExplanation, scales: _Scales) ->
     bars.set_ylim(len(rows) - 0.5, -0.5)
     bars.set_xlim(*scales.words)
     bars.grid(axis="y", visible=False)
-    bars.set_title(f"What each word brings (sum {pair.word_totals.sum():+.4f} = local)")
+    bars.set_title(f"Contribution of each word (sum {pair.word_totals.sum():+.4f} = local)")
     bars.legend(loc="upper left", bbox_to_anchor=(0, -0.06 - 0.5 / len(rows)), ncols=2)
     image = heat.imshow(pair.pairs, aspect="auto", cmap=SIGNED, vmin=-scales.pair, vmax=scales.pair)
     _region_axis(heat, pair)
-    heat.set_title(f"What each word and region bring by meeting (sum {pair.pairs.sum():+.4f})")
+    heat.set_title(f"Contribution of word-region pairs (sum {pair.pairs.sum():+.4f})")
     place.colorbar(image, ax=heat, pad=0.02)
 
 
@@ -175,9 +175,9 @@ def _attentions(place: SubFigure, pair: PairExplanation) -> None:
 
 
 def _word_maps(place: SubFigure, pair: PairExplanation, picture: Picture, boxes: np.ndarray, rows: int) -> None:
-    """A small photograph for each word, lit where it looks."""
+    """Draw a small photograph for each word, bright where it attends."""
     attention = pair.word_to_region.mean(axis=0)                                    # (L, K)
-    place.suptitle(f"Word to region: where each word looks, and its strongest attention (uniform "
+    place.suptitle(f"Word to region: where each word attends, and its strongest attention (uniform "
                    f"{1 / len(pair.regions):.3f})", x=0.01, ha="left", fontsize=11, fontweight="bold")
     strongest = sorted(np.argsort(-np.abs(pair.word_totals), kind="stable")[:MAPS].tolist())
     places = place.subplots(rows, MAPS_A_ROW, squeeze=False).ravel()
@@ -190,7 +190,7 @@ def _word_maps(place: SubFigure, pair: PairExplanation, picture: Picture, boxes:
 
 
 def _shade(weights: np.ndarray, boxes: np.ndarray, size: tuple[int, int], cells: int = 240) -> np.ndarray:
-    """Black, the more transparent the more attention goes there: (h, w, 4) with the longer side `cells`."""
+    """Return a black overlay (h, w, 4), more transparent where attention is higher; its longer side is `cells`."""
     scale = cells / max(size)
     width, height = (max(1, round(side * scale)) for side in size)
     lit = np.zeros((height, width))
@@ -204,7 +204,7 @@ def _shade(weights: np.ndarray, boxes: np.ndarray, size: tuple[int, int], cells:
 
 
 def _show(axes: Axes, picture: Picture, *, gray: bool = False) -> None:
-    """The photograph, or a gray plane in its place, in pixels of the original. gray: because colors go on top."""
+    """Show the photograph, or a gray plane instead, in coordinates of the original. gray: for colors on top."""
     width, height = picture.size
     photo = Image.new("RGB", (width, height), "#BBBBBB") if picture.photo is None else picture.photo.copy()
     photo.thumbnail((LONG_SIDE, LONG_SIDE))

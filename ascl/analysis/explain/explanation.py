@@ -1,9 +1,9 @@
-"""Why a pair has its score: AsCL's score as a sum over words and regions, exactly, and the attention behind it.
+"""Explain a pair's score: AsCL's score as an exact sum over words and regions, and the attention behind it.
 
-The local score is a mean of cosines, one for each region with the words it attends to and one for each word with the
-regions it attends to, so each of them has a term of its own. An attended vector is a weighted sum of projected tokens
-and a cosine is linear in it once its norm is known, so each term splits further, without remainder, among the tokens
-that were attended to. Nothing here is an approximation; the weights are the attention's own.
+The local score is a mean of cosines: of each region with the words it attends to, and of each word with the regions it
+attends to. So each region and word has its own term. An attended vector is a weighted sum of projected tokens, and a
+cosine is linear in this vector for a given norm, so each term splits exactly among the attended tokens. Nothing here is
+an approximation; the weights are the model's attention.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from ascl.models.base import TextEncoder
 from ascl.models.fusion import UnprojectedAttention, attention_weights
 from ascl.models.text import BertWords, CachedWords
 
-SMALLEST_NORM = 1e-8    # torch.nn.functional.cosine_similarity's
+SMALLEST_NORM = 1e-8    # as in torch.nn.functional.cosine_similarity
 
 
 @dataclass(frozen=True, eq=False)
 class PairExplanation:
-    """The score of one image with one text, taken apart. Regions and words are the real ones only, K and L of them.
+    """The decomposed score of one image with one text, over their K real regions and L real words.
 
-    words: (L,) labels. regions: (K,) int64, the number of each region among those of the feature file. region_to_word:
-    (H, K, L) attention of each head, rows sum to 1; word_to_region: (H, L, K), likewise. Without fusion there is one
-    head and it is uniform. region_cosines: (K,) cos(v_i, w*_i). word_cosines: (L,) cos(w_j, v*_j). Both in [-1, 1].
-    region_pairs: (L, K) what word j brings to the term of region i; word_pairs: (L, K) what region i brings to the term
-    of word j. Both together sum to `local`. attended_part, whole_part: what the attended image vector and the feature
-    of the whole image bring to the global score, whose sum they are. local, global_: the two scores, in [-1, 1].
-    local_weight: u1. score: the pair's.
+    words: (L,) labels. regions: (K,) int64, the number of each region in the feature file. region_to_word: (H, K, L)
+    attention per head, rows sum to 1; word_to_region: (H, L, K), likewise. Without fusion there is one head with
+    uniform attention. region_cosines: (K,) cos(v_i, w*_i). word_cosines: (L,) cos(w_j, v*_j). Both in [-1, 1].
+    region_pairs: (L, K) contribution of word j to the term of region i; word_pairs: (L, K) contribution of region i to
+    the term of word j. All contributions sum to `local`. attended_part, whole_part: contributions of the attended image
+    vector and the whole-image feature, which sum to the global score. local, global_: the two scores, in [-1, 1].
+    local_weight: u1. score: the score of the pair.
     """
 
     words: list[str]
@@ -56,31 +56,31 @@ class PairExplanation:
 
     @property
     def region_terms(self) -> np.ndarray:
-        """(K,) the regions' own terms of the local score; with those of the words they sum to it."""
+        """(K,) the regions' own terms; with the words' own terms they sum to the local score."""
         return self.region_cosines / (2 * len(self.regions))
 
     @property
     def word_terms(self) -> np.ndarray:
-        """(L,) the words' own terms of the local score."""
+        """(L,) the words' own terms; with the regions' own terms they sum to the local score."""
         return self.word_cosines / (2 * len(self.words))
 
     @property
     def pairs(self) -> np.ndarray:
-        """(L, K) all that word j and region i bring to the local score by meeting; sums to it."""
+        """(L, K) the contribution of each pair of word j and region i; sums to the local score."""
         return self.region_pairs + self.word_pairs
 
     @property
     def word_totals(self) -> np.ndarray:
-        """(L,) a word's own term and what it brings to the regions' terms; sum to the local score."""
+        """(L,) each word's own term plus its contribution to the regions' terms; sums to the local score."""
         return self.word_terms + self.region_pairs.sum(axis=1)
 
     @property
     def region_totals(self) -> np.ndarray:
-        """(K,) a region's own term and what it brings to the words' terms; sum to the local score."""
+        """(K,) each region's own term plus its contribution to the words' terms; sums to the local score."""
         return self.region_terms + self.word_pairs.sum(axis=0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         of_words = {"cosine": self.word_cosines, "own_term": self.word_terms,
                     "in_regions_terms": self.region_pairs.sum(axis=1), "total": self.word_totals}
         of_regions = {"cosine": self.region_cosines, "own_term": self.region_terms,
@@ -103,7 +103,7 @@ class PairExplanation:
 @torch.no_grad()
 def explain_pair(model: RetrievalModel, image: EncodedImages, text: EncodedTexts,
                  words: Sequence[str] | None = None) -> PairExplanation:
-    """Take the score of one image with one text apart.
+    """Decompose the score of one image with one text.
 
     Args:
         model: AsCL, with or without fusion.
@@ -111,22 +111,22 @@ def explain_pair(model: RetrievalModel, image: EncodedImages, text: EncodedTexts
         words: labels of the text's real words; None = their numbers.
 
     Returns:
-        What `PairExplanation` says, in float64 of numbers of the model's precision: the sums are exact up to that.
+        A `PairExplanation` in float64, computed in the model's precision: sums are exact up to its rounding.
 
     Raises:
-        DataError: a model whose score is not made of words and regions.
-        ValueError: more than one item, or labels that do not fit the words.
+        DataError: the model's score is not a sum over words and regions.
+        ValueError: more than one item, or the labels do not fit the words.
     """
     if not isinstance(model, AsCL):
-        raise DataError(f"{type(model).__name__} gives a pair one number that is no sum over words and regions: only "
-                        "the score of AsCL (model.kind ascl) can be explained so")
+        raise DataError(f"the score of {type(model).__name__} is not a sum over words and regions: only the score of "
+                        "AsCL (model.kind ascl) can be explained; give a run of AsCL")
     if len(image) != 1 or len(text) != 1:
-        raise ValueError(f"one image and one text are explained at a time, got {len(image)} and {len(text)}")
+        raise ValueError(f"explain one image and one text at a time, got {len(image)} and {len(text)}")
     real = torch.ones_like(image.regions[0, :, 0], dtype=torch.bool) if image.mask is None else image.mask[0]
     v, w = image.regions[0, real], text.words[0, text.mask[0]]                                  # (K, D), (L, D)
     labels = [str(number) for number in range(len(w))] if words is None else list(words)
     if len(labels) != len(w):
-        raise ValueError(f"{len(labels)} labels for {len(w)} words")
+        raise ValueError(f"{len(labels)} labels for {len(w)} words: give one label per real word")
     of_regions = _attend(v, w, model.region_to_word if model.fusion else None)
     of_words = _attend(w, v, model.word_to_region if model.fusion else None)
     local = float(of_regions.cosines.mean() + of_words.cosines.mean()) / 2
@@ -148,7 +148,7 @@ def explain_pair(model: RetrievalModel, image: EncodedImages, text: EncodedTexts
 
 
 def word_labels(encoder: TextEncoder | None, text: str, count: int) -> list[str]:
-    """The first `count` word pieces of a text as its encoder reads them, without special tokens; `##ing` goes on."""
+    """Return the first `count` word pieces of a text, without special tokens; `##ing` continues a word."""
     encoder = encoder.encoder if isinstance(encoder, CachedWords) else encoder
     if not isinstance(encoder, BertWords):
         return [str(number) for number in range(count)]
@@ -157,7 +157,7 @@ def word_labels(encoder: TextEncoder | None, text: str, count: int) -> list[str]
 
 
 class _Attended(NamedTuple):
-    """Q queries that attended to K keys. cosines: of query and attended vector. shares: of each key in each cosine."""
+    """The attention of Q queries to K keys. cosines: of query and attended vector. shares: of each key in a cosine."""
 
     attended: Tensor        # (Q, D)
     weights: Tensor         # (H, Q, K)
@@ -166,7 +166,7 @@ class _Attended(NamedTuple):
 
 
 def _attend(query: Tensor, key: Tensor, attention: nn.Module | None) -> _Attended:
-    """(Q, D) to (K, D) by one of the model's attentions; None = "w/o MF", to all keys alike."""
+    """Attend from (Q, D) to (K, D) with one of the model's attentions; None = uniform attention ("w/o MF")."""
     if attention is None:
         weights = key.new_full((1, len(query), len(key)), 1 / len(key))
         attended = key.mean(dim=0).expand(len(query), -1)
@@ -175,7 +175,7 @@ def _attend(query: Tensor, key: Tensor, attention: nn.Module | None) -> _Attende
         matrices = attention_weights(attention)
         values = key if matrices.value is None else key @ matrices.value.T
         out, heads = matrices.out, matrices.heads
-        # torch's own forward, whose weights are for each head only if asked for so
+        # torch averages weights over heads by default
         separate = {} if isinstance(attention, UnprojectedAttention) else {"average_attn_weights": False}
         attended, weights = (part[0] for part in attention(query[None], key[None], key[None], need_weights=True,
                                                            **separate))

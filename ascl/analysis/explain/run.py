@@ -1,4 +1,4 @@
-"""Explain the score of a pair: from a run, an image and captions to a picture and its numbers."""
+"""Explain the scores of an image and captions with the model of a run; write a plot and its numbers."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from ascl.retrieval import build
 from ascl.retrieval.encode import encode_images
 from ascl.settings.retrieval import Config
 
-UNKNOWN_SIZE = (600, 600)       # of an image whose photograph is not at hand and whose file does not tell
+UNKNOWN_SIZE = (600, 600)       # of an image without photograph and without a size in the feature file
 MOST_CAPTIONS = 2
 
 
 class Explained(NamedTuple):
-    """What `explain` found and wrote. notes: what the picture lacks, and why."""
+    """The result of `explain`. notes: what the plot lacks, and why. files: the files written."""
 
     pairs: list[tuple[str, PairExplanation]]
     content: dict[str, Any]
@@ -49,14 +49,14 @@ def explain(run: str, image: str, captions: Sequence[str], *, images: str | None
 
     Args:
         run: run folder or checkpoint.
-        image: an image id of the run's data set, or a photograph's path whose stem is one.
+        image: an image id of the run's data set, or the path of a photograph whose stem is one.
         images: folder of photographs; None = the settings'.
-        grid: where the feature file has no boxes: its regions are the cells of a square grid, row by row.
+        grid: for feature files without boxes: take the regions as cells of a square grid, row by row.
         overrides: data settings that replace the run's, by field name.
-        out: picture to write, the numbers beside it as JSON; None = `IMAGE-ID.explained.png` here.
+        out: plot to write, with the numbers as JSON next to it; None = `IMAGE-ID.explained.png` in this folder.
 
     Raises:
-        DataError: an image without features, a model that cannot be explained, a run of copy detection.
+        DataError: the image has no features, the model cannot be explained, or it is a copy detection run.
     """
     if not 1 <= len(captions) <= MOST_CAPTIONS:
         raise DataError(f"{len(captions)} captions: give one, or two to compare")
@@ -82,8 +82,8 @@ def explain(run: str, image: str, captions: Sequence[str], *, images: str | None
         contents.append({"caption": caption, "pair_scores": float(model.pair_scores(encoded, text)),
                          **_with_regions(explanation.to_dict(), boxes, details, store.names)})
     if getattr(model.text, "truncated", 0):
-        notes.append("a caption was longer than the text encoder's limit and was cut: its last words have no part in "
-                     "the score")
+        notes.append("a caption exceeded the text encoder's limit and was truncated: its last words do not affect the "
+                     "score")
     content = {
         "run": str(run), "image": image_id, "photo": None if path is None else str(path), "features": store.source,
         "boxes": None if boxes is None else "the feature file's" if features.boxes is not None else "a grid, as asked",
@@ -98,7 +98,7 @@ def explain(run: str, image: str, captions: Sequence[str], *, images: str | None
 
 
 def store_with(config: Config, image_id: str) -> FeatureStore:
-    """The features of a run's data set that hold this image, of whichever split; any of them where none does."""
+    """Open the features of whichever split holds this image; if none does, those of any split."""
     opened: dict[tuple[Path, ...], FeatureStore] = {}
     failed: list[Exception] = []
     for split in dict.fromkeys((config.data.test, config.data.val, config.data.train)):
@@ -107,39 +107,39 @@ def store_with(config: Config, image_id: str) -> FeatureStore:
             continue
         try:
             opened[paths] = build_split(config, split)[1]
-        except (DataError, OSError) as error:       # one split's files may be gone and another's hold the image
+        except (DataError, OSError) as error:       # another split's files may exist and hold the image
             failed.append(error)
             continue
         if image_id in opened[paths].image_ids:
             return opened[paths]
     if not opened:
         raise failed[0]
-    return next(iter(opened.values()))              # its `rows` says what is missing, and what its ids look like
+    return next(iter(opened.values()))              # the error of its `rows` names the image and shows some ids
 
 
 def _photo(path: Path | None, image_id: str, folder: str | None, of_settings: str | None,
            notes: list[str]) -> tuple[LoadedImage | None, Path | None]:
-    """The photograph and where it was; a folder that was asked for has to have it, that of the settings need not."""
+    """Load the photograph; return it and its path. A missing one is an error only if `folder` was given."""
     if path is None and folder is not None:
         path = find_image(folder, image_id)
     if path is None and of_settings is None:
-        notes.append("no photograph: the run's settings name no folder of images (data.images); name their folder")
+        notes.append("no photograph: the run's settings name no folder of images (data.images); give their folder")
     elif path is None:
         try:
             path = find_image(of_settings, image_id)
         except DataError as error:
-            notes.append(f"no photograph: {error}; name another folder")
+            notes.append(f"no photograph: {error}; give another folder")
     return (None, None) if path is None else (load_image(path), path)
 
 
 def _size(image_id: str, loaded: LoadedImage | None, details: dict[str, np.ndarray], features: Features,
           store: FeatureStore) -> tuple[int, int]:
-    """Width and height in whose pixels the boxes are."""
+    """Return width and height of the image to which the boxes refer."""
     width, height = (int(side) for side in details.get("image_sizes", UNKNOWN_SIZE))
     if loaded is not None:
         if "image_sizes" in details and loaded.size != (width, height):
-            raise DataError(f"image {image_id} is {loaded.size[0]}x{loaded.size[1]} pixels, {store.source} was made of "
-                            f"one of {width}x{height}: give the photograph that the features were made of")
+            raise DataError(f"image {image_id} has {loaded.size[0]}x{loaded.size[1]} pixels, but {store.source} was "
+                            f"extracted from one of {width}x{height}: give the photograph that it was extracted from")
         return loaded.size
     if "image_sizes" not in details and features.boxes is not None:
         width, height = (max(1, math.ceil(side)) for side in features.boxes[0, :, 2:].max(axis=0))
@@ -147,27 +147,28 @@ def _size(image_id: str, loaded: LoadedImage | None, details: dict[str, np.ndarr
 
 
 def _boxes(features: Features, size: tuple[int, int], grid: bool, source: str, notes: list[str]) -> np.ndarray | None:
-    """(K, 4) boxes of every region of the file, or None where nothing is known of them."""
+    """Return the boxes (K, 4) of every region of the file, or None if they are unknown."""
     if features.boxes is not None:
         if grid:
-            raise DataError(f"{source} has boxes: they cannot be taken for a grid")
+            raise DataError(f"{source} has boxes: explain it without `grid`")
         return features.boxes[0]
-    assert features.regions is not None             # `build_split` refuses others
+    assert features.regions is not None             # checked by `build_split`
     count = features.regions.shape[1]
     side = math.isqrt(count)
     if grid:
         real = count if features.mask is None else int(features.mask[0].sum())
         if side * side != count or real != count:
-            raise DataError(f"{source}: {real} regions of at most {count} are no square grid")
+            raise DataError(f"{source}: {real} regions of at most {count} are not a square grid: explain it without "
+                            "`grid`")
         return grid_boxes(side, side, side) * np.tile(size, 2)
-    square = f"; if they are a {side}x{side} grid, row by row, ask for the grid" if side * side == count else ""
-    notes.append(f"{source} has no boxes of its {count} regions, so none is drawn{square}")
+    square = f"; if they are a {side}x{side} grid, row by row, set `grid`" if side * side == count else ""
+    notes.append(f"{source} has no boxes for its {count} regions, so none are drawn{square}")
     return None
 
 
 def _with_regions(content: dict[str, Any], boxes: np.ndarray | None, details: dict[str, np.ndarray],
                   names: dict[str, list[str]]) -> dict[str, Any]:
-    """The numbers of an explanation with the box of each region and what a detector called it."""
+    """Add the box and the detector's label of each region to the numbers of an explanation."""
     for region in content["regions"]:
         number = region["region"]
         words = [named(kind, number, details, names) for kind in ("attribute", "class")]

@@ -1,1 +1,1 @@
-"""Plots of finished runs and studies: their data, their drawing, one style. Metrics are computed elsewhere."""
+"""Plots of finished runs and studies, in one style: data sources and drawing. Metrics are computed elsewhere."""

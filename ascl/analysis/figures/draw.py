@@ -1,6 +1,6 @@
-"""Drawing: numbers in, a matplotlib figure and the table of what it shows out; one style, spread over seeds.
+"""Draw plots from numbers: each returns a matplotlib figure and the table of its content, with spread over seeds.
 
-Points rather than bars where differences are small against the value: a bar has to begin at 0, an axis of points not.
+Small differences of large values are drawn as points instead of bars, because bars must start at 0.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 
 class Drawing(NamedTuple):
-    """A figure and the numbers in it, one row a line of its CSV."""
+    """A figure and its numbers; each row is a line of its CSV."""
 
     figure: Figure
     rows: list[Row]
@@ -36,7 +36,7 @@ class Drawing(NamedTuple):
 
 @dataclass(frozen=True)
 class Values:
-    """A metric of one variant: one value for each seed."""
+    """A metric of one variant, with one value per seed."""
 
     label: str
     values: tuple[float, ...]
@@ -47,17 +47,17 @@ class Values:
 
     @property
     def std(self) -> float | None:
-        """Sample standard deviation (n - 1); None of a single value."""
+        """Sample standard deviation (n - 1); None for a single value."""
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
 
     def row(self, metric: str) -> Row:
-        """Return the line of a CSV."""
+        """Return one line of the CSV."""
         return {"label": self.label, "figure": metric, "mean": self.mean, "std": self.std, "seeds": len(self.values),
                 "values": " ".join(f"{value:.10g}" for value in self.values)}
 
 
 def save(drawing: Drawing, folder: str | os.PathLike, name: str) -> list[Path]:
-    """`name`.csv and `name`.png, each whole or not at all."""
+    """Write `name`.csv and `name`.png atomically and return their paths."""
     folder = Path(folder)
     stream = io.StringIO()
     columns = list(dict.fromkeys(column for row in drawing.rows for column in row))
@@ -71,11 +71,11 @@ def save(drawing: Drawing, folder: str | os.PathLike, name: str) -> list[Path]:
 
 
 def draw_samples(panels: Mapping[str, Sequence[Values]], about: str) -> Drawing:
-    """Rsum of each way to generate samples (figure 3).
+    """Draw Rsum of each way to generate samples (AsCL, figure 3).
 
     Args:
-        panels: by title, the variants and their Rsum.
-        about: data set, split and what was held equal; in the title.
+        panels: title -> variants with their Rsum.
+        about: data set, split and seeds, for the title.
     """
     figure = _figure(10, 1.9 + 0.36 * max(map(len, panels.values())), f"Rsum by generated samples\n{about}")
     every = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -91,7 +91,7 @@ def draw_samples(panels: Mapping[str, Sequence[Values]], about: str) -> Drawing:
 
 
 class VariantGeometry(NamedTuple):
-    """The geometry of each seed of one variant; stands_in: its vectors do not decide the score."""
+    """The geometry of one variant for each seed. stands_in: its scores do not use these vectors."""
 
     label: str
     runs: tuple[str, ...]
@@ -113,7 +113,7 @@ _KINDS = ("image and its text", "texts of one image", "two images", "texts of tw
 
 
 def draw_geometry(variants: Sequence[VariantGeometry], about: str) -> Drawing:
-    """Alignment and uniformity of unit vectors as AsCL defines them (figure 4) and as Wang and Isola (2020) do."""
+    """Draw alignment and uniformity of unit vectors, as defined by AsCL (figure 4) and by Wang and Isola (2020)."""
     figure = _figure(11, 3.4 + 0.84 * len(variants), f"Alignment and uniformity of unit vectors\n{about}")
     every = figure.subplots(2, 2, sharey=True).flat
     for axes, (title, unit, kinds) in zip(every, _GEOMETRY_PANELS, strict=True):
@@ -129,8 +129,8 @@ def draw_geometry(variants: Sequence[VariantGeometry], about: str) -> Drawing:
         axes.set_title(title)
         axes.set_xlabel(unit)
     handles = [handle for axes in (every[0], every[1]) for handle in axes.get_legend_handles_labels()[0]]
-    note = ("\n* the score is made of more than one vector of each item; these are the item's own, with plain means in "
-            "the place of attention") if any(variant.stands_in for variant in variants) else ""
+    note = ("\n* the score uses vectors of pairs; these are vectors of single items, with plain means instead of "
+            "attention") if any(variant.stands_in for variant in variants) else ""
     _legend(figure, handles, 4, _points_text([len(variant.seeds) for variant in variants]) + note)
     return Drawing(figure, [row for variant in variants for row in _geometry_rows(variant)])
 
@@ -147,10 +147,10 @@ def _geometry_rows(variant: VariantGeometry) -> list[Row]:
 
 
 def draw_lengths(variants: Mapping[str, Sequence[LengthBin]], about: str) -> Drawing:
-    """Text-to-image recall by the number of words of the query (figure 5), at each K, with 95 % intervals.
+    """Draw text-to-image recall by query length in words (AsCL, figure 5), at each K, with 95 % intervals.
 
     Args:
-        variants: by label, the bins; the same bins for each.
+        variants: label -> bins; all variants have the same bins.
     """
     bins = next(iter(variants.values()))
     at = list(bins[0].recall)
@@ -161,7 +161,7 @@ def draw_lengths(variants: Mapping[str, Sequence[LengthBin]], about: str) -> Dra
         for number, (label, found) in enumerate(variants.items()):
             recall, low, high = (np.array([getattr(entry, part)[k] for entry in found])
                                  for part in ("recall", "low", "high"))
-            # rounding may put the end of an interval of 0 or 100 % a hair inside
+            # rounding may put an interval's end slightly inside for a recall of 0 or 100 %
             errors = np.maximum([recall - low, high - recall], 0)
             shift = min(0.12, 0.6 / len(variants)) * (number - (len(variants) - 1) / 2)
             count = f"mean of {found[0].seeds} seeds" if found[0].seeds > 1 else "1 seed"
@@ -171,7 +171,7 @@ def draw_lengths(variants: Mapping[str, Sequence[LengthBin]], about: str) -> Dra
         axes.set_ylim(0, min(103, 1.12 * max(e.high[k] for found in variants.values() for e in found)))
     spans = [f"{e.shortest}" if e.shortest == e.longest else f"{e.shortest}–{e.longest}" for e in bins]
     every[-1].set_xticks(range(len(bins)), [f"{span}\nn = {e.queries:,}" for span, e in zip(spans, bins, strict=True)])
-    every[-1].set_xlabel("words of the query (n = queries)\nlines: 95 % interval of Wilson for n queries")
+    every[-1].set_xlabel("words of the query (n = queries)\nlines: Wilson's 95 % interval for n queries")
     _legend(figure, every[0].get_legend_handles_labels()[0], min(3, len(variants)))
     figure.align_ylabels(list(every))
     endings = {"": "recall", "_low": "low", "_high": "high", "_seed_std": "seed_std"}
@@ -191,7 +191,7 @@ class RunCurve(NamedTuple):
 
 
 def draw_curves(runs: Sequence[RunCurve], about: str) -> Drawing:
-    """Loss and validation Rsum over the steps: runs of one label share a color, their mean is bold."""
+    """Draw loss and validation Rsum over steps; runs of one label share a color, and their mean is bold."""
     labels = list(dict.fromkeys(run.label for run in runs))
     figure = _figure(10, 4.2 + 0.2 * math.ceil(len(labels) / 3), f"Training\n{about}")
     rows: list[Row] = []
@@ -220,7 +220,7 @@ def draw_curves(runs: Sequence[RunCurve], about: str) -> Drawing:
 
 
 class RecallCurve(NamedTuple):
-    """Recalls (rsum, i2t_r1, t2i_r1) of each seed, by the value of a setting. mark: the value to point out."""
+    """Recalls (rsum, i2t_r1, t2i_r1) of each seed, by the value of a setting. mark: the value to highlight."""
 
     label: str
     points: Mapping[float, Sequence[Mapping[str, float]]]
@@ -229,7 +229,7 @@ class RecallCurve(NamedTuple):
 
 def draw_against(curves: Sequence[RecallCurve], *, title: str, x_label: str, mark_label: str = "",
                  log: bool = False) -> Drawing:
-    """Rsum (left) and R@1 in both directions (right) against a number: mean and standard deviation over seeds."""
+    """Draw Rsum (left) and R@1 in both directions (right) against a setting: mean and standard deviation over seeds."""
     figure = _figure(10, 4.4 + 0.2 * math.ceil(len(curves) / 3), title)
     left, right = figure.subplots(1, 2)
     rows: list[Row] = []
@@ -268,7 +268,7 @@ def draw_against(curves: Sequence[RecallCurve], *, title: str, x_label: str, mar
 
 
 class ProtocolRecalls(NamedTuple):
-    """Recalls of one model kind under one protocol: for each seed a dict of i2t_r1 to t2i_r10."""
+    """Recalls of one variant under one protocol: for each seed a dict of i2t_r1 to t2i_r10."""
 
     protocol: str
     sees_the_answer: bool
@@ -276,9 +276,9 @@ class ProtocolRecalls(NamedTuple):
 
 
 def draw_leak(variants: Mapping[str, Sequence[ProtocolRecalls]], about: str) -> Drawing:
-    """The honest evaluation beside the one whose queries were made with their answers; a row of axes each variant."""
+    """Draw the honest evaluation next to the one that sees the answer; one row of axes per variant."""
     figure = _figure(10, 1.6 + 3.0 * len(variants),
-                     f"NOT A RESULT: what an evaluation says that sees the answer\n{about}", color=COLORS[4])
+                     f"NOT A RESULT: recall of an evaluation that sees the answer\n{about}", color=COLORS[4])
     rows: list[Row] = []
     grid = figure.subplots(len(variants), 2, squeeze=False, sharey=True)
     for pair, (label, protocols) in zip(grid, variants.items(), strict=True):
@@ -314,7 +314,7 @@ def _figure(width: float, height: float, title: str, color: str = "black") -> Fi
 
 
 def _legend(figure: Figure, handles: Sequence[Any], columns: int, note: str = "") -> None:
-    """Below all axes, under a line of explanation."""
+    """Add a legend below all axes, under a note."""
     legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, title=note or None,
                            title_fontsize=9)
     legend.get_title().set(color=QUIET, multialignment="center")
@@ -322,7 +322,7 @@ def _legend(figure: Figure, handles: Sequence[Any], columns: int, note: str = ""
 
 def _points(axes: Axes, variants: Sequence[Values], color: str, marker: str, *, digits: int, offset: float = 0.0,
             label: str | None = None) -> None:
-    """One line for each variant: seeds as ticks, mean and standard deviation; these also as numbers at the right."""
+    """Draw one line per variant: seeds as ticks, mean and standard deviation, and these as numbers at the right."""
     known = [(place, variant) for place, variant in enumerate(variants) if variant.values]
     for place, variant in known:
         y, std = place + offset, variant.std
@@ -335,12 +335,12 @@ def _points(axes: Axes, variants: Sequence[Values], color: str, marker: str, *, 
         axes.annotate(text, (1, y), xytext=(4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
                       va="center", fontsize=9, annotation_clip=False)
     axes.set_yticks(range(len(variants)), [variant.label for variant in variants])
-    axes.set_ylim(len(variants) - 0.5, -0.5)                    # the first on top
+    axes.set_ylim(len(variants) - 0.5, -0.5)                    # the first variant on top
     axes.grid(visible=False, axis="y")
 
 
 def _widen(every: Sequence[Axes], *, digits: int) -> None:
-    """One range for all, which does not zoom into what the numbers round away."""
+    """Set one range for all axes, not so narrow that it shows differences below the printed digits."""
     low, high = (end([axes.dataLim.intervalx[side] for axes in every]) for side, end in ((0, min), (1, max)))
     room = max(0.08 * (high - low), 10 * 10.0**-digits)
     for axes in every:
@@ -359,6 +359,6 @@ def _seed_count(counts: Sequence[int]) -> str:
 
 
 def _spreads(values: Sequence[Values]) -> list[float] | None:
-    """Standard deviations as matplotlib takes them; None where no value has one."""
+    """Return the standard deviations as matplotlib takes them, or None if there are none."""
     spreads = [math.nan if value.std is None else value.std for value in values]
     return None if all(map(math.isnan, spreads)) else spreads

@@ -1,4 +1,4 @@
-"""From finished runs and studies to the data of each plot."""
+"""Read the data of each plot from finished runs and studies."""
 
 from __future__ import annotations
 
@@ -21,34 +21,35 @@ from ascl.settings.base import read_settings
 from ascl.settings.retrieval import Config
 from ascl.training.log import METRICS, read_metrics
 
-LAST_LENGTHS = (6, 8, 10, 12, 15)           # bins of words: up to 6, 7-8, 9-10, 11-12, 13-15, 16 on
+LAST_LENGTHS = (6, 8, 10, 12, 15)           # bins of words: up to 6, 7-8, 9-10, 11-12, 13-15, 16 or more
 WEIGHTS = tuple(round(0.1 * tenth, 1) for tenth in range(11))
 
 
 class RunGroup(NamedTuple):
-    """Runs that differ in their seed only, under one label."""
+    """Runs that differ only in their seed, with one label."""
 
     label: str
     runs: tuple[Path, ...]
 
 
 def run_groups(sources: Sequence[str], only: Sequence[str] = ()) -> list[RunGroup]:
-    """Return the runs that a user named: `RUN`, `LABEL=RUN,RUN,...`, or the CSV of a study for those of its variants.
+    """Return the runs of each source: `RUN`, `LABEL=RUN,RUN,...`, or the CSV of a study for its variants.
 
     Args:
-        only: labels to keep, in their order; empty = all.
+        only: labels to keep, in this order; empty = all.
 
     Raises:
-        DataError, FileNotFoundError: no such run or file, a label twice or unknown, a seed twice under one label.
+        DataError, FileNotFoundError: a run or file does not exist, a label is unknown or names different runs, or two
+            runs of one label have the same seed.
     """
     groups: dict[str, tuple[Path, ...]] = {}
     for label, runs in (named for source in sources for named in _named_runs(source)):
-        known = groups.setdefault(label, runs)      # studies share variants: the same runs under the same name are one
+        known = groups.setdefault(label, runs)      # studies share variants, so the same runs may come twice
         if {run.resolve() for run in known} != {run.resolve() for run in runs}:
-            raise DataError(f"two sources are called {label!r}: give one another name, as in NAME=RUN")
+            raise DataError(f"two sources are called {label!r}: rename one, as in NAME=RUN")
     for label in only:
         if label not in groups:
-            raise DataError(f"{label!r}: no such label; there are {', '.join(map(repr, groups))}")
+            raise DataError(f"{label!r}: no such label; choose from {', '.join(map(repr, groups))}")
     chosen = [RunGroup(label, groups[label]) for label in only or groups]
     for group in chosen:
         if not group.runs:
@@ -56,17 +57,17 @@ def run_groups(sources: Sequence[str], only: Sequence[str] = ()) -> list[RunGrou
         of_seed: dict[int, Path] = {}
         for run in group.runs:
             if not (run / "settings.yaml").is_file():
-                raise DataError(f"{run} is no run: it has no settings.yaml; train one with ascl train "
+                raise DataError(f"{run} is not a run, because it has no settings.yaml: train one with ascl train "
                                 f"--dataset NAME --out {run}")
             known_run = of_seed.setdefault(seed := _setting(run, "train.seed"), run)
             if known_run is not run:
-                raise DataError(f"{known_run} and {run}, both {group.label!r}, have the seed {seed}: runs of one label "
-                                "differ in their seed and in nothing else")
+                raise DataError(f"{known_run} and {run}, both {group.label!r}, have the seed {seed}: give runs that "
+                                "differ only in their seed")
     return chosen
 
 
 def _named_runs(source: str) -> list[tuple[str, tuple[Path, ...]]]:
-    """(label, its runs) of one source."""
+    """Return (label, its runs) for each label of one source."""
     label, equals, runs = source.partition("=")
     if source.endswith(".csv"):
         of_label: dict[str, dict[Path, None]] = {}
@@ -79,15 +80,16 @@ def _named_runs(source: str) -> list[tuple[str, tuple[Path, ...]]]:
 
 
 def _setting(run: Path, name: str) -> Any:
-    """One setting of a run, by dotted name."""
+    """Return one setting of a run, by dotted name."""
     settings = read_settings(Config, run / "settings.yaml")
     if name not in settings:
-        raise DataError(f"{run / 'settings.yaml'} has no {name}: it was not written by `ascl train`")
+        raise DataError(f"{run / 'settings.yaml'} has no {name}, so it was not written by `ascl train`: give a run of "
+                        "`ascl train`")
     return settings[name]
 
 
 def _seeds_of(groups: Sequence[RunGroup]) -> str:
-    """One line about the seeds of all groups, shorter where they agree."""
+    """Return a line on the seeds of all groups, once if they agree."""
     seeds = {group.label: _seeds_text(_setting(run, "train.seed") for run in group.runs) for group in groups}
     every = list(dict.fromkeys(seeds.values()))
     return every[0] if len(every) == 1 else "; ".join(f"{label}, {text}" for label, text in seeds.items())
@@ -99,7 +101,7 @@ def _seeds_text(seeds: Iterable[object]) -> str:
 
 
 def samples(sources: Sequence[str]) -> Drawing:
-    """Draw figure 3. sources: folder of the results of `ascl ablate`, or its positives.csv and negatives.csv."""
+    """Draw AsCL's figure 3. sources: output folder of `ascl ablate`, or its positives.csv and negatives.csv."""
     panels, rows = {}, []
     titles = {"positives": "(a) Positives: Asymmetry-II and III", "negatives": "(b) Negatives: Asymmetry-I"}
     for study, title in titles.items():
@@ -111,7 +113,7 @@ def samples(sources: Sequence[str]) -> Drawing:
 
 
 def against_setting(sources: Sequence[str], setting: str) -> Drawing:
-    """Draw recall of models that were trained with other values of one setting.
+    """Draw the recall of models trained with different values of one setting.
 
     Args:
         sources: as for `samples`.
@@ -130,18 +132,19 @@ def against_setting(sources: Sequence[str], setting: str) -> Drawing:
         try:
             at = float(values[setting])
         except ValueError:
-            raise DataError(f"study {study}, variant {row['variant']!r}: its {setting} is no number") from None
+            raise DataError(f"study {study}, variant {row['variant']!r}: its {setting} is not a number; write the "
+                            "table again with `ascl ablate`") from None
         points.setdefault(at, []).append({name: _number(row, name) for name in RECALLS})
         rows.append(row)
     if len(points) < 2:
-        raise DataError(f"the study {study} has {len(points)} finished values of {setting}, a curve needs two; to go "
-                        f"on: ascl ablate --dataset NAME --study {study}")
+        raise DataError(f"the study {study} has {len(points)} finished values of {setting}, but a curve needs two: "
+                        f"continue with ascl ablate --dataset NAME --study {study}")
     return draw.draw_against([draw.RecallCurve("trained at each", points)], x_label=x_label, log=log,
-                             title=f"Recall by the {title} trained with\n{_about_study(rows)}")
+                             title=f"Recall by the {title} in training\n{_about_study(rows)}")
 
 
 def _study(sources: Sequence[str], study: str) -> list[dict[str, str]]:
-    """Rows of one study, looked for in CSV files and as STUDY.csv in folders; a run that two tables name once."""
+    """Return the rows of one study, from CSV files and from STUDY.csv in folders, without duplicate runs."""
     of_seed: dict[tuple[str, str], dict[str, str]] = {}
     looked = []
     for source in map(Path, sources):
@@ -155,10 +158,10 @@ def _study(sources: Sequence[str], study: str) -> list[dict[str, str]]:
                 known = of_seed.setdefault((row["label"], row["seed"]), row)
                 if Path(known["run"]).resolve() != Path(row["run"]).resolve():
                     raise DataError(f"{known['run']} and {row['run']}, both {row['label']!r}, have the seed "
-                                    f"{row['seed']}: tables of different ablations do not make one plot")
+                                    f"{row['seed']}: plot tables of different ablations separately")
     if not of_seed:
-        raise DataError(f"no run of the study {study} in {', '.join(looked)}; to make it: ascl ablate "
-                        f"--dataset NAME --study {study}")
+        raise DataError(f"no run of the study {study} in {', '.join(looked)}: run ascl ablate --dataset NAME "
+                        f"--study {study}")
     return list(of_seed.values())
 
 
@@ -171,7 +174,7 @@ def _number(row: dict[str, str], name: str) -> float:
 
 
 def _about_study(rows: Sequence[dict[str, str]]) -> str:
-    """Data set, split, sizes and seeds of the runs behind some rows, as far as the run folders are there to ask."""
+    """Return data set, split, sizes and seeds of the runs behind some rows, as far as their folders exist."""
     tested = _TestedOn()
     for run in dict.fromkeys(Path(row["run"]) for row in rows):
         if (run / "settings.yaml").is_file():
@@ -183,26 +186,26 @@ def _about_study(rows: Sequence[dict[str, str]]) -> str:
 
 
 class _TestedOn:
-    """What the runs of one plot were tested on, which has to be the same."""
+    """The test set of the runs in one plot, which must be the same for all."""
 
     place = ""
 
     def add(self, run: Path, split: str, images: int, texts: int) -> None:
+        """Add a run; raise DataError if its test set differs from that of earlier runs."""
         place = f"{_setting(run, 'dataset') or 'data'}, {split} split, {images:,} images and {texts:,} texts"
         if self.place and self.place != place:
-            raise DataError(f"{run} is about {place}, the runs before it about {self.place}: draw them in plots of "
-                            "their own")
+            raise DataError(f"{run} was tested on {place}, earlier runs on {self.place}: draw them in separate plots")
         self.place = place
 
     def load(self, run: Path, *arguments: Any, **options: Any) -> RunSplit:
-        """`load_split`, whose split is added."""
+        """Return `load_split` of a run, and add its split."""
         loaded = load_split(run, *arguments, **options)
         self.add(run, loaded.split, len(loaded.captions.image_ids), len(loaded.captions.captions))
         return loaded
 
 
 def alignment(groups: Sequence[RunGroup], split: str | None, *, overrides: dict[str, Any]) -> Drawing:
-    """Draw figure 4: alignment and uniformity."""
+    """Draw AsCL's figure 4: alignment and uniformity."""
     variants, tested = [], _TestedOn()
     for group in groups:
         seeds, stands_in = [], False
@@ -216,9 +219,9 @@ def alignment(groups: Sequence[RunGroup], split: str | None, *, overrides: dict[
 
 
 def local_weight(groups: Sequence[RunGroup], split: str | None, *, overrides: dict[str, Any]) -> Drawing:
-    """Draw recall against u1 of models that were trained at one u1 and are scored at others.
+    """Draw recall against u1 for models trained at one u1 and scored at others.
 
-    split: None = what the runs were validated on while they trained, because a setting is not chosen on the test split.
+    split: None = the images that the runs were validated on in training, because test data must not select settings.
     """
     curves, tested = [], _TestedOn()
     for group in groups:
@@ -236,13 +239,13 @@ def local_weight(groups: Sequence[RunGroup], split: str | None, *, overrides: di
                 of_weight.append(recalls_of(report.to_dict()))
         mark = trained_at.pop() if len(trained_at) == 1 else None
         curves.append(draw.RecallCurve(group.label, points, mark))
-    title = f"Recall by the local weight scored with\n{tested.place}; {_seeds_of(groups)}"
-    return draw.draw_against(curves, title=title, mark_label="the u1 trained with",
-                             x_label="u1, the weight of the local score (0 to 1); not trained anew")
+    title = f"Recall by the local weight in scoring\n{tested.place}; {_seeds_of(groups)}"
+    return draw.draw_against(curves, title=title, mark_label="u1 in training",
+                             x_label="u1, the weight of the local score (0 to 1); not retrained")
 
 
 def leak(groups: Sequence[RunGroup], split: str | None, *, overrides: dict[str, Any]) -> Drawing:
-    """Draw the honest evaluation beside the one that sees the answer."""
+    """Draw the honest evaluation next to the one that sees the answer."""
     variants, tested = {}, _TestedOn()
     for group in groups:
         by_protocol: dict[str, list[dict[str, float]]] = {}
@@ -256,7 +259,7 @@ def leak(groups: Sequence[RunGroup], split: str | None, *, overrides: dict[str, 
 
 
 def lengths(groups: Sequence[RunGroup], split: str | None, *, last_lengths: Sequence[int] = LAST_LENGTHS) -> Drawing:
-    """Draw figure 5, from the `ranks-SPLIT.npz` of the runs."""
+    """Draw AsCL's figure 5, from the `ranks-SPLIT.npz` of the runs."""
     split = split or _setting(groups[0].runs[0], "data.test")
     first = _ranks(groups[0].runs[0], split)
     words = np.array([diagnostics.count_words(first.caption(query)) for query in first.text_queries])
@@ -266,8 +269,8 @@ def lengths(groups: Sequence[RunGroup], split: str | None, *, last_lengths: Sequ
         for run in group.runs:
             ranks = _ranks(run, split)
             if not first.same_queries(ranks):
-                raise DataError(f"{run} was evaluated on other queries than {groups[0].runs[0]}: draw runs of one data "
-                                "set and split together")
+                raise DataError(f"{run} was evaluated on other queries than {groups[0].runs[0]}: draw runs of "
+                                "different data sets or splits separately")
             of_runs.append(ranks.t2i)
         variants[group.label] = diagnostics.recall_by_length(np.stack(of_runs), words, last_lengths)
     tested = _TestedOn()
@@ -279,10 +282,10 @@ def _ranks(run: Path, split: str) -> QueryRanks:
     path = run / f"ranks-{split}.npz"
     command = f"ascl eval --checkpoint {run} --split {split}"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; to make it: {command}")
+        raise FileNotFoundError(f"{path} does not exist: run {command}")
     ranks = read_ranks(path)
     if ranks.captions is None:
-        raise DataError(f"{path} holds no captions, so no query has a length; evaluate again: {command}")
+        raise DataError(f"{path} holds no captions, so query lengths are unknown: evaluate again with {command}")
     return ranks
 
 
@@ -296,7 +299,7 @@ def curves(groups: Sequence[RunGroup]) -> Drawing:
                                 if record["kind"] == kind and record.get(name) is not None)
                           for kind, name in (("train", "loss"), ("validation", "rsum")))
             if not loss:
-                raise DataError(f"{run / METRICS} has no line of training yet: train longer, or leave {run} out")
+                raise DataError(f"{run / METRICS} has no training records yet: train longer, or leave {run} out")
             found.append(draw.RunCurve(group.label, str(run), loss, rsum))
     datasets = ", ".join(dict.fromkeys(_setting(run, "dataset") or "data" for group in groups for run in group.runs))
     return draw.draw_curves(found, f"{datasets}; {_seeds_of(groups)}")

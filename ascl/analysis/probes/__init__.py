@@ -1,1 +1,1 @@
-"""Probes of asymmetry: variants of captions that say something false, more, or less, and their order."""
+"""Probes of asymmetry: caption variants that say something false, say more, or say less, and their order by score."""

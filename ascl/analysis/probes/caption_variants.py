@@ -1,14 +1,13 @@
-"""Variants of captions that people wrote, by small operations on their words: no model, no corpus, always the same.
+"""Variants of human captions, by small deterministic edits of their words, without a model or a corpus.
 
-Whether a variant is true is not known exactly here, as it is for generated scenes. What is put in as false is a thing,
-a colour or a number that none of the captions of the image speaks of, nor of anything near it (`caption_lexicon.py`);
-what is added as true stands in another caption of the same image. A caption that an operation does not fit is left out.
+The truth of a variant is not known exactly, unlike for generated scenes. A false variant adds an object, a color or a
+number that no caption of the image mentions, nor anything close to it (`lexicon.py`). A true detail comes from another
+caption of the same image. If an edit does not apply to a caption, there is no variant.
 
-Looked at with their photographs, 60 variants of each kind of captions of Flickr8k's test split; of the 60, well-formed
-/ false or true as they should be (what cannot be decided counts as wrong): noun swapped 58 / 57, colour 60 / 57, number
-60 / 56, relation 58 / 57, roles 58 / 60 (though most make no sense: "a large wave rides a surfer"), false detail
-60 / 58, true detail 60 / 53 (writers err; 4 of them say nothing new), concatenated 60 / 57, truncated 56 / 59, keywords
-removed 58 / 60.
+A manual check compared 60 variants of each kind (Flickr8k test captions) with their photographs. Of 60, well-formed /
+false or true as intended (undecidable counts as wrong): noun swapped 58 / 57, color 60 / 57, number 60 / 56, relation
+58 / 57, roles 58 / 60 (though most make no sense: "a large wave rides a surfer"), false detail 60 / 58, true detail
+60 / 53 (writers err; 4 say nothing new), concatenated 60 / 57, truncated 56 / 59, keywords removed 58 / 60.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ _WITH_ON = frozenset("put puts putting turn turns turning try tries trying bite 
 _PLAY = frozenset("play plays playing played".split())
 _SINGULAR = frozenset("a an the another one each every".split())
 _BEFORE_SUBJECT = frozenset("while as where when".split())
-_COLOUR_VERBS = frozenset("in is are wearing dressed painted all".split())
-_DRAWS = 100    # of a false detail: nearly every image lacks most of them
+_COLOR_VERBS = frozenset("in is are wearing dressed painted all".split())
+_DRAWS = 100    # attempts to find a false detail; nearly every image lacks most details
 
 
 class _Word(NamedTuple):
-    """A word at caption[start:end]; text is lower case."""
+    """A word at caption[start:end]; text is in lower case."""
 
     start: int
     end: int
@@ -47,7 +46,7 @@ class _Word(NamedTuple):
 
 
 class _Named(NamedTuple):
-    """A noun in a caption: `name` is its word number `at`. group: what it excludes. number: 0 singular, 1 plural."""
+    """A noun in a caption: word number `at` is `name`. group: nouns that it excludes. number: 0 singular, 1 plural."""
 
     at: int
     name: str
@@ -57,7 +56,7 @@ class _Named(NamedTuple):
 
 
 class _Image(NamedTuple):
-    """words: of all captions of the image. others: its other captions. details: may be added if false of the image."""
+    """An image. words: of all its captions. others: its other captions. details: candidates for false details."""
 
     words: frozenset[str]
     others: list[str]
@@ -65,10 +64,10 @@ class _Image(NamedTuple):
 
 
 def caption_variants(captions: CaptionSet, *, seed: int = 0) -> list[CaptionVariant]:
-    """At most one variant of each kind for each caption, in the order of the captions.
+    """Return at most one variant of each kind per caption, in the order of the captions.
 
-    The false details are nouns that are true details of other images of the set, as often as they are; the rest of a
-    variant depends on nothing but its image.
+    False details are true details of other images of the set, drawn by their frequency. Otherwise a variant depends
+    only on its image.
     """
     read = [_words(caption) for caption in captions.captions]
     of_image = [captions.captions_of(image) for image in range(len(captions.image_ids))]
@@ -99,27 +98,27 @@ def _noun_swapped(caption: str, image: _Image, rng: np.random.Generator) -> str 
     return replaced(caption, word.start, word.end, other.names[0][named.number])
 
 
-def _colour_swapped(caption: str, image: _Image, rng: np.random.Generator) -> str | None:
+def _color_swapped(caption: str, image: _Image, rng: np.random.Generator) -> str | None:
     words = _words(caption)
-    if image.words & lexicon.MANY_COLOURS:
+    if image.words & lexicon.MANY_COLORS:
         return None
 
     def said_of_a_thing(at: int) -> bool:
         following = _next(caption, words, at)
         if following is None:
-            return _text(words, at - 1) in _COLOUR_VERBS
-        return following not in lexicon.LOOSE_ENDS and following not in lexicon.NOT_AFTER_COLOUR
+            return _text(words, at - 1) in _COLOR_VERBS
+        return following not in lexicon.LOOSE_ENDS and following not in lexicon.NOT_AFTER_COLOR
 
-    places = [word for at, word in enumerate(words) if word.text in lexicon.COLOUR_WORDS and said_of_a_thing(at)]
-    colours = [colour for colour, near in lexicon.COLOURS.items() if image.words.isdisjoint(near)]
-    if not places or not colours:
+    places = [word for at, word in enumerate(words) if word.text in lexicon.COLOR_WORDS and said_of_a_thing(at)]
+    colors = [color for color, near in lexicon.COLORS.items() if image.words.isdisjoint(near)]
+    if not places or not colors:
         return None
     word = pick(rng, places)
-    return replaced(caption, word.start, word.end, pick(rng, colours))
+    return replaced(caption, word.start, word.end, pick(rng, colors))
 
 
 def _number_swapped(caption: str, image: _Image, rng: np.random.Generator) -> str | None:
-    """A number of things becomes a larger one: where there are three, there are also two."""
+    """Replace a number by a larger one; a smaller one would be true, because three things include two."""
     words = _words(caption)
     texts = [word.text for word in words]
     places = [word for at, word in enumerate(words)
@@ -150,7 +149,7 @@ def _relation_swapped(caption: str, image: _Image, rng: np.random.Generator) -> 
 
 
 def _roles_swapped(caption: str, image: _Image, rng: np.random.Generator) -> str | None:
-    """Subject and object of a verb that does not work both ways change places."""
+    """Swap subject and object of a verb that is not symmetric."""
     words = _words(caption)
     phrases = [(at, words[at].start, words[end].end) for at, end in _noun_phrases(caption, words)]
     pairs = []
@@ -169,7 +168,7 @@ def _roles_swapped(caption: str, image: _Image, rng: np.random.Generator) -> str
 
 
 def _noun_phrases(caption: str, words: list[_Word]) -> Iterator[tuple[int, int]]:
-    """First and last word of "a small brown dog": a determiner, words without function, a singular noun."""
+    """Yield first and last word of phrases like "a small brown dog": determiner, modifiers, singular noun."""
     for at, word in enumerate(words):
         for end in range(at + 1, min(at + 5, len(words))) if word.text in _SINGULAR else ():
             name = words[end].text
@@ -194,17 +193,17 @@ def _true_detail_added(caption: str, image: _Image, rng: np.random.Generator) ->
 
 
 def _concatenated(caption: str, image: _Image, rng: np.random.Generator) -> str | None:
-    """With another caption of the image, as the generated positives of the training."""
+    """Concatenate with another caption of the image, like the generated positives of training."""
     return concatenate([caption, pick(rng, image.others)], rng) if image.others else None
 
 
 def _truncated(caption: str, image: _Image, rng: np.random.Generator) -> str | None:
-    """The first half of the words, and none of those at its end that say nothing without what followed."""
+    """Keep the first half of the words, without final words that need what followed them."""
     return _shorter(_trimmed(truncate_prefix(caption)), caption)
 
 
 def _keywords_removed(caption: str, image: _Image, rng: np.random.Generator) -> str | None:
-    """Without half, at least one, of the adjectives before nouns and the last phrase, so that a sentence is left."""
+    """Remove half (at least one) of the last phrase and the adjectives before nouns, so that a sentence remains."""
     words = _words(caption)
     spans = [(word.start, words[at + 1].start) for at, word in enumerate(words)
              if word.text in lexicon.ADJECTIVES and _before_noun(caption, words, at)]
@@ -221,7 +220,7 @@ def _keywords_removed(caption: str, image: _Image, rng: np.random.Generator) -> 
 
 
 def _before_noun(caption: str, words: list[_Word], at: int) -> bool:
-    """Whether this adjective can go: what follows it directly is a noun or an adjective before one."""
+    """Return whether this adjective can be removed: a noun, or an adjective before one, follows directly."""
     following = _next(caption, words, at)
     if following is None or following in lexicon.LOOSE_ENDS | lexicon.FORMS_OF_VERBS:
         return False
@@ -231,13 +230,13 @@ def _before_noun(caption: str, words: list[_Word], at: int) -> bool:
 
 
 def _cut(text: str, start: int, end: int) -> str:
-    """Without text[start:end], which a word follows that takes over its capital letter and its article."""
+    """Remove text[start:end]; the next word takes over its capital letter and its article."""
     rest = text[end].upper() + text[end + 1 :] if text[start].isupper() else text[end:]
     return with_article(text[:start], rest.split()[0]) + rest
 
 
 def _trimmed(text: str) -> str:
-    """Without words at the end that need what followed them, and without loose punctuation."""
+    """Remove final words that need what followed them, and trailing punctuation."""
     words = text.split()
     while words and re.sub(r"\W+", "", words[-1]).lower() in {*lexicon.LOOSE_ENDS, *lexicon.ADJECTIVES, ""}:
         words.pop()
@@ -254,12 +253,12 @@ def _words(caption: str) -> list[_Word]:
 
 
 def _text(words: Sequence[_Word], at: int) -> str:
-    """The word of this number; nothing beyond the ends."""
+    """Return word number `at`, or "" beyond the ends."""
     return words[at].text if 0 <= at < len(words) else ""
 
 
 def _next(caption: str, words: list[_Word], at: int) -> str | None:
-    """The word that follows with nothing but space between."""
+    """Return the word that follows after white space only, or None."""
     if at + 1 == len(words) or caption[words[at].end : words[at + 1].start].strip():
         return None
     return words[at + 1].text
@@ -270,7 +269,7 @@ def _is_plural(word: str) -> bool:
 
 
 def _swappable(words: list[_Word]) -> list[_Named]:
-    """Nouns of the lexicon that stand for themselves: not "dog" in "dog house" or in "hot dog"."""
+    """Return nouns of the lexicon that are not part of a compound, such as "dog" in "dog house" or "hot dog"."""
     found = []
     for at, word in enumerate(words):
         before = _text(words, at - 1)
@@ -287,26 +286,26 @@ def _swappable(words: list[_Word]) -> list[_Named]:
 
 
 def _before_thing(before: str, number: int) -> bool:
-    """Whether the word after this one is a thing and no verb: "the stick", "carrying sticks", not "he sticks"."""
+    """Return whether the next word is a noun and not a verb: "the stick", "carrying sticks", not "he sticks"."""
     known = (lexicon.LOOSE_ENDS, lexicon.ADJECTIVES, lexicon.NUMBERS, lexicon.VERBS_OF_ROLES)
     return not (number and before in _SINGULAR) and (any(before in some for some in known) or before.endswith("ing"))
 
 
 def _ends_phrase(following: str) -> bool:
-    """Whether a noun before this word is no part of a compound, nor of "a bed of roses"."""
+    """Return whether a noun before this word ends its phrase, unlike in a compound or in "a bed of roses"."""
     if following in lexicon.LOOSE_ENDS or following in lexicon.FORMS_OF_VERBS:
         return following != "of"
     return not following or following.endswith("ed") or following.endswith("ing") and following not in _NOUNS_IN_ING
 
 
 def _absent(noun: Noun, known: frozenset[str]) -> bool:
-    """Whether none of the words speaks of this thing."""
+    """Return whether none of the words refers to this noun."""
     return known.isdisjoint(noun.words)
 
 
 def _new_details(caption: str, others: list[str]) -> list[_Named]:
-    """Salient things that the other captions name, each once, where this one names nothing of their group."""
-    here = frozenset(word.text for word in _words(caption))     # else one writer may have mistaken the same thing
+    """Return, once each, salient nouns of the other captions of whose group this caption names nothing."""
+    here = frozenset(word.text for word in _words(caption))     # otherwise the writers may mean the same object
     new: dict[str, _Named] = {}
     for named in (named for other in others for named in _swappable(_words(other))):
         if named.group in _SALIENT and all(_absent(noun, here) for noun in named.group):
@@ -323,7 +322,7 @@ def _by_name(nouns: Sequence[Noun]) -> dict[str, Noun]:
 
 
 def _nouns() -> dict[str, list[tuple[Noun, tuple[Noun, ...], int]]]:
-    """Name -> (noun, its group, number), one for each group that has it."""
+    """Return name -> (noun, its group, number), one entry per group that has the name."""
     table: dict[str, list[tuple[Noun, tuple[Noun, ...], int]]] = {}
     for group in lexicon.GROUPS.values():
         for noun in group.nouns:
@@ -350,7 +349,7 @@ _ROLES = re.compile(rf"\s+(?:is\s+)?(?:{'|'.join(sorted(lexicon.VERBS_OF_ROLES))
 _LAST_PHRASE = re.compile(
     rf"\s(?:in front of|next to|{'|'.join(lexicon.LAST_PHRASES)})\s(?=[\w' -]+[\s.]*$)", re.IGNORECASE)
 _MAKERS: dict[str, Callable[[str, _Image, np.random.Generator], str | None]] = {
-    "noun swapped": _noun_swapped, "colour swapped": _colour_swapped, "number swapped": _number_swapped,
+    "noun swapped": _noun_swapped, "colour swapped": _color_swapped, "number swapped": _number_swapped,
     "relation swapped": _relation_swapped, "roles swapped": _roles_swapped, "false detail added": _false_detail_added,
     "true detail added": _true_detail_added, "concatenated": _concatenated, "truncated (prefix)": _truncated,
     "keywords removed": _keywords_removed}

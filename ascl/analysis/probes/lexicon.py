@@ -1,9 +1,8 @@
-"""Words by which a caption can be made false: concrete nouns in groups, colours, numbers, relations.
+"""Words that can make a caption false: concrete nouns in groups, colors, numbers, relations.
 
-A group holds nouns that exclude one another as the name of one thing: none is a kind of another, so that exchanging one
-for another makes a caption false. Nouns that one person may use where another uses the next (car and van, sofa and
-couch), or of which one is a kind of the other (dog and poodle), stand together as one `Noun` and are never exchanged.
-Chosen from the frequent words of Flickr8k, Flickr30K and COCO captions.
+The nouns of a group are mutually exclusive names of an object: none is a kind of another, so swapping two makes a
+caption false. Near synonyms (car and van, sofa and couch) and nouns of which one is a kind of the other (dog and
+poodle) form one `Noun` and are never swapped. The words are frequent in Flickr8k, Flickr30K and COCO captions.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from itertools import chain
 
 @dataclass(frozen=True)
 class Noun:
-    """One thing and its names, (singular, plural) of each; the first is the one that is put in.
+    """An object and its names, each as (singular, plural); swaps insert the first one.
 
-    near: other words that speak for this thing being in the image: where a caption of the image has one of them, this
-    thing is not put in as false.
+    near: other words that suggest that this object is in the image. If a caption of the image has one of them, this
+    noun is not used as a false one.
     """
 
     names: tuple[tuple[str, str], ...]
@@ -26,13 +25,13 @@ class Noun:
 
     @cached_property
     def words(self) -> frozenset[str]:
-        """All that speaks for this thing: its names and what is near."""
+        """All words that suggest this object: its names and those in `near`."""
         return frozenset((*self.near, *chain(*self.names)))
 
 
 @dataclass(frozen=True)
 class Group:
-    """Things that exclude one another. salient: one would not leave such a thing out of a description easily."""
+    """Mutually exclusive nouns. salient: descriptions rarely omit such an object."""
 
     nouns: tuple[Noun, ...]
     salient: bool = False
@@ -134,15 +133,15 @@ GROUPS: dict[str, Group] = {
         _noun("river lake ocean pond sea creek stream", "water waves swimming swim"),
         _noun("bathroom restroom", "toilet sink shower indoors inside"), _noun("classroom", "school students student"),
     )}
-# names of things that are verbs as well, where no word before them says that they are meant as things
+# nouns that are verbs too, unless the word before shows that they are nouns
 ALSO_VERBS = frozenset("""
     stick sticks sled sleds bike bikes skateboard skateboards snowboard snowboards boat boats kayak kayaks canoe canoes
     raft rafts train trains book books phone phones drum drums balloon balloons bear bears dog dogs duck ducks ship
     ships""".split())
-# what somebody plays; a noun of no number
+# sports, after "play"; without a plural
 SPORTS: tuple[Noun, ...] = (_noun("soccer football rugby"), _noun("tennis badminton"), _noun("basketball"),
                             _noun("baseball softball cricket"), _noun("volleyball"), _noun("golf"), _noun("hockey"))
-# ground or cover; a noun of no number, after "the" or a preposition
+# ground or cover, after "the" or a preposition; without a plural
 GROUNDS: tuple[Noun, ...] = (
     _noun("snow ice", "snowy ski skiing snowboard snowboarding winter sled slope icy"),
     _noun("grass lawn", "grassy field park yard meadow green golf"),
@@ -150,7 +149,7 @@ GROUNDS: tuple[Noun, ...] = (
     _noun("water", "ocean lake pool river sea wave waves pond swimming swims surfing surfer boat splashing splashes "
           "stream creek beach wet surf fountain puddle kayak canoe sprinkler"))
 
-COLOURS: dict[str, tuple[str, ...]] = {  # what is put in -> its other names, and colours that are taken for it
+COLORS: dict[str, tuple[str, ...]] = {  # color to insert -> its other names, and colors that are confused with it
     "red": ("red", "maroon", "scarlet", "orange", "pink", "burgundy"),
     "blue": ("blue", "navy", "turquoise", "teal", "aqua", "purple", "denim", "jeans", "black", "dark"),
     "green": ("green", "turquoise", "teal", "lime", "grass", "grassy", "camouflage", "camo", "olive", "yellow"),
@@ -161,11 +160,11 @@ COLOURS: dict[str, tuple[str, ...]] = {  # what is put in -> its other names, an
     "black": ("black", "dark", "gray", "grey", "brown", "navy", "blue", "purple"),
     "white": ("white", "light", "gray", "grey", "cream", "beige", "silver", "snow", "snowy"),
     "brown": ("brown", "tan", "beige", "dark", "black", "golden", "red", "orange")}
-COLOUR_WORDS = frozenset({*COLOURS, "gray", "grey", "tan", "beige", "maroon"})
-MANY_COLOURS = frozenset("""
+COLOR_WORDS = frozenset({*COLORS, "gray", "grey", "tan", "beige", "maroon"})
+MANY_COLORS = frozenset("""
     colorful colored multicolored multi striped plaid checkered colors brightly various different""".split())
-# no colour of a thing that could as well have another: "white water", "red wine", a black man, "orange juice"
-NOT_AFTER_COLOUR = frozenset("""
+# not a color that the object could exchange for another: "white water", "red wine", a black man, "orange juice"
+NOT_AFTER_COLOR = frozenset("""
     water wine tea house sox belt juice light lights photo photograph picture image man men woman women boy boys girl
     girls people person guy guys lady ladies child children kid kids male males female females teenager couple hair
     haired headed skinned one team bear beans peppers onions skin area colored hill field eyes lab labrador and in color
@@ -179,16 +178,16 @@ NOT_AFTER_NUMBER = frozenset("""
     of year years wheel wheels wheeler wheelers wheeled story way hundred thousand piece person feet inches others times
     seater different legs hands arms eyes ears paws miles""".split())
 
-# phrase -> what makes it false. None of movement: a picture does not show whether somebody walks into or out of a house
+# phrase -> phrase that makes it false. No movement: a photo does not show whether somebody walks into or out of a house
 RELATIONS: dict[str, str] = {
     "in front of": "behind", "behind": "in front of", "above": "below", "below": "above", "underneath": "on top of",
     "beneath": "on top of", "on top of": "underneath", "under": "on top of", "inside": "outside", "outside": "inside",
     "next to": "far away from", "beside": "far away from", "close to": "far away from", "near": "far away from",
     "on": "under", "over": "under"}
 DETERMINERS = frozenset("a an the his her its their some another".split())
-# some phrases mean a place only where one of these follows
+# these phrases denote a place only before one of the determiners
 NEED_DETERMINER = frozenset(RELATIONS) - {"next to", "beside", "near", "close to"}
-# what "on", "over" and the like stand before without saying where something is
+# words before which "on", "over" and the like do not denote a place
 NOT_PLACES = frozenset("""
     phone cellphone telephone cell day afternoon morning night evening side left right tv television way vacation
     display other air fire background camera knees hind move back belly stomach head face shoulders shoulder feet foot
@@ -203,7 +202,7 @@ VERBS_OF_ROLES = frozenset("""
     cutting walks walking""".split())
 PREPOSITIONS_OF_ROLES = ("on top of", "in front of", "after", "behind", "under", "above", "over", "onto", "on", "into",
                          "up", "down", "off")
-# nouns that have a part in such a verb, beside those of the groups
+# subjects and objects of these verbs, in addition to the nouns of the groups
 NOUNS_OF_ROLES = frozenset("""
     person child toddler baby player skateboarder surfer snowboarder skier biker cyclist bicyclist climber rider cowboy
     hiker swimmer runner worker kid teenager hat cap helmet fence wall rock log tree rope rail railing ramp slide swing
@@ -212,7 +211,7 @@ NOUNS_OF_ROLES = frozenset("""
     vest scarf mask wig costume uniform helmet necklace bikini swimsuit snow grass dock pier platform stage porch step
     staircase box basket tray plate cup glass knife fork spoon pan pot bowl sink stove oven refrigerator desk towel
     blanket pillow mat rug carpet tower wire""".split())
-# what may stand after a noun that is no part of a compound ("car" but not "car race")
+# words that may follow a noun outside a compound ("car" but not "car race")
 FORMS_OF_VERBS = frozenset("""
     runs run jumps jump sits sit stands stand walks walk plays play looks look holds hold rides ride leaps leap lies lay
     lays lie rests rest smiles smile swims swim climbs climb throws throw catches catch carries carry wears wear watches
@@ -220,20 +219,20 @@ FORMS_OF_VERBS = frozenset("""
     slide splashes dances dance laughs reads talks talk sings kicks kick swings flies fly bites digs gets goes hangs has
     have does do leans leads makes paddles races races rolls shakes shows skates surfs slides stares swims waits waves
     were was is are and or with""".split())
-# words before a noun that a description can do without
+# words before a noun that can be omitted
 ADJECTIVES = frozenset("""
     small large big little young old older elderly tall short long tiny huge giant wide narrow high steep shallow deep
     white black red blue green yellow orange pink purple brown gray grey tan beige dark bright golden blond blonde light
     colorful striped plaid spotted wet dry snowy sandy grassy rocky muddy dirty busy crowded empty wooden metal plastic
     brick stone concrete leather fluffy furry hairy bald bearded shirtless barefoot happy smiling asian african american
     indoor outdoor nearby beautiful pretty cute nice bare wooded""".split())
-# at the end of a shortened text they say nothing
+# words that say nothing at the end of a shortened text
 LOOSE_ENDS = frozenset("""
     a an the his her its their some another of in on at by for with from to into onto off over under above below between
     through across along against around behind beside near toward towards next inside outside out up down while as and
     or but is are was were has have that which who being be very wearing holding carrying using making taking doing
     having dressed covered""".split())
-# what begins the last phrase of a caption, which then can go
+# words that start a last phrase, which can be removed
 LAST_PHRASES = tuple("""
     on in at near by with through across along over under behind beside into against around towards down outside inside
     for from""".split())

@@ -1,24 +1,24 @@
-"""Probes of asymmetry: does a score put a caption and its variants in the order that their content has?
+"""Probes of asymmetry: do scores order a caption and its variants as their content does?
 
-AsCL (section 2.2) names three asymmetries between an image and a text; its tables measure recall alone. Here every
-caption meets variants of a known direction (`variants.py`):
+AsCL (section 2.2) names three asymmetries between an image and a text, but its tables measure recall only. Here every
+caption is compared with variants of a known direction (`variants.py`):
 
-I. The text says something false. Training pushes such a negative below the caption (equation 3): score(image, caption)
-   > score(image, variant), an order of scores, and nothing else is asked for.
-II. The text says more that is true. III. It says less, all true. Both are positives: they belong to the image before
-   all other images (equation 4), and no order between their scores and the caption's is claimed: a score of what fits
-   should not depend on length. What does have an order is how well a text tells its image from others: more true detail
-   leaves fewer images of which the text is true. That is measured as evidence(text) = score(own image, text) - mean
-   score(other images, text) over the other images of a fixed group of `GROUP`: right where the text that says more has
-   more of it. The mean, because the best of the others is a maximum that noise alone lifts, and because then a scorer
-   that knows the truth is right wherever the detail decides. Where truth is known (`scenes`), only such pairs are
-   counted: the detail excludes at least one image of the group.
+I. The text says something false. Training pushes such a negative below the caption (equation 3), so the right order is
+   score(image, caption) > score(image, variant).
+II. The text says more, all true. III. It says less, all true. Both are positives: they belong to the image before all
+   other images (equation 4). No order of their scores and the caption's is expected, because the score of a matching
+   text should not depend on its length. But more true detail separates an image better from others, since the text is
+   true of fewer images. This is measured as evidence(text) = score(own image, text) - mean score(other images, text)
+   over the other images of a fixed group of `GROUP`; it is right if the text that says more has more evidence. It uses
+   the mean because noise alone raises a maximum over the other images, and because with the mean a scorer that knows
+   the truth is right whenever the detail is decisive. If truth is known (`scenes`), only pairs with a decisive detail
+   count: it excludes at least one image of the group.
 
-Beside this, for II and III: how often the variant's score lies above its caption's (it shows whether a model rewards
-length) and above that of the caption with a false detail (figure 1: positive before negative), and how often the own
-image comes first in the group, with the caption and with the variant (the variant stays a positive).
+Further metrics for II and III: how often the variant scores above its caption (does a model reward length?) and above
+the caption with a false detail (figure 1: positive before negative), and how often the own image ranks first in the
+group, with the caption and with the variant (the variant should remain a positive).
 
-A difference up to `TIE` is a tie, and no tie is right.
+Differences up to `TIE` are ties, and ties are not right.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from ascl.retrieval import score_all_pairs
 from ascl.retrieval.encode import encode_texts
 from ascl.scenes.render import Scene, truth_matrix
 
-GROUP = 16      # images that a text is compared with, its own among them: neighbours in the order of the split
-TIE = 1e-6      # of scores, which are cosines: what rounding in float32 may add
+GROUP = 16      # images that a text is compared with, its own included: neighbors in the order of the split
+TIE = 1e-6      # rounding error of scores (cosines) in float32
 
 
 @dataclass(frozen=True, eq=False)
 class ProbeTexts:
-    """What is scored: C captions, then P variants of them.
+    """The texts to score: C captions, then P variants of them.
 
-    texts: (C + P). owner: (C + P,) image of each. kinds: (P) of the variants. original: (P,) place of each variant's
-    caption in `texts`; false_detail: (P,) place of the same caption with a false detail, -1 where there is none.
+    texts: (C + P). owner: (C + P,) image of each text. kinds: (P) kinds of the variants. original: (P,) place of each
+    variant's caption in `texts`. false_detail: (P,) place of the same caption with a false detail, -1 if there is none.
     """
 
     texts: list[str]
@@ -61,12 +61,12 @@ class ProbeTexts:
 
 @dataclass(frozen=True)
 class ProbeMetrics:
-    """One kind of variant, or all of one asymmetry: shares of `pairs`, in [0, 1].
+    """The metrics of one kind of variant, or of all kinds of one asymmetry: shares of `pairs`, in [0, 1].
 
-    right, ties: see the module. low, high: 95 % interval of `right` (Wilson), as if the pairs were independent.
-    higher: the variant's score lies above its caption's. above_false: above that of the caption with a false detail,
-    of `above_false_pairs` captions that have one; None for Asymmetry-I. first_original, first_variant: the own image
-    comes first in its group. left_out: pairs that were not counted since the detail decides nothing in the group.
+    right, ties: see the module. low, high: 95 % interval of `right` (Wilson), assuming independent pairs. higher: the
+    variant scores above its caption. above_false: it scores above the caption with a false detail, among the
+    `above_false_pairs` pairs whose caption has one; None for Asymmetry-I. first_original, first_variant: the own image
+    ranks first in its group. left_out: pairs not counted because their detail is not decisive in the group.
     """
 
     asymmetry: str
@@ -85,7 +85,11 @@ class ProbeMetrics:
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """kinds: metrics of each kind; by_asymmetry: of "I", "II", "III", all their kinds together. group: images."""
+    """The result of the probes.
+
+    kinds: metrics of each kind. by_asymmetry: metrics of "I", "II" and "III", over all their kinds. group: number of
+    images in a group. exact: whether the truth of the texts is known.
+    """
 
     kinds: dict[str, ProbeMetrics]
     by_asymmetry: dict[str, ProbeMetrics]
@@ -94,27 +98,27 @@ class ProbeReport:
 
     @property
     def how(self) -> str:
-        """The definition, in words for the lines below a table."""
-        cases = (" Only pairs whose detail decides are counted: it excludes at least one image of the group, by the "
-                 "truth of the generated scenes." if self.exact else
+        """The definitions, as text for a table."""
+        cases = (" Only pairs with a decisive detail count: it excludes at least one image of the group, by the truth "
+                 "of the generated scenes." if self.exact else
                  " Whether a variant is true or false follows from the image's captions, not from its pixels.")
         return (
-            "I (says something false): right where score(own image, caption) > score(own image, variant). II (says "
-            "more, all true) and III (says less, all true): right where the text that says more has more evidence for "
-            f"its image, score(own image) - mean score of {self.group - 1} other images.{cases} A difference up to "
-            f"{TIE:g} is a tie, and no tie is right. higher: share of variants that score above their caption (for II "
-            "and III no order of these scores is claimed). above false: above the caption with a false detail. own "
-            f"first: the own image has the best score of the {self.group}, with the caption -> with the variant"
-            + (", those left aside of which the text is true as well." if self.exact else "."))
+            "I (says something false): right if score(own image, caption) > score(own image, variant). II (says more, "
+            "all true) and III (says less, all true): right if the text that says more has more evidence for its "
+            f"image, score(own image) - mean score of {self.group - 1} other images.{cases} Differences up to "
+            f"{TIE:g} are ties, and ties are not right. higher: share of variants that score above their caption (no "
+            "order is expected for II and III). above false: share that score above the caption with a false detail. "
+            f"own first: the own image has the best score of the {self.group}, with the caption -> with the variant"
+            + ("; other images of which the text is true are ignored." if self.exact else "."))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers for JSON."""
+        """Return plain numbers for JSON."""
         numbers = asdict(self)
         del numbers["exact"]
         return numbers | {"how": self.how}
 
     def to_markdown(self) -> str:
-        """A table with a row for each kind and each asymmetry, in percent, and its definition under it."""
+        """Return a table with a row per kind and per asymmetry, in percent, and the definitions."""
         head = ["variant", "asymmetry", "pairs", "right", "95 %", "ties", "higher", "above false", "own first"]
         rows = [_row(kind, metrics) for kind, metrics in self.kinds.items()]
         rows += [_row(f"**all of {name}**", metrics) for name, metrics in self.by_asymmetry.items()]
@@ -122,9 +126,9 @@ class ProbeReport:
 
 
 def probe_texts(captions: CaptionSet, variants: Sequence[CaptionVariant], *, limit: int | None = None) -> ProbeTexts:
-    """Return what has to be scored for these variants, or for those of `limit` captions, evenly spread over the set."""
+    """Return the texts to score for these variants, or for those of `limit` captions, evenly spread over the set."""
     if limit is not None and limit < 1:
-        raise DataError(f"variants of {limit} captions: has to be at least 1")
+        raise DataError(f"the number of captions to probe is {limit}: it must be at least 1")
     with_variants = sorted({variant.caption for variant in variants})
     if limit is not None and limit < len(with_variants):
         with_variants = [with_variants[i] for i in np.linspace(0, len(with_variants) - 1, limit).astype(int)]
@@ -142,20 +146,20 @@ def probe_texts(captions: CaptionSet, variants: Sequence[CaptionVariant], *, lim
 @torch.no_grad()
 def group_scores(model: RetrievalModel, images: EncodedImages, probes: ProbeTexts, *, group: int = GROUP,
                  progress: Callable[[int], object] | None = None) -> np.ndarray:
-    """Return the scores of each text with its own image and the others of its group, at the model's own precision.
+    """Return the scores of each text with its own image and the others of its group, in the model's precision.
 
-    The texts of `group` neighbouring images meet these images and no others: G / N of the work of all pairs, through
-    the same code. Each group's texts are encoded for themselves, so that memory does not grow with their number.
+    The texts of `group` neighboring images are scored with these images only: G / N of the work of all pairs, with the
+    same code. Texts are encoded group by group, so that memory does not grow with their number.
 
     Args:
         images: N images, at least two, on any device.
-        progress: called with a number of texts, each time that this many more are done.
+        progress: called with the number of newly scored texts.
 
     Returns:
         (M, G) float32, G = min(group, N); column 0 is the own image, the others follow in their order.
 
     Raises:
-        DataError: fewer than two images, or a score that is not finite.
+        DataError: there are fewer than two images, or a score is not finite.
     """
     def score(rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         texts = encode_texts(model, [probes.texts[i] for i in chosen])
@@ -171,7 +175,7 @@ def group_scores(model: RetrievalModel, images: EncodedImages, probes: ProbeText
 
 
 def group_truth(probes: ProbeTexts, scenes: Sequence[Scene], *, group: int = GROUP) -> np.ndarray:
-    """(M, G) bool, laid out as `group_scores`: whether each text is true of its own scene and of the group's others."""
+    """Return (M, G) bool, in the layout of `group_scores`: whether each text is true of each scene of its group."""
     def truth(rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         return truth_matrix([probes.texts[i] for i in chosen], [scenes[i] for i in rows])
 
@@ -180,13 +184,13 @@ def group_truth(probes: ProbeTexts, scenes: Sequence[Scene], *, group: int = GRO
 
 def _by_group(images: int, probes: ProbeTexts, group: int, compute: Callable[[np.ndarray, np.ndarray], np.ndarray],
               dtype: type) -> np.ndarray:
-    """(M, G) of what `compute` gives for some images (n,) and some texts (m,): (n, m)."""
+    """Return (M, G) of the values (n, m) that `compute` returns for images (n,) and texts (m,)."""
     if images < 2 or group < 2:
-        raise DataError(f"probes compare images: {images} of them in groups of {group} are too few, two are needed")
+        raise DataError(f"probes compare images: {images} of them in groups of {group} are too few; give at least two")
     table: np.ndarray = np.empty((len(probes.texts), min(group, images)), dtype=dtype)
     for first in range(0, images, group):
         last = min(first + group, images)
-        rows = np.arange(max(0, last - group), last)            # the last group reaches back to be full
+        rows = np.arange(max(0, last - group), last)            # the last group is filled up with images before it
         chosen = np.flatnonzero((probes.owner >= first) & (probes.owner < last))
         if not len(chosen):
             continue
@@ -198,14 +202,14 @@ def _by_group(images: int, probes: ProbeTexts, group: int, compute: Callable[[np
 
 
 def probe_report(probes: ProbeTexts, scores: np.ndarray, truth: np.ndarray | None = None) -> ProbeReport:
-    """Return how many variants are in the right order.
+    """Return the shares of variants in the right order, with further metrics.
 
     Args:
         scores: (M, G) of `group_scores`, or their mean over several models.
-        truth: (M, G) of `group_truth` where it is known.
+        truth: (M, G) of `group_truth`, if known.
 
     Raises:
-        DataError: a variant whose truth is not what its asymmetry says.
+        DataError: a variant is true or false where its asymmetry requires the opposite.
     """
     captions = len(probes.texts) - len(probes.kinds)
     original, variant = probes.original, np.arange(captions, len(probes.texts))

@@ -1,9 +1,9 @@
-"""Variants of the captions of generated scenes, each held against the truth of its scene.
+"""Variants of the captions of generated scenes, each checked against the truth of its scene.
 
-Every variant is a caption of the language of `scene_language.py`. Those of Asymmetry-I are false of their scene, though
-no contradiction in themselves: none says that there is a star and no star. Those of II and III are true of it, by their
-structure: a shorter one is entailed by its caption, a longer one has a part that its caption leaves open. What cannot
-be made so is left out.
+Every variant is a caption in the language of `ascl.scenes.language`. Variants of Asymmetry-I are false of their scene,
+but not contradictory: none says that there is a star and no star. Variants of II and III are true by construction: a
+caption entails its shorter variant, and a longer one adds a part that the caption leaves open. Some captions have no
+variant of a kind.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ascl.scenes.language import Kind, Meaning, read_caption
 from ascl.scenes.truth import is_true
 from ascl.scenes.world import BACKGROUNDS, SHAPES, Scene, pick
 
-_ATTEMPTS = 12  # at leaving out other keywords, where the first choice leaves no caption
+_ATTEMPTS = 12  # at removing other keywords, if the first choice does not leave a caption
 _DESCRIBING = ("adjective", "noun", "pattern")
 
 
 class _Token(NamedTuple):
-    """A phrase at caption[start:end] of a sentence. referring: a part of "the small star", which was named before."""
+    """A phrase at caption[start:end]. referring: part of an object that was named before, as in "the small star"."""
 
     start: int
     end: int
@@ -40,17 +40,18 @@ class _Token(NamedTuple):
 
 
 def scene_variants(captions: CaptionSet, scenes: Sequence[Scene], *, seed: int = 0) -> list[CaptionVariant]:
-    """At most one variant of each kind for each caption, in the order of the captions.
+    """Return at most one variant of each kind per caption, in the order of the captions.
 
     Args:
         captions: true captions of `scenes`, in the language of the data set.
         scenes: the scene of each image, in the order of `captions.image_ids`.
 
     Raises:
-        DataError: a caption that is not of this language, or images and scenes of different number.
+        DataError: a caption is not in this language, or the numbers of images and scenes differ.
     """
     if len(scenes) != len(captions.image_ids):
-        raise DataError(f"{len(scenes)} scenes for the {len(captions.image_ids)} images of {captions.source}")
+        raise DataError(f"{len(scenes)} scenes for the {len(captions.image_ids)} images of {captions.source}: give one "
+                        "scene per image")
     variants = []
     for index, (caption, image) in enumerate(zip(captions.captions, captions.owner, strict=True)):
         scene = scenes[image]
@@ -63,10 +64,10 @@ def scene_variants(captions: CaptionSet, scenes: Sequence[Scene], *, seed: int =
 
 
 def entails(first: str, second: str) -> bool:
-    """Whether `second` says nothing but what `first` says: True is certain, False is not.
+    """Return whether `first` entails `second`; True is certain, False is not.
 
-    Every sentence of `second` has to be a part of one of `first`: the same counts, rules and backgrounds or fewer, and
-    its objects found among those of `first`, with the same relations or fewer.
+    Every sentence of `second` must be part of a sentence of `first`: a subset of its counts, rules, backgrounds,
+    objects and relations.
     """
     sentences = _read(first)
     return all(any(_part_of(part, whole) for whole in sentences) for part in _read(second))
@@ -84,7 +85,7 @@ def _part_of(part: Meaning, whole: Meaning) -> bool:
 
 
 def _swap(*categories: str, alternatives: Callable[[str, Any], list[str]]) -> Callable[..., str | None]:
-    """Maker of a variant with one phrase of the categories exchanged for an alternative that makes it false."""
+    """Return a function that swaps one phrase of the categories for an alternative that makes the caption false."""
 
     def make(caption: str, scene: Scene, others: list[str], rng: np.random.Generator) -> str | None:
         choices = [(token, other) for token in _tokens(caption) if token.category in categories and not token.referring
@@ -116,12 +117,12 @@ def _other_adjectives(attribute: str) -> Callable[[str, Any], list[str]]:
 
 
 def _other(words: Mapping[Any, Sequence[str]], value: object) -> list[str]:
-    """The first word for each value but this one."""
+    """Return the first word for each other value."""
     return [of[0] for other, of in words.items() if other != value]
 
 
 def _roles_swapped(caption: str, scene: Scene, others: list[str], rng: np.random.Generator) -> str | None:
-    """Two objects on either side of a relation change places."""
+    """Swap two objects on either side of a relation."""
     tokens = _tokens(caption)
     related = [token for token in tokens if token.category == "relation"]
     pairs = [(a[0].start, a[-1].end, b[0].start, b[-1].end) for a, b in combinations(_objects(tokens), 2)
@@ -138,7 +139,7 @@ def _roles_swapped(caption: str, scene: Scene, others: list[str], rng: np.random
 
 
 def _false(text: str, scene: Scene) -> bool:
-    """Whether the text is a caption that could be true of some image and is not true of this one."""
+    """Return whether the text is a caption that is false of this scene but could be true of another."""
     meanings = _readable(text)
     mentioned = [[mention.kind for mention in meaning.mentions] for meaning in meanings]
     contradicted = any(sum(other.says(kind) for other in of_sentence) > count
@@ -147,7 +148,7 @@ def _false(text: str, scene: Scene) -> bool:
 
 
 def _objects(tokens: Sequence[_Token]) -> Iterator[tuple[_Token, ...]]:
-    """"a small circle with dots": each object that is mentioned with "a", as its tokens; at least two."""
+    """Yield the tokens of each object mentioned with "a", such as "a small circle with dots"; at least two."""
     for at, token in enumerate(tokens):
         described = tuple(takewhile(lambda part: part.category in _DESCRIBING, tokens[at + 1 :]))
         if token.category == "a" and any(part.category == "noun" for part in described):
@@ -155,13 +156,13 @@ def _objects(tokens: Sequence[_Token]) -> Iterator[tuple[_Token, ...]]:
 
 
 def _detail_added(true: bool) -> Callable[..., str | None]:
-    """Maker of the caption with one more sentence about what it leaves open, true of the scene or not."""
+    """Return a function that adds a sentence on something the caption leaves open, true of the scene or not."""
 
     def make(caption: str, scene: Scene, others: list[str], own: np.random.Generator) -> str | None:
-        rng = generator_of(0, "detail", scene.image_id, caption)    # for both, so that they differ in one word only
+        rng = generator_of(0, "detail", scene.image_id, caption)    # same for true and false: they differ in one word
         meanings = _read(caption)
         kinds = [] if any(meaning.backgrounds for meaning in meanings) else [_background]
-        if not any(meaning.counts or meaning.rules for meaning in meanings):    # else they may decide the count already
+        if not any(meaning.counts or meaning.rules for meaning in meanings):    # these may determine the count already
             kinds += [_count, _absence]
         for _ in range(_ATTEMPTS if kinds else 0):
             right, wrong = (second_sentence(caption, detail) for detail in pick(rng, kinds)(scene, rng))
@@ -193,7 +194,7 @@ def _count(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
 
 def _absence(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     there = {o.shape for o in scene.objects}
-    absent, present = ([shape for shape in SHAPES if (shape in there) == so] for so in (False, True))  # none is empty
+    absent, present = ([shape for shape in SHAPES if (shape in there) == so] for so in (False, True))  # both nonempty
     return f"there is no {pick(rng, absent)}", f"there is no {pick(rng, present)}"
 
 
@@ -203,7 +204,7 @@ def _concatenated(caption: str, scene: Scene, others: list[str], rng: np.random.
 
 
 def _truncated(caption: str, scene: Scene, others: list[str], rng: np.random.Generator) -> str | None:
-    """The part from the beginning on that is a caption and whose length is nearest to half of the words."""
+    """Return the prefix that is a caption and whose length is closest to half of the words."""
     words = caption.split()
     counts = sorted(range(1, len(words)), key=lambda n: (abs(2 * n - len(words)), n))
     texts = (" ".join(words[:count]).rstrip(",;:.") for count in counts)
@@ -211,7 +212,7 @@ def _truncated(caption: str, scene: Scene, others: list[str], rng: np.random.Gen
 
 
 def _keywords_removed(caption: str, scene: Scene, others: list[str], rng: np.random.Generator) -> str | None:
-    """Without half of what says how objects look, and of the places and backgrounds."""
+    """Remove half of the adjectives, patterns, places and backgrounds."""
     removable = [t for t in _tokens(caption) if t.category in ("adjective", "pattern", "place", "background")]
     for attempt in range(_ATTEMPTS if removable else 0):
         count = max(1, len(removable) // 2) if attempt < _ATTEMPTS // 2 else 1
@@ -235,13 +236,13 @@ def _without(caption: str, token: _Token) -> str:
 
 
 def _less(text: str, caption: str, scene: Scene) -> bool:
-    """Whether the text is a caption that says a part of what the caption says, and not the whole."""
+    """Return whether the text is a caption that says a strict part of what `caption` says."""
     return bool(_readable(text)) and entails(caption, text) and not entails(text, caption) and _true(text, scene)
 
 
 @lru_cache(maxsize=64)
 def _tokens(caption: str) -> tuple[_Token, ...]:
-    """Phrases of the lexicon, as `read_caption` sees them."""
+    """Return the phrases of the lexicon in a caption, as `read_caption` reads them."""
     tokens: list[_Token] = []
     start, referring = 0, False
     for number, sentence in enumerate(caption.lower().split(".")):
@@ -249,8 +250,8 @@ def _tokens(caption: str) -> tuple[_Token, ...]:
         while sentence[position:].strip():
             found = language.WORD.match(sentence, position)
             if found is None:
-                raise DataError(f"caption {caption!r}: cannot read {sentence[position:].strip()!r}; variants of known "
-                                "truth exist for captions of the data set `scenes` only")
+                raise DataError(f"caption {caption!r}: cannot read {sentence[position:].strip()!r}; give captions of "
+                                "the data set `scenes`, whose truth is known")
             category, value = language.LEXICON[" ".join(found.group(1).split())]
             referring = category == "the" or referring and category in _DESCRIBING
             tokens.append(_Token(start + found.start(1), start + found.end(1), category, value, number, referring))
@@ -261,12 +262,12 @@ def _tokens(caption: str) -> tuple[_Token, ...]:
 
 @lru_cache(maxsize=256)
 def _read(text: str) -> list[Meaning]:
-    """As `read_caption`: the same text is asked for its truth and for what it entails."""
+    """Return `read_caption`, cached, because truth and entailment of a text are both checked."""
     return read_caption(text)
 
 
 def _readable(text: str) -> list[Meaning]:
-    """As `_read`; nothing of what is no caption."""
+    """Return `_read`, or [] if the text is not a caption."""
     try:
         return _read(text)
     except DataError:
@@ -274,7 +275,7 @@ def _readable(text: str) -> list[Meaning]:
 
 
 def _true(text: str, scene: Scene) -> bool:
-    """As `caption_is_true`."""
+    """Return whether the text is true of the scene."""
     return all(is_true(meaning, scene) for meaning in _read(text))
 
 
@@ -285,7 +286,7 @@ _MAKERS: dict[str, Callable[[str, Scene, list[str], np.random.Generator], str | 
     "texture swapped": _swap("adjective", "pattern", alternatives=_other_adjectives("texture")),
     "number swapped": _swap("number", alternatives=lambda phrase, value: [
         word for number, word in language.NUMBERS.items() if value != 1 and number != value]),
-    "relation swapped": _swap("relation", alternatives=lambda phrase, value: [      # others stand after "is"
+    "relation swapped": _swap("relation", alternatives=lambda phrase, value: [      # other relations follow "is"
         "is " * (value == "contains") + word for word in _other(language.RELATIONS, value)]),
     "place swapped": _swap("place", alternatives=lambda phrase, value: _other(language.PLACE_PHRASES, value)),
     "background swapped": _swap("background", alternatives=lambda phrase, value: [

@@ -1,8 +1,8 @@
-"""Variants of a caption whose direction is known: what a probe of asymmetry asks a model to put in order.
+"""Variants of a caption with a known direction, which a probe of asymmetry compares with the caption.
 
-Asymmetry-I: the text says something false of its image. II: it says more that is true. III: it says less, still true.
-`scene_variants.py` makes them for generated scenes, where truth is exact, `caption_variants.py` for captions that
-people wrote.
+Asymmetry-I: the text says something false of its image. II: it says more, all true. III: it says less, all true.
+`scene_variants.py` generates variants for generated scenes, where truth is exact, `caption_variants.py` for human
+captions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SPOKEN_WITH_Y = ("uni", "use")  # "a unicycle"
 
 
 class CaptionVariant(NamedTuple):
-    """caption: index of the caption it was made of. kind: a key of KINDS."""
+    """A variant of a caption. caption: index of the original caption. kind: a key of KINDS."""
 
     caption: int
     kind: str
@@ -31,23 +31,23 @@ class CaptionVariant(NamedTuple):
 
 
 def generator_of(seed: int, kind: str, image_id: str, caption: str) -> np.random.Generator:
-    """The random numbers of one variant: the same whatever else is in the data set, and in whatever order."""
+    """Return the random generator of one variant, independent of the other captions and of their order."""
     return np.random.default_rng([seed, *(zlib.crc32(name.encode()) for name in (kind, image_id, caption))])
 
 
 def replaced(caption: str, start: int, end: int, new: str) -> str:
-    """The caption with `new` instead of caption[start:end]: first letter and a/an as they have to be."""
+    """Replace caption[start:end] by `new`, and adjust capitalization and a/an."""
     if not caption[:start].strip() and caption[start:end][:1].isupper():
         new = new[:1].upper() + new[1:]
     return with_article(caption[:start], new) + new + caption[end:]
 
 
 def with_article(before: str, word: str) -> str:
-    """What stands before a word, with the a or an at its end that fits the word."""
+    """Return `before`, with its final a or an adjusted to the word that follows."""
     n = "n" if word.lower()[:1] in "aeiou" and not word.startswith(_SPOKEN_WITH_Y) else ""
     return _ARTICLE.sub(lambda article: article[1][0] + n + article[2], before)
 
 
 def second_sentence(caption: str, sentence: str) -> str:
-    """The caption and then another sentence, with one full stop between them."""
+    """Append a sentence to the caption, with one period between them."""
     return caption.rstrip(" .,;:") + ". " + sentence

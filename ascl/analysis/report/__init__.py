@@ -1,1 +1,1 @@
-"""A run as one HTML page: what it retrieves, its charts, and the template page.html."""
+"""The report of a run as one HTML page: retrieved candidates, charts, and the template page.html."""

@@ -1,4 +1,4 @@
-"""Line charts of a report: drawn by matplotlib, put into the page as SVG."""
+"""Line charts of a report, drawn by matplotlib and embedded in the page as SVG."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from matplotlib.ticker import MaxNLocator
 
 from ascl.analysis.figures.style import COLORS, use_style
 
-SIZE = (5.0, 2.9)       # inches: 360 by 210 points, as wide as a phone, so that text keeps its size there
+SIZE = (5.0, 2.9)       # inches: 360 by 210 points, the width of a phone, so that text keeps its size there
 MOST_POINTS = 400
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart. values: None or not finite = a gap. dots: mark each point."""
+    """One line of a chart. values: None or not finite = a gap. dots: mark each point with a dot."""
 
     name: str
     steps: Sequence[float]
@@ -31,7 +31,7 @@ class Series:
 
 
 def line_chart(across: str, series: Sequence[Series]) -> Figure | None:
-    """Return a line chart, None where no series has a value; a point without neighbors is marked by a dot."""
+    """Return a line chart, or None if no series has a value; points without neighbors are marked with a dot."""
     with matplotlib.rc_context():
         use_style()
         matplotlib.rcParams.update({"xtick.labelsize": 11, "ytick.labelsize": 11, "legend.fontsize": 11})
@@ -54,7 +54,7 @@ def line_chart(across: str, series: Sequence[Series]) -> Figure | None:
 
 
 def thinned(series: Series, most: int = MOST_POINTS) -> Series:
-    """Return the series with at most `most` points, each the mean of its neighbors; a gap is NaN."""
+    """Return the series with at most `most` points, each the mean of neighboring points; a gap is NaN."""
     values = np.array(series.values, dtype=np.float64)          # None becomes NaN
     values[~np.isfinite(values)] = np.nan
     group = max(1, math.ceil(len(values) / most))
@@ -67,7 +67,7 @@ def thinned(series: Series, most: int = MOST_POINTS) -> Series:
 
 
 def inline_svg(figure: Figure, name: str, title: str) -> Markup:
-    """Return a figure as an SVG element without outside addresses, its ids begin with `name`: a page holds several."""
+    """Return a figure as an SVG element without external links; its ids start with `name`, unique within the page."""
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         figure.savefig(stream, format="svg", transparent=True,

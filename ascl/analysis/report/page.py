@@ -1,4 +1,4 @@
-"""A run as one page that needs nothing else: what goes into the template page.html, and in which words."""
+"""Render the report of a run as one self-contained page: the values and texts of the template page.html."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from ascl.analysis.run_files import flat
 from ascl.retrieval.scoring.all_pairs import TopPairs
 
 SHOWN = 6               # queries of each kind
-FOUND = 5               # retrieved candidates shown with each
+FOUND = 5               # retrieved candidates shown per query
 HUBS = 8
-DISAGREES = 0.005       # of R@1: more than rounding and another backend can cause
+DISAGREES = 0.005       # difference in R@1 that exceeds rounding and the choice of backend
 
 DIRECTIONS: dict[Direction, str] = {"i2t": "image to text", "t2i": "text to image"}
 PROTOCOLS = {
-    "all pairs": "Every image was scored with every caption, and no score knew which of them belong together: that "
-    "enters only where ranks are counted.",
-    "ranking of given scores": "The scores were made elsewhere and are ranked as they came: whether each pair was "
-    "scored without its answer, this program cannot tell."}
+    "all pairs": "Every image was scored with every caption. Scores do not use which of them belong together; only the "
+    "counting of ranks does.",
+    "ranking of given scores": "The scores come from another program and were ranked as given: this program cannot "
+    "tell whether each pair was scored without its answer."}
 MADE_OF = ("runs", "scores", "split", "captions", "features", "scoring")
 MADE = ("commit", "python", "torch", "device")
-SECTIONS = {"reports", "probes", "scoring"}      # that are shown in their own way
+SECTIONS = {"reports", "probes", "scoring"}      # shown separately
 TITLES = {"multi_positive": "Every true pair counts", "eccv": "ECCV Caption", "cxc": "CxC"}
 NOT_IN_HTML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -41,15 +41,15 @@ Photos = Callable[[str], bytes | None]
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """All that a page is made of.
+    """The content of a page.
 
-    name, dataset, model: of the run. changed: (setting, value, default) of those that differ from the defaults.
-    settings: (setting, value) of all. metrics: lines of metrics.jsonl. environment: of the training. evaluations: name
-    of an eval-*.json without `eval-` and its ending -> content. split: whose queries are shown. evaluate: the command
-    that evaluates it. ranks, top: of that split; None = not at hand, and `missing` says why. seconds: that scoring all
-    pairs for `top` took; None = the scores were given. photos: image id -> small JPEG, None where there is none.
-    batch_size: pairs of a training step. validated_on: what the validation curve is over. missing: "metrics", "ranks",
-    "top" or "photos" -> why it is not there.
+    name, dataset, model: of the run. changed: (setting, value, default) of settings that differ from the defaults.
+    settings: (setting, value) of all settings. metrics: records of metrics.jsonl. environment: of the training.
+    evaluations: NAME of eval-NAME.json -> its content. split: the split whose queries are shown. evaluate: the command
+    that evaluates it. ranks, top: of that split; None = not available, with the reason in `missing`. seconds: time to
+    score all pairs for `top`; None = the scores were given. photos: image id -> small JPEG, or None. batch_size: pairs
+    per training step. validated_on: the validation data. missing: "metrics", "ranks", "top" or "photos" -> why it is
+    missing.
     """
 
     name: str
@@ -72,7 +72,7 @@ class RunRecord:
 
 
 def render(run: RunRecord) -> str:
-    """Return the page as HTML; whatever comes from files is escaped by the template."""
+    """Return the page as HTML; the template escapes all values from files."""
     validations = [line for line in run.metrics if line["kind"] == "validation" and line.get("rsum") is not None]
     made_by = {"training": run.environment} | {f"eval-{name}": made for name, made in run.evaluations.items()}
 
@@ -86,13 +86,13 @@ def render(run: RunRecord) -> str:
         breakable_rows=lambda rows: [[_breakable(cell) for cell in row] for row in rows],
         best=max(validations, key=lambda line: line["rsum"], default=None), disagreements=_disagreements(run),
         queries=_queries(run), hubs=_hubs(run), timings=_timings(run), made=list(MADE),
-        environment_rows=[[name, *(made.get(key, "not noted") for key in MADE)] for name, made in made_by.items()],
+        environment_rows=[[name, *(made.get(key, "not recorded") for key in MADE)] for name, made in made_by.items()],
         named_captions=lambda first: [[run.ranks.caption(text), times] for text, times in first] if run.ranks else [])
 
 
 @cache
 def _templates() -> Environment:
-    """Escape everything; a character that no page may hold becomes U+FFFD."""
+    """Return the template environment; it escapes everything and replaces characters invalid in HTML by U+FFFD."""
     def printable(value: object) -> object:
         return value if isinstance(value, Markup) else NOT_IN_HTML.sub("\ufffd", str(value))
 
@@ -103,7 +103,7 @@ def _templates() -> Environment:
 
 
 def _breakable(name: str) -> Markup:
-    """A path or a dotted name, which a narrow column may break after its separators and nowhere else."""
+    """Return a path or a dotted name that a narrow column may break only after separators."""
     return Markup(re.sub(r"([._/,-])(?=\w)", r"\1<wbr/>", str(Markup.escape(NOT_IN_HTML.sub("\ufffd", name)))))
 
 
@@ -128,7 +128,7 @@ def _protocol(evaluation: Mapping[str, Any]) -> str:
 
 
 def _other_metrics(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Tables of any further metrics of an evaluation, as it names them; those of both directions side by side."""
+    """Return tables of all further metrics of an evaluation; those of both directions become two rows."""
     tables = []
     for name, values in evaluation.items():
         if name in SECTIONS or not isinstance(values, Mapping):
@@ -147,7 +147,7 @@ def _other_metrics(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _value(value: Any, digits: str = ".6g") -> str:
-    """A metric or setting as text: floats to some digits, lists with commas, None as `null`."""
+    """Return a metric or setting as text: floats rounded, lists with commas, None as `null`."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, float):
@@ -186,7 +186,7 @@ def _probe(metrics: Mapping[str, Any]) -> list[str]:
     bar = Markup(f'<span class="share" style="background:linear-gradient(to right,var(--bar) {right}%,'
                  f'transparent {right}%)">{right} %</span>')
     interval = f"{100 * metrics['low']:.1f} to {100 * metrics['high']:.1f}" if "low" in metrics else ""
-    # of a false variant the own image should not come first: the two numbers would read as a loss
+    # a false variant should not rank its own image first, so these numbers would mislead
     firsts = () if metrics.get("asymmetry") == "I" else ("first_original", "first_variant")
     own = [_percent(metrics.get(key)) for key in firsts]
     return [bar, interval, _percent(metrics.get("ties")), f"{metrics['pairs']:,}", _percent(metrics.get("higher")),
@@ -206,7 +206,7 @@ def _queries(run: RunRecord) -> list[dict[str, Any]]:
 
 
 def _disagreements(run: RunRecord) -> list[str]:
-    """Where the ranks of the evaluation are not those of the lists shown: another checkpoint, or an ensemble."""
+    """Return notes where the saved ranks differ from the lists shown, as for another checkpoint or an ensemble."""
     if run.ranks is None or run.top is None:
         return []
     notes = []
@@ -214,8 +214,8 @@ def _disagreements(run: RunRecord) -> list[str]:
         saved = float((run.ranks.of(direction)[1] == 0).mean())
         now = first_is_right(run.ranks, run.top, direction)
         if abs(saved - now) > DISAGREES:
-            notes.append(f"The saved ranks are of other scores than the lists below: R@1 {label} is {100 * saved:.1f} %"
-                         f" in ranks-{run.split}.npz and {100 * now:.1f} % here. Evaluate again:")
+            notes.append(f"The saved ranks come from other scores than the lists below: R@1 {label} is "
+                         f"{100 * saved:.1f} % in ranks-{run.split}.npz and {100 * now:.1f} % here. Evaluate again:")
     return notes
 
 
@@ -233,11 +233,11 @@ def _timings(run: RunRecord) -> list[list[str]]:
     if train:
         speeds = np.array([line["steps_per_second"] for line in train], dtype=np.float64)
         steps, median = np.diff([0, *(line["step"] for line in train)]), np.median(speeds)
-        rows += [["steps taken", f"{train[-1]['step']:,}"],
-                 ["in training steps, by their logged speed", duration(float((steps / speeds).sum()))],
-                 ["median speed", f"{median:.3g} steps/s, {median * run.batch_size:.3g} pairs/s of each process"]]
+        rows += [["steps", f"{train[-1]['step']:,}"],
+                 ["time in training steps, from their logged speed", duration(float((steps / speeds).sum()))],
+                 ["median speed", f"{median:.3g} steps/s, {median * run.batch_size:.3g} pairs/s per process"]]
     if len(timed) > 1:
-        rows.append(["from the first line of the log to the last, stops and validations included",
+        rows.append(["from the first log record to the last, stops and validations included",
                      duration(max(timed) - min(timed))])
     if run.seconds is not None and run.ranks is not None:
         pairs = run.ranks.images * len(run.ranks.owner)
@@ -247,7 +247,7 @@ def _timings(run: RunRecord) -> list[list[str]]:
 
 
 def duration(seconds: float) -> str:
-    """`2 h 05 min`, `3 min 20 s`, `4.1 s`."""
+    """Return a duration as text: `2 h 05 min`, `3 min 20 s`, `4.1 s`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""What a model retrieves well and badly: the best and the worst queries, and the candidates that come up too often."""
+"""Find the best and worst queries of a model, and the hubs: candidates that are retrieved too often."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from ascl.analysis.query_ranks import Direction, QueryRanks
 from ascl.core.errors import DataError
 from ascl.retrieval.scoring.all_pairs import TopPairs
 
-BLOCK = 512             # rows or columns of a given matrix that are sorted at a time
+BLOCK = 512             # rows or columns of a given matrix sorted at a time
 
 
 def top_of_matrix(scores: np.ndarray, k: int, *, block: int = BLOCK) -> TopPairs:
-    """Return what `retrieval.top_pairs` does, of a given (N_images, N_texts) matrix, `block` rows or columns at a time.
+    """Return `retrieval.top_pairs` for a given matrix (N_images, N_texts), `block` rows or columns at a time.
 
     Raises:
-        DataError: a score that is not finite.
+        DataError: a score is not finite.
     """
     def best(matrix: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         parts = []
         for start in range(0, len(matrix), block):
             part = torch.from_numpy(np.array(matrix[start : start + block], dtype=np.float32))
             if not part.isfinite().all():
-                raise DataError("a score is not finite: such scores have no order")
+                raise DataError("a score of the given matrix is not finite, so it cannot be ranked: check the program "
+                                "that wrote it")
             parts.append(part.topk(k, dim=1))
         return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
@@ -44,9 +45,9 @@ class Found(NamedTuple):
 
 
 class Query(NamedTuple):
-    """One query: its number, rank (0 is best), own candidates, and the best that were retrieved (none = not known).
+    """One query: its number, rank (0 is best), right candidates, and best retrieved candidates (empty = unknown).
 
-    margin: how far its best right candidate lies above the best wrong one, None where the list does not tell.
+    margin: score of its best right candidate minus that of the best wrong one; None if the list does not show it.
     """
 
     number: int
@@ -58,10 +59,10 @@ class Query(NamedTuple):
 
 def best_and_worst(saved: QueryRanks, top: TopPairs | None, direction: Direction,
                    count: int) -> tuple[list[Query], list[Query]]:
-    """Return `count` queries whose right candidate comes first, by falling margin; and the `count` of the worst rank.
+    """Return the best queries (a right candidate ranks first, by decreasing margin) and the worst, `count` of each.
 
-    Of the captions of one image only the first in this order is taken: they are often all found, or none. Without `top`
-    the best are the first in the order of the data, since ranks alone make no difference among them.
+    Only the first caption of each image in this order is taken, because captions of one image often all succeed or all
+    fail. Without `top`, the best queries are taken in the order of the data, because their ranks are equal.
     """
     numbers, ranks = saved.of(direction)
     firsts = np.flatnonzero(ranks == 0)
@@ -72,34 +73,34 @@ def best_and_worst(saved: QueryRanks, top: TopPairs | None, direction: Direction
 
     def chosen(order: np.ndarray) -> list[Query]:
         images = numbers[order] if direction == "i2t" else saved.owner[numbers[order]]
-        _, places = np.unique(images, return_index=True)            # of the first of each image
+        _, places = np.unique(images, return_index=True)            # the first query of each image
         return [_query(saved, top, direction, int(numbers[q]), int(ranks[q])) for q in order[np.sort(places)[:count]]]
 
     return chosen(firsts), chosen(lasts[ranks[lasts] > 0])
 
 
 def spread(saved: QueryRanks, top: TopPairs, direction: Direction, count: int) -> list[Query]:
-    """Return up to `count` queries at equal distances in the order of the data, whatever their ranks."""
+    """Return up to `count` queries, evenly spread over the order of the data, whatever their ranks."""
     numbers, ranks = saved.of(direction)
     return [_query(saved, top, direction, int(numbers[q]), int(ranks[q]))
             for q in np.unique(len(numbers) * (2 * np.arange(count) + 1) // (2 * count))]
 
 
 def _lists(top: TopPairs, direction: Direction) -> tuple[np.ndarray, np.ndarray]:
-    """(candidates, scores), (N, k) each."""
+    """Return (candidates, scores) of a direction, (N, k) each."""
     pair = (top.texts_of_image, top.image_scores) if direction == "i2t" else (top.images_of_text, top.text_scores)
     return pair[0].numpy(), pair[1].numpy()
 
 
 def _is_right(saved: QueryRanks, candidates: np.ndarray, direction: Direction) -> np.ndarray:
-    """(N, k) bool: which of each query's candidates are its own."""
+    """Return (N, k) bool: which candidates of each query are right."""
     if direction == "i2t":
         return saved.owner[candidates] == np.arange(len(candidates))[:, None]
     return candidates == saved.owner[:, None]
 
 
 def _margins(saved: QueryRanks, top: TopPairs, direction: Direction) -> np.ndarray:
-    """(N,) best right score minus best wrong one, NaN where a list holds only one kind."""
+    """Return (N,) best right score minus best wrong score; NaN if a list has only right or only wrong ones."""
     candidates, scores = _lists(top, direction)
     right = _is_right(saved, candidates, direction)
     margins = np.where(right, scores, -np.inf).max(axis=1) - np.where(right, -np.inf, scores).max(axis=1)
@@ -117,12 +118,12 @@ def _query(saved: QueryRanks, top: TopPairs | None, direction: Direction, number
 
 
 class Hubs(NamedTuple):
-    """Candidates that come up where they do not belong.
+    """Candidates that are often retrieved where they are wrong.
 
-    first: (candidate, number of queries not its own that retrieve it first), the most frequent ones. wrong: queries
-    whose first is wrong. queries: all of them. k: length of the lists. never: candidates in nobody's list. candidates:
-    all of them. skewness: of how often a candidate is in a list, 0 where all come up alike; Radovanovic et al., Hubs in
-    Space, JMLR 2010.
+    first: (candidate, number of queries that retrieve it first although it is wrong), the most frequent ones. wrong:
+    number of queries whose first candidate is wrong. queries: number of queries. k: length of the lists. never: number
+    of candidates in no list. candidates: number of candidates. skewness: of the number of lists per candidate, 0 if all
+    are equally frequent; Radovanovic et al., Hubs in Space, JMLR 2010.
     """
 
     first: list[tuple[int, int]]
@@ -135,15 +136,15 @@ class Hubs(NamedTuple):
 
     @property
     def share_of_first(self) -> float:
-        """How much of `wrong` the candidates in `first` account for, 0 to 1."""
+        """Share of `wrong` that is due to the candidates in `first`, 0 to 1."""
         return sum(times for _, times in self.first) / self.wrong if self.wrong else 0.0
 
 
 def hubs(saved: QueryRanks, top: TopPairs, direction: Direction, count: int) -> Hubs:
-    """Return the `count` candidates that are most often retrieved first by queries to which they do not belong."""
+    """Return the `count` candidates that are most often retrieved first where they are wrong, with statistics."""
     lists, _ = _lists(top, direction)
     candidates = len(saved.owner) if direction == "i2t" else saved.images
-    asked = saved.of(direction)[0]              # an image without captions has no right answer and is no query
+    asked = saved.of(direction)[0]              # images without captions are not queries
     wrong = ~_is_right(saved, lists, direction)[asked, 0]
     lists = lists[asked]
     times = np.bincount(lists[wrong, 0], minlength=candidates)
@@ -155,6 +156,6 @@ def hubs(saved: QueryRanks, top: TopPairs, direction: Direction, count: int) -> 
 
 
 def first_is_right(saved: QueryRanks, top: TopPairs, direction: Direction) -> float:
-    """Return the share of the ranked queries whose first retrieved candidate is their own: R@1 of the same scores."""
+    """Return the share of ranked queries whose first retrieved candidate is right: R@1 of the scores of `top`."""
     lists, _ = _lists(top, direction)
     return float(_is_right(saved, lists, direction)[saved.of(direction)[0], 0].mean())

@@ -1,4 +1,4 @@
-"""Write a run as one page: what its folder holds, what its model retrieves, and the photographs."""
+"""Write the report of a run: the content of its folder, what its model retrieves, and photographs."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from ascl.settings.base import from_dict, to_dict
 from ascl.settings.retrieval import Config
 from ascl.training.log import METRICS, read_metrics
 
-TOP = 10                        # candidates of each query that a report looks at
+TOP = 10                        # candidates per query that a report uses
 THUMBNAIL = (176, 70)           # longer side in pixels, JPEG quality: 5 to 10 kB each
 
 
 EXAMPLES = 3                    # text queries that the program prints
-BEST = 3                        # images of each
+BEST = 3                        # images per query
 
 
 class Reported(NamedTuple):
-    """The page of a run, what it lacks, and examples: text queries with their best images."""
+    """The page of a run. missing: what it lacks, and why. examples: text queries with their best images."""
 
     file: Path
     missing: dict[str, str]
@@ -44,18 +44,19 @@ class Reported(NamedTuple):
 
 def report(run: str, *, split: str | None = None, images: str | None = None, overrides: dict[str, Any] | None = None,
            scores: str | None = None, out: Path | None = None) -> Reported:
-    """Write everything that is known of a run as one HTML page, which says what is missing.
+    """Write a report of a run as one HTML page, which states what is missing.
 
     Args:
         run: run folder.
-        split: whose queries are shown; None = the test split of the settings.
+        split: the split whose queries are shown; None = the test split of the settings.
         images: folder of photographs; None = the settings'.
         overrides: data settings that replace the run's, by field name.
-        scores: a matrix that the evaluation kept, in the place of scoring all pairs anew.
+        scores: score matrix that the evaluation saved, instead of scoring all pairs again.
         out: None = `report.html` in the run's folder.
 
     Raises:
-        DataError: no folder of a run of retrieval, damaged files in it, no such split, or scores that are not of it.
+        DataError: the folder is not a retrieval run's, its files are damaged, the split is unknown, or the scores
+            belong to another split.
     """
     folder = Path(run)
     saved = run_settings(folder)
@@ -69,7 +70,7 @@ def report(run: str, *, split: str | None = None, images: str | None = None, ove
     if (folder / METRICS).is_file():
         metrics = read_metrics(folder / METRICS)
     else:
-        missing["metrics"] = f"{METRICS} is not in the run's folder: there are no curves."
+        missing["metrics"] = f"{METRICS} is not in the run's folder, so there are no curves."
     ranks, top, seconds = _retrieved(config, folder, split, overrides or {}, scores, evaluate, missing)
     settings, defaults = flat(to_dict(config)), flat(to_dict(Config()))
     record = RunRecord(
@@ -91,7 +92,7 @@ def report(run: str, *, split: str | None = None, images: str | None = None, ove
 
 
 def _examples(ranks: QueryRanks, top: TopPairs) -> list[dict[str, Any]]:
-    """Text queries, the best images of each, and the place of the query's own image, from 1."""
+    """Return text queries with their best images and the rank of their own image, from 1."""
     return [{
         "query": ranks.caption(query.number), "own_image_at": query.rank + 1,
         "best": [{"image": ranks.image_id(found.candidate), "score": found.score, "own": found.right}
@@ -101,66 +102,66 @@ def _examples(ranks: QueryRanks, top: TopPairs) -> list[dict[str, Any]]:
 
 def _retrieved(config: Config, folder: Path, split: str, overrides: dict[str, Any], scores: str | None, evaluate: str,
                missing: dict[str, str]) -> tuple[QueryRanks | None, TopPairs | None, float | None]:
-    """Ranks of an evaluation, the best candidates of every query, and the seconds that it took to score them."""
+    """Return the ranks of an evaluation, the best candidates of every query, and the seconds that scoring took."""
     path = folder / f"ranks-{split}.npz"
     if not path.is_file():
         if split != config.data.test:
             _check_split(config, split, overrides)
         if scores is not None:
-            raise DataError(f"scores say what was retrieved, but not its ranks: {path} is missing; run {evaluate}")
-        missing["ranks"] = f"{path.name} is not in the run's folder. To make it: {evaluate}"
+            raise DataError(f"scores were given, but {path} is missing: run {evaluate}")
+        missing["ranks"] = f"{path.name} is not in the run's folder. Create it with {evaluate}"
         return None, None, None
     ranks = read_ranks(path)
     k = min(TOP, ranks.images, len(ranks.owner))
     if scores is not None:
         matrix, owner = load_scores(scores)
         if matrix.shape != (ranks.images, len(ranks.owner)) or (owner != ranks.owner).any():
-            raise DataError(f"{scores} holds scores of other images or texts than {path}: keep those of this split "
+            raise DataError(f"{scores} holds scores of other images or texts than {path}: save those of this split "
                             f"with {evaluate} --save-scores {scores}")
         return ranks, top_of_matrix(matrix, k), None
     try:
         loaded = load_split(folder, split, overrides)
         if loaded.captions.captions != ranks.captions or loaded.captions.image_ids != ranks.image_ids:
-            raise DataError(f"{path.name} is of other images or captions than split {split} has now; run {evaluate}")
+            raise DataError(f"{path.name} holds other images or captions than split {split} has now: run {evaluate}")
         started = time.perf_counter()
         images, texts = loaded.encode()
         with bar(len(images) * len(texts), "scoring") as shown:
             top = top_pairs(loaded.model, images, texts, k, progress=shown.update)
         return ranks, top, time.perf_counter() - started
     except (DataError, OSError) as error:
-        missing["top"] = f"What was retrieved is not shown, only ranks: {error}"
+        missing["top"] = f"Retrieved candidates are not shown, only ranks: {error}"
         return ranks, None, None
 
 
 def _check_split(config: Config, split: str, overrides: dict[str, Any]) -> None:
-    """Refuse a mistyped split, which would make an empty page; where the captions are gone it cannot be asked."""
+    """Raise DataError for a mistyped split, which would give an empty page; not checked if the captions are missing."""
     path = data_paths(replace(config.data, **overrides), split)[0]
     try:
         if captions_exist(path):
             load_captions(path, split)
     except DataError as error:
-        raise DataError(f"split {split} is not evaluated and cannot be: {error}") from error
+        raise DataError(f"split {split} has not been evaluated and cannot be: {error}") from error
 
 
 def _photos(folder: str | None, of_settings: str | None, missing: dict[str, str]) -> Photos:
-    """Image id -> thumbnail; a folder that was asked for has to be there, that of the settings need not."""
+    """Return a function image id -> thumbnail. A missing folder is an error only if `folder` was given."""
     source = folder or of_settings
     paths: dict[str, Path] = {}
     if source is None:
-        missing["photos"] = ("No photographs: the run's settings name no folder of images (data.images). To show them, "
-                             "make the page with their folder.")
+        missing["photos"] = ("No photographs: the run's settings name no folder of images (data.images). Give their "
+                             "folder to show them.")
     else:
         try:
             paths = {path.stem: path for path in find_images(source)}
         except DataError as error:
             if folder is not None:
                 raise
-            missing["photos"] = f"No photographs: {error}. To show them, make the page with their folder."
+            missing["photos"] = f"No photographs: {error}. Give their folder to show them."
     return cache(lambda image_id: _thumbnail(paths[image_id]) if image_id in paths else None)
 
 
 def _thumbnail(path: Path) -> bytes | None:
-    """A small JPEG, None of a file that cannot be read."""
+    """Return a small JPEG, or None if the file cannot be read."""
     side, quality = THUMBNAIL
     try:
         image = load_image(path).image
@@ -173,18 +174,18 @@ def _thumbnail(path: Path) -> bytes | None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; nothing where there is no file."""
+    """Return the object in a JSON file, or {} if there is no file."""
     if not path.is_file():
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is no JSON ({error}): remove it, or make it again") from error
+        raise DataError(f"{path} is not valid JSON ({error}): remove or repair it") from error
     if not isinstance(content, dict):
-        raise DataError(f"{path} holds a JSON {type(content).__name__}, expected an object: remove it")
+        raise DataError(f"{path} holds a JSON {type(content).__name__} instead of an object: remove it")
     return content
 
 
 def _shown(value: Any) -> str:
-    """A setting as a YAML file would say it."""
+    """Return a setting as a YAML file would show it."""
     return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) or not value else value

@@ -1,4 +1,4 @@
-"""Baselines behind the interface of `RetrievalModel`, each with the score of its paper."""
+"""Baselines with the interface of `RetrievalModel`, each with its paper's score."""
 
 from ascl.models.baselines.clip import Clip
 from ascl.models.baselines.imram import Imram

@@ -17,12 +17,12 @@ from ascl.models.baselines.tokens import TokenModel, Tokens
 
 
 class MemoryDistillation(nn.Module):
-    """The memory distillation unit of one direction (section 3.2): a query x and its attended vector c become
+    """The memory distillation unit of one direction (section 3.2): it maps a query x and its attended vector c to
 
         x' = g * x + (1 - g) * o,   g = sigmoid(W_g [x, c] + b_g),   o = tanh(W_o [x, c] + b_o)
 
-    Both matrices are one: rows of g above those of o, columns of x before those of c. It is linear before the gate, so
-    the part of x and the part of c can be computed apart: c is a weighted sum of context tokens, and so is its part.
+    One matrix holds both: rows of g above those of o, columns of x before those of c. The unit is linear before the
+    gate, so the terms of x and c are computed separately: c is a weighted sum of context tokens, and so is its term.
     """
 
     def __init__(self, dim: int) -> None:
@@ -30,37 +30,40 @@ class MemoryDistillation(nn.Module):
         self.gate_and_new = nn.Linear(2 * dim, 2 * dim)
 
     def of_query(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., 2 D), with the bias."""
+        """Return the term of x (..., D), bias included -> (..., 2 D)."""
         return F.linear(x, self.gate_and_new.weight.chunk(2, dim=1)[0], self.gate_and_new.bias)
 
     def of_context(self, y: Tensor) -> Tensor:
-        """(..., D) -> (..., 2 D)."""
+        """Return the term of context tokens (..., D) -> (..., 2 D)."""
         return F.linear(y, self.gate_and_new.weight.chunk(2, dim=1)[1])
 
     def forward(self, x: Tensor, of_both: Tensor) -> Tensor:
-        """x (..., D) and the sum of both parts (..., 2 D) -> x'."""
+        """Return x' (..., D) from x (..., D) and the sum of both terms (..., 2 D)."""
         gate, new = of_both.chunk(2, dim=-1)
         return torch.lerp(torch.tanh(new), x.expand_as(new), torch.sigmoid(gate))
 
 
 class Imram(TokenModel):
-    """Iterative matching: at each step the queries attend, score, and take up what they have attended to.
+    """Iterative matching: at each step the queries attend, are scored, and absorb what they attended to.
 
-    At step k the queries' states attend to the other item's tokens (`tokens.stacked_attention`), the step's score is
-    the mean cosine of the *original* tokens with what is attended to, and `MemoryDistillation` makes the next states.
-    Weights are shared by the steps, not by the two directions. The paper adds the scores of all steps and both
-    directions up; here it is their mean, which lies in [-1, 1], so that a margin of 0.2 there is 0.2 / (2 steps) here.
+    At step k the queries' states attend to the other item's tokens (`tokens.stacked_attention`). The step's score is
+    the mean cosine of the *original* tokens with the attended vectors, and `MemoryDistillation` computes the next
+    states. Steps share weights, the two directions do not. The paper sums the scores of all steps and both directions;
+    here it is their mean, in [-1, 1], so a margin of 0.2 there is 0.2 / (2 steps) here.
 
-    As in the paper states enter the attention by cosines and are carried on as they are.
+    As in the paper, states enter the attention through cosines and are not normalized between steps.
     """
 
     def __init__(self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int = 1024, *,
                  steps: int = 3, lambda_softmax: float | None = None, standardize: bool = False) -> None:
         """
         Args:
-            steps: K of the paper, at least 1 (then it is SCAN in both directions at once).
-            lambda_softmax: inverse temperature of the attention, > 0; None = 9 where words attend, as in the released
-                settings for Flickr30K, and SCAN's 4 where regions do, for which none were released.
+            steps: K of the paper, at least 1; 1 step is SCAN in both directions at once.
+            lambda_softmax: inverse temperature of the attention, > 0. None = 9 if words attend, as in the released
+                settings for Flickr30K; SCAN's 4 if regions attend, for which no setting was released.
+
+        Raises:
+            ValueError: steps < 1, or lambda_softmax is not positive and finite.
         """
         super().__init__(region_dim, global_dim, text, embed_dim, standardize=standardize)
         if steps < 1:
@@ -69,11 +72,11 @@ class Imram(TokenModel):
         self.words_attend, self.regions_attend = (usual if lambda_softmax is None else lambda_softmax
                                                   for usual in (tokens.WORDS_ATTEND, tokens.REGIONS_ATTEND))
         check_positive(lambda_softmax=self.words_attend)
-        # with one step nothing takes up what was attended to
+        # with one step there is no next state
         self.word_memory, self.region_memory = (MemoryDistillation(embed_dim) if steps > 1 else None for _ in range(2))
 
     def prepare(self, features: Tensor, mask: Tensor | None, *, words: bool) -> Tokens:
-        """Unit tokens, and what the memories make of them: their own, and that of the tokens that attend to them."""
+        """Return unit tokens with their terms in both memories, as queries and as context."""
         prepared = tokens.unit_tokens(features, mask)
         if self.word_memory is None or self.region_memory is None:
             return prepared
@@ -83,14 +86,14 @@ class Imram(TokenModel):
                        as_context=others.of_context(prepared.unit))
 
     def block_scores(self, images: Tokens, texts: Tokens) -> Tensor:
-        """(N_images, N_texts)."""
+        """Return the scores (N_images, N_texts) of one block."""
         words = self._direction(images, texts, self.word_memory, self.words_attend)
         regions = self._direction(texts, images, self.region_memory, self.regions_attend)
         return (words + regions.T) / (2 * self.steps)
 
     def _direction(self, contexts: Tokens, queries: Tokens, memory: MemoryDistillation | None,
                    sharpness: float) -> Tensor:
-        """(C, Q) sum of the steps' mean cosines."""
+        """Return the sum of the steps' mean cosines, (C, Q)."""
         first = tokens.similarities(contexts, queries)                                      # (C, S, Q, R)
         weights = tokens.stacked_attention(first, contexts.mask, sharpness)
         score = tokens.mean_over_tokens(tokens.attended_cosine(weights, first, contexts), queries.mask)
@@ -103,7 +106,7 @@ class Imram(TokenModel):
             states = memory(states, of_states + attended)
             length = torch.linalg.vector_norm(states, dim=-1).clamp_min(tokens.EPSILON).unsqueeze(1)  # (C, 1, Q * R)
             similarity = (at_least_float32(contexts.unit @ states.transpose(1, 2)) / length).view_as(first)
-            if queries.mask is not None:                # a state of padding is not zero, and would count as a query
+            if queries.mask is not None:                # the state of padding is not zero and would count as a query
                 similarity = similarity.masked_fill(~queries.mask, 0)
             weights = tokens.stacked_attention(similarity, contexts.mask, sharpness)
             score = score + tokens.mean_over_tokens(tokens.attended_cosine(weights, first, contexts), queries.mask)
@@ -112,9 +115,9 @@ class Imram(TokenModel):
         return score
 
     def pair_numbers(self, regions: int, words: int) -> int:
-        """Gate and new state of each token that attends."""
+        """Count the gate and new state of each attending token."""
         return regions * words if self.word_memory is None else max(regions, words) * 2 * self.regions.out_features
 
     def prepared_numbers(self, tokens: int, dim: int) -> int:
-        """Unit tokens, their inner products, and their parts in both memories."""
+        """Count unit tokens, their inner products, and their terms in both memories."""
         return tokens * ((1 if self.word_memory is None else 5) * dim + tokens)

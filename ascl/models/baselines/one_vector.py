@@ -1,4 +1,4 @@
-"""What baselines without any meeting of image and text share: one vector an item, and the cosine of two vectors."""
+"""Shared code of two-tower baselines: one vector per item, and the cosine of two vectors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ascl.models.encoded import EncodedImages, EncodedTexts
 
 
 class OneVector(RetrievalModel):
-    """An image is one vector, a text is another, and their score is the cosine.
+    """A two-tower model: one vector per image, one per text, scored by their cosine.
 
     Encoded images have one region and encoded texts one word: the vector itself.
     """
@@ -27,26 +27,26 @@ class OneVector(RetrievalModel):
 
     @abstractmethod
     def image_vector(self, regions: Tensor, globals_: Tensor, mask: Tensor | None) -> Tensor:
-        """Standardized features (N, K, region_dim), (N, global_dim), (N, K) bool or None -> (N, D)."""
+        """Encode standardized features (N, K, region_dim), (N, global_dim); mask (N, K) bool or None -> (N, D)."""
 
     @abstractmethod
     def text_vector(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """The encoder's words (N, L, text.dim) and (N, L) bool, True = a real word -> (N, D)."""
+        """Encode the text encoder's words (N, L, text.dim); mask (N, L) bool, True = a real word -> (N, D)."""
 
     def encode_images(self, regions: Tensor, globals_: Tensor, mask: Tensor | None = None) -> EncodedImages:
-        """(N, K, region_dim), (N, global_dim), (N, K) bool or None -> N vectors."""
+        """Encode (N, K, region_dim), (N, global_dim), mask (N, K) bool or None as N vectors."""
         vectors = self.image_vector(*self.standardized(regions, globals_), mask)
         return EncodedImages(vectors.unsqueeze(1), vectors)
 
     def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:
-        """N texts -> N vectors."""
+        """Encode N texts as N vectors."""
         vectors = self.text_vector(*self.text(list(texts))).unsqueeze(1)
         return EncodedTexts(vectors, torch.ones(vectors.shape[:2], dtype=torch.bool, device=vectors.device))
 
     def text_vectors(self, texts: EncodedTexts) -> Tensor:
-        """(N, D) the vectors whose directions the score compares."""
+        """Return the text vectors (N, D) whose cosines the scores are."""
         return texts.words[:, 0]
 
     def pair_scores(self, images: EncodedImages, texts: EncodedTexts) -> Tensor:
-        """Cosines (N_images, N_texts); in float32 at least, because losses divide them by small temperatures."""
+        """Return the cosines (N_images, N_texts), at least float32: losses divide them by small temperatures."""
         return products(unit(images.globals), unit(self.text_vectors(texts)))

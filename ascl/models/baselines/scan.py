@@ -14,11 +14,11 @@ from ascl.models.baselines.tokens import TokenModel, Tokens
 
 
 class Scan(TokenModel):
-    """One direction of stacked cross attention; `tokens` has the attention (equations 1 to 4).
+    """One direction of stacked cross attention; the attention itself (equations 1 to 4) is in `tokens`.
 
-    With R_i the cosine of query token i with its attended vector, the score of a pair is its mean over the queries
-    (AVG, equation 6, the better of the two in the paper) or log(sum_i exp(lambda_2 R_i)) / lambda_2 (LSE, equation 5).
-    A mean lies in [-1, 1]; the sum in LSE adds up to log(queries) / lambda_2 to it, which is the paper's formula.
+    R_i is the cosine of query token i with its attended vector. The score of a pair is the mean of R_i over the queries
+    (AVG, equation 6, the better one in the paper) or log(sum_i exp(lambda_2 R_i)) / lambda_2 (LSE, equation 5). The
+    mean lies in [-1, 1]; LSE, as in the paper, can exceed it by up to log(queries) / lambda_2.
     """
 
     def __init__(self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int = 1024, *,
@@ -28,9 +28,11 @@ class Scan(TokenModel):
         """
         Args:
             direction: t2i = words attend to regions (the paper's text-image), i2t = regions attend to words.
-            lambda_softmax: inverse temperature lambda_1 of the attention, > 0; None = the paper's, 9 for t2i, 4 for
-                i2t.
-            lambda_lse: lambda_2 > 0 of LSE; None = that of the paper's models of Flickr30K, 6 for t2i, 5 for i2t.
+            lambda_softmax: inverse temperature lambda_1 of the attention, > 0; None = the paper's 9 for t2i, 4 for i2t.
+            lambda_lse: lambda_2 > 0 of LSE; None = the paper's values for Flickr30K, 6 for t2i, 5 for i2t.
+
+        Raises:
+            ValueError: lambda_softmax or lambda_lse is not positive and finite.
         """
         super().__init__(region_dim, global_dim, text, embed_dim, standardize=standardize)
         self.direction, self.pooling, self.words_attend = direction, pooling, direction == "t2i"
@@ -40,11 +42,11 @@ class Scan(TokenModel):
         check_positive(lambda_softmax=self.lambda_softmax, lambda_lse=self.lambda_lse)
 
     def prepare(self, features: Tensor, mask: Tensor | None, *, words: bool) -> Tokens:
-        """Unit tokens, and their inner products where they are attended to."""
+        """Return unit tokens, with their inner products on the side that is attended to."""
         return tokens.unit_tokens(features, mask, attended_to=words != self.words_attend)
 
     def block_scores(self, images: Tokens, texts: Tokens) -> Tensor:
-        """(N_images, N_texts)."""
+        """Return the scores (N_images, N_texts) of one block."""
         contexts, queries = (images, texts) if self.words_attend else (texts, images)
         similarity = tokens.similarities(contexts, queries)
         weights = tokens.stacked_attention(similarity, contexts.mask, self.lambda_softmax)
@@ -52,7 +54,7 @@ class Scan(TokenModel):
         return pooled if self.words_attend else pooled.T
 
     def _pool(self, cosines: Tensor, mask: Tensor | None) -> Tensor:
-        """(C, Q, R) and (Q, R) bool or None -> (C, Q)."""
+        """Pool cosines (C, Q, R) over the tokens of mask (Q, R) bool or None -> (C, Q)."""
         if self.pooling == "mean":
             return tokens.mean_over_tokens(cosines, mask)
         terms = self.lambda_lse * cosines
@@ -61,9 +63,9 @@ class Scan(TokenModel):
         return torch.logsumexp(terms, dim=2) / self.lambda_lse
 
     def pair_numbers(self, regions: int, words: int) -> int:
-        """A weight for each region and word."""
+        """Count one weight per region and word."""
         return regions * words
 
     def prepared_numbers(self, tokens: int, dim: int) -> int:
-        """Unit tokens and their inner products."""
+        """Count unit tokens and their inner products."""
         return tokens * (dim + tokens)

@@ -1,4 +1,4 @@
-"""The floor that any fusion has to clear: one vector an image, one vector a text, their cosine."""
+"""The simplest baseline, which any fusion has to beat: one vector per image, one per text, and their cosine."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ascl.models.baselines.one_vector import OneVector
 
 
 class TwoTower(OneVector):
-    """Mean region and whole-image feature through one two-layer projection, mean word through another.
+    """A two-layer projection of mean region and whole-image feature, and another one of the mean word.
 
-    The same inputs and the same interface as `AsCL`, without any meeting of image and text before the cosine.
+    It has the inputs and the interface of `AsCL`, but image and text interact only in the cosine.
     """
 
     def __init__(self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int = 1024, *,
@@ -24,13 +24,13 @@ class TwoTower(OneVector):
 
     @staticmethod
     def projection(input_dim: int, embed_dim: int) -> nn.Module:
-        """Return what maps the mean of either side to the joint space."""
+        """Return the module that maps one side's mean to the joint space."""
         return nn.Sequential(nn.Linear(input_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, embed_dim))
 
     def image_vector(self, regions: Tensor, globals_: Tensor, mask: Tensor | None) -> Tensor:
-        """(N, D) of mean region and whole image."""
+        """Project mean region and whole-image feature -> (N, D)."""
         return self.image(torch.cat([masked_mean(regions, mask), globals_], dim=-1))
 
     def text_vector(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """(N, D) of the mean word."""
+        """Project the mean word -> (N, D)."""
         return self.words(masked_mean(hidden, mask))

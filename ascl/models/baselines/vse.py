@@ -10,12 +10,12 @@ from ascl.models.baselines.two_tower import TwoTower
 class Vse(TwoTower):
     """A linear map of the image and one of the text, compared by the cosine (equations 1 to 3 of the paper).
 
-    What makes it VSE++ is its loss, the hardest negative of the batch (equation 6): `losses.hardest_triplet`, which
-    `configs/baselines/vse.yaml` chooses.
+    Its loss makes it VSE++: the hardest negative of the batch (equation 6), `losses.hardest_triplet`, set in
+    `configs/baselines/vse.yaml`.
 
-    Where inputs differ from the paper's: phi(i), there one vector of a convolutional network for the whole image, is
-    here the mean region beside that vector; psi(c), there the last state of a GRU over word embeddings, is the mean
-    of the text encoder's words.
+    Two inputs differ from the paper. phi(i) is the whole-image vector there, and here the mean region concatenated
+    with that vector. psi(c) is the last state of a GRU over word embeddings there, and here the mean of the text
+    encoder's words.
     """
 
     @staticmethod

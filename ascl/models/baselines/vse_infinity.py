@@ -1,8 +1,8 @@
 """VSE-infinity (Chen et al., "Learning the Best Pooling Strategy for Visual Semantic Embedding", 2021).
 
-Its generalized pooling operator (section 3): the features of a set are sorted, each dimension for itself, and the
-places of the sorted lists are weighted by what a small recurrent network makes of their positions. Mean, maximum and
-mean of the k largest are such weights, so the network learns which pooling is best.
+The generalized pooling operator (section 3) sorts the features of a set, each dimension on its own, and takes a
+weighted sum over ranks. A small recurrent network computes the weights from the ranks. Mean, maximum and mean of the k
+largest are special cases, so the network learns which pooling is best.
 """
 
 from __future__ import annotations
@@ -13,27 +13,23 @@ from torch import Tensor, nn
 from ascl.models.base import TextEncoder
 from ascl.models.baselines.one_vector import OneVector
 
-POSITION_DIM = 32           # of a position's encoding, and of the network's state in each direction
-TEMPERATURE = 0.1           # of the softmax over places, as in the released code
-DROPPED = 0.2               # probability of a region or a word to be removed by size augmentation
+POSITION_DIM = 32           # dimension of a position encoding, and of the GRU's state in each direction
+TEMPERATURE = 0.1           # of the softmax over ranks, as in the released code
+DROPPED = 0.2               # probability that size augmentation removes a region or a word
 
 
 def position_encodings(length: int, dim: int, device: torch.device | None = None) -> Tensor:
-    """(length, dim): sin(p / 10000^(2i / dim)) at 2i and the cosine of the same at 2i + 1 (Vaswani et al. 2017).
-
-    Args:
-        dim: even.
-    """
+    """Return (length, dim): sin(p / 10000^(2i / dim)) at 2i, its cosine at 2i + 1 (Vaswani et al. 2017); even dim."""
     position = torch.arange(length, device=device, dtype=torch.float32).unsqueeze(1)
     angle = position * 10000.0 ** (-torch.arange(0, dim, 2, device=device) / dim)
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
 
 
 class GeneralizedPooling(nn.Module):
-    """sum_k theta_k max_k(features): max_k is the k-th largest value of each dimension, theta is learned.
+    """Pooling by sum_k theta_k max_k(features): max_k is the k-th largest value of each dimension, theta is learned.
 
     theta = softmax(score((forward + backward) / 2)) of the states of a bidirectional GRU that reads the encodings of
-    the positions, counted from 0. So it depends on that number alone, and works for any.
+    the positions 0, 1, ... So theta depends only on the set's size, and any size works.
     """
 
     def __init__(self) -> None:
@@ -42,7 +38,7 @@ class GeneralizedPooling(nn.Module):
         self.score = nn.Linear(POSITION_DIM, 1, bias=False)
 
     def weights(self, lengths: Tensor) -> Tensor:
-        """Sizes (U,) of sets, each at least 1 -> (U, longest) theta: 0 beyond a set's own size, of sum 1."""
+        """Return theta (U, longest) for set sizes (U,), each at least 1; rows sum to 1 and are 0 beyond the size."""
         longest = int(lengths.max())
         encodings = position_encodings(longest, POSITION_DIM, lengths.device).to(self.score.weight.dtype)
         with torch.autocast(lengths.device.type, enabled=False):
@@ -55,10 +51,10 @@ class GeneralizedPooling(nn.Module):
         return (scores / TEMPERATURE).masked_fill(beyond, float("-inf")).softmax(dim=1)
 
     def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
-        """(N, S, D) and (N, S) bool, True = a real feature, or None where all are -> (N, D)."""
+        """Pool (N, S, D) -> (N, D); mask (N, S) bool, True = a real feature, None = all real."""
         if mask is None:
             mask = features.new_ones(features.shape[:2], dtype=torch.bool)
-        sizes, place = mask.sum(dim=1).unique(return_inverse=True)      # theta of each size once
+        sizes, place = mask.sum(dim=1).unique(return_inverse=True)      # compute theta once per size
         theta = self.weights(sizes)[place]                              # (N, longest)
         ordered = features.masked_fill(~mask.unsqueeze(-1), float("-inf")).sort(dim=1, descending=True).values
         beyond = torch.arange(theta.shape[1], device=mask.device) >= sizes[place].unsqueeze(1)
@@ -66,12 +62,12 @@ class GeneralizedPooling(nn.Module):
 
 
 class VseInfinity(OneVector):
-    """Projected regions and projected words, each pooled by an operator of its own, compared by the cosine.
+    """Projected regions and projected words, each pooled by its own operator, compared by the cosine.
 
-    As in the paper an image is its regions, without a feature of the whole, and the training drops a fifth of regions
-    and words (size augmentation). Where it differs: regions pass a linear map plus a two-layer network as released, but
-    without batch normalization, by which a vector would depend on the rest of its batch; words are dropped after the
-    text encoder, which may be frozen, not masked before it.
+    As in the paper, an image is represented by its regions only, and training drops a fifth of regions and words (size
+    augmentation). Two things differ. Regions pass through the released linear map plus two-layer network, but without
+    batch normalization, which would make a vector depend on its batch. Words are dropped after the text encoder, which
+    may be frozen, instead of being masked before it.
     """
 
     def __init__(self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int = 1024, *,
@@ -85,15 +81,15 @@ class VseInfinity(OneVector):
         self.text_pooling = GeneralizedPooling()
 
     def image_vector(self, regions: Tensor, globals_: Tensor, mask: Tensor | None) -> Tensor:
-        """(N, D) of the regions."""
+        """Pool the regions -> (N, D)."""
         return self.image_pooling(self.image(regions) + self.image_residual(regions), self.augmented(regions, mask))
 
     def text_vector(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """(N, D) of the words."""
+        """Pool the words -> (N, D)."""
         return self.text_pooling(self.words(hidden), self.augmented(hidden, mask))
 
     def augmented(self, tokens: Tensor, mask: Tensor | None) -> Tensor | None:
-        """While training, the mask without the tokens that are dropped; an item that would lose all keeps all."""
+        """Return the mask, in training without the dropped tokens; an item that would lose all tokens keeps all."""
         if not self.training:
             return mask
         if mask is None:

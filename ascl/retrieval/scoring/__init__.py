@@ -1,1 +1,1 @@
-"""Scores of every image with every text: the algebra, tiles, the Triton kernel, and what ranks from them."""
+"""Scores of all image-text pairs: the algebra, tiles, the Triton kernel, and ranks computed from them."""

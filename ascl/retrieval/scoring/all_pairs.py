@@ -1,7 +1,7 @@
-"""Every image against every text, for data sets of any size: the whole matrix, blocks of it, ranks alone, or the best.
+"""Score all pairs of a data set of any size: as a matrix, as blocks, as ranks only, or as the best candidates.
 
-`rank_all_pairs` alone is told which text belongs to which image; it uses it for order and for counting, and no score
-depends on it.
+Only `rank_all_pairs` knows which text belongs to which image. It uses this for the order of work and for counting;
+scores do not depend on it.
 """
 
 from __future__ import annotations
@@ -23,27 +23,36 @@ from ascl.retrieval.scoring.tiles import USUAL_LIMITS, Limits, Progress, Tiles, 
 def score_all_pairs(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, *, backend: str = "auto",
                     block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
                     limits: Limits = USUAL_LIMITS) -> Tensor:
-    """Score of every image with every text; the same numbers as `model.pair_scores`.
+    """Return the score of every image with every text: the values of `model.pair_scores`, computed fast.
 
     Args:
-        backend: "reference" runs `torch.nn.MultiheadAttention` for every pair; "algebra" computes the same without
-            attended vectors; "triton" does so in one fused kernel, on a GPU, and leaves what the kernel cannot take to
-            the algebra. "auto" is the algebra. Other models (no fusion, the baselines) have one way only and ignore
-            backend and dtype.
-        block: images, and texts, whose pairs are scored at a time; None = by the device, fewer where memory is short.
-        dtype: of the matrix products: float32, bfloat16 or, on a GPU, float16; softmax, norms and sums stay in float32.
-            None = the model's own. On a GPU float32 products run in tf32 where torch's
-            `set_float32_matmul_precision` says so; of the sums, that of attention over tokens is a matrix product.
-        progress: called with a number of pairs, each time that so many more are done.
-        limits: of memory.
+        backend: "reference" runs `torch.nn.MultiheadAttention` for every pair. "algebra" computes the same scores
+            without attended vectors. "triton" does so in one fused kernel on a GPU, and falls back to the algebra for
+            blocks that the kernel does not support. "auto" is the algebra. Models without cross-modal fusion and the
+            baselines have one method only and ignore backend and dtype.
+        block: number of images and of texts scored at a time; None = chosen by device, fewer if memory is short.
+        dtype: of the matrix products: float32, bfloat16 or, on a GPU, float16; None = the model's. Softmax, norms and
+            sums stay in float32, except the sum of attention over tokens, which is a matrix product. On a GPU, float32
+            products use tf32 if `torch.set_float32_matmul_precision` allows it.
+        progress: called with the number of newly scored pairs.
+        limits: memory limits.
 
     Returns:
-        (N_images, N_texts) float32 on the CPU, in [-1, 1]; above it where a model pools by log-sum-exp (SCAN).
+        (N_images, N_texts) float32 on the CPU, in [-1, 1]; can exceed 1 if a model pools by log-sum-exp (SCAN).
 
     Raises:
-        ValueError: empty sets, an item whose mask is all false, embeddings that are not finite, items of several
-            devices or types, an unknown or impossible backend or dtype, a block that does not fit into the free memory.
-            All before any work.
+        ValueError: no images or no texts, an item whose mask is all False, embeddings that are not finite, items on
+            several devices or of several dtypes, an unknown or unsupported backend or dtype, or a block that does not
+            fit the free memory. Raised before any work.
+
+    Example:
+        >>> from ascl.models import AsCL
+        >>> model = AsCL(embed_dim=8, num_heads=2)
+        >>> images = EncodedImages(torch.randn(3, 5, 8), torch.randn(3, 8))                     # 3 images of 5 regions
+        >>> texts = EncodedTexts(torch.randn(4, 6, 8), torch.ones(4, 6, dtype=torch.bool))      # 4 texts of 6 words
+        >>> scores = score_all_pairs(model, images, texts)
+        >>> scores.shape, torch.allclose(scores, model.pair_scores(images, texts), atol=1e-5)
+        (torch.Size([3, 4]), True)
     """
     tiles = make_tiles(model, images, texts, backend=backend, block=block, dtype=dtype, progress=progress,
                        limits=limits)
@@ -55,7 +64,7 @@ def score_all_pairs(model: RetrievalModel, images: EncodedImages, texts: Encoded
 
 @dataclass(frozen=True)
 class ScoreBlocks:
-    """Rows of a score matrix that is never held whole; computed anew each time it is iterated."""
+    """The rows of a score matrix that is never held as a whole; each iteration computes them again."""
 
     tiles: Tiles
 
@@ -68,11 +77,19 @@ class ScoreBlocks:
 def score_blocks(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, *, backend: str = "auto",
                  block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
                  limits: Limits = USUAL_LIMITS) -> ScoreBlocks:
-    """Rows of the score matrix, some images at a time against all texts: (n, N_texts) float32 on the CPU.
+    """Return the score matrix as blocks of rows (n, N_texts), float32 on the CPU, computed when iterated.
 
-    `rank_report` takes the result, for ranks by a matrix of all true pairs. It reads the blocks twice, so every score
-    is then computed twice. Where each text has one owner, `rank_all_pairs` computes each score once. Arguments and
-    errors as for `score_all_pairs`.
+    Pass the result to `rank_report` to rank with a matrix of all right pairs; it iterates twice, so every score is
+    computed twice. If each text has one owner only, `rank_all_pairs` computes each score once. Arguments and errors as
+    for `score_all_pairs`.
+
+    Example:
+        >>> from ascl.models import AsCL
+        >>> model = AsCL(embed_dim=8, num_heads=2)
+        >>> images = EncodedImages(torch.randn(3, 5, 8), torch.randn(3, 8))
+        >>> texts = EncodedTexts(torch.randn(4, 6, 8), torch.ones(4, 6, dtype=torch.bool))
+        >>> torch.cat(list(score_blocks(model, images, texts))).shape
+        torch.Size([3, 4])
     """
     return ScoreBlocks(make_tiles(model, images, texts, backend=backend, block=block, dtype=dtype, progress=progress,
                                   limits=limits))
@@ -82,15 +99,27 @@ def score_blocks(model: RetrievalModel, images: EncodedImages, texts: EncodedTex
 def rank_all_pairs(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, owner: Vector, *,
                    backend: str = "auto", block: int | None = None, dtype: torch.dtype | None = None,
                    progress: Progress | None = None, limits: Limits = USUAL_LIMITS) -> RetrievalReport:
-    """Recalls in both directions; every pair is scored once and no matrix is held.
+    """Return recalls in both directions; every pair is scored once and the matrix is never held.
 
-    A rank is the number of wrong candidates that reach the best right one, so the right pairs are scored first: each
-    group of images meets its own texts, and then all others. Ties are lost; but two pairs of equal items in different
-    blocks can differ in their last bit, here as in any matrix made in blocks.
+    A rank is the number of wrong candidates that score at least as high as the best right one. So right pairs are
+    scored first: each group of images with its own texts, then with all others. Ties count as lost, but scores of equal
+    items in different blocks can differ in the last bit, as in any matrix computed in blocks.
 
     Args:
-        owner: (N_texts,) image of each text, in any order and number; DataError where it does not fit, or where a score
-            is not finite. The rest, and other errors, as for `score_all_pairs`.
+        owner: (N_texts,) integers, the image of each text, in any order and number. Others as for `score_all_pairs`.
+
+    Raises:
+        DataError: `owner` does not fit the images and texts, or a score is not finite.
+        ValueError: as for `score_all_pairs`.
+
+    Example:
+        >>> from ascl.models import AsCL
+        >>> model = AsCL(embed_dim=8, num_heads=2, local_weight=1.0)
+        >>> tokens = torch.eye(8)[:3].unsqueeze(1)                              # 3 items of one token, orthogonal
+        >>> images = EncodedImages(tokens, tokens[:, 0])
+        >>> texts = EncodedTexts(tokens, torch.ones(3, 1, dtype=torch.bool))    # text i equals image i
+        >>> rank_all_pairs(model, images, texts, owner=[0, 1, 2]).rsum
+        600.0
     """
     tiles = make_tiles(model, images, texts, backend=backend, block=block, dtype=dtype, progress=progress,
                        limits=limits)
@@ -129,9 +158,9 @@ def rank_all_pairs(model: RetrievalModel, images: EncodedImages, texts: EncodedT
 
 @dataclass(frozen=True)
 class TopPairs:
-    """The k best candidates of each query, best first; which of several equal ones ends a list is not defined.
+    """The k best candidates of each query, best first; the order of equal scores is not defined.
 
-    texts_of_image, image_scores: (N_images, k) int64 and float32. images_of_text, text_scores: (N_texts, k).
+    texts_of_image (N_images, k) int64, image_scores (N_images, k) float32; images_of_text and text_scores (N_texts, k).
     """
 
     texts_of_image: Tensor
@@ -144,16 +173,25 @@ class TopPairs:
 def top_pairs(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, k: int, *, backend: str = "auto",
               block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
               limits: Limits = USUAL_LIMITS) -> TopPairs:
-    """The k best texts of each image and the k best images of each text, in one pass and without the matrix.
+    """Return the k best texts of each image and the k best images of each text, in one pass, without the matrix.
 
     Raises:
-        ValueError: as for `score_all_pairs`; k below 1, or above the number of images or of texts.
-        DataError: a score that is not finite.
+        ValueError: as for `score_all_pairs`; or k is below 1 or above the number of images or texts.
+        DataError: a score is not finite.
+
+    Example:
+        >>> from ascl.models import AsCL
+        >>> model = AsCL(embed_dim=8, num_heads=2, local_weight=1.0)
+        >>> tokens = torch.eye(8)[:3].unsqueeze(1)                                  # 3 items of one token, orthogonal
+        >>> images = EncodedImages(tokens, tokens[:, 0])
+        >>> texts = EncodedTexts(tokens.flip(0), torch.ones(3, 1, dtype=torch.bool))    # the same, in reverse order
+        >>> top_pairs(model, images, texts, k=1).texts_of_image.tolist()
+        [[2], [1], [0]]
     """
     tiles = make_tiles(model, images, texts, backend=backend, block=block, dtype=dtype, progress=progress,
                        limits=limits)
     if not 1 <= k <= min(len(images), len(texts)):
-        raise ValueError(f"k has to be from 1 to {min(len(images), len(texts))} with {len(images)} images and "
+        raise ValueError(f"k must be from 1 to {min(len(images), len(texts))} with {len(images)} images and "
                          f"{len(texts)} texts, got {k}")
     of_images, of_texts = (_Best(count, k, tiles.device) for count in (len(images), len(texts)))
     for group in tiles.groups():
@@ -172,7 +210,7 @@ class _Best:
         self.candidates = torch.zeros(queries, k, dtype=torch.int64, device=device)
 
     def update(self, queries: Tensor, candidates: Tensor, scores: Tensor) -> None:
-        """Scores (n, m) of `queries` (n,) with `candidates` (m,)."""
+        """Add the scores (n, m) of `queries` (n,) with `candidates` (m,)."""
         every_score = torch.cat([self.scores[queries], scores], dim=1)
         every_candidate = torch.cat([self.candidates[queries], candidates.expand(len(queries), -1)], dim=1)
         self.scores[queries], kept = every_score.topk(self.scores.shape[1], dim=1)

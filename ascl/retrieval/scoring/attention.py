@@ -1,18 +1,19 @@
-"""Attention of every query token over every key item, reduced at once to what a score needs of it.
+"""Attention of every query token over every key item, reduced immediately to the three results that a score needs.
 
-The reference (`AsCL.pair_scores`) builds the attended vectors of every pair. Here they are never built. With head h of
+The reference (`AsCL.pair_scores`) computes the attended vectors of every pair. This module never does. With head h of
 the attention's value projection and the matching slice of its output projection, the attended vector of query i is
 
     y_i = sum_h sum_j A_h[i, j] U_h[j],        U_h = X Z_h^V Z_h^O   (one matrix per item, not per pair)
 
-and the score needs three things of it only:
+and the score needs only three results:
 
     x_i . y_i    = sum_h sum_j A_h[i, j] M_h[i, j],   M_h[i, j] = (x_i Z_h^O^T) . (X_j Z_h^V)
     |y_i|^2      = a_i^T (U U^T) a_i,                 a_i = the attention of query i over all heads and keys, H * S long
     mean(y) X    = mean(a)^T (U X)
 
-so that projections and the Gram matrix U U^T are computed once per item, and what is left for a pair are products with
-inner size D / H and H * S. Same formula, other order of summation: results differ from the reference by rounding.
+so projections and the Gram matrix U U^T are computed once per item, and a pair only needs products with inner
+dimensions D / H and H * S. The formula is the same and the order of summation differs: results differ from the
+reference by rounding only.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ from ascl.core.tensors import at_least_float32
 from ascl.models.fusion import AttentionWeights
 
 EPSILON = 1e-8                  # lower bound of a norm, as in torch's cosine_similarity
-GRAM_PARTS = 3                  # in which a large symmetric matrix is multiplied
+GRAM_PARTS = 3                  # a large symmetric matrix is multiplied in this many parts
 
 
 @dataclass(frozen=True)
 class Chunks:
-    """How much is worked on at a time; results depend on it by rounding alone.
+    """Sizes of the chunks of work; they change results by rounding only.
 
-    columns: query tokens. entries: numbers of attention. pairs: numbers of the global vectors of pairs.
-    keys: key items that are prepared together: more would make temporary matrices that the allocator cannot reuse.
-    gram: rows of a symmetric matrix from which it is multiplied in parts.
+    columns: query tokens. entries: attention weights. pairs: numbers in the global vectors of pairs.
+    keys: key items prepared together; with more, the allocator cannot reuse the temporary matrices.
+    gram: a symmetric matrix with at least this many rows is multiplied in parts.
     """
 
     columns: int
@@ -50,23 +51,23 @@ class Chunks:
     gram: int = 256
 
 
-# columns: enough for a product to run near its peak; entries and pairs, in float32: what stays in a core's cache (2 MB)
-# and in the shared one (8 MB)
+# columns: enough for a product near peak speed. entries and pairs fit, in float32, a core's cache (2 MB) and the shared
+# cache (8 MB)
 ON_CPU = Chunks(columns=384, entries=1 << 19, pairs=1 << 21)
 ON_GPU = Chunks(columns=2048, entries=1 << 24, pairs=1 << 24)
 
 
 def chunks_for(device: torch.device) -> Chunks:
-    """Return the sizes that suit a device."""
+    """Return the chunk sizes for a device."""
     return ON_GPU if device.type == "cuda" else ON_CPU
 
 
 @dataclass
 class Queries:
-    """N items as queries of one direction: their C real tokens, packed without padding.
+    """N items as the queries of one direction: their C real tokens, packed without padding.
 
-    query, out: (H, d, C) projected and scaled, and x Z^O^T. norm: (C,) |x|.
-    members: (C, N) 1 where the token belongs to the item, else 0. count: (N,) tokens of each item.
+    query: (H, d, C) projected and scaled. out: (H, d, C), x Z^O^T. norm: (C,), |x|.
+    members: (C, N), 1 if the token belongs to the item, else 0. count: (N,) tokens per item.
     bounds: N + 1 numbers; item n has the tokens bounds[n] to bounds[n + 1].
     """
 
@@ -78,17 +79,17 @@ class Queries:
     bounds: list[int]
 
     def to(self, dtype: torch.dtype) -> Queries:
-        """With what enters matrix products in `dtype`."""
+        """Return a copy whose operands of matrix products are in `dtype`."""
         return replace(self, query=self.query.to(dtype), out=self.out.to(dtype))
 
 
 @dataclass
 class Keys:
-    """N items as keys and values of one direction; S tokens each.
+    """N items as the keys and values of one direction, S tokens each.
 
-    key, value: (H, N, S, d). gram: (N, H * S, H * S) U U^T, whose symmetry is made use of.
-    outputs: (N, H * S, E) U X: what mean attention is multiplied with to give the pair's global vectors.
-    mask: (N, S) bool, True = real, or None where all are.
+    key, value: (H, N, S, d). gram: (N, H * S, H * S), U U^T, whose symmetry is exploited.
+    outputs: (N, H * S, E), U X: mean attention times this gives the pair's global vectors.
+    mask: (N, S) bool, True = real; None = all real.
     """
 
     key: Tensor
@@ -98,13 +99,13 @@ class Keys:
     mask: Tensor | None
 
     def to(self, dtype: torch.dtype) -> Keys:
-        """With what enters matrix products in `dtype`."""
+        """Return a copy whose operands of matrix products are in `dtype`."""
         return replace(self, key=self.key.to(dtype), value=self.value.to(dtype), gram=self.gram.to(dtype),
                        outputs=self.outputs.to(dtype))
 
 
 class Attended(NamedTuple):
-    """What is kept of the attention of C query tokens (of N items) over T key items."""
+    """The three results of the attention of C query tokens (of N items) over T key items."""
 
     dot: Tensor         # (T, C) x . y of every token's attended vector y
     square: Tensor      # (T, C) |y|^2
@@ -112,14 +113,14 @@ class Attended(NamedTuple):
 
 
 def pack(tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, list[int]]:
-    """(N, R, D) and (N, R) bool, True = real, or None -> the C real tokens (C, D), and how many each item has."""
+    """Pack (N, R, D) -> the C real tokens (C, D) and each item's count; mask (N, R) bool, True = real, or None."""
     if mask is None:
         return tokens.flatten(0, 1), [tokens.shape[1]] * len(tokens)
     return tokens[mask], mask.sum(dim=1).tolist()
 
 
 def unpack(tokens: Tensor, counts: list[int]) -> tuple[Tensor, Tensor | None]:
-    """The inverse: (C, D) -> (N, S, D), S the largest count, and the mask (N, S), None where all are real."""
+    """Invert `pack`: (C, D) -> (N, S, D), S the largest count, and the mask (N, S), or None if all are real."""
     longest = max(counts)
     if min(counts) == longest:
         return tokens.unflatten(0, (len(counts), longest)), None
@@ -131,7 +132,7 @@ def unpack(tokens: Tensor, counts: list[int]) -> tuple[Tensor, Tensor | None]:
 
 
 def prepare_queries(tokens: Tensor, counts: list[int], weights: AttentionWeights) -> Queries:
-    """Packed tokens (C, D) of items that have so many each -> what they are as queries."""
+    """Prepare packed tokens (C, D), `counts` per item, as queries."""
     columns = tokens.T                                                              # (D, C)
     bounds = list(itertools.accumulate(counts, initial=0))
     count = torch.tensor(counts, device=tokens.device)
@@ -152,9 +153,9 @@ def _times(matrix: Tensor | None, columns: Tensor) -> Tensor:
 
 def prepare_keys(tokens: Tensor, mask: Tensor | None, weights: AttentionWeights, following: Tensor,
                  chunks: Chunks) -> Keys:
-    """Tokens (N, S, D) and mask (N, S) bool or None -> what they are as keys and values.
+    """Prepare tokens (N, S, D) with mask (N, S) bool or None as keys and values.
 
-    following: (E, D) of `AttentionWeights.then`.
+    following: (E, D), from `AttentionWeights.then`.
     """
     value = _project(tokens, weights.value, weights.heads)
     out = weights.out if weights.out is not None else torch.eye(tokens.shape[-1]).to(tokens)
@@ -167,13 +168,13 @@ def prepare_keys(tokens: Tensor, mask: Tensor | None, weights: AttentionWeights,
 
 
 def _by_head(value: Tensor, matrix: Tensor) -> Tensor:
-    """(H, n, S, d) and (E, D) -> (n, H * S, E): each head's values by that head's columns of the matrix."""
+    """Multiply each head's values (H, n, S, d) by that head's columns of `matrix` (E, D) -> (n, H * S, E)."""
     by_head = matrix.unflatten(1, (len(value), -1)).permute(1, 2, 0)                # (H, d, E)
     return torch.stack([v @ m for v, m in zip(value, by_head, strict=True)], dim=1).flatten(1, 2)
 
 
 def _joined(parts: Iterator[Tensor], items: int) -> Tensor:
-    """Concatenated. Without gradients each part goes to its place at once, so that they never exist all together."""
+    """Concatenate parts. Without gradients each one is copied when it is computed, so only one exists at a time."""
     if torch.is_grad_enabled():
         return torch.cat(list(parts))
     first = next(parts)
@@ -187,16 +188,16 @@ def _joined(parts: Iterator[Tensor], items: int) -> Tensor:
 
 
 def _project(tokens: Tensor, matrix: Tensor | None, heads: int) -> Tensor:
-    """(N, S, D) -> (H, N, S, d); None = identity."""
+    """Project (N, S, D) -> (H, N, S, d); matrix None = identity."""
     projected = tokens if matrix is None else F.linear(tokens, matrix)
     return projected.unflatten(-1, (heads, -1)).permute(2, 0, 1, 3).contiguous()
 
 
 def attend(queries: Queries, keys: Keys, chunks: Chunks) -> Attended:
-    """One direction of the attention for every pair of items; differentiable.
+    """Compute one direction of the attention for every pair of items; differentiable.
 
-    Matrix products run in autocast's type where it is enabled, else in that of the keys, and so does the sum over a
-    query item's tokens that gives mean attention; softmax, dot and square in float32 at least.
+    Matrix products, including the sum that gives mean attention, run in autocast's dtype if it is enabled, else in that
+    of the keys. Softmax, dot and square are at least float32.
     """
     device = queries.query.device.type
     low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else keys.key.dtype
@@ -207,8 +208,8 @@ def attend(queries: Queries, keys: Keys, chunks: Chunks) -> Attended:
 
 
 class _Attend(torch.autograd.Function):
-    """Works in chunks that stay in the processor's cache; nothing of the size (items x heads x keys x queries) is
-    kept: the backward pass computes the attention again."""
+    """The attention in chunks that fit the CPU's cache. Nothing of size (items x heads x keys x queries) is kept; the
+    backward pass recomputes it."""
 
     @staticmethod
     def forward(ctx, query, out, key, value, gram, mask, members, count, bounds, chunks):
@@ -221,7 +222,7 @@ class _Attend(torch.autograd.Function):
             (own, columns, query[..., columns].contiguous(), out[..., columns].contiguous(),
              members[columns, own].to(low)) for own, columns in groups
         ]
-        # The same memory for every chunk: asking the system for new pages can cost more than the work on them.
+        # reuse memory for all chunks: getting new pages from the system can cost more than the work on them
         entries = rows * max(part.stop - part.start for part in parts) * max(_width(columns) for _, columns in groups)
         product_memory, items_memory = (query.new_empty(entries) for _ in range(2))
         attention_memory, sum_memory = (members.new_empty(entries) for _ in range(2))
@@ -270,7 +271,7 @@ class _Attend(torch.autograd.Function):
             dot_part, square_part = dot_grad[part, None, columns], square_grad[part, None, columns]
             scaled = (attention * square_part).to(low)
             gram_grad[part] += scaled @ attention.to(low).transpose(1, 2)
-            # d loss / d attention, from the three results in turn
+            # d loss / d attention, from each of the three results
             gradient = match * dot_part
             gradient += 2 * (gram[part] @ scaled)
             of_mean = (mean_grad[part, own] / count[own, None]).to(low).transpose(1, 2)     # (c, H * S, n)
@@ -289,7 +290,7 @@ class _Attend(torch.autograd.Function):
 
 
 def _parts(items: int, rows: int, bounds: list[int], chunks: Chunks) -> tuple[list[tuple[slice, slice]], list[slice]]:
-    """Query items and their columns at a time, and key items at a time; at least one of each."""
+    """Return groups of query items with their columns, and parts of key items; each holds at least one item."""
     groups, first = [], 0
     for last in range(1, len(bounds)):
         if last == len(bounds) - 1 or bounds[last + 1] - bounds[first] > chunks.columns:
@@ -304,10 +305,10 @@ def _width(columns: slice) -> int:
 
 
 def _halved_square(gram: Tensor, attention: Tensor, product: Tensor, into: Tensor, large: int) -> None:
-    """Numbers (c, H * S, w) whose sum over rows is half of a^T gram a; `product` is memory to work in.
+    """Write to `into` (c, H * S, w) numbers whose sum over rows is half of a^T gram a; `product` is scratch memory.
 
-    gram is symmetric: of what lies off its diagonal, one side is multiplied and stands for both. That pays for large
-    matrices of float32 only; otherwise it is one part.
+    gram is symmetric, so only one side of the off-diagonal blocks is multiplied. This pays only for large float32
+    matrices; others are multiplied in one part.
     """
     count, rows, columns = attention.shape
     parts = GRAM_PARTS if rows >= large and gram.dtype.itemsize >= 4 else 1
@@ -322,21 +323,21 @@ def _halved_square(gram: Tensor, attention: Tensor, product: Tensor, into: Tenso
 
 
 def _attention(logits: Tensor, mask: Tensor | None, into: Tensor) -> Tensor:
-    """Softmax of (H, c, S, w), which are changed, over each item's own keys; mask (c, S)."""
+    """Apply softmax over each item's keys to logits (H, c, S, w), which are changed in place; mask (c, S)."""
     if mask is not None:
         logits.masked_fill_(~mask[None, :, :, None], float("-inf"))
     return torch.softmax(logits, dim=2, dtype=into.dtype, out=into)
 
 
 def _heads_first(by_item: Tensor, heads: int) -> Tensor:
-    """(c, H * S, w) -> (H, c, S, w)."""
+    """Rearrange (c, H * S, w) -> (H, c, S, w)."""
     return by_item.unflatten(1, (heads, -1)).transpose(0, 1)
 
 
 def length(square: Tensor) -> Tensor:
-    """Root of a squared length; 1 where it is zero (rounding can push a square below it).
+    """Return the root of a squared length, or 1 if that is zero or, by rounding, negative.
 
-    A zero vector, such as a word that cutoff removed, has a dot product of 0 and so a cosine of 0 with anything. A
-    tiny length in its place would give the same cosine and a gradient too large for half precision.
+    A zero vector, such as a word that cutoff removed, has a dot product of 0, so its cosine is 0. A tiny length instead
+    of 1 would give the same cosine, but a gradient too large for half precision.
     """
     return torch.where(square > EPSILON**2, square, torch.ones_like(square)).sqrt()

@@ -1,7 +1,7 @@
-"""Scores of prepared items by the algebra of `attention.py`: all pairs of a batch, differentiable.
+"""Scores of prepared items, by the algebra of `attention.py`: all pairs of a batch, differentiable.
 
-Equation 2 of AsCL needs of a pair only the cosine of each token with its attended vector, and the two global vectors
-made of mean attention. `AsCL.pair_scores` is the plain reference.
+For a pair, equation 2 of AsCL needs only the cosine of each token with its attended vector, and the two global vectors
+from mean attention. `AsCL.pair_scores` is the plain reference.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ Prepared = TypeVar("Prepared", bound="PreparedTexts")
 
 @dataclass
 class PreparedTexts:
-    """What the scores need of each text, whatever the image."""
+    """The part of the score computation that depends on the texts only."""
 
     queries: Queries
     keys: Keys
 
     def to(self: Prepared, dtype: torch.dtype) -> Prepared:
-        """With what enters matrix products in `dtype`."""
+        """Return a copy whose operands of matrix products are in `dtype`."""
         return replace(self, queries=self.queries.to(dtype), keys=self.keys.to(dtype))
 
 
 @dataclass
 class PreparedImages(PreparedTexts):
-    """What the scores need of each of N images, whatever the text.
+    """The part of the score computation that depends on the N images only.
 
-    second: (N, D) V_g2 = X_g G. gate: (N, D) the part of the gate's logit that V_g2 decides.
+    second: (N, D), V_g2 = X_g G. gate: (N, D), the term of the gate's logit that depends on V_g2.
     """
 
     second: Tensor
@@ -50,7 +50,7 @@ class PreparedImages(PreparedTexts):
 
 
 def prepare_images(weights: FusionWeights, images: EncodedImages, chunks: Chunks) -> PreparedImages:
-    """Make projections, Gram matrices and what follows mean attention, once for each image."""
+    """Compute projections, Gram matrices and outputs once per image."""
     second = F.linear(images.globals, weights.image_global)
     return PreparedImages(
         queries=attention.prepare_queries(*pack(images.regions, images.mask), weights.region_to_word),
@@ -60,14 +60,14 @@ def prepare_images(weights: FusionWeights, images: EncodedImages, chunks: Chunks
 
 
 def prepare_texts(weights: FusionWeights, texts: EncodedTexts, chunks: Chunks) -> PreparedTexts:
-    """Make the same for each text."""
+    """Compute projections, Gram matrices and outputs once per text."""
     return PreparedTexts(attention.prepare_queries(*pack(texts.words, texts.mask), weights.word_to_region),
                          prepare_keys(texts.words, texts.mask, weights.region_to_word, weights.of_texts, chunks))
 
 
 def score_prepared(weights: FusionWeights, images: PreparedImages, texts: PreparedTexts, chunks: Chunks,
                    attend: Attend = attend) -> Tensor:
-    """Return (N_images, N_texts) scores of prepared items; differentiable where `attend` is."""
+    """Return the scores (N_images, N_texts) of prepared items; differentiable if `attend` is."""
     over_words = attend(images.queries, texts.keys, chunks)                     # regions attend to words: (T, ...)
     over_regions = attend(texts.queries, images.keys, chunks)                   # words attend to regions: (I, ...)
     local = (_mean_cosine(images.queries, over_words).T + _mean_cosine(texts.queries, over_regions)) / 2
@@ -76,22 +76,22 @@ def score_prepared(weights: FusionWeights, images: PreparedImages, texts: Prepar
 
 
 def _mean_cosine(queries: Queries, attended: Attended) -> Tensor:
-    """(T, N) mean over the tokens of each query item of cos(token, its attended vector)."""
-    with torch.autocast(attended.dot.device.type, enabled=False):       # a product that is a sum: not in half precision
+    """Return the mean of cos(token, its attended vector) over the tokens of each query item, (T, N)."""
+    with torch.autocast(attended.dot.device.type, enabled=False):       # the product below is a sum: keep float32
         cosine = attended.dot / (queries.norm * length(attended.square))
         return cosine @ queries.members / queries.count
 
 
 def _vectors(attended: Attended, keys: Keys) -> Tensor:
-    """(T, N, E) global vectors of T key items with N query items."""
+    """Return the global vectors (T, N, E) of T key items with N query items."""
     return attended.mean.to(keys.outputs.dtype) @ keys.outputs
 
 
 def _global_cosine(images: PreparedImages, over_regions: Tensor, text_vectors: Tensor, chunks: Chunks) -> Tensor:
-    """(I, T) cos(V_g, W_g) of mean attention (I, T, H * K) and of W_g (T, I, D).
+    """Return cos(V_g, W_g), (I, T), from mean attention (I, T, H * K) and W_g (T, I, D).
 
-    Some images at a time. Backward computes each part again: kept, the vectors of all pairs would be most of the memory
-    of a training step.
+    It works on some images at a time, and the backward pass recomputes each part: the vectors of all pairs would take
+    most of a training step's memory.
     """
     size = max(1, chunks.pairs // (2 * text_vectors[:, 0].numel()))
     parts = zip(*(x.split(size) for x in (over_regions, images.keys.outputs, images.second, images.gate)),
@@ -113,7 +113,7 @@ def _gated_cosine(over_regions: Tensor, outputs: Tensor, second: Tensor, gate: T
 
 
 def pick(texts: EncodedTexts, index: Tensor) -> EncodedTexts:
-    """Return some texts, without the columns that are padding in all of them."""
+    """Return the texts at `index`, without columns that are padding in all of them."""
     mask = texts.mask[index]
     used = int(mask.any(dim=0).nonzero().max()) + 1
     return EncodedTexts(texts.words[:, :used][index], mask[:, :used])
@@ -121,14 +121,26 @@ def pick(texts: EncodedTexts, index: Tensor) -> EncodedTexts:
 
 def score_batch(model: RetrievalModel, images: EncodedImages, text_sets: list[EncodedTexts], block: int = 32,
                 chunks: Chunks | None = None) -> list[Tensor]:
-    """Return the scores of one batch of images with several sets of texts, differentiable: what a training step needs.
+    """Return the scores of a batch of images with several sets of texts, differentiable, for a training step.
 
-    The texts of all sets meet the regions at once, as packed words; the regions meet the texts in blocks of similar
-    length, so that little padding is computed. Other models are scored by their own `training_scores`: those whose
-    tokens meet (SCAN, IMRAM) in such blocks too, those whose items do not (no fusion, two towers) at once.
+    Words attend to regions all at once, packed over all sets. Regions attend to words in blocks of texts of similar
+    length, to save padding. Models without `fusion_weights` are scored by their own `training_scores`: in such blocks
+    too if their tokens meet (SCAN, IMRAM), else at once (no fusion, two towers).
 
-    block: texts whose words the regions meet at a time. chunks: None = by the device. Returned is one
-    (N_images, N_texts) for each set, in the order given.
+    Args:
+        text_sets: such as captions, generated positives and generated negatives.
+        block: number of texts that regions attend to at a time. chunks: sizes of the work; None = chosen by device.
+
+    Returns:
+        One tensor (N_images, N_texts) per set, in the given order.
+
+    Example:
+        >>> from ascl.models import AsCL
+        >>> model = AsCL(embed_dim=8, num_heads=2)
+        >>> images = EncodedImages(torch.randn(3, 5, 8), torch.randn(3, 8))
+        >>> texts = EncodedTexts(torch.randn(4, 6, 8), torch.ones(4, 6, dtype=torch.bool))
+        >>> [tuple(scores.shape) for scores in score_batch(model, images, [texts, texts[:2]])]
+        [(3, 4), (3, 2)]
     """
     weights = model.fusion_weights()
     if weights is None:
@@ -153,7 +165,7 @@ def score_batch(model: RetrievalModel, images: EncodedImages, text_sets: list[En
 
 
 def _in_blocks(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, block: int) -> Tensor:
-    """(N_images, N_texts) of texts in blocks of similar length."""
+    """Return the scores (N_images, N_texts), computed in blocks of texts of similar length."""
     if block >= len(texts):
         return model.training_scores(images, texts)
     order = texts.mask.sum(dim=1).argsort()
@@ -162,7 +174,7 @@ def _in_blocks(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts
 
 
 def _by_length(text_sets: list[EncodedTexts]) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Packed words (C, D) of all texts, shortest text first; each text's number of words, and its place before."""
+    """Pack the words of all texts (C, D), shortest text first; also return each text's word count and old place."""
     packed, counts_of_sets = zip(*(pack(texts.words, texts.mask) for texts in text_sets), strict=True)
     counts = list(itertools.chain.from_iterable(counts_of_sets))
     starts = list(itertools.accumulate(counts, initial=0))

@@ -1,7 +1,7 @@
-"""From encoded items to tiles of the score matrix: which backend, in which order, in blocks of what size.
+"""Compute the score matrix in tiles: choose the backend, the order and the block size.
 
-Images are prepared some hundreds at a time and kept, texts pass by in blocks of similar length, so that memory beyond
-the encoded items stays bounded, whatever their number. Nothing here knows which text belongs to which image.
+Some hundred images are prepared and kept while all texts are scored with them, in blocks of similar length. So memory
+beyond the encoded items stays bounded, whatever their number. Nothing here knows which text belongs to which image.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from ascl.retrieval.scoring.attention import Attended, Chunks, Keys, Queries, at
 from ascl.retrieval.scoring.prepared import pick, prepare_images, prepare_texts, score_prepared
 
 BACKENDS = ("auto", "reference", "algebra", "triton")
-CPU_BLOCK = (64, 64)            # images and texts whose pairs are scored at a time
+CPU_BLOCK = (64, 64)            # images and texts scored at a time
 GPU_BLOCK = (256, 256)
 REFERENCE_BLOCK = (16, 64)
-SMALLEST_BLOCK = 16             # where memory is short; below it the time would grow without end
-CHECKED_TOGETHER = 256          # items: a check makes copies
-SHARE = 0.5                     # of the free memory that default blocks may take
+SMALLEST_BLOCK = 16             # if memory is short; smaller blocks would take too long
+CHECKED_TOGETHER = 256          # items checked at a time, because a check makes copies
+SHARE = 0.5                     # share of the free memory that default blocks may take
 CGROUP = Path("/sys/fs/cgroup")
-BUFFERS = 8                     # temporary tensors of the largest size that exist at one time
+BUFFERS = 8                     # number of temporary tensors of the largest size at one time
 
 Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds the memory of scoring; no score depends on it but by rounding.
+    """Memory limits of scoring; they change scores by rounding only.
 
-    free: bytes that may be taken; None = what the device has. kept_bytes, kept_images: of images that stay prepared
-    while all texts pass by: more would save little and hold larger parts of the matrix. texts_bytes: of one block of
-    prepared texts; long ones come in smaller blocks. cheap_block: images and texts at a time where their tokens do not
-    meet. chunks: of the attention; None = by the device.
+    free: bytes that scoring may use; None = all free memory of the device. kept_bytes, kept_images: limits of the
+    images kept prepared while all texts are scored; more would save little and hold larger parts of the matrix.
+    texts_bytes: limit of one block of prepared texts; long texts come in smaller blocks. cheap_block: images and texts
+    at a time for models whose tokens do not meet. chunks: of the attention; None = chosen by device.
     """
 
     free: int | None = None
@@ -59,11 +59,11 @@ USUAL_LIMITS = Limits()
 
 
 class _Way(NamedTuple):
-    """How one backend scores, and the bytes it needs.
+    """The scoring functions of one backend, and the memory they need.
 
-    images, texts: what is made of a block once. score: of two such blocks, (N_images, N_texts).
-    image: bytes of one image so made. text: bytes of one text of so many words. pair: bytes of one pair in a tile.
-    working: bytes of what is temporary whatever the block. block: images and texts at a time.
+    images, texts: prepare a block. score: score two prepared blocks, (N_images, N_texts).
+    image: bytes of a prepared image. text: number of words -> bytes of a prepared text. pair: bytes per pair of a tile.
+    working: temporary bytes, independent of the block. block: images and texts at a time.
     """
 
     images: Callable[[EncodedImages], Any]
@@ -80,7 +80,7 @@ class _Way(NamedTuple):
 class Tiles:
     """The score matrix of a model over encoded images and texts, tile by tile; made by `make_tiles`.
 
-    kept: blocks of images that stay prepared together. lengths: (N_texts,) words of each text.
+    kept: number of image blocks kept prepared together. lengths: (N_texts,) words per text.
     """
 
     images: EncodedImages
@@ -95,13 +95,13 @@ class Tiles:
     progress: Progress | None
 
     def groups(self) -> list[list[slice]]:
-        """Blocks of images, as many together as stay prepared at a time."""
+        """Return the blocks of images, in groups that are kept prepared together."""
         starts = range(0, len(self.images), self.image_block)
         blocks = [slice(start, min(start + self.image_block, len(self.images))) for start in starts]
         return [blocks[first : first + self.kept] for first in range(0, len(blocks), self.kept)]
 
     def of(self, group: list[slice], chosen: np.ndarray) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Rows, columns (m,) and float32 scores (n, m), on the model's device, of a group with the chosen texts."""
+        """Score a group with the chosen texts; yield rows, columns (m,) and scores (n, m) float32, on the device."""
         if not len(chosen):
             return
         prepared = [self.way.images(self.images[rows].to(self.device)) for rows in group]
@@ -115,7 +115,7 @@ class Tiles:
                     self.progress((rows.stop - rows.start) * len(block))
 
     def finite(self, group: list[slice], chosen: np.ndarray) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """The same for counting and sorting, which numbers that are not finite would falsify: DataError for these."""
+        """Score as `of`, for counting and sorting; raise DataError for a score that is not finite."""
         for rows, columns, tile in self.of(group, chosen):
             if (bad := first_not_finite(tile)) is not None:
                 row, column, value = bad
@@ -124,7 +124,7 @@ class Tiles:
             yield rows, columns, tile
 
     def strips(self) -> Iterator[tuple[slice, Tensor]]:
-        """Some images at a time with all texts: rows, and their scores (n, N_texts) float32 on the CPU."""
+        """Score some images at a time with all texts; yield rows and scores (n, N_texts), float32 on the CPU."""
         everything = np.arange(len(self.texts))
         for group in self.groups():
             first = group[0].start
@@ -134,7 +134,7 @@ class Tiles:
             yield slice(first, group[-1].stop), strip.cpu()
 
     def _text_blocks(self, chosen: np.ndarray) -> Iterator[np.ndarray]:
-        """Some texts, by their numbers, in blocks of similar length: padding is not computed."""
+        """Yield the chosen texts' indices in blocks of similar length, to save padding."""
         order = chosen[np.argsort(self.lengths[chosen], kind="stable")]
         while len(order):
             block = order[: self.text_block]
@@ -146,9 +146,9 @@ class Tiles:
 def make_tiles(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, *, backend: str = "auto",
                block: int | None = None, dtype: torch.dtype | None = None, progress: Progress | None = None,
                limits: Limits = USUAL_LIMITS) -> Tiles:
-    """Check everything and choose sizes; no score is computed.
+    """Check the arguments and choose block sizes, without computing scores.
 
-    Arguments and errors: see `all_pairs.score_all_pairs`.
+    Arguments and errors as for `all_pairs.score_all_pairs`.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}")
@@ -177,7 +177,7 @@ def make_tiles(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts
     if block and need(image_block, text_block) > free:
         raise ValueError(f"a block of {image_block} images and {text_block} texts needs about "
                          f"{need(image_block, text_block) / 2**30:.2f} GiB and {free / 2**30:.2f} are free on "
-                         f"{parameter.device}: give a smaller block, or none")
+                         f"{parameter.device}: give a smaller block, or none to choose it automatically")
     while not block and max(image_block, text_block) > SMALLEST_BLOCK and need(image_block, text_block) > SHARE * free:
         image_block, text_block = (image_block + 1) // 2, (text_block + 1) // 2
     room = max(0, min(limits.kept_bytes, free - need(image_block, text_block)))
@@ -187,9 +187,9 @@ def make_tiles(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts
 
 
 def check_encoded(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts) -> None:
-    """ValueError for what no score is defined for: see `all_pairs.score_all_pairs`."""
+    """Raise ValueError for items that cannot be scored; see `all_pairs.score_all_pairs`."""
     if len(images) == 0 or len(texts) == 0:
-        raise ValueError(f"nothing to score: {len(images)} images, {len(texts)} texts")
+        raise ValueError(f"nothing to score: got {len(images)} images and {len(texts)} texts, need at least one each")
     tensors = {"region": images.regions, "image global": images.globals, "word": texts.words}
     masks = {name: mask for name, mask in (("image mask", images.mask), ("text mask", texts.mask)) if mask is not None}
     found = _listed({name: tuple(held.shape) for name, held in (tensors | masks).items()})
@@ -197,23 +197,24 @@ def check_encoded(model: RetrievalModel, images: EncodedImages, texts: EncodedTe
         raise ValueError(f"expected regions (N, K, D), globals (N, D) and words (N, L, D) of one D, got {found}")
     if (len(images.globals) != len(images.regions) or texts.mask.shape != texts.words.shape[:2]
             or images.mask is not None and images.mask.shape != images.regions.shape[:2]):
-        raise ValueError(f"masks and globals do not fit the items: {found}")
+        raise ValueError(f"masks and globals do not fit the items: {found}; their sizes must agree")
     types = {"model": next(model.parameters()).dtype} | {name: tensor.dtype for name, tensor in tensors.items()}
     if len(set(types.values())) > 1:
-        raise ValueError(f"types differ: {_listed(types)}; bring the items to the model's, by .to(dtype)")
+        raise ValueError(f"dtypes differ: {_listed(types)}; convert the items to the model's dtype with .to(dtype)")
     for of, names in (("images", ("region", "image global", "image mask")), ("texts", ("word", "text mask"))):
         devices = {name: held.device for name, held in (tensors | masks).items() if name in names}
         if len(set(devices.values())) > 1:
-            raise ValueError(f"the {of} lie on several devices: {_listed(devices)}; bring them to one by .to(device)")
+            raise ValueError(f"the {of} are on several devices: {_listed(devices)}; move them with .to(device)")
     for name, tensor in tensors.items():
         finite = torch.cat([part.flatten(1).isfinite().all(dim=1) for part in tensor.split(CHECKED_TOGETHER)])
         if not finite.all():
             raise ValueError(f"{name} embeddings of item {int((~finite).nonzero()[0])} are not finite "
-                             f"({int((~finite).sum())} items in all)")
+                             f"({int((~finite).sum())} items in total): look for NaN features or an overflow in the "
+                             "model")
     for name, mask in masks.items():
         if not mask.any(dim=1).all():
             raise ValueError(f"{name.removesuffix(' mask')} {int((~mask.any(dim=1)).nonzero()[0])} has no real token: "
-                             "its mask is all false")
+                             "its mask is all False; remove the item or correct the mask")
 
 
 def _listed(values: dict[str, Any]) -> str:
@@ -221,10 +222,10 @@ def _listed(values: dict[str, Any]) -> str:
 
 
 def _product_type(parameter: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    """Type of the matrix products."""
+    """Return the dtype of the matrix products."""
     allowed = [parameter.dtype]
     if parameter.dtype == torch.float32:
-        # a processor takes a thousand times longer for float16 than for bfloat16
+        # on a CPU float16 is a thousand times slower than bfloat16
         allowed += [torch.bfloat16] if parameter.device.type == "cpu" else [torch.bfloat16, torch.float16]
     if dtype is not None and dtype not in allowed:
         raise ValueError(f"dtype {dtype}: a model in {parameter.dtype} on {parameter.device} can be scored in "
@@ -233,7 +234,7 @@ def _product_type(parameter: Tensor, dtype: torch.dtype | None) -> torch.dtype:
 
 
 def _own_way(model: RetrievalModel, device: torch.device, regions: int, dim: int, limits: Limits) -> _Way:
-    """By the model's own methods."""
+    """Score with the model's own methods."""
     usual = GPU_BLOCK if device.type == "cuda" else CPU_BLOCK
     return _Way(
         model.prepare_images, model.prepare_texts, model.score_prepared,
@@ -244,7 +245,7 @@ def _own_way(model: RetrievalModel, device: torch.device, regions: int, dim: int
 
 
 def _reference_way(model: RetrievalModel, low: torch.dtype, device: torch.device, regions: int, dim: int) -> _Way:
-    """By `pair_scores`, an image at a time."""
+    """Score with `pair_scores`, one image at a time."""
     def score(images: EncodedImages, texts: EncodedTexts) -> Tensor:
         with _products_in(low, device):
             return model.pair_scores(images, texts)
@@ -256,11 +257,11 @@ def _reference_way(model: RetrievalModel, low: torch.dtype, device: torch.device
 
 def _algebra_way(weights: FusionWeights, backend: str, low: torch.dtype, device: torch.device, regions: int, dim: int,
                  limits: Limits) -> _Way:
-    """By the algebra of `attention.py`, or in the fused kernel."""
+    """Score with the algebra of `attention.py`, or with the fused kernel."""
     heads, size = weights.region_to_word.heads, low.itemsize
     chunks = limits.chunks or chunks_for(device)
     if backend == "triton":
-        from ascl.retrieval.scoring import triton  # slow to import, and seldom asked for
+        from ascl.retrieval.scoring import triton  # slow to import, rarely used
 
         query = torch.empty(heads, dim // heads, 1, dtype=low, device=device)
         if (reason := triton.supported(query, query.transpose(1, 2).unsqueeze(1), [0, 1])) is not None:
@@ -284,18 +285,18 @@ def _algebra_way(weights: FusionWeights, backend: str, low: torch.dtype, device:
 
 
 def _products_in(low: torch.dtype, device: torch.device) -> AbstractContextManager:
-    """Autocast, where the type is half precision."""
+    """Return autocast if the dtype is half precision, else a context that does nothing."""
     return torch.autocast(device.type, low) if low in (torch.bfloat16, torch.float16) else nullcontext()
 
 
 def _prepared_bytes(tokens: int, heads: int, dim: int, outputs: int, size: int) -> int:
-    """Four projections, the Gram matrix, and what follows mean attention."""
+    """Return the bytes of four projections, the Gram matrix and the outputs."""
     rows = heads * tokens
     return size * (4 * tokens * dim + rows * rows + rows * outputs) + 4 * 2 * dim
 
 
 def _fused(queries: Queries, keys: Keys, chunks: Chunks) -> Attended:
-    """By the fused kernel; by the algebra where a block has texts longer than it can take."""
+    """Attend with the fused kernel, or with the algebra if a block has texts too long for the kernel."""
     from ascl.retrieval.scoring import triton
 
     weight = queries.members @ (1 / queries.count)
@@ -307,14 +308,14 @@ def _fused(queries: Queries, keys: Keys, chunks: Chunks) -> Attended:
 
 
 def free_memory(device: torch.device, cgroup: Path = CGROUP) -> int:
-    """Return the bytes that can be taken on a device without harm to others; within the limit of a container."""
+    """Return the free bytes of a device, within the memory limit of a container."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     available = psutil.virtual_memory().available
     limit, used = cgroup / "memory.max", cgroup / "memory.current"
     if limit.exists() and (text := limit.read_text(encoding="ascii").strip()) != "max":
-        # pages of files that were read count as used and are given back on demand
+        # the page cache counts as used but is freed on demand
         statistics = dict(line.split() for line in (cgroup / "memory.stat").read_text(encoding="ascii").splitlines())
         files = sum(int(statistics.get(name, 0)) for name in ("inactive_file", "active_file"))
         available = min(available, int(text) - int(used.read_text(encoding="ascii")) + files)

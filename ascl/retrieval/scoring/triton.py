@@ -1,12 +1,11 @@
-"""Attention of every query token over every key item as one GPU kernel: the attention maps stay in registers.
+"""Attention of every query token over every key item as one GPU kernel that keeps the attention maps in registers.
 
-The algebra is that of `attention.py`, whose maps (items x heads x keys x queries numbers) pass through global memory
-between its products. Here one program owns one key item and a tile of whole query items, and leaves nothing behind but
-the three results.
+The algebra is that of `attention.py`, whose maps (items x heads x keys x queries) pass through global memory between
+its products. Here one program handles one key item and a tile of whole query items, and writes only the three results.
 
-Sources: flash-attention (tiles of queries, float32 softmax, products in the inputs' type) and, for the grouped order of
-the programs, Triton's tutorial on matrix multiplication. Ours: the pairs of heads of the quadratic form are walked in a
-circle (`kernel`), and the attention of all heads goes through the loops packed (`_packed`).
+Sources: flash-attention (tiles of queries, float32 softmax, products in the inputs' dtype) and Triton's tutorial on
+matrix multiplication (grouped order of the programs). New here: the quadratic form visits pairs of heads in a circle
+(`kernel`), and the loops carry the attention of all heads packed (`_packed`).
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
-except ImportError:             # macOS, CPU builds of torch: `supported` says so
+except ImportError:             # macOS, CPU builds of torch; reported by `supported`
     triton = tl = None
 
-GROUP = 16                      # key items whose programs run side by side: their queries come from the L2 cache
+GROUP = 16                      # key items whose programs run concurrently, so that their queries stay in the L2 cache
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class CannotFuse(ValueError):
-    """The kernel cannot do this; the message says why, and `attention.attend` can."""
+    """The kernel does not support the inputs; the message says why. Use `attention.attend` instead."""
 
 
 def _jit(function: Callable) -> Any:
-    """Lengths change from block to block: a kernel specialized to each would be compiled dozens of times."""
+    """Compile with Triton, not specialized to lengths: they vary by block and would cause dozens of compilations."""
     if triton is None:
         return function
     counts = ["columns", "query_items", "key_items", "length", "units", "tiles", "heads"]
@@ -43,17 +42,17 @@ def _jit(function: Callable) -> Any:
 
 @_jit
 def _tile(base, rows, row_limit, columns, column_limit, stride):
-    """(rows, columns) of a matrix with `stride` numbers a row; 0 beyond the limits."""
+    """Load (rows, columns) of a matrix with `stride` numbers per row; 0 beyond the limits."""
     inside = (rows < row_limit)[:, None] & (columns < column_limit)[None, :]
     return tl.load(base + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0)
 
 
 @_jit
 def _packed(a, dtype: tl.constexpr):
-    """(M, P) numbers of 16 bits -> (M, P / 2) of 32 bits; those of 32 bits stay as they are.
+    """Pack (M, P) 16-bit numbers into (M, P / 2) 32-bit numbers; return 32-bit numbers unchanged.
 
-    A value carried through a loop gets a whole register, whatever its size: unpacked, the attention of all heads would
-    take twice the registers. Neighboring columns are in one thread and in this order in the tensor core's operand.
+    A value carried through a loop takes a whole register, whatever its size: unpacked, the attention of all heads would
+    need twice the registers. In the tensor core's operand, neighboring columns are in one thread and in this order.
     """
     if dtype.primitive_bitwidth == 32:
         return a
@@ -73,7 +72,7 @@ def _unpacked(a, dtype: tl.constexpr):
 
 @_jit
 def _product(a, b, total, PRECISION: tl.constexpr):
-    """total + a b. "emulated": Triton's interpreter takes the bits of bfloat16 for integers."""
+    """Return total + a b. "emulated" is for Triton's interpreter, which treats the bits of bfloat16 as integers."""
     if PRECISION == "emulated":
         return tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="ieee")
     else:
@@ -90,7 +89,7 @@ def _repeated(member, times):
 
 @_jit
 def _placed(kept, new, h):
-    """kept with `new` for head h."""
+    """Return `kept` with `new` for head h."""
     result = ()
     for i in tl.static_range(len(kept)):
         result = result + (tl.where(h == i, new, kept[i]),)
@@ -99,9 +98,9 @@ def _placed(kept, new, h):
 
 @_jit
 def _turned(kept, always):
-    """kept[1:] + kept[:1].
+    """Return kept[1:] + kept[:1].
 
-    `always` is true and the compiler must not know: it does not pipeline a loop that merely passes on what it carries.
+    `always` is true, but not known to the compiler, which does not pipeline a loop that only permutes what it carries.
     """
     result = ()
     for i in tl.static_range(len(kept)):
@@ -114,11 +113,13 @@ def kernel(query, out, key, value, gram, mask, weight, places, dot, square, mean
            length, units, tiles, heads, H: tl.constexpr, D: tl.constexpr, P: tl.constexpr, UNIT: tl.constexpr,
            M: tl.constexpr, DEPTH: tl.constexpr, ITEMS: tl.constexpr, GROUP: tl.constexpr, HAS_MASK: tl.constexpr,
            PRECISION: tl.constexpr, STAGES: tl.constexpr):
-    """query, out: (H, C, D). key, value: (H, T, S, D). gram: (T, H * S, H, units * UNIT). places: see `_places`.
+    """Compute the results of `attend` for one key item and one tile of queries.
 
-    heads: H again, but not as a constant: ptxas would unroll the loops, and spill. P: columns for the tokens of a key
-    item, a power of two. 32 + 16 instead of 64 for 36 tokens would save a third of the products; but those left are so
-    small and many that they wait for each other, and some versions of the compiler spilled a kilobyte.
+    query, out: (H, C, D). key, value: (H, T, S, D). gram: (T, H * S, H, units * UNIT). places: see `_places`.
+
+    heads: H again, but not as a constant: ptxas would unroll the loops and spill registers. P: columns for the tokens
+    of a key item, a power of two. With 32 + 16 columns instead of 64 for 36 tokens, a third of the products would be
+    saved; but the many small ones wait for each other, and some compiler versions spilled a kilobyte.
     """
     low = query.dtype.element_ty
     program = tl.program_id(0)
@@ -165,24 +166,25 @@ def kernel(query, out, key, value, gram, mask, weight, places, dot, square, mean
         a = a * (1 / tl.sum(a, 1))[:, None]
         dots += tl.sum(a * match, 1)
         a_low = a.to(low)
-        # the weight is the same for all tokens of an item: applied to their sum, it is not rounded to the low type
+        # all tokens of an item have the same weight: applied to their sum, it is not rounded to the low dtype
         sums = _product(members, a_low, tl.zeros([ITEMS, P], tl.float32), PRECISION) * share[:, None]
         target = mean + (item * query_items + own[:, None]) * (H * length) + h * length + tokens[None, :]
         tl.store(target, sums, mask=owned[:, None] & (tokens < length)[None, :])
         kept = _placed(kept, _packed(a_low, low), h)
 
-    # square = sum over pairs of heads (i, j) of A_i G_ij A_j^T. With the heads in a circle, head j meets j + 1 to
-    # j + H / 2 and each pair counts twice; j itself and, where H is even, the one opposite, met from both sides, once.
-    # Turning the circle by one each time makes all rounds the same code: a loop, which Triton can pipeline.
+    # square = sum over pairs of heads (i, j) of A_i G_ij A_j^T. With the heads in a circle, head j is paired with j + 1
+    # to j + H / 2, and each pair counts twice. Two cases count once: j with itself and, if H is even, j with the
+    # opposite head, because that pair is visited from both sides. Rotating the circle by one per round makes all rounds
+    # the same code: a loop, which Triton can pipeline.
     stride = units * UNIT
     squares = tl.zeros([M], tl.float32)
     for h in tl.range(0, heads, num_stages=STAGES):
         kept = _turned(kept, length > 0)
-        j = (h + 1) % H                                         # the head that is kept[0] now
+        j = (h + 1) % H                                         # the head in kept[0]
         spread = tl.zeros([M, P], tl.float32)
         for k in tl.static_range(H // 2 + 1):
-            # Rows of head j, columns of head j + k: as gram is symmetric, the transpose of the block that is wanted,
-            # which is the order in which tensor cores of every type take it. Its columns beyond `length` are zeros.
+            # Rows of head j, columns of head j + k: since gram is symmetric, this is the transpose of the wanted block,
+            # in the order that tensor cores take for every dtype. Its columns beyond `length` are zeros.
             block = gram + ((item * H + j) * length * H + (j + k) % H) * stride
             g = _tile(block, tokens, length, tokens, stride, H * stride)
             a_low = _unpacked(kept[k], low)
@@ -197,22 +199,22 @@ def kernel(query, out, key, value, gram, mask, weight, places, dot, square, mean
 
 
 class Shape(NamedTuple):
-    """How the kernel is cut."""
+    """The tile sizes of the kernel."""
 
-    rows: int       # most query tokens of a tile
-    items: int      # most query items of a tile
+    rows: int       # maximum number of query tokens per tile
+    items: int      # maximum number of query items per tile
     warps: int
     columns: int    # for key tokens, a power of two
-    depth: int      # numbers of a head's d that are multiplied at a time
+    depth: int      # part of a head's dimension d that is multiplied at a time
     stages: int
 
 
 def shapes(heads: int, d: int, s: int, dtype: torch.dtype, precision: str, rows: int,
            capability: int, shared: int) -> Iterator[Shape]:
-    """Ways to cut the kernel for `rows` query tokens a tile, best first; none where it cannot be done.
+    """Yield tile sizes for `rows` query tokens per tile, best first; none if the kernel does not support the inputs.
 
     The limits were found by compiling for compute capability 8.0 and 9.0 and counting spilled registers: a thread has
-    255, and what the attention of all heads leaves of them has to do for accumulators and addresses.
+    255, and the attention of all heads must leave enough for accumulators and addresses.
 
     Args:
         capability: 80, 86, 89, 90, ... shared: bytes of shared memory that one program may use.
@@ -220,11 +222,11 @@ def shapes(heads: int, d: int, s: int, dtype: torch.dtype, precision: str, rows:
     size, columns = dtype.itemsize, max(16, _power_of_two(s))
     numbers, blocks = rows * heads * columns, heads // 2 + 1
     asynchronous = capability == 90 and rows >= 64 and (size == 2 or precision == "tf32")        # wgmma
-    tile = rows * columns                                   # numbers of an accumulator; each warp takes 1024 at most
+    tile = rows * columns                                   # size of an accumulator; each warp takes at most 1024
     if size == 2:
         fits = heads * columns <= (512 if columns <= 64 else 256) and tile <= 8192
         warps = 4 if rows == 64 and tile <= 4096 and (asynchronous or heads * columns <= 256) else 8
-    elif precision == "ieee":                               # no tensor cores: the operands, too, go through registers
+    elif precision == "ieee":                               # no tensor cores: operands go through registers too
         fits = columns <= 64 and numbers <= (16384 if tile <= 2048 else 8192)
         warps = 4 if tile <= 1024 and numbers <= 8192 else 8
     else:
@@ -234,14 +236,14 @@ def shapes(heads: int, d: int, s: int, dtype: torch.dtype, precision: str, rows:
         return
     crowded = numbers * size > warps * 32 * 4 * 96
     deepest = max(16, min(16 if size == 4 and precision == "ieee" else 32 if crowded else 128, _power_of_two(d)))
-    # Two programs at a time, so that one computes while the other waits; eight warps take the registers of two anyway.
+    # Two programs at a time, so that one computes while the other waits; eight warps take the registers of both.
     for limit in (shared // 2, shared)[warps // 8:]:
         for stages in (2,) if asynchronous else (3, 2):
             for depth in (128, 64, 32, 16):
-                # one buffer is read while the others are filled; wgmma may still be reading the one before
+                # one buffer is read while the others are filled; wgmma may still be reading the previous one
                 buffers, inner = (n if asynchronous else n - 1 for n in (stages, 3))
                 loads = (inner if depth < d else buffers) * depth * 2 * (rows + columns) + 2 * tile
-                # as the left operand the attention passes through shared memory, except in mma of 16 bits
+                # as left operand the attention passes through shared memory, except in 16-bit mma
                 left = 0 if size == 2 and not asynchronous else (blocks - 1) * tile
                 grams = buffers * blocks * columns**2 + left
                 if depth <= deepest and max(loads, grams) * size <= limit - 2048:
@@ -249,7 +251,7 @@ def shapes(heads: int, d: int, s: int, dtype: torch.dtype, precision: str, rows:
 
 
 def constants(shape: Shape, heads: int, d: int, dtype: torch.dtype, precision: str, masked: bool) -> dict[str, Any]:
-    """What the kernel is compiled for."""
+    """Return the constants that the kernel is compiled for."""
     return {
         "H": heads, "D": d, "P": shape.columns, "UNIT": 16 // dtype.itemsize, "M": shape.rows,
         "DEPTH": shape.depth, "ITEMS": shape.items, "GROUP": GROUP, "HAS_MASK": masked, "PRECISION": precision,
@@ -258,12 +260,12 @@ def constants(shape: Shape, heads: int, d: int, dtype: torch.dtype, precision: s
 
 
 def _power_of_two(number: int) -> int:
-    """The smallest that is not below."""
+    """Return the smallest power of two that is at least `number`."""
     return 1 << (number - 1).bit_length()
 
 
 def _cuts(query: Tensor, key: Tensor, bounds: Sequence[int]) -> list[Shape] | str:
-    """Ways to cut the kernel for these inputs, best first; or why there is none, in words."""
+    """Return the tile sizes for these inputs, best first, or the reason why there are none."""
     if (reason := _no_kernel(query, key)) is not None:
         return reason
     (heads, _, s, d), dtype = key.shape, key.dtype
@@ -272,33 +274,33 @@ def _cuts(query: Tensor, key: Tensor, bounds: Sequence[int]) -> list[Shape] | st
         capability = 10 * properties.major + properties.minor
         shared = getattr(properties, "shared_memory_per_block_optin", 99 << 10)
     else:
-        capability, shared = 90, 227 << 10                      # the interpreter: as if on an H100
+        capability, shared = 90, 227 << 10                      # the interpreter acts as an H100
     longest = max(stop - start for start, stop in pairwise(bounds))
     found = []
     for rows in (64, 128) if dtype.itemsize == 2 else (32, 64):
         ways = list(shapes(heads, d, s, dtype, _precision(dtype), rows, capability, shared)) if rows >= longest else []
         if ways:
-            # a tile costs its rows, and its share of the key item's loads: about what 32 more rows would
+            # a tile costs its rows, and its share of the key item's loads, which costs about as much as 32 rows
             found.append(((len(tiles_of(bounds, ways[0])) - 1) * (rows + 32), ways))
     if not found:
-        return f"{heads} heads, {s} key tokens and a query item of {longest} do not fit one program of a GPU"
+        return f"{heads} heads, {s} key tokens and a query item of {longest} tokens do not fit one program on the GPU"
     return min(found, key=lambda cost_and_ways: cost_and_ways[0])[1]
 
 
 def _precision(dtype: torch.dtype) -> str:
-    """How float32 is multiplied: as torch's own products are allowed to."""
+    """Return how products are computed; for float32, as torch's settings allow."""
     if dtype == torch.bfloat16 and not isinstance(kernel, triton.JITFunction):
         return "emulated"
     if dtype != torch.float32:
         return "ieee"
     try:
         return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-    except RuntimeError:                                        # set by torch 2.9's `fp32_precision`, which replaces it
+    except RuntimeError:                                        # torch 2.9: set through its successor `fp32_precision`
         return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def tiles_of(bounds: Sequence[int], shape: Shape) -> list[int]:
-    """First items of tiles of whole items, as many as fit; the last is the number of items."""
+    """Return the first item of each tile, then the number of items; tiles hold as many whole items as fit."""
     tiles, last = [0], len(bounds) - 1
     while tiles[-1] < last:
         first = tiles[-1]
@@ -307,19 +309,19 @@ def tiles_of(bounds: Sequence[int], shape: Shape) -> list[int]:
 
 
 def _places(bounds: Sequence[int], tiles: list[int], device: torch.device) -> Tensor:
-    """(N + 1 + tiles + 1) int32: bounds, then first items of the tiles; one copy that the host need not wait for."""
+    """Return (N + 1 + tiles + 1) int32: bounds, then first items of the tiles, in one asynchronous copy."""
     places = torch.tensor([*bounds, *tiles], dtype=torch.int32)
     return places.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else places
 
 
 def supported(query: Tensor, key: Tensor, bounds: Sequence[int]) -> str | None:
-    """Why `attend` cannot do this, in words; None where it can. Arguments as for `attend`."""
+    """Return the reason why `attend` does not support the inputs, or None if it does. Arguments as for `attend`."""
     cuts = _cuts(query, key, bounds)
     return cuts if isinstance(cuts, str) else None
 
 
 def _no_kernel(query: Tensor, key: Tensor) -> str | None:
-    """Why there is no kernel for this type or device, whatever the sizes."""
+    """Return the reason why there is no kernel for this dtype or device, or None, whatever the sizes."""
     if triton is None:
         return "triton is not installed"
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 4):     # tuples of tensors in loops and calls
@@ -330,7 +332,7 @@ def _no_kernel(query: Tensor, key: Tensor) -> str | None:
     if compiled and query.device.type != "cuda":
         return f"tensors on {query.device.type}: the kernel needs a GPU, or TRITON_INTERPRET=1 before the first import"
     if compiled and torch.version.hip:
-        return "the kernel was made for NVIDIA GPUs"
+        return "the kernel supports NVIDIA GPUs only"
     if compiled and torch.cuda.get_device_capability(query.device) < (8, 0):
         return "the kernel needs a GPU of compute capability 8.0 or higher"
     return None
@@ -338,27 +340,27 @@ def _no_kernel(query: Tensor, key: Tensor) -> str | None:
 
 def attend(query: Tensor, out: Tensor, key: Tensor, value: Tensor, gram: Tensor, mask: Tensor | None, weight: Tensor,
            bounds: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention of every query token over the tokens of every key item, reduced at once to what the score needs.
+    """Attend from every query token to the tokens of every key item, and return the results that the score needs.
 
-    Products in the inputs' type with float32 sums (float32: tf32 where torch's own products may use it); softmax and
-    sums in float32; for gram and mean the attention is rounded to the inputs' type. Not differentiable.
+    Products are in the inputs' dtype with float32 sums (float32: tf32 if torch may use it for its own products).
+    Softmax and sums are in float32. For gram and mean, attention is rounded to the inputs' dtype. Not differentiable.
 
     Args:
         query, out: (H, d, C) float32, bfloat16 or float16; C real query tokens of N items, packed without padding.
             `query` is already scaled.
-        key, value: (H, T, S, d) of the same type; T key items of at most S tokens.
-        gram: (T, H * S, H * S) of the same type, symmetric.
-        mask: (T, S) bool, True = real, or None where all are; every key item has at least one real token.
-        weight: (C,) float32, 1 / (tokens of the query item that the token belongs to), so the same within an item.
+        key, value: (H, T, S, d) of the same dtype; T key items of at most S tokens.
+        gram: (T, H * S, H * S) of the same dtype, symmetric.
+        mask: (T, S) bool, True = real; None = all real. Every key item has at least one real token.
+        weight: (C,) float32, 1 / (number of tokens of the token's query item).
         bounds: N + 1 numbers; item n has the tokens bounds[n] to bounds[n + 1], at least one.
 
     Returns:
-        Of key item t and query token c, whose attention a is H * S long (head by head) and sums to 1 in each head:
-        dot (T, C): sum of a times the products of value and out; square (T, C): a^T gram a;
-        mean (T, N, H * S): a averaged over the tokens of each query item; all float32.
+        dot, square, mean, all float32. For key item t and query token c, a is the attention, of length H * S (head by
+        head), which sums to 1 in each head. dot (T, C): sum of a times the products of value and out.
+        square (T, C): a^T gram a. mean (T, N, H * S): a averaged over the tokens of each query item.
 
     Raises:
-        CannotFuse: see `supported`; or no cut fits the shared memory, which only the compiler knows.
+        CannotFuse: see `supported`; or no tile size fits the shared memory, which only the compiler knows.
     """
     cuts = _cuts(query, key, bounds)
     if isinstance(cuts, str):
@@ -368,8 +370,8 @@ def attend(query: Tensor, out: Tensor, key: Tensor, value: Tensor, gram: Tensor,
     mean = torch.empty(items, len(bounds) - 1, heads * s, device=device)
     if items == 0:
         return dot, square, mean
-    # Rows that start at multiples of 16 bytes are copied by the asynchronous engine; a tile of queries, which starts at
-    # any token, has them only with the d numbers of a token side by side.
+    # The asynchronous copy engine needs rows that start at multiples of 16 bytes. A tile of queries starts at any
+    # token, so the d numbers of a token must be contiguous.
     query, out = (x.transpose(1, 2).contiguous() for x in (query, out))
     unit = 16 // key.element_size()
     units = -(-s // unit)
@@ -388,6 +390,6 @@ def attend(query: Tensor, out: Tensor, key: Tensor, value: Tensor, gram: Tensor,
                     num_warps=shape.warps,
                 )
             return dot, square, mean
-        except triton.runtime.errors.OutOfResources:            # this version of Triton takes more memory than reckoned
+        except triton.runtime.errors.OutOfResources:            # this Triton version uses more memory than estimated
             continue
     raise CannotFuse(f"{heads} heads of {s} key tokens do not fit the shared memory")

@@ -209,7 +209,7 @@ def test_killed_in_the_middle_and_started_again_the_tables_are_the_same(
         first.kill()
         first.wait()
         again = start(place, "--seeds", "1", "--only", "AsCL")
-        assert again.stdout.readline() == "waiting for 1 runs that another process works on\n"
+        assert again.stdout.readline() == "waiting for 1 runs that another process is working on\n"
         assert len(started(place)) == 1 and running(place)
         (place / "hold").unlink()
         assert again.wait(timeout=120) == 0
@@ -239,7 +239,7 @@ def test_a_signal_ends_the_programs_and_the_next_call_goes_on(place, ablate):
     assert running(place)
     first.send_signal(signal.SIGINT)
     output, _ = first.communicate(timeout=60)
-    assert first.returncode == 130 and "the same command goes on from here" in output
+    assert first.returncode == 130 and "the same command continues from here" in output
     assert not running(place)
     (place / "hold").unlink()
     assert ablate("--seeds", "1", "--only", "AsCL") == 0
@@ -252,7 +252,7 @@ def test_a_run_that_another_program_has_locked_is_waited_for(place):
     log_of(run).parent.mkdir(parents=True)
     with FileLock(log_of(run).with_suffix(".lock")):
         waiting = start(place, "--seeds", "1", "--only", "AsCL")
-        assert waiting.stdout.readline() == "waiting for 1 runs that another process works on\n"
+        assert waiting.stdout.readline() == "waiting for 1 runs that another process is working on\n"
         assert not started(place)
     assert waiting.wait(timeout=60) == 0 and waiting.communicate() and len(started(place)) == 1
 
@@ -341,7 +341,7 @@ def test_scores_that_cannot_be_evaluated_leave_those_that_were(finished, ablate,
     assert before[1][-1]["label"] == "theirs"
     assert ablate("--seeds", "2", "--report", "--scores", "theirs=typo.npz") == 1
     assert tables(finished / OUT) == before
-    for name, message in (("AsCL", "a variant has this name"), ("their/s", None), ("their_s", "is that of 'their/s'")):
+    for name, message in (("AsCL", "a variant has this name"), ("their/s", None), ("their_s", "belongs to 'their/s'")):
         capsys.readouterr()
         assert ablate("--seeds", "2", "--report", "--scores", f"{name}=theirs.npz") == (1 if message else 0)
         assert message is None or message in capsys.readouterr().err
@@ -395,7 +395,7 @@ def test_a_run_on_data_that_has_changed_is_refused(finished, ablate, capsys):
     captions = finished / "data" / "captions.json"
     captions.write_text(captions.read_text() + " ")
     assert ablate("--seeds", "2", "--only", "AsCL") == 1
-    assert "with other contents of captions.json than there are now" in capsys.readouterr().err
+    assert "captions.json, whose content has changed since" in capsys.readouterr().err
     assert len(started(finished)) == 4
 
 

@@ -188,7 +188,7 @@ def test_a_finished_run_is_read(tmp_path):
 def test_an_evaluation_that_is_none_is_refused_by_name(tmp_path, content):
     folder = write_run(tmp_path / "run")
     (folder / "eval-test.json").write_text(content)
-    with pytest.raises(DataError, match=r"eval-test\.json is no evaluation"):
+    with pytest.raises(DataError, match=r"eval-test\.json is not an evaluation"):
         read_result(folder, folder / "eval-test.json", 0)
 
 
@@ -249,7 +249,7 @@ def test_missing_or_foreign_ranks_leave_a_remark_and_the_other_tests(rows):
     foreign = made_row("foreign", 2.0, images=20)
     compared = compare([rows[0], lost, foreign], draws=50)
     assert [each.remark for each in compared] == [
-        "no bootstrap: an evaluation left no ranks",
+        "no bootstrap: an evaluation has no ranks; evaluate its run again",
         "no bootstrap: these runs ranked different queries: evaluate all of them on the same split of the same data"]
     assert all(each.bootstrap == (None, None) and each.t_test[0] is not None for each in compared)
     text = to_markdown(study_of([rows[0], lost, foreign]), compared)

@@ -199,13 +199,13 @@ def axes_titled(figure, start):
 @pytest.mark.parametrize("photo", [None, Image.new("RGB", (100, 80), "green")], ids=["absent", "photo"])
 def test_the_picture_shows_the_numbers(explained, photo):
     figure = draw_explanations([("a caption", explained)], Picture(photo, BOXES, (100, 80)), "title")
-    (heat,) = axes_titled(figure, "What each word and region")
+    (heat,) = axes_titled(figure, "Contribution of word-region pairs")
     np.testing.assert_array_equal(heat.images[0].get_array(), explained.pairs)
-    (bars,) = axes_titled(figure, "What each word brings")
+    (bars,) = axes_titled(figure, "Contribution of each word")
     widths = [bar.get_width() for bar in bars.patches]
     np.testing.assert_allclose(widths, [*explained.word_terms, *explained.region_pairs.sum(axis=1)])
     assert sum(widths) == pytest.approx(explained.local)
-    (regions,) = axes_titled(figure, "What each region brings")
+    (regions,) = axes_titled(figure, "Contribution of each region")
     corners = {patch.get_bbox().bounds for patch in regions.patches}
     expected = BOXES[explained.regions]
     assert corners == {(x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in expected.tolist()}
@@ -218,17 +218,17 @@ def test_the_picture_shows_the_numbers(explained, photo):
 
 def test_without_boxes_nothing_is_drawn_on_a_photograph(explained):
     figure = draw_explanations([("a", explained)], Picture(Image.new("RGB", (9, 9)), None, (9, 9)), "title")
-    assert axes_titled(figure, "What each word and region") and not axes_titled(figure, "What each region brings")
+    assert axes_titled(figure, "Contribution of word") and not axes_titled(figure, "Contribution of each region")
 
 
 def test_two_captions_share_their_scales(explained):
     model, image, text = example(seed=1, longest=3)
     other = explain_pair(model, image, text)
     figure = draw_explanations([("a", explained), ("b", other)], Picture(None, BOXES, (100, 80)), "title")
-    first, second = axes_titled(figure, "What each word and region")
+    first, second = axes_titled(figure, "Contribution of word-region pairs")
     assert first.images[0].get_clim() == second.images[0].get_clim()
     assert first.images[0].get_clim()[1] == max(abs(explained.pairs).max(), abs(other.pairs).max())
-    first, second = axes_titled(figure, "What each word brings")
+    first, second = axes_titled(figure, "Contribution of each word")
     assert first.get_xlim() == second.get_xlim()
 
 
@@ -332,7 +332,7 @@ def test_boxes_and_names_come_from_the_feature_file(run, tiny_data, tool, tmp_pa
     assert tool("explain")(arguments(run, *features, image=photo)) == 1
     assert "61x40" in capsys.readouterr().err
     assert tool("explain")(arguments(run, *features, "--grid")) == 1
-    assert "cannot be taken for a grid" in capsys.readouterr().err
+    assert "without `grid`" in capsys.readouterr().err
 
 
 def test_what_cannot_be_explained_is_refused_by_name(
@@ -354,7 +354,7 @@ def test_what_cannot_be_explained_is_refused_by_name(
     refused(arguments(run, "--out", "x.jpg"), "x.jpg", ".png", status=2)
     with h5py.File(tiny_data / "regions.h5") as file:
         fewer = file["image_ids"].asstr()[int(np.argmin(file["region_count"][:]))]
-    refused(arguments(run, "--grid", image=fewer), "no square grid")
+    refused(arguments(run, "--grid", image=fewer), "not a square grid")
     refused(arguments(run, "--images", str(tmp_path / "none")), "no such folder")
     refused(arguments(tmp_path / "nowhere"), "no checkpoint")
     copy_run = tmp_path / "copy"
@@ -368,4 +368,4 @@ def test_what_cannot_be_explained_is_refused_by_name(
 
 def test_a_caption_that_was_cut_is_said(run, tool, tmp_path, capsys):
     assert tool("explain")(arguments(run, "--out", str(tmp_path / "x.png"), caption=("a red dog " * 9,))) == 0
-    assert "was cut" in capsys.readouterr().out
+    assert "was truncated" in capsys.readouterr().out

@@ -471,7 +471,7 @@ def test_a_run_that_two_tables_name_is_drawn_once(runs, tool, tmp_path, capsys):
     assert {row["seeds"] for row in drawn(tmp_path, "figure3_samples") if row["panel"].startswith("(a)")} == {"2"}
     table(tmp_path / "two" / "positives.csv", "positives", {"none": ("", [390, 396])}, folder=runs, runs=("a1", "a0"))
     assert tool("figures")(["samples", *both, "--out", str(tmp_path)]) == 1
-    assert "tables of different ablations do not make one plot" in capsys.readouterr().err
+    assert "plot tables of different ablations separately" in capsys.readouterr().err
     first = table(tmp_path / "table2.csv", "table2", {"AsCL": ("", [300, 310])}, folder=runs)
     second = table(tmp_path / "baselines.csv", "baselines", {"AsCL": ("", [300, 310])}, folder=runs)
     assert tool("figures")(["curves", str(first), str(second), "--out", str(tmp_path)]) == 0
@@ -492,7 +492,7 @@ def refused(tool, capsys, arguments, *words):
 def test_runs_that_are_not_there(runs, tool, tmp_path, capsys):
     out = ["--out", str(tmp_path / "out")]
     for figure in ("curves", "length", "alignment", "local-weight", "leak"):
-        refused(tool, capsys, [figure, str(tmp_path / "nowhere"), *out], "nowhere is no run", "ascl train")
+        refused(tool, capsys, [figure, str(tmp_path / "nowhere"), *out], "nowhere is not a run", "ascl train")
     refused(tool, capsys, ["curves", "AsCL=", *out], "'AsCL' names no run")
     twice = ["curves", str(runs / "a0"), f"a0={runs / 'a1'}", *out]
     refused(tool, capsys, twice, "two sources are called 'a0'")
@@ -518,7 +518,7 @@ def test_ranks_that_are_not_there(runs, tool, tmp_path, capsys):
     refused(tool, capsys, ["length", str(runs / "a0"), str(run), "--out", str(tmp_path)], "other queries")
     (run / "ranks-test.npz").write_bytes(b"PK\x03\x04")
     refused(tool, capsys, ["length", str(run), "--out", str(tmp_path)], "ranks-test.npz", "ascl eval")
-    refused(tool, capsys, ["length", str(runs / "a0"), "--bins", "5", "4", "--out", str(tmp_path)], "have to rise")
+    refused(tool, capsys, ["length", str(runs / "a0"), "--bins", "5", "4", "--out", str(tmp_path)], "must increase")
 
 
 def test_tables_that_are_not_there(tool, tmp_path, capsys):
@@ -531,7 +531,7 @@ def test_tables_that_are_not_there(tool, tmp_path, capsys):
     table(tmp_path / "loss.csv", "loss", {"a": ("loss.temperature=0.1", [290]), "b": ("loss.kind=triplet", [2])})
     refused(tool, capsys, ["temperature", str(tmp_path), *out], "1 finished values of loss.temperature")
     table(tmp_path / "loss.csv", "loss", {"a": ("loss.temperature=warm", [290])})
-    refused(tool, capsys, ["temperature", str(tmp_path), *out], "loss.temperature=warm", "no number")
+    refused(tool, capsys, ["temperature", str(tmp_path), *out], "loss.temperature=warm", "not a number")
     (tmp_path / "loss.csv").write_text("study,label\n")
     refused(tool, capsys, ["temperature", str(tmp_path), *out], "loss.csv has no column 'variant'")
     (tmp_path / "loss.csv").write_text(",".join(HEAD) + "\nloss,loss.temperature=1,a,0\n")
@@ -544,7 +544,7 @@ def test_tables_that_are_not_there(tool, tmp_path, capsys):
     (run / "eval-test.json").write_text("{}")
     two = {"a": ("loss.temperature=0.1", [290]), "b": ("loss.temperature=0.2", [290])}
     table(tmp_path / "loss.csv", "loss", two, runs=("run",), folder=tmp_path)
-    refused(tool, capsys, ["temperature", str(tmp_path), *out], "eval-test.json is no evaluation", "evaluate again")
+    refused(tool, capsys, ["temperature", str(tmp_path), *out], "eval-test.json is not an evaluation", "evaluate again")
     assert not (tmp_path / "out").exists()
 
 
@@ -554,7 +554,7 @@ def test_models_that_cannot(runs, tool, tmp_path, capsys):
     refused(tool, capsys, ["leak", str(runs / "towers"), *out], "does not apply")
     empty = Path(shutil.copytree(runs / "a0", tmp_path / "empty"))
     (empty / "metrics.jsonl").write_text("")
-    refused(tool, capsys, ["curves", str(empty), *out], "no line of training")
+    refused(tool, capsys, ["curves", str(empty), *out], "no training records")
     settings = (empty / "settings.yaml").read_text().replace("dataset: ''", "dataset: other")
     (empty / "settings.yaml").write_text(settings)
     (empty / "best.pt").unlink()

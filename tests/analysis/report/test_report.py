@@ -288,7 +288,7 @@ def test_ranks_are_read_back_and_damaged_ones_refused(tmp_path):
     nameless = read_ranks(path)
     assert nameless.captions is nameless.image_ids is None and nameless.images == 6 and nameless.same_queries(saved)
     assert (nameless.image_id(4), nameless.caption(14), saved.caption(14)) == ("4", "14", saved.captions[14])
-    for changes, word in [({"i2t": None}, "no array `i2t`"), ({"owner": saved.owner + 0.5}, "no vector of integers"),
+    for changes, word in [({"i2t": None}, "no array `i2t`"), ({"owner": saved.owner + 0.5}, "not a vector of integers"),
                           ({"owner": saved.owner + 9}, "do not fit"), ({"t2i": saved.t2i[1:]}, "do not fit")]:
         save_ranks(path, saved, **changes)
         with pytest.raises(DataError, match=word):
@@ -328,8 +328,8 @@ def test_numbers_on_the_page_are_those_of_the_files():
     assert ["inner.figure", "0.123457"] in read.rows and ["note", NASTY] in read.rows
     assert ["loss.margin", NASTY, "0.2"] in read.rows
     assert "Best validation Rsum 311.5 at step 50" in read.said
-    assert ["in training steps, by their logged speed", "25.0 s"] in read.rows
-    assert ["from the first line of the log to the last, stops and validations included", "1 min 00 s"] in read.rows
+    assert ["time in training steps, from their logged speed", "25.0 s"] in read.rows
+    assert ["from the first log record to the last, stops and validations included", "1 min 00 s"] in read.rows
     assert ["encoding and scoring all pairs for this page", "2.5 s, 42 pairs/s"] in read.rows
 
 
@@ -365,7 +365,7 @@ def test_lists_of_other_scores_than_the_ranks_are_noted():
     made = record()
     assert "other scores" not in Page(render(made)).said
     worse = replace(made.ranks, t2i=np.full_like(made.ranks.t2i, 3))
-    assert "saved ranks are of other scores" in Page(render(replace(made, ranks=worse))).said
+    assert "saved ranks come from other scores" in Page(render(replace(made, ranks=worse))).said
 
 
 def test_a_perfect_and_a_hopeless_model_have_pages():
@@ -468,7 +468,7 @@ def test_the_program_says_what_is_missing(run, tool, capsys):
     capsys.readouterr()
     assert tool("report")([str(run), "--split", "tset"]) == 1
     said = capsys.readouterr().err
-    assert "error: split tset is not evaluated and cannot be: " in said and "no split 'tset'; splits there: " in said
+    assert "split tset has not been evaluated and cannot be: " in said and "no split 'tset'; splits there: " in said
     assert tool("report")([str(run), "--split", "val", "--captions", str(run / "gone.json")]) == 0   # cannot be asked
     assert "--split val" in Page((run / "report.html").read_text()).said
 
@@ -506,7 +506,7 @@ def test_what_is_no_run_of_retrieval_is_refused_by_name(run, finished, tool, tmp
     np.savez(tmp_path / "few.npz", scores=np.zeros((2, 3)), owner=np.array([0, 1, 1]))
     refused([str(run), "--scores", str(tmp_path / "few.npz")], "other images or texts", "--save-scores")
     (run / "eval-test.json").write_text("{")
-    refused([str(run)], "eval-test.json", "is no evaluation")
+    refused([str(run)], "eval-test.json", "is not an evaluation")
     (run / "ranks-test.npz").unlink()
     refused([str(run), "--scores", str(tmp_path / "few.npz")], "ranks-test.npz is missing")
     copy_run = tmp_path / "copy"

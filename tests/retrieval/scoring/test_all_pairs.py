@@ -266,7 +266,7 @@ def test_parts_that_do_not_belong_together_are_refused(example, what):
 
 def test_items_on_several_devices_are_refused(example):
     model, images, texts = example()
-    with pytest.raises(ValueError, match="images lie on several devices: region cpu, image global meta"):
+    with pytest.raises(ValueError, match="images are on several devices: region cpu, image global meta"):
         score_all_pairs(model, EncodedImages(images.regions, images.globals.to("meta")), texts)
 
 
@@ -288,7 +288,7 @@ def test_float16_on_a_processor_is_refused_with_what_to_take(example):
 
 @pytest.mark.parametrize("k", [0, 4])
 def test_more_best_pairs_than_candidates_are_refused(example, k):
-    with pytest.raises(ValueError, match="k has to be from 1 to 3"):
+    with pytest.raises(ValueError, match="k must be from 1 to 3"):
         top_pairs(*example(images=3, texts=5), k)
 
 
