@@ -15,7 +15,8 @@ SCALE = ["ray[data]>=2.9"]  # extraction on several machines
 SEARCH = ["faiss-cpu>=1.8"]  # a compressed index, PCA whitening
 COPY = ["timm>=1.0", "imagehash>=4.3"]  # further backbones for descriptors, perceptual hashes
 LABELS = ["eccv_caption>=0.1"]  # corrected labels of COCO
-DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5.30", "mkdocstrings[python]>=0.26", "latex2mathml>=3.77"]  # docs/ as a site
+DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5.30", "mkdocstrings[python]>=1.0", "mkdocstrings-python>=2.0",
+        "latex2mathml>=3.77"]  # docs/ as a site
 
 setup(
     name="ascl",
