@@ -69,7 +69,7 @@ class Parser(jsonargparse.ArgumentParser):
         self.short, self.presets = dict(short or {}), presets
         self.text_lists: set[str] = set()       # options whose value is a list of texts
         self.file_options: set[str] = set()     # options whose value is a file of settings
-        super().__init__(exit_on_error=False, parser_mode="ascl", **options)
+        super().__init__(exit_on_error=False, allow_abbrev=False, parser_mode="ascl", **options)
 
     def add_settings(self, kind: type) -> None:
         """Add `--config` and an option for every field of a settings class, by its dotted name."""

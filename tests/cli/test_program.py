@@ -63,6 +63,7 @@ def test_overviews(capsys):
     (["trian"], "'trian'"),
     (["copy", "ask"], "'ask'"),
     (["train", "--lr", "1"], "unknown option --lr; did you mean 'optimizer.lr'?"),
+    (["train", "--train.max_step", "3"], "unknown option --train.max_step; did you mean 'train.max_steps'?"),
     (["train", "--model.embed_dim", "wide"], "model.embed_dim"),
     (["eval"], "--checkpoint"),
     (["eval", "--checkpoint", "run", "--folds", "0"], "folds"),
