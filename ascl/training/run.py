@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from torch import nn
 
+from ascl.core.errors import DataError
 from ascl.core.files import write_text
 from ascl.core.provenance import environment
 from ascl.settings.image_copy import CopyConfig
@@ -50,23 +54,48 @@ def train_run(
         described: lines on data and model, printed before the first step.
         environment_extra: entries of environment.json in addition to `provenance.environment`.
         files: name -> text of further files to write at the start of a new run.
+
+    Raises:
+        DataError: another process trains in this folder, or as `RunFolder` and `fit`.
     """
-    run = RunFolder(
-        config.out, accelerator, model, optimizer, conditions=settings.conditions(accelerator), resume=resume,
-        saved=saved, extra={"settings": asdict(config), **extra},
-    )
-    if accelerator.is_main_process:
-        texts = {"settings.yaml": yaml.safe_dump(asdict(config), sort_keys=False)}
-        if not resume:
-            about = environment() | (environment_extra or {})
-            texts |= {"environment.json": json.dumps(about, indent=2) + "\n"} | (files or {})
-        for name, text in texts.items():
-            write_text(run.path / name, text)
-        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        print(*described, sep="\n")
-        print(f"{trained / 1e6:.1f} M trained parameters; {settings.total_steps} steps, {settings.steps_per_epoch} per "
-              f"epoch; run folder {config.out}", flush=True)
-    return fit(
-        accelerator, model, optimizer, run, train_batches=batches, step_loss=step_loss, validate=validate,
-        learning_rate=learning_rate, settings=settings,
-    )
+    with only_training(Path(config.out), accelerator, resume):
+        run = RunFolder(
+            config.out, accelerator, model, optimizer, conditions=settings.conditions(accelerator), resume=resume,
+            saved=saved, extra={"settings": asdict(config), **extra},
+        )
+        if accelerator.is_main_process:
+            texts = {"settings.yaml": yaml.safe_dump(asdict(config), sort_keys=False)}
+            if not resume:
+                about = environment() | (environment_extra or {})
+                texts |= {"environment.json": json.dumps(about, indent=2) + "\n"} | (files or {})
+            for name, text in texts.items():
+                write_text(run.path / name, text)
+            trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+            print(*described, sep="\n")
+            print(f"{trained / 1e6:.1f} M trained parameters; {settings.total_steps} steps, "
+                  f"{settings.steps_per_epoch} per epoch; run folder {config.out}", flush=True)
+        return fit(
+            accelerator, model, optimizer, run, train_batches=batches, step_loss=step_loss, validate=validate,
+            learning_rate=learning_rate, settings=settings,
+        )
+
+
+@contextmanager
+def only_training(folder: Path, accelerator: Accelerator, resume: bool) -> Iterator[None]:
+    """Hold a run folder for this training alone; the main process does so for all processes of the run."""
+    if not accelerator.is_main_process or (resume and not folder.exists()):
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / ".lock"
+    try:
+        with FileLock(lock, timeout=0):     # the system releases it when the process dies
+            try:
+                yield
+            finally:
+                lock.unlink()
+    except Timeout:
+        raise DataError(f"another process is training in {folder}; wait for it, or choose another folder") from None
+    finally:
+        with suppress(OSError):
+            folder.rmdir()                  # of a run that was refused, nothing else is there

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 from ascl import load_model
 from ascl.analysis.leakage import WARNING
@@ -375,3 +376,21 @@ def test_the_loaded_model_is_the_trained_one(runs, tiny_data):
                                    rtol=0)
     saved = state_of(runs[0] / "best.pt")["model"]
     assert all(torch.equal(model.state_dict()[name], value) for name, value in saved.items())
+
+
+def test_a_folder_in_which_another_process_trains_is_left_alone(tiny_data, tmp_path, tool, train_arguments, capsys):
+    run = tmp_path / "run"
+
+    def refused(words):
+        before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+        assert tool("train")(words) == 1
+        assert f"another process is training in {run}" in capsys.readouterr().err
+        assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+    run.mkdir()
+    with FileLock(run / ".lock"):
+        refused(train_arguments(tiny_data, run))
+    assert tool("train")(train_arguments(tiny_data, run)) == 0 and not (run / ".lock").exists()
+    with FileLock(run / ".lock"):
+        refused(["--resume", str(run)])
+    assert tool("train")(["--resume", str(run)]) == 0
