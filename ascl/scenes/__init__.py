@@ -1,1 +1,1 @@
-"""The embedded data set: a world of shapes, its language, captions, what is true of a scene, and its rendering."""
+"""The embedded data set: world, language, captions, truth, rendering, and a small region detector."""

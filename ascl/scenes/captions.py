@@ -1,4 +1,4 @@
-"""What is said about a scene: five true captions in the language of language.py."""
+"""Write captions of a scene: five true ones in the language of language.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CAPTIONS_PER_SCENE = 5
 
 
 def write_captions(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Five different true captions, from the shortest to the most detailed.
+    """Return five different true captions, from the shortest to the most detailed.
 
     0: one object by two of its attributes. 1: two objects and how they stand to each other, or where they are.
     2: counts, rules, what is absent, the background. 3: every object by two or three attributes. 4: every object by all
@@ -37,7 +37,7 @@ class _Writer:
         return bool(self.rng.random() < probability)
 
     def some(self, choices: Sequence, count: int) -> list:
-        """`count` different choices in any order."""
+        """Return `count` different choices in random order."""
         return [choices[i] for i in self.rng.permutation(len(choices))[:count]]
 
     # words
@@ -60,7 +60,7 @@ class _Writer:
         return ("an " if words[0] in "aeiou" else "a ") + words
 
     def adjective(self, kind: Kind) -> str:
-        """A word for the first adjective that the kind names; empty where it names a shape only."""
+        """Return a word for the first adjective of the kind; empty if it names only a shape."""
         named = [(a, getattr(kind, a)) for a in ADJECTIVES if getattr(kind, a)]
         return self.pick(ADJECTIVES[named[0][0]][named[0][1]]) if named else ""
 
@@ -71,7 +71,7 @@ class _Writer:
         return self.pick(GROUND_PHRASES).format(self.scene.background)
 
     def on_ground(self) -> str:
-        """The background as the end of a sentence."""
+        """Return the background as the end of a sentence."""
         ground = self.ground()
         return f", and {ground}" if ground.startswith("the") else f" {ground}"
 
@@ -84,7 +84,7 @@ class _Writer:
         return self.pick(nested or true)
 
     def related(self, relation: str) -> str:
-        """The relation after its subject: "is above", "contains"."""
+        """Return the relation as it follows its subject: "is above", "contains"."""
         return self.pick(language.CONTAINING) if relation == "contains" else f"is {self.pick(RELATIONS[relation])}"
 
     # captions
@@ -116,7 +116,7 @@ class _Writer:
         return text + self.on_ground() if self.chance(0.2) else text
 
     def facts(self) -> str:
-        """Two or three things that need a look at all objects."""
+        """Return two or three facts about all objects together."""
         objects = self.scene.objects
         number, absent, same = [], [], []
         for attribute, values in language.VALUES.items():
@@ -178,7 +178,7 @@ class _Writer:
         return text + self.on_ground()
 
     def short_names(self, kinds: list[Kind]) -> list[Kind] | None:
-        """For each kind the fewest of its attributes that tell it from the others; None where two are the same."""
+        """Return for each kind the fewest attributes that distinguish it from the others; None if two are equal."""
         subsets = [("shape",), ("color", "shape"), ("texture", "shape"), ("size", "shape"), ATTRIBUTES]
         names = []
         for kind in kinds:
@@ -196,5 +196,5 @@ def _enumerated(items: Sequence[str]) -> str:
 
 
 def scene_captions(scene: Scene, seed: int, index: int, *, split: str) -> list[str]:
-    """The five captions that belong to `make_scene(seed, index, split=split)`."""
+    """Return the five captions of `make_scene(seed, index, split=split)`."""
     return write_captions(scene, generator(seed, split, 3, index))

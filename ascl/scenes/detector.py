@@ -96,6 +96,7 @@ class SceneDetector(nn.Module):
 
 
 def targets_of(scenes: Sequence[Scene]) -> Targets:
+    """Return what a detector should see in scenes of SIDE pixels."""
     items = [(image, item) for image, scene in enumerate(scenes) for item in scene.objects]
     image = torch.tensor([image for image, _ in items])
     size = torch.tensor([SIZES.index(item.size) for _, item in items])
@@ -137,6 +138,7 @@ def detection_loss(model: SceneDetector, images: Tensor, targets: Targets, gener
 
 
 def whole_images(number: int) -> Tensor:
+    """Return (number, 4) boxes that cover an image each."""
     return torch.tensor([0.0, 0.0, SIDE, SIDE]).expand(number, 4)
 
 
@@ -206,8 +208,9 @@ def train_detector(seed: int, steps: int, *, progress: bool = True) -> SceneDete
     return model.eval()
 
 
-def save_detector(path: Path, model: SceneDetector) -> None:
-    checkpoint.save(path, {"width": model.width, "model": model.state_dict()})
+def save_detector(path: Path, model: SceneDetector, made: dict[str, int]) -> None:
+    """Write a trained detector; `made`: the seed and the steps of its training."""
+    checkpoint.save(path, {"width": model.width, "made": made, "model": model.state_dict()})
 
 
 class SceneDetectorBackend:
@@ -231,6 +234,7 @@ class SceneDetectorBackend:
 
     @staticmethod
     def prepare(image: Image.Image) -> np.ndarray:
+        """Return an upright RGB image as (SIDE, SIDE, 3) uint8."""
         return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
     @torch.inference_mode()

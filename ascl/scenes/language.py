@@ -52,7 +52,7 @@ INTRODUCTIONS = ("", "", "", "there is", "a picture of", "we see", "this image s
 
 @dataclass(frozen=True)
 class Kind:
-    """A description: the attributes that are named, None for those that are not."""
+    """A description by attributes; None = not named."""
 
     size: str | None = None
     texture: str | None = None
@@ -66,13 +66,13 @@ class Kind:
         return Kind(*(getattr(other, a) or getattr(self, a) for a in ATTRIBUTES))
 
     def says(self, other: Kind) -> bool:
-        """Whether everything that `other` names is named here with the same value."""
+        """Return whether this names everything that `other` names, with the same values."""
         return self.merged(other) == self
 
 
 @dataclass(frozen=True)
 class Mention:
-    """An object that has to be there, and the places (keys of PLACES) where it has to be."""
+    """An object that the scene must contain, and the places (keys of PLACES) where it must be."""
 
     kind: Kind
     places: tuple[str, ...] = ()
@@ -80,11 +80,11 @@ class Mention:
 
 @dataclass
 class Meaning:
-    """What one sentence claims; all of it has to hold."""
+    """The claims of one sentence, all of which must hold."""
 
     mentions: list[Mention] = field(default_factory=list)  # different objects
     relations: list[tuple[int, str, int]] = field(default_factory=list)  # between mentions
-    counts: list[tuple[Kind, int]] = field(default_factory=list)  # exactly so many of a kind
+    counts: list[tuple[Kind, int]] = field(default_factory=list)  # kind and its exact number
     rules: list[tuple[Kind, Kind]] = field(default_factory=list)  # all of one kind, at least one, are of the other
     backgrounds: list[str] = field(default_factory=list)
 
@@ -120,7 +120,7 @@ WORD = re.compile(
 
 
 def read_caption(caption: str) -> list[Meaning]:
-    """The meanings of the caption's sentences, in order. DataError names what could not be read."""
+    """Return the meanings of the caption's sentences, in order. A DataError names what cannot be read."""
     sentences = [s for s in caption.lower().split(".") if s.strip()]
     if not sentences:
         raise DataError("an empty caption says nothing about a scene")
@@ -151,7 +151,7 @@ class _Reader:
         return self.at < len(self.words) and self.words[self.at][0] in categories
 
     def take(self, *categories: str):
-        """The value of the next word, which has to be of one of the categories."""
+        """Consume the next word and return its value; it must be of one of the categories."""
         if not self.next_is(*categories):
             found = self.words[self.at][0] if self.at < len(self.words) else "its end"
             raise self._unreadable(f"{found} where {' or '.join(categories)} is due (word {self.at + 1})")
@@ -179,7 +179,7 @@ class _Reader:
         return self.meaning
 
     def followed_by(self, category: str) -> bool:
-        """Whether a comma or "and" comes next, and after it a word of the category."""
+        """Return whether a comma or "and" comes next, followed by a word of the category."""
         return self.next_is("join") and self.at + 1 < len(self.words) and self.words[self.at + 1][0] == category
 
     def both(self, kind: Kind, other: Kind) -> Kind:
@@ -220,7 +220,7 @@ class _Reader:
         self.meaning.rules.append((kind, self.predicate()))
 
     def mention(self) -> int:
-        """Index of the object: a new one after "a", one from before after "the"."""
+        """Return the index of the object: a new one after "a", an earlier one after "the"."""
         if self.next_is("the"):
             self.take("the")
             kind = self.kind()
@@ -248,7 +248,7 @@ class _Reader:
             self.meaning.relations.append((self.mention(), relation, other))
 
     def clause(self) -> None:
-        """An object and what is said of it; "which" turns to the object named last."""
+        """Read an object and the claims about it; "which" refers to the object named last."""
         subject = last = self.mention()
         while self.next_is("is", "which", "relation", "place", "with") or self.followed_by("which"):
             self.skip("join")

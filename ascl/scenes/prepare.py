@@ -1,10 +1,12 @@
-"""Generating the data set `scenes`: images, captions, features and a small text encoder, all from a seed."""
+"""Generate the data set `scenes`: images, captions, features and a small text encoder, all from a seed."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from ascl.core import checkpoint
+from ascl.core.errors import DataError
 from ascl.data.captions import load_captions
 from ascl.features.writer import extract
 from ascl.images.backbones import pick_device
@@ -16,7 +18,7 @@ from ascl.scenes.render import write_scenes
 
 def prepare_scenes(folder: str | os.PathLike, *, train: int, val: int, test: int, seed: int,
                    detector_steps: int) -> None:
-    """Write images, captions, features and a small text encoder of the data set `scenes`; what is there already stays.
+    """Write images, captions, features and a small text encoder of the data set `scenes`; keep what exists.
 
     Needs no pretrained weights: the detector learns on generated scenes of its own, and the text encoder starts
     untrained. A call that was interrupted is completed by the next one.
@@ -24,8 +26,12 @@ def prepare_scenes(folder: str | os.PathLike, *, train: int, val: int, test: int
     folder = Path(folder)
     captions_file = write_scenes(folder, train=train, val=val, test=test, seed=seed)
     weights = folder / "detector.pt"
+    made = {"seed": int(seed), "steps": int(detector_steps)}    # a parser's own kinds of int are no plain ones
     if not weights.exists():
-        save_detector(weights, train_detector(seed, detector_steps))
+        save_detector(weights, train_detector(seed, detector_steps), made)
+    elif (found := checkpoint.load(weights)["made"]) != made:
+        raise DataError(f"{weights} was trained with {found}, requested are {made}: delete it and "
+                        f"{folder / 'features.h5'}, or use those settings")
     backend = SceneDetectorBackend(weights, device=pick_device("auto"))
     images = find_images(folder / "images")
     print(extract(backend, images, folder / "features.h5", batch_size=64, workers=1, resume=True).summary())

@@ -37,7 +37,7 @@ _OVERSAMPLING = 3
 
 @dataclass(frozen=True)
 class SceneSettings:
-    """All that decides the data set's content; kept in its JSON file."""
+    """The settings that determine the data set, stored in its JSON file."""
 
     train: int
     val: int
@@ -48,7 +48,7 @@ class SceneSettings:
 
 
 def render(scene: Scene) -> Image.Image:
-    """The scene as an RGB image of side x side pixels; the same scene gives the same pixels."""
+    """Return the scene as an RGB image of side x side pixels; the same scene gives the same pixels."""
     shade = np.linspace(1.02, 0.96, scene.side)[:, None, None]  # light from above
     image = np.broadcast_to(shade * scene.background_rgb, (scene.side, scene.side, 3)).astype(np.float32)
     for item in scene.objects:
@@ -84,13 +84,13 @@ def _paint(image: np.ndarray, item: SceneObject) -> None:
 
 
 def _coverage(mask: np.ndarray) -> np.ndarray:
-    """(H, W, 1) share of each pixel that a mask, _OVERSAMPLING times finer, covers."""
+    """Return (H, W, 1), the share of each pixel that a mask, _OVERSAMPLING times finer, covers."""
     pixels = Image.fromarray(mask.astype(np.uint8) * 255).reduce(_OVERSAMPLING)
     return np.asarray(pixels, dtype=np.float32)[..., None] / 255
 
 
 def _pattern(texture: str, x: np.ndarray, y: np.ndarray, angle: float, *, period: float) -> np.ndarray:
-    """(H, W) bool for x (1, W), y (H, 1) in pixels from the object's middle: where the second color goes."""
+    """Return (H, W) bool: where the second color goes, for x (1, W), y (H, 1) in pixels from the middle."""
     if texture == "solid":
         return np.zeros((y.shape[0], x.shape[1]), dtype=bool)
     turn = math.radians(angle + 45 if texture == "striped" else angle)
@@ -104,7 +104,7 @@ def _pattern(texture: str, x: np.ndarray, y: np.ndarray, angle: float, *, period
 
 
 def write_scenes(folder: str | os.PathLike, *, train: int, val: int, test: int, seed: int, side: int = 224) -> Path:
-    """Write the data set; where it is complete already, nothing is touched.
+    """Write the data set; leave a complete one as it is.
 
     The folder gets `images/scene_{split}_{index:06d}.png` and, once all images are there, `dataset_scenes.json` in
     Karpathy's layout: images[] with split, filename, imgid, sentids, sentences[] (raw, tokens, imgid, sentid), and of
@@ -163,7 +163,7 @@ def _read(dataset: Path) -> dict:
 
 
 def load_scene_records(path: str | os.PathLike, split: str) -> list[Scene]:
-    """The scenes of a split, in the order of the file, for `truth_matrix`; `.image_id` is the stem of the image's file.
+    """Return the scenes of a split, in the order of the file; `.image_id` is the stem of the image's file.
 
     Args:
         path: the folder that write_scenes was given, or its dataset_scenes.json.

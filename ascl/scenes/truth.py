@@ -1,4 +1,4 @@
-"""Whether a caption is true of a scene: `caption_is_true` is the plain definition, `truth_matrix` the same for many."""
+"""Decide whether a caption is true of a scene: `caption_is_true` defines it, `truth_matrix` is fast for many."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ascl.scenes.world import INVERSE, PLACES, Scene, holds, is_at
 
 
 def caption_is_true(caption: str, scene: Scene) -> bool:
-    """Whether all that the caption says holds in the scene. DataError where it is no caption of this language."""
+    """Return whether everything in the caption holds in the scene; DataError if it is not in this language."""
     return all(is_true(meaning, scene) for meaning in read_caption(caption))
 
 
@@ -37,7 +37,7 @@ def is_true(meaning: Meaning, scene: Scene) -> bool:
 
 
 def truth_matrix(captions: Sequence[str], scenes: Sequence[Scene]) -> np.ndarray:
-    """`caption_is_true` for every pair.
+    """Return `caption_is_true` of every pair.
 
     Args:
         captions: M captions of this language; DataError names the first that is not.
@@ -78,7 +78,7 @@ class _SceneTable:
         self._matches: dict[Mention, np.ndarray] = {}
 
     def matches(self, mention: Mention) -> np.ndarray:
-        """(N, slots) bool: which object of each scene fits the description and stands in its places."""
+        """Return (N, slots) bool: which objects of each scene fit the description and its places."""
         if mention not in self._matches:
             fits = self.real.copy()
             for attribute in ATTRIBUTES:
@@ -91,7 +91,7 @@ class _SceneTable:
         return self._matches[mention]
 
     def is_true(self, meaning: Meaning) -> np.ndarray:
-        """(N,) bool."""
+        """Return (N,) bool: in which scenes the meaning holds."""
         true = np.ones(len(self.scenes), dtype=bool)
         for ground in meaning.backgrounds:
             true &= self.background == ground
@@ -111,7 +111,7 @@ class _SceneTable:
         return true
 
     def _assignable(self, rows: np.ndarray, fits: list[np.ndarray], relations: Sequence[tuple[int, str, int]]):
-        """(len(rows),) bool: some choice of different objects, one for each mention, fits the relations."""
+        """Return (len(rows),) bool: whether a choice of different objects, one per mention, fits the relations."""
         chosen = _choices(self.real.shape[1], len(fits))
         good = np.ones((len(rows), len(chosen)), dtype=bool)
         for k, fit in enumerate(fits):
@@ -123,5 +123,5 @@ class _SceneTable:
 
 @lru_cache
 def _choices(slots: int, count: int) -> np.ndarray:
-    """(P, count): every ordered choice of `count` different slots."""
+    """Return (P, count): every ordered choice of `count` different slots."""
     return np.array(list(permutations(range(slots), count)), dtype=np.int64).reshape(-1, count)

@@ -1,4 +1,4 @@
-"""The world of the generated data set: its objects, how a scene follows from a seed, what holds between objects.
+"""The world of the generated data set: its objects, scenes from a seed, and relations between objects.
 
 Everything that a caption can say is defined here, on attributes and boxes alone, so that truth never depends on pixels.
 """
@@ -66,7 +66,7 @@ class Scene:
     objects: tuple[SceneObject, ...]
 
     def record(self) -> dict[str, Any]:
-        """The scene as JSON types; `Scene.from_record` reads it back exactly."""
+        """Return the scene as JSON types; `Scene.from_record` reads it back exactly."""
         objects = [{"colour" if name == "color" else name: list(value) if isinstance(value, tuple) else value
                     for name, value in vars(o).items()} for o in self.objects]  # version 1 of the file says "colour"
         return {"side": self.side, "background": self.background, "background_rgb": list(self.background_rgb),
@@ -74,7 +74,7 @@ class Scene:
 
     @classmethod
     def from_record(cls, image_id: str, record: dict[str, Any]) -> Scene:
-        """Inverse of `record`; KeyError where a key is missing."""
+        """Return the scene of a record; KeyError if a key is missing."""
         objects = tuple(
             SceneObject(o["shape"], o["colour"], o["size"], o["texture"], tuple(o["box"]), tuple(o["rgb"]), o["angle"])
             for o in record["objects"]
@@ -83,12 +83,12 @@ class Scene:
 
 
 def inside(a: SceneObject, b: SceneObject) -> bool:
-    """True where a's box lies within b's (boxes meet in no other way)."""
+    """Return whether a's box lies within b's; boxes overlap in no other way."""
     return a.box[0] > b.box[0] and a.box[1] > b.box[1] and a.box[2] < b.box[2] and a.box[3] < b.box[3]
 
 
 def holds(relation: str, a: SceneObject, b: SceneObject, scene: Scene) -> bool:
-    """Whether `a relation b` is true; relations are the keys of INVERSE.
+    """Return whether `a relation b` is true; relations are the keys of INVERSE.
 
     Left, right, above, below compare centers along one axis. Next to: neighbors in a row or a column, and neither of
     them inside another object, whose outline would lie between.
@@ -108,14 +108,14 @@ def holds(relation: str, a: SceneObject, b: SceneObject, scene: Scene) -> bool:
 
 
 def is_at(place: str, item: SceneObject, scene: Scene) -> bool:
-    """Whether the object's center lies in the place, a key of PLACES."""
+    """Return whether the object's center lies in the place, a key of PLACES."""
     column, row = PLACES[place]
     x, y = (min(2, int(3 * c / scene.side)) for c in item.center)
     return column in (None, x) and row in (None, y)
 
 
 def outline(shape: str, angle: float) -> np.ndarray:
-    """Polygon (P, 2) of a shape turned by `angle` degrees; its bounding box starts at (0, 0), the longer side is 1."""
+    """Return the outline (P, 2) of a shape turned by `angle` degrees; it starts at (0, 0), its longer side is 1."""
     turn = np.linspace(0, 2 * math.pi, 60, endpoint=False)
     if shape == "circle":
         points = np.stack([np.cos(turn), np.sin(turn)], axis=1)
@@ -144,7 +144,7 @@ def outline(shape: str, angle: float) -> np.ndarray:
 
 
 def make_scene(seed: int, index: int, *, split: str = "train", side: int = 224) -> Scene:
-    """Scene number `index` of a split, the same whatever the size of the data set.
+    """Return scene number `index` of a split, the same whatever the size of the data set.
 
     Four scenes in a row share their background and the multiset of colors; two in a row also share the multisets of
     shapes, textures and sizes. What goes with what, and where, is drawn for each: colors alone cannot tell four scenes
@@ -190,17 +190,17 @@ def make_scene(seed: int, index: int, *, split: str = "train", side: int = 224) 
 
 
 def scene_id(split: str, index: int) -> str:
-    """Stem of the image's file."""
+    """Return the stem of the image's file."""
     return f"scene_{split}_{index:06d}"
 
 
 def pick(rng: np.random.Generator, choices):
-    """One of the choices, each as likely (rng.choice would turn tuples into arrays, and is slow)."""
+    """Return one of the choices, all equally likely (rng.choice is slow and turns tuples into arrays)."""
     return choices[int(rng.integers(len(choices)))]
 
 
 def generator(seed: int, split: str, purpose: int, index: int) -> np.random.Generator:
-    """The random numbers of one purpose for one index: no draw depends on how many scenes there are."""
+    """Return the generator of one purpose and index, so that no draw depends on the number of scenes."""
     return np.random.default_rng([seed, SPLITS.index(split), purpose, index])
 
 
@@ -213,7 +213,7 @@ def _draw_colors(rng: np.random.Generator) -> tuple[list[str], str]:
 
 
 def _draw_attributes(rng: np.random.Generator, count: int) -> tuple[list[str], list[str], list[str], bool]:
-    """Shapes, textures, sizes of `count` objects, and whether one of them holds another."""
+    """Return shapes, textures and sizes of `count` objects, and whether one contains another."""
     shapes: list[str] = []
     while len(set(shapes)) < 2:
         shapes = [pick(rng, SHAPES) for _ in range(count)]
@@ -226,13 +226,13 @@ def _draw_attributes(rng: np.random.Generator, count: int) -> tuple[list[str], l
 
 
 def _nestings(shapes: list[str], sizes: list[str], colors: list[str]) -> list[tuple[int, int]]:
-    """(outer, inner) pairs of objects of which the first can hold the second and the eye can tell them apart."""
+    """Return (outer, inner) pairs of objects where the first can visibly contain the second."""
     outers = [i for i, shape in enumerate(shapes) if shape in CONTAINERS and sizes[i] == "large"]
     inners = [i for i, size in enumerate(sizes) if size == "small"]
     return [(o, i) for o in outers for i in inners if colors[o] != colors[i]]
 
 
 def _tinted(rng: np.random.Generator, rgb: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The color as it comes out of the tin: up to 9 levels off in each channel."""
+    """Return the color with up to 9 levels of noise in each channel."""
     red, green, blue = np.clip(rgb + rng.integers(-9, 10, 3), 0, 255).tolist()
     return red, green, blue

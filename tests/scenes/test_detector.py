@@ -10,11 +10,13 @@ from ascl.core.errors import DataError
 from ascl.features.writer import extract
 from ascl.scenes import detector
 from ascl.scenes.detector import CELLS, HEADS, SIDE, STRIDE
+from ascl.scenes.prepare import prepare_scenes
 from ascl.scenes.render import render
 from ascl.scenes.world import BACKGROUNDS, COLORS, SHAPES, SIZES, TEXTURES, make_scene
 
 SCENES = [make_scene(3, index, split="val") for index in range(24)]      # some with an object inside another
 BARS = {"progress": False}
+MADE = {"seed": 0, "steps": 20}
 
 
 def pixels_of(scenes):
@@ -108,7 +110,7 @@ class Perfect(detector.SceneDetectorBackend):
 
 
 def test_the_file_says_what_and_where_and_nothing_is_known_beyond_the_certainty_of_the_network(trained, tmp_path):
-    detector.save_detector(tmp_path / "detector.pt", trained)
+    detector.save_detector(tmp_path / "detector.pt", trained, MADE)
     backend = Perfect(tmp_path / "detector.pt", SCENES)
     sizes = np.full((len(SCENES), 2), 2 * SIDE)                            # originals of twice the side
     rows = backend.extract([np.array(render(scene)) for scene in SCENES], sizes)
@@ -142,11 +144,21 @@ def test_one_pass_gives_regions_and_globals_and_goes_by_the_weights(trained, tmp
     for scene in SCENES[:5]:
         images.append(tmp_path / "images" / f"{scene.image_id}.png")
         render(scene).save(images[-1])
-    detector.save_detector(tmp_path / "detector.pt", trained)
+    detector.save_detector(tmp_path / "detector.pt", trained, MADE)
     backend = detector.SceneDetectorBackend(tmp_path / "detector.pt")
     made = extract(backend, images, tmp_path / "features.h5", batch_size=4, workers=0, **BARS)
     assert made.shapes["regions"] == (5, detector.MOST, 27)
     assert made.shapes["globals"] == (5, 27)
-    detector.save_detector(tmp_path / "other.pt", detector.train_detector(1, 1, **BARS))
+    detector.save_detector(tmp_path / "other.pt", detector.train_detector(1, 1, **BARS), MADE)
     with pytest.raises(DataError, match="weights_sha256 was"):
         extract(detector.SceneDetectorBackend(tmp_path / "other.pt"), images, tmp_path / "features.h5", **BARS)
+
+
+def test_a_detector_of_other_settings_is_not_taken_in_silence(tmp_path):
+    size = {"train": 4, "val": 1, "test": 1, "seed": 0}
+    prepare_scenes(tmp_path, **size, detector_steps=1)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
+    prepare_scenes(tmp_path, **size, detector_steps=1)
+    with pytest.raises(DataError, match=r"detector.pt was trained with .*'steps': 1.*requested are .*'steps': 2"):
+        prepare_scenes(tmp_path, **size, detector_steps=2)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == before

@@ -82,8 +82,9 @@ def best_and_worst(saved: QueryRanks, top: TopPairs | None, direction: Direction
 def spread(saved: QueryRanks, top: TopPairs, direction: Direction, count: int) -> list[Query]:
     """Return up to `count` queries, evenly spread over the order of the data, whatever their ranks."""
     numbers, ranks = saved.of(direction)
+    shown = min(count, len(numbers))
     return [_query(saved, top, direction, int(numbers[q]), int(ranks[q]))
-            for q in np.unique(len(numbers) * (2 * np.arange(count) + 1) // (2 * count))]
+            for q in len(numbers) * (2 * np.arange(shown) + 1) // (2 * max(1, shown))]
 
 
 def _lists(top: TopPairs, direction: Direction) -> tuple[np.ndarray, np.ndarray]:

@@ -446,7 +446,18 @@ def test_the_program_writes_the_page_of_a_run(kind, finished, tool, tmp_path, ca
     assert row[2:5] == [f"{report['t2i'][key]:.1f}" for key in ("r1", "r5", "r10")]
     assert '<b>& "red"</b>' in read.said and read.tags["img"] > 5 and "other scores" not in read.said
     assert ["train.max_steps", "4", "null"] in read.rows and ["model.embed_dim", "8", "1024"] in read.rows
-    assert "missing" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "missing" not in printed
+    saved = read_ranks(finished / kind / "ranks-test.npz")
+    shown = re.findall(r'^"(.*)"$', printed, flags=re.MULTILINE)
+    assert len(shown) == 3 and len(re.findall(r"^  [123]\. ", printed, flags=re.MULTILINE)) == 9
+    for query, block in zip(shown, re.split(r'^".*"$', printed, flags=re.MULTILINE)[1:], strict=True):
+        text = saved.captions.index(query)
+        rank, own = int(saved.t2i[saved.text_queries == text][0]) + 1, saved.image_id(int(saved.owner[text]))
+        if rank <= 3:
+            assert f"  {rank}. {own}  " in block and block.count("<- the image it describes") == 1
+        else:
+            assert f"the image it describes is at rank {rank}" in block
     with Image.open(io.BytesIO(base64.b64decode(read.sources[0].partition(",")[2]))) as thumbnail:
         assert max(thumbnail.size) <= 176
     given = tmp_path / "given.html"
