@@ -1,0 +1,151 @@
+"""Read what users give: whatever a library raises becomes a DataError that names the file, and sizes have limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ascl.core.errors import DataError
+from ascl.core.limits import ARRAY_BYTES, TEXT_BYTES, Limit
+
+DOWNLOAD_AGAIN = "download it again"
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+          stat.S_IFBLK: "a device"}
+
+
+def require_file(path: str | os.PathLike, what: str = "file") -> os.stat_result:
+    """Return the status of a regular file. Nothing else is ever opened: reading a pipe or a device may not end.
+
+    Raises:
+        DataError: the file does not exist, is a link that leads nowhere or in a circle, or is not a regular file.
+    """
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        broken = os.path.islink(path)
+        raise DataError(f"{shown(path)} is a link to a file that does not exist" if broken else
+                        f"no {what} {shown(path)}") from None
+    except (OSError, ValueError) as error:  # a ValueError is about NUL in the name
+        raise DataError(f"{shown(path)}: {getattr(error, 'strerror', None) or error}; check the path") from error
+    if not stat.S_ISREG(found.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "not a regular file")
+        raise DataError(f"{shown(path)} is {kind}, expected a {what}")
+    return found
+
+
+def shown(path: str | os.PathLike) -> str:
+    """Return a path as text that can be printed and stored in any encoding: bytes that are not UTF-8 as `\\xe9`."""
+    return os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+@contextmanager
+def reading(path: str | os.PathLike, what: str, remedy: str = DOWNLOAD_AGAIN) -> Iterator[None]:
+    """Turn whatever a library raises while it reads the file `path` into a DataError.
+
+    Libraries raise a dozen unrelated types for damaged files. Only calls of such a library belong into the block, so
+    that no fault of our own is taken for one of the file's.
+
+    Args:
+        path: of the file; a folder or a device is refused before the block is entered.
+        what: the expected kind of file with its article, as in "a .npy file".
+        remedy: what the user should do, an imperative.
+
+    Raises:
+        DataError: the file does not exist, cannot be read, is damaged or is of another kind.
+    """
+    size = require_file(path).st_size
+    try:
+        yield
+    except DataError:
+        raise
+    except MemoryError as error:
+        raise DataError(f"{shown(path)} needs more memory than there is: {remedy}, if it should be smaller") from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None and error.strerror:
+            problem = f"cannot be read ({error.strerror}); check the disk and permissions"
+            raise DataError(f"{shown(path)} {problem}") from error
+        raise DataError(f"{shown(path)} ({size:,} bytes) is truncated, damaged or not {what} ({reason(error)}): "
+                        f"{remedy}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line of an exception's message, or its type if it has none, in at most 300 characters."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    text = f"{type(error).__name__}: {line}" if isinstance(error, LookupError) or not line else line
+    return text.encode("utf-8", "backslashreplace").decode()[:300]
+
+
+def read_text(path: str | os.PathLike, what: str = "a text file", remedy: str = DOWNLOAD_AGAIN) -> str:
+    """Return the content of a UTF-8 file, without byte order mark.
+
+    Raises:
+        DataError: as `reading`; or the file is larger than `limits.TEXT_BYTES`, or not UTF-8 (the message names the
+            row).
+    """
+    TEXT_BYTES.check(require_file(path).st_size, shown(path))
+    with reading(path, what, remedy):
+        data = Path(path).read_bytes()
+    return decode(data, path)
+
+
+def decode(data: bytes, path: str | os.PathLike) -> str:
+    """Return UTF-8 bytes of a file as text, without byte order mark; DataError names the first row that is not."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{shown(path)}, row {row}: not UTF-8 ({error.reason}); convert the file to UTF-8") from error
+
+
+def read_json(path: str | os.PathLike, kind: type | None = dict, remedy: str = DOWNLOAD_AGAIN) -> Any:
+    """Return the content of a JSON file.
+
+    Args:
+        kind: the type that the whole content must have; None = any.
+
+    Raises:
+        DataError: as `read_text`; or the file is not JSON, nested too deep, or of another type.
+    """
+    return parse_json(read_text(path, "JSON", remedy), path, kind, remedy)
+
+
+def parse_json(text: str, where: str | os.PathLike, kind: type | None = dict, remedy: str = DOWNLOAD_AGAIN) -> Any:
+    """Return the value of a JSON text; `where` names its file, and its row if it is one of many."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # a ValueError is also a number of more than 4,300 digits
+        raise DataError(f"{shown(where)} is truncated or not JSON ({reason(error)}): {remedy}") from error
+    if kind is not None and not isinstance(value, kind):
+        raise DataError(f"{shown(where)}: expected {_JSON_NAMES[kind]}, found {_JSON_NAMES.get(type(value), value)}: "
+                        f"{remedy}")
+    return value
+
+
+_JSON_NAMES = {dict: "a JSON object", list: "a JSON list", str: "a text", int: "a number", float: "a number",
+               bool: "true or false", type(None): "null"}
+
+
+def read_arrays(path: str | os.PathLike, remedy: str = DOWNLOAD_AGAIN) -> dict[str, np.ndarray]:
+    """Return all arrays of an .npz file; pickled objects are refused.
+
+    Raises:
+        DataError: as `reading`; or the arrays would unpack to more than `limits.ARRAY_BYTES`.
+    """
+    with reading(path, "an archive of arrays (.npz)", remedy):
+        check_unpacked(path)
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+
+
+def check_unpacked(path: str | os.PathLike, limit: Limit = ARRAY_BYTES) -> None:
+    """Raise DataError if the members of a zip file (.npz, .pt) unpack to more than the limit; call in `reading`."""
+    with zipfile.ZipFile(path) as archive:
+        limit.check(sum(member.file_size for member in archive.infolist()), f"{shown(path)} unpacks to")
