@@ -26,8 +26,9 @@ def test_only_regular_files_are_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "dangling").symlink_to("nowhere")
-    for name, word in {"pipe": "named pipe", "loop": "symbolic links", "dangling": "does not exist", "nothing": "no file",
-                       ".": "a folder"}.items():
+    kinds = {"pipe": "named pipe", "loop": "symbolic links", "dangling": "does not exist", "nothing": "no file",
+             ".": "a folder"}
+    for name, word in kinds.items():
         with pytest.raises(DataError, match=word):
             require_file(tmp_path / name)
     with pytest.raises(DataError, match="null"):
