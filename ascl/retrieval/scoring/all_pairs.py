@@ -102,8 +102,8 @@ def rank_all_pairs(model: RetrievalModel, images: EncodedImages, texts: EncodedT
     """Return recalls in both directions; every pair is scored once and the matrix is never held.
 
     A rank is the number of wrong candidates that score at least as high as the best right one. So right pairs are
-    scored first: each group of images with its own texts, then with all others. Ties count as lost, but scores of equal
-    items in different blocks can differ in the last bit, as in any matrix computed in blocks.
+    scored first: each group of images with its own texts, then with all others. Ties count as lost; equal texts, and
+    equal images, have equal scores, because each distinct pair is scored once.
 
     Args:
         owner: (N_texts,) integers, the image of each text, in any order and number. Others as for `score_all_pairs`.
@@ -130,26 +130,43 @@ def rank_all_pairs(model: RetrievalModel, images: EncodedImages, texts: EncodedT
     image_best, text_best = (torch.full((count,), -torch.inf, device=tiles.device) for count in counts)
     image_ranks, text_ranks = (torch.zeros(count, dtype=torch.int64, device=tiles.device) for count in counts)
 
-    def right(rows: slice, columns: Tensor) -> Tensor:
-        return belongs[columns] == torch.arange(rows.start, rows.stop, device=tiles.device)[:, None]
+    def right(rows: Tensor, columns: Tensor) -> Tensor:
+        return belongs[columns] == rows[:, None]
 
-    def count(rows: slice, columns: Tensor, tile: Tensor) -> None:
-        wrong = ~right(rows, columns)
-        image_ranks[rows] += ((tile >= image_best[rows, None]) & wrong).sum(dim=1)
-        text_ranks[columns] += ((tile >= text_best[columns]) & wrong).sum(dim=0)
+    def count_for_images(rows: Tensor, columns: Tensor, scores: Tensor) -> None:
+        image_ranks[rows] += ((scores >= image_best[rows, None]) & ~right(rows, columns)).sum(dim=1)
 
-    groups = [(group, (owner >= group[0].start) & (owner < group[-1].stop)) for group in tiles.groups()]
+    def count_for_texts(rows: Tensor, columns: Tensor, scores: Tensor) -> None:
+        text_ranks[columns] += ((scores >= text_best[columns]) & ~right(rows, columns)).sum(dim=0)
+
+    image_of_text = tiles.of_images.number[owner]
+    groups, shared = [], []
+    for group in tiles.groups():
+        own = (image_of_text >= group[0].start) & (image_of_text < group[-1].stop)
+        numbers = np.unique(tiles.of_texts.number[own])     # with copies that belong to other groups' images
+        groups.append((group, numbers))
+        belongs_here = torch.from_numpy(own).to(tiles.device)
+        kept = [(tile, *tiles.expanded(tile)) for tile in tiles.finite(group, numbers)]
+        for _, rows, columns, scores in kept:
+            best = scores.masked_fill(~right(rows, columns), -torch.inf)
+            image_best[rows] = torch.maximum(image_best[rows], best.amax(dim=1))
+            text_best[columns] = torch.maximum(text_best[columns], best.amax(dim=0))
+        for tile, rows, columns, scores in kept:
+            count_for_images(rows, columns, scores)
+            here = belongs_here[columns]
+            count_for_texts(rows, columns[here], scores[:, here])
+            if not here.all():                              # their best right score is known after all groups
+                shared.append((tile, belongs_here))
+    for tile, belongs_here in shared:
+        rows, columns, scores = tiles.expanded(tile)
+        elsewhere = ~belongs_here[columns]
+        count_for_texts(rows, columns[elsewhere], scores[:, elsewhere])
     for group, own in groups:
-        kept = list(tiles.finite(group, np.flatnonzero(own)))
-        for rows, columns, tile in kept:
-            scores = tile.masked_fill(~right(rows, columns), -torch.inf)
-            image_best[rows] = torch.maximum(image_best[rows], scores.amax(dim=1))
-            text_best[columns] = torch.maximum(text_best[columns], scores.amax(dim=0))
-        for rows, columns, tile in kept:
-            count(rows, columns, tile)
-    for group, own in groups:
-        for rows, columns, tile in tiles.finite(group, np.flatnonzero(~own)):
-            count(rows, columns, tile)
+        others = np.setdiff1d(np.arange(len(tiles.of_texts.first)), own, assume_unique=True)
+        for tile in tiles.finite(group, others):
+            expanded = tiles.expanded(tile)
+            count_for_images(*expanded)
+            count_for_texts(*expanded)
     has_text = np.unique(owner)
     return recall_report(Ranks(i2t=image_ranks.cpu().numpy()[has_text], t2i=text_ranks.cpu().numpy(),
                                image_queries=has_text, text_queries=np.arange(len(texts)), images=len(images),
@@ -195,10 +212,10 @@ def top_pairs(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts,
                          f"{len(texts)} texts, got {k}")
     of_images, of_texts = (_Best(count, k, tiles.device) for count in (len(images), len(texts)))
     for group in tiles.groups():
-        for rows, columns, tile in tiles.finite(group, np.arange(len(texts))):
-            numbers = torch.arange(rows.start, rows.stop, device=tiles.device)
-            of_images.update(numbers, columns, tile)
-            of_texts.update(columns, numbers, tile.T)
+        for tile in tiles.finite(group, np.arange(len(tiles.of_texts.first))):
+            rows, columns, scores = tiles.expanded(tile)
+            of_images.update(rows, columns, scores)
+            of_texts.update(columns, rows, scores.T)
     return TopPairs(*(part.cpu() for best in (of_images, of_texts) for part in (best.candidates, best.scores)))
 
 

@@ -6,6 +6,7 @@ beyond the encoded items stays bounded, whatever their number. Nothing here know
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from ascl.models import EncodedImages, EncodedTexts, RetrievalModel
 from ascl.models.fusion import FusionWeights
 from ascl.retrieval.ranking import first_not_finite
 from ascl.retrieval.scoring.attention import Attended, Chunks, Keys, Queries, attend, chunks_for
+from ascl.retrieval.scoring.distinct import CHECKED_TOGETHER, Distinct, distinct_rows
 from ascl.retrieval.scoring.prepared import pick, prepare_images, prepare_texts, score_prepared
 
 BACKENDS = ("auto", "reference", "algebra", "triton")
@@ -29,7 +31,6 @@ CPU_BLOCK = (64, 64)            # images and texts scored at a time
 GPU_BLOCK = (256, 256)
 REFERENCE_BLOCK = (16, 64)
 SMALLEST_BLOCK = 16             # if memory is short; smaller blocks would take too long
-CHECKED_TOGETHER = 256          # items checked at a time, because a check makes copies
 SHARE = 0.5                     # share of the free memory that default blocks may take
 CGROUP = Path("/sys/fs/cgroup")
 BUFFERS = 8                     # number of temporary tensors of the largest size at one time
@@ -76,15 +77,28 @@ class _Way(NamedTuple):
     block: tuple[int, int]
 
 
+class Tile(NamedTuple):
+    """Scores (n, m) float32 of distinct images and texts, given by number: images (n,), consecutive; texts (m,)."""
+
+    images: np.ndarray
+    texts: np.ndarray
+    scores: Tensor
+
+
 @dataclass(frozen=True)
 class Tiles:
     """The score matrix of a model over encoded images and texts, tile by tile; made by `make_tiles`.
 
-    kept: number of image blocks kept prepared together. lengths: (N_texts,) words per text.
+    Only distinct images and texts are scored; blocks and tiles count those, `expanded` adds their copies.
+
+    of_images, of_texts: which items are equal. kept: number of image blocks kept prepared together. lengths: words of
+    each distinct text.
     """
 
     images: EncodedImages
     texts: EncodedTexts
+    of_images: Distinct
+    of_texts: Distinct
     device: torch.device
     way: _Way
     image_block: int
@@ -95,46 +109,74 @@ class Tiles:
     progress: Progress | None
 
     def groups(self) -> list[list[slice]]:
-        """Return the blocks of images, in groups that are kept prepared together."""
-        starts = range(0, len(self.images), self.image_block)
-        blocks = [slice(start, min(start + self.image_block, len(self.images))) for start in starts]
+        """Return the blocks of distinct images, in groups that are kept prepared together."""
+        starts = range(0, len(self.of_images.first), self.image_block)
+        blocks = [slice(start, min(start + self.image_block, len(self.of_images.first))) for start in starts]
         return [blocks[first : first + self.kept] for first in range(0, len(blocks), self.kept)]
 
-    def of(self, group: list[slice], chosen: np.ndarray) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Score a group with the chosen texts; yield rows, columns (m,) and scores (n, m) float32, on the device."""
+    def of(self, group: list[slice], chosen: np.ndarray) -> Iterator[Tile]:
+        """Score a group with the chosen distinct texts; yield scores on the device."""
         if not len(chosen):
             return
-        prepared = [self.way.images(self.images[rows].to(self.device)) for rows in group]
-        for block in self._text_blocks(chosen):
-            columns = torch.from_numpy(block)
-            texts = self.way.texts(pick(self.texts, columns.to(self.texts.mask.device)).to(self.device))
-            columns = columns.to(self.device)
+        prepared = []
+        for rows in group:
+            index = torch.from_numpy(self.of_images.first[rows]).to(self.images.regions.device)
+            prepared.append(self.way.images(self.images[index].to(self.device)))
+        for columns in self._text_blocks(chosen):
+            index = torch.from_numpy(self.of_texts.first[columns]).to(self.texts.mask.device)
+            texts = self.way.texts(pick(self.texts, index).to(self.device))
             for rows, images in zip(group, prepared, strict=True):
-                yield rows, columns, self.way.score(images, texts).float()
+                tile = Tile(np.arange(rows.start, rows.stop), columns, self.way.score(images, texts).float())
+                yield tile
                 if self.progress is not None:
-                    self.progress((rows.stop - rows.start) * len(block))
+                    counts = (held.copies_of(part)[0].size for held, part in
+                              ((self.of_images, tile.images), (self.of_texts, tile.texts)))
+                    self.progress(math.prod(counts))
 
-    def finite(self, group: list[slice], chosen: np.ndarray) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    def finite(self, group: list[slice], chosen: np.ndarray) -> Iterator[Tile]:
         """Score as `of`, for counting and sorting; raise DataError for a score that is not finite."""
-        for rows, columns, tile in self.of(group, chosen):
-            if (bad := first_not_finite(tile)) is not None:
+        for tile in self.of(group, chosen):
+            if (bad := first_not_finite(tile.scores)) is not None:
                 row, column, value = bad
-                raise DataError(f"the score of image {rows.start + row} with text {int(columns[column])} is {value}: "
-                                "look for an overflow in the model's weights")
-            yield rows, columns, tile
+                image, text = self.of_images.first[tile.images[row]], self.of_texts.first[tile.texts[column]]
+                raise DataError(f"the score of image {image} with text {text} is {value}: look for an overflow in the "
+                                "model's weights")
+            yield tile
+
+    def expanded(self, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
+        """Return rows (n,) int64, columns (m,) int64 and scores (n, m) of all images and texts that a tile covers."""
+        (rows, own_rows), (columns, own_columns) = (self.of_images.copies_of(tile.images),
+                                                    self.of_texts.copies_of(tile.texts))
+        scores = tile.scores
+        if len(rows) > len(scores) or not np.array_equal(own_rows, np.arange(len(rows))):
+            scores = scores[torch.from_numpy(own_rows).to(self.device)]
+        scores = scores[:, torch.from_numpy(own_columns).to(self.device)]
+        return torch.from_numpy(rows).to(self.device), torch.from_numpy(columns).to(self.device), scores
 
     def strips(self) -> Iterator[tuple[slice, Tensor]]:
         """Score some images at a time with all texts; yield rows and scores (n, N_texts), float32 on the CPU."""
-        everything = np.arange(len(self.texts))
+        everything = np.arange(len(self.of_texts.first))
+        last_use = np.zeros(len(self.of_images.first), dtype=np.int64)
+        np.maximum.at(last_use, self.of_images.number, np.arange(len(self.of_images.number)))
+        held: dict[int, Tensor] = {}        # scores of images that occur again, in later strips
+        done = 0
         for group in self.groups():
-            first = group[0].start
-            strip = torch.empty(group[-1].stop - first, len(self.texts), device=self.device)
-            for rows, columns, tile in self.of(group, everything):
-                strip[rows.start - first : rows.stop - first, columns] = tile
-            yield slice(first, group[-1].stop), strip.cpu()
+            start, stop = group[0].start, group[-1].stop
+            strip = torch.empty(stop - start, len(everything), device=self.device)
+            for tile in self.of(group, everything):
+                strip[tile.images[0] - start : tile.images[-1] + 1 - start,
+                      torch.from_numpy(tile.texts).to(self.device)] = tile.scores
+            later = np.flatnonzero(self.of_images.number[done:] >= stop)
+            end = done + int(later[0]) if len(later) else len(self.of_images.number)
+            own = strip.cpu()[:, torch.from_numpy(self.of_texts.number)]
+            numbers = self.of_images.number[done:end]
+            yield slice(done, end), torch.stack([held[n] if n < start else own[n - start] for n in numbers])
+            held |= {n: own[n - start].clone() for n in range(start, stop) if last_use[n] >= end}
+            held = {n: scores for n, scores in held.items() if last_use[n] >= end}
+            done = end
 
     def _text_blocks(self, chosen: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield the chosen texts' indices in blocks of similar length, to save padding."""
+        """Yield the chosen texts' numbers in blocks of similar length, to save padding."""
         order = chosen[np.argsort(self.lengths[chosen], kind="stable")]
         while len(order):
             block = order[: self.text_block]
@@ -164,7 +206,9 @@ def make_tiles(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts
         way = _reference_way(model, low, parameter.device, regions, dim)
     else:
         way = _algebra_way(weights, backend, low, parameter.device, regions, dim, limits)
-    lengths = texts.mask.sum(dim=1).cpu().numpy()
+    of_images = distinct_rows(images.regions, images.globals, mask=images.mask)
+    of_texts = distinct_rows(texts.words, mask=texts.mask)
+    lengths = texts.mask.sum(dim=1).cpu().numpy()[of_texts.first]
     longest = int(lengths.max())
 
     def need(image_block: int, text_block: int) -> int:
@@ -173,7 +217,8 @@ def make_tiles(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts
 
     free = free_memory(parameter.device) if limits.free is None else limits.free
     image_block, text_block = (min(number, count) for number, count in
-                               zip((block, block) if block else way.block, (len(images), len(texts)), strict=True))
+                               zip((block, block) if block else way.block, (len(of_images.first), len(lengths)),
+                                   strict=True))
     if block and need(image_block, text_block) > free:
         raise ValueError(f"a block of {image_block} images and {text_block} texts needs about "
                          f"{need(image_block, text_block) / 2**30:.2f} GiB and {free / 2**30:.2f} are free on "
@@ -182,8 +227,8 @@ def make_tiles(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts
         image_block, text_block = (image_block + 1) // 2, (text_block + 1) // 2
     room = max(0, min(limits.kept_bytes, free - need(image_block, text_block)))
     kept = max(1, min(room // (image_block * way.image) + 1, limits.kept_images // image_block))
-    return Tiles(images, texts, parameter.device, way, image_block, text_block, kept, limits.texts_bytes, lengths,
-                 progress)
+    return Tiles(images, texts, of_images, of_texts, parameter.device, way, image_block, text_block, kept,
+                 limits.texts_bytes, lengths, progress)
 
 
 def check_encoded(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts) -> None:

@@ -1,0 +1,79 @@
+"""Find equal items, so that each distinct one is computed once: equal captions then have equal scores, and ties show.
+
+A matrix product rounds differently in blocks of other sizes. Without this, equal captions in different blocks would get
+scores that differ in the last bit, and some would win where all should tie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CHECKED_TOGETHER = 256          # items checked at a time, because a check makes copies
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Distinct(NamedTuple):
+    """The distinct rows among N, numbered by first appearance.
+
+    first: (U,) int64, the first row with each content. number: (N,) int64, the distinct row that each row equals.
+    """
+
+    first: np.ndarray
+    number: np.ndarray
+
+    @property
+    def source(self) -> np.ndarray:
+        """(N,) int64: for each row the first row that equals it."""
+        return self.first[self.number]
+
+    def copies_of(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows (M,) that equal one of the chosen distinct rows, and for each its place in `chosen`."""
+        place = np.full(len(self.first), -1)
+        place[chosen] = np.arange(len(chosen))
+        rows = np.flatnonzero(place[self.number] >= 0)
+        return rows, place[self.number[rows]]
+
+
+def distinct_rows(values: Tensor, *more: Tensor, mask: Tensor | None = None) -> Distinct:
+    """Find the rows that are equal bit for bit in all tensors.
+
+    Args:
+        values: (N, ...) floats. more: other tensors (N, ...) of floats.
+        mask: (N, K) bool over the second dimension of `values`; where it is False, `values` does not count.
+    """
+    def bits(index: slice | Tensor) -> Iterator[Tensor]:
+        """Yield the content of some rows of each tensor, (n, F) int64."""
+        if mask is None:
+            parts = [values[index]]
+        else:
+            kept = mask[index]
+            parts = [values[index].masked_fill(~kept.unsqueeze(-1), 0), kept.to(values.dtype)]
+        for part in [*parts, *(tensor[index] for tensor in more)]:
+            yield part.detach().flatten(1).contiguous().view(_BITS[part.element_size()]).long()
+
+    generator = torch.Generator().manual_seed(0)
+    factors = [torch.randint(-2**63, 2**63 - 1, (part.shape[1],), generator=generator).to(part.device)
+               for part in bits(slice(0, 1))]
+    blocks = [slice(start, start + CHECKED_TOGETHER) for start in range(0, len(values), CHECKED_TOGETHER)]
+    # a sum of integers, modulo 2^64, does not depend on the order of its terms
+    sums = torch.cat([torch.stack([(part * factor).sum(dim=1) for part, factor in
+                                   zip(bits(block), factors, strict=True)]).sum(dim=0) for block in blocks])
+    _, first, number = np.unique(sums.cpu().numpy(), return_index=True, return_inverse=True)
+    source = first[number]
+    for row in np.flatnonzero(source != np.arange(len(sums))):          # equal sums do not prove equal rows
+        pair = torch.tensor([row, source[row]], device=values.device)
+        if not all(torch.equal(part[0], part[1]) for part in bits(pair)):
+            source[row] = row
+    return distinct_items(source.tolist())
+
+
+def distinct_items(items: Sequence[Hashable]) -> Distinct:
+    """Find equal items of a list, such as texts."""
+    numbers: dict[Hashable, int] = {}
+    number = np.array([numbers.setdefault(item, len(numbers)) for item in items], dtype=np.int64)
+    return Distinct(np.unique(number, return_index=True)[1], number)
