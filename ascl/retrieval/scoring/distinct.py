@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 CHECKED_TOGETHER = 256          # items checked at a time, because a check makes copies
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Distinct(NamedTuple):
@@ -47,20 +46,20 @@ def distinct_rows(values: Tensor, *more: Tensor, mask: Tensor | None = None) -> 
         mask: (N, K) bool over the second dimension of `values`; where it is False, `values` does not count.
     """
     def bits(index: slice | Tensor) -> Iterator[Tensor]:
-        """Yield the content of some rows of each tensor, (n, F) int64."""
+        """Yield the content of some rows of each tensor, (n, F) integers of at most 32 bits."""
         if mask is None:
             parts = [values[index]]
         else:
             kept = mask[index]
             parts = [values[index].masked_fill(~kept.unsqueeze(-1), 0), kept.to(values.dtype)]
         for part in [*parts, *(tensor[index] for tensor in more)]:
-            yield part.detach().flatten(1).contiguous().view(_BITS[part.element_size()]).long()
+            yield part.detach().flatten(1).contiguous().view(torch.int16 if part.element_size() == 2 else torch.int32)
 
     generator = torch.Generator().manual_seed(0)
-    factors = [torch.randint(-2**63, 2**63 - 1, (part.shape[1],), generator=generator).to(part.device)
+    factors = [torch.randint(-2**31, 2**31, (part.shape[1],), generator=generator, dtype=torch.int32).to(part.device)
                for part in bits(slice(0, 1))]
     blocks = [slice(start, start + CHECKED_TOGETHER) for start in range(0, len(values), CHECKED_TOGETHER)]
-    # a sum of integers, modulo 2^64, does not depend on the order of its terms
+    # products modulo 2^32, summed in 64 bits: a sum of integers does not depend on the order of its terms
     sums = torch.cat([torch.stack([(part * factor).sum(dim=1) for part, factor in
                                    zip(bits(block), factors, strict=True)]).sum(dim=0) for block in blocks])
     _, first, number = np.unique(sums.cpu().numpy(), return_index=True, return_inverse=True)
