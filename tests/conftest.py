@@ -115,29 +115,40 @@ def train_arguments(tiny_bert) -> Callable[..., list[str]]:
 
 
 @pytest.fixture(scope="session")
-def two_processes() -> Callable[..., None]:
-    """(words of a Python command) -> run it in two processes that train together on the CPU, as torchrun starts them.
+def started_together() -> Callable[..., list[subprocess.CompletedProcess]]:
+    """(words of a Python command, environment) -> its two processes, as torchrun starts them, when both have ended.
 
     `tests` can be imported there. Takes seconds: each process imports torch.
     """
-    def run(*arguments: object) -> None:
+    def run(*arguments: object, **environment: str) -> list[subprocess.CompletedProcess]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         started = [
             subprocess.Popen(
-                [sys.executable, *map(str, arguments)], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True,
-                env={**os.environ, **together, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1",
-                     "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(REPOSITORY)},
+                [sys.executable, *map(str, arguments)], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                text=True, env={**os.environ, **together, "RANK": str(rank), "LOCAL_RANK": str(rank),
+                                "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **environment},
             ) for rank in range(2)
         ]
         try:
-            said = [process.communicate(timeout=240)[1] for process in started]
+            said = [process.communicate(timeout=240) for process in started]
         finally:
             for process in started:
                 process.kill()
-        assert [process.returncode for process in started] == [0, 0], said
+        return [subprocess.CompletedProcess(process.args, process.returncode, *texts)
+                for process, texts in zip(started, said, strict=True)]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def two_processes(started_together) -> Callable[..., None]:
+    """(words of a Python command) -> run it in two processes that train together on the CPU; both must succeed."""
+    def run(*arguments: object) -> None:
+        ended = started_together(*arguments, ACCELERATE_USE_CPU="true")
+        assert [process.returncode for process in ended] == [0, 0], [process.stderr for process in ended]
 
     return run
 

@@ -9,8 +9,9 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, redirect_stdout
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from typing import NamedTuple
 
 from jsonargparse import Namespace, set_parsing_settings
@@ -54,6 +55,7 @@ COMMANDS = {
     "copy info": Command("copies", "info", "print what an index holds"),
     "copy compact": Command("copies", "compact", "free the rows of removed images"),
 }
+LAUNCHER_SECONDS = 3    # after which a launcher has ended the other processes of a training if one has failed
 GROUPS = {
     "extract": "extract features or descriptors of images",
     "copy": "detect image copies: train, evaluate, build and query an index",
@@ -76,20 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        try:
-            name, rest = command_of(words)
-            if name is None:
-                return overview(rest)
-            options = parser_of(name).read(rest)
-            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if options.json else nullcontext():
-                answer = run(name)(options)
-            if options.json:
-                print(json.dumps(answer.content, indent=1, default=str))
-            status = answer.status
-        except SystemExit as asked:                 # --help and the like print and exit
-            status = int(asked.code or 0)
-        sys.stdout.flush()
-        return status
+        with nullcontext() if rank() == 0 else silent():
+            return answered(words)
     except SettingsError as error:
         return failed(error, 2)
     except BrokenPipeError:                         # the reader, such as `head`, has closed the pipe
@@ -98,13 +88,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (DataError, OSError) as error:
         return failed(error, 1)
     except KeyboardInterrupt as stopped:
-        print(f"\n{stopped or 'stopped'}", file=sys.stderr)
+        if rank() == 0:
+            print(f"\n{stopped or 'stopped'}", file=sys.stderr)
         return 130
+
+
+def rank() -> int:
+    """Return the number of this process among those that train together, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def answered(words: list[str]) -> int:
+    """Run the command that the words name, print its result, and return the exit status."""
+    try:
+        name, rest = command_of(words)
+        if name is None:
+            return overview(rest)
+        options = parser_of(name).read(rest)
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if options.json else nullcontext():
+            answer = run(name)(options)
+        if options.json:
+            print(json.dumps(answer.content, indent=1, default=str))
+        status = answer.status
+    except SystemExit as asked:                     # --help and the like print and exit
+        status = int(asked.code or 0)
+    sys.stdout.flush()
+    return status
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Print nothing: of processes that train together, the first one speaks for all."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")       # read when torch is first used
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def failed(error: Exception, status: int) -> int:
     """Print an error in one line and return the exit status."""
-    print("error:", *str(error).splitlines(), file=sys.stderr)
+    if rank() > 0:
+        time.sleep(LAUNCHER_SECONDS)    # if the first process failed likewise, it has said so, and this one is ended
+    print("error:" if rank() == 0 else f"process {rank()}: error:", *str(error).splitlines(), file=sys.stderr)
     return status
 
 

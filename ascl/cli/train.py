@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -94,8 +93,7 @@ def run(train: Callable[..., Any], config: Any, options: Namespace) -> Any:
 
 
 def training_answer(progress: Any, lines: list[str]) -> Answer:
-    """Return the result of a training; only the first process prints it."""
-    if os.environ.get("RANK", "0") == "0":
-        print(*lines, sep="\n")
+    """Print and return the result of a training."""
+    print(*lines, sep="\n")
     return Answer({"best": progress.best, "best_step": progress.best_step, "steps": progress.step,
                    "metrics": progress.best_metrics or {}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,14 +18,15 @@ if TYPE_CHECKING:  # accelerate is slow to import, and using a trained model doe
 def make_accelerator(*, mixed_precision: str = "no", cpu: bool = False) -> Accelerator:
     """Return accelerate's view of this run: its device, its precision and its processes.
 
-    `torchrun` and `accelerate launch` start several processes.
+    `accelerate launch` starts several processes.
 
     Args:
         mixed_precision: "no", "bf16" or "fp16"; fp16 needs a GPU.
         cpu: use the CPU even if there is a GPU.
 
     Raises:
-        DataError: the precision is unknown, or this machine cannot use it.
+        DataError: the precision is unknown, or this machine cannot use it; or several processes were started and
+            accelerate takes each for the only one, as it does on a CPU without ACCELERATE_USE_CPU.
     """
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
@@ -35,7 +37,19 @@ def make_accelerator(*, mixed_precision: str = "no", cpu: bool = False) -> Accel
         raise DataError("mixed_precision fp16 needs a GPU; on a CPU choose no or bf16")
     # a variant may leave some parameters unused, which DDP otherwise refuses at the second step
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    return Accelerator(mixed_precision=mixed_precision, cpu=cpu, kwargs_handlers=[unused])
+    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu, kwargs_handlers=[unused])
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:
+        raise DataError(f"{started} processes were started, but each would train as one of {accelerator.num_processes} "
+                        "and all would write the same files. On a CPU start them with: ACCELERATE_USE_CPU=true "
+                        f"accelerate launch --multi_gpu --num_processes {started} PROGRAM ...")
+    return accelerator
+
+
+def described_processes(accelerator: Accelerator) -> str:
+    """Return on how many processes and devices a run trains, for its first line."""
+    count, device = accelerator.num_processes, accelerator.device.type
+    return f"{count} process{'es' if count > 1 else ''} on {'the CPU' if device == 'cpu' else device.upper()}"
 
 
 def several_processes() -> bool:

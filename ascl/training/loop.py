@@ -69,7 +69,8 @@ class LoopSettings:
     def conditions(self, accelerator: Accelerator) -> dict[str, int | str]:
         """Return the values that a resume must not change."""
         return {
-            "seed": self.seed, "steps_per_epoch": self.steps_per_epoch, "processes": accelerator.num_processes,
+            # the number of processes changes the steps of an epoch, so it comes first
+            "processes": accelerator.num_processes, "seed": self.seed, "steps_per_epoch": self.steps_per_epoch,
             "mixed_precision": accelerator.mixed_precision, "training data": self.trained_on,
         }
 

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from torch import nn
 
+from ascl.core.distributed import described_processes
 from ascl.core.errors import DataError
 from ascl.core.files import write_text
 from ascl.core.provenance import environment
@@ -71,7 +72,7 @@ def train_run(
             for name, text in texts.items():
                 write_text(run.path / name, text)
             trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-            print(*described, sep="\n")
+            print(f"training in {described_processes(accelerator)}", *described, sep="\n")
             print(f"{trained / 1e6:.1f} M trained parameters; {settings.total_steps} steps, "
                   f"{settings.steps_per_epoch} per epoch; run folder {config.out}", flush=True)
         return fit(
