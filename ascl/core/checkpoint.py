@@ -7,9 +7,11 @@ import io
 import os
 import pickle
 import random
+import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from ascl.core.errors import DataError, first_of
 from ascl.core.files import atomic_path
+from ascl.core.reading import check_unpacked, reading, reason
 
 FORMAT = "ascl-checkpoint"
 VERSION = 1
@@ -79,17 +82,52 @@ def load(path: str | os.PathLike) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise DataError(f"{path} ({path.stat().st_size:,} bytes) is truncated, damaged or not a checkpoint of this "
-                        f"project: {_first_line(error)}") from error
+    state = read_tensors(path, "a checkpoint of this project", "use the other checkpoint of its run, or train again")
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise DataError(f"{path} is readable but not a checkpoint of this project: its format is not {FORMAT!r}")
     if state.get("version") != VERSION:
         raise DataError(f"{path} has checkpoint version {state.get('version')}; this program reads version {VERSION}: "
                         "use the version of ascl that wrote it")
     return state
+
+
+@contextmanager
+def content_of(path: str | os.PathLike) -> Iterator[None]:
+    """Raise DataError for a checkpoint that can be read but holds other parts than the block expects.
+
+    Only what takes a loaded state apart belongs into the block.
+    """
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} can be read, but it does not hold what a checkpoint of this kind holds "
+                        f"({reason(error)}): use the one of another run, or train again") from error
+
+
+def read_tensors(path: str | os.PathLike, what: str, remedy: str, *, admitted: Sequence[Any] = ()) -> Any:
+    """Return the content of a file of `torch.save`, onto the CPU; code in it is never run.
+
+    Args:
+        what, remedy: as for `reading`.
+        admitted: classes and functions that the file may name beside those of tensors and plain containers.
+
+    Raises:
+        DataError: as `reading`; or the file names other classes or functions, or unpacks to more than
+            `limits.ARRAY_BYTES`.
+    """
+    with reading(path, what, remedy):
+        if zipfile.is_zipfile(path):
+            check_unpacked(path)
+        try:
+            with torch.serialization.safe_globals(list(admitted)):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError) as error:     # torch's own advice is to run the code
+            asked = re.search(r"GLOBAL (\S+)", str(error))
+            cause = re.search(r"(?:WeightsUnpickler error: |PytorchStreamReader )([^.\n]+)", str(error))
+            raise ValueError(f"it asks for {asked[1]}, which was not run" if asked else
+                             cause[1] if cause else reason(error)) from error
 
 
 def check_plain(values: Any, what: str) -> None:
@@ -105,11 +143,7 @@ def check_plain(values: Any, what: str) -> None:
         torch.load(written, weights_only=True)
     except Exception as error:  # pickle raises a different type for each kind of value
         kinds = "tensors, numbers, strings and plain containers"
-        raise TypeError(f"{what} may hold only {kinds}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise TypeError(f"{what} may hold only {kinds}: {reason(error)}") from error
 
 
 def model_state(model: nn.Module, keep: Callable[[str], bool]) -> dict[str, Tensor]:

@@ -21,8 +21,11 @@ _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK:
           stat.S_IFBLK: "a device"}
 
 
-def require_file(path: str | os.PathLike, what: str = "file") -> os.stat_result:
+def require_file(path: str | os.PathLike, what: str = "file", remedy: str = "") -> os.stat_result:
     """Return the status of a regular file. Nothing else is ever opened: reading a pipe or a device may not end.
+
+    Args:
+        what: the expected kind of file, without article. remedy: what to do if there is none, an imperative.
 
     Raises:
         DataError: the file does not exist, is a link that leads nowhere or in a circle, or is not a regular file.
@@ -31,8 +34,8 @@ def require_file(path: str | os.PathLike, what: str = "file") -> os.stat_result:
         found = os.stat(path)
     except FileNotFoundError:
         broken = os.path.islink(path)
-        raise DataError(f"{shown(path)} is a link to a file that does not exist" if broken else
-                        f"no {what} {shown(path)}") from None
+        problem = f"{shown(path)} is a link to a file that does not exist" if broken else f"no {what} {shown(path)}"
+        raise DataError(f"{problem}: {remedy}" if remedy else problem) from None
     except (OSError, ValueError) as error:  # a ValueError is about NUL in the name
         raise DataError(f"{shown(path)}: {getattr(error, 'strerror', None) or error}; check the path") from error
     if not stat.S_ISREG(found.st_mode):
@@ -61,7 +64,7 @@ def reading(path: str | os.PathLike, what: str, remedy: str = DOWNLOAD_AGAIN) ->
     Raises:
         DataError: the file does not exist, cannot be read, is damaged or is of another kind.
     """
-    size = require_file(path).st_size
+    size = require_file(path, remedy=remedy).st_size
     try:
         yield
     except DataError:

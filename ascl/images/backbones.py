@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+from ascl.core.checkpoint import read_tensors
 from ascl.core.errors import DataError
 from ascl.core.hashing import sha256_of
 from ascl.images.read import SquarePixels
@@ -147,12 +147,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 def fill_from_file(model: nn.Module, backbone: str, path: Path) -> None:
     """Load the state dict in `path` into `model`; a DataError unless it fits exactly."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file of weights; weights are `default`, `random:SEED` or a path")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise DataError(f"{path}: not a complete file of weights that torch.load can read: {error}") from error
+    state = read_tensors(path, "a file of weights", "weights are `default`, `random:SEED` or a path")
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         found = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
         raise DataError(f"{path}: expected a state dict of {backbone} (names to tensors), found: {found[:500]}")

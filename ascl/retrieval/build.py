@@ -167,13 +167,16 @@ def load_run(run: str | os.PathLike) -> tuple[RetrievalModel, Config]:
     """
     path = checkpoint.find(run)
     state = checkpoint.load(path)
-    if "settings" not in state.get("extra", {}):
-        raise DataError(f"{path} holds no settings, so it is not the checkpoint of an image-text retrieval run: give "
-                        "the folder of such a run")
-    extra = state["extra"]
-    config = from_dict(Config, extra["settings"], str(path))
-    model = build_model(config, extra["region_dim"], extra["global_dim"])
-    checkpoint.load_model_state(model, state["model"], keep=partial(is_saved, config), path=path)
+    with checkpoint.content_of(path):
+        extra = state.get("extra", {})
+        if "settings" not in extra:
+            raise DataError(f"{path} holds no settings, so it is not the checkpoint of an image-text retrieval run: "
+                            "give the folder of such a run")
+        config = from_dict(Config, extra["settings"], str(path))
+        dims = int(extra["region_dim"]), int(extra["global_dim"])
+    model = build_model(config, *dims)
+    with checkpoint.content_of(path):
+        checkpoint.load_model_state(model, state["model"], keep=partial(is_saved, config), path=path)
     return model.eval(), config
 
 

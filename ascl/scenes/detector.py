@@ -226,8 +226,9 @@ class SceneDetectorBackend:
         """Load what `save_detector` wrote; errors of `checkpoint.load`."""
         state = checkpoint.load(weights)
         self.device = torch.device(device)
-        self.model = SceneDetector(state["width"])
-        self.model.load_state_dict(state["model"])
+        with checkpoint.content_of(weights):
+            self.model = SceneDetector(state["width"])
+            self.model.load_state_dict(state["model"])
         self.model.to(self.device).eval()
         self.names = {"class_names": ["image", *SHAPES], "attribute_names": [*COLORS, *BACKGROUNDS]}
         self.settings: dict[str, Any] = {"backend": "scenes", "weights_sha256": sha256_of(weights), "regions": MOST}

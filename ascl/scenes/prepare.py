@@ -29,7 +29,7 @@ def prepare_scenes(folder: str | os.PathLike, *, train: int, val: int, test: int
     made = {"seed": int(seed), "steps": int(detector_steps)}    # a parser's own kinds of int are no plain ones
     if not weights.exists():
         save_detector(weights, train_detector(seed, detector_steps), made)
-    elif (found := checkpoint.load(weights)["made"]) != made:
+    elif (found := checkpoint.load(weights).get("made")) != made:
         raise DataError(f"{weights} was trained with {found}, requested are {made}: delete it and "
                         f"{folder / 'features.h5'}, or use those settings")
     backend = SceneDetectorBackend(weights, device=pick_device("auto"))

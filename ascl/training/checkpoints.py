@@ -74,19 +74,21 @@ class RunFolder:
         state = checkpoint.load(self._last)
         if "optimizer" not in state:
             raise DataError(f"{self._last} holds a model but no training state; resume from the {LAST} of a run")
-        for name, value in self._conditions.items():
-            before = state["conditions"].get(name, value)  # older checkpoints lack some conditions; skip those
-            if before != value:
-                raise DataError(f"{self._last} was trained with {name} = {before}, now it is {value}: a resume would "
-                                "not continue that run. Use the same value, or start a new run")
-        checkpoint.load_model_state(self._model, state["model"], keep=self._saved, path=self._last)
+        with checkpoint.content_of(self._last):
+            for name, value in self._conditions.items():
+                before = state["conditions"].get(name, value)  # older checkpoints lack some conditions; skip those
+                if before != value:
+                    raise DataError(f"{self._last} was trained with {name} = {before}, now it is {value}: a resume "
+                                    "would not continue that run. Use the same value, or start a new run")
+            checkpoint.load_model_state(self._model, state["model"], keep=self._saved, path=self._last)
+            self.progress = Progress(**state["progress"])
+            generators = {"rng": list(state["rng"]), "scaler": state["scaler"]}
         try:
             self._optimizer.load_state_dict(state["optimizer"])
-        except ValueError as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"{self._last} holds the state of another optimizer ({error}); resume with the settings "
                             "of that run") from error
-        self.progress = Progress(**state["progress"])
-        return {"rng": state["rng"], "scaler": state["scaler"]}
+        return generators
 
     def restore_generators(self) -> None:
         """Restore the scaler and this process's random generators from the resumed run's checkpoint."""

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ascl.core.errors import DataError
 from ascl.core.hashing import sha256_of, sha256_of_text
+from ascl.core.reading import reading
+from ascl.features.detectors.weights import read_checkpoint
 from ascl.images.backbones import digest_of_parameters, listed, random_seed, seeded
 
 INSTALL = "python -m pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'"
@@ -192,6 +194,10 @@ def fill_from_checkpoint(network: Any, config: str, path: Path) -> None:
     problems: dict[str, list[str]] = {}
 
     class Listing(DetectionCheckpointer):
+        def _load_file(self, filename: str) -> dict[str, Any]:      # detectron2's own runs what a pickle asks for
+            found = read_checkpoint(Path(filename))
+            return {"model": found.tensors, "matching_heuristics": found.suffixes}
+
         def _load_model(self, checkpoint: Any) -> Any:
             given = {key.removeprefix("module.") for key in checkpoint["model"]}
             renamed = checkpoint.get("matching_heuristics", False)  # older formats: batch norm may be folded into them
@@ -207,11 +213,8 @@ def fill_from_checkpoint(network: Any, config: str, path: Path) -> None:
                 f"{key} {found} where {wanted} is wanted" for key, (found, wanted) in misshapen.items()
             ]
 
-    try:
+    with reading(path, "weights that detectron2 can read"):
         Listing(network).load(str(path))
-    except Exception as error:  # a broken pickle can raise anything
-        problem = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path}: damaged, or not weights that detectron2 can read ({problem})") from error
     if any(problems.values()):
         parts = "; ".join(f"{what} {listed(keys)}" for what, keys in problems.items())
         raise DataError(f"{path} does not fit {config}: {parts}")

@@ -17,7 +17,6 @@ Three are in circulation, all ported from the same Caffe model:
 from __future__ import annotations
 
 import pickle
-import re
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -29,8 +28,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ascl.core.checkpoint import read_tensors
 from ascl.core.errors import DataError
 from ascl.core.hashing import sha256_of
+from ascl.core.reading import reading
 from ascl.features.detectors.network import CAFFE, DETECTRON2, HUGGING_FACE, BottomUpDetector, DetectorShape, initialize
 from ascl.images.backbones import digest_of_parameters, listed, random_seed, refuse_misfit
 
@@ -175,25 +176,16 @@ def to_network(tensors: Mapping[str, Tensor], kind: Kind, names: Iterable[str]) 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Return the tensors of a .pkl (plain pickle), a .safetensors, or any other file from `torch.save`."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file of weights (weights are `random:SEED` or a path)")
+    what, remedy = "a file of tensors only", "weights are `random:SEED` or the path of a published file"
     content: Any
-    try:
-        if path.suffix.lower() == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
+        with reading(path, what, remedy):
             content = safetensors.torch.load_file(path)
-        elif path.suffix.lower() == ".pkl":
-            with open(path, "rb") as file:
-                content = ArrayUnpickler(file, encoding="latin1").load()  # for byte strings of Python 2
-        else:
-            with torch.serialization.safe_globals(ARRAY_PARTS):  # detectron2 may store arrays
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged files make the readers raise a dozen unrelated types
-        asked = re.search(r"GLOBAL (\S+)", str(error))  # torch's own message then advises to run the code
-        reason = f"it asks for {asked[1]}" if asked else str(error).split("\n")[0]
-        problem = f"{type(error).__name__}: {reason}"
-        raise DataError(f"{path}: damaged, or not a file of tensors only ({problem}); no code in it was run") from error
+    elif path.suffix.lower() == ".pkl":
+        with reading(path, what, remedy), open(path, "rb") as file:
+            content = ArrayUnpickler(file, encoding="latin1").load()  # for byte strings of Python 2
+    else:
+        content = read_tensors(path, what, remedy, admitted=ARRAY_PARTS)  # detectron2 may store arrays
     if not isinstance(content, Mapping):
         raise DataError(f"{path}: holds a {type(content).__name__} instead of a dictionary of names and tensors")
     wrapped = isinstance(content.get("model"), Mapping)
@@ -213,13 +205,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(tensors, wrapped, suffixes)
 
 
-class ArrayUnpickler(pickle.Unpickler):
-    """An unpickler for plain containers and numpy arrays; it stops at any other name, before importing it."""
+class ArrayUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
+    """An unpickler for plain containers and numpy arrays; it stops at any other name, before importing it.
+
+    It is Python's plain one, because a damaged file can make the compiled one ask for 64 GB.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         module = module.replace("numpy.core.", "numpy._core.")  # renamed in numpy 2; old files have the old name
         if (module, name) not in ADMITTED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which was not run")
         return ADMITTED[module, name]
 
 

@@ -210,21 +210,20 @@ def read_descriptor(run: str | Path) -> SavedDescriptor:
     """
     path = checkpoint.find(run)
     state = checkpoint.load(path)
-    values = state.get("extra", {}).get("descriptor")
-    if values is None:
-        raise DataError(f"{path} holds no descriptor; give a run of copy-detection training")
-    known = {entry.name for entry in fields(DescriptorSettings)}
-    if set(values) - known:
-        raise DataError(f"{path} was written by another version: it sets {', '.join(sorted(set(values) - known))}; use "
-                        "the version that wrote it")
-    descriptor = Descriptor(DescriptorSettings(**values), initialise=False)
-    weights = {name.removeprefix(STUDENT): value for name, value in state["model"].items() if name.startswith(STUDENT)}
-    try:
-        descriptor.load_state_dict(weights)
-    except RuntimeError as error:
-        raise DataError(f"{path} does not fit its own settings: {error}") from error
-    trained = state["extra"].get("settings", {})
-    orders_norms = trained.get("objective") == "asl" and trained["asl"]["norm_ratio_weight"] > 0
+    with checkpoint.content_of(path):
+        values = state.get("extra", {}).get("descriptor")
+        if values is None:
+            raise DataError(f"{path} holds no descriptor; give a run of copy-detection training")
+        known = {entry.name for entry in fields(DescriptorSettings)}
+        if set(values) - known:
+            raise DataError(f"{path} was written by another version: it sets "
+                            f"{', '.join(sorted(set(values) - known))}; use the version that wrote it")
+        descriptor = Descriptor(DescriptorSettings(**values), initialise=False)
+        saved = {name.removeprefix(STUDENT): value for name, value in state["model"].items()
+                 if name.startswith(STUDENT)}
+        checkpoint.load_model_state(descriptor, saved, keep=lambda name: True, path=path)
+        trained = state["extra"].get("settings", {})
+        orders_norms = trained.get("objective") == "asl" and trained["asl"]["norm_ratio_weight"] > 0
     return SavedDescriptor(descriptor.eval(), path, orders_norms)
 
 

@@ -290,7 +290,7 @@ def test_files_that_are_no_checkpoint_of_this_detector_are_refused(tmp_path):
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     with pytest.raises(DataError, match="holds a list instead of a dictionary"):
         load_detector(str(tmp_path / "list.pth"), SMALL)
-    with pytest.raises(DataError, match="absent.pkl: no such file"):
+    with pytest.raises(DataError, match="no file .*absent.pkl"):
         load_detector(str(tmp_path / "absent.pkl"), SMALL)
 
 
@@ -300,7 +300,7 @@ def test_files_cut_short_are_refused(kind, share, tmp_path):
     path = write(published_state(kind), kind, tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(DataError, match="damaged, or not a file of tensors only"):
+    with pytest.raises(DataError, match="damaged or not a file of tensors only"):
         load_detector(str(path), SMALL)
 
 
@@ -326,7 +326,7 @@ def test_a_malicious_pickle_is_refused_and_nothing_runs(suffix, protocol, tmp_pa
     assert mark.exists()  # the fault is a real one
     mark.unlink()
     path.write_bytes(content)
-    with pytest.raises(DataError, match="damaged, or not a file of tensors only"):
+    with pytest.raises(DataError, match="damaged or not a file of tensors only"):
         load_detector(str(path), SMALL)
     assert not mark.exists()
 
@@ -348,7 +348,7 @@ def test_code_inside_a_torch_archive_is_refused_too(tmp_path):
 )
 def test_only_the_rebuilding_of_arrays_is_admitted(opcodes, tmp_path):
     (tmp_path / "weights.pkl").write_bytes(opcodes)
-    with pytest.raises(DataError, match="UnpicklingError: it asks for"):
+    with pytest.raises(DataError, match="it asks for"):
         load_detector(str(tmp_path / "weights.pkl"), SMALL)
 
 

@@ -166,7 +166,7 @@ def test_a_timm_state_dict_fills_the_whole_network(tmp_path):
 @pytest.mark.parametrize(
     ("backbone", "weights", "message"),
     [("shuflenet_v2_x0_5", "random:0", "shufflenet_v2_x0_5"), ("timm:fastvit_t21", "random:0", "fastvit_t12"),
-     (BACKBONE, "no/such.pth", "no such file of weights"), (BACKBONE, "random:x", "random:SEED"),
+     (BACKBONE, "no/such.pth", "no file no/such.pth"), (BACKBONE, "random:x", "random:SEED"),
      ("timm:fastvit_t12", "random:x", "random:SEED")],
 )
 def test_what_cannot_be_a_backbone_is_named(backbone, weights, message):
@@ -249,5 +249,5 @@ def test_folders_and_files_that_are_not_runs_are_refused(tmp_path):
     with pytest.raises(DataError, match="another version: it sets depth"):
         read_descriptor(tmp_path)
     checkpoint.save(tmp_path / "best.pt", {"model": {}, "extra": {"descriptor": {"backbone": BACKBONE}}})
-    with pytest.raises(DataError, match="does not fit its own settings"):
+    with pytest.raises(DataError, match="is a checkpoint of another architecture"):
         read_descriptor(tmp_path)
