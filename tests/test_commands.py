@@ -26,6 +26,8 @@ from ascl.cli import main
 from ascl.cli.program import command_of, parser_of
 from ascl.settings.base import configs
 
+from .image_copy.sscd_files import TorchvisionModel, randomized, write_traced
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 PROGRAMS = ("ascl", "python", "make", "pip", "accelerate")  # a line of a block without language is a command of these
@@ -303,12 +305,4 @@ def picture(number: int, seed: int) -> Image.Image:
 
 
 def make_teacher(path: Path) -> None:
-    class Teacher(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = torch.nn.Conv2d(3, 8, 4, 4)
-
-        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            return torch.nn.functional.normalize(self.conv(pixels).mean(dim=(2, 3)), dim=1)
-
-    torch.jit.trace(Teacher().eval(), torch.zeros(1, 3, 32, 32)).save(str(path))
+    write_traced(randomized(TorchvisionModel(deep=True)), path)

@@ -66,7 +66,8 @@ def add_describer(parser: Parser, *, required: bool = False, phash: bool = True)
     group = parser.add_argument_group("model")
     source = group.add_mutually_exclusive_group(required=required)
     source.add_argument("--checkpoint", metavar="RUN", help="run folder of ascl copy train, or one of its checkpoints")
-    source.add_argument("--model", metavar="FILE", help="TorchScript file that turns normalized pixels into vectors")
+    source.add_argument("--model", metavar="FILE", help="published file of SSCD, or with "
+                        "--trust_code any TorchScript file that turns normalized pixels into vectors")
     source.add_argument("--backbone", metavar="NAME", help="torchvision classifier, or timm:NAME, with GeM pooling")
     if phash:
         source.add_argument("--method", choices=["phash"], help="perceptual hash of 64 bits, a baseline")
@@ -83,6 +84,8 @@ def add_describer(parser: Parser, *, required: bool = False, phash: bool = True)
                        "network sees; null = that of the run, 288 for other models")
     group.add_argument("--resize", choices=["squash", "crop"], help="squash the whole image to the square, or crop its "
                        "center; null = as the run does, squash for other models")
+    group.add_argument("--trust_code", action="store_true", help="--model: run the code in a TorchScript file that is "
+                       "not SSCD's; it can read and write your files, and no index remembers this trust")
     group.add_argument("--ordered_norms", action="store_true", help="--backbone, --model: the weights were trained "
                        "with a norm-ratio loss, so that norms show who copied whom; runs of ascl copy train record it")
 

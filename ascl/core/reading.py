@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -72,7 +73,8 @@ def reading(path: str | os.PathLike, what: str, remedy: str = DOWNLOAD_AGAIN) ->
     except MemoryError as error:
         raise DataError(f"{shown(path)} needs more memory than there is: {remedy}, if it should be smaller") from error
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        # an invalid argument is a position outside the file, which a damaged one names
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL) and error.strerror:
             problem = f"cannot be read ({error.strerror}); check the disk and permissions"
             raise DataError(f"{shown(path)} {problem}") from error
         raise DataError(f"{shown(path)} ({size:,} bytes) is truncated, damaged or not {what} ({reason(error)}): "

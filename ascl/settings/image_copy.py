@@ -90,8 +90,8 @@ class TeacherConfig:
     """Teacher of RDCD's student (see `ascl.image_copy.descriptors.teachers.load_teacher`)."""
 
     source: str | None = None
-    """TorchScript file, run of `ascl copy train`, HDF5 file of descriptors (of the unedited images), or name of a
-    backbone."""
+    """Published file of SSCD, another TorchScript file, run of `ascl copy train`, HDF5 file of descriptors (of the
+    unedited images), or name of a backbone."""
     weights: str = "default"
     """Backbone: default (the publisher's, downloaded), random:SEED, or a path."""
     same_padding: bool = False
@@ -104,6 +104,8 @@ class TeacherConfig:
     """Side in pixels at which the teacher sees an image; null = views.size."""
     output: Literal["embeddings", "features"] = "embeddings"
     """Run of `ascl copy train`: follow its descriptor, or the feature before it."""
+    trust_code: bool = False
+    """Run the code in a TorchScript file that is not SSCD's; it can read and write your files."""
 
 
 @dataclass(frozen=True)

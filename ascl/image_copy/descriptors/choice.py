@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 Kind = Literal["checkpoint", "torchscript", "backbone", "phash"]
 INPUT_SIZE = 288    # pixels, RDCD's; a checkpoint has its own
 FIELDS = ("weights", "same_padding", "pool", "ordered_norms", "normalize", "input_size", "resize")
-FIELDS_OF: dict[Kind, tuple[str, ...]] = {"checkpoint": FIELDS[5:], "torchscript": FIELDS[3:], "backbone": FIELDS,
-                                          "phash": ()}
+FIELDS_OF: dict[Kind, tuple[str, ...]] = {
+    "checkpoint": FIELDS[5:], "torchscript": (*FIELDS[3:], "trust_code"), "backbone": FIELDS, "phash": ()}
 
 
 class ImageDescriber(Protocol):
@@ -55,6 +55,7 @@ class DescriberChoice:
     input_size: int | None = None  # pixels of a side; None = the run's own, 288 for others
     resize: Resize | None = None  # how images become squares; None = the run's own, squash for others
     ordered_norms: bool = False  # whether a backbone or file was trained with a norm-ratio loss; a run records it
+    trust_code: bool = False  # whether the code of a TorchScript file that is not SSCD's may run; never recorded
 
     def __post_init__(self) -> None:
         if self.kind not in FIELDS_OF:
@@ -76,7 +77,7 @@ class DescriberChoice:
             DataError: a field is given without a model, or does not apply to the chosen kind.
         """
         sources: dict[str, Kind] = {"checkpoint": "checkpoint", "model": "torchscript", "backbone": "backbone"}
-        given = {name: options.get(name) for name in FIELDS}
+        given = {name: options.get(name) for name in (*FIELDS, "trust_code")}
         changes = {name: value for name, value in given.items() if value is not None and value is not False}
         named = next((name for name in sources if options.get(name)), None)
         if named is not None:
@@ -96,8 +97,27 @@ class DescriberChoice:
                 raise DataError(f"{name} does not apply to a {chosen.kind}; leave it out")
         return replace(chosen, **changes)
 
+    @classmethod
+    def from_record(cls, values: Any, where: str) -> DescriberChoice:
+        """Return the choice that an index records, at `where`; what it says about trust does not count.
+
+        Raises:
+            DataError: the record is not that of a choice.
+        """
+        try:
+            return replace(cls(**values), trust_code=False)
+        except (TypeError, DataError) as error:
+            raise DataError(f"{where} records no model that this version knows ({error}): say which one made it") \
+                from error
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the choice as JSON values for an index, with absolute paths, so that any folder can use it."""
+        record = asdict(self.with_whole_paths())
+        del record["trust_code"]    # an index may come from anybody
+        return record
+
     def with_whole_paths(self) -> DescriberChoice:
-        """Return the choice with absolute paths, so that an index can be used from any folder."""
+        """Return the choice with absolute paths."""
         source = self.source if self.kind in ("backbone", "phash") else os.path.abspath(self.source)
         is_path = self.kind == "backbone" and self.weights != "default" and not self.weights.startswith("random:")
         return replace(self, source=source, weights=os.path.abspath(self.weights) if is_path else self.weights)
@@ -118,7 +138,7 @@ def make_describer(choice: DescriberChoice, device: str = "cpu", precision: Prec
 def make_network_describer(choice: DescriberChoice, device: str, precision: Precision) -> Describer:
     """Open a network that was chosen, as `make_describer`; raise DataError for the perceptual hash."""
     from ascl.image_copy.descriptors.descriptor import load_descriptor
-    from ascl.image_copy.descriptors.teachers import load_backbone, load_torchscript, teacher_describer
+    from ascl.image_copy.descriptors.teachers import load_backbone, load_script, teacher_describer
 
     if choice.kind == "phash":
         raise DataError("the perceptual hash is not a network: choose a checkpoint, a TorchScript file or a backbone")
@@ -127,7 +147,8 @@ def make_network_describer(choice: DescriberChoice, device: str, precision: Prec
                                precision=precision)
     size, resize = choice.input_size or INPUT_SIZE, choice.resize or "squash"
     if choice.kind == "torchscript":
-        network = load_torchscript(Path(choice.source), normalize=choice.normalize, image_size=size)
+        network = load_script(Path(choice.source), normalize=choice.normalize, image_size=size,
+                              trust_code=choice.trust_code)
     else:
         network = load_backbone(choice.source, choice.weights, same_padding=choice.same_padding,
                                 normalize=choice.normalize, pool=choice.pool)

@@ -1,14 +1,13 @@
 """Frozen networks: teachers of a student, and baselines that were not trained here.
 
-A teacher is a TorchScript file (such as SSCD's published ones), a finished training run, a torchvision or timm backbone
-with GeM and no head, or a file of existing descriptors.
+A teacher is a published file of SSCD, another TorchScript file whose code the user trusts, a finished training run, a
+torchvision or timm backbone with GeM and no head, or a file of existing descriptors.
 """
 
 from __future__ import annotations
 
-import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ascl.core.checkpoint import read_tensors
 from ascl.core.errors import DataError
 from ascl.core.hashing import sha256_of
+from ascl.core.reading import DOWNLOAD_AGAIN, reading, require_file
 from ascl.image_copy.descriptors.descriptor import Describer, Resize, read_descriptor
 from ascl.image_copy.descriptors.files import read_descriptors
+from ascl.image_copy.descriptors.sscd import is_sscd_code, sscd_network
+from ascl.image_copy.descriptors.torchscript import is_torchscript, read_torchscript
 from ascl.images.backbones import Normalize, Precision, normalize_pixels
 from ascl.images.pooling import Pool, PooledBackbone
 
+WEIGHTS = (".torchvision.pt", ".classy.pt")     # how the names of SSCD's weight files end
 PROBE = 224  # side in pixels of the image that shows a TorchScript file's dimension
 
 
@@ -111,19 +115,31 @@ class _Vectors(nn.Module):
         return self.network(normalize_pixels(pixels, self.normalize))
 
 
+class _Unit(nn.Module):
+    """SSCD's network with the normalization that ends it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return F.normalize(self.network(pixels).float(), dim=1)
+
+
 def load_teacher(source: str, *, items: Sequence[str] = (), weights: str = "default", same_padding: bool = False,
                  normalize: Normalize = "imagenet", pool: Pool = "gem", image_size: int | None = None,
-                 output: Literal["embeddings", "features"] = "embeddings") -> Teacher:
+                 output: Literal["embeddings", "features"] = "embeddings", trust_code: bool = False) -> Teacher:
     """Return the teacher that `source` names.
 
     Args:
-        source: a TorchScript file; a training run of copy detection or its checkpoint; an HDF5 file of descriptors; or
-            the name of a backbone, torchvision's or `timm:NAME`.
+        source: a published file of SSCD, or another TorchScript file; a training run of copy detection or its
+            checkpoint; an HDF5 file of descriptors; or the name of a backbone, torchvision's or `timm:NAME`.
         items: ids of the training images, for cached descriptors.
         weights, same_padding, pool: of a backbone, see `PooledBackbone`.
         normalize: of a backbone or a TorchScript file (SSCD's take ImageNet's).
         image_size: side in pixels to which images are scaled for it; None = as the student sees them.
         output: of a run: its descriptor, or the feature before it.
+        trust_code: of a TorchScript file, see `load_script`.
 
     Raises:
         DataError: `source` is none of these, or cannot be read.
@@ -133,8 +149,8 @@ def load_teacher(source: str, *, items: Sequence[str] = (), weights: str = "defa
         if not path.is_file():
             raise DataError(f"{path}: no such file of descriptors")
         return CachedTeacher(path, items)
-    if path.is_file() and is_torchscript(path):
-        return load_torchscript(path, normalize=normalize, image_size=image_size)
+    if path.is_file() and (path.name.endswith(WEIGHTS) or is_torchscript(path)):
+        return load_script(path, normalize=normalize, image_size=image_size, trust_code=trust_code)
     if path.exists():
         saved = read_descriptor(path)
         descriptor, digest = saved.descriptor, sha256_of(saved.path)
@@ -148,34 +164,56 @@ def load_teacher(source: str, *, items: Sequence[str] = (), weights: str = "defa
                          image_size=image_size)
 
 
-def is_torchscript(path: Path) -> bool:
-    """Return whether a file is a TorchScript archive, which is a zip that contains code."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any("/code/" in name for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError):
-        return False
+def load_script(path: Path, *, normalize: Normalize, image_size: int | None,
+                trust_code: bool = False) -> NetworkTeacher:
+    """Return a published network from normalized pixels to vectors (B, dim).
+
+    SSCD's files are read as weights of the network that is built here. Any other TorchScript file is code, which runs
+    with all rights of the user, so that it is run only if the user trusts it.
+
+    Args:
+        path: TorchScript file, or SSCD's weights (`.torchvision.pt`, `.classy.pt`).
+        normalize: with which the network was trained (SSCD's: ImageNet's).
+        image_size: side in pixels to which images are scaled for it; None = as they come.
+        trust_code: run the code of a file that is not SSCD's.
+
+    Raises:
+        DataError: the file is missing, damaged or of another kind, gives no vectors, or holds untrusted code.
+    """
+    require_file(path)
+    if is_torchscript(path):
+        script = read_torchscript(path)
+        network = sscd_network(script.tensors, str(path)) if is_sscd_code(script.code) else None
+        if network is None and not trust_code:
+            raise DataError(f"{path} is TorchScript of another network than SSCD's: to use it is to run its code, "
+                            "which can read and write your files. If you trust its source, say so with trust_code")
+    else:
+        tensors = read_tensors(path, "a TorchScript file or weights of SSCD", DOWNLOAD_AGAIN)
+        if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
+            raise DataError(f"{path}: expected a TorchScript file, or names and tensors of SSCD's network")
+        network = sscd_network({str(name): value for name, value in tensors.items()}, str(path))
+        if network is None:
+            raise DataError(f"{path}: its tensors do not have the names of SSCD's network")
+    run: nn.Module
+    if network is not None:
+        run, dim, unit = _Unit(network), network.fc.out_features, True
+    else:
+        run, dim, unit = _run_script(path, image_size or PROBE)
+    digest = sha256_of(path)
+    about = {"kind": "torchscript", "file": path.name, "sha256": digest, "normalize": normalize}
+    return NetworkTeacher(_Vectors(run, normalize, "embeddings"), dim=dim, model=f"{path.name} sha256:{digest}",
+                          about=about, image_size=image_size, norms=not unit)
 
 
-def load_torchscript(path: Path, *, normalize: Normalize, image_size: int | None = None) -> NetworkTeacher:
-    """Return a published TorchScript network, which maps normalized pixels to (B, dim); DataError if it does not."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
+def _run_script(path: Path, side: int) -> tuple[nn.Module, int, bool]:
+    """Load and run a TorchScript file: return it, the dimension of its vectors, and whether their length is 1."""
+    with reading(path, "a TorchScript network of images", "use another file"):      # its code can raise anything
         script = torch.jit.load(str(path), map_location="cpu").eval()
-        side = image_size or PROBE
         with torch.no_grad():
             output = script(torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)))
-    except Exception as error:  # the script can raise anything
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path}: not a TorchScript network of images: {first_line}") from error
     if not isinstance(output, Tensor) or output.dim() != 2:
         raise DataError(f"{path}: gives {getattr(output, 'shape', type(output).__name__)} instead of vectors (B, d)")
-    digest = sha256_of(path)
-    unit = bool(((output.norm(dim=1) - 1).abs() < 1e-3).all())
-    about = {"kind": "torchscript", "file": path.name, "sha256": digest, "normalize": normalize}
-    return NetworkTeacher(_Vectors(script, normalize, "embeddings"), dim=output.shape[1],
-                          model=f"{path.name} sha256:{digest}", about=about, image_size=image_size, norms=not unit)
+    return script, output.shape[1], bool(((output.norm(dim=1) - 1).abs() < 1e-3).all())
 
 
 def load_backbone(backbone: str, weights: str, *, same_padding: bool = False, normalize: Normalize = "imagenet",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 from typing import Any
 
 from ascl.core.errors import DataError
@@ -15,7 +14,7 @@ from ascl.index.store import CopyIndex
 def create_index(folder: str | os.PathLike, choice: DescriberChoice, describer: ImageDescriber,
                  **options: Any) -> CopyIndex:
     """Create an index bound to the model; `options` as for `CopyIndex.create`."""
-    model = {"name": describer.model, "settings": describer.settings, "choice": asdict(choice.with_whole_paths()),
+    model = {"name": describer.model, "settings": describer.settings, "choice": choice.to_record(),
              "orders_norms": describer.orders_norms}
     metric: Metric = "hamming" if describer.settings.get("kind") == "phash" else "ip"
     return CopyIndex.create(folder, model, metric=metric, dimension=describer.dim, **options)
@@ -23,7 +22,7 @@ def create_index(folder: str | os.PathLike, choice: DescriberChoice, describer: 
 
 def recorded_choice(index: CopyIndex) -> DescriberChoice:
     """Return the choice that the index was made with."""
-    return DescriberChoice(**index.state.model["choice"])
+    return DescriberChoice.from_record(index.state.model["choice"], str(index.folder))
 
 
 def describer_of(index: CopyIndex, choice: DescriberChoice | None = None, device: str = "cpu") -> ImageDescriber:

@@ -66,7 +66,7 @@ def test_an_untrained_backbone_and_a_torchscript_file(tmp_path, photos, tool):
             return nn.functional.normalize(images[:, :, ::8, ::8].flatten(1), dim=1)
 
     torch.jit.script(Unit()).save(str(tmp_path / "unit.torchscript.pt"))
-    script = ["--model", str(tmp_path / "unit.torchscript.pt"), *arguments, str(tmp_path / "s.h5")]
+    script = ["--model", str(tmp_path / "unit.torchscript.pt"), "--trust_code", *arguments, str(tmp_path / "s.h5")]
     assert tool("extract_descriptors")(script) == 0
     made = read_descriptors(tmp_path / "s.h5", "query")
     assert made.vectors.shape == (11, 48) and made.norms is None and "unit.torchscript.pt" in made.model
