@@ -114,12 +114,15 @@ def read_tensors(path: str | os.PathLike, what: str, remedy: str, *, admitted: S
         admitted: classes and functions that the file may name beside those of tensors and plain containers.
 
     Raises:
-        DataError: as `reading`; or the file names other classes or functions, or unpacks to more than
-            `limits.ARRAY_BYTES`.
+        DataError: as `reading`; or a checksum is wrong, or the file names other classes or functions, or unpacks to
+            more than `limits.ARRAY_BYTES`.
     """
     with reading(path, what, remedy):
         if zipfile.is_zipfile(path):
             check_unpacked(path)
+            with zipfile.ZipFile(path) as archive:
+                if (damaged := archive.testzip()) is not None:      # torch does not look at the checksums
+                    raise ValueError(f"the checksum of {damaged} is wrong")
         try:
             with torch.serialization.safe_globals(list(admitted)):
                 return torch.load(path, map_location="cpu", weights_only=True)
