@@ -105,7 +105,7 @@ WORKS = [
 def command(words: list[str]) -> Callable[[], None]:
     """Return a function that runs a command with its output in `said`, and ends the process with its status."""
     def run() -> None:
-        with open("said", "a") as said, redirect_stdout(said), redirect_stderr(said):
+        with open("said", "a", buffering=1) as said, redirect_stdout(said), redirect_stderr(said):
             os._exit(ascl(words))
 
     return run
