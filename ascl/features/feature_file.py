@@ -29,11 +29,11 @@ from ascl.data.stores.writing import create_rows, provenance_of, shapes_of, writ
 # Arrays of a part or a shard that the joined file holds in another form or not at all.
 NOT_STORED = {"image_ids", "skipped_images", "skipped_reasons", "digest", "versions", *NAMES.values()}
 COPIED_BYTES = 1 << 26  # of a shard, copied at a time
-Skipped = dict[str, str]  # {"image": file name, "reason": why the image could not be read}
+Skipped = dict[str, str]  # {"image": its id, "reason": why the image could not be read}
 
 
 def join_parts(
-    parts: Sequence[Path], out: Path, settings: dict[str, Any], names: dict[str, list[str]], skip_unreadable: bool
+    parts: Sequence[Path], out: Path, settings: dict[str, Any], names: dict[str, list[str]], strict: bool
 ) -> list[Skipped]:
     """Join the npz parts into `out` and return the skipped images."""
     heads = [read_part(part, "image_ids", "skipped_images", "skipped_reasons", "versions") for part in parts]
@@ -43,9 +43,9 @@ def join_parts(
         for image, reason in zip(head["skipped_images"], head["skipped_reasons"], strict=True)
     ]
     ids = [str(name) for head in heads for name in head["image_ids"]]
-    if skipped and not skip_unreadable:
+    if skipped and strict:
         unread = ", ".join(skip["image"] for skip in skipped)
-        raise DataError(f"an earlier call skipped unreadable images ({unread}); resume it with skip_unreadable")
+        raise DataError(f"an earlier call skipped unreadable images ({unread}); resume it with strict = False")
     if not ids and "shard" not in settings:  # other shards may have readable images
         raise DataError(f"{out} is not written: none of the {len(skipped)} images can be read")
     made_with = [json.loads(str(head["versions"])) for head in heads]

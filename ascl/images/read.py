@@ -1,13 +1,12 @@
-"""Find the images of a folder or a list, decode them, and turn them into squares of pixels."""
+"""Decode images, and turn them into squares of pixels."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -15,7 +14,6 @@ from PIL import ExifTags, Image, ImageOps
 
 from ascl.core.errors import DataError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 IMAGENET_SHORT_SIDE = 256 / 224  # ImageNet's evaluation scales the short side to 256 and keeps the central 224
 WHOLE_PIXELS = 24_000_000  # larger images are reduced while they are decoded: no backbone needs so many pixels
 QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
@@ -28,117 +26,6 @@ class UnreadableImage(DataError):
     def __init__(self, path: str | os.PathLike, reason: str) -> None:
         super().__init__(f"{path}: cannot be read as an image ({reason})")
         self.reason = reason
-
-
-def find_images(folder: str | os.PathLike) -> list[Path]:
-    """Return every image below `folder`, at any depth and through linked folders, sorted by path.
-
-    The id of an image is its file name without the suffix (`Path.stem`), as in every public split file. Names that
-    begin with a dot are skipped: operating systems leave such files.
-
-    Raises:
-        DataError: the folder does not exist or has no images, or two images have the same id.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of images")
-    paths: list[Path] = []
-    visited: set[str] = set()  # a link to a parent folder would otherwise be followed forever
-    for root, folders, files in os.walk(folder, followlinks=True):
-        visited.add(os.path.realpath(root))
-        shown = [name for name in folders if not name.startswith(".")]
-        folders[:] = [name for name in shown if os.path.realpath(os.path.join(root, name)) not in visited]
-        paths += [Path(root, name) for name in files if not name.startswith(".") and is_image_name(name)]
-    if not paths:
-        raise DataError(f"{folder}: no image in this folder or below it; looked for {', '.join(sorted(SUFFIXES))}")
-    paths.sort()
-    image_ids(paths)
-    return paths
-
-
-def images_of(*sources: str | os.PathLike) -> list[Path]:
-    """Return the images of folders (`find_images`), of lists in .txt files (`listed_images`) and of single files.
-
-    They have the order of the sources; an image that several sources name comes once.
-
-    Raises:
-        DataError: no source is given, a source does not exist, or `find_images` or `listed_images` raises.
-    """
-    if not sources or "" in sources:
-        raise DataError("no images: give a folder, a list of images (.txt) or an image")
-    found: list[Path] = []
-    for source in map(Path, sources):
-        if source.is_dir():
-            found += find_images(source)
-        elif source.suffix == ".txt":
-            found += listed_images(source)
-        elif source.is_file():
-            check_utf8(source)
-            found.append(source)
-        else:
-            raise DataError(f"{source}: no such image or folder of images")
-    if len(sources) == 1:
-        return found
-    first: dict[str, Path] = {}
-    for path in found:
-        first.setdefault(os.path.realpath(path), path)
-    return list(first.values())
-
-
-def is_image_name(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES
-
-
-def image_ids(paths: Sequence[Path]) -> list[str]:
-    """Return the id of each image, its file's stem; a DataError for two equal ids or a name that is not UTF-8."""
-    first_of: dict[str, Path] = {}
-    for path in paths:
-        if path.stem in first_of:
-            both = f"{first_of[path.stem]} and {path}"
-            remedy = "rename one of them, or extract their folders into two files"
-            raise DataError(f"two images have the id {path.stem!r}: {both}; {remedy}")
-        first_of[path.stem] = path
-        check_utf8(path)
-    return list(first_of)
-
-
-def check_utf8(path: Path) -> None:
-    """Raise a DataError for a file name that is not UTF-8, because our files store ids in UTF-8."""
-    try:
-        path.stem.encode("utf-8")
-    except UnicodeEncodeError:
-        raise DataError(f"{os.fsencode(path)!r}: the file name is not UTF-8; rename the file") from None
-
-
-def listed_images(path: str | os.PathLike) -> list[Path]:
-    """Return the images that a text file names, one per line, in its order; paths are relative to the file's folder.
-
-    Empty lines and lines that begin with `#` are skipped.
-
-    Raises:
-        DataError: the list does not exist, is not UTF-8 or names no image; a named file does not exist (the message
-            gives its row); or two images have the same id.
-    """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such list of images") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: this list of images is not UTF-8 ({error}); convert it") from error
-    paths = []
-    for row, line in enumerate(lines, start=1):
-        name = line.strip()
-        if not name or name.startswith("#"):
-            continue
-        image = path.parent / name
-        if not image.is_file():
-            raise DataError(f"{path}, row {row}: no file {image}; correct or remove this row")
-        paths.append(image)
-    if not paths:
-        raise DataError(f"{path} names no image; write one path per line")
-    image_ids(paths)
-    return paths
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from ascl.image_copy.benchmark.queries import QueryMaker, make_queries
 from ascl.image_copy.descriptors.perceptual_hash import HASH_DISTANCE
 from ascl.image_copy.edits.edits import sample_rng
 from ascl.image_copy.evaluation.files import GroundTruth, write_csv, write_ground_truth
-from ascl.images.read import find_images
+from ascl.images.find import find_images
 
 FORMAT = 1
 MARK = ".copy-benchmark-in-progress"
@@ -65,10 +65,11 @@ def make_benchmark(images: str | Path, out: str | Path, settings: BenchmarkSetti
         raise DataError(f"{out} is in the folder of photos, {images}: the next benchmark would contain this one; "
                         "choose a folder outside")
     found = find_images(images)
+    paths = found.paths
     with _folder_in_progress(out) as temporary:
-        photos = plan.usable_photos(found, settings, workers)
+        photos = plan.usable_photos(paths, settings, workers)
         settings = settings.for_photos(len(photos.paths))
-        roles = plan.assign_roles(photos, settings, len(found))
+        roles = plan.assign_roles(photos, settings, len(paths))
         counts = _write(images, temporary, photos, settings, roles, workers)
     return Benchmark(out, counts, photos.skipped)
 

@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ import numpy as np
 from ascl.asymmetry import Direction, direction
 from ascl.core.errors import DataError
 from ascl.image_copy.descriptors.choice import ImageDescriber
-from ascl.image_copy.matching.describe import ReadOptions, Skipped, described_images
+from ascl.image_copy.matching.describe import ReadOptions, described_images
+from ascl.images.find import ImageFile, Skipped
 from ascl.index import calibration as calibrations
 from ascl.index.calibration import Calibration, Rate
 from ascl.index.records import Record
@@ -57,13 +57,13 @@ class Answer:
         return {"query": self.path, "id": self.id, "matches": [match.to_dict() for match in self.matches]}
 
 
-def query_images(index: CopyIndex, describer: ImageDescriber, paths: Sequence[Path], options: ReadOptions, *, k: int,
-                 margin: float = MARGIN, exact: bool = False) -> tuple[list[Answer], list[Skipped]]:
+def query_images(index: CopyIndex, describer: ImageDescriber, queries: Sequence[ImageFile], options: ReadOptions, *,
+                 k: int, margin: float = MARGIN, exact: bool = False) -> tuple[list[Answer], list[Skipped]]:
     """Return the k best matches of each image, and the images that could not be used.
 
     Args:
         index, describer: the index, and the model that it was made with.
-        paths, options: the query images, and how to read them.
+        queries, options: the query images, and how to read them.
         k: matches per query, >= 1; fewer if the index holds fewer images.
         margin: of the norms, >= 0; see `ascl.asymmetry.direction`.
         exact: as for `CopyIndex.search`.
@@ -77,7 +77,7 @@ def query_images(index: CopyIndex, describer: ImageDescriber, paths: Sequence[Pa
         raise DataError(f"margin {margin:g}: give a finite number of at least 0")
     answers, skipped = list[Answer](), list[Skipped]()
     judge = _Judge(index)
-    for images in described_images(describer, paths, options, skipped):
+    for images in described_images(describer, queries, options, skipped):
         positions, scores = index.search(images.vectors, k, exact=exact)
         records = index.records(np.unique(positions))
         shifts = judge.shifts(images)
