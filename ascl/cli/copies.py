@@ -21,13 +21,14 @@ from ascl.cli.options import (
     chosen_describer,
     ending,
     given_images,
-    print_skipped,
+    print_left_out,
     status_of,
 )
-from ascl.core.errors import SettingsError
+from ascl.core.errors import SettingsError, first_of
 from ascl.settings.base import Parser
 
 if TYPE_CHECKING:
+    from ascl.image_copy.matching.describe import ReadOptions
     from ascl.images.find import FoundImages, Skipped
 
 KEPT = "finished batches are in the index, and the same command continues"
@@ -126,7 +127,7 @@ def add_to(opened: Any, describer: Any, images: FoundImages, options: Namespace)
         done, skipped = add_images(opened, describer, images, how, overwrite=options.replace)
     skipped = [*images.faults, *skipped]
     compressed = opened.compress_if_due()
-    print_skipped(skipped)
+    print_left_out(images, skipped)
     print_warnings(opened)
     about = opened.state.compressed if compressed else None
     print(f"added {done.added:,} images" + f", {done.replaced:,} of them as replacements" * bool(done.replaced)
@@ -135,7 +136,8 @@ def add_to(opened: Any, describer: Any, images: FoundImages, options: Namespace)
         print(f"compressed index built: {about['factory']}, recall@10 {about['recall_at_10']:.3f}")
     print(f"{opened.folder}: {len(opened):,} images, described by {opened.state.model['name']}")
     return Answer({"index": opened.folder, "images": len(opened), "added": done.added, "replaced": done.replaced,
-                   "already_there": done.same, "compressed": about, **left_out(images, skipped)}, status_of(skipped))
+                   "already_there": done.same, "compressed": about, **left_out(images, skipped, how)},
+                  status_of(skipped))
 
 
 def remove_parser(prog: str) -> Parser:
@@ -167,6 +169,7 @@ def query_parser(prog: str) -> Parser:
 
 
 def query(options: Namespace) -> Answer:
+    from ascl.image_copy.matching.describe import BLANK
     from ascl.image_copy.matching.model import recorded_ids
     from ascl.image_copy.matching.query import MARGIN, query_images, write_answers
     from ascl.image_copy.matching.report import answers_table, index_report
@@ -185,10 +188,11 @@ def query(options: Namespace) -> Answer:
         print(f"wrote {rows:,} matches to {options.predictions}", file=sys.stderr)
     else:
         print(answers_table(answers))
-    print_skipped(skipped)
+    # the table has the blank ones
+    print_left_out(images, [one for one in skipped if one.reason != BLANK or options.predictions])
     print_warnings(opened)
     return Answer({"index": index_report(opened), "queries": [answer.to_dict() for answer in answers],
-                   **left_out(images, skipped)}, status_of(skipped))
+                   **left_out(images, skipped, how)}, status_of(skipped))
 
 
 def calibrate_parser(prog: str) -> Parser:
@@ -225,9 +229,9 @@ def calibrate(options: Namespace) -> Answer:
         print(f"warning: left out {overlap:,} background images that are in the index, {made.left_out[SAVED_AGAIN]:,} "
               "of them as re-saved copies", file=sys.stderr)
     print("\n".join(calibration_lines(made)))
-    print_skipped(skipped)
+    print_left_out(images, skipped)
     print_warnings(opened)
-    return Answer({**made.to_dict(), **left_out(images, skipped)}, status_of(skipped))
+    return Answer({**made.to_dict(), **left_out(images, skipped, how)}, status_of(skipped))
 
 
 def info_parser(prog: str) -> Parser:
@@ -275,19 +279,23 @@ def model_of(opened: Any, options: Namespace) -> Any:
 
 @contextmanager
 def reading(options: Namespace, images: int) -> Iterator[Any]:
-    """Yield how images are read, with a progress bar on a terminal."""
+    """Yield how images are read, with a progress bar on a terminal; then say of which only the first frame counts."""
     from tqdm import tqdm
 
     from ascl.image_copy.matching.describe import ReadOptions
 
     with tqdm(total=images, unit=" images", disable=None) as bar:
-        yield ReadOptions(options.batch_size, options.workers, options.strict, bar.update)
+        how = ReadOptions(options.batch_size, options.workers, options.strict, bar.update)
+        yield how
+    if how.animated:
+        print(f"warning: of {len(how.animated):,} images with several frames or pages only the first counts: "
+              f"{first_of(how.animated, 3)}", file=sys.stderr)
 
 
-def left_out(images: FoundImages, skipped: list[Skipped]) -> dict[str, Any]:
+def left_out(images: FoundImages, skipped: list[Skipped], how: ReadOptions) -> dict[str, Any]:
     """Return what a command did not use, as JSON values."""
-    return {"skipped": [vars(one) for one in skipped],
-            "passed_over": images.passed_over_values()}
+    return {"skipped": [vars(one) for one in skipped], "passed_over": images.passed_over_values(),
+            "first_frame_only": how.animated}
 
 
 def print_warnings(opened: Any) -> None:

@@ -27,7 +27,7 @@ from ascl.cli.options import (
     chosen_describer,
     ending,
     given_images,
-    print_skipped,
+    print_left_out,
     status_of,
 )
 from ascl.core.errors import SettingsError
@@ -165,7 +165,7 @@ def extract(options: Namespace) -> Answer:
             shard=part, compute=compute,
         )
     print(done.summary())
-    print_skipped(images.faults)
+    print_left_out(images, images.faults)
     return Answer(result_of(done, images), INCOMPLETE if done.skipped else status_of(images.faults))
 
 
@@ -292,10 +292,10 @@ def descriptors(options: Namespace) -> Answer:
     for one in done:
         print(one.summary())
     sides = [images] if queries is None else [queries, images]
-    faults = [fault for side in sides for fault in side.faults]
-    print_skipped(faults)
+    for side in sides:
+        print_left_out(side, side.faults)
     if queries is not None:
         counts = [one.shapes["vectors"][0] for one in done]
         print(f"{options.out}: {counts[0]} queries and {counts[1]} references")
-    status = INCOMPLETE if any(one.skipped for one in done) else status_of(faults)
+    status = INCOMPLETE if any(one.skipped for one in done) else max(status_of(side.faults) for side in sides)
     return Answer([result_of(one, side) for one, side in zip(done, sides, strict=True)], status)

@@ -59,16 +59,16 @@ def add_image_files(parser: Parser) -> None:
 
 
 def given_images(options: Namespace, *sources: str, ids: IdRule) -> FoundImages:
-    """Return the images of the sources as the options of `add_image_files` want; say what was passed over."""
+    """Return the images of the sources as the options of `add_image_files` want."""
     from ascl.images.find import images_of
 
-    found = images_of(*sources, ids=ids, exclude=options.exclude, strict=options.strict)
+    return images_of(*sources, ids=ids, exclude=options.exclude, strict=options.strict)
+
+
+def print_left_out(found: FoundImages, skipped: Sequence[Skipped]) -> None:
+    """Print what was passed over among the images that were found, and these that were skipped."""
     if found.passed_over:
         print(f"passed over: {found.passed_over_text()}", file=sys.stderr)
-    return found
-
-
-def print_skipped(skipped: Sequence[Skipped]) -> None:
     if skipped:
         print(f"skipped {len(skipped):,} images:", file=sys.stderr)
         for one in skipped:

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
-from ascl.core.errors import DataError
+from ascl.core.errors import DataError, first_of
 from ascl.core.files import atomic_path, write_text
 from ascl.core.hashing import sha256_of_text
 from ascl.data.stores.writing import provenance_of, shapes_of
@@ -31,6 +31,7 @@ from ascl.features.feature_file import Skipped, join_parts, read_part, versions
 from ascl.images.find import ImageFile
 from ascl.images.loader import Decoded, Decoder, batches_of_one_shape
 from ascl.images.read import UnreadableImage
+from ascl.images.rgb import TRANSPARENCY
 
 FEATURES = {"regions", "globals"}  # stored in the requested precision; boxes and scores stay as they are
 PART_SIZE = 256  # images per part: the work that a kill can cost
@@ -75,6 +76,7 @@ class Extraction:
     skipped: list[Skipped]  # the unreadable images
     extracted: int  # images that this call processed, without those of earlier calls
     seconds: float  # of this call
+    animated: list[str]  # ids of the images of whose frames or pages only the first counts
     waiting: float = 0.0  # share of the working time spent waiting for decoded images
 
     def summary(self) -> str:
@@ -88,6 +90,9 @@ class Extraction:
         if self.skipped:
             lines.append(f"skipped {len(self.skipped)} unreadable images:")
             lines += [f"  {skip['image']}: {skip['reason']}" for skip in self.skipped]
+        if self.animated:
+            lines.append(f"of {len(self.animated)} images with several frames or pages only the first counts: "
+                         f"{first_of(self.animated, 3)}")
         return "\n".join(lines)
 
 
@@ -187,7 +192,7 @@ def extract(
         twice = Counter(ids).most_common(1)[0][0]
         raise DataError(f"two images have the id {twice!r}; use paths as ids, or rename one")
     settings = {
-        **backend.settings, "dtype": dtype, "part_size": part_size, "images": len(images),
+        **backend.settings, "dtype": dtype, "part_size": part_size, "images": len(images), "transparency": TRANSPARENCY,
         "image_ids_sha256": sha256_of_text("\n".join(ids)), "images_sha256": digest(images),
     }
     if backend.names:  # ids mean nothing without their names
@@ -204,15 +209,17 @@ def extract(
     if out.exists():
         refuse_other_settings(out, provenance_of(out).get("settings", {}), plan.settings)
         shutil.rmtree(plan.parts, ignore_errors=True)  # left by a kill after the last rename
-        return Extraction(out, shapes_of(out), provenance_of(out)["skipped"], 0, time.perf_counter() - started)
+        made = provenance_of(out)
+        return Extraction(out, shapes_of(out), made["skipped"], 0, time.perf_counter() - started, made["animated"])
     with claimed(plan, resume) as todo:
         count = sum(map(len, todo))
         with tqdm(total=len(images), initial=len(images) - count, unit=" images", disable=not progress) as bar:
             worked = compute(plan, todo, bar) if compute else compute_parts(backend, plan, todo, bar)
-        skipped = join_parts([*map(plan.part, plan.spans)], plan.out, plan.settings, plan.names, strict)
+        made = join_parts([*map(plan.part, plan.spans)], plan.out, plan.settings, plan.names, strict)
         shutil.rmtree(plan.parts)
     waiting = worked.waited / worked.busy if worked.busy else 0.0
-    return Extraction(out, shapes_of(plan.out), skipped, count, time.perf_counter() - started, waiting)
+    return Extraction(out, shapes_of(plan.out), made["skipped"], count, time.perf_counter() - started, made["animated"],
+                      waiting)
 
 
 def digest(images: Sequence[ImageFile]) -> str:
@@ -269,10 +276,13 @@ def compute_parts(backend: Backend, plan: Plan, spans: Sequence[range], bar: tqd
 def rows_of(backend: Backend, plan: Plan, span: range, decoder: Decoder, bar: tqdm) -> dict[str, np.ndarray]:
     """Return everything that one part stores; without the backend's arrays if none of its images can be read."""
     bad: list[Decoded] = []
+    animated: list[str] = []
 
     def readable() -> Iterator[Decoded]:
         for _ in span:
             image = decoder.take()
+            if image.animated:
+                animated.append(plan.images[image.index].id)
             if image.pixels is not None:
                 yield image
             elif plan.strict:
@@ -296,6 +306,7 @@ def rows_of(backend: Backend, plan: Plan, span: range, decoder: Decoder, bar: tq
         "image_sizes": np.array([size for _, size in good], dtype=np.int32).reshape(-1, 2),
         "skipped_images": np.array([plan.images[image.index].id for image in bad], dtype=np.str_),
         "skipped_reasons": np.array([image.reason for image in bad], dtype=np.str_),
+        "animated_images": np.array(animated, dtype=np.str_),
         "digest": np.array(digest(plan.images[span.start : span.stop])), "versions": np.array(json.dumps(versions())),
     }
     if good:

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, features
 
 # Pillow's names. What it could read besides runs other programs (EPS), or nobody keeps photos in it.
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF")
+FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
 HEIC = frozenset({".heic", ".heif", ".hif"})
 NEEDS = {".avif": ("avif", "Pillow 11.3 or newer with AVIF: pip install -U pillow"),
          **dict.fromkeys((".jp2", ".j2k", ".jpx", ".jpf"), ("jpg_2000", "Pillow with OpenJPEG: pip install -U pillow")),
@@ -21,6 +21,7 @@ CONTENT = re.compile(  # not TIFF, with which the raw files of cameras begin too
     rb"|\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51"
     rb"|....ftyp(?:avif|avis|heic|heix|heim|heis|hevc|hevx|mif1|msf1)", re.DOTALL
 )
+HEIC_CONTENT = re.compile(rb"....ftyp(?:heic|heix|heim|heis|hevc|hevx|mif1|msf1)", re.DOTALL)
 TIFF = re.compile(rb"II[\x2a\x2b]\0|MM\0[\x2a\x2b]")
 
 
@@ -29,6 +30,24 @@ def is_image_content(path: Path) -> bool:
     with open(path, "rb") as file:
         head = file.read(32)
     return bool(CONTENT.match(head) or (not path.suffix and TIFF.match(head)))
+
+
+def is_heic(head: bytes) -> bool:
+    """Return whether a file that begins with these bytes needs pillow-heif; a few AVIF begin alike."""
+    return bool(HEIC_CONTENT.match(head)) and b"avif" not in head
+
+
+def formats_of(head: bytes) -> tuple[str, ...]:
+    """Return Pillow's names of the formats that a file with these first bytes may have."""
+    if is_heic(head):
+        return ("HEIF",)
+    return _installed()
+
+
+@cache
+def _installed() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 @cache

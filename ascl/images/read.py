@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Iterator
@@ -10,21 +11,27 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from ascl.core.errors import DataError
+from ascl.core.errors import DataError, SettingsError
+from ascl.core.limits import IMAGE_PIXELS
+from ascl.core.reading import irregular, reason, shown
+from ascl.images.formats import formats_of, is_heic, lacking
+from ascl.images.rgb import check_depth, to_rgb
 
 IMAGENET_SHORT_SIDE = 256 / 224  # ImageNet's evaluation scales the short side to 256 and keeps the central 224
 WHOLE_PIXELS = 24_000_000  # larger images are reduced while they are decoded: no backbone needs so many pixels
 QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-MOST_PIXELS = 1_000_000_000  # a file with more is treated as a decompression bomb
+# Decoders that hold several copies of a picture: each of its pixels counts so often for the limit.
+COPIES = {"JPEG2000": 4, "WEBP": 3, "AVIF": 3, "HEIF": 3}
+OF_THE_FILE = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EOVERFLOW)  # errors that do not mean that the disk fails
 
 
 class UnreadableImage(DataError):
     """A file is not a complete image; the message names it, `reason` says why."""
 
     def __init__(self, path: str | os.PathLike, reason: str) -> None:
-        super().__init__(f"{path}: cannot be read as an image ({reason})")
+        super().__init__(f"{shown(path)}: cannot be read as an image ({reason})")
         self.reason = reason
 
 
@@ -43,77 +50,112 @@ class LoadedImage(NamedTuple):
 
     image: Image.Image
     size: tuple[int, int]
+    animated: bool = False  # the file has further frames or pages
 
 
 def load_image(path: str | os.PathLike, *, whole_pixels: int = WHOLE_PIXELS) -> LoadedImage:
     """Return an image upright (its EXIF orientation applied) and in RGB, whatever its mode on disk.
 
-    Transparent pixels are composed over white, as on a page. 16-bit gray becomes 8-bit. Of an animation, the first
-    frame is taken. An image of more than `whole_pixels` is reduced by a whole factor (a JPEG while it is decoded).
+    `ascl.images.rgb.to_rgb` says what becomes of transparency and of 16-bit gray. Of an animation, the first frame is
+    taken. An image of more than `whole_pixels` is reduced by a whole factor (a JPEG while it is decoded).
 
     Raises:
-        UnreadableImage: the file is empty or truncated, its format or range is unknown, or it has more than
-            `MOST_PIXELS` pixels.
-        DataError: the disk cannot deliver the file (it is missing, there is no permission, or a network disk fails).
-            This is not the image's fault, so the image must not be skipped.
+        UnreadableImage: the file is empty or truncated, its format or range is unknown, it may not be read, or it has
+            more pixels than `limits.IMAGE_PIXELS`, which is checked before anything is decoded.
+        DataError: the disk cannot deliver the file (it is missing or no regular file, or a network disk fails). This is
+            not the image's fault, so the image must not be skipped.
     """
-    stream = None
+    kind = irregular(path)
+    if kind is not None:
+        raise _undelivered(path, kind)
     try:
-        with own_pixel_limit(), open(path, "rb") as stream, Image.open(stream) as file:
-            return decoded(file, whole_pixels)
-    except MemoryError:
+        with own_pixel_limit(), open(path, "rb") as stream:
+            head = stream.read(32)
+            stream.seek(0)
+            missing = lacking(".heic") if is_heic(head) else None
+            if missing is not None:
+                raise UnreadableImage(path, f"HEIC needs {missing}")
+            with Image.open(stream, formats=formats_of(head)) as file:
+                return decoded(file, whole_pixels)
+    except (SettingsError, UnreadableImage):
         raise
+    except DataError as error:
+        raise UnreadableImage(path, str(error)) from error
+    except UnidentifiedImageError as error:  # Pillow's message has the path: reasons are stored in files
+        raise UnreadableImage(path, content_of(head)) from error
+    except MemoryError as error:
+        raise UnreadableImage(path, "it needs more memory than there is") from error
     except Exception as error:  # broken files make Pillow's decoders raise a dozen unrelated types
-        if isinstance(error, OSError) and error.errno is not None:
-            problem = f"the file cannot be read from the disk ({error.strerror})"
-            raise DataError(f"{path}: {problem}; check its path and permissions, then run the same again") from error
-        reason = str(error).replace(repr(stream), "the file")  # reasons are stored in files: no paths of this machine
-        raise UnreadableImage(path, f"{type(error).__name__}: {reason}") from error
+        if isinstance(error, OSError) and error.errno is not None and error.errno not in OF_THE_FILE:
+            raise _undelivered(path, error.strerror) from error
+        raise UnreadableImage(path, reason(error)) from error
+
+
+def _undelivered(path: str | os.PathLike, why: str | None) -> DataError:
+    return DataError(f"{shown(path)}: the file cannot be read from the disk ({why}); check its path and permissions, "
+                     "then run the same again")
+
+
+def content_of(head: bytes) -> str:
+    """Return what a file that is no image seems to be, from its first bytes."""
+    if not head:
+        return "the file is empty"
+    if head.lstrip().startswith(b"<"):
+        return "it is a web page or a drawing in XML, no picture in pixels"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS: run git lfs pull"
+    return "its content is of no format that is read, or its header is damaged"
 
 
 def decoded(file: Image.Image, whole_pixels: int) -> LoadedImage:
     """Decode an opened image file as `load_image` does."""
     width, height = file.size
-    if width * height > MOST_PIXELS:
-        raise ValueError(f"{width} x {height} pixels, more than {MOST_PIXELS:,}: too large to decode")
+    taken = pixels_to_decode(file)
+    more = f", for which {file.format} takes the memory of more" if taken > width * height else ""
+    IMAGE_PIXELS.check(taken, f"{width} x {height}{more}")
     factor = math.ceil(math.sqrt(width * height / whole_pixels))
     if factor > 1:
         file.draft(None, (width // factor, height // factor))  # formats other than JPEG ignore this
     drafted = file.size != (width, height)
+    deep = ";16" in str([part[3] for part in getattr(file, "tile", ())]) and not file.mode.startswith("I")
     file.load()  # before reading the tag: Pillow turns a TIFF upright itself, and then removes the tag
+    if deep:  # Pillow has kept the upper 8 bits
+        extremes = np.array(file.getextrema()).reshape(-1, 2)[: 1 if file.mode in ("L", "LA") else 3]
+        check_depth(int(extremes[:, 0].min()), int(extremes[:, 1].max()), 8, file)
     try:
         orientation = file.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # damaged EXIF is no reason to lose a photo
         orientation = None
-    image = to_rgb(file)
+    factor = math.ceil(math.sqrt(file.width * file.height / whole_pixels))
+    size = (width, height) if drafted else file.size
+    image = to_rgb(file, factor)
     if orientation not in (None, 1):
         image.info = {}  # Pillow rewrites the tags of an image that it turns, and fails on damaged ones
         image.getexif()[ExifTags.Base.Orientation] = orientation
         image = ImageOps.exif_transpose(image)
-    size = image.size
-    if drafted:
-        size = (height, width) if orientation in QUARTER_TURNS else (width, height)
-    factor = math.ceil(math.sqrt(image.width * image.height / whole_pixels))
-    return LoadedImage(image.reduce(factor) if factor > 1 else image, size)
+        if orientation in QUARTER_TURNS:
+            size = (size[1], size[0])
+    return LoadedImage(image, size, has_more_frames(file))
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB, as described in `load_image`."""
-    if image.mode.startswith("I"):
-        # 16-bit gray, also stored as 32-bit numbers: Pillow's own conversion clips at 255, so that everything is white.
-        pixels = np.asarray(image)
-        lowest, highest = int(pixels.min()), int(pixels.max())
-        if lowest < 0 or highest > 65535:
-            raise ValueError(f"gray values from {lowest} to {highest}, expected 0 to 65535")
-        if pixels.dtype.itemsize == 2 or highest > 255 or image.format == "PPM":
-            pixels = pixels >> 8  # others are 8-bit values in a wider type; Pillow scales those of a PGM to 16 bits
-        return Image.fromarray(pixels.astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("pixels are floating-point numbers of unknown range")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+def pixels_to_decode(file: Image.Image) -> int:
+    """Return how many pixels of 4 bytes an opened file takes while it is decoded."""
+    pixels = file.width * file.height * COPIES.get(file.format or "", 1)
+    tags = getattr(file, "tag_v2", None)
+    if file.format == "TIFF" and tags is not None:  # the decoder holds a whole tile or strip besides
+        tile = (tags.get(322), tags.get(323))
+        side = tile if None not in tile else (file.width, min(file.height, tags.get(278) or file.height))
+        bits = tags.get(258) or (8,)
+        pixels += math.prod(side) * max(bits) * max(len(bits), tags.get(277) or 1) // 32
+    return pixels
+
+
+def has_more_frames(file: Image.Image) -> bool:
+    """Return whether a file has further frames or pages; the second picture of a stereo photo does not count."""
+    try:
+        return file.format != "MPO" and bool(getattr(file, "is_animated", False))
+    except Exception:  # the first frame was good
+        return False
 
 
 @dataclass(frozen=True)

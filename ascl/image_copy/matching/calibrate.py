@@ -16,6 +16,7 @@ from ascl.images.read import load_image
 from ascl.index.calibration import Calibration, Nearest, ScoreNorm, allowed_above, calibrated
 from ascl.index.store import CopyIndex
 
+UNUSABLE = "unreadable, too small or blank"
 SAVED_AGAIN = "in the index, saved again"
 HASHED = 20                 # background images below the threshold that are hashed too
 NAMED = 3                   # background images with the highest scores, which the result names
@@ -55,7 +56,7 @@ def calibrate_index(index: CopyIndex, describer: ImageDescriber, background: Seq
     skipped = list[Skipped]()
     best, vectors, places, names = list[float](), list[np.ndarray](), list[int](), list[str]()
     seen: set[bytes] = set()
-    left_out = {"in the index": 0, SAVED_AGAIN: 0, "repeated": 0, "unreadable or too small": 0}
+    left_out = {"in the index": 0, SAVED_AGAIN: 0, "repeated": 0, UNUSABLE: 0}
     for images in described_images(describer, background, options, skipped):
         positions, scores = index.search(images.vectors, 1)
         overlaps = index.holds_files(images.digests)
@@ -70,7 +71,7 @@ def calibrate_index(index: CopyIndex, describer: ImageDescriber, background: Seq
             vectors.append(images.vectors[row])
             places.append(int(positions[row, 0]))
             names.append(images.paths[row])
-    left_out["unreadable or too small"] = len(skipped)
+    left_out[UNUSABLE] = len(skipped)
     values, warnings = np.array(best), tuple[str, ...]()
     order = np.argsort(-values, kind="stable")
     records = index.records(np.unique(places))

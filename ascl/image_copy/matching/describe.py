@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ascl.images.read import UnreadableImage
 from ascl.index.store import Images
 
 CONFIRMED_TOGETHER = 1024   # images: the work that a kill can cost
+BLANK = "blank: nothing to compare"
 SMALLEST_SIDE = 16          # pixels of the short side; smaller images show too little to be distinguished
 
 
@@ -31,6 +32,7 @@ class ReadOptions:
     strict: bool = False  # stop at the first image that cannot be read, instead of skipping it
     progress: Callable[[int], Any] = lambda count: None  # gets the number of images processed since the last call
     together: int = CONFIRMED_TOGETHER  # images that are searched, or added and confirmed, at a time
+    animated: list[str] = field(default_factory=list)  # gets the files with several frames: only the first counts
 
 
 def described_images(describer: ImageDescriber, images: Sequence[ImageFile], options: ReadOptions,
@@ -66,12 +68,15 @@ def _usable(decoder: Decoder, count: int, images: Sequence[ImageFile], options: 
         decoded = decoder.take()
         image, reason = images[decoded.index], decoded.reason
         options.progress(1)
+        if decoded.animated:
+            options.animated.append(shown(image.path))
         if decoded.pixels is not None:
             width, height = decoded.size
-            if min(width, height) >= SMALLEST_SIDE:
+            if min(width, height) >= SMALLEST_SIDE and not decoded.blank:
                 yield image, decoded.pixels
                 continue
-            reason = f"too small, {width} x {height} pixels; at least {SMALLEST_SIDE} are needed on each side"
+            small = f"too small, {width} x {height} pixels; at least {SMALLEST_SIDE} are needed on each side"
+            reason = BLANK if decoded.blank else small
         elif options.strict:
             raise DataError(f"{UnreadableImage(image.path, reason)}; repair or remove it, or skip such images")
         skipped.append(Skipped(shown(image.path), reason, fault=decoded.pixels is None))

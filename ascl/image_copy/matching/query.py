@@ -12,8 +12,9 @@ import numpy as np
 
 from ascl.asymmetry import Direction, direction
 from ascl.core.errors import DataError
+from ascl.core.reading import shown
 from ascl.image_copy.descriptors.choice import ImageDescriber
-from ascl.image_copy.matching.describe import ReadOptions, described_images
+from ascl.image_copy.matching.describe import BLANK, ReadOptions, described_images
 from ascl.images.find import ImageFile, Skipped
 from ascl.index import calibration as calibrations
 from ascl.index.calibration import Calibration, Rate
@@ -49,17 +50,19 @@ class Answer:
     """One query's matches, best first."""
 
     id: str
-    path: str
+    path: str  # printable
     matches: list[Match]
+    blank: bool = False  # it shows nothing that could be compared, and so has no matches
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
-        return {"query": self.path, "id": self.id, "matches": [match.to_dict() for match in self.matches]}
+        return {"query": self.path, "id": self.id, "blank": self.blank,
+                "matches": [match.to_dict() for match in self.matches]}
 
 
 def query_images(index: CopyIndex, describer: ImageDescriber, queries: Sequence[ImageFile], options: ReadOptions, *,
                  k: int, margin: float = MARGIN, exact: bool = False) -> tuple[list[Answer], list[Skipped]]:
-    """Return the k best matches of each image, and the images that could not be used.
+    """Return the k best matches of each image (none of a blank one), and the images that could not be used.
 
     Args:
         index, describer: the index, and the model that it was made with.
@@ -75,7 +78,7 @@ def query_images(index: CopyIndex, describer: ImageDescriber, queries: Sequence[
         raise DataError(f"{index.folder} holds no images yet; add some first")
     if not 0 <= margin < math.inf:
         raise DataError(f"margin {margin:g}: give a finite number of at least 0")
-    answers, skipped = list[Answer](), list[Skipped]()
+    answers, skipped = dict[str, Answer](), list[Skipped]()
     judge = _Judge(index)
     for images in described_images(describer, queries, options, skipped):
         positions, scores = index.search(images.vectors, k, exact=exact)
@@ -85,10 +88,13 @@ def query_images(index: CopyIndex, describer: ImageDescriber, queries: Sequence[
             found = [records[position] for position in positions[row].tolist()]
             norms = np.array([one.norm for one in found], np.float32)
             ways = direction(images.norms[row : row + 1], norms, margin=margin) * index.state.model["orders_norms"]
-            answers.append(Answer(image, path,
-                                  [judge.match(one, float(score), float(shifts[row]), images.norms[row], int(way))
-                                   for one, score, way in zip(found, scores[row], ways, strict=True)]))
-    return answers, skipped
+            answers[path] = Answer(image, shown(path),
+                                   [judge.match(one, float(score), float(shifts[row]), images.norms[row], int(way))
+                                    for one, score, way in zip(found, scores[row], ways, strict=True)])
+    blank = {one.path for one in skipped if one.reason == BLANK}
+    answers |= {str(image.path): Answer(image.id, shown(image.path), [], blank=True)
+                for image in queries if shown(image.path) in blank}
+    return [answers[str(image.path)] for image in queries if str(image.path) in answers], skipped
 
 
 class _Judge:

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from ascl.core.errors import DataError
 from ascl.image_copy.descriptors.choice import DescriberChoice
 from ascl.image_copy.evaluation.files import read_predictions
 from ascl.image_copy.matching.add import add_images
-from ascl.image_copy.matching.calibrate import SAVED_AGAIN, calibrate_index
+from ascl.image_copy.matching.calibrate import SAVED_AGAIN, UNUSABLE, calibrate_index
 from ascl.image_copy.matching.describe import ReadOptions
 from ascl.image_copy.matching.model import create_index, describer_of
 from ascl.image_copy.matching.query import DIRECTIONS, query_images
@@ -53,6 +54,18 @@ class Brightness:
         gray = np.stack(pixels).astype(np.float32).mean(axis=3).reshape(len(pixels), 8, 4, 8, 4).mean(axis=(2, 4))
         flat = (gray - gray.mean(axis=(1, 2), keepdims=True)).reshape(len(pixels), 64) * self.scale
         return flat / np.linalg.norm(flat, axis=1, keepdims=True), gray.mean(axis=(1, 2))
+
+
+@dataclass(frozen=True)
+class DarkPixels(SquarePixels):
+    """Blackens images of one width."""
+
+    size: int = 32
+    resize: str = "squash"
+    width: int = 40
+
+    def __call__(self, image):
+        return super().__call__(image) * (image.width != self.width)
 
 
 def bright_index(folder: Path, photos: Path, describer=None) -> tuple[CopyIndex, Brightness]:
@@ -238,8 +251,9 @@ def test_what_was_confirmed_before_a_broken_image_stays(tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_descriptors_that_are_not_finite_name_the_image(tmp_path, workers):
     photos = folder_of(tmp_path / "photos", range(3))
-    Image.new("RGB", (40, 40)).save(photos / "photo_001.png")  # nothing is left of its thumbnail
     describer = Brightness()
+    describer.prepare = DarkPixels()  # nothing is left of the thumbnail of the second
+    picture(1, 40, 40).save(photos / "photo_001.png")
     index = create_index(tmp_path / "index", DescriberChoice("phash"), describer)
     with np.errstate(invalid="ignore"), pytest.raises(DataError, match=r"photo_001\.png\): its descriptor is not fin"):
         add_images(index, describer, images_of(photos), ReadOptions(workers=workers))
@@ -302,7 +316,7 @@ def test_a_background_that_overlaps_is_left_out_with_a_count(tmp_path):
     made, skipped = calibrate_index(index, describer, images_of(background), ReadOptions(),
                                     rate=0.1)
     assert made.left_out == {"in the index": 2, SAVED_AGAIN: 1, "repeated": 1,
-                             "unreadable or too small": 1} and len(skipped) == 1
+                             UNUSABLE: 1} and len(skipped) == 1
     assert (made.threshold, made.achieved) == (alone.threshold, alone.achieved)
     with pytest.raises(DataError, match="no background image is left.*12 in the index"):
         calibrate_index(index, describer, images_of(photos), QUICK, rate=0.1)
