@@ -65,8 +65,8 @@ def make_benchmark(images: str | Path, out: str | Path, settings: BenchmarkSetti
         strict: stop at the first photo that cannot be read, instead of listing it.
 
     Raises:
-        DataError: the folder is empty; with `strict`, a photo cannot be read; there are too few photos (with the numbers); `out`
-            exists or is inside the folder of photos; another process is making it.
+        DataError: the folder is empty; with `strict`, a photo cannot be read; there are too few photos (with the
+            numbers); `out` exists or is inside the folder of photos; another process is making it.
     """
     images, out = Path(images), Path(out)
     _refuse_existing(out)

@@ -31,7 +31,7 @@ class Match:
     """An image of the index that resembles a query."""
 
     id: str
-    path: str  # the file that was added
+    path: str  # the file that was added, printable
     score: float  # inner product of the descriptors, or share of the hashes' bits that agree; 1 = the same
     normalised: float | None  # the score after normalization by the background; None without normalization
     direction: str  # a value of `DIRECTIONS`; always `unclear` for a model whose norms were not trained to order
@@ -126,7 +126,7 @@ class _Judge:
                 copy = judged >= self.calibration.threshold
                 rate = calibrations.rate_at(judged, self.arrays["scores"], self.calibration.confidence)
         known = None if math.isnan(ratio) else ratio
-        return Match(record.id, record.path, score, normalised, DIRECTIONS[Direction(way)], known, copy, rate)
+        return Match(record.id, shown(record.path), score, normalised, DIRECTIONS[Direction(way)], known, copy, rate)
 
 
 def calibration_of(index: CopyIndex) -> Calibration | None:
