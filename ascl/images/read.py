@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,9 @@ from ascl.images.rgb import check_depth, to_rgb
 IMAGENET_SHORT_SIDE = 256 / 224  # ImageNet's evaluation scales the short side to 256 and keeps the central 224
 WHOLE_PIXELS = 24_000_000  # larger images are reduced while they are decoded: no backbone needs so many pixels
 QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+# Pillow warns of damage without naming the file, on the standard error; what costs a picture is in our own messages.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 # Decoders that hold several copies of a picture: each of its pixels counts so often for the limit.
 COPIES = {"JPEG2000": 4, "WEBP": 3, "AVIF": 3, "HEIF": 3}
 OF_THE_FILE = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EOVERFLOW)  # errors that do not mean that the disk fails
