@@ -22,7 +22,7 @@ def find_image(folder: str | None, image_id: str | None) -> Path:
         raise DataError("give a photograph, or a folder and the id of an image in it")
     found = by_any_id(folder).get(image_id)
     if found is None:
-        raise DataError(f"{folder}: no image, or more than one, has the id {image_id!r}")
+        raise DataError(f"{folder}: no image with the id {image_id!r}, or more than one")
     return found
 
 
