@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ascl.core.errors import DataError
 from ascl.images.read import UnreadableImage, load_image
-from ascl.images.rgb import is_blank
+from ascl.images.rgb import Blankness, blankness
 
 DECODED_AHEAD = 4  # images per worker: few, because an original of 24 megapixels takes 72 MB
 WAITING_BYTES = 1 << 30  # most bytes of decoded images that wait for others of their shape
@@ -34,7 +34,7 @@ class Decoded:
     pixels: np.ndarray | None  # None if unreadable
     reason: str = ""  # why it is unreadable
     failure: str = ""  # why the disk could not deliver the file
-    blank: bool = False  # nothing can be seen in it
+    blank: Blankness = ""  # how little it shows
     animated: bool = False  # it is the first of several frames or pages
 
 
@@ -51,7 +51,7 @@ class DecodedImages(Dataset):
             return Decoded(index, (0, 0), None, error.reason)
         except DataError as error:
             return Decoded(index, (0, 0), None, failure=str(error))
-        return Decoded(index, loaded.size, self.prepare(loaded.image), blank=is_blank(loaded.image),
+        return Decoded(index, loaded.size, self.prepare(loaded.image), blank=blankness(loaded.image),
                        animated=loaded.animated)
 
 

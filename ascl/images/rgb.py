@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import numpy as np
 from PIL import Image
+
+Blankness = Literal["", "nearly blank", "blank"]
 
 # How transparency is shown, recorded with every descriptor and feature that depends on it.
 TRANSPARENCY = "over white, or over gray if what is visible is nearly white"
@@ -15,6 +18,7 @@ SHARE_SEEN = 0.05  # of the visible pixels, below which darker ones do not show 
 STRIP_PIXELS = 1 << 22  # converted at a time, so that a large image is not held in several modes
 BLANK_SIDE = 32  # pixels a side of the square in which blankness is measured
 BLANK_DEVIATION = 3.0  # of 255; of 9,090 photographs of Flickr8k the flattest has 9.2
+PLAIN_DIFFERENCE, PLAIN_SHARE = 4, 0.9  # of 255, and of the square's pixels; the plainest of those photographs: 0.81
 DARKEST_KNOWN = 1 << 14  # highest gray value of 16-bit pixels up to which they may really have 12 or 14 bits
 
 
@@ -46,10 +50,17 @@ def strips(image: Image.Image, factor: int = 1) -> Iterator[Image.Image]:
         yield image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
-def is_blank(image: Image.Image) -> bool:
-    """Return whether an RGB image shows nothing: reduced to 32 x 32, each channel deviates by less than 3 of 255."""
+def blankness(image: Image.Image) -> Blankness:
+    """Return how little an RGB image shows, reduced to 32 x 32 pixels.
+
+    "blank": each channel deviates by less than 3 of 255. "nearly blank": 90 % of the pixels have one color, within 4 of
+    255, as those of a few lines on a plain ground; descriptors of such pictures resemble one another.
+    """
     small = np.asarray(image.resize((BLANK_SIDE, BLANK_SIDE), Image.Resampling.BOX), dtype=np.float32)
-    return bool(small.std(axis=(0, 1)).max() < BLANK_DEVIATION)
+    if small.std(axis=(0, 1)).max() < BLANK_DEVIATION:
+        return "blank"
+    plain = np.abs(small - np.median(small, axis=(0, 1))).max(axis=2) <= PLAIN_DIFFERENCE
+    return "nearly blank" if plain.mean() >= PLAIN_SHARE else ""
 
 
 def _conversion(image: Image.Image) -> Callable[[Image.Image], Image.Image]:

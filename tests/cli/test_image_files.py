@@ -111,11 +111,28 @@ def test_blank_pictures_are_no_copies_of_one_another(said, tmp_path, model):
     assert made["added"] == 3 and "white.png: blank: nothing to compare" in told
     answers = said("query", folder, "--k", "2")[0]["queries"]
     assert [(answer["id"], answer["blank"], len(answer["matches"])) for answer in answers] == [
-        ("black.png", True, 0), ("blue.png", True, 0), ("drawing0.png", False, 2), ("drawing1.png", False, 2),
-        ("drawing2.png", False, 2), ("white.png", True, 0)]
+        ("black.png", "blank", 0), ("blue.png", "blank", 0),
+        *((f"drawing{number}.png", "nearly blank", 2) for number in range(3)), ("white.png", "blank", 0)]
     for answer in answers:
-        if not answer["blank"] and "phash" in model:  # an untrained network tells little apart
+        if answer["blank"] != "blank" and "phash" in model:  # an untrained network tells little apart
             assert answer["matches"][0]["id"] == answer["id"] and answer["matches"][1]["score"] < 0.85
+
+
+def test_nearly_blank_queries_have_matches_and_no_yes_or_no(library, said, tmp_path):
+    background = tmp_path / "background"
+    background.mkdir()
+    for number in range(30):
+        photo(100 + number).save(background / f"{number}.png")
+    dot = Image.new("RGB", (200, 200), "white")
+    dot.paste("black", (90, 90, 120, 120))
+    dot.save(library / "dot.png")
+    said("index", library)
+    said("calibrate", background, "--false_positive_rate", "0.1")
+    answers = {answer["id"]: answer for answer in said("query", library, "--k", "1")[0]["queries"]}
+    assert answers["dot.png"]["blank"] == "nearly blank" and answers["100/IMG_0001.jpg"]["blank"] == ""
+    matches = {name: answer["matches"][0] for name, answer in answers.items()}
+    assert (matches["dot.png"]["score"], matches["dot.png"]["copy"]) == (1, None)
+    assert matches["100/IMG_0001.jpg"]["copy"] is True
 
 
 def test_a_blank_query_is_said_to_be_blank(library, said, tmp_path, capsys):

@@ -122,7 +122,7 @@ def usable_photos(
         elif min(photo.size) < settings.min_side:
             skipped.append((path, f"too small: {photo.size[0]} x {photo.size[1]} pixels"))
         elif photo.blank:
-            skipped.append((path, "blank"))
+            skipped.append((path, photo.blank))
         elif duplicates.add(photo.pixels):
             skipped.append((path, "near-duplicate of another photo"))
         else:

@@ -32,6 +32,7 @@ class ReadOptions:
     strict: bool = False  # stop at the first image that cannot be read, instead of skipping it
     progress: Callable[[int], Any] = lambda count: None  # gets the number of images processed since the last call
     together: int = CONFIRMED_TOGETHER  # images that are searched, or added and confirmed, at a time
+    nearly_blank: list[str] = field(default_factory=list)  # gets the files that show too little for a yes or no
     animated: list[str] = field(default_factory=list)  # gets the files with several frames: only the first counts
 
 
@@ -72,11 +73,13 @@ def _usable(decoder: Decoder, count: int, images: Sequence[ImageFile], options: 
             options.animated.append(shown(image.path))
         if decoded.pixels is not None:
             width, height = decoded.size
-            if min(width, height) >= SMALLEST_SIDE and not decoded.blank:
+            if min(width, height) >= SMALLEST_SIDE and decoded.blank != "blank":
+                if decoded.blank:
+                    options.nearly_blank.append(shown(image.path))
                 yield image, decoded.pixels
                 continue
             small = f"too small, {width} x {height} pixels; at least {SMALLEST_SIDE} are needed on each side"
-            reason = BLANK if decoded.blank else small
+            reason = BLANK if decoded.blank == "blank" else small
         elif options.strict:
             raise DataError(f"{UnreadableImage(image.path, reason)}; repair or remove it, or skip such images")
         skipped.append(Skipped(shown(image.path), reason, fault=decoded.pixels is None))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from ascl.core.reading import shown
 from ascl.image_copy.descriptors.choice import ImageDescriber
 from ascl.image_copy.matching.describe import BLANK, ReadOptions, described_images
 from ascl.images.find import ImageFile, Skipped
+from ascl.images.rgb import Blankness
 from ascl.index import calibration as calibrations
 from ascl.index.calibration import Calibration, Rate
 from ascl.index.records import Record
@@ -36,7 +37,7 @@ class Match:
     normalised: float | None  # the score after normalization by the background; None without normalization
     direction: str  # a value of `DIRECTIONS`; always `unclear` for a model whose norms were not trained to order
     norm_ratio: float | None  # norm of the query over norm of the reference; None if the model has no norms
-    copy: bool | None  # whether the calibration accepts it as a copy; None without a calibration
+    copy: bool | None  # whether the calibration accepts it as a copy; None without one, or for a nearly blank query
     false_positives: Rate | None  # how often an unrelated query reaches such a score; None without a calibration
 
     def to_dict(self) -> dict[str, Any]:
@@ -52,7 +53,7 @@ class Answer:
     id: str
     path: str  # printable
     matches: list[Match]
-    blank: bool = False  # it shows nothing that could be compared, and so has no matches
+    blank: Blankness = ""  # blank: there is nothing to compare, and so no match; nearly blank: no yes or no
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -88,11 +89,14 @@ def query_images(index: CopyIndex, describer: ImageDescriber, queries: Sequence[
             found = [records[position] for position in positions[row].tolist()]
             norms = np.array([one.norm for one in found], np.float32)
             ways = direction(images.norms[row : row + 1], norms, margin=margin) * index.state.model["orders_norms"]
-            answers[path] = Answer(image, shown(path),
-                                   [judge.match(one, float(score), float(shifts[row]), images.norms[row], int(way))
-                                    for one, score, way in zip(found, scores[row], ways, strict=True)])
+            matches = [judge.match(one, float(score), float(shifts[row]), images.norms[row], int(way))
+                       for one, score, way in zip(found, scores[row], ways, strict=True)]
+            if shown(path) in options.nearly_blank:
+                answers[path] = Answer(image, shown(path), [replace(one, copy=None) for one in matches], "nearly blank")
+            else:
+                answers[path] = Answer(image, shown(path), matches)
     blank = {one.path for one in skipped if one.reason == BLANK}
-    answers |= {str(image.path): Answer(image.id, shown(image.path), [], blank=True)
+    answers |= {str(image.path): Answer(image.id, shown(image.path), [], "blank")
                 for image in queries if shown(image.path) in blank}
     return [answers[str(image.path)] for image in queries if str(image.path) in answers], skipped
 

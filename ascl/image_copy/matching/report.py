@@ -86,14 +86,15 @@ def answers_table(answers: Sequence[Answer]) -> str:
     """Return the matches of all queries as text, one block per query."""
     blocks = []
     for answer in answers:
-        if answer.blank:
+        if answer.blank == "blank":
             blocks.append(f"{answer.path}:\n  {BLANK}")
             continue
         rows = [("id", "score", "copy", "false-positive rate", "direction", "from"), *map(_cells, answer.matches)]
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]])
                  for row in rows]
-        blocks.append("\n".join([f"{answer.path}:", *(f"  {line}" for line in lines)]))
+        note = " (nearly blank: no yes or no)" * bool(answer.blank)
+        blocks.append("\n".join([f"{answer.path}:{note}", *(f"  {line}" for line in lines)]))
     return "\n\n".join(blocks)
 
 
