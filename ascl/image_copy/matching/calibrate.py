@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from ascl.core.errors import DataError
 from ascl.image_copy.descriptors.choice import ImageDescriber
 from ascl.image_copy.descriptors.perceptual_hash import import_imagehash, looks_the_same
-from ascl.image_copy.matching.describe import ReadOptions, Skipped, described_images
+from ascl.image_copy.matching.describe import ReadOptions, described_images
+from ascl.images.find import ImageFile, Skipped
 from ascl.images.read import load_image
 from ascl.index.calibration import Calibration, Nearest, ScoreNorm, allowed_above, calibrated
 from ascl.index.store import CopyIndex
 
+UNUSABLE = "unreadable, too small or blank"
 SAVED_AGAIN = "in the index, saved again"
 HASHED = 20                 # background images below the threshold that are hashed too
 NAMED = 3                   # background images with the highest scores, which the result names
 
 
-def calibrate_index(index: CopyIndex, describer: ImageDescriber, paths: Sequence[Path], options: ReadOptions, *,
-                    rate: float, confidence: float = 0.95,
+def calibrate_index(index: CopyIndex, describer: ImageDescriber, background: Sequence[ImageFile],
+                    options: ReadOptions, *, rate: float, confidence: float = 0.95,
                     score_norm: ScoreNorm | None = None) -> tuple[Calibration, list[Skipped]]:
     """Search the index for images of which it holds no copy, and store the threshold for a rate of false positives.
 
@@ -34,7 +35,7 @@ def calibrate_index(index: CopyIndex, describer: ImageDescriber, paths: Sequence
 
     Args:
         index, describer: the index, and the model that it was made with.
-        paths: the background images.
+        background: images.
         options: how to read them.
         rate: wanted rate of false positives, per query, in (0, 1).
         confidence: of the interval around the achieved rate, in (0, 1).
@@ -55,8 +56,8 @@ def calibrate_index(index: CopyIndex, describer: ImageDescriber, paths: Sequence
     skipped = list[Skipped]()
     best, vectors, places, names = list[float](), list[np.ndarray](), list[int](), list[str]()
     seen: set[bytes] = set()
-    left_out = {"in the index": 0, SAVED_AGAIN: 0, "repeated": 0, "unreadable or too small": 0}
-    for images in described_images(describer, paths, options, skipped):
+    left_out = {"in the index": 0, SAVED_AGAIN: 0, "repeated": 0, UNUSABLE: 0}
+    for images in described_images(describer, background, options, skipped):
         positions, scores = index.search(images.vectors, 1)
         overlaps = index.holds_files(images.digests)
         if index.state.metric == "ip":  # equal hashes of different pictures are the false positives to count
@@ -70,7 +71,7 @@ def calibrate_index(index: CopyIndex, describer: ImageDescriber, paths: Sequence
             vectors.append(images.vectors[row])
             places.append(int(positions[row, 0]))
             names.append(images.paths[row])
-    left_out["unreadable or too small"] = len(skipped)
+    left_out[UNUSABLE] = len(skipped)
     values, warnings = np.array(best), tuple[str, ...]()
     order = np.argsort(-values, kind="stable")
     records = index.records(np.unique(places))
