@@ -12,19 +12,11 @@ from ascl.index import Metric
 from ascl.index.store import CopyIndex
 
 
-<<<<<<< HEAD
-def create_index(folder: str | os.PathLike, choice: DescriberChoice, describer: ImageDescriber,
-                 **options: Any) -> CopyIndex:
-    """Create an index bound to the model; `options` as for `CopyIndex.create`."""
-    model = {"name": describer.model, "settings": describer.settings, "choice": choice.to_record(),
-             "orders_norms": describer.orders_norms}
-=======
 def create_index(folder: str | os.PathLike, choice: DescriberChoice, describer: ImageDescriber, *,
                  ids: IdRule = "path", **options: Any) -> CopyIndex:
     """Create an index bound to the model and to a rule for ids; `options` as for `CopyIndex.create`."""
-    model = {"name": describer.model, "settings": describer.settings, "choice": asdict(choice.with_whole_paths()),
+    model = {"name": describer.model, "settings": describer.settings, "choice": choice.to_record(),
              "orders_norms": describer.orders_norms, "ids": ids}
->>>>>>> images
     metric: Metric = "hamming" if describer.settings.get("kind") == "phash" else "ip"
     return CopyIndex.create(folder, model, metric=metric, dimension=describer.dim, **options)
 
