@@ -5,83 +5,47 @@ compressed FAISS index. A change writes its vectors, then commits the transactio
 killed at any moment leaves the last committed state, and the next change removes what was left over. A committed row
 keeps its position until `compact` frees the rows of removed images, so that structures over positions, such as the
 compressed index, stay valid.
+
+A flipped bit never changes an answer unnoticed. A search compares each batch of vectors that it reads with its checksum,
+once per process, and the record of each image that it finds. What is damaged is left out and named by `damage`. The
+first change of a process checks the whole database, and is refused if it is damaged. `repair` keeps what is intact.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ascl.core.errors import DataError
-from ascl.core.files import atomic_path
-from ascl.index import Metric, version1
+from ascl.index import Metric, damage, version1, version2
 from ascl.index import search as index_search
-from ascl.index.records import DATABASE, Database, Record, State, damaged
-from ascl.index.vectors import VECTOR_TYPES, append_vectors, checksum_of, map_vectors, sync_folder, vectors_file
+from ascl.index.damage import Damage
+from ascl.index.images import Added, Images, conflict
+from ascl.index.places import Place, place_of, relative_to
+from ascl.index.records import CHANGE, DATABASE, UNREADABLE, Database, checksum_of_numbers
+from ascl.index.state import VERSION, Record, State, damaged
+from ascl.index.vectors import (
+    VECTOR_TYPES,
+    Batch,
+    CheckedVectors,
+    append_vectors,
+    map_vectors,
+    sync_folder,
+    vectors_file,
+)
 
 EXACT_UP_TO = 100_000           # images; for more, FAISS searches a compressed index
 UNCOMPRESSED_SHARE = 0.25       # rebuild the compressed index if more new rows than this share of its own are outside
 LOCK_SECONDS = 600              # long, because another process may be writing a compressed index of millions
 REWRITTEN_ROWS = 2**14          # rows per batch that `compact` writes
-OURS = re.compile(rf"vectors-\d{{4}}\.bin|\d{{8}}-compressed\.faiss|\..*\.tmp(-\w+)?|{version1.OLD_FILE.pattern}")
-
-
-@dataclass(frozen=True, eq=False)
-class Images:
-    """Described images to add to an index."""
-
-    ids: Sequence[str]  # (N,) names, each once
-    paths: Sequence[str]  # (N,) sources, for messages and answers
-    digests: np.ndarray  # (N, 32) uint8, SHA-256 of the files
-    sizes: np.ndarray  # (N,) sizes of the files in bytes, -1 = unknown
-    vectors: np.ndarray  # (N, d) of the index's type
-    norms: np.ndarray  # (N,) float32 content norms, NaN if the method has none
-
-    def record(self, row: int) -> Record:
-        return Record(self.ids[row], self.paths[row], self.digests[row].tobytes(), int(self.sizes[row]),
-                      float(self.norms[row]))
-
-    def check_usable(self) -> None:
-        """Raise a DataError for a descriptor that is not finite or zero; bits are always usable."""
-        if self.vectors.dtype.kind == "f":
-            squared = np.einsum("nd,nd->n", self.vectors, self.vectors, dtype=np.float64)
-            wrong = np.flatnonzero(~(np.isfinite(squared) & (squared > 0)))
-            if len(wrong):
-                raise DataError(f"image {self.ids[wrong[0]]!r} ({self.paths[wrong[0]]}): its descriptor is not finite "
-                                f"or zero, as are {len(wrong) - 1} more; check the model's weights and normalization")
-
-
-@dataclass(frozen=True)
-class Added:
-    """How many images `CopyIndex.add` added or found."""
-
-    added: int = 0
-    same: int = 0       # already there, from the same file
-    replaced: int = 0   # those of `added` that replaced another image
-
-    def __add__(self, other: Added) -> Added:
-        return Added(self.added + other.added, self.same + other.same, self.replaced + other.replaced)
-
-
-@dataclass(frozen=True)
-class DamagedBatch:
-    """Rows of the file `path` whose bytes have changed since they were written, and the ids of their images."""
-
-    path: Path
-    first: int
-    rows: int
-    ids: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return (f"{self.path}: the batch of rows {self.first} to {self.first + self.rows - 1} is damaged. Remove its "
-                f"{len(self.ids)} images ({', '.join(map(repr, self.ids[:3]))} ...) and add them again")
+OURS = re.compile(rf"vectors-\d{{4,}}\.bin|\d{{8,}}-compressed\.faiss|{CHANGE}|\..*\.tmp(-\w+)?|{version1.OLD_FILE.pattern}")
 
 
 class CopyIndex:
@@ -114,7 +78,7 @@ class CopyIndex:
     fault: str | None
 
     def __init__(self, folder: str | os.PathLike, *, lock_seconds: float = LOCK_SECONDS) -> None:
-        """Open an index; one of version 1 is converted first.
+        """Open an index; one of version 1 or 2 is converted first.
 
         Args:
             folder: the folder that `create` made.
@@ -135,7 +99,12 @@ class CopyIndex:
         self.fault = None
         self._compressed: Any = None
         self._opened: State | None = None
+        self._removed = np.empty(0, np.int64)   # in the order of removal
+        self._is_checked = False                # the database, before the first change
+        self._damage = dict[str, Damage]()      # of the database, by kind
         self._database = Database(self.folder / DATABASE, lock_seconds)
+        if self._database.stored()[1] < VERSION:
+            version2.convert(self._database)
         self.reload()
         if old:
             with self._change():    # removes the old files
@@ -176,7 +145,7 @@ class CopyIndex:
         database = Database(folder / DATABASE, lock_seconds, create=True)
         with database.change():
             change = 0
-            if database.run("SELECT 1 FROM sqlite_master"):
+            if not database.is_empty():
                 there = database.state()
                 if there.added:
                     raise DataError(f"{folder} is an index already: add to it, or choose another folder")
@@ -217,59 +186,130 @@ class CopyIndex:
     def files(self) -> list[Path]:
         """Return the paths of this state's files."""
         compressed = [self.state.compressed["file"]] if self.state.compressed else []
-        names = [DATABASE, f"{DATABASE}-wal", vectors_file(self.state), *compressed]
+        names = [DATABASE, f"{DATABASE}-wal", CHANGE, vectors_file(self.state), *compressed]
         return [path for path in map(self.folder.joinpath, names) if path.exists()]
 
     def records(self, positions: Iterable[int]) -> dict[int, Record]:
-        """Return position -> record of its image; positions of removed images are left out."""
-        return dict(self._database.records("row", map(int, positions)))
+        """Return position -> record of its image; positions of removed images and damaged records are left out."""
+        return {row: record for row, record in self._database.records("row", map(int, positions)) if record is not None}
+
+    def each_record(self) -> Iterator[tuple[int, Record]]:
+        """Yield (position, record) of every image; damaged records are left out."""
+        for first in range(0, self.state.rows, REWRITTEN_ROWS):
+            yield from sorted(self.records(range(first, min(first + REWRITTEN_ROWS, self.state.rows))).items())
 
     def find(self, ids: Iterable[str]) -> dict[str, tuple[int, Record]]:
-        """Return id -> (position, record) for the ids that are in the index."""
-        return {record.id: (row, record) for row, record in self._database.records("id", ids)}
+        """Return id -> (position, record) for the ids that are in the index; DataError if a record is damaged."""
+        return {record.id: (row, record) for row, record in self._intact("id", ids)}
+
+    def find_paths(self, paths: Iterable[str]) -> dict[str, tuple[int, Record]]:
+        """Return absolute path -> (position, record) of the images that were added from there, or are there now.
+
+        This reads every record. An image is also found in its place relative to the index. DataError if a record is
+        damaged.
+        """
+        wanted = {path: relative_to(self.folder, path) for path in paths}
+        found = dict[str, tuple[int, Record]]()
+        for column, names in (("relative", wanted.values()), ("path", wanted)):
+            encoded = {os.fsencode(name).hex().upper() for name in names if name}
+            held = {getattr(record, column): (row, record) for row, record in self._intact(f"hex({column})", encoded)}
+            found |= {path: held[name] for path, name in zip(wanted, names, strict=True) if name in held}
+        return found
+
+    def find_content(self, digests: Iterable[bytes]) -> dict[bytes, list[tuple[int, Record]]]:
+        """Return SHA-256 -> (position, record) of each image of such a file; DataError if a record is damaged."""
+        found = dict[bytes, list[tuple[int, Record]]]()
+        for row, record in self._intact("row", self._database.rows_of_content(digests)):
+            found.setdefault(record.sha256, []).append((row, record))
+        return found
 
     def holds_files(self, digests: np.ndarray) -> np.ndarray:
         """Return (n,) bool for (n, 32) uint8 SHA-256: whether an image of the same file is in the index.
 
-        This reads every record.
+        DataError if the database is damaged.
         """
+        self.require_intact()
         wanted = [digest.tobytes() for digest in digests]
-        found = self._database.records("hex(sha256)", [digest.hex().upper() for digest in wanted])
-        held = {record.sha256 for _, record in found}
+        held = self.find_content(wanted)
         return np.array([digest in held for digest in wanted], dtype=bool)
 
-    def calibration_arrays(self) -> dict[str, np.ndarray]:
-        """Return the arrays that `set_calibration` stored."""
-        return self._database.arrays()
+    def file_sizes(self) -> set[int]:
+        """Return the sizes in bytes of the files of all images; -1 is among them if one is not known."""
+        return {size for (size,) in self._database.run("SELECT DISTINCT size FROM images")}
 
-    def verify(self) -> list[DamagedBatch]:
-        """Read every vector and the whole database, and return the batches with a wrong checksum.
+    def place_of(self, record: Record) -> Place:
+        """Return where the file of an image is now."""
+        return place_of(record, self.folder)
 
-        Images of other batches can still be used.
+    def calibration_arrays(self) -> dict[str, np.ndarray] | None:
+        """Return the arrays that `set_calibration` stored; None if they are damaged, which `damage` then says."""
+        try:
+            return self._database.arrays(self.state.arrays or {})
+        except DataError:
+            self._damage["calibration"] = Damage(self._database.path, "the scores of the calibration are damaged, so no "
+                                                 "match is judged a copy: calibrate again")
+            return None
+
+    @property
+    def damage(self) -> list[Damage]:
+        """What was found to be damaged so far, and which images a search leaves out therefore."""
+        fault = [] if self.fault is None else [Damage(self.folder, self.fault)]
+        return [*fault, *self._damage.values(), *damage.of_vectors(self, self._vectors().left_out)]
+
+    def verify(self) -> list[Damage]:
+        """Read every vector and the whole database, and return what is damaged; all else can still be used."""
+        problem = self._database.check(self.state)
+        if problem is not None:
+            self._damage["database"] = Damage(self._database.path, f"damaged ({problem})")
+        self._leave_out_records(np.setdiff1d(np.arange(self.state.rows), self.rows.removed))
+        self._vectors().check()
+        self.calibration_arrays()
+        return self.damage
+
+    def require_intact(self) -> None:
+        """Check the database, once per open index; every change calls this first.
 
         Raises:
-            DataError: the database is damaged.
+            DataError: it is damaged, so that an image might be added twice or a removed one come back.
         """
-        for (problem,) in self._database.run("PRAGMA integrity_check(1)"):
-            if problem != "ok":
-                raise damaged(self.folder / DATABASE, problem)
-        path = self.folder / vectors_file(self.state)
-        return [
-            DamagedBatch(path, first, rows, tuple(one.id for one in self.records(range(first, first + rows)).values()))
-            for first, rows, checksum in self._database.run("SELECT first, rows, checksum FROM batches ORDER BY first")
-            if checksum_of(self.rows.vectors[first : first + rows]) != checksum
-        ]
+        if not self._is_checked:
+            problem = self._database.check(self.state)
+            if problem is not None:
+                self._damage["database"] = Damage(self._database.path, f"damaged ({problem})")
+            found = [one for kind, one in self._damage.items() if kind not in ("calibration", "last change")]
+            if found:
+                raise DataError(f"{found[0]}; `repair` keeps what is intact, and then images can be added and removed")
+            self._is_checked = True
 
-    def add(self, images: Images, *, overwrite: bool = False) -> Added:
+    def repair(self) -> list[Record]:
+        """Make the database anew from what is intact in it, and return the images whose vectors are damaged.
+
+        Those stay in the index, left out of every search, until they are removed or described again. Images whose
+        record is damaged are forgotten. Nobody else may change the index meanwhile.
+        """
+        found = self.verify()
+        lost = list(self.records(self._vectors().left_out).values())
+        if found and (self._damage or not self._vectors().tiled):
+            damage.rebuild(self._database, self.state, dict(self.each_record()), self._vectors().batches(),
+                           self.calibration_arrays())
+            self._opened, self._damage = None, {}
+            self.reload()
+        if self.fault is not None:
+            with self._change():
+                self._database.save(self.state.after(compressed=None))
+        return lost
+
+    def add(self, images: Images, *, overwrite: bool | Collection[str] = False) -> Added:
         """Add images, all or none; skip those that are in the index with the same id and file.
 
         Args:
             images: described images.
-            overwrite: replace an indexed image by a different one with the same id.
+            overwrite: replace an indexed image by a different one with the same id: True for any, or the ids of those.
 
         Raises:
-            DataError: an id is in the index (without `overwrite`), or twice in `images`, with a different file; or
-                vectors have another dimension or type, or are not finite, or zero.
+            DataError: an id is in the index (without `overwrite`), or twice in `images`, with a different file; an id
+                is no text that can be stored; vectors have another dimension or type, or are not finite, or zero; or
+                the disk is full.
         """
         index_search.check_vectors(images.vectors, self.state.metric, self.state.dimension, "new images")
         images.check_usable()
@@ -277,11 +317,12 @@ class CopyIndex:
             kept, replaced = self._new(images, overwrite)
             if kept:
                 state = self.state
-                self._database.remove(replaced)
-                self._database.insert((row, images.record(one)) for row, one in enumerate(kept, state.rows))
+                state = self._database.remove(replaced, state)
+                self._database.insert((row, images.record(one, self.folder))
+                                      for row, one in enumerate(kept, state.rows))
                 self._database.add_batches(append_vectors(self.folder, state, [images.vectors[kept]]))
-                self._database.save(state.after(rows=state.rows + len(kept), added=state.added + len(kept),
-                                                removed=state.removed + len(replaced)))
+                self._database.save(replace(state, rows=state.rows + len(kept), added=state.added + len(kept),
+                                            change=self.state.change + 1))
         return Added(len(kept), len(images.ids) - len(kept), len(replaced))
 
     def remove(self, ids: Sequence[str]) -> int:
@@ -298,9 +339,25 @@ class CopyIndex:
                 raise DataError(f"{self.folder}: {len(missing)} of {len(ids)} ids are not in the index: "
                                 f"{', '.join(map(repr, missing[:10]))}; nothing was removed")
             if ids:
-                self._database.remove([row for row, _ in there.values()])
-                self._database.save(self.state.after(removed=self.state.removed + len(ids)))
+                self._database.save(self._database.remove([row for row, _ in there.values()], self.state))
         return len(ids)
+
+    def rename(self, records: Sequence[tuple[int, Record]]) -> int:
+        """Give images, by their positions, new ids and paths, all or none, and return how many.
+
+        Raises:
+            DataError: another image has one of the ids.
+        """
+        with self._change():
+            rows = {row for row, _ in records}
+            taken = [image for image, (row, _) in self.find([one.id for _, one in records]).items() if row not in rows]
+            if taken:
+                raise DataError(f"{self.folder}: another process has added an image of the id {taken[0]!r} meanwhile; "
+                                "run the same again")
+            if records:
+                self._database.update(records)
+                self._database.save(self.state.after())
+        return len(records)
 
     def compact(self) -> int:
         """Free the rows of removed images, return how many, and rebuild the compressed index if one is due.
@@ -311,11 +368,11 @@ class CopyIndex:
         with self._change():
             gone = self.state.removed
             if gone:
-                for damage in self.verify():
-                    if damage.ids:
-                        raise DataError(str(damage))
+                found = self.verify()
+                if found:
+                    raise DataError(f"{found[0]}; `repair` mends it")
                 live = np.flatnonzero(~self.rows.is_removed(np.arange(self.state.rows)))
-                state = replace(self.state, rows=0, removed=0, layout=self.state.layout + 1)
+                state = replace(self.state, rows=0, removed=0, removed_checksum=0, layout=self.state.layout + 1)
                 parts = (live[first : first + REWRITTEN_ROWS] for first in range(0, len(live), REWRITTEN_ROWS))
                 batches = append_vectors(self.folder, state, (self.rows.vectors[part] for part in parts))
                 self._database.renumber()
@@ -331,8 +388,8 @@ class CopyIndex:
     def set_calibration(self, calibration: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         """Store a calibration and its arrays (see `ascl.index.calibration`)."""
         with self._change():
-            self._database.save_arrays(arrays)
-            self._database.save(self.state.after(calibration=calibration))
+            self._database.save(self.state.after(calibration=calibration, arrays=self._database.save_arrays(arrays)))
+        self._damage.pop("calibration", None)
 
     def compress_if_due(self) -> bool:
         """Build the compressed index if there are too many images for exact search, or too many new ones.
@@ -368,10 +425,9 @@ class CopyIndex:
             if self.state.layout != layout:
                 return False
             name = f"{self.state.change + 1:08d}-compressed.faiss"
-            with atomic_path(self.folder / name) as temporary:
-                index_search.write_compressed(built, temporary)
+            checksum = index_search.write_compressed(built, self.folder / name)
             sync_folder(self.folder)
-            self._database.save(self.state.after(compressed={**about, "file": name}))
+            self._database.save(self.state.after(compressed={**about, "file": name, "checksum": checksum}))
         return True
 
     def search(self, vectors: np.ndarray, k: int, *, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -385,7 +441,7 @@ class CopyIndex:
         Returns:
             positions (Q, min(k, images)) int64 and scores (Q, min(k, images)) float64, best first, equal scores by
             position; `records` turns positions into ids. The score is the inner product (`ip`), or the share of bits
-            that agree (`hamming`).
+            that agree (`hamming`). Images that are damaged are left out, and `damage` names them.
 
         Raises:
             DataError: k < 1, or vectors have another dimension or type or are not finite.
@@ -393,7 +449,14 @@ class CopyIndex:
         if k < 1:
             raise DataError(f"k is {k}: ask for at least 1 match")
         index_search.check_vectors(vectors, self.state.metric, self.state.dimension, "queries")
-        return index_search.search(self.rows, vectors, k, None if exact else self._compressed)
+        checked = self._vectors()
+        while True:
+            left_out = len(checked.left_out)
+            without = np.union1d(np.union1d(self.rows.removed, checked.left_out), self._lost_records)
+            rows = replace(self.rows, removed=without, check=checked.check)
+            positions, scores = index_search.search(rows, vectors, k, None if exact else self._compressed)
+            if not self._leave_out_records(np.unique(positions)) and len(checked.left_out) == left_out:
+                return positions, scores
 
     @property
     def searched_by(self) -> str:
@@ -413,6 +476,7 @@ class CopyIndex:
         try:
             with self._database.change():
                 self._move_to(self._database.state())
+                self.require_intact()
                 self._clear()
                 yield
         finally:
@@ -438,10 +502,8 @@ class CopyIndex:
         if before is not None and state.change == before.change:
             return
         same = before is not None and state.layout == before.layout
-        removed = self.rows.removed if same else np.empty(0, np.int64)
-        if len(removed) != state.removed:
-            new = self._database.run("SELECT row FROM removed WHERE rowid > ?", [len(removed)])
-            removed = np.sort(np.append(removed, np.array(new, np.int64)))
+        self._note_lost_changes(state)
+        removed = self._removed_rows(state) if not same or state.removed != len(self._removed) else self.rows.removed
         vectors = self.rows.vectors if same and len(self.rows) == state.rows else map_vectors(self.folder, state)
         if before is None or state.compressed != before.compressed:
             self._compressed, self.fault = None, None
@@ -451,10 +513,72 @@ class CopyIndex:
                     self._compressed = index_search.open_compressed(file, state.compressed)
                 except DataError as error:
                     self.fault = str(error)
+        if not same:
+            self._verdicts = dict[Batch, bool]()
+            self._record_seen, self._lost_records = np.zeros(0, bool), np.empty(0, np.int64)
+        self._record_seen = np.append(self._record_seen, np.zeros(state.rows - len(self._record_seen), bool))
         self.state = self._opened = state
         self.rows = index_search.Rows(vectors, removed, state.metric)
+        self._checked: CheckedVectors | None = None
 
-    def _new(self, images: Images, overwrite: bool) -> tuple[list[int], list[int]]:
+    def _note_lost_changes(self, state: State) -> None:
+        file, last = self.folder / CHANGE, self._database.committed
+        if last > state.change:
+            self._damage["changes"] = Damage(
+                self._database.path, f"the changes {state.change + 1} to {last} are lost, because its log "
+                f"{DATABASE}-wal is missing or damaged: restore it, or repair the index and index the images again")
+        elif last == UNREADABLE:
+            self._damage["last change"] = Damage(file, "damaged, so a change that was lost would not be noticed; the "
+                                                 "next change writes it anew")
+        else:
+            self._damage.pop("last change", None)
+
+    def _removed_rows(self, state: State) -> np.ndarray:
+        """Return the removed rows, ascending. If their list is damaged, they are those without a record."""
+        before = self._opened
+        known = self._removed if before is not None and state.layout == before.layout else self._removed[:0]
+        try:
+            order = np.append(known, self._database.removed(len(known)))
+        except DataError:
+            order = known
+        if len(order) == state.removed and checksum_of_numbers(order) == state.removed_checksum:
+            self._removed = order
+            return np.sort(order)
+        self._damage["removed"] = Damage(self._database.path, "the list of removed images is damaged; images without a "
+                                         "record count as removed")
+        self._removed = self._removed[:0]
+        return np.setdiff1d(np.arange(state.rows), self._database.rows())
+
+    def _vectors(self) -> CheckedVectors:
+        if self._checked is None:
+            try:
+                batches = self._database.batches()
+            except DataError:
+                batches = []    # then no vector can be compared with its checksum, and none is used
+            self._checked = CheckedVectors(self.rows.vectors, batches, self._verdicts)
+        return self._checked
+
+    def _intact(self, column: str, values: Iterable[Any]) -> Iterator[tuple[int, Record]]:
+        for row, record in self._database.records(column, values):
+            if record is None:
+                raise damaged(self._database.path, f"the record of row {row}")
+            yield row, record
+
+    def _leave_out_records(self, rows: np.ndarray) -> bool:
+        """Compare records that were not seen yet with their checksums, and return whether any must be left out."""
+        unseen = rows[~self._record_seen[rows]]
+        try:
+            found = self._database.records("row", unseen.tolist())
+        except DataError:   # a damaged page: read the other ones
+            found = damage.one_by_one(self._database, unseen.tolist())
+        self._record_seen[[row for row, record in found if record is not None]] = True
+        lost = unseen[~self._record_seen[unseen]]
+        if len(lost):
+            self._lost_records = np.union1d(self._lost_records, lost)
+            self._damage["records"] = damage.of_records(self._database.path, self._lost_records)
+        return bool(len(lost))
+
+    def _new(self, images: Images, overwrite: bool | Collection[str]) -> tuple[list[int], list[int]]:
         """Return the rows of `images` to add, and the positions of the images that they replace."""
         there = self.find(images.ids)
         chosen: dict[str, int] = {}
@@ -464,21 +588,21 @@ class CopyIndex:
                 if images.digests[chosen[image]].tobytes() != digest:
                     raise conflict(image, images.paths[chosen[image]], images.paths[row], indexed=False)
             elif image not in there or there[image][1].sha256 != digest:
-                if image in there and not overwrite:
+                if image in there and not (image in overwrite if isinstance(overwrite, Collection) else overwrite):
                     raise conflict(image, there[image][1].path, images.paths[row], indexed=True)
                 chosen[image] = row
         return list(chosen.values()), [there[image][0] for image in chosen if image in there]
 
 
 def is_index(folder: str | os.PathLike) -> bool:
-    """Return whether a folder holds an index, intact or damaged."""
-    database = Path(folder) / DATABASE
-    return bool(database.exists() and database.stat().st_size) or (Path(folder) / version1.MANIFEST).exists()
-
-
-def conflict(image: str, before: str, now: str, *, indexed: bool) -> DataError:
-    """Return the error for two images with the same id and different content."""
-    if indexed:
-        return DataError(f"two images have the id {image!r}: {before}, which is in the index, and {now}, whose content "
-                         "differs; rename one, or replace the indexed one (overwrite)")
-    return DataError(f"two images have the id {image!r} and different content: {before} and {now}; rename one")
+    """Return whether a folder holds an index, intact or damaged, and not only what a kill left of making one."""
+    path = Path(folder) / DATABASE
+    if not os.path.lexists(path):
+        return (Path(folder) / version1.MANIFEST).exists()
+    database = Database(path, LOCK_SECONDS)
+    try:
+        return not database.is_empty()
+    except DataError:
+        return True
+    finally:
+        database.close()
