@@ -212,18 +212,13 @@ class Database:
         """
         found = self.run(f"SELECT row, {COLUMNS}, checksum FROM images WHERE {column} IN "
                          "(SELECT value FROM json_each(?))", [json.dumps(list(values))])
-        return [(row, _record(columns) if record_checksum(row, *columns) == checksum else None)
+        return [(row, None if checksum is None or record_checksum(row, *columns) != checksum else _record(columns))
                 for row, *columns, checksum in found]
 
     def rows_of_content(self, digests: Iterable[bytes]) -> list[int]:
         """Return the rows of the images that have one of these SHA-256, ascending."""
         return sorted(row for digest in set(digests)
                       for (row,) in self.run("SELECT row FROM images WHERE sha256 = ?", [digest]))
-
-    def damaged_records(self) -> list[int]:
-        """Return the rows of all records that have a wrong checksum."""
-        return [row for (row,) in self.run(f"SELECT row FROM images WHERE record_checksum(row, {COLUMNS}) IS NOT "
-                                           "checksum ORDER BY row")]
 
     def insert(self, records: Iterable[tuple[int, Record]]) -> None:
         """Write the records of new rows; SQLite stores NaN as NULL."""

@@ -191,7 +191,7 @@ class CopyIndex:
 
     def records(self, positions: Iterable[int]) -> dict[int, Record]:
         """Return position -> record of its image; positions of removed images and damaged records are left out."""
-        return {row: record for row, record in self._database.records("row", map(int, positions)) if record is not None}
+        return {row: record for row, record in self._read(list(map(int, positions))) if record is not None}
 
     def each_record(self) -> Iterator[tuple[int, Record]]:
         """Yield (position, record) of every image; damaged records are left out."""
@@ -558,6 +558,12 @@ class CopyIndex:
             self._checked = CheckedVectors(self.rows.vectors, batches, self._verdicts)
         return self._checked
 
+    def _read(self, rows: list[int]) -> list[tuple[int, Record | None]]:
+        try:
+            return self._database.records("row", rows)
+        except DataError:   # a damaged page: read the others
+            return damage.one_by_one(self._database, rows)
+
     def _intact(self, column: str, values: Iterable[Any]) -> Iterator[tuple[int, Record]]:
         for row, record in self._database.records(column, values):
             if record is None:
@@ -567,11 +573,7 @@ class CopyIndex:
     def _leave_out_records(self, rows: np.ndarray) -> bool:
         """Compare records that were not seen yet with their checksums, and return whether any must be left out."""
         unseen = rows[~self._record_seen[rows]]
-        try:
-            found = self._database.records("row", unseen.tolist())
-        except DataError:   # a damaged page: read the other ones
-            found = damage.one_by_one(self._database, unseen.tolist())
-        self._record_seen[[row for row, record in found if record is not None]] = True
+        self._record_seen[list(self.records(unseen))] = True
         lost = unseen[~self._record_seen[unseen]]
         if len(lost):
             self._lost_records = np.union1d(self._lost_records, lost)
@@ -599,7 +601,10 @@ def is_index(folder: str | os.PathLike) -> bool:
     path = Path(folder) / DATABASE
     if not os.path.lexists(path):
         return (Path(folder) / version1.MANIFEST).exists()
-    database = Database(path, LOCK_SECONDS)
+    try:
+        database = Database(path, LOCK_SECONDS)
+    except DataError:
+        return True
     try:
         return not database.is_empty()
     except DataError:

@@ -30,17 +30,24 @@ def vectors_file(state: State) -> str:
 
 
 def map_vectors(folder: Path, state: State) -> np.ndarray:
-    """Return the counted rows, (rows, dimension), mapped into memory; DataError if the file is missing or too short."""
+    """Return the counted rows, (rows, dimension), mapped into memory; DataError if the file is missing.
+
+    Rows that a truncated file lacks are zero, and do not have the checksums of their batches.
+    """
     if not state.rows:
         return np.empty((0, state.dimension), VECTOR_TYPES[state.metric])
     path = folder / vectors_file(state)
     if not path.exists():
         raise damaged(path, "the file is missing")
     with reading(path, "the vectors of an index", RESTORE):
-        held = path.stat().st_size // row_bytes(state)
-        if held < state.rows:
-            raise damaged(path, f"it ends after {held:,} of {state.rows:,} rows")
-        return np.asarray(np.memmap(path, VECTOR_TYPES[state.metric], "r", shape=(state.rows, state.dimension)))
+        held = min(path.stat().st_size // row_bytes(state), state.rows)
+        shape = (held, state.dimension)
+        vectors = np.asarray(np.memmap(path, VECTOR_TYPES[state.metric], "r", shape=shape)) if held else np.empty(shape)
+        if held == state.rows:
+            return vectors
+        padded = np.zeros((state.rows, state.dimension), VECTOR_TYPES[state.metric])
+        padded[:held] = vectors
+        return padded
 
 
 def append_vectors(folder: Path, state: State, parts: Iterable[np.ndarray]) -> list[Batch]:

@@ -2,8 +2,9 @@
 
 import os
 import shutil
-import sqlite3
+import tempfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +54,17 @@ def answers(index: CopyIndex) -> list:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> tuple[Path, list]:
+def scratch() -> Iterator[Path]:
+    """A folder in memory, where there is one: hundreds of indexes are flushed to their disk."""
+    memory = "/dev/shm"
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(scratch) -> tuple[Path, list]:
     """A folder of an index, and its answers."""
-    folder = tmp_path_factory.mktemp("whole") / "index"
+    folder = scratch / "whole"
     index = make(folder)
     told = answers(index)
     index.close()
@@ -63,15 +72,14 @@ def whole(tmp_path_factory) -> tuple[Path, list]:
 
 
 @pytest.fixture(scope="module")
-def with_log(tmp_path_factory) -> tuple[Path, list]:
+def with_log(scratch) -> tuple[Path, list]:
     """The same as a killed process leaves it: all changes are in SQLite's log."""
-    folder = tmp_path_factory.mktemp("with_log")
-    index = make(folder / "open")
+    index = make(scratch / "open")
     told = answers(index)
-    shutil.copytree(index.folder, folder / "index")     # at the same depth, so that relative paths stay the same
+    shutil.copytree(index.folder, scratch / "with_log")
     index.close()
-    assert (folder / "index" / "index.sqlite-wal").stat().st_size
-    return folder / "index", told
+    assert (scratch / "with_log" / "index.sqlite-wal").stat().st_size
+    return scratch / "with_log", told
 
 
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:
@@ -126,14 +134,14 @@ def check_mutated(folder: Path, told: list, mended: bool = True) -> str:
 
 @pytest.mark.parametrize("state", ["whole", "with_log"])
 @pytest.mark.parametrize("name", ["index.sqlite", "vectors-0000.bin", "change", "index.sqlite-wal", "index.sqlite-shm"])
-def test_a_damaged_file_changes_no_answer_in_silence(request, tmp_path, state, name):
+def test_a_damaged_file_changes_no_answer_in_silence(request, scratch, state, name):
     folder, told = request.getfixturevalue(state)
     if not (folder / name).exists():
         pytest.skip("a closed index has no log")
     rng = np.random.default_rng(zlib.crc32(f"{state} {name}".encode()))
     cases, outcomes = CASES.get(name, 10), []
     for case in range(cases):
-        copied = tmp_path / str(case)
+        copied = scratch / str(case)
         shutil.copytree(folder, copied)
         (copied / name).write_bytes(mutated((copied / name).read_bytes(), rng))
         try:
