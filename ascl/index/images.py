@@ -52,14 +52,18 @@ class Added:
     added: int = 0
     same: int = 0       # already there, from the same file
     replaced: int = 0   # those of `added` that replaced another image
+    moved: int = 0      # those of `same` that got a new path or id, because their file has moved
 
     def __add__(self, other: Added) -> Added:
-        return Added(self.added + other.added, self.same + other.same, self.replaced + other.replaced)
+        return Added(self.added + other.added, self.same + other.same, self.replaced + other.replaced,
+                     self.moved + other.moved)
 
 
-def conflict(image: str, before: str, now: str, *, indexed: bool) -> DataError:
-    """Return the error for two images with the same id and different content."""
+def conflict(image: str, before: str, now: str, *, indexed: bool, gone: bool = False) -> DataError:
+    """Return the error for two images with the same id and different content; `gone`: there is no file any more."""
+    before, now = shown(before), shown(now)
     if indexed:
-        return DataError(f"two images have the id {image!r}: {before}, which is in the index, and {now}, whose content "
-                         "differs; rename one, or replace the indexed one (overwrite)")
+        return DataError(f"two images have the id {image!r}: {before}, which is in the index"
+                         f"{' and no longer on the disk' * gone}, and {now}, whose content differs; rename one, or "
+                         "replace the indexed one (overwrite)")
     return DataError(f"two images have the id {image!r} and different content: {before} and {now}; rename one")

@@ -66,7 +66,7 @@ class CopyIndex:
         >>> folder = tempfile.TemporaryDirectory()
         >>> index = CopyIndex.create(folder.name, {"name": "toy model"}, metric="ip", dimension=2)
         >>> index.add(images)
-        Added(added=2, same=0, replaced=0)
+        Added(added=2, same=0, replaced=0, moved=0)
         >>> positions, scores = index.search(np.array([[0.6, 0.8]], np.float32), k=2)      # both (1, 2), best first
         >>> [index.records(positions[0])[position].id for position in positions[0]], scores.round(2).tolist()
         (['dog', 'cat'], [[0.8, 0.6]])
@@ -300,7 +300,7 @@ class CopyIndex:
         return lost
 
     def add(self, images: Images, *, overwrite: bool | Collection[str] = False) -> Added:
-        """Add images, all or none; skip those that are in the index with the same id and file.
+        """Add images, all or none; skip those that are in the index with the same id and file, and not damaged.
 
         Args:
             images: described images.
@@ -583,14 +583,19 @@ class CopyIndex:
     def _new(self, images: Images, overwrite: bool | Collection[str]) -> tuple[list[int], list[int]]:
         """Return the rows of `images` to add, and the positions of the images that they replace."""
         there = self.find(images.ids)
+        checked = self._vectors()
+        checked.check(np.array([row for row, _ in there.values()], np.int64))
+        lost = set(checked.left_out.tolist())
         chosen: dict[str, int] = {}
         for row, image in enumerate(images.ids):
             digest = images.digests[row].tobytes()
             if image in chosen:
                 if images.digests[chosen[image]].tobytes() != digest:
                     raise conflict(image, images.paths[chosen[image]], images.paths[row], indexed=False)
-            elif image not in there or there[image][1].sha256 != digest:
-                if image in there and not (image in overwrite if isinstance(overwrite, Collection) else overwrite):
+            elif image not in there or there[image][0] in lost:
+                chosen[image] = row
+            elif there[image][1].sha256 != digest:
+                if not (image in overwrite if isinstance(overwrite, Collection) else overwrite):
                     raise conflict(image, there[image][1].path, images.paths[row], indexed=True)
                 chosen[image] = row
         return list(chosen.values()), [there[image][0] for image in chosen if image in there]

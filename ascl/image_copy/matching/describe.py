@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from ascl.image_copy.descriptors.choice import ImageDescriber
 from ascl.images.loader import Decoder
 from ascl.index.store import Images
 
-CONFIRMED_TOGETHER = 1024   # images: the work that a kill can cost
+CONFIRMED_TOGETHER = 1024   # images, or
+CONFIRMED_SECONDS = 5.0     # seconds after which they are confirmed: the work that a kill can cost
 SMALLEST_SIDE = 16          # pixels of the short side; smaller images show too little to be distinguished
 
 
@@ -36,25 +38,33 @@ class ReadOptions:
     skip_unreadable: bool = False  # skip images that cannot be read or are too small, instead of stopping
     progress: Callable[[int], Any] = lambda count: None  # gets the number of images processed since the last call
     together: int = CONFIRMED_TOGETHER  # images that are searched, or added and confirmed, at a time
+    seconds: float = CONFIRMED_SECONDS  # ... or fewer, as many as were described in this time
 
 
 def described_images(describer: ImageDescriber, paths: Sequence[Path], options: ReadOptions,
                      skipped: list[Skipped]) -> Iterator[Images]:
-    """Yield the rows of images, `options.together` at a time, in order; add those that cannot be used to `skipped`.
+    """Yield the rows of images in order, in parts of `options.together` or `options.seconds`.
+
+    Images that cannot be used are added to `skipped`.
 
     Raises DataError if an image cannot be used and `options` do not skip it, or if a descriptor is not finite.
     """
     decoder = Decoder(paths, range(len(paths)), describer.prepare, options.workers)
-    for first in range(0, len(paths), options.together):
-        end = min(first + options.together, len(paths))
+    taken = 0
+    while taken < len(paths):
         used, vectors, norms = list[Path](), list[np.ndarray](), list[np.ndarray]()
-        for start in range(first, end, options.batch_size):
-            usable = list(_usable(decoder, min(options.batch_size, end - start), paths, options, skipped))
+        began, left = time.monotonic(), min(options.together, len(paths) - taken)
+        while left:
+            count = min(options.batch_size, left)
+            taken, left = taken + count, left - count
+            usable = list(_usable(decoder, count, paths, options, skipped))
             if usable:
                 unit, lengths = describer([pixels for _, pixels in usable])
                 vectors.append(unit)
                 norms.append(np.full(len(unit), np.nan, np.float32) if lengths is None else lengths)
                 used += [path for path, _ in usable]
+            if time.monotonic() - began > options.seconds:
+                break
         if used:
             made = Images([path.stem for path in used], list(map(str, used)), np.stack(list(map(digest_of, used))),
                           np.array([path.stat().st_size for path in used]), np.concatenate(vectors),
