@@ -1,4 +1,4 @@
-"""`ascl copy index|add|remove|prune|query|calibrate|info|repair|compact`: build, query and maintain a persistent index of images."""
+"""`ascl copy index|add|remove|prune|query|calibrate|info|repair|compact`: a persistent index of images."""
 
 from __future__ import annotations
 
@@ -126,7 +126,8 @@ def add_to(opened: Any, describer: Any, images: list, options: Namespace) -> Ans
         print(f"compressed index built: {about['factory']}, recall@10 {about['recall_at_10']:.3f}")
     print(f"{opened.folder}: {len(opened):,} images, described by {opened.state.model['name']}")
     return Answer({"index": opened.folder, "images": len(opened), "added": done.added, "replaced": done.replaced,
-                   "already_there": done.same, "moved": done.moved, "skipped": [vars(one) for one in skipped], "compressed": about})
+                   "already_there": done.same, "moved": done.moved, "skipped": [vars(one) for one in skipped],
+                   "compressed": about})
 
 
 def remove_parser(prog: str) -> Parser:
@@ -147,8 +148,8 @@ def remove(options: Namespace) -> Answer:
 
 
 def prune_parser(prog: str) -> Parser:
-    return parser_of(prog, "Remove the images from an index whose files are gone, and list them. First index moved photos "
-                     "where they are now: that updates their paths.")
+    return parser_of(prog, "Remove the images from an index whose files are gone, and list them. First index moved "
+                     "photos where they are now: that updates their paths.")
 
 
 def prune(options: Namespace) -> Answer:
@@ -232,7 +233,8 @@ def calibrate(options: Namespace) -> Answer:
     with reading(options, len(images)) as how:
         made, skipped = calibrate_index(
             opened, model_of(opened, options), images, how, rate=options.false_positive_rate,
-            confidence=options.confidence, score_norm=ScoreNorm() if options.score_norm else None, unchecked=options.unchecked,
+            confidence=options.confidence, score_norm=ScoreNorm() if options.score_norm else None,
+            unchecked=options.unchecked,
         )
     overlap = made.left_out["in the index"] + made.left_out[SAVED_AGAIN]
     if overlap:
@@ -265,8 +267,8 @@ def info(options: Namespace) -> Answer:
 
 
 def repair_parser(prog: str) -> Parser:
-    parser = parser_of(prog, "Mend a damaged index: keep what is intact, describe images again whose vectors are damaged, "
-                       "and list those that must be indexed again. Nothing else may use the index meanwhile.")
+    parser = parser_of(prog, "Mend a damaged index: keep what is intact, describe images again whose vectors are "
+                       "damaged, and list those that must be indexed again. Nothing else may use the index meanwhile.")
     add_describer(parser)
     add_device(parser)
     add_batch_size(parser, 32)
@@ -277,7 +279,7 @@ def repair_parser(prog: str) -> Parser:
 def repair(options: Namespace) -> Answer:
     from ascl.core.reading import shown
     from ascl.image_copy.matching.describe import ReadOptions
-    from ascl.image_copy.matching.forget import repair_index
+    from ascl.image_copy.matching.repair import repair_index
     from ascl.index.store import CopyIndex
 
     opened = CopyIndex(options.index)

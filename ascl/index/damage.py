@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ascl.core.errors import DataError, first_of
-from ascl.index.records import Database, checksum_of_numbers
+from ascl.index.records import Database
 from ascl.index.state import Record, State
 from ascl.index.vectors import Batch, ranges_of, vectors_file
 
 if TYPE_CHECKING:
-    from ascl.index.store import CopyIndex
+    from ascl.index.reader import IndexReader
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class Damage:
         return {"path": str(self.path), "what": self.what, "rows": self.rows, "ids": list(self.ids)}
 
 
-def of_vectors(index: CopyIndex, rows: np.ndarray) -> list[Damage]:
+def of_vectors(index: IndexReader, rows: np.ndarray) -> list[Damage]:
     """Return the damage of these rows of the vectors' file, a range at a time; removed images do not count."""
     found = []
     for first, end in ranges_of(rows):
         ids = tuple(record.id for _, record in sorted(index.records(range(first, end)).items()))
         if ids:
             found.append(Damage(index.folder / vectors_file(index.state),
-                                f"the vectors of rows {first} to {end - 1} are damaged; its {len(ids):,} images are left "
-                                f"out ({first_of(ids, 3)}): `repair` describes them again", end - first, ids))
+                                f"the vectors of rows {first} to {end - 1} are damaged; its {len(ids):,} images are "
+                                f"left out ({first_of(ids, 3)}): `repair` describes them again", end - first, ids))
     return found
 
 
@@ -81,7 +81,8 @@ def rebuild(database: Database, state: State, records: dict[int, Record], batche
         made.insert(sorted(records.items()))
         state = made.remove(removed.tolist(), replace(state, removed=0, removed_checksum=0))
         made.add_batches(batches)
-        made.save(replace(state, change=max(state.change, database.committed + 1), arrays=made.save_arrays(arrays or {}),
+        made.save(replace(state, change=max(state.change, database.committed + 1),
+                          arrays=made.save_arrays(arrays or {}),
                           calibration=None if arrays is None else state.calibration))
     database.replace_by(made)
     made.close()

@@ -222,7 +222,8 @@ class Database:
 
     def insert(self, records: Iterable[tuple[int, Record]]) -> None:
         """Write the records of new rows; SQLite stores NaN as NULL."""
-        self.run("INSERT INTO images VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, record_checksum(?1, ?2, ?3, ?4, ?5, ?6, ?7))", (
+        columns = "?1, ?2, ?3, ?4, ?5, ?6, ?7"
+        self.run(f"INSERT INTO images VALUES ({columns}, record_checksum({columns}))", (
             (row, one.id, os.fsencode(one.path), os.fsencode(one.relative), one.sha256, one.size, one.norm)
             for row, one in records
         ), each=True)

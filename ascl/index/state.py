@@ -15,7 +15,7 @@ from ascl.core.reading import parse_json, shown
 from ascl.index import Metric
 
 FORMAT, VERSION = "ascl-index", 3
-COMPRESSED_FILE = re.compile(r"\d{8}-compressed\.faiss")
+COMPRESSED_FILE = re.compile(r"\d{8,}-compressed\.faiss")
 MOST = 2**53    # numbers up to here are exact in JSON and SQLite
 
 
@@ -71,7 +71,7 @@ def read_state(text: str, path: Path) -> tuple[State, int]:
     wrong += [one.name for one in fields(State)[-3:] if not isinstance(getattr(state, one.name), dict | None)]
     if wrong or state.dimension < 1 or state.removed > state.rows or state.metric not in ("ip", "hamming"):
         raise damaged(path, f"its state has impossible values{': ' * bool(wrong)}{', '.join(wrong)}")
-    if not isinstance(state.model, dict) or not isinstance(state.model.get("name"), str):
+    if not isinstance(state.model, dict):
         raise damaged(path, "its state names no model")
     about = state.compressed
     if about is not None and not (COMPRESSED_FILE.fullmatch(str(about.get("file")))    # nothing outside the folder

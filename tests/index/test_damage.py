@@ -1,4 +1,4 @@
-"""Damaged files of an index: the same answers as before, or the damage is said. Never another answer, or a traceback."""
+"""Damaged files of an index: the same answers as before, or the damage is said; never another answer or a traceback."""
 
 import os
 import shutil

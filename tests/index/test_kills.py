@@ -22,8 +22,9 @@ from ascl.image_copy.descriptors.perceptual_hash import PerceptualHasher
 from ascl.image_copy.matching.add import add_images
 from ascl.image_copy.matching.calibrate import calibrate_index
 from ascl.image_copy.matching.describe import ReadOptions
-from ascl.image_copy.matching.forget import named_ids, prune_index, repair_index
+from ascl.image_copy.matching.forget import named_ids, prune_index
 from ascl.image_copy.matching.model import create_index
+from ascl.image_copy.matching.repair import repair_index
 from ascl.images.read import images_of
 from ascl.index.store import CopyIndex, is_index
 

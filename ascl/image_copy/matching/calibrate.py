@@ -96,8 +96,9 @@ def calibrate_index(index: CopyIndex, describer: ImageDescriber, paths: Sequence
                        f"compared with the indexed images that they resemble, whose files have moved or changed, such "
                        f"as {shown(unknown[0])}")
             if len(unknown) == len(compared) and not unchecked:
-                raise DataError(f"{missing}. A copy of an indexed image among them would raise the threshold: index the "
-                                "images again where they are now, which updates their paths, or calibrate unchecked")
+                raise DataError(f"{missing}. A copy of an indexed image among them would raise the threshold: index "
+                                "the images again where they are now, which updates their paths, or calibrate "
+                                "unchecked")
             warnings = (f"{missing}: if one of them is a copy, the threshold is too high",)
         left_out[SAVED_AGAIN] = len(again)
         order = order[~np.isin(order, again)]

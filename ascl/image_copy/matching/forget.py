@@ -1,17 +1,13 @@
-"""Remove images from an index: those that are named, those whose files are gone, and those that are damaged."""
+"""Remove images from an index: those that are named, and those whose files are gone."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 from ascl.core.errors import DataError, first_of
 from ascl.core.reading import read_text, shown
-from ascl.image_copy.descriptors.choice import ImageDescriber
-from ascl.image_copy.matching.describe import ReadOptions, described_images, digest_of
-from ascl.index.damage import Damage
 from ascl.index.state import Record
 from ascl.index.store import CopyIndex
 
@@ -63,49 +59,8 @@ def prune_index(index: CopyIndex) -> Pruned:
         found[index.place_of(record).status].append(record)
     gone = found["gone"]
     if gone and len(gone) == len(index):
-        raise DataError(f"{index.folder}: none of its {len(gone):,} files is there, such as {shown(gone[0].path)}. Mount "
-                        "their disk, or index the images again where they are now; nothing was removed")
+        raise DataError(f"{index.folder}: none of its {len(gone):,} files is there, such as {shown(gone[0].path)}. "
+                        "Mount their disk, or index the images again where they are now; nothing was removed")
     if gone:
         index.remove([record.id for record in gone])
     return Pruned(gone, found["changed"])
-
-
-@dataclass(frozen=True)
-class Repaired:
-    """What `repair_index` has found and done."""
-
-    found: list[Damage]
-    described: list[str]  # ids of images that were described again
-    forgotten: list[Record]  # images whose vectors were damaged and whose files are gone or have changed
-    lost: int  # images whose records were damaged too
-
-
-def repair_index(index: CopyIndex, describer: ImageDescriber, options: ReadOptions) -> Repaired:
-    """Mend an index: keep what is intact, describe images again whose vectors are damaged, and forget the rest.
-
-    Nobody else may change the index meanwhile. After a kill, the same call continues.
-
-    Raises:
-        DataError: the state itself cannot be read, or as `described_images`.
-    """
-    found, before = index.verify(), len(index)
-    if not found:
-        return Repaired([], [], [], 0)
-    damaged = index.repair()
-    lost = before - len(index)
-    ids = {index.place_of(record).path: record.id for record in damaged if _is_as_indexed(index, record)}
-    described = set[str]()
-    if ids:
-        for images in described_images(describer, list(ids), options, []):
-            images = replace(images, ids=[ids[Path(path)] for path in images.paths])
-            index.add(images)
-            described |= set(images.ids)
-    forgotten = [record for record in damaged if record.id not in described]
-    index.remove([record.id for record in forgotten])
-    index.compact()
-    return Repaired(found, sorted(described), forgotten, lost)
-
-
-def _is_as_indexed(index: CopyIndex, record: Record) -> bool:
-    place = index.place_of(record)
-    return place.status == "there" and digest_of(place.path).tobytes() == record.sha256

@@ -38,7 +38,7 @@ def recorded_choice(index: CopyIndex) -> DescriberChoice:
 def recorded_model(index: CopyIndex) -> dict[str, Any]:
     """Return the model that `create_index` has recorded; DataError if something else has made the index."""
     model = index.state.model
-    for name, kind in (("settings", dict), ("choice", dict), ("orders_norms", bool)):
+    for name, kind in (("name", str), ("settings", dict), ("choice", dict), ("orders_norms", bool)):
         if not isinstance(model.get(name), kind):
             raise DataError(f"{index.folder} is an index of other vectors: it records no {name} of a model of images")
     return model
@@ -66,8 +66,8 @@ def describer_of(index: CopyIndex, choice: DescriberChoice | None = None, device
                         "where it is, as when the index was made") from error
     recorded = recorded_model(index)
     if not _is_same(describer.model, recorded["name"]):
-        versions = [IMAGEHASH.search(name) for name in (recorded["name"], describer.model)]
-        use = f"Install that version (pip install imagehash=={versions[0][1]})" if all(versions) else "Use that model"
+        hashed = IMAGEHASH.search(recorded["name"]) if IMAGEHASH.search(describer.model) else None
+        use = f"Install that version (pip install imagehash=={hashed[1]})" if hashed else "Use that model"
         raise DataError(f"{index.folder} was made by {recorded['name']}, not by {describer.model}: their descriptors "
                         f"cannot be compared. {use}, or index the images again with this one")
     found, wanted = ({key: value for key, value in settings.items() if key not in NAMES}
