@@ -14,6 +14,7 @@ CONFIGS = {f"ascl.{folder.relative_to(HERE).as_posix().replace('/', '.')}": fold
 SCALE = ["ray[data]>=2.9"]  # extraction on several machines
 SEARCH = ["faiss-cpu>=1.8"]  # a compressed index, PCA whitening
 COPY = ["timm>=1.0", "imagehash>=4.3"]  # further backbones for descriptors, perceptual hashes
+HEIC = ["pillow-heif>=0.16"]  # photos of phones
 LABELS = ["eccv_caption>=0.1"]  # corrected labels of COCO
 DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5.30", "mkdocstrings[python]>=1.0", "mkdocstrings-python>=2.0",
         "latex2mathml>=3.77"]  # docs/ as a site
@@ -53,9 +54,10 @@ setup(
         "search": SEARCH,
         "copy": COPY,
         "labels": LABELS,
+        "heic": HEIC,
         "docs": DOCS,
         "dev": [
-            *SCALE, *SEARCH, *COPY, *LABELS, *DOCS,
+            *SCALE, *SEARCH, *COPY, *LABELS, *HEIC, *DOCS,
             "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.11",
         ],
     },

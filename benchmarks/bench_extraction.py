@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ from ascl.core.errors import DataError
 from ascl.features import BATCH_SIZE, make_backend
 from ascl.features.writer import Backend, extract
 from ascl.image_copy.descriptors.descriptor import Describer, Descriptor, DescriptorSettings
+from ascl.images.find import ImageFile, find_images
 from ascl.images.loader import Decoder, batches_of_one_shape
-from ascl.images.read import find_images
 
 PHOTOGRAPHS = results.REPOSITORY.parent / "shared" / "data" / "flickr8k"
 COCO_SHORT_SIDE = 480
@@ -137,12 +138,13 @@ def coco_sized(photographs: list[Path], folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def measure(case: Case, images: list[Path], device: str, workers: int, seconds: float, folder: Path) -> Rates:
+def measure(case: Case, images: Sequence[ImageFile], device: str, workers: int, seconds: float, folder: Path) -> Rates:
     """Measure the network alone, the extraction as users run it, and decoding alone, on the images that time allows."""
     multiprocessing.set_start_method("fork", force=True)  # as in the programs; a fork server started this process
     backend = backend_of(case, device)
     batch_size = BATCH_SIZE.get(case.kind, 32)
-    decoder = Decoder(images, range(min(len(images), 2 * batch_size)), backend.prepare, workers)
+    paths = [image.path for image in images]
+    decoder = Decoder(paths, range(min(len(images), 2 * batch_size)), backend.prepare, workers)
     decoded = (decoder.take() for _ in range(min(len(images), 2 * batch_size)))
     batch = max(batches_of_one_shape(decoded, batch_size), key=len)
     pixels = [image.pixels for image in batch if image.pixels is not None]
@@ -158,7 +160,7 @@ def measure(case: Case, images: list[Path], device: str, workers: int, seconds: 
     done = extract(backend, images, out, batch_size=batch_size, workers=workers, progress=False)
     image_bytes = out.stat().st_size / len(images)
     out.unlink()
-    decoder = Decoder(images, range(len(images)), backend.prepare, workers)
+    decoder = Decoder(paths, range(len(images)), backend.prepare, workers)
     started = time.perf_counter()
     for _ in images:
         decoder.take()
@@ -182,7 +184,9 @@ def own_bytes(process: psutil.Process) -> int:
         return 0
 
 
-def memory_over(images: list[Path], case: Case, device: str, workers: int, folder: Path) -> list[tuple[int, int]]:
+def memory_over(
+    images: Sequence[ImageFile], case: Case, device: str, workers: int, folder: Path
+) -> list[tuple[int, int]]:
     """Return (finished parts, bytes of this process and its workers), sampled ten times per second in an extraction."""
     multiprocessing.set_start_method("fork", force=True)
     backend = backend_of(case, device)
@@ -246,7 +250,7 @@ def parser() -> argparse.ArgumentParser:
 
 def photographs_of(options: argparse.Namespace) -> list[Path]:
     folder = options.images or PHOTOGRAPHS / ("images" if options.memory else "full1000")
-    return find_images(folder)
+    return find_images(folder).paths
 
 
 def run(options: argparse.Namespace, device: str, scratch: Path) -> list[tuple[str, float, str, str]]:
@@ -274,7 +278,8 @@ def run(options: argparse.Namespace, device: str, scratch: Path) -> list[tuple[s
     if any(case.arguments.get("backbone") == "resnet152" for case in wanted):
         write_resnet152(scratch / RESNET152)
     (scratch / "images").mkdir()
-    images = coco_sized(photographs, scratch / "images", 16 if options.quick else len(photographs))
+    coco_sized(photographs, scratch / "images", 16 if options.quick else len(photographs))
+    images = find_images(scratch / "images")
     figures = []
     for case in wanted:
         print(f"measuring: {case.name}", file=sys.stderr)

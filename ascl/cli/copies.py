@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
@@ -15,13 +15,21 @@ from ascl.cli.options import (
     add_batch_size,
     add_describer,
     add_device,
-    add_skip_unreadable,
+    add_ids,
+    add_image_files,
     add_workers,
     chosen_describer,
     ending,
+    given_images,
+    print_left_out,
+    status_of,
 )
-from ascl.core.errors import SettingsError
+from ascl.core.errors import SettingsError, first_of
 from ascl.settings.base import Parser
+
+if TYPE_CHECKING:
+    from ascl.image_copy.matching.describe import ReadOptions
+    from ascl.images.find import FoundImages, Skipped
 
 KEPT = "what was described until a few seconds ago is in the index, and the same command continues"
 
@@ -44,16 +52,16 @@ def describing_parser(prog: str, description: str, images: str) -> Parser:
     add_device(parser)
     add_batch_size(parser, 32)
     add_workers(parser)
-    add_skip_unreadable(parser)
+    add_image_files(parser)
     return parser
 
 
 def index_parser(prog: str) -> Parser:
     parser = describing_parser(
-        prog, "Describe images and make an index of them, or continue one. The id of an image is its file name without "
-        "the suffix. If no model is chosen, a new index uses the perceptual hash, a baseline. Then query it with ascl "
-        "copy query.", "FOLDER",
+        prog, "Describe images and make an index of them, or continue one. If no model is chosen, a new index uses the "
+        "perceptual hash, a baseline. Then query it with ascl copy query.", "FOLDER",
     )
+    add_ids(parser, None, "; null = as in the index, path for a new one")
     parser.add_argument("--exact_up_to", type=NonNegativeInt, metavar="N", help="new index: search exactly up to N "
                         "images, and through a compressed index beyond; null = 100,000")
     add_replace(parser)
@@ -62,14 +70,16 @@ def index_parser(prog: str) -> Parser:
 
 def index(options: Namespace) -> Answer:
     from ascl.image_copy.descriptors.choice import DescriberChoice, make_describer
-    from ascl.image_copy.matching.model import create_index, recorded_choice
+    from ascl.image_copy.matching.model import create_index, recorded_choice, recorded_ids
     from ascl.images.backbones import pick_device
-    from ascl.images.read import images_of
     from ascl.index.store import EXACT_UP_TO, CopyIndex, is_index
 
-    images = images_of(*options.images)
     opened = CopyIndex(options.index) if is_index(options.index) else None
+    ids = recorded_ids(opened) if opened is not None and opened.state.added else options.id or "path"
+    images = given_images(options, *options.images, ids=ids)
     if opened is not None and opened.state.added:
+        if options.id not in (None, ids):
+            raise SettingsError(f"--id is only for a new index; {options.index} was made with {ids}: leave it out")
         if options.exact_up_to not in (None, opened.state.exact_up_to):
             raise SettingsError(
                 f"--exact_up_to is only for a new index; {options.index} was made with {opened.state.exact_up_to}: "
@@ -86,7 +96,7 @@ def index(options: Namespace) -> Answer:
                   "gives no direction; choose a learned descriptor with --checkpoint RUN", file=sys.stderr)
         describer = make_describer(choice, pick_device(options.device))
         exact = EXACT_UP_TO if options.exact_up_to is None else options.exact_up_to
-        opened = create_index(options.index, choice, describer, exact_up_to=exact)
+        opened = create_index(options.index, choice, describer, ids=ids, exact_up_to=exact)
     return add_to(opened, describer, images, options)
 
 
@@ -97,11 +107,11 @@ def add_parser(prog: str) -> Parser:
 
 
 def add(options: Namespace) -> Answer:
-    from ascl.images.read import images_of
+    from ascl.image_copy.matching.model import recorded_ids
     from ascl.index.store import CopyIndex
 
     opened = CopyIndex(options.index)
-    images = images_of(*options.images)
+    images = given_images(options, *options.images, ids=recorded_ids(opened))
     return add_to(opened, model_of(opened, options), images, options)
 
 
@@ -110,13 +120,14 @@ def add_replace(parser: Parser) -> None:
                         "same id, instead of stopping")
 
 
-def add_to(opened: Any, describer: Any, images: list, options: Namespace) -> Answer:
+def add_to(opened: Any, describer: Any, images: FoundImages, options: Namespace) -> Answer:
     from ascl.image_copy.matching.add import add_images
 
     with reading(options, len(images)) as how, ending(f"stopped; {KEPT}"):
         done, skipped = add_images(opened, describer, images, how, overwrite=options.replace)
+    skipped = [*images.faults, *skipped]
     compressed = opened.compress_if_due()
-    print_skipped(skipped)
+    print_left_out(images, skipped)
     print_warnings(opened)
     about = opened.state.compressed if compressed else None
     print(f"added {done.added:,} images" + f", {done.replaced:,} of them as replacements" * bool(done.replaced)
@@ -126,8 +137,8 @@ def add_to(opened: Any, describer: Any, images: list, options: Namespace) -> Ans
         print(f"compressed index built: {about['factory']}, recall@10 {about['recall_at_10']:.3f}")
     print(f"{opened.folder}: {len(opened):,} images, described by {opened.state.model['name']}")
     return Answer({"index": opened.folder, "images": len(opened), "added": done.added, "replaced": done.replaced,
-                   "already_there": done.same, "moved": done.moved, "skipped": [vars(one) for one in skipped],
-                   "compressed": about})
+                   "already_there": done.same, "moved": done.moved, "compressed": about,
+                   **left_out(images, skipped, how)}, status_of(skipped))
 
 
 def remove_parser(prog: str) -> Parser:
@@ -182,27 +193,30 @@ def query_parser(prog: str) -> Parser:
 
 
 def query(options: Namespace) -> Answer:
+    from ascl.image_copy.matching.describe import BLANK
+    from ascl.image_copy.matching.model import recorded_ids
     from ascl.image_copy.matching.query import MARGIN, query_images, write_answers
     from ascl.image_copy.matching.report import answers_table, index_report
-    from ascl.images.read import images_of
     from ascl.index.store import CopyIndex
 
     opened = CopyIndex(options.index)
-    images = images_of(*options.images)
+    images = given_images(options, *options.images, ids=recorded_ids(opened))
     margin = MARGIN if options.margin is None else options.margin
     with reading(options, len(images)) as how:
         answers, skipped = query_images(
             opened, model_of(opened, options), images, how, k=options.k, margin=margin, exact=options.exact
         )
+    skipped = [*images.faults, *skipped]
     if options.predictions:
         rows = write_answers(options.predictions, answers)
         print(f"wrote {rows:,} matches to {options.predictions}", file=sys.stderr)
     else:
         print(answers_table(answers))
-    print_skipped(skipped)
+    # the table has the blank ones
+    print_left_out(images, [one for one in skipped if one.reason != BLANK or options.predictions])
     print_warnings(opened)
     return Answer({"index": index_report(opened), "queries": [answer.to_dict() for answer in answers],
-                   "skipped": [vars(one) for one in skipped]})
+                   **left_out(images, skipped, how)}, status_of(skipped))
 
 
 def calibrate_parser(prog: str) -> Parser:
@@ -223,27 +237,28 @@ def calibrate_parser(prog: str) -> Parser:
 
 def calibrate(options: Namespace) -> Answer:
     from ascl.image_copy.matching.calibrate import SAVED_AGAIN, calibrate_index
+    from ascl.image_copy.matching.model import recorded_ids
     from ascl.image_copy.matching.report import calibration_lines
-    from ascl.images.read import images_of
     from ascl.index.calibration import ScoreNorm
     from ascl.index.store import CopyIndex
 
     opened = CopyIndex(options.index)
-    images = images_of(*options.images)
+    images = given_images(options, *options.images, ids=recorded_ids(opened))
     with reading(options, len(images)) as how:
         made, skipped = calibrate_index(
             opened, model_of(opened, options), images, how, rate=options.false_positive_rate,
             confidence=options.confidence, score_norm=ScoreNorm() if options.score_norm else None,
             unchecked=options.unchecked,
         )
+    skipped = [*images.faults, *skipped]
     overlap = made.left_out["in the index"] + made.left_out[SAVED_AGAIN]
     if overlap:
         print(f"warning: left out {overlap:,} background images that are in the index, {made.left_out[SAVED_AGAIN]:,} "
               "of them as re-saved copies", file=sys.stderr)
     print("\n".join(calibration_lines(made)))
-    print_skipped(skipped)
+    print_left_out(images, skipped)
     print_warnings(opened)
-    return Answer({**made.to_dict(), "skipped": [vars(one) for one in skipped]})
+    return Answer({**made.to_dict(), **left_out(images, skipped, how)}, status_of(skipped))
 
 
 def info_parser(prog: str) -> Parser:
@@ -283,7 +298,7 @@ def repair(options: Namespace) -> Answer:
     from ascl.index.store import CopyIndex
 
     opened = CopyIndex(options.index)
-    how = ReadOptions(options.batch_size, options.workers, skip_unreadable=True)
+    how = ReadOptions(options.batch_size, options.workers)
     done = repair_index(opened, model_of(opened, options), how)
     for damage in done.found:
         print(f"found: {damage}", file=sys.stderr)
@@ -323,20 +338,23 @@ def model_of(opened: Any, options: Namespace) -> Any:
 
 @contextmanager
 def reading(options: Namespace, images: int) -> Iterator[Any]:
-    """Yield how images are read, with a progress bar on a terminal."""
+    """Yield how images are read, with a progress bar on a terminal; then say of which only the first frame counts."""
     from tqdm import tqdm
 
     from ascl.image_copy.matching.describe import ReadOptions
 
     with tqdm(total=images, unit=" images", disable=None) as bar:
-        yield ReadOptions(options.batch_size, options.workers, options.skip_unreadable, bar.update)
+        how = ReadOptions(options.batch_size, options.workers, options.strict, bar.update)
+        yield how
+    if how.animated:
+        print(f"warning: of {len(how.animated):,} images with several frames or pages only the first counts: "
+              f"{first_of(how.animated, 3)}", file=sys.stderr)
 
 
-def print_skipped(skipped: list) -> None:
-    if skipped:
-        print(f"skipped {len(skipped):,} images that cannot be used:", file=sys.stderr)
-        for one in skipped:
-            print(f"  {one.path}: {one.reason}", file=sys.stderr)
+def left_out(images: FoundImages, skipped: list[Skipped], how: ReadOptions) -> dict[str, Any]:
+    """Return what a command did not use, as JSON values."""
+    return {"skipped": [vars(one) for one in skipped], "passed_over": images.passed_over_values(),
+            "first_frame_only": how.animated}
 
 
 def print_warnings(opened: Any) -> None:

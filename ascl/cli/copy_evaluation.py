@@ -11,7 +11,7 @@ from typing import Any
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from ascl.cli.options import Answer, add_device, add_seed, add_workers, ending
+from ascl.cli.options import INCOMPLETE, Answer, add_device, add_image_files, add_seed, add_workers, ending
 from ascl.core.errors import SettingsError
 from ascl.settings.base import Parser
 
@@ -201,6 +201,7 @@ def benchmark_parser(prog: str) -> Parser:
     parser.add_argument("--min_side", type=PositiveInt, metavar="N",
                         help="leave out photos whose shorter side has fewer than N pixels; null = 32")
     add_workers(parser)
+    add_image_files(parser)
     return parser
 
 
@@ -212,6 +213,7 @@ def benchmark(options: Namespace) -> Answer:
     names = BenchmarkSettings.__dataclass_fields__
     settings = BenchmarkSettings(**{name: options[name] for name in names if options[name] is not None})
     with ending("stopped; no unfinished benchmark was left"):
-        done = make_benchmark(options.images, options.out, settings, workers=options.workers)
+        done = make_benchmark(options.images, options.out, settings, workers=options.workers,
+                              exclude=options.exclude, strict=options.strict)
     print(f"{done.summary()}\n{time.perf_counter() - started:.1f} s")
-    return Answer(vars(done))
+    return Answer(vars(done), 0 if done.complete else INCOMPLETE)

@@ -10,24 +10,33 @@ import functools
 import inspect
 import typing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
 from ascl.cli.options import (
+    INCOMPLETE,
     Answer,
     add_batch_size,
     add_describer,
     add_device,
-    add_skip_unreadable,
+    add_ids,
+    add_image_files,
     add_workers,
     chosen_describer,
     ending,
+    given_images,
+    print_left_out,
+    status_of,
 )
 from ascl.core.errors import SettingsError
 from ascl.features.backends import BATCH_SIZE, GLOBAL_BACKENDS, REGION_BACKENDS, backend_class, make_backend
 from ascl.settings.base import Parser
+
+if TYPE_CHECKING:
+    from ascl.features.writer import Extraction
+    from ascl.images.find import FoundImages
 
 BACKENDS_ARE = {
     "grid": "cells of a classifier's feature map", "patches": "patches of a vision encoder",
@@ -94,7 +103,7 @@ def extraction_parser(prog: str, description: str, kinds: tuple[str, ...]) -> Pa
     parser = Parser(prog=prog, description=description)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", metavar="FOLDER", help="folder, searched at any depth, or a .txt file with one "
-                        "path per line; the id of an image is its file name without the suffix")
+                        "path per line")
     source.add_argument("--dataset", help="data set (name of a file in configs/): extract the images that its captions "
                         "name, from its data.images folder")
     parser.add_argument("--out", required=True, metavar="FILE.h5",
@@ -106,7 +115,8 @@ def extraction_parser(prog: str, description: str, kinds: tuple[str, ...]) -> Pa
     add_workers(parser)
     parser.add_argument("--dtype", choices=["float16", "float32"], default="float16",
                         help="type of the features in the file")
-    add_skip_unreadable(parser)
+    add_image_files(parser)
+    add_ids(parser, "stem")
     parser.add_argument("--engine", choices=["local", "ray"], default="local",
                         help="local: this process; ray: actors of Ray Data, on the current cluster or this machine")
     parser.add_argument("--actors", type=PositiveInt, metavar="N",
@@ -131,13 +141,16 @@ def extract(options: Namespace) -> Answer:
     from ascl.features.cluster import on_ray
     from ascl.features.writer import Shard
     from ascl.features.writer import extract as extract_features
-    from ascl.images.read import images_of
+    from ascl.images.find import FoundImages
 
     if options.engine != "ray" and (options.actors or options.gpus_per_actor is not None):
         raise SettingsError("--actors and --gpus_per_actor need --engine ray")
     part = None if options.shard is None else Shard(*shard_of(options.shard))
     # before the backend, which is slow to load, so that a wrong folder is reported at once
-    images = images_of(options.images) if options.images else data_set_images(options.dataset)
+    if options.images:
+        images = given_images(options, options.images, ids=options.id)
+    else:
+        images = FoundImages(data_set_images(options.dataset))
     arguments = backend_arguments(options)
     compute, device = None, options.device
     if options.engine == "ray":
@@ -148,11 +161,18 @@ def extract(options: Namespace) -> Answer:
         done = extract_features(
             make_backend(options.backend, arguments, device), images, options.out,
             batch_size=options.batch_size or BATCH_SIZE.get(options.backend, 32), workers=options.workers,
-            dtype=options.dtype, skip_unreadable=options.skip_unreadable, resume=options.resume,
+            dtype=options.dtype, strict=options.strict, resume=options.resume,
             shard=part, compute=compute,
         )
     print(done.summary())
-    return Answer(vars(done))
+    print_left_out(images, images.faults)
+    return Answer(result_of(done, images), INCOMPLETE if done.skipped else status_of(images.faults))
+
+
+def result_of(done: Extraction, images: FoundImages) -> dict[str, Any]:
+    """Return the result of an extraction as JSON values."""
+    return {**vars(done), "passed_over": images.passed_over_values(),
+            "skipped": [*({"image": fault.path, "reason": fault.reason} for fault in images.faults), *done.skipped]}
 
 
 def add_resume(parser: Parser, left: str) -> None:
@@ -247,7 +267,8 @@ def descriptors_parser(prog: str) -> Parser:
     add_device(parser)
     add_batch_size(parser, 64)
     add_workers(parser)
-    add_skip_unreadable(parser)
+    add_image_files(parser)
+    add_ids(parser, "stem")
     add_resume(parser, "work that a stopped run left")
     return parser
 
@@ -256,12 +277,12 @@ def descriptors(options: Namespace) -> Answer:
     from ascl.image_copy.descriptors.choice import make_network_describer
     from ascl.image_copy.descriptors.extract import extract_descriptors, extract_submission
     from ascl.images.backbones import pick_device
-    from ascl.images.read import images_of
 
     choice = chosen_describer(options)
-    images, queries = images_of(options.images), images_of(options.queries) if options.queries else None
+    images = given_images(options, options.images, ids=options.id)
+    queries = given_images(options, options.queries, ids=options.id) if options.queries else None
     describer = make_network_describer(choice, pick_device(options.device), options.precision)
-    how = {"batch_size": options.batch_size, "workers": options.workers, "skip_unreadable": options.skip_unreadable,
+    how = {"batch_size": options.batch_size, "workers": options.workers, "strict": options.strict,
            "resume": options.resume}
     with ending("stopped; the same command with --resume continues from here"):
         if queries is None:
@@ -270,7 +291,11 @@ def descriptors(options: Namespace) -> Answer:
             done = extract_submission(describer, queries, images, options.out, **how)
     for one in done:
         print(one.summary())
+    sides = [images] if queries is None else [queries, images]
+    for side in sides:
+        print_left_out(side, side.faults)
     if queries is not None:
         counts = [one.shapes["vectors"][0] for one in done]
         print(f"{options.out}: {counts[0]} queries and {counts[1]} references")
-    return Answer([vars(one) for one in done])
+    status = INCOMPLETE if any(one.skipped for one in done) else max(status_of(side.faults) for side in sides)
+    return Answer([result_of(one, side) for one, side in zip(done, sides, strict=True)], status)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from ascl.core.errors import DataError
 from ascl.settings.base import Parser
+
+if TYPE_CHECKING:
+    from ascl.images.find import FoundImages, IdRule, Skipped
+
+
+INCOMPLETE = 3  # exit status: done, but files that were meant could not be read
 
 
 class Answer(NamedTuple):
@@ -38,9 +45,39 @@ def add_workers(parser: Parser, default: int = 2) -> None:
                         help="processes that decode images; 0 = decode in the main process")
 
 
-def add_skip_unreadable(parser: Parser) -> None:
-    parser.add_argument("--skip_unreadable", action="store_true",
-                        help="leave out images that cannot be used, and list them, instead of stopping")
+def add_ids(parser: Parser, default: str | None, null: str = "") -> None:
+    parser.add_argument("--id", choices=["path", "stem"], default=default, help="id of an image: its path relative to "
+                        "the folder that is given (path), or its file name without the suffix (stem)" + null)
+
+
+def add_image_files(parser: Parser) -> None:
+    """Add which files of a folder are images to read, and what happens to those that cannot be read."""
+    parser.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help="leave out files and folders "
+                        "of this name or relative path, with * and ? for any text; may be repeated")
+    parser.add_argument("--strict", action="store_true", help="stop at the first file that cannot be read, instead of "
+                        "listing such files at the end (exit status 3)")
+
+
+def given_images(options: Namespace, *sources: str, ids: IdRule) -> FoundImages:
+    """Return the images of the sources as the options of `add_image_files` want."""
+    from ascl.images.find import images_of
+
+    return images_of(*sources, ids=ids, exclude=options.exclude, strict=options.strict)
+
+
+def print_left_out(found: FoundImages, skipped: Sequence[Skipped]) -> None:
+    """Print what was passed over among the images that were found, and these that were skipped."""
+    if found.passed_over:
+        print(f"passed over: {found.passed_over_text()}", file=sys.stderr)
+    if skipped:
+        print(f"skipped {len(skipped):,} images:", file=sys.stderr)
+        for one in skipped:
+            print(f"  {one.path}: {one.reason}", file=sys.stderr)
+
+
+def status_of(skipped: Sequence[Skipped]) -> int:
+    """Return the exit status of a command that did its work and skipped these."""
+    return INCOMPLETE if any(one.fault for one in skipped) else 0
 
 
 def add_seed(parser: Parser, help: str) -> None:

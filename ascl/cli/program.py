@@ -1,6 +1,7 @@
 """The program `ascl`: find the command, run it, and report errors and interrupts.
 
-Exit status: 0 success, 1 failure (one line on stderr), 2 wrong usage, 130 interrupted.
+Exit status: 0 success, 1 failure (one line on stderr), 2 wrong usage, 3 done without some files that could not be read
+(listed on stderr), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -8,16 +9,19 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
-from typing import NamedTuple
+from io import TextIOWrapper
+from typing import Any, NamedTuple
 
 from jsonargparse import Namespace, set_parsing_settings
 
 import ascl
 from ascl.cli.options import Answer
 from ascl.core.errors import DataError, SettingsError
+from ascl.core.reading import shown
 from ascl.settings.base import Parser
 
 
@@ -77,16 +81,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):  # names of files are of any bytes, and terminals of any encoding
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             name, rest = command_of(words)
             if name is None:
                 return overview(rest)
             options = parser_of(name).read(rest)
-            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if options.json else nullcontext():
-                answer = run(name)(options)
+            with open(os.devnull, "w", errors="replace") as nowhere:
+                with redirect_stdout(nowhere) if options.json else nullcontext():
+                    answer = run(name)(options)
             if options.json:
-                print(json.dumps(answer.content, indent=1, default=str))
+                print(as_json(answer.content))
             status = answer.status
         except SystemExit as asked:                 # --help and the like print and exit
             status = int(asked.code or 0)
@@ -102,6 +110,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         print(f"\n{stopped or 'stopped'}", file=sys.stderr)
         return 130
+
+
+def as_json(content: Any) -> str:
+    """Return JSON in ASCII; bytes of file names that are not UTF-8 are written as `\\xe9`, as elsewhere."""
+    text = json.dumps(content, indent=1, default=str, ensure_ascii=False)
+    return re.sub("[^\0-\x7f]", lambda found: json.dumps(shown(found[0]))[1:-1], text)
 
 
 def failed(error: Exception, status: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import zipfile
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from ascl.core.errors import DataError
 from ascl.core.limits import ARRAY_BYTES, TEXT_BYTES, Limit
 
 DOWNLOAD_AGAIN = "download it again"
+MISSING = "missing"
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
           stat.S_IFBLK: "a device"}
 
@@ -27,23 +29,28 @@ def require_file(path: str | os.PathLike, what: str = "file") -> os.stat_result:
     Raises:
         DataError: the file does not exist, is a link that leads nowhere or in a circle, or is not a regular file.
     """
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        broken = os.path.islink(path)
-        raise DataError(f"{shown(path)} is a link to a file that does not exist" if broken else
-                        f"no {what} {shown(path)}") from None
-    except (OSError, ValueError) as error:  # a ValueError is about NUL in the name
-        raise DataError(f"{shown(path)}: {getattr(error, 'strerror', None) or error}; check the path") from error
-    if not stat.S_ISREG(found.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "not a regular file")
+    if (kind := irregular(path)) == MISSING:
+        raise DataError(f"no {what} {shown(path)}")
+    if kind is not None:
         raise DataError(f"{shown(path)} is {kind}, expected a {what}")
-    return found
+    return os.stat(path)
+
+
+def irregular(path: str | os.PathLike) -> str | None:
+    """Return what a path is if it is no regular file, as in "a named pipe" or "missing"; None for a regular file."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return "a link to a file that does not exist" if os.path.islink(path) else MISSING
+    except (OSError, ValueError) as error:  # a ValueError is about NUL in the name
+        return f"a path that cannot be followed ({getattr(error, 'strerror', None) or error})"
+    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "not a regular file")
 
 
 def shown(path: str | os.PathLike) -> str:
     """Return a path as text that can be printed and stored in any encoding: bytes that are not UTF-8 as `\\xe9`."""
-    return os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    text = re.sub("[\ud800-\udc7f\udd00-\udfff]", "\N{REPLACEMENT CHARACTER}", os.fspath(path))  # of no byte
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 @contextmanager

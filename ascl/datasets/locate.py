@@ -8,7 +8,7 @@ from pathlib import Path
 from ascl.core.errors import DataError, first_of
 from ascl.data.captions import captions_exist, load_captions
 from ascl.data.split import data_paths
-from ascl.images.read import find_images, is_image_name
+from ascl.images.find import ImageFile, find_images
 from ascl.settings.retrieval import DataConfig, load_config
 
 
@@ -16,12 +16,7 @@ def present_images(folder: Path) -> dict[str, Path]:
     """Return id -> file of every image below a folder; a DataError for two images with the same id."""
     if not folder.is_dir():
         return {}
-    try:
-        return {path.stem: path for path in find_images(folder)}
-    except DataError:
-        if any(is_image_name(path.name) for path in folder.rglob("*")):
-            raise
-        return {}
+    return {image.id: image.path for image in find_images(folder, ids="stem", empty=True)}
 
 
 def missing_images(data: DataConfig) -> set[str] | None:
@@ -47,8 +42,8 @@ def splits(data: DataConfig) -> list[str]:
     return list(dict.fromkeys((data.train, data.val, data.test)))
 
 
-def data_set_images(dataset: str) -> list[Path]:
-    """Return the file of every image that the captions of a data set name, split by split.
+def data_set_images(dataset: str) -> list[ImageFile]:
+    """Return every image that the captions of a data set name, split by split.
 
     Args:
         dataset: name of a file in `configs/`.
@@ -65,4 +60,4 @@ def data_set_images(dataset: str) -> list[Path]:
     if missing:
         raise DataError(f"{data.images} lacks {len(missing)} of the {len(wanted)} images that {data.captions} names, "
                         f"such as {first_of(missing)}; to get them: {data.prepare}")
-    return [path_of[image_id] for image_id in wanted]
+    return [ImageFile(path_of[image_id], image_id) for image_id in wanted]

@@ -27,32 +27,36 @@ from ascl.data.stores.base import NAMES
 from ascl.data.stores.writing import create_rows, provenance_of, shapes_of, write_frame
 
 # Arrays of a part or a shard that the joined file holds in another form or not at all.
-NOT_STORED = {"image_ids", "skipped_images", "skipped_reasons", "digest", "versions", *NAMES.values()}
+NOT_STORED = {"image_ids", "skipped_images", "skipped_reasons", "animated_images", "digest", "versions",
+              *NAMES.values()}
 COPIED_BYTES = 1 << 26  # of a shard, copied at a time
-Skipped = dict[str, str]  # {"image": file name, "reason": why the image could not be read}
+Skipped = dict[str, str]  # {"image": its id, "reason": why the image could not be read}
 
 
 def join_parts(
-    parts: Sequence[Path], out: Path, settings: dict[str, Any], names: dict[str, list[str]], skip_unreadable: bool
-) -> list[Skipped]:
-    """Join the npz parts into `out` and return the skipped images."""
-    heads = [read_part(part, "image_ids", "skipped_images", "skipped_reasons", "versions") for part in parts]
+    parts: Sequence[Path], out: Path, settings: dict[str, Any], names: dict[str, list[str]], strict: bool
+) -> dict[str, Any]:
+    """Join the npz parts into `out` and return its provenance."""
+    heads = [read_part(part, "image_ids", "skipped_images", "skipped_reasons", "animated_images", "versions")
+             for part in parts]
     skipped = [
         {"image": str(image), "reason": str(reason)}
         for head in heads
         for image, reason in zip(head["skipped_images"], head["skipped_reasons"], strict=True)
     ]
     ids = [str(name) for head in heads for name in head["image_ids"]]
-    if skipped and not skip_unreadable:
+    if skipped and strict:
         unread = ", ".join(skip["image"] for skip in skipped)
-        raise DataError(f"an earlier call skipped unreadable images ({unread}); resume it with skip_unreadable")
+        raise DataError(f"an earlier call skipped unreadable images ({unread}); resume it with strict = False")
     if not ids and "shard" not in settings:  # other shards may have readable images
         raise DataError(f"{out} is not written: none of the {len(skipped)} images can be read")
     made_with = [json.loads(str(head["versions"])) for head in heads]
     joined = parts[0].with_name("joined.h5")  # in the folder of parts, which is cleared after a kill too
-    write_joined(joined, map(read_part, parts), ids, names, provenance(settings, skipped, made_with))
+    animated = [str(image) for head in heads for image in head["animated_images"]]
+    about = provenance(settings, skipped, animated, made_with)
+    write_joined(joined, map(read_part, parts), ids, names, about)
     os.replace(joined, out)
-    return skipped
+    return about
 
 
 def read_part(path: Path, *names: str) -> dict[str, np.ndarray]:
@@ -64,11 +68,13 @@ def read_part(path: Path, *names: str) -> dict[str, np.ndarray]:
         raise DataError(f"{path} is damaged ({error}); delete only this file, then resume") from error
 
 
-def provenance(settings: dict[str, Any], skipped: list[Skipped], made_with: list[dict[str, str]]) -> dict[str, Any]:
+def provenance(
+    settings: dict[str, Any], skipped: list[Skipped], animated: list[str], made_with: list[dict[str, str]]
+) -> dict[str, Any]:
     """Return the provenance that the file stores, with each distinct `versions` that made a part."""
     distinct = [made for number, made in enumerate(made_with) if made not in made_with[:number]]
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return {"settings": settings, "skipped": skipped, "versions": distinct, "date": date}
+    return {"settings": settings, "skipped": skipped, "animated": animated, "versions": distinct, "date": date}
 
 
 @cache
@@ -107,12 +113,13 @@ def merge_shards(shards: Sequence[Path], out: str | os.PathLike) -> dict[str, tu
     with h5py.File(ordered[0], "r") as file:  # all shards have the same names: the settings hold their digest
         names = {name: file[name].asstr()[:].tolist() for name in NAMES.values() if name in file}
     made = [provenance_of(shard) for shard in ordered]
-    skipped, made_with = ([one for of_shard in made for one in of_shard[key]] for key in ("skipped", "versions"))
+    skipped, animated, made_with = ([one for of_shard in made for one in of_shard.get(key, [])]
+                                    for key in ("skipped", "animated", "versions"))
     ids = [name for file in opened(ordered) for name in file["image_ids"].asstr()[:]]
     if not ids:
         raise DataError(f"{out} is not written: none of the {len(skipped)} images can be read")
     clear_killed(out.parent)
-    write_joined(out, opened(ordered), ids, names, provenance(settings, skipped, made_with))
+    write_joined(out, opened(ordered), ids, names, provenance(settings, skipped, animated, made_with))
     return shapes_of(out)
 
 

@@ -12,17 +12,18 @@ from ascl.core.errors import DataError
 from ascl.data.stores.open import open_features
 from ascl.features.drawing import Region, regions_of
 from ascl.features.writer import Backend
-from ascl.images.read import LoadedImage, find_images
+from ascl.images.find import by_any_id
+from ascl.images.read import LoadedImage
 
 
 def find_image(folder: str | None, image_id: str | None) -> Path:
-    """Return the path of the image with this id in a folder, at any depth; raise DataError if there is none."""
+    """Return the file of the image with this id, a relative path or a stem, in a folder; DataError if there is none."""
     if folder is None or image_id is None:
         raise DataError("give a photograph, or a folder and the id of an image in it")
-    for path in find_images(folder):
-        if path.stem == image_id:
-            return path
-    raise DataError(f"{folder}: no image with the id {image_id!r}")
+    found = by_any_id(folder).get(image_id)
+    if found is None:
+        raise DataError(f"{folder}: no image with the id {image_id!r}, or more than one")
+    return found
 
 
 def regions_by_backend(backend: Backend, loaded: LoadedImage) -> list[Region]:

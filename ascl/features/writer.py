@@ -10,9 +10,10 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -22,13 +23,15 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
-from ascl.core.errors import DataError
+from ascl.core.errors import DataError, first_of
 from ascl.core.files import atomic_path, write_text
 from ascl.core.hashing import sha256_of_text
 from ascl.data.stores.writing import provenance_of, shapes_of
 from ascl.features.feature_file import Skipped, join_parts, read_part, versions
+from ascl.images.find import ImageFile
 from ascl.images.loader import Decoded, Decoder, batches_of_one_shape
-from ascl.images.read import UnreadableImage, image_ids
+from ascl.images.read import UnreadableImage
+from ascl.images.rgb import TRANSPARENCY
 
 FEATURES = {"regions", "globals"}  # stored in the requested precision; boxes and scores stay as they are
 PART_SIZE = 256  # images per part: the work that a kill can cost
@@ -73,6 +76,7 @@ class Extraction:
     skipped: list[Skipped]  # the unreadable images
     extracted: int  # images that this call processed, without those of earlier calls
     seconds: float  # of this call
+    animated: list[str]  # ids of the images of whose frames or pages only the first counts
     waiting: float = 0.0  # share of the working time spent waiting for decoded images
 
     def summary(self) -> str:
@@ -86,6 +90,9 @@ class Extraction:
         if self.skipped:
             lines.append(f"skipped {len(self.skipped)} unreadable images:")
             lines += [f"  {skip['image']}: {skip['reason']}" for skip in self.skipped]
+        if self.animated:
+            lines.append(f"of {len(self.animated)} images with several frames or pages only the first counts: "
+                         f"{first_of(self.animated, 3)}")
         return "\n".join(lines)
 
 
@@ -103,7 +110,7 @@ class Shard:
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
 
-    def of(self, images: Sequence[Path]) -> Sequence[Path]:
+    def of(self, images: Sequence[ImageFile]) -> Sequence[ImageFile]:
         """Return the images of this shard; the sizes of shards differ by at most one."""
         return images[len(images) * (self.number - 1) // self.count : len(images) * self.number // self.count]
 
@@ -116,7 +123,7 @@ class Shard:
 class Plan:
     """What to extract and how; enough for any process to compute any part."""
 
-    images: Sequence[Path]
+    images: Sequence[ImageFile]
     out: Path
     settings: dict[str, Any]  # of the backend, the images and the file; existing parts and files must have the same
     names: dict[str, list[str]]
@@ -124,7 +131,7 @@ class Plan:
     batch_size: int
     workers: int
     dtype: Literal["float16", "float32"]
-    skip_unreadable: bool
+    strict: bool
 
     @property
     def parts(self) -> Path:
@@ -150,8 +157,8 @@ class Worked(NamedTuple):
 
 
 def extract(
-    backend: Backend, images: Sequence[Path], out: str | os.PathLike, *, batch_size: int = 32, workers: int = 2,
-    dtype: Literal["float16", "float32"] = "float16", skip_unreadable: bool = False, resume: bool = False,
+    backend: Backend, images: Sequence[ImageFile], out: str | os.PathLike, *, batch_size: int = 32, workers: int = 2,
+    dtype: Literal["float16", "float32"] = "float16", strict: bool = False, resume: bool = False,
     shard: Shard | None = None, part_size: int = PART_SIZE, progress: bool = True,
     compute: Callable[[Plan, Sequence[range], tqdm], Worked] | None = None,
 ) -> Extraction:
@@ -159,12 +166,13 @@ def extract(
 
     Args:
         backend: see `Backend`.
-        images: files with distinct stems, which become the image ids, in this order (`find_images` gives them).
+        images: of distinct ids, in this order (`images_of` gives them).
         out: the HDF5 file; layout in `ascl.data.stores.hdf5`. With a shard, `shard.path(out)` is written.
         batch_size: most images per forward pass, all of one shape.
         workers: decoding processes; 0 = decode in this process.
         dtype: of the features on disk.
-        skip_unreadable: skip unreadable images and list them in the result and the provenance, instead of stopping.
+        strict: stop at the first unreadable image, instead of skipping it and listing it in the result and the
+            provenance.
         resume: use the finished parts of an earlier call, which are an error otherwise. A finished file is kept.
         shard: extract only its images; `merge_shards` joins the shards to the file of a call without `shard`.
         part_size: images per part, which a kill can cost.
@@ -172,14 +180,20 @@ def extract(
         compute: computes the missing parts; None = this process does (`ascl.features.cluster` offers Ray).
 
     Raises:
-        DataError: an image is unreadable (named); features are not finite in `dtype`; `out` or its parts were made from
-            other images or with other settings (each difference is named); another process is writing the same file.
+        DataError: with `strict`, an image is unreadable (named); two images have one id; features are not finite in
+            `dtype`; `out` or its parts were made from other images or with other settings (each difference is named);
+            another process is writing the same file.
     """
     started = time.perf_counter()
-    out, images = Path(out), [Path(path).absolute() for path in images]  # actors may have another working directory
+    out = Path(out)
+    images = [replace(image, path=image.path.absolute()) for image in images]  # actors may work in another directory
+    ids = [image.id for image in images]
+    if len(set(ids)) < len(ids):
+        twice = Counter(ids).most_common(1)[0][0]
+        raise DataError(f"two images have the id {twice!r}; use paths as ids, or rename one")
     settings = {
-        **backend.settings, "dtype": dtype, "part_size": part_size, "images": len(images),
-        "image_ids_sha256": sha256_of_text("\n".join(image_ids(images))), "images_sha256": digest(images),
+        **backend.settings, "dtype": dtype, "part_size": part_size, "images": len(images), "transparency": TRANSPARENCY,
+        "image_ids_sha256": sha256_of_text("\n".join(ids)), "images_sha256": digest(images),
     }
     if backend.names:  # ids mean nothing without their names
         settings["names_sha256"] = sha256_of_text(json.dumps(backend.names, sort_keys=True))
@@ -190,25 +204,27 @@ def extract(
     spans = [range(len(images))[start : start + part_size] for start in range(0, len(images), part_size)]
     plan = Plan(
         images, out.absolute(), json.loads(json.dumps(settings)), backend.names, spans, batch_size, workers, dtype,
-        skip_unreadable,
+        strict,
     )
     if out.exists():
         refuse_other_settings(out, provenance_of(out).get("settings", {}), plan.settings)
         shutil.rmtree(plan.parts, ignore_errors=True)  # left by a kill after the last rename
-        return Extraction(out, shapes_of(out), provenance_of(out)["skipped"], 0, time.perf_counter() - started)
+        made = provenance_of(out)
+        return Extraction(out, shapes_of(out), made["skipped"], 0, time.perf_counter() - started, made["animated"])
     with claimed(plan, resume) as todo:
         count = sum(map(len, todo))
         with tqdm(total=len(images), initial=len(images) - count, unit=" images", disable=not progress) as bar:
             worked = compute(plan, todo, bar) if compute else compute_parts(backend, plan, todo, bar)
-        skipped = join_parts([*map(plan.part, plan.spans)], plan.out, plan.settings, plan.names, skip_unreadable)
+        made = join_parts([*map(plan.part, plan.spans)], plan.out, plan.settings, plan.names, strict)
         shutil.rmtree(plan.parts)
     waiting = worked.waited / worked.busy if worked.busy else 0.0
-    return Extraction(out, shapes_of(plan.out), skipped, count, time.perf_counter() - started, waiting)
+    return Extraction(out, shapes_of(plan.out), made["skipped"], count, time.perf_counter() - started, made["animated"],
+                      waiting)
 
 
-def digest(images: Sequence[Path]) -> str:
+def digest(images: Sequence[ImageFile]) -> str:
     """Return a digest of the images' ids and file sizes, which shows whether a part is of the same files."""
-    return sha256_of_text("\n".join(f"{path.stem} {path.stat().st_size}" for path in images))
+    return sha256_of_text("\n".join(f"{image.id} {image.path.stat().st_size}" for image in images))
 
 
 def refuse_other_settings(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -251,7 +267,7 @@ def claimed(plan: Plan, resume: bool) -> Iterator[list[range]]:
 def compute_parts(backend: Backend, plan: Plan, spans: Sequence[range], bar: tqdm) -> Worked:
     """Compute and save these parts one after the other."""
     started = time.perf_counter()
-    decoder = Decoder(plan.images, list(chain(*spans)), backend.prepare, plan.workers)
+    decoder = Decoder([image.path for image in plan.images], list(chain(*spans)), backend.prepare, plan.workers)
     for span in spans:  # no batch spans two parts, so a part is the same whenever and wherever it is computed
         save_part(plan.part(span), rows_of(backend, plan, span, decoder, bar), plan.dtype)
     return Worked(time.perf_counter() - started, decoder.waited)
@@ -260,18 +276,21 @@ def compute_parts(backend: Backend, plan: Plan, spans: Sequence[range], bar: tqd
 def rows_of(backend: Backend, plan: Plan, span: range, decoder: Decoder, bar: tqdm) -> dict[str, np.ndarray]:
     """Return everything that one part stores; without the backend's arrays if none of its images can be read."""
     bad: list[Decoded] = []
+    animated: list[str] = []
 
     def readable() -> Iterator[Decoded]:
         for _ in span:
             image = decoder.take()
+            if image.animated:
+                animated.append(plan.images[image.index].id)
             if image.pixels is not None:
                 yield image
-            elif plan.skip_unreadable:
+            elif plan.strict:
+                remedy = "repair it, or skip such images (strict = False), and continue with resume"
+                raise DataError(f"{UnreadableImage(plan.images[image.index].path, image.reason)}; {remedy}")
+            else:
                 bad.append(image)
                 bar.update(1)
-            else:
-                remedy = "repair it, or skip such images with skip_unreadable, and continue with resume"
-                raise DataError(f"{UnreadableImage(plan.images[image.index], image.reason)}; {remedy}")
 
     good: list[tuple[int, tuple[int, int]]] = []  # index and size, in the order of the network
     arrays: list[dict[str, np.ndarray]] = []
@@ -283,10 +302,11 @@ def rows_of(backend: Backend, plan: Plan, span: range, decoder: Decoder, bar: tq
     order = sorted(range(len(good)), key=good.__getitem__)
     good.sort()
     rows = {
-        "image_ids": np.array([plan.images[index].stem for index, _ in good], dtype=np.str_),
+        "image_ids": np.array([plan.images[index].id for index, _ in good], dtype=np.str_),
         "image_sizes": np.array([size for _, size in good], dtype=np.int32).reshape(-1, 2),
-        "skipped_images": np.array([plan.images[image.index].name for image in bad], dtype=np.str_),
+        "skipped_images": np.array([plan.images[image.index].id for image in bad], dtype=np.str_),
         "skipped_reasons": np.array([image.reason for image in bad], dtype=np.str_),
+        "animated_images": np.array(animated, dtype=np.str_),
         "digest": np.array(digest(plan.images[span.start : span.stop])), "versions": np.array(json.dumps(versions())),
     }
     if good:

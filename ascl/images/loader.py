@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ascl.core.errors import DataError
 from ascl.images.read import UnreadableImage, load_image
+from ascl.images.rgb import Blankness, blankness
 
 DECODED_AHEAD = 4  # images per worker: few, because an original of 24 megapixels takes 72 MB
 WAITING_BYTES = 1 << 30  # most bytes of decoded images that wait for others of their shape
@@ -33,6 +34,8 @@ class Decoded:
     pixels: np.ndarray | None  # None if unreadable
     reason: str = ""  # why it is unreadable
     failure: str = ""  # why the disk could not deliver the file
+    blank: Blankness = ""  # how little it shows
+    animated: bool = False  # it is the first of several frames or pages
 
 
 class DecodedImages(Dataset):
@@ -48,7 +51,8 @@ class DecodedImages(Dataset):
             return Decoded(index, (0, 0), None, error.reason)
         except DataError as error:
             return Decoded(index, (0, 0), None, failure=str(error))
-        return Decoded(index, loaded.size, self.prepare(loaded.image))
+        return Decoded(index, loaded.size, self.prepare(loaded.image), blank=blankness(loaded.image),
+                       animated=loaded.animated)
 
 
 class Decoder:

@@ -1,144 +1,43 @@
-"""Find the images of a folder or a list, decode them, and turn them into squares of pixels."""
+"""Decode images, and turn them into squares of pixels."""
 
 from __future__ import annotations
 
+import errno
+import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from ascl.core.errors import DataError
+from ascl.core.errors import DataError, SettingsError
+from ascl.core.limits import IMAGE_PIXELS
+from ascl.core.reading import irregular, reason, shown
+from ascl.images.formats import formats_of, is_heic, lacking
+from ascl.images.rgb import check_depth, to_rgb
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 IMAGENET_SHORT_SIDE = 256 / 224  # ImageNet's evaluation scales the short side to 256 and keeps the central 224
 WHOLE_PIXELS = 24_000_000  # larger images are reduced while they are decoded: no backbone needs so many pixels
 QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-MOST_PIXELS = 1_000_000_000  # a file with more is treated as a decompression bomb
+# Pillow warns of damage without naming the file, on the standard error; what costs a picture is in our own messages.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+# Decoders that hold several copies of a picture: each of its pixels counts so often for the limit.
+COPIES = {"JPEG2000": 4, "WEBP": 3, "AVIF": 3, "HEIF": 3}
+OF_THE_FILE = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EOVERFLOW)  # errors that do not mean that the disk fails
 
 
 class UnreadableImage(DataError):
     """A file is not a complete image; the message names it, `reason` says why."""
 
     def __init__(self, path: str | os.PathLike, reason: str) -> None:
-        super().__init__(f"{path}: cannot be read as an image ({reason})")
+        super().__init__(f"{shown(path)}: cannot be read as an image ({reason})")
         self.reason = reason
-
-
-def find_images(folder: str | os.PathLike) -> list[Path]:
-    """Return every image below `folder`, at any depth and through linked folders, sorted by path.
-
-    The id of an image is its file name without the suffix (`Path.stem`), as in every public split file. Names that
-    begin with a dot are skipped: operating systems leave such files.
-
-    Raises:
-        DataError: the folder does not exist or has no images, or two images have the same id.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of images")
-    paths: list[Path] = []
-    visited: set[str] = set()  # a link to a parent folder would otherwise be followed forever
-    for root, folders, files in os.walk(folder, followlinks=True):
-        visited.add(os.path.realpath(root))
-        shown = [name for name in folders if not name.startswith(".")]
-        folders[:] = [name for name in shown if os.path.realpath(os.path.join(root, name)) not in visited]
-        paths += [Path(root, name) for name in files if not name.startswith(".") and is_image_name(name)]
-    if not paths:
-        raise DataError(f"{folder}: no image in this folder or below it; looked for {', '.join(sorted(SUFFIXES))}")
-    paths.sort()
-    image_ids(paths)
-    return paths
-
-
-def images_of(*sources: str | os.PathLike) -> list[Path]:
-    """Return the images of folders (`find_images`), of lists in .txt files (`listed_images`) and of single files.
-
-    They have the order of the sources; an image that several sources name comes once.
-
-    Raises:
-        DataError: no source is given, a source does not exist, or `find_images` or `listed_images` raises.
-    """
-    if not sources or "" in sources:
-        raise DataError("no images: give a folder, a list of images (.txt) or an image")
-    found: list[Path] = []
-    for source in map(Path, sources):
-        if source.is_dir():
-            found += find_images(source)
-        elif source.suffix == ".txt":
-            found += listed_images(source)
-        elif source.is_file():
-            check_utf8(source)
-            found.append(source)
-        else:
-            raise DataError(f"{source}: no such image or folder of images")
-    if len(sources) == 1:
-        return found
-    first: dict[str, Path] = {}
-    for path in found:
-        first.setdefault(os.path.realpath(path), path)
-    return list(first.values())
-
-
-def is_image_name(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES
-
-
-def image_ids(paths: Sequence[Path]) -> list[str]:
-    """Return the id of each image, its file's stem; a DataError for two equal ids or a name that is not UTF-8."""
-    first_of: dict[str, Path] = {}
-    for path in paths:
-        if path.stem in first_of:
-            both = f"{first_of[path.stem]} and {path}"
-            remedy = "rename one of them, or extract their folders into two files"
-            raise DataError(f"two images have the id {path.stem!r}: {both}; {remedy}")
-        first_of[path.stem] = path
-        check_utf8(path)
-    return list(first_of)
-
-
-def check_utf8(path: Path) -> None:
-    """Raise a DataError for a file name that is not UTF-8, because our files store ids in UTF-8."""
-    try:
-        path.stem.encode("utf-8")
-    except UnicodeEncodeError:
-        raise DataError(f"{os.fsencode(path)!r}: the file name is not UTF-8; rename the file") from None
-
-
-def listed_images(path: str | os.PathLike) -> list[Path]:
-    """Return the images that a text file names, one per line, in its order; paths are relative to the file's folder.
-
-    Empty lines and lines that begin with `#` are skipped.
-
-    Raises:
-        DataError: the list does not exist, is not UTF-8 or names no image; a named file does not exist (the message
-            gives its row); or two images have the same id.
-    """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such list of images") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: this list of images is not UTF-8 ({error}); convert it") from error
-    paths = []
-    for row, line in enumerate(lines, start=1):
-        name = line.strip()
-        if not name or name.startswith("#"):
-            continue
-        image = path.parent / name
-        if not image.is_file():
-            raise DataError(f"{path}, row {row}: no file {image}; correct or remove this row")
-        paths.append(image)
-    if not paths:
-        raise DataError(f"{path} names no image; write one path per line")
-    image_ids(paths)
-    return paths
 
 
 @contextmanager
@@ -156,77 +55,112 @@ class LoadedImage(NamedTuple):
 
     image: Image.Image
     size: tuple[int, int]
+    animated: bool = False  # the file has further frames or pages
 
 
 def load_image(path: str | os.PathLike, *, whole_pixels: int = WHOLE_PIXELS) -> LoadedImage:
     """Return an image upright (its EXIF orientation applied) and in RGB, whatever its mode on disk.
 
-    Transparent pixels are composed over white, as on a page. 16-bit gray becomes 8-bit. Of an animation, the first
-    frame is taken. An image of more than `whole_pixels` is reduced by a whole factor (a JPEG while it is decoded).
+    `ascl.images.rgb.to_rgb` says what becomes of transparency and of 16-bit gray. Of an animation, the first frame is
+    taken. An image of more than `whole_pixels` is reduced by a whole factor (a JPEG while it is decoded).
 
     Raises:
-        UnreadableImage: the file is empty or truncated, its format or range is unknown, or it has more than
-            `MOST_PIXELS` pixels.
-        DataError: the disk cannot deliver the file (it is missing, there is no permission, or a network disk fails).
-            This is not the image's fault, so the image must not be skipped.
+        UnreadableImage: the file is empty or truncated, its format or range is unknown, it may not be read, or it has
+            more pixels than `limits.IMAGE_PIXELS`, which is checked before anything is decoded.
+        DataError: the disk cannot deliver the file (it is missing or no regular file, or a network disk fails). This is
+            not the image's fault, so the image must not be skipped.
     """
-    stream = None
+    kind = irregular(path)
+    if kind is not None:
+        raise _undelivered(path, kind)
     try:
-        with own_pixel_limit(), open(path, "rb") as stream, Image.open(stream) as file:
-            return decoded(file, whole_pixels)
-    except MemoryError:
+        with own_pixel_limit(), open(path, "rb") as stream:
+            head = stream.read(32)
+            stream.seek(0)
+            missing = lacking(".heic") if is_heic(head) else None
+            if missing is not None:
+                raise UnreadableImage(path, f"HEIC needs {missing}")
+            with Image.open(stream, formats=formats_of(head)) as file:
+                return decoded(file, whole_pixels)
+    except (SettingsError, UnreadableImage):
         raise
+    except DataError as error:
+        raise UnreadableImage(path, str(error)) from error
+    except UnidentifiedImageError as error:  # Pillow's message has the path: reasons are stored in files
+        raise UnreadableImage(path, content_of(head)) from error
+    except MemoryError as error:
+        raise UnreadableImage(path, "it needs more memory than there is") from error
     except Exception as error:  # broken files make Pillow's decoders raise a dozen unrelated types
-        if isinstance(error, OSError) and error.errno is not None:
-            problem = f"the file cannot be read from the disk ({error.strerror})"
-            raise DataError(f"{path}: {problem}; check its path and permissions, then run the same again") from error
-        reason = str(error).replace(repr(stream), "the file")  # reasons are stored in files: no paths of this machine
-        raise UnreadableImage(path, f"{type(error).__name__}: {reason}") from error
+        if isinstance(error, OSError) and error.errno is not None and error.errno not in OF_THE_FILE:
+            raise _undelivered(path, error.strerror) from error
+        raise UnreadableImage(path, reason(error)) from error
+
+
+def _undelivered(path: str | os.PathLike, why: str | None) -> DataError:
+    return DataError(f"{shown(path)}: the file cannot be read from the disk ({why}); check its path and permissions, "
+                     "then run the same again")
+
+
+def content_of(head: bytes) -> str:
+    """Return what a file that is no image seems to be, from its first bytes."""
+    if not head:
+        return "the file is empty"
+    if head.lstrip().startswith(b"<"):
+        return "it is a web page or a drawing in XML, no picture in pixels"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS: run git lfs pull"
+    return "its content is of no format that is read, or its header is damaged"
 
 
 def decoded(file: Image.Image, whole_pixels: int) -> LoadedImage:
     """Decode an opened image file as `load_image` does."""
     width, height = file.size
-    if width * height > MOST_PIXELS:
-        raise ValueError(f"{width} x {height} pixels, more than {MOST_PIXELS:,}: too large to decode")
+    taken = pixels_to_decode(file)
+    more = f", for which {file.format} takes the memory of more" if taken > width * height else ""
+    IMAGE_PIXELS.check(taken, f"{width} x {height}{more}")
     factor = math.ceil(math.sqrt(width * height / whole_pixels))
     if factor > 1:
         file.draft(None, (width // factor, height // factor))  # formats other than JPEG ignore this
     drafted = file.size != (width, height)
+    deep = ";16" in str([part[3] for part in getattr(file, "tile", ())]) and not file.mode.startswith("I")
     file.load()  # before reading the tag: Pillow turns a TIFF upright itself, and then removes the tag
+    if deep:  # Pillow has kept the upper 8 bits
+        extremes = np.array(file.getextrema()).reshape(-1, 2)[: 1 if file.mode in ("L", "LA") else 3]
+        check_depth(int(extremes[:, 0].min()), int(extremes[:, 1].max()), 8, file)
     try:
         orientation = file.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # damaged EXIF is no reason to lose a photo
         orientation = None
-    image = to_rgb(file)
+    factor = math.ceil(math.sqrt(file.width * file.height / whole_pixels))
+    size = (width, height) if drafted else file.size
+    image = to_rgb(file, factor)
     if orientation not in (None, 1):
         image.info = {}  # Pillow rewrites the tags of an image that it turns, and fails on damaged ones
         image.getexif()[ExifTags.Base.Orientation] = orientation
         image = ImageOps.exif_transpose(image)
-    size = image.size
-    if drafted:
-        size = (height, width) if orientation in QUARTER_TURNS else (width, height)
-    factor = math.ceil(math.sqrt(image.width * image.height / whole_pixels))
-    return LoadedImage(image.reduce(factor) if factor > 1 else image, size)
+        if orientation in QUARTER_TURNS:
+            size = (size[1], size[0])
+    return LoadedImage(image, size, has_more_frames(file))
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB, as described in `load_image`."""
-    if image.mode.startswith("I"):
-        # 16-bit gray, also stored as 32-bit numbers: Pillow's own conversion clips at 255, so that everything is white.
-        pixels = np.asarray(image)
-        lowest, highest = int(pixels.min()), int(pixels.max())
-        if lowest < 0 or highest > 65535:
-            raise ValueError(f"gray values from {lowest} to {highest}, expected 0 to 65535")
-        if pixels.dtype.itemsize == 2 or highest > 255 or image.format == "PPM":
-            pixels = pixels >> 8  # others are 8-bit values in a wider type; Pillow scales those of a PGM to 16 bits
-        return Image.fromarray(pixels.astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("pixels are floating-point numbers of unknown range")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+def pixels_to_decode(file: Image.Image) -> int:
+    """Return how many pixels of 4 bytes an opened file takes while it is decoded."""
+    pixels = file.width * file.height * COPIES.get(file.format or "", 1)
+    tags = getattr(file, "tag_v2", None)
+    if file.format == "TIFF" and tags is not None:  # the decoder holds a whole tile or strip besides
+        tile = (tags.get(322), tags.get(323))
+        side = tile if None not in tile else (file.width, min(file.height, tags.get(278) or file.height))
+        bits = tags.get(258) or (8,)
+        pixels += math.prod(side) * max(bits) * max(len(bits), tags.get(277) or 1) // 32
+    return pixels
+
+
+def has_more_frames(file: Image.Image) -> bool:
+    """Return whether a file has further frames or pages; the second picture of a stereo photo does not count."""
+    try:
+        return file.format != "MPO" and bool(getattr(file, "is_animated", False))
+    except Exception:  # the first frame was good
+        return False
 
 
 @dataclass(frozen=True)

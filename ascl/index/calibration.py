@@ -135,10 +135,11 @@ def lowest_threshold(scores: np.ndarray, rate: float) -> float:
     """Return the lowest threshold t whose expected false-positive rate is at most `rate`.
 
     If a of n scores are >= t, that rate is (a + 1) / (n + 1). If it exceeds `rate` even for a = 0, t lies above all
-    scores. Equal scores are on the same side of t.
+    scores. Equal scores are on the same side of t. It is the next number of six decimals, so that what is printed and
+    what decides are one.
     """
     highest_refused = np.sort(scores)[::-1][allowed_above(len(scores), rate)]
-    return float(np.nextafter(np.float64(highest_refused), np.inf))
+    return (math.floor(float(highest_refused) * 1e6) + 1) / 1e6
 
 
 def allowed_above(total: int, rate: float) -> int:

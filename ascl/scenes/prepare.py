@@ -10,7 +10,7 @@ from ascl.core.errors import DataError
 from ascl.data.captions import load_captions
 from ascl.features.writer import extract
 from ascl.images.backbones import pick_device
-from ascl.images.read import find_images
+from ascl.images.find import find_images
 from ascl.models.small_bert import write_small_bert
 from ascl.scenes.detector import SceneDetectorBackend, save_detector, train_detector
 from ascl.scenes.render import write_scenes
@@ -33,8 +33,9 @@ def prepare_scenes(folder: str | os.PathLike, *, train: int, val: int, test: int
         raise DataError(f"{weights} was trained with {found}, requested are {made}: delete it and "
                         f"{folder / 'features.h5'}, or use those settings")
     backend = SceneDetectorBackend(weights, device=pick_device("auto"))
-    images = find_images(folder / "images")
-    print(extract(backend, images, folder / "features.h5", batch_size=64, workers=1, resume=True).summary())
+    images = find_images(folder / "images", ids="stem", strict=True)
+    done = extract(backend, images, folder / "features.h5", batch_size=64, workers=1, resume=True, strict=True)
+    print(done.summary())
     encoder = folder / "text_encoder"
     if not encoder.exists():
         write_small_bert(encoder, load_captions(captions_file, "train").captions, seed=seed)

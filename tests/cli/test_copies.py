@@ -34,7 +34,7 @@ def test_verify_names_a_damaged_batch(index, capsys):
     assert main(["copy", "info", "--index", str(index), "--verify", "--json"]) == 1
     said = capsys.readouterr()
     damaged, = json.loads(said.out)["damaged"]
-    assert sorted(damaged["ids"]) == [f"photo{number}" for number in range(4)] and str(path) in said.err
+    assert sorted(damaged["ids"]) == [f"photo{number}.png" for number in range(4)] and str(path) in said.err
 
 
 def test_json_of_every_command_of_an_index(index, tmp_path, capsys):
@@ -46,7 +46,7 @@ def test_json_of_every_command_of_an_index(index, tmp_path, capsys):
     photo = tmp_path / "photos" / "photo2.png"
     assert said("add", str(photo))["already_there"] == 1
     best = said("query", str(photo))["queries"][0]["matches"][0]
-    assert (best["id"], best["score"]) == ("photo2", 1.0)
-    assert said("remove", "photo0") == {"removed": 1, "images": 3}
+    assert (best["id"], best["score"]) == ("photo2.png", 1.0)
+    assert said("remove", "photo0.png") == {"removed": 1, "images": 3}
     assert said("compact")["rows_given_back"] == 1
     assert said("info")["images"] == 3

@@ -54,10 +54,10 @@ def test_mistakes_are_reported_in_one_line(run, capsys, tmp_path):
     folder = photographs(tmp_path / "images", 3)
     (folder / "0001.png").write_bytes(b"")
     arguments = ["--images", folder, "--out", tmp_path / "g.h5", *SMALL, "--workers", 0]
-    assert run("extract_globals", *arguments) == 1
+    assert run("extract_globals", *arguments, "--strict") == 1
     assert "0001.png: cannot be read as an image" in capsys.readouterr().err
-    assert run("extract_globals", *arguments, "--skip-unreadable") == 0
-    assert "skipped 1 unreadable images:\n  0001.png: " in capsys.readouterr().out
+    assert run("extract_globals", *arguments, "--resume") == 3
+    assert "skipped 1 unreadable images:\n  0001: " in capsys.readouterr().out
     assert run("extract_regions", *arguments, "--backend", "detector") == 2
     assert run("extract_regions", *arguments, "--grid", 0) == 2
     assert run("extract_regions", *arguments, "--shard", "3/2") == 2

@@ -17,7 +17,8 @@ from ascl.data.stores.writing import create_rows
 from ascl.features import writer
 from ascl.features.feature_file import merge_shards, shards_beside
 from ascl.features.writer import Shard, extract
-from ascl.images.read import SquarePixels, find_images
+from ascl.images.find import ImageFile, find_images
+from ascl.images.read import SquarePixels
 
 
 class Colors:
@@ -43,13 +44,13 @@ def color_of(index: int) -> tuple[int, int, int]:
 
 
 @pytest.fixture
-def images(tmp_path) -> list[Path]:
+def images(tmp_path) -> list[ImageFile]:
     """23 images, each of one color that tells its index."""
     (tmp_path / "images").mkdir()
     for index in range(23):
         image = Image.new("RGB", (10 + index, 20), color_of(index))
         image.save(tmp_path / "images" / f"image_{index:02d}.png")
-    return find_images(tmp_path / "images")
+    return list(find_images(tmp_path / "images", ids="stem"))
 
 
 QUICK = {"batch_size": 3, "workers": 0, "part_size": 5, "progress": False, "resume": True}
@@ -223,34 +224,34 @@ def test_parts_and_files_of_other_settings_are_refused_and_kept(images, tmp_path
 
 def test_an_image_that_was_repaired_costs_its_part_alone(images, tmp_path):
     out = tmp_path / "features.h5"
-    images[12].write_bytes(b"")
-    with pytest.raises(DataError, match=r"image_12.*repair it, or .*skip_unreadable, and continue with resume"):
-        extract(Colors(), images, out, **QUICK)
-    Image.new("RGB", (50, 50), (1, 2, 3)).save(images[12])
+    images[12].path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"image_12.*repair it, or skip such images .*, and continue with resume"):
+        extract(Colors(), images, out, strict=True, **QUICK)
+    Image.new("RGB", (50, 50), (1, 2, 3)).save(images[12].path)
     noise = np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(images[0])  # and one of a finished part was changed
+    Image.fromarray(noise).save(images[0].path)  # and one of a finished part was changed
     assert extract(Colors(), images, out, **QUICK).extracted == 23 - 5  # only the second part is still good
     with h5py.File(out) as file:
         assert file["regions"][12].tolist() == [[1, 2, 3]] * 9 and file["image_sizes"][0].tolist() == [50, 50]
-    Image.fromarray(noise[:40]).save(images[1])
+    Image.fromarray(noise[:40]).save(images[1].path)
     with pytest.raises(DataError, match=r"features\.h5 was made with other settings: images_sha256 was"):
         extract(Colors(), images, out, **QUICK)
 
 
 def test_a_failing_disk_is_not_an_unreadable_image(images, tmp_path):
-    images[7].unlink()
+    images[7].path.unlink()
     out = tmp_path / "features.h5"
     (tmp_path / "elsewhere").mkdir()
-    images[7].symlink_to(tmp_path / "elsewhere" / "image.png")  # a network disk that is away
+    images[7].path.symlink_to(tmp_path / "elsewhere" / "image.png")  # a network disk that is away
     with pytest.raises(FileNotFoundError):
-        extract(Colors(), images, out, skip_unreadable=True, **QUICK)
-    images[7].unlink()
-    images[7].mkdir()
+        extract(Colors(), images, out, **QUICK)
+    images[7].path.unlink()
+    images[7].path.mkdir()
     with pytest.raises(DataError, match=r"image_07\.png: the file cannot be read from the disk"):
-        extract(Colors(), images, out, skip_unreadable=True, **QUICK)
-    images[7].rmdir()
-    Image.new("RGB", (17, 20), color_of(7)).save(images[7])
-    assert extract(Colors(), images, out, skip_unreadable=True, **QUICK).skipped == []
+        extract(Colors(), images, out, **QUICK)
+    images[7].path.rmdir()
+    Image.new("RGB", (17, 20), color_of(7)).save(images[7].path)
+    assert extract(Colors(), images, out, **QUICK).skipped == []
 
 
 def test_parts_of_other_versions_are_recorded(images, tmp_path):
@@ -268,7 +269,7 @@ def test_parts_of_other_versions_are_recorded(images, tmp_path):
 
 def test_parts_can_be_computed_in_another_working_directory(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    relative = [path.relative_to(tmp_path) for path in images]
+    relative = [ImageFile(image.path.relative_to(tmp_path), image.id) for image in images]
 
     def elsewhere(plan, spans, bar):
         (tmp_path / "elsewhere").mkdir()
@@ -300,38 +301,38 @@ def test_a_damaged_part_is_named(images, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_unreadable_image_stops_by_name_and_the_work_goes_on_without_it(images, tmp_path, workers):
-    whole = images[0].read_bytes()
-    images[7].write_bytes(b"")
-    images[22].write_bytes(whole[: len(whole) // 2])
+    whole = images[0].path.read_bytes()
+    images[7].path.write_bytes(b"")
+    images[22].path.write_bytes(whole[: len(whole) // 2])
     out, quick = tmp_path / "features.h5", QUICK | {"workers": workers}
-    with pytest.raises(DataError, match=r"image_07\.png: cannot be read .* skip_unreadable"):
-        extract(Colors(), images, out, **quick)
-    done = extract(Colors(), images, out, skip_unreadable=True, **quick)
+    with pytest.raises(DataError, match=r"image_07\.png: cannot be read .* skip such images"):
+        extract(Colors(), images, out, strict=True, **quick)
+    done = extract(Colors(), images, out, **quick)
     assert done.extracted == 18  # the first part was kept
-    assert [skip["image"] for skip in done.skipped] == ["image_07.png", "image_22.png"]
+    assert [skip["image"] for skip in done.skipped] == ["image_07", "image_22"]
     assert all(skip["reason"] for skip in done.skipped)
-    assert "skipped 2 unreadable images" in done.summary() and "image_22.png" in done.summary()
+    assert "skipped 2 unreadable images" in done.summary() and "image_22: " in done.summary()
     with h5py.File(out) as file:
         ids = file["image_ids"].asstr()[:].tolist()
         assert ids == [f"image_{index:02d}" for index in range(23) if index not in (7, 22)]
         assert [row[0].tolist() for row in file["regions"]] == [list(color_of(int(name[-2:]))) for name in ids]
         assert json.loads(file.attrs["provenance"])["skipped"] == done.skipped
-    assert extract(Colors(), images, out, skip_unreadable=True, **quick).skipped == done.skipped
+    assert extract(Colors(), images, out, **quick).skipped == done.skipped
 
 
 def test_a_part_of_unreadable_images_only_and_then_all_of_them(images, tmp_path):
-    for path in images[5:10]:
-        path.write_bytes(b"x")
-    done = extract(Colors(), images, tmp_path / "some.h5", skip_unreadable=True, **QUICK)
+    for image in images[5:10]:
+        image.path.write_bytes(b"x")
+    done = extract(Colors(), images, tmp_path / "some.h5", **QUICK)
     assert done.shapes["regions"] == (18, 9, 3)
-    for path in images:
-        path.write_bytes(b"x")
+    for image in images:
+        image.path.write_bytes(b"x")
     with pytest.raises(DataError, match="none of the 23 images can be read"):
-        extract(Colors(), images, tmp_path / "none.h5", skip_unreadable=True, **QUICK)
+        extract(Colors(), images, tmp_path / "none.h5", **QUICK)
 
 
 def test_what_was_skipped_before_needs_the_same_word_again(images, tmp_path):
-    images[0].write_bytes(b"")
+    images[0].path.write_bytes(b"")
 
     class Stops(Colors):
         def extract(self, pixels, sizes):
@@ -340,9 +341,9 @@ def test_what_was_skipped_before_needs_the_same_word_again(images, tmp_path):
             return super().extract(pixels, sizes)
 
     with pytest.raises(KeyboardInterrupt):
-        extract(Stops(), images, tmp_path / "features.h5", skip_unreadable=True, **QUICK)
-    with pytest.raises(DataError, match=r"skipped unreadable images \(image_00\.png\)"):
-        extract(Colors(), images, tmp_path / "features.h5", **QUICK)
+        extract(Stops(), images, tmp_path / "features.h5", **QUICK)
+    with pytest.raises(DataError, match=r"skipped unreadable images \(image_00\)"):
+        extract(Colors(), images, tmp_path / "features.h5", strict=True, **QUICK)
 
 
 @pytest.mark.parametrize(("gain", "remedy"), [(1e4, "try dtype float32"), (float("inf"), "check the weights")])
@@ -377,8 +378,8 @@ class WholeImages(Colors):
 
 
 def test_images_come_in_batches_of_one_shape_and_leave_in_their_own_order(images, tmp_path):
-    for index, path in enumerate(images):
-        Image.new("RGB", [(8, 6), (9, 6), (8, 7)][index * index % 3], color_of(index)).save(path)
+    for index, image in enumerate(images):
+        Image.new("RGB", [(8, 6), (9, 6), (8, 7)][index * index % 3], color_of(index)).save(image.path)
     backend = WholeImages()
     extract(backend, images, tmp_path / "shapes.h5", **QUICK | {"part_size": 23})
     assert all(len(set(batch)) == 1 and len(batch) <= 3 for batch in backend.batches)
@@ -446,17 +447,17 @@ def test_merged_shards_are_the_file_that_one_call_would_have_made(images, tmp_pa
 
 
 def test_a_shard_of_unreadable_images_only_is_part_of_the_whole(images, tmp_path):
-    for path in images[6:12]:
-        path.write_bytes(b"x")
+    for image in images[6:12]:
+        image.path.write_bytes(b"x")
     for number in range(1, 5):
-        extract(WholeImages(), images, tmp_path / "f.h5", shard=Shard(number, 4), skip_unreadable=True, **QUICK)
+        extract(WholeImages(), images, tmp_path / "f.h5", shard=Shard(number, 4), **QUICK)
     merge_shards(shards_beside(tmp_path / "f.h5"), tmp_path / "f.h5")
-    extract(WholeImages(), images, tmp_path / "whole.h5", skip_unreadable=True, **QUICK)
+    extract(WholeImages(), images, tmp_path / "whole.h5", **QUICK)
     assert contents(tmp_path / "f.h5") == contents(tmp_path / "whole.h5")
-    for path in images:
-        path.write_bytes(b"x")
+    for image in images:
+        image.path.write_bytes(b"x")
     shards = [
-        extract(Colors(), images, tmp_path / "g.h5", shard=Shard(n, 2), skip_unreadable=True, **QUICK).path
+        extract(Colors(), images, tmp_path / "g.h5", shard=Shard(n, 2), **QUICK).path
         for n in (1, 2)
     ]
     with pytest.raises(DataError, match="none of the 23 images can be read"):
@@ -476,7 +477,7 @@ def test_shards_that_do_not_belong_together_are_named(images, tmp_path):
         ([one, two, other], r"g\.shard-3-of-3\.h5 and .*f\.shard-1-of-3\.h5 differ in gain"),
         ([one, halves], "differ in shards"),
         ([one, whole], r"whole\.h5 is a complete file, not a shard"),
-        ([one, images[0]], "is not a feature file"),
+        ([one, images[0].path], "is not a feature file"),
     ]:
         with pytest.raises(DataError, match=problem):
             merge_shards(shards, out)

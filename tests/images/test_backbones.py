@@ -21,7 +21,8 @@ from ascl.images.backbones import (
     same_padding,
     use_same_padding,
 )
-from ascl.images.read import find_images, load_image
+from ascl.images.find import find_images
+from ascl.images.read import load_image
 
 PLAIN = {
     "input_size": 64, "resize": "squash", "normalize": "half", "same_padding": False, "precision": "float32",
@@ -187,7 +188,7 @@ def test_same_padding_changes_only_padded_strided_convolutions():
 
 
 def test_same_padding_reads_real_photographs_with_more_confidence(shared):
-    photographs = find_images(shared / "data" / "flickr8k" / "images")[:24]
+    photographs = find_images(shared / "data" / "flickr8k" / "images").paths[:24]
     weights = str(shared / "weights" / "mobilenet_v2_imagenet.pth")
     labels = (shared / "weights" / "imagenet_labels_1001.txt").read_text().splitlines()
     squares = torch.stack([torch.from_numpy(np.asarray(load_image(path).image).copy()) for path in photographs])

@@ -1,6 +1,5 @@
-"""Finding and decoding images: what lies in people's folders."""
+"""Decoding images: what lies in people's folders."""
 
-import os
 import struct
 import zlib
 
@@ -12,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from ascl.core.errors import DataError
-from ascl.images.read import SquarePixels, UnreadableImage, find_images, images_of, listed_images, load_image
+from ascl.images.read import SquarePixels, UnreadableImage, load_image
 
 
 def smooth_image(width: int, height: int) -> Image.Image:
@@ -21,38 +20,6 @@ def smooth_image(width: int, height: int) -> Image.Image:
     pixels = np.stack([255 * x / (width - 1), 255 * y / (height - 1), np.full_like(x, 90)], axis=-1).astype(np.uint8)
     pixels[: height // 4, : width // 4] = 255
     return Image.fromarray(pixels)
-
-
-def test_images_are_found_at_any_depth_sorted_without_hidden_ones(tmp_path):
-    for name in ("b.jpg", "a/z.PNG", "a/deep/c.jpeg", ".hidden/d.jpg", "._e.jpg", "notes.txt"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"")
-    found = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
-    assert found == ["a/deep/c.jpeg", "a/z.PNG", "b.jpg"]
-
-
-def test_linked_folders_are_followed_and_loops_end(tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "far.jpg").touch()
-    (tmp_path / "images").mkdir()
-    os.symlink(tmp_path / "elsewhere", tmp_path / "images" / "linked")
-    os.symlink(tmp_path / "images", tmp_path / "elsewhere" / "back")
-    assert [path.name for path in find_images(tmp_path / "images")] == ["far.jpg"]
-
-
-def test_two_images_of_one_stem_are_an_error_that_names_both(tmp_path):
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "same.jpg").touch()
-    (tmp_path / "sub" / "same.png").touch()
-    with pytest.raises(DataError, match=r"(?s)same\.jpg.*sub.same\.png"):
-        find_images(tmp_path)
-
-
-def test_a_missing_and_an_empty_folder_are_named(tmp_path):
-    with pytest.raises(DataError, match="nowhere: no such folder"):
-        find_images(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="no image in this folder"):
-        find_images(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
@@ -198,49 +165,8 @@ def test_a_decompression_bomb_is_refused_by_its_size(tmp_path):
     header = b"IHDR" + struct.pack(">IIBBBBB", 40_000, 30_000, 1, 0, 0, 0, 0)
     chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT")
-    with pytest.raises(UnreadableImage, match="40000 x 30000 pixels, more than 1,000,000,000: too large"):
+    with pytest.raises(UnreadableImage, match=r"\(40000 x 30000: 1,200,000,000 pixels, more than .*ASCL_MAX_IMAGE_P"):
         load_image(tmp_path / "bomb.png")
-
-
-def test_a_list_of_images_keeps_its_order_and_starts_from_its_own_folder(tmp_path):
-    (tmp_path / "sub").mkdir()
-    for name in ("b.jpg", "sub/a.png", "c.bmp"):
-        (tmp_path / name).touch()
-    (tmp_path / "list.txt").write_text(f"# mine\nsub/a.png\r\n\n{tmp_path / 'c.bmp'}\nb.jpg\n", encoding="utf-8")
-    assert [path.name for path in listed_images(tmp_path / "list.txt")] == ["a.png", "c.bmp", "b.jpg"]
-
-
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        (b"b.jpg\nnone.jpg\n", "row 2: no file .*none.jpg"),
-        (b"# nothing\n", "names no image"),
-        (b"\xff\xfe\xff", "not UTF-8"),
-        (b"b.jpg\nb.jpg\n", "two images have the id 'b'"),
-    ],
-)
-def test_a_wrong_list_is_told_with_its_row(tmp_path, content, problem):
-    (tmp_path / "b.jpg").touch()
-    (tmp_path / "list.txt").write_bytes(content)
-    with pytest.raises(DataError, match=problem):
-        listed_images(tmp_path / "list.txt")
-    with pytest.raises(DataError, match="no such list"):
-        listed_images(tmp_path / "no.txt")
-
-
-def test_folders_lists_and_files_are_sources_of_images_each_file_once(tmp_path):
-    for name in ("sub/a.png", "sub/b.png", "c.bmp"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "list.txt").write_text("c.bmp\nsub/b.png\n", encoding="utf-8")
-    sources = [tmp_path / "list.txt", tmp_path / "sub", tmp_path / "c.bmp"]
-    assert [path.name for path in images_of(*sources)] == ["c.bmp", "b.png", "a.png"]
-    assert images_of(tmp_path / "c.bmp") == [tmp_path / "c.bmp"]
-    for wrong, problem in (("nowhere", "no such image or folder"), ("none.txt", "no such list")):
-        with pytest.raises(DataError, match=problem):
-            images_of(tmp_path / wrong)
-    with pytest.raises(DataError, match="no images"):
-        images_of("")
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder"])

@@ -25,7 +25,7 @@ from ascl.image_copy.matching.describe import ReadOptions
 from ascl.image_copy.matching.forget import named_ids, prune_index
 from ascl.image_copy.matching.model import create_index
 from ascl.image_copy.matching.repair import repair_index
-from ascl.images.read import images_of
+from ascl.images.find import images_of
 from ascl.index.store import CopyIndex, is_index
 
 pytest.importorskip("imagehash")

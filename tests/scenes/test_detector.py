@@ -8,6 +8,7 @@ import torch
 
 from ascl.core.errors import DataError
 from ascl.features.writer import extract
+from ascl.images.find import ImageFile
 from ascl.scenes import detector
 from ascl.scenes.detector import CELLS, HEADS, SIDE, STRIDE
 from ascl.scenes.prepare import prepare_scenes
@@ -142,8 +143,8 @@ def test_one_pass_gives_regions_and_globals_and_goes_by_the_weights(trained, tmp
     (tmp_path / "images").mkdir()
     images = []
     for scene in SCENES[:5]:
-        images.append(tmp_path / "images" / f"{scene.image_id}.png")
-        render(scene).save(images[-1])
+        images.append(ImageFile(tmp_path / "images" / f"{scene.image_id}.png", scene.image_id))
+        render(scene).save(images[-1].path)
     detector.save_detector(tmp_path / "detector.pt", trained, MADE)
     backend = detector.SceneDetectorBackend(tmp_path / "detector.pt")
     made = extract(backend, images, tmp_path / "features.h5", batch_size=4, workers=0, **BARS)

@@ -19,7 +19,8 @@ from ascl.core.errors import DataError
 from ascl.core.files import write_text
 from ascl.data.captions import captions_exist, load_captions
 from ascl.data.split import data_paths
-from ascl.images.read import find_images, load_image
+from ascl.images.find import by_any_id
+from ascl.images.read import load_image
 from ascl.retrieval import load_scores, top_pairs
 from ascl.retrieval.scoring.all_pairs import TopPairs
 from ascl.settings.base import from_dict, to_dict
@@ -152,7 +153,7 @@ def _photos(folder: str | None, of_settings: str | None, missing: dict[str, str]
                              "folder to show them.")
     else:
         try:
-            paths = {path.stem: path for path in find_images(source)}
+            paths = by_any_id(source)
         except DataError as error:
             if folder is not None:
                 raise

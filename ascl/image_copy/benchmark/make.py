@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,13 +17,14 @@ from filelock import FileLock, Timeout
 
 from ascl.core.errors import DataError
 from ascl.core.files import write_text
+from ascl.core.reading import shown
 from ascl.image_copy.benchmark import plan
-from ascl.image_copy.benchmark.plan import REVERSE_CROP, BenchmarkSettings, UsablePhotos, count_reasons
+from ascl.image_copy.benchmark.plan import REVERSE_CROP, UNREADABLE, BenchmarkSettings, UsablePhotos, count_reasons
 from ascl.image_copy.benchmark.queries import QueryMaker, make_queries
 from ascl.image_copy.descriptors.perceptual_hash import HASH_DISTANCE
 from ascl.image_copy.edits.edits import sample_rng
 from ascl.image_copy.evaluation.files import GroundTruth, write_csv, write_ground_truth
-from ascl.images.read import find_images
+from ascl.images.find import find_images
 
 FORMAT = 1
 MARK = ".copy-benchmark-in-progress"
@@ -37,13 +38,19 @@ class Benchmark:
     counts: dict[str, int]
     skipped: list[tuple[Path, str]]
 
+    @property
+    def complete(self) -> bool:
+        """Whether every photo could be read."""
+        return not any(reason.startswith(UNREADABLE) for _, reason in self.skipped)
+
     def summary(self) -> str:
         counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in self.counts.items())
         left_out = "".join(f"\nleft out: {count} {reason}" for reason, count in count_reasons(self.skipped).items())
         return f"{self.folder}: {counts}{left_out}" + (f"\nlisted in {self.folder / 'skipped.csv'}" if left_out else "")
 
 
-def make_benchmark(images: str | Path, out: str | Path, settings: BenchmarkSettings, *, workers: int = 0) -> Benchmark:
+def make_benchmark(images: str | Path, out: str | Path, settings: BenchmarkSettings, *, workers: int = 0,
+                   exclude: Sequence[str] = (), strict: bool = False) -> Benchmark:
     """Make a benchmark; the same folder, settings and versions of Pillow and numpy give the same files, byte for byte.
 
     Everything is written to `OUT.tmp`, which is renamed at the end, so a folder `out` is always complete. The next run
@@ -54,19 +61,22 @@ def make_benchmark(images: str | Path, out: str | Path, settings: BenchmarkSetti
         out: folder to create; the README.md in it describes its files.
         settings: sizes and seed.
         workers: processes that decode and edit; 0 = this process. The result does not depend on them.
+        exclude: patterns of photos to leave out, as for `find_images`.
+        strict: stop at the first photo that cannot be read, instead of listing it.
 
     Raises:
-        DataError: the folder is empty; two photos have one id; there are too few photos (with the numbers); `out`
-            exists or is inside the folder of photos; another process is making it.
+        DataError: the folder is empty; with `strict`, a photo cannot be read; there are too few photos (with the
+            numbers); `out` exists or is inside the folder of photos; another process is making it.
     """
     images, out = Path(images), Path(out)
     _refuse_existing(out)
     if out.resolve().is_relative_to(images.resolve()):
         raise DataError(f"{out} is in the folder of photos, {images}: the next benchmark would contain this one; "
                         "choose a folder outside")
-    found = find_images(images)
+    found = find_images(images, exclude=exclude, strict=strict)
     with _folder_in_progress(out) as temporary:
-        photos = plan.usable_photos(found, settings, workers)
+        photos = plan.usable_photos(found.paths, settings, workers, strict=strict)
+        photos.skipped.extend((Path(fault.path), f"{UNREADABLE}: {fault.reason}") for fault in found.faults)
         settings = settings.for_photos(len(photos.paths))
         roles = plan.assign_roles(photos, settings, len(found))
         counts = _write(images, temporary, photos, settings, roles, workers)
@@ -133,7 +143,7 @@ def _write(
     made = make_queries(QueryMaker(folder, plans, roles["mix_ins"] or roles["distractors"], settings), workers)
 
     def source(path: Path) -> str:
-        return path.relative_to(images).as_posix()
+        return shown(path.relative_to(images) if path.is_relative_to(images) else path)
 
     copies = [one for one in plans if one.role == "copy"]
     write_ground_truth(folder / "ground_truth.csv", GroundTruth(
@@ -162,7 +172,7 @@ def _write(
         "images_looked_at": photos.looked_at, "images_left_out": len(photos.skipped),
     }
     description = {
-        "format": FORMAT, "images": str(images), "settings": asdict(settings), "counts": counts,
+        "format": FORMAT, "images": shown(images), "settings": asdict(settings), "counts": counts,
         "left_out": count_reasons(photos.skipped),
         "kinds": list(plan.KINDS), "strengths": plan.LEVELS, "near_duplicate_bits": HASH_DISTANCE,
         "mixed_in": "left-over photos" if roles["mix_ins"] else

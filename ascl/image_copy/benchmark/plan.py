@@ -25,10 +25,12 @@ from ascl.image_copy.benchmark.near_duplicates import NearDuplicates
 from ascl.image_copy.descriptors.perceptual_hash import HASH_DISTANCE, PerceptualHasher
 from ascl.image_copy.edits.edits import EDITS, SEED_END, sample_rng
 from ascl.images.loader import Decoder
+from ascl.images.read import UnreadableImage
 
 LEVELS = {"mild": (0.0, 0.3), "medium": (0.35, 0.65), "hard": (0.7, 1.0)}  # ranges of strength, uniform within
 COMBINATION = "combination"  # two to four random edits
 REVERSE_CROP = "reverse_crop"
+UNREADABLE = "unreadable"
 KINDS = (*EDITS, COMBINATION)
 SHARES = {"references": 0.45, "distractors": 0.1, "reverse_crops": 0.1, "background": 0.25}  # the rest is mixed in
 MIX_INS = 100  # photos to find beyond the roles, if the folder has them
@@ -95,11 +97,12 @@ class QueryPlan(NamedTuple):
 
 
 def usable_photos(
-    found: Sequence[Path], settings: BenchmarkSettings, workers: int, *, mix_ins: int = MIX_INS
+    found: Sequence[Path], settings: BenchmarkSettings, workers: int, *, mix_ins: int = MIX_INS, strict: bool = False
 ) -> UsablePhotos:
     """Return, in a seeded order, the photos that are readable, large enough, and not near-duplicates of earlier ones.
 
-    If all sizes are given, stop as soon as there are enough photos for the roles and `mix_ins` more.
+    If all sizes are given, stop as soon as there are enough photos for the roles and `mix_ins` more. With `strict`, a
+    photo that cannot be read raises UnreadableImage.
     """
     order = sample_rng(settings.seed, 0, 0).permutation(len(found)).tolist()
     enough = len(found) if settings.photos is None else settings.photos + mix_ins
@@ -112,10 +115,14 @@ def usable_photos(
             break
         photo = decoder.take()
         path = found[photo.index]
+        if photo.pixels is None and strict:
+            raise UnreadableImage(path, photo.reason)
         if photo.pixels is None:
-            skipped.append((path, f"unreadable: {photo.reason}"))
+            skipped.append((path, f"{UNREADABLE}: {photo.reason}"))
         elif min(photo.size) < settings.min_side:
             skipped.append((path, f"too small: {photo.size[0]} x {photo.size[1]} pixels"))
+        elif photo.blank:
+            skipped.append((path, photo.blank))
         elif duplicates.add(photo.pixels):
             skipped.append((path, "near-duplicate of another photo"))
         else:

@@ -23,6 +23,7 @@ from ascl.core.hashing import sha256_of
 from ascl.images.backbones import Normalize, Precision, autocast
 from ascl.images.pooling import Pool, PooledBackbone
 from ascl.images.read import SquarePixels
+from ascl.images.rgb import TRANSPARENCY
 
 STUDENT = "student."  # prefix of the descriptor's parameters in the checkpoint of a training run
 
@@ -174,7 +175,8 @@ class Describer:
         network.to(self.device)
         network.eval()
         self.prepare = SquarePixels(input_size, resize)
-        self.settings = {**settings, "model": model, "input_size": input_size, "resize": resize, "precision": precision}
+        self.settings = {**settings, "model": model, "input_size": input_size, "resize": resize, "precision": precision,
+                         "transparency": TRANSPARENCY}
         vectors, norms = self([self.prepare(Image.new("RGB", (input_size, input_size)))])
         if orders_norms and norms is None:
             raise DataError(f"{model} gives only vectors of length 1: its norms cannot order anything")

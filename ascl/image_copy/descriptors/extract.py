@@ -16,10 +16,11 @@ from ascl.data.stores.writing import provenance_of
 from ascl.features.writer import PART_SIZE, Extraction, extract
 from ascl.image_copy.descriptors import files
 from ascl.image_copy.descriptors.descriptor import Describer
+from ascl.images.find import ImageFile
 
 
-def extract_descriptors(describer: Describer, images: Sequence[Path], out: str | os.PathLike, *, batch_size: int = 64,
-                        workers: int = 2, skip_unreadable: bool = False, resume: bool = False,
+def extract_descriptors(describer: Describer, images: Sequence[ImageFile], out: str | os.PathLike, *,
+                        batch_size: int = 64, workers: int = 2, strict: bool = False, resume: bool = False,
                         part_size: int = PART_SIZE, progress: bool = True) -> Extraction:
     """Describe `images` and write `out`, which `read_descriptors` reads; after a kill, `resume` continues.
 
@@ -27,29 +28,29 @@ def extract_descriptors(describer: Describer, images: Sequence[Path], out: str |
     as `OUT.features.h5.parts/` and `OUT.features.h5`.
 
     Args:
-        images: files with distinct stems, which become the names, in this order.
+        images: of distinct ids, which become the names, in this order.
         batch_size: most images per forward pass.
         workers: decoding processes; 0 = decode in this process.
-        skip_unreadable: skip unreadable images, and list them in the result and the provenance.
+        strict: stop at the first unreadable image, instead of listing it in the result and the provenance.
         resume: use the finished parts of an earlier call, which are an error otherwise.
         part_size: images per part, which a kill can cost.
         progress: show a bar.
 
     Raises:
-        DataError: `out` exists; an image is unreadable (named); descriptors are not finite; the parts are of other
-            images or another model; another process is writing the same file.
+        DataError: `out` exists; with `strict`, an image is unreadable (named); descriptors are not finite; the
+            parts are of other images or another model; another process is writing the same file.
     """
     out = _refuse_existing(out)
     work = out.with_name(f"{out.name}.features.h5")
     made, done = _described(describer, images, work, batch_size=batch_size, workers=workers,
-                            skip_unreadable=skip_unreadable, resume=resume, part_size=part_size, progress=progress)
+                            strict=strict, resume=resume, part_size=part_size, progress=progress)
     files.write_descriptors(out, made.names, made.vectors, norms=made.norms, model=made.model,
                             provenance=made.provenance)
     work.unlink()
     return replace(done, path=out)
 
 
-def extract_submission(describer: Describer, queries: Sequence[Path], references: Sequence[Path],
+def extract_submission(describer: Describer, queries: Sequence[ImageFile], references: Sequence[ImageFile],
                        out: str | os.PathLike, **how: Any) -> list[Extraction]:
     """Describe both sides and write `out` in the format of DISC2021's descriptor track (`write_submission`).
 
@@ -86,7 +87,7 @@ def _refuse_existing(out: str | os.PathLike) -> Path:
     return out
 
 
-def _described(describer: Describer, images: Sequence[Path], work: Path,
+def _described(describer: Describer, images: Sequence[ImageFile], work: Path,
                **how: Any) -> tuple[files.Descriptors, Extraction]:
     """Return the descriptors that the writer has written to `work`, now or earlier, and its result."""
     done = extract(describer, images, work, dtype="float32", **how)

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ascl.core.errors import DataError
+from ascl.images.rgb import TRANSPARENCY
 
 BYTES = 8
 HASH_DISTANCE = 6   # bits; on Flickr8k, recompressed and halved photos differ in at most 4, other photos in at least 8
@@ -45,7 +46,8 @@ class PerceptualHasher:
     def __init__(self) -> None:
         version = import_imagehash().__version__
         self.model = f"phash-{8 * BYTES}bit (imagehash {version})"
-        self.settings: dict[str, Any] = {"model": self.model, "kind": "phash", "bits": 8 * BYTES}
+        self.settings: dict[str, Any] = {"model": self.model, "kind": "phash", "bits": 8 * BYTES,
+                                         "transparency": TRANSPARENCY}
         self.prepare = PreparedHash()
 
     def __call__(self, pixels: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:

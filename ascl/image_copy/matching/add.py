@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ascl.image_copy.descriptors.choice import ImageDescriber
-from ascl.image_copy.matching.describe import ReadOptions, Skipped, described_images, digest_of
+from ascl.image_copy.matching.describe import ReadOptions, described_images, digest_of
+from ascl.images.find import ImageFile, Skipped
 from ascl.index.images import Added, conflict
 from ascl.index.places import relative_to
 from ascl.index.state import Record
 from ascl.index.store import CopyIndex
 
 
-def add_images(index: CopyIndex, describer: ImageDescriber, paths: Sequence[Path], options: ReadOptions, *,
+def add_images(index: CopyIndex, describer: ImageDescriber, images: Sequence[ImageFile], options: ReadOptions, *,
                overwrite: bool = False) -> tuple[Added, list[Skipped]]:
     """Describe new images and add them, one confirmed part at a time; a kill does not undo confirmed parts.
 
@@ -24,7 +25,7 @@ def add_images(index: CopyIndex, describer: ImageDescriber, paths: Sequence[Path
 
     Args:
         index, describer: the index, and the model that it was made with.
-        paths, options: the images, and how to read them.
+        images, options: the images, and how to read them.
         overwrite: replace an indexed image by another one with the same id.
 
     Returns:
@@ -36,13 +37,11 @@ def add_images(index: CopyIndex, describer: ImageDescriber, paths: Sequence[Path
     """
     index.reload()
     index.require_intact()
-    found = _compared(index, paths, overwrite)
-    options.progress(len(paths) - len(found.new))
+    found = _compared(index, images, overwrite)
+    options.progress(len(images) - len(found.new))
     done, skipped = Added(same=found.same, moved=index.rename(found.moved) if found.moved else 0), list[Skipped]()
-    for images in described_images(describer, [path for path, _ in found.new], options, skipped) if found.new else ():
-        own = dict(found.new)
-        images = replace(images, ids=[own[Path(path)] for path in images.paths])
-        done += index.add(images, overwrite=overwrite or found.changed)
+    for described in described_images(describer, found.new, options, skipped) if found.new else ():
+        done += index.add(described, overwrite=overwrite or found.changed)
     return done, skipped
 
 
@@ -50,23 +49,22 @@ def add_images(index: CopyIndex, describer: ImageDescriber, paths: Sequence[Path
 class _Compared:
     """What the images to add are to an index."""
 
-    new: list[tuple[Path, str]] = field(default_factory=list)  # to be described, with their ids
+    new: list[ImageFile] = field(default_factory=list)  # to be described
     changed: set[str] = field(default_factory=set)  # ids of those that replace what was in the same file before
     moved: list[tuple[int, Record]] = field(default_factory=list)  # position and new record
     same: int = 0  # already there, moved ones too, or twice among the images
 
 
-def _compared(index: CopyIndex, paths: Sequence[Path], overwrite: bool) -> _Compared:
+def _compared(index: CopyIndex, images: Sequence[ImageFile], overwrite: bool) -> _Compared:
     """Compare images with the index: by path, then by id, then by content, which is read only where it can decide."""
-    result, ids = _Compared(), {path: path.stem for path in paths}
-    there = index.find(ids.values())
+    result, there = _Compared(), index.find([image.id for image in images])
     placed = {place: (row, record) for place, (row, record)     # not beside the index while the old file is there
-              in index.find_paths([os.path.abspath(path) for path in paths]).items()
+              in index.find_paths([os.path.abspath(image.path) for image in images]).items()
               if place == record.path or place == str(index.place_of(record).path)}
-    sizes, chosen, unknown = index.file_sizes(), dict[str, Path](), dict[Path, bytes]()
+    sizes, chosen, unknown = index.file_sizes(), dict[str, Path](), dict[ImageFile, bytes]()
     used = {row for row, _ in placed.values()}
-    for path in paths:
-        name, place = ids[path], os.path.abspath(path)
+    for image in images:
+        name, path, place = image.id, image.path, os.path.abspath(image.path)
         row, record = placed.get(place) or there.get(name) or (-1, None)
         try:
             twice = chosen.get(name)
@@ -81,30 +79,30 @@ def _compared(index: CopyIndex, paths: Sequence[Path], overwrite: bool) -> _Comp
                     _move(result, index, row, record, record.id if place in placed else name, place)
             elif place in placed and record is not None:
                 result.changed.add(record.id)
-                result.new.append((path, record.id))
+                result.new.append(ImageFile(path, record.id))
             elif record is not None and not overwrite:
                 raise conflict(name, record.path, str(path), indexed=True,
                                gone=index.place_of(record).status == "gone")
             else:
                 chosen[name] = path
                 if record is None and sizes & {-1, path.stat().st_size}:
-                    unknown[path] = digest_of(path).tobytes()
+                    unknown[image] = digest_of(path).tobytes()
                 else:
-                    result.new.append((path, name))
+                    result.new.append(image)
         except OSError:     # `described_images` reports it as unreadable
-            result.new.append((path, name))
+            result.new.append(image)
     held = index.find_content(unknown.values()) if unknown else {}
-    for path, digest in unknown.items():
+    for image, digest in unknown.items():
         for row, record in held.get(digest, []):
             if row not in used and index.place_of(record).status == "gone":
                 used.add(row)
                 result.same += 1
-                _move(result, index, row, record, ids[path], os.path.abspath(path))
+                _move(result, index, row, record, image.id, os.path.abspath(image.path))
                 break
         else:
-            result.new.append((path, ids[path]))
-    order = {path: number for number, path in enumerate(paths)}
-    result.new.sort(key=lambda one: order[one[0]])
+            result.new.append(image)
+    order = {image.path: number for number, image in enumerate(images)}
+    result.new.sort(key=lambda image: order[image.path])
     return result
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -12,20 +11,22 @@ from ascl.core.errors import DataError
 from ascl.core.reading import shown
 from ascl.image_copy.descriptors.choice import ImageDescriber
 from ascl.image_copy.descriptors.perceptual_hash import import_imagehash, looks_the_same
-from ascl.image_copy.matching.describe import ReadOptions, Skipped, described_images
+from ascl.image_copy.matching.describe import ReadOptions, described_images
+from ascl.images.find import ImageFile, Skipped
 from ascl.images.read import load_image
 from ascl.index.calibration import Calibration, Nearest, ScoreNorm, allowed_above, calibrated
 from ascl.index.places import Place
 from ascl.index.store import CopyIndex
 
+UNUSABLE = "unreadable, too small or blank"
 SAVED_AGAIN = "in the index, saved again"
 HASHED = 20                 # background images below the threshold that are hashed too
 NAMED = 3                   # background images with the highest scores, which the result names
 
 
-def calibrate_index(index: CopyIndex, describer: ImageDescriber, paths: Sequence[Path], options: ReadOptions, *,
-                    rate: float, confidence: float = 0.95,
-                    score_norm: ScoreNorm | None = None, unchecked: bool = False) -> tuple[Calibration, list[Skipped]]:
+def calibrate_index(index: CopyIndex, describer: ImageDescriber, background: Sequence[ImageFile],
+                    options: ReadOptions, *, rate: float, confidence: float = 0.95, score_norm: ScoreNorm | None = None,
+                    unchecked: bool = False) -> tuple[Calibration, list[Skipped]]:
     """Search the index for images of which it holds no copy, and store the threshold for a rate of false positives.
 
     Three kinds of background images are left out and counted: those in the index (the same file, or the same descriptor
@@ -36,7 +37,7 @@ def calibrate_index(index: CopyIndex, describer: ImageDescriber, paths: Sequence
 
     Args:
         index, describer: the index, and the model that it was made with.
-        paths: the background images.
+        background: images.
         options: how to read them.
         rate: wanted rate of false positives, per query, in (0, 1).
         confidence: of the interval around the achieved rate, in (0, 1).
@@ -60,8 +61,8 @@ def calibrate_index(index: CopyIndex, describer: ImageDescriber, paths: Sequence
     skipped = list[Skipped]()
     best, vectors, places, names = list[float](), list[np.ndarray](), list[int](), list[str]()
     seen: set[bytes] = set()
-    left_out = {"in the index": 0, SAVED_AGAIN: 0, "repeated": 0, "unreadable or too small": 0}
-    for images in described_images(describer, paths, options, skipped):
+    left_out = {"in the index": 0, SAVED_AGAIN: 0, "repeated": 0, UNUSABLE: 0}
+    for images in described_images(describer, background, options, skipped):
         positions, scores = index.search(images.vectors, 1)
         if index.damage or not positions.size:
             raise DataError(f"{index.folder} is damaged, so the scores of its images are not known; repair it first")
@@ -77,7 +78,7 @@ def calibrate_index(index: CopyIndex, describer: ImageDescriber, paths: Sequence
             vectors.append(images.vectors[row])
             places.append(int(positions[row, 0]))
             names.append(images.paths[row])
-    left_out["unreadable or too small"] = len(skipped)
+    left_out[UNUSABLE] = len(skipped)
     values, warnings = np.array(best), tuple[str, ...]()
     order = np.argsort(-values, kind="stable")
     records = index.records(np.unique(places))

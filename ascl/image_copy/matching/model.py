@@ -9,6 +9,7 @@ from typing import Any
 
 from ascl.core.errors import DataError
 from ascl.image_copy.descriptors.choice import DescriberChoice, ImageDescriber, make_describer
+from ascl.images.find import IdRule
 from ascl.index import Metric
 from ascl.index.store import CopyIndex
 
@@ -17,13 +18,18 @@ NAMES = ("model", "file", "weights")  # settings that name a file or its digest,
 IMAGEHASH = re.compile(r"\(imagehash ([\w.+-]+)\)")
 
 
-def create_index(folder: str | os.PathLike, choice: DescriberChoice, describer: ImageDescriber,
-                 **options: Any) -> CopyIndex:
-    """Create an index bound to the model; `options` as for `CopyIndex.create`."""
+def create_index(folder: str | os.PathLike, choice: DescriberChoice, describer: ImageDescriber, *,
+                 ids: IdRule = "path", **options: Any) -> CopyIndex:
+    """Create an index bound to the model and to a rule for ids; `options` as for `CopyIndex.create`."""
     model = {"name": describer.model, "settings": describer.settings, "choice": asdict(choice.with_whole_paths()),
-             "orders_norms": describer.orders_norms}
+             "orders_norms": describer.orders_norms, "ids": ids}
     metric: Metric = "hamming" if describer.settings.get("kind") == "phash" else "ip"
     return CopyIndex.create(folder, model, metric=metric, dimension=describer.dim, **options)
+
+
+def recorded_ids(index: CopyIndex) -> IdRule:
+    """Return the rule for ids that the index was made with; the first indexes had stems."""
+    return index.state.model.get("ids", "stem")
 
 
 def recorded_choice(index: CopyIndex) -> DescriberChoice:

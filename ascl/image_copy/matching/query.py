@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ascl.asymmetry import Direction, direction
 from ascl.core.errors import DataError
+from ascl.core.reading import shown
 from ascl.image_copy.descriptors.choice import ImageDescriber
-from ascl.image_copy.matching.describe import ReadOptions, Skipped, described_images
+from ascl.image_copy.matching.describe import BLANK, ReadOptions, described_images
 from ascl.image_copy.matching.model import recorded_model
+from ascl.images.find import ImageFile, Skipped
+from ascl.images.rgb import Blankness
 from ascl.index import calibration as calibrations
 from ascl.index.calibration import Calibration, Rate
 from ascl.index.images import Images
@@ -33,13 +35,13 @@ class Match:
     """An image of the index that resembles a query."""
 
     id: str
-    path: str  # where the file is now, or where it was
+    path: str  # where the file is now, or where it was, printable
     file: Status  # whether it is there; `changed`: another file is in its place
     score: float  # inner product of the descriptors, or share of the hashes' bits that agree; 1 = the same
     normalised: float | None  # the score after normalization by the background; None without normalization
     direction: str  # a value of `DIRECTIONS`; always `unclear` for a model whose norms were not trained to order
     norm_ratio: float | None  # norm of the query over norm of the reference; None if the model has no norms
-    copy: bool | None  # whether the calibration accepts it as a copy; None without a calibration
+    copy: bool | None  # whether the calibration accepts it as a copy; None without one, or for a nearly blank query
     false_positives: Rate | None  # how often an unrelated query reaches such a score; None without a calibration
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,21 +55,23 @@ class Answer:
     """One query's matches, best first."""
 
     id: str
-    path: str
+    path: str  # printable
     matches: list[Match]
+    blank: Blankness = ""  # blank: there is nothing to compare, and so no match; nearly blank: no yes or no
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
-        return {"query": self.path, "id": self.id, "matches": [match.to_dict() for match in self.matches]}
+        return {"query": self.path, "id": self.id, "blank": self.blank,
+                "matches": [match.to_dict() for match in self.matches]}
 
 
-def query_images(index: CopyIndex, describer: ImageDescriber, paths: Sequence[Path], options: ReadOptions, *, k: int,
-                 margin: float = MARGIN, exact: bool = False) -> tuple[list[Answer], list[Skipped]]:
-    """Return the k best matches of each image, and the images that could not be used.
+def query_images(index: CopyIndex, describer: ImageDescriber, queries: Sequence[ImageFile], options: ReadOptions, *,
+                 k: int, margin: float = MARGIN, exact: bool = False) -> tuple[list[Answer], list[Skipped]]:
+    """Return the k best matches of each image (none of a blank one), and the images that could not be used.
 
     Args:
         index, describer: the index, and the model that it was made with.
-        paths, options: the query images, and how to read them.
+        queries, options: the query images, and how to read them.
         k: matches per query, >= 1; fewer if the index holds fewer images.
         margin: of the norms, >= 0; see `ascl.asymmetry.direction`.
         exact: as for `CopyIndex.search`.
@@ -79,9 +83,9 @@ def query_images(index: CopyIndex, describer: ImageDescriber, paths: Sequence[Pa
         raise DataError(f"{index.folder} holds no images yet; add some first")
     if not 0 <= margin < math.inf:
         raise DataError(f"margin {margin:g}: give a finite number of at least 0")
-    answers, skipped = list[Answer](), list[Skipped]()
+    answers, skipped = dict[str, Answer](), list[Skipped]()
     judge, ordered = _Judge(index), recorded_model(index)["orders_norms"]
-    for images in described_images(describer, paths, options, skipped):
+    for images in described_images(describer, queries, options, skipped):
         positions, scores = index.search(images.vectors, k, exact=exact)
         if not positions.size:
             raise DataError(f"{index.folder}: every image is damaged and left out ({index.damage[0]})")
@@ -91,11 +95,17 @@ def query_images(index: CopyIndex, describer: ImageDescriber, paths: Sequence[Pa
             found = [records[position] for position in positions[row].tolist()]
             norms = np.array([one.norm for one in found], np.float32)
             ways = direction(images.norms[row : row + 1], norms, margin=margin) * ordered
-            answers.append(Answer(image, path,
-                                  [judge.match(one, index.place_of(one), float(score), float(shifts[row]),
-                                               images.norms[row], int(way))
-                                   for one, score, way in zip(found, scores[row], ways, strict=True)]))
-    return answers, skipped
+            matches = [judge.match(one, index.place_of(one), float(score), float(shifts[row]), images.norms[row],
+                                   int(way))
+                       for one, score, way in zip(found, scores[row], ways, strict=True)]
+            if shown(path) in options.nearly_blank:
+                answers[path] = Answer(image, shown(path), [replace(one, copy=None) for one in matches], "nearly blank")
+            else:
+                answers[path] = Answer(image, shown(path), matches)
+    blank = {one.path for one in skipped if one.reason == BLANK}
+    answers |= {str(image.path): Answer(image.id, shown(image.path), [], "blank")
+                for image in queries if shown(image.path) in blank}
+    return [answers[str(image.path)] for image in queries if str(image.path) in answers], skipped
 
 
 class _Judge:
@@ -128,7 +138,7 @@ class _Judge:
                 copy = judged >= self.calibration.threshold
                 rate = calibrations.rate_at(judged, self.arrays["scores"], self.calibration.confidence)
         known = None if math.isnan(ratio) else ratio
-        return Match(record.id, str(place.path), place.status, score, normalised, DIRECTIONS[Direction(way)], known,
+        return Match(record.id, shown(place.path), place.status, score, normalised, DIRECTIONS[Direction(way)], known,
                      copy, rate)
 
 

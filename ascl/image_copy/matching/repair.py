@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 from ascl.image_copy.descriptors.choice import ImageDescriber
 from ascl.image_copy.matching.describe import ReadOptions, described_images, digest_of
+from ascl.images.find import ImageFile
 from ascl.index.damage import Damage
 from ascl.index.state import Record
 from ascl.index.store import CopyIndex
@@ -38,8 +38,7 @@ def repair_index(index: CopyIndex, describer: ImageDescriber, options: ReadOptio
     ids = {index.place_of(record).path: record.id for record in damaged if _is_as_indexed(index, record)}
     described = set[str]()
     if ids:
-        for images in described_images(describer, list(ids), options, []):
-            images = replace(images, ids=[ids[Path(path)] for path in images.paths])
+        for images in described_images(describer, [ImageFile(path, name) for path, name in ids.items()], options, []):
             index.add(images)
             described |= set(images.ids)
     forgotten = [record for record in damaged if record.id not in described]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ascl.image_copy.matching.describe import BLANK
 from ascl.image_copy.matching.model import recorded_model
 from ascl.image_copy.matching.query import Answer, Match, calibration_of
 from ascl.index import calibration as calibrations
@@ -67,7 +68,7 @@ def info_text(index: CopyIndex) -> str:
 def calibration_lines(made: Calibration) -> list[str]:
     """Return a calibration as lines for people, without the warnings."""
     normalised = " after score normalization" if made.score_norm else ""
-    lines = [f"calibration: a copy has a score of at least {made.threshold:.6g}{normalised}",
+    lines = [f"calibration: a copy has a score of at least {made.threshold:.6f}{normalised}",
              f"false positives: {made.achieved.count} of {made.achieved.total:,} background images, wanted at most "
              f"{made.wanted:g}: {rate_text(made.achieved)}, {made.confidence:.0%} interval",
              f"searched among {made.images:,} images; the rate is per query, by its best match"]
@@ -87,11 +88,15 @@ def answers_table(answers: Sequence[Answer]) -> str:
     """Return the matches of all queries as text, one block per query."""
     blocks = []
     for answer in answers:
+        if answer.blank == "blank":
+            blocks.append(f"{answer.path}:\n  {BLANK}")
+            continue
         rows = [("id", "score", "copy", "false-positive rate", "direction", "from"), *map(_cells, answer.matches)]
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]])
                  for row in rows]
-        blocks.append("\n".join([f"{answer.path}:", *(f"  {line}" for line in lines)]))
+        note = " (nearly blank: no yes or no)" * bool(answer.blank)
+        blocks.append("\n".join([f"{answer.path}:{note}", *(f"  {line}" for line in lines)]))
     return "\n\n".join(blocks)
 
 

@@ -17,6 +17,7 @@ from ascl.core.errors import DataError
 from ascl.image_copy.edits.augment import CopyAugmentation, IdentityAugmentation
 from ascl.image_copy.edits.edits import SEED_END, sample_rng
 from ascl.image_copy.training.batch import IdentityBatch, ViewBatch
+from ascl.images.find import stem_of
 from ascl.images.loader import Decoder
 from ascl.images.read import UnreadableImage, load_image
 
@@ -45,7 +46,7 @@ def held_out(paths: Sequence[Path], share: float, most: int) -> tuple[list[Path]
             f"{len(paths)} images with a validation share of {share:g} (at most {most}) leave {count} to validate and "
             f"{len(paths) - count} to train with; at least two of each are needed"
         )
-    kept_out = set(sorted(paths, key=lambda path: hashlib.sha256(path.stem.encode()).digest())[:count])
+    kept_out = set(sorted(paths, key=lambda path: hashlib.sha256(stem_of(path).encode()).digest())[:count])
     return [path for path in paths if path not in kept_out], [path for path in paths if path in kept_out]
 
 
@@ -144,7 +145,7 @@ class Views(Dataset):
 
     def __init__(self, images: Photos, augmentation: CopyAugmentation, seed: int) -> None:
         self.images, self.augmentation, self.seed = images, augmentation, seed
-        self.ids = [path.stem for path in images.paths]
+        self.ids = [stem_of(path) for path in images.paths]
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[torch.Tensor, int]:
         epoch, item, _ = key

@@ -23,7 +23,8 @@ from ascl.image_copy.training.rdcd import RdcdModel, RdcdObjective
 from ascl.image_copy.training.sampler import IdentityBatchSampler
 from ascl.image_copy.training.sscd import SscdModel, SscdObjective
 from ascl.image_copy.training.validation import make_validation_set, validate
-from ascl.images.read import SquarePixels, images_of
+from ascl.images.find import images_of, stem_of
+from ascl.images.read import SquarePixels
 from ascl.settings.image_copy import CopyConfig
 from ascl.training.batches import TrainBatches
 from ascl.training.checkpoints import Progress
@@ -52,10 +53,11 @@ def build_data(config: CopyConfig) -> CopyData:
         value = getattr(settings, name)
         if value is not None and value < least:
             raise DataError(f"data.{name} is {value}: must be at least {least}")
-    found = images_of(settings.images)
-    skipped: list[tuple[Path, str]] = []
+    images = images_of(settings.images, ids="stem", strict=not settings.skip_unreadable)
+    found, skipped = images.paths, [(Path(fault.path), fault.reason) for fault in images.faults]
     if settings.cache_side is None and settings.skip_unreadable:
-        found, skipped = readable(found, workers=settings.workers)
+        found, unreadable = readable(found, workers=settings.workers)
+        skipped += unreadable
     train, validation = held_out(found, settings.validation_share, settings.validation_images)
     if settings.cache_side is None:
         return CopyData(Photos(train), Photos(validation), skipped)
@@ -63,7 +65,7 @@ def build_data(config: CopyConfig) -> CopyData:
         SmallImages(paths, settings.cache_side, workers=settings.workers, skip_unreadable=settings.skip_unreadable)
         for paths in (train, validation)
     )
-    return CopyData(small, small_validation, small.skipped + small_validation.skipped)
+    return CopyData(small, small_validation, [*skipped, *small.skipped, *small_validation.skipped])
 
 
 def build_teacher(config: CopyConfig, train: Photos) -> Teacher | None:
@@ -74,7 +76,7 @@ def build_teacher(config: CopyConfig, train: Photos) -> Teacher | None:
         return None
     if config.teacher.source is None:
         raise DataError("rdcd needs a teacher: set teacher.source, or set rdcd.distillation to none")
-    return load_teacher(items=[path.stem for path in train.paths], **asdict(config.teacher))
+    return load_teacher(items=[stem_of(path) for path in train.paths], **asdict(config.teacher))
 
 
 def descriptor_settings(config: CopyConfig, teacher: Teacher | None) -> DescriptorSettings:
@@ -162,7 +164,7 @@ def train(config: CopyConfig, *, resume: bool = False) -> Progress:
     held_back = make_validation_set(
         data.validation, data.train, prepare, seed=config.train.seed, workers=config.data.workers
     )
-    images = [f"{side} {path.stem}" for side in ("train", "validation") for path in getattr(data, side).paths]
+    images = [f"{side} {stem_of(path)}" for side in ("train", "validation") for path in getattr(data, side).paths]
     if resume:
         check_same_images(Path(config.out) / IMAGES, images)
 

@@ -215,9 +215,9 @@ def test_too_few_photos_are_refused_with_the_numbers(photos, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
 
 
-def test_empty_folders_duplicate_ids_and_an_existing_folder_are_refused(photos, tmp_path):
+def test_empty_folders_and_an_existing_folder_are_refused(photos, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no image in this folder"):
+    with pytest.raises(DataError, match="no image in .*empty"):
         make_benchmark(tmp_path / "empty", tmp_path / "out", SMALL)
     with pytest.raises(DataError, match="no such folder"):
         make_benchmark(tmp_path / "nowhere", tmp_path / "out", SMALL)
@@ -227,9 +227,6 @@ def test_empty_folders_duplicate_ids_and_an_existing_folder_are_refused(photos, 
     (tmp_path / "existing").mkdir()
     with pytest.raises(DataError, match="exists already"):
         make_benchmark(photos, tmp_path / "existing", SMALL)
-    shutil.copy(photos / "photo02.jpg", tmp_path / "photos" / "deep" / "photo02.png")
-    with pytest.raises(DataError, match="two images have the id 'photo02'"):
-        make_benchmark(tmp_path / "photos", tmp_path / "out", SMALL)
 
 
 @pytest.mark.parametrize("wrong", [{"references": 0}, {"queries": 0}, {"background": -1}, {"seed": -1},

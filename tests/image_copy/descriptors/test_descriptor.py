@@ -14,8 +14,9 @@ from ascl.core import checkpoint
 from ascl.core.errors import DataError
 from ascl.image_copy.descriptors.descriptor import Descriptor, Projector, load_descriptor, read_descriptor
 from ascl.images.backbones import normalize_pixels
+from ascl.images.find import find_images
 from ascl.images.pooling import PooledBackbone, gem_pool
-from ascl.images.read import SquarePixels, find_images, load_image
+from ascl.images.read import SquarePixels, load_image
 
 from ..training_cases import BACKBONE, SIDE, save_photos, tiny
 
@@ -202,7 +203,7 @@ def run(tmp_path_factory):
 
 def test_images_are_described_one_by_one_as_in_batches(run, tmp_path):
     folder, model = run
-    paths = find_images(save_photos(tmp_path / "photos", 7))
+    paths = find_images(save_photos(tmp_path / "photos", 7)).paths
     describer = load_descriptor(folder)
     vectors, norms = describer([describer.prepare(load_image(path).image) for path in paths])
     assert vectors.dtype == norms.dtype == np.float32

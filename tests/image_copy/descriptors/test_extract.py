@@ -14,8 +14,8 @@ from ascl.features.writer import extract
 from ascl.image_copy import read_descriptors
 from ascl.image_copy.descriptors.descriptor import Descriptor, load_descriptor
 from ascl.image_copy.descriptors.extract import extract_descriptors
+from ascl.images.find import find_images
 from ascl.images.pooling import PooledBackbone
-from ascl.images.read import find_images
 
 from ..training_cases import BACKBONE, SIDE, calibrated, described_alone, save_photos, tiny
 
@@ -41,7 +41,7 @@ def test_the_file_holds_what_the_checkpoint_describes(tmp_path, photos, run, too
     assert tool("extract_descriptors")(arguments) == 0
     assert "vectors 11x8, norms" in capsys.readouterr().out
     describer = load_descriptor(run)
-    names, vectors, norms = described_alone(describer, find_images(photos))
+    names, vectors, norms = described_alone(describer, find_images(photos).paths)
     made = read_descriptors(out, "query")
     assert made.names == names and made.model == describer.model
     assert np.allclose(made.vectors, vectors, atol=1e-6) and np.allclose(made.norms, norms, rtol=1e-5)
@@ -91,7 +91,7 @@ class Killing:
 
 
 def test_a_killed_extraction_goes_on_where_it_stopped(tmp_path, photos, run):
-    describer, paths, out = load_descriptor(run), find_images(photos), tmp_path / "d.h5"
+    describer, paths, out = load_descriptor(run), find_images(photos, ids="stem"), tmp_path / "d.h5"
     how = {"part_size": 3, "workers": 0, "progress": False}
     with pytest.raises(Killed):
         extract_descriptors(Killing(describer), paths, out, **how)
@@ -106,7 +106,7 @@ def test_a_killed_extraction_goes_on_where_it_stopped(tmp_path, photos, run):
 
 
 def test_a_kill_between_joining_and_writing_costs_nothing(tmp_path, photos, run):
-    describer, paths, out = load_descriptor(run), find_images(photos), tmp_path / "d.h5"
+    describer, paths, out = load_descriptor(run), find_images(photos, ids="stem"), tmp_path / "d.h5"
     extract(describer, paths, tmp_path / "d.h5.features.h5", dtype="float32", workers=0, progress=False)
     done = extract_descriptors(describer, paths, out, workers=0, progress=False, resume=True)
     assert done.extracted == 0 and "nothing was left to do" in done.summary()
@@ -119,14 +119,14 @@ def test_queries_and_references_become_one_submission(tmp_path, photos, run, too
     out = tmp_path / "s.h5"
     describer = load_descriptor(run)
     work = tmp_path / "s.h5.queries.features.h5"
-    extract(describer, find_images(others), work, dtype="float32", workers=0, progress=False)
+    extract(describer, find_images(others, ids="stem"), work, dtype="float32", workers=0, progress=False)
     arguments = ["--checkpoint", str(run), "--images", str(photos), "--queries", str(others), "--workers", "0",
                  "--out", str(out)]
     assert tool("extract_descriptors")([*arguments, "--resume"]) == 0
     printed = capsys.readouterr().out
     assert "nothing was left to do" in printed and "4 queries and 11 references" in printed
     for role, folder in (("query", others), ("reference", photos)):
-        names, vectors, _ = described_alone(describer, find_images(folder))
+        names, vectors, _ = described_alone(describer, find_images(folder).paths)
         made = read_descriptors(out, role)
         assert made.names == sorted(names) and made.model == describer.model
         rows = [names.index(name) for name in made.names]
@@ -146,13 +146,13 @@ def test_unreadable_images_stop_or_are_listed(tmp_path, run, tool, capsys):
     folder = save_photos(tmp_path / "photos", 3)
     (folder / "broken.png").write_bytes(b"no picture")
     arguments = ["--checkpoint", str(run), "--images", str(folder), "--out", str(tmp_path / "d.h5"), "--workers", "0"]
-    assert tool("extract_descriptors")(arguments) == 1
+    assert tool("extract_descriptors")([*arguments, "--strict"]) == 1
     assert "broken.png" in capsys.readouterr().err and not (tmp_path / "d.h5").exists()
-    assert tool("extract_descriptors")([*arguments, "--skip-unreadable", "--resume"]) == 0
-    assert "skipped 1 unreadable images:\n  broken.png" in capsys.readouterr().out
+    assert tool("extract_descriptors")([*arguments, "--resume"]) == 3
+    assert "skipped 1 unreadable images:\n  broken: " in capsys.readouterr().out
     made = read_descriptors(tmp_path / "d.h5", "query")
     assert made.names == ["photo000", "photo001", "photo002"]
-    assert [skip["image"] for skip in made.provenance["skipped"]] == ["broken.png"]
+    assert [skip["image"] for skip in made.provenance["skipped"]] == ["broken"]
     with h5py.File(tmp_path / "d.h5") as file:
         assert json.loads(file.attrs["provenance"])["settings"]["resize"] == "squash"
 

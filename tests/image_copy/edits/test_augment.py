@@ -13,7 +13,8 @@ from ascl.image_copy.edits.augment import CopyAugmentation, IdentityAugmentation
 from ascl.image_copy.edits.edits import sample_rng
 from ascl.image_copy.edits.stickers import drawn_picture
 from ascl.image_copy.training.sampler import ImageKind
-from ascl.images.read import find_images, load_image
+from ascl.images.find import find_images
+from ascl.images.read import load_image
 
 NOTHING = CopyAugmentation(
     64, crop_area=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0, quarter_turn=0, text=0, sticker=0, rotation=0,
@@ -184,7 +185,7 @@ def test_identities_that_make_no_sense_are_refused():
 def test_views_of_real_photos_show_what_they_say(shared):
     """A view without sticker or turn, scaled back, is found in its photo: its colors are near the crop's."""
     augmentation = replace(NOTHING, crop_area=(0.3, 0.9), crop_ratio=(0.75, 4 / 3))
-    for index, path in enumerate(find_images(shared / "data" / "flickr8k" / "full1000")[:8]):
+    for index, path in enumerate(find_images(shared / "data" / "flickr8k" / "full1000").paths[:8]):
         image = load_image(path).image
         view = augmentation(image, sample_rng(0, index))
         rng = sample_rng(0, index)

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ from ascl.core.errors import DataError
 from ascl.image_copy.descriptors.choice import DescriberChoice
 from ascl.image_copy.evaluation.files import read_predictions
 from ascl.image_copy.matching.add import add_images
-from ascl.image_copy.matching.calibrate import SAVED_AGAIN, calibrate_index
+from ascl.image_copy.matching.calibrate import SAVED_AGAIN, UNUSABLE, calibrate_index
 from ascl.image_copy.matching.describe import ReadOptions
 from ascl.image_copy.matching.model import create_index, describer_of
 from ascl.image_copy.matching.query import DIRECTIONS, query_images
-from ascl.images.read import SquarePixels, images_of
+from ascl.images.find import images_of
+from ascl.images.read import SquarePixels
 from ascl.index.calibration import ScoreNorm
 from ascl.index.store import CopyIndex
 
@@ -54,6 +56,18 @@ class Brightness:
         return flat / np.linalg.norm(flat, axis=1, keepdims=True), gray.mean(axis=(1, 2))
 
 
+@dataclass(frozen=True)
+class DarkPixels(SquarePixels):
+    """Blackens images of one width."""
+
+    size: int = 32
+    resize: str = "squash"
+    width: int = 40
+
+    def __call__(self, image):
+        return super().__call__(image) * (image.width != self.width)
+
+
 def bright_index(folder: Path, photos: Path, describer=None) -> tuple[CopyIndex, Brightness]:
     describer = describer or Brightness()
     index = create_index(folder, DescriberChoice("phash"), describer)
@@ -78,9 +92,9 @@ def test_from_a_folder_to_an_answer_and_back(tool, tmp_path, capsys, model):
     assert main(["query", str(query), "--index", index, "--k", "2", "--json", "--device", "cpu"]) == 0
     answer = json.loads(capsys.readouterr().out)
     (asked,) = answer["queries"]
-    assert (asked["query"], asked["id"], len(asked["matches"])) == (str(query), "upload", 2)
+    assert (asked["query"], asked["id"], len(asked["matches"])) == (str(query), "upload.bmp", 2)
     best = asked["matches"][0]
-    assert best["id"] == "photo_003" and best["path"].endswith("photo_003.png") and best["score"] == pytest.approx(1)
+    assert best["id"] == "photo_003.png" and best["path"].endswith(best["id"]) and best["score"] == pytest.approx(1)
     assert best["copy"] is None and best["direction"] in DIRECTIONS.values()
     assert answer["index"]["images"] == 20 and answer["index"]["calibration"] is None
 
@@ -96,10 +110,11 @@ def test_from_a_folder_to_an_answer_and_back(tool, tmp_path, capsys, model):
     table = capsys.readouterr().out
     assert "photo_003" in table and "yes" in table
 
-    assert main(["remove", "photo_003", "photo_004", "--index", index]) == 0
+    assert main(["remove", "photo_003.png", "photo_004.png", "--index", index]) == 0
     assert "removed 2 images; 18 remain" in capsys.readouterr().out
     assert main(["query", str(query), "--index", index, "--json"]) == 0
-    assert "photo_003" not in {match["id"] for match in json.loads(capsys.readouterr().out)["queries"][0]["matches"]}
+    (asked,) = json.loads(capsys.readouterr().out)["queries"]
+    assert "photo_003.png" not in {match["id"] for match in asked["matches"]}
     assert main(["add", str(photos / "photo_003.png"), str(query), "--index", index]) == 0
     assert main(["compact", "--index", index]) == 0
     capsys.readouterr()
@@ -118,7 +133,7 @@ def test_predictions_are_read_by_the_evaluation(tool, tmp_path, capsys):
     queries.mkdir()
     for seed in range(8):
         picture(seed).save(queries / f"Q{seed}.jpg", quality=70)
-    assert main(["index", str(photos), "--index", index, "--method", "phash"]) == 0
+    assert main(["index", str(photos), "--index", index, "--method", "phash", "--id", "stem"]) == 0
     out = tmp_path / "predictions.csv"
     assert main(["query", str(queries), "--index", index, "--k", "3", "--predictions", str(out)]) == 0
     names, references, scores = read_predictions(out)
@@ -165,7 +180,7 @@ def test_a_model_that_moved_is_named_and_can_be_pointed_to(tool, tmp_path, capsy
 
 @pytest.mark.parametrize(
     ("arguments", "problem"),
-    [(["index", "{empty}"], "no image in this folder"), (["index", "{absent}"], "no such image or folder"),
+    [(["index", "{empty}"], "no image in "), (["index", "{absent}"], "no such image or folder"),
      (["index", "{photos}", "--weights", "random:0"], "weights has no effect without a model"),
      (["index", "{photos}", "--method", "phash", "--resize", "crop"], "resize does not apply to a phash"),
      (["index", "{photos}", "--backbone", "mobilenet_v9"], "nearest are"),
@@ -190,13 +205,13 @@ def test_images_that_cannot_be_used(tool, tmp_path, capsys):
     photos, index = folder_of(tmp_path / "photos", range(4)), str(tmp_path / "index")
     (photos / "broken.jpg").write_bytes(b"\xff\xd8 no more")
     picture(9, 200, 5).save(photos / "line.png")
-    assert main(["index", str(photos), "--index", index, "--method", "phash"]) == 1
-    assert "broken.jpg: cannot be used" in capsys.readouterr().err
-    assert main(["index", str(photos), "--index", index, "--skip-unreadable"]) == 0
+    assert main(["index", str(photos), "--index", index, "--method", "phash", "--strict"]) == 1
+    assert "broken.jpg: cannot be read as an image" in capsys.readouterr().err
+    assert main(["index", str(photos), "--index", index]) == 3
     told = capsys.readouterr()
     assert "added 4 images" in told.out and "skipped 2 images" in told.err
     assert "line.png: too small, 200 x 5 pixels; at least 16" in told.err
-    assert main(["remove", "photo_001", "nobody", "--index", index]) == 1
+    assert main(["remove", "photo_001.png", "nobody", "--index", index]) == 1
     assert "1 of 2 names are neither ids nor paths of images in the index: nobody" in capsys.readouterr().err
 
 
@@ -208,35 +223,37 @@ def test_ids_and_files_that_come_twice(tmp_path):
     index, describer = bright_index(tmp_path / "index", photos)
     copied = tmp_path / "copied"
     shutil.copytree(photos, copied)
-    done, _ = add_images(index, describer, images_of(photos, copied, photos / "photo_001.png"), QUICK)
-    assert (done.added, done.same) == (0, 8)
+    twice = [*images_of(photos), *images_of(copied), *images_of(photos / "photo_001.png")]
+    done, _ = add_images(index, describer, twice, QUICK)
+    assert (done.added, done.same) == (0, 9)
     picture(77).save(copied / "photo_002.png")
-    with pytest.raises(DataError, match=r"'photo_002': .*photos/photo_002\.png, which is in the index, and .*copied"):
+    with pytest.raises(DataError, match=r"'photo_002\.png': .*photos/\S+, which is in the index, and .*copied"):
         add_images(index, describer, images_of(copied), QUICK)
     done, _ = add_images(index, describer, images_of(copied), QUICK, overwrite=True)
     assert (done.added, done.same, done.replaced, len(index)) == (1, 3, 1, 4)
     one, two = folder_of(tmp_path / "one", [50], "x"), folder_of(tmp_path / "two", [51], "x")
     (two / "x_051.png").rename(two / "x_050.png")
-    with pytest.raises(DataError, match=r"'x_050' and different content: .*one.* and .*two"):
-        add_images(index, describer, images_of(one, two), QUICK)
+    with pytest.raises(DataError, match=r"'x_050\.png' and different content: .*one.* and .*two"):
+        add_images(index, describer, [*images_of(one), *images_of(two)], QUICK)
 
 
 def test_what_was_confirmed_before_a_broken_image_stays(tmp_path):
     photos = folder_of(tmp_path / "photos", range(8))
     (photos / "photo_007.png").write_bytes(b"")
     index = create_index(tmp_path / "index", DescriberChoice("phash"), Brightness())
-    with pytest.raises(DataError, match=r"photo_007\.png: cannot be used"):
-        add_images(index, Brightness(), images_of(photos), ReadOptions(batch_size=4, together=3))
+    with pytest.raises(DataError, match=r"photo_007\.png: cannot be read"):
+        add_images(index, Brightness(), images_of(photos), ReadOptions(batch_size=4, together=3, strict=True))
     assert len(CopyIndex(index.folder)) == 6
-    done, skipped = add_images(index, Brightness(), images_of(photos), ReadOptions(skip_unreadable=True))
+    done, skipped = add_images(index, Brightness(), images_of(photos), ReadOptions())
     assert (done.added, done.same, len(skipped), len(index)) == (1, 6, 1, 7)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_descriptors_that_are_not_finite_name_the_image(tmp_path, workers):
     photos = folder_of(tmp_path / "photos", range(3))
-    Image.new("RGB", (40, 40)).save(photos / "photo_001.png")  # nothing is left of its thumbnail
     describer = Brightness()
+    describer.prepare = DarkPixels()  # nothing is left of the thumbnail of the second
+    picture(1, 40, 40).save(photos / "photo_001.png")
     index = create_index(tmp_path / "index", DescriberChoice("phash"), describer)
     with np.errstate(invalid="ignore"), pytest.raises(DataError, match=r"photo_001\.png\): its descriptor is not fin"):
         add_images(index, describer, images_of(photos), ReadOptions(workers=workers))
@@ -274,11 +291,11 @@ def test_the_direction_is_that_of_the_stored_norms(tmp_path):
         picture(2).point(lambda value, by=factor: min(255, value * by)).save(queries / f"{name}.png")
     answers, _ = query_images(index, describer, images_of(queries), QUICK, k=1)
     found = {answer.id: answer.matches[0] for answer in answers}
-    assert {match.id for match in found.values()} == {"photo_002"}
+    assert {match.id for match in found.values()} == {"photo_002.png"}
     assert {name: match.direction for name, match in found.items()} == {
-        "less": "query copies reference", "same": "unclear", "more": "reference copies query"
+        "less.png": "query copies reference", "same.png": "unclear", "more.png": "reference copies query"
     }
-    assert found["less"].norm_ratio == pytest.approx(0.7, abs=0.02) and found["same"].norm_ratio == 1
+    assert found["less.png"].norm_ratio == pytest.approx(0.7, abs=0.02) and found["same.png"].norm_ratio == 1
     answers, _ = query_images(index, describer, images_of(queries), QUICK, k=1, margin=5.0)
     assert {answer.matches[0].direction for answer in answers} == {"unclear"}
     with pytest.raises(DataError, match="margin -1"):
@@ -296,10 +313,10 @@ def test_a_background_that_overlaps_is_left_out_with_a_count(tmp_path):
     picture(5).resize((90, 60)).save(background / "saved.jpg", quality=80)      # the same picture, saved again
     shutil.copy(background / "other_100.png", background / "twice.png")
     (background / "broken.png").write_bytes(b"")
-    made, skipped = calibrate_index(index, describer, images_of(background), ReadOptions(skip_unreadable=True),
+    made, skipped = calibrate_index(index, describer, images_of(background), ReadOptions(),
                                     rate=0.1)
     assert made.left_out == {"in the index": 2, SAVED_AGAIN: 1, "repeated": 1,
-                             "unreadable or too small": 1} and len(skipped) == 1
+                             UNUSABLE: 1} and len(skipped) == 1
     assert (made.threshold, made.achieved) == (alone.threshold, alone.achieved)
     with pytest.raises(DataError, match="no background image is left.*12 in the index"):
         calibrate_index(index, describer, images_of(photos), QUICK, rate=0.1)
@@ -327,11 +344,11 @@ def test_a_background_photo_of_an_indexed_name_counts_and_the_nearest_are_named(
     crop.save(background / "crop.png")
     made, _ = calibrate_index(index, describer, images_of(background), QUICK, rate=0.1)
     assert made.achieved.total == 32 and sum(made.left_out.values()) == 0
-    scores = {path: describer([describer.prepare(Image.open(path))])[0][0] for path in images_of(background)}
-    rows = {path.stem: describer([describer.prepare(Image.open(path))])[0][0] for path in images_of(photos)}
+    scores = {path: describer([describer.prepare(Image.open(path))])[0][0] for path in images_of(background).paths}
+    rows = {path.name: describer([describer.prepare(Image.open(path))])[0][0] for path in images_of(photos).paths}
     best = {str(path): max(rows, key=lambda image: rows[image] @ vector) for path, vector in scores.items()}
     assert [one.score for one in made.nearest] == sorted((one.score for one in made.nearest), reverse=True)
-    assert made.nearest[0].path == str(background / "crop.png") and made.nearest[0].match == "photo_007"
+    assert made.nearest[0].path == str(background / "crop.png") and made.nearest[0].match == "photo_007.png"
     assert all(one.match == best[one.path] for one in made.nearest) and len(made.nearest) == 3
 
 
@@ -340,7 +357,7 @@ def test_the_direction_is_unclear_for_norms_that_were_not_trained_to_order(tmp_p
     index, describer = bright_index(tmp_path / "index", photos, Brightness(orders_norms=False))
     dark = tmp_path / "dark.png"
     picture(2).point(lambda value: value * 0.5).save(dark)
-    answers, _ = query_images(index, describer, [dark], QUICK, k=6)
+    answers, _ = query_images(index, describer, images_of(dark), QUICK, k=6)
     assert {match.direction for match in answers[0].matches} == {"unclear"}
     assert answers[0].matches[0].norm_ratio == pytest.approx(0.5, abs=0.02)
     assert tool("find_copies")(["info", "--index", str(index.folder)]) == 0
@@ -351,13 +368,13 @@ def test_a_first_call_that_fails_binds_nobody_to_its_model(tmp_path, tool, capsy
     photos, main = folder_of(tmp_path / "photos", range(3)), tool("find_copies")
     (photos / "broken.png").write_bytes(b"")
     index = str(tmp_path / "index")
-    assert main(["index", str(photos), "--index", index, "--method", "phash"]) == 1
+    assert main(["index", str(photos), "--index", index, "--method", "phash", "--strict"]) == 1
     (photos / "broken.png").unlink()
     assert main(["index", str(photos), "--index", index, *BACKBONE[:-2]]) == 0
     assert "3 images, described by mobilenet_v2" in capsys.readouterr().out
     (photos / "broken.png").write_bytes(b"")
     other = str(tmp_path / "other")
-    assert main(["index", str(photos), "--index", other, *BACKBONE[:-2]]) == 1
+    assert main(["index", str(photos), "--index", other, *BACKBONE[:-2], "--strict"]) == 1
     (photos / "broken.png").unlink()
     assert main(["index", str(photos), "--index", other]) == 0      # the model of the call that failed
     assert "3 images, described by mobilenet_v2" in capsys.readouterr().out
@@ -395,16 +412,17 @@ def test_score_normalization_by_the_background(tmp_path):
     background = images_of(folder_of(tmp_path / "background", range(100, 120), "other"))
     made, _ = calibrate_index(index, describer, background, QUICK, rate=0.25, score_norm=ScoreNorm(1.0, 0, 2))
     vectors = {path.stem: describer([describer.prepare(Image.open(path))])[0][0]
-               for path in [*background, *images_of(photos)]}
+               for path in [*background.paths, *images_of(photos).paths]}
     best = []
-    for path in background:
-        among = sorted(float(vectors[path.stem] @ vectors[other.stem]) for other in background if other != path)[-3:]
-        scores = [float(vectors[path.stem] @ vectors[f"photo_{seed:03d}"]) for seed in range(10)]
+    names = [path.stem for path in background.paths]
+    for name in names:
+        among = sorted(float(vectors[name] @ vectors[other]) for other in names if other != name)[-3:]
+        scores = [float(vectors[name] @ vectors[f"photo_{seed:03d}"]) for seed in range(10)]
         best.append(max(scores) - sum(among) / 3)
     assert np.allclose(index.calibration_arrays()["scores"], sorted(best), atol=1e-6)
     assert made.achieved.count == 4         # of 20: (4 + 1) / (20 + 1) is below 0.25
-    answers, _ = query_images(CopyIndex(index.folder), describer, [photos / "photo_003.png"], QUICK, k=2)
-    among = sorted(float(vectors["photo_003"] @ vectors[path.stem]) for path in background)[-3:]
+    answers, _ = query_images(CopyIndex(index.folder), describer, images_of(photos / "photo_003.png"), QUICK, k=2)
+    among = sorted(float(vectors["photo_003"] @ vectors[name]) for name in names)[-3:]
     match = answers[0].matches[0]
     assert match.score == pytest.approx(1, abs=1e-6) and match.normalised == pytest.approx(1 - sum(among) / 3, abs=1e-6)
     assert match.copy == (match.normalised >= made.threshold)

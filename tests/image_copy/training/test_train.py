@@ -26,7 +26,8 @@ from ascl.image_copy.training.train import (
     descriptor_settings,
 )
 from ascl.image_copy.training.validation import make_validation_set
-from ascl.images.read import SquarePixels, find_images
+from ascl.images.find import find_images
+from ascl.images.read import SquarePixels
 from ascl.settings.base import leaf_types
 from ascl.settings.image_copy import SHORT, CopyConfig, load_copy_config
 from ascl.training.log import read_metrics
@@ -152,7 +153,7 @@ def test_validation_queries_mix_in_no_reference(photos):
             return super().__getitem__(index)
 
     seen: set[int] = set()
-    paths = find_images(photos)
+    paths = find_images(photos).paths
     references, mixed_in = AskedOnce(paths[:15]), Asked(paths[15:])
     made = make_validation_set(references, mixed_in, SquarePixels(SIDE, "squash"), seed=3, workers=0)
     assert len(made.references) == 15 and seen == set(range(15)) and Asked.asked > 0
@@ -201,7 +202,7 @@ def test_a_collapsed_descriptor_is_warned_of(tmp_path, photos, tool, capsys):
 def test_a_run_on_a_cached_teacher_says_that_it_sees_the_unedited_images(tmp_path, photos, tool, capsys):
     from ascl.image_copy.descriptors.files import write_descriptors
 
-    names = [path.stem for path in find_images(photos)]
+    names = [path.stem for path in find_images(photos).paths]
     write_descriptors(tmp_path / "t.h5", names, np.random.default_rng(0).normal(size=(25, 16)))
     arguments = train_arguments("rdcd", photos, tmp_path / "run", "--teacher", str(tmp_path / "t.h5"),
                                 "--train.max_steps", "2", "--data.cache_side", "40")
@@ -277,7 +278,7 @@ def test_the_rate_scales_with_the_batch_of_all_processes():
 
 
 def test_held_out_images_are_chosen_by_their_ids(photos):
-    paths = find_images(photos)
+    paths = find_images(photos).paths
     train, validation = held_out(paths, 0.2, 100)
     assert len(validation) == 5 and sorted(train + validation) == paths
     assert held_out(paths[::-1], 0.2, 100)[1] == validation[::-1]
@@ -290,7 +291,7 @@ def test_held_out_images_are_chosen_by_their_ids(photos):
 
 
 def test_images_in_memory_are_those_on_disk_made_small(photos, tmp_path):
-    paths = find_images(photos)
+    paths = find_images(photos).paths
     for workers in (0, 2):
         small = SmallImages(paths, 24, workers=workers, skip_unreadable=False)
         for image, path in zip((small[i] for i in range(25)), paths, strict=True):
@@ -337,7 +338,7 @@ def test_batches_do_not_depend_on_the_workers_and_a_resume_finds_its_place(photo
 
 
 def test_views_are_those_of_the_augmentation(photos):
-    images = Photos(find_images(photos))
+    images = Photos(find_images(photos).paths)
     augmentation = CopyAugmentation(SIDE)
     views = Views(images, augmentation, seed=3)
     pixels, item = views[(2, 7, 0)]
@@ -349,7 +350,7 @@ def test_views_are_those_of_the_augmentation(photos):
 
 
 def test_identities_keep_their_images_together(photos):
-    images, augmentation = Photos(find_images(photos)), IdentityAugmentation(SIDE)
+    images, augmentation = Photos(find_images(photos).paths), IdentityAugmentation(SIDE)
     identities = Identities(images, augmentation, seed=3)
     batch = identities.collate([identities[(0, item, view)] for item in (6, 2) for view in range(4)])
     assert batch.pixels.shape == (8, 3, SIDE, SIDE) and batch.items.tolist() == [6, 2]
