@@ -59,7 +59,7 @@ def test_one_that_cannot_be_written_or_is_damaged_is_refused(tmp_path, monkeypat
     write_version2(folder)
     with monkeypatch.context() as patched:
         patched.setattr(os, "access", lambda path, mode: False)
-        with pytest.raises(DataError, match=r"of version 2, which is converted when it is opened, and the folder cannot"):
+        with pytest.raises(DataError, match="of version 2, which is converted when it is opened, and the folder"):
             CopyIndex(folder)
     with sqlite3.connect(folder / "index.sqlite") as database:
         database.execute("DELETE FROM images WHERE row = 0")
