@@ -74,7 +74,7 @@ def held(index: CopyIndex) -> dict[str, str]:
 
 
 def test_paths_are_absolute_and_a_library_that_moves_keeps_its_vectors(index, photos, tmp_path, monkeypatch):
-    assert set(held(index)) == {str(path) for path in images_of(photos)}
+    assert set(held(index)) == {str(path) for path in photos.iterdir()}
     vectors = index.rows.vectors.copy()
     moved = photos.rename(tmp_path / "moved")
     (moved / "photo_001.png").rename(moved / "renamed.png")
@@ -86,7 +86,7 @@ def test_paths_are_absolute_and_a_library_that_moves_keeps_its_vectors(index, ph
     monkeypatch.chdir(tmp_path)
     done, _ = add_images(index, describer, images_of("moved"), QUICK)
     assert (done.added, done.same, done.moved, describer.described) == (0, 11, 11, 0)
-    assert set(held(index)) == {str(path) for path in images_of(moved)} | {str(photos / "photo_003.png")}
+    assert set(held(index)) == {str(path) for path in moved.iterdir()} | {str(photos / "photo_003.png")}
     assert np.array_equal(index.rows.vectors, vectors) and index.verify() == []
     assert add_images(index, describer, images_of(moved), QUICK)[0].moved == 0
 
@@ -172,7 +172,7 @@ def test_a_calibration_finds_the_indexed_files_or_says_what_it_could_not_compare
     monkeypatch.chdir(tmp_path / "cwd")
     assert calibrate_index(index, Thumbnail(), images_of(background), QUICK, rate=0.1)[0] == wanted
     moved = photos.rename(tmp_path / "moved")
-    with pytest.raises(DataError, match=r"22 of the 22 background images with the highest scores could not be compared"):
+    with pytest.raises(DataError, match="22 of the 22 background images with the highest scores could not"):
         calibrate_index(index, Thumbnail(), images_of(background), QUICK, rate=0.1)
     loose, _ = calibrate_index(index, Thumbnail(), images_of(background), QUICK, rate=0.1, unchecked=True)
     assert loose.threshold > wanted.threshold and "22 of the 22 background images" in loose.warnings[-1]
