@@ -144,7 +144,8 @@ def _best(rows: Rows, queries: np.ndarray, found: np.ndarray, keep: int) -> tupl
         block = found[first : first + step]
         there = block >= 0
         vectors = np.zeros((*block.shape, queries.shape[1]))
-        vectors[there] = rows.vectors[block[there]]
+        with np.errstate(invalid="ignore"):     # a damaged row, which the caller leaves out, may hold anything
+            vectors[there] = rows.vectors[block[there]]
         exact = np.einsum("qd,qcd->qc", queries[first : first + step].astype(np.float64), vectors)
         exact[~there] = -np.inf
         order = np.lexsort((block, -exact), axis=1)[:, :keep]
