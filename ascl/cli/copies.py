@@ -1,4 +1,4 @@
-"""`ascl copy index|add|remove|query|calibrate|info|compact`: build, query and maintain a persistent index of images."""
+"""`ascl copy index|add|remove|prune|query|calibrate|info|repair|compact`: a persistent index of images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ascl.image_copy.matching.describe import ReadOptions
     from ascl.images.find import FoundImages, Skipped
 
-KEPT = "finished batches are in the index, and the same command continues"
+KEPT = "what was described until a few seconds ago is in the index, and the same command continues"
 
 
 def parser_of(prog: str, description: str) -> Parser:
@@ -131,28 +131,52 @@ def add_to(opened: Any, describer: Any, images: FoundImages, options: Namespace)
     print_warnings(opened)
     about = opened.state.compressed if compressed else None
     print(f"added {done.added:,} images" + f", {done.replaced:,} of them as replacements" * bool(done.replaced)
-          + f"; {done.same:,} were there already" * bool(done.same))
+          + f"; {done.same:,} were there already" * bool(done.same)
+          + f", {done.moved:,} of them in other places or under other names" * bool(done.moved))
     if about is not None:
         print(f"compressed index built: {about['factory']}, recall@10 {about['recall_at_10']:.3f}")
     print(f"{opened.folder}: {len(opened):,} images, described by {opened.state.model['name']}")
     return Answer({"index": opened.folder, "images": len(opened), "added": done.added, "replaced": done.replaced,
-                   "already_there": done.same, "compressed": about, **left_out(images, skipped, how)},
-                  status_of(skipped))
+                   "already_there": done.same, "moved": done.moved, "compressed": about,
+                   **left_out(images, skipped, how)}, status_of(skipped))
 
 
 def remove_parser(prog: str) -> Parser:
     parser = parser_of(prog, "Remove images from an index. ascl copy compact then frees their rows on the disk.")
-    parser.add_argument("ids", nargs="+", metavar="ID", help="ids of images")
+    parser.add_argument("ids", nargs="+", metavar="IMAGE", help="ids of images, paths of their files, or .txt files "
+                        "with an id or a path per line")
     return parser
 
 
 def remove(options: Namespace) -> Answer:
+    from ascl.image_copy.matching.forget import named_ids
     from ascl.index.store import CopyIndex
 
     opened = CopyIndex(options.index)
-    removed = opened.remove(options.ids)
+    removed = opened.remove(named_ids(opened, options.ids))
     print(f"removed {removed:,} images; {len(opened):,} remain")
     return Answer({"removed": removed, "images": len(opened)})
+
+
+def prune_parser(prog: str) -> Parser:
+    return parser_of(prog, "Remove the images from an index whose files are gone, and list them. First index moved "
+                     "photos where they are now: that updates their paths.")
+
+
+def prune(options: Namespace) -> Answer:
+    from ascl.core.reading import shown
+    from ascl.image_copy.matching.forget import prune_index
+    from ascl.index.store import CopyIndex
+
+    opened = CopyIndex(options.index)
+    done = prune_index(opened)
+    for record in done.removed:
+        print(f"  {shown(record.path)}: gone")
+    for record in done.changed:
+        print(f"  {shown(record.path)}: another file now, index it again", file=sys.stderr)
+    print(f"removed {len(done.removed):,} images whose files are gone; {len(opened):,} remain")
+    return Answer({"removed": [record.id for record in done.removed],
+                   "changed": [record.id for record in done.changed], "images": len(opened)})
 
 
 def query_parser(prog: str) -> Parser:
@@ -206,6 +230,8 @@ def calibrate_parser(prog: str) -> Parser:
                         help="confidence level of the printed intervals, from 0 to 1")
     parser.add_argument("--score_norm", action="store_true", help="normalize scores as SSCD does: subtract the mean of "
                         "the query's 3 best scores with the background")
+    parser.add_argument("--unchecked", action="store_true", help="go on if none of the indexed photos is where it was, "
+                        "so that copies of them among the background cannot be found")
     return parser
 
 
@@ -222,6 +248,7 @@ def calibrate(options: Namespace) -> Answer:
         made, skipped = calibrate_index(
             opened, model_of(opened, options), images, how, rate=options.false_positive_rate,
             confidence=options.confidence, score_norm=ScoreNorm() if options.score_norm else None,
+            unchecked=options.unchecked,
         )
     skipped = [*images.faults, *skipped]
     overlap = made.left_out["in the index"] + made.left_out[SAVED_AGAIN]
@@ -236,8 +263,8 @@ def calibrate(options: Namespace) -> Answer:
 
 def info_parser(prog: str) -> Parser:
     parser = parser_of(prog, "Print what an index holds, and how it is searched.")
-    parser.add_argument("--verify", action="store_true", help="also read all vectors and list damaged batches; exit "
-                        "status 1 if there are any")
+    parser.add_argument("--verify", action="store_true", help="also read all vectors and the whole database, and "
+                        "list what is damaged; exit status 1 if anything is")
     return parser
 
 
@@ -246,12 +273,44 @@ def info(options: Namespace) -> Answer:
     from ascl.index.store import CopyIndex
 
     opened = CopyIndex(options.index)
+    damaged = opened.verify() if options.verify else []
     print(info_text(opened))
     print_warnings(opened)
-    damaged = opened.verify() if options.verify else []
-    for batch in damaged:
-        print(f"damaged: {batch}", file=sys.stderr)
-    return Answer({**index_report(opened), "damaged": [vars(batch) for batch in damaged]}, 1 if damaged else 0)
+    if options.verify and not damaged:
+        print("verified: every vector and record is as it was written")
+    return Answer({**index_report(opened), "damaged": [one.to_dict() for one in damaged]}, 1 if damaged else 0)
+
+
+def repair_parser(prog: str) -> Parser:
+    parser = parser_of(prog, "Mend a damaged index: keep what is intact, describe images again whose vectors are "
+                       "damaged, and list those that must be indexed again. Nothing else may use the index meanwhile.")
+    add_describer(parser)
+    add_device(parser)
+    add_batch_size(parser, 32)
+    add_workers(parser)
+    return parser
+
+
+def repair(options: Namespace) -> Answer:
+    from ascl.core.reading import shown
+    from ascl.image_copy.matching.describe import ReadOptions
+    from ascl.image_copy.matching.repair import repair_index
+    from ascl.index.store import CopyIndex
+
+    opened = CopyIndex(options.index)
+    how = ReadOptions(options.batch_size, options.workers)
+    done = repair_index(opened, model_of(opened, options), how)
+    for damage in done.found:
+        print(f"found: {damage}", file=sys.stderr)
+    for record in done.forgotten:
+        print(f"  {shown(record.path)}: removed, because it is gone or has changed; index it again", file=sys.stderr)
+    lost = f"; {done.lost:,} images have lost their records: index the images again" * bool(done.lost)
+    print(f"described {len(done.described):,} images again, removed {len(done.forgotten):,}{lost}" if done.found
+          else "nothing is damaged")
+    print(f"{opened.folder}: {len(opened):,} images")
+    print_warnings(opened)
+    return Answer({"found": [one.to_dict() for one in done.found], "described": done.described, "lost": done.lost,
+                   "removed": [record.id for record in done.forgotten], "images": len(opened)})
 
 
 def compact_parser(prog: str) -> Parser:

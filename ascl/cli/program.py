@@ -54,9 +54,11 @@ COMMANDS = {
     "copy index": Command("copies", "index", "make an index of images, or continue one"),
     "copy add": Command("copies", "add", "add images to an index"),
     "copy remove": Command("copies", "remove", "remove images from an index"),
+    "copy prune": Command("copies", "prune", "remove images from an index whose files are gone"),
     "copy query": Command("copies", "query", "find copies of images in an index, with the direction of copying"),
     "copy calibrate": Command("copies", "calibrate", "set the score threshold for a false-positive rate"),
     "copy info": Command("copies", "info", "print what an index holds"),
+    "copy repair": Command("copies", "repair", "mend a damaged index"),
     "copy compact": Command("copies", "compact", "free the rows of removed images"),
 }
 LAUNCHER_SECONDS = 3    # after which a launcher has ended the other processes of a training if one has failed

@@ -80,12 +80,15 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Calibration:
-        """Return the calibration that `to_dict` wrote; other keys are ignored."""
-        own = {name: fields[name] for name in cls.__dataclass_fields__}
-        own["achieved"] = Rate(**own["achieved"])
-        own["nearest"] = tuple(Nearest(**one) for one in own["nearest"])
-        own["score_norm"] = None if own["score_norm"] is None else ScoreNorm(**own["score_norm"])
-        return cls(**own | {"warnings": tuple(own["warnings"])})
+        """Return the calibration that `to_dict` wrote; other keys are ignored, DataError if one is missing."""
+        try:
+            own = {name: fields[name] for name in cls.__dataclass_fields__}
+            own["achieved"] = Rate(**own["achieved"])
+            own["nearest"] = tuple(Nearest(**one) for one in own["nearest"])
+            own["score_norm"] = None if own["score_norm"] is None else ScoreNorm(**own["score_norm"])
+            return cls(**own | {"warnings": tuple(own["warnings"])})
+        except (KeyError, TypeError) as error:
+            raise DataError(f"the stored calibration has another shape ({error!r}): calibrate again") from error
 
 
 def calibrated(scores: np.ndarray, rate: float, *, confidence: float, images: int, added: int, left_out: dict[str, int],

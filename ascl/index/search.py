@@ -14,6 +14,8 @@ to search is chosen when the index is built, by the recall on its own images.
 from __future__ import annotations
 
 import math
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,10 @@ from typing import Any
 import numpy as np
 
 from ascl.core.errors import DataError
+from ascl.core.files import atomic_path
+from ascl.core.reading import reading, shown
 from ascl.index import Metric
-from ascl.index.vectors import VECTOR_TYPES
+from ascl.index.vectors import VECTOR_TYPES, checksum_of_file
 
 MARGIN = 8                  # candidates beyond k: float32 scores may order neighbors differently from float64
 COMPRESSED_CANDIDATES = 4   # times k candidates are scored again, but at least `COMPRESSED_FEWEST`
@@ -35,6 +39,11 @@ WANTED_RECALL = 0.95        # least recall of the ten nearest neighbors
 BLAS_FROM = 20              # queries; FAISS 1.15 multiplies matrices only from 128,000 query values on, 5 times as fast
 RESCORED_NUMBERS = 2**22    # vector elements gathered at a time
 HAMMING_BLOCK = 2**22       # distances computed at a time
+REBUILD = "`compact` rebuilds it; until then every query is compared with every image"
+
+
+def no_check(rows: np.ndarray | None = None, *, first: int = 0) -> None:
+    """Compare nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +53,7 @@ class Rows:
     vectors: np.ndarray  # (n, d), mapped into memory
     removed: np.ndarray  # numbers of the removed rows, ascending, int64
     metric: Metric
+    check: Callable[..., Any] = no_check  # compares rows with their checksums, see `CheckedVectors.check`
 
     def __len__(self) -> int:
         """Number of rows, including removed ones."""
@@ -84,6 +94,7 @@ def search(rows: Rows, queries: np.ndarray, k: int, compressed: Any = None) -> t
     keep = min(k, len(rows) - len(rows.removed))
     if not keep or not len(queries):
         return np.empty((len(queries), keep), np.int64), np.empty((len(queries), keep))
+    rows.check(first=0 if compressed is None else compressed.ntotal)
     if rows.metric == "hamming":
         return nearest_bits(rows, queries, keep)
     wanted = keep + MARGIN
@@ -94,6 +105,7 @@ def search(rows: Rows, queries: np.ndarray, k: int, compressed: Any = None) -> t
     while len(left):
         found = _candidates(rows, queries[left], wanted, compressed)
         live = (found >= 0) & ~rows.is_removed(found)
+        rows.check(found[live])
         enough = live.sum(axis=1) >= keep
         done = left[enough]
         positions[done], scores[done] = _best(rows, queries[done], np.where(live, found, -1)[enough], keep)
@@ -101,6 +113,7 @@ def search(rows: Rows, queries: np.ndarray, k: int, compressed: Any = None) -> t
         wanted *= 4  # the nearest rows are removed ones
         if (found[~enough] < 0).any():  # or the searched lists hold too few rows
             compressed = None
+            rows.check()
     return positions, scores
 
 
@@ -131,7 +144,8 @@ def _best(rows: Rows, queries: np.ndarray, found: np.ndarray, keep: int) -> tupl
         block = found[first : first + step]
         there = block >= 0
         vectors = np.zeros((*block.shape, queries.shape[1]))
-        vectors[there] = rows.vectors[block[there]]
+        with np.errstate(invalid="ignore"):     # a damaged row, which the caller leaves out, may hold anything
+            vectors[there] = rows.vectors[block[there]]
         exact = np.einsum("qd,qcd->qc", queries[first : first + step].astype(np.float64), vectors)
         exact[~there] = -np.inf
         order = np.lexsort((block, -exact), axis=1)[:, :keep]
@@ -194,8 +208,19 @@ def _without(positions: np.ndarray, own: np.ndarray) -> np.ndarray:
     return np.take_along_axis(moved, np.argsort(moved == -1, axis=1, kind="stable"), axis=1)
 
 
-def write_compressed(built: Any, path: Path) -> None:
-    import_faiss().write_index(built, str(path))
+def write_compressed(built: Any, path: Path) -> int:
+    """Write a compressed index, and return the CRC-32 of its file; DataError if the disk is full.
+
+    FAISS's own writer does not notice a disk that is full at the very end.
+    """
+    data = import_faiss().serialize_index(built).data
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        raise DataError(f"{shown(path)}: cannot be written ({error.strerror}); without it every query is compared with "
+                        "every image. Free space on the disk, then run `compact`") from error
+    return zlib.crc32(data)
 
 
 def open_compressed(path: Path, about: dict[str, Any]) -> Any:
@@ -203,15 +228,16 @@ def open_compressed(path: Path, about: dict[str, Any]) -> Any:
     faiss = import_faiss()
     if faiss is None:
         return None
-    try:
+    if not path.exists():
+        raise DataError(f"{shown(path)}: the compressed index is missing; {REBUILD}")
+    with reading(path, "a compressed index", REBUILD):
+        if checksum_of_file(path) != about["checksum"]:
+            raise ValueError("wrong checksum")
         opened = faiss.read_index(str(path))
         opened.nprobe = about["probes"]
-        if opened.ntotal == about["rows"]:
-            return opened
-        reason = f"{opened.ntotal} rows, expected {about['rows']}"
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-    raise DataError(f"{path}: the compressed index is missing or damaged ({reason}); `compact` rebuilds it")
+        if opened.ntotal != about["rows"]:
+            raise ValueError(f"{opened.ntotal} rows, expected {about['rows']}")
+    return opened
 
 
 def count_bits(words: np.ndarray) -> np.ndarray:

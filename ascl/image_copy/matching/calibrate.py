@@ -8,12 +8,14 @@ from dataclasses import replace
 import numpy as np
 
 from ascl.core.errors import DataError
+from ascl.core.reading import shown
 from ascl.image_copy.descriptors.choice import ImageDescriber
 from ascl.image_copy.descriptors.perceptual_hash import import_imagehash, looks_the_same
 from ascl.image_copy.matching.describe import ReadOptions, described_images
 from ascl.images.find import ImageFile, Skipped
 from ascl.images.read import load_image
 from ascl.index.calibration import Calibration, Nearest, ScoreNorm, allowed_above, calibrated
+from ascl.index.places import Place
 from ascl.index.store import CopyIndex
 
 UNUSABLE = "unreadable, too small or blank"
@@ -23,15 +25,15 @@ NAMED = 3                   # background images with the highest scores, which t
 
 
 def calibrate_index(index: CopyIndex, describer: ImageDescriber, background: Sequence[ImageFile],
-                    options: ReadOptions, *, rate: float, confidence: float = 0.95,
-                    score_norm: ScoreNorm | None = None) -> tuple[Calibration, list[Skipped]]:
+                    options: ReadOptions, *, rate: float, confidence: float = 0.95, score_norm: ScoreNorm | None = None,
+                    unchecked: bool = False) -> tuple[Calibration, list[Skipped]]:
     """Search the index for images of which it holds no copy, and store the threshold for a rate of false positives.
 
     Three kinds of background images are left out and counted: those in the index (the same file, or the same descriptor
     bit for bit), repeated ones, and, among the highest scores, those that a perceptual hash takes for the matched image
     saved again. A crop of an indexed image looks different to a hash, so the result also names the background images
-    with the highest scores, to be checked by eye. Without imagehash, the result warns that it did not look for images
-    saved again.
+    with the highest scores, to be checked by eye. The result warns if it could not look for images saved again,
+    because imagehash is not installed or files of indexed images are not where they were.
 
     Args:
         index, describer: the index, and the model that it was made with.
@@ -40,13 +42,16 @@ def calibrate_index(index: CopyIndex, describer: ImageDescriber, background: Seq
         rate: wanted rate of false positives, per query, in (0, 1).
         confidence: of the interval around the achieved rate, in (0, 1).
         score_norm: score normalization by the background; None = none.
+        unchecked: go on if none of the images to compare is where it was. A copy among the background then raises the
+            threshold unnoticed.
 
     Returns:
         The calibration, which is now stored in the index, and the images that could not be used.
 
     Raises:
-        DataError: the index is empty; rate or confidence is out of range; no background image is left, or too few for
-            the score normalization; score normalization of hashes; or as `described_images`.
+        DataError: the index is empty or damaged; rate or confidence is out of range; no background image is left, or
+            too few for the score normalization; score normalization of hashes; no image to compare is where it was,
+            without `unchecked`; or as `described_images`.
     """
     index.reload()
     if not len(index):
@@ -59,6 +64,8 @@ def calibrate_index(index: CopyIndex, describer: ImageDescriber, background: Seq
     left_out = {"in the index": 0, SAVED_AGAIN: 0, "repeated": 0, UNUSABLE: 0}
     for images in described_images(describer, background, options, skipped):
         positions, scores = index.search(images.vectors, 1)
+        if index.damage or not positions.size:
+            raise DataError(f"{index.folder} is damaged, so the scores of its images are not known; repair it first")
         overlaps = index.holds_files(images.digests)
         if index.state.metric == "ip":  # equal hashes of different pictures are the false positives to count
             overlaps |= (index.rows.vectors[positions[:, 0]] == images.vectors).all(axis=1)
@@ -79,10 +86,21 @@ def calibrate_index(index: CopyIndex, describer: ImageDescriber, background: Seq
         looked_at = order[: allowed_above(len(values), rate) + HASHED] if 0 < rate < 1 else order[:0]
         try:
             import_imagehash()
-            again = [row for row in looked_at if saved_again(names[row], records[places[row]].path)]
+            compared = {row: saved_again(names[row], index.place_of(records[places[row]])) for row in looked_at}
         except DataError as error:
-            again = []
+            compared = {}
             warnings = (f"did not look for background images that are indexed images saved again: {error}",)
+        again = [row for row, same in compared.items() if same]
+        unknown = [records[places[row]].path for row, same in compared.items() if same is None]
+        if unknown:
+            missing = (f"{len(unknown)} of the {len(compared)} background images with the highest scores could not be "
+                       f"compared with the indexed images that they resemble, whose files have moved or changed, such "
+                       f"as {shown(unknown[0])}")
+            if len(unknown) == len(compared) and not unchecked:
+                raise DataError(f"{missing}. A copy of an indexed image among them would raise the threshold: index "
+                                "the images again where they are now, which updates their paths, or calibrate "
+                                "unchecked")
+            warnings = (f"{missing}: if one of them is a copy, the threshold is too high",)
         left_out[SAVED_AGAIN] = len(again)
         order = order[~np.isin(order, again)]
     kept = np.sort(order)
@@ -99,12 +117,14 @@ def calibrate_index(index: CopyIndex, describer: ImageDescriber, background: Seq
     return made, skipped
 
 
-def saved_again(first: str, second: str) -> bool:
-    """Return whether two files hold one picture, up to size, compression or slight changes; False if one is gone."""
+def saved_again(background: str, indexed: Place) -> bool | None:
+    """Return whether two files hold one picture, up to size, compression or slight changes; None if one is gone."""
+    if indexed.status != "there":
+        return None
     try:
-        return looks_the_same(load_image(first).image, load_image(second).image)
-    except (DataError, OSError):
-        return False
+        return looks_the_same(load_image(background).image, load_image(indexed.path).image)
+    except DataError:
+        return None
 
 
 def own_background_score(background: np.ndarray, norm: ScoreNorm) -> np.ndarray:

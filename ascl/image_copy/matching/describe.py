@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,8 @@ from ascl.images.loader import Decoder
 from ascl.images.read import UnreadableImage
 from ascl.index.store import Images
 
-CONFIRMED_TOGETHER = 1024   # images: the work that a kill can cost
+CONFIRMED_TOGETHER = 1024   # images, or
+CONFIRMED_SECONDS = 5.0     # seconds after which they are confirmed: the work that a kill can cost
 BLANK = "blank: nothing to compare"
 SMALLEST_SIDE = 16          # pixels of the short side; smaller images show too little to be distinguished
 
@@ -32,27 +34,35 @@ class ReadOptions:
     strict: bool = False  # stop at the first image that cannot be read, instead of skipping it
     progress: Callable[[int], Any] = lambda count: None  # gets the number of images processed since the last call
     together: int = CONFIRMED_TOGETHER  # images that are searched, or added and confirmed, at a time
+    seconds: float = CONFIRMED_SECONDS  # ... or fewer, as many as were described in this time
     nearly_blank: list[str] = field(default_factory=list)  # gets the files that show too little for a yes or no
     animated: list[str] = field(default_factory=list)  # gets the files with several frames: only the first counts
 
 
 def described_images(describer: ImageDescriber, images: Sequence[ImageFile], options: ReadOptions,
                      skipped: list[Skipped]) -> Iterator[Images]:
-    """Yield the rows of images, `options.together` at a time, in order; add those that cannot be used to `skipped`.
+    """Yield the rows of images in order, in parts of `options.together` or `options.seconds`.
+
+    Images that cannot be used are added to `skipped`.
 
     Raises DataError if an image cannot be read and the options are strict, or if a descriptor is not finite.
     """
     decoder = Decoder([image.path for image in images], range(len(images)), describer.prepare, options.workers)
-    for first in range(0, len(images), options.together):
-        end = min(first + options.together, len(images))
+    taken = 0
+    while taken < len(images):
         used, vectors, norms = list[ImageFile](), list[np.ndarray](), list[np.ndarray]()
-        for start in range(first, end, options.batch_size):
-            usable = list(_usable(decoder, min(options.batch_size, end - start), images, options, skipped))
+        began, left = time.monotonic(), min(options.together, len(images) - taken)
+        while left:
+            count = min(options.batch_size, left)
+            taken, left = taken + count, left - count
+            usable = list(_usable(decoder, count, images, options, skipped))
             if usable:
                 unit, lengths = describer([pixels for _, pixels in usable])
                 vectors.append(unit)
                 norms.append(np.full(len(unit), np.nan, np.float32) if lengths is None else lengths)
                 used += [image for image, _ in usable]
+            if time.monotonic() - began > options.seconds:
+                break
         if used:
             made = Images([image.id for image in used], [str(image.path) for image in used],
                           np.stack([digest_of(image.path) for image in used]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 from ascl.core.errors import DataError
@@ -10,6 +11,10 @@ from ascl.image_copy.descriptors.choice import DescriberChoice, ImageDescriber, 
 from ascl.images.find import IdRule
 from ascl.index import Metric
 from ascl.index.store import CopyIndex
+
+DIGEST = "sha256:"
+NAMES = ("model", "file", "weights")  # settings that name a file or its digest, which may be renamed
+IMAGEHASH = re.compile(r"\(imagehash ([\w.+-]+)\)")
 
 
 def create_index(folder: str | os.PathLike, choice: DescriberChoice, describer: ImageDescriber, *,
@@ -31,11 +36,27 @@ def recorded_choice(index: CopyIndex) -> DescriberChoice:
     return DescriberChoice.from_record(index.state.model["choice"], str(index.folder))
 
 
+def recorded_model(index: CopyIndex) -> dict[str, Any]:
+    """Return the model that `create_index` has recorded; DataError if something else has made the index."""
+    model = index.state.model
+    for name, kind in (("name", str), ("settings", dict), ("choice", dict), ("orders_norms", bool)):
+        if not isinstance(model.get(name), kind):
+            raise DataError(f"{index.folder} is an index of other vectors: it records no {name} of a model of images")
+    return model
+
+
+def _is_same(model: str, other: str) -> bool:
+    """Return whether two names are of one model: of weights with the same SHA-256, or else equal."""
+    if DIGEST in model and DIGEST in other:
+        return model.rpartition(DIGEST)[2] == other.rpartition(DIGEST)[2]
+    return model == other
+
+
 def describer_of(index: CopyIndex, choice: DescriberChoice | None = None, device: str = "cpu") -> ImageDescriber:
     """Open the model that the index was made with; `choice` says where it is if it has moved.
 
-    Raises DataError if it cannot be opened, is another model, or prepares images differently (each difference is
-    named).
+    Weights that were renamed are the same model. Raises DataError if it cannot be opened, is another model, or prepares
+    images differently (each difference is named).
     """
     try:
         describer = make_describer(choice or recorded_choice(index), device)
@@ -44,11 +65,14 @@ def describer_of(index: CopyIndex, choice: DescriberChoice | None = None, device
             raise
         raise DataError(f"{error}; {index.folder} was made by {index.state.model['name']}: if that has moved, say "
                         "where it is, as when the index was made") from error
-    recorded = index.state.model
-    if describer.model != recorded["name"]:
+    recorded = recorded_model(index)
+    if not _is_same(describer.model, recorded["name"]):
+        hashed = IMAGEHASH.search(recorded["name"]) if IMAGEHASH.search(describer.model) else None
+        use = f"Install that version (pip install imagehash=={hashed[1]})" if hashed else "Use that model"
         raise DataError(f"{index.folder} was made by {recorded['name']}, not by {describer.model}: their descriptors "
-                        "cannot be compared. Use that model, or index the images again with this one")
-    found, wanted = describer.settings, recorded["settings"]
+                        f"cannot be compared. {use}, or index the images again with this one")
+    found, wanted = ({key: value for key, value in settings.items() if key not in NAMES}
+                     for settings in (describer.settings, recorded["settings"]))
     differing = [f"{key} was {wanted.get(key)!r} and is now {found.get(key)!r}" for key in sorted({*found, *wanted})
                  if found.get(key) != wanted.get(key)]
     if differing:

@@ -15,12 +15,15 @@ from ascl.core.errors import DataError
 from ascl.core.reading import shown
 from ascl.image_copy.descriptors.choice import ImageDescriber
 from ascl.image_copy.matching.describe import BLANK, ReadOptions, described_images
+from ascl.image_copy.matching.model import recorded_model
 from ascl.images.find import ImageFile, Skipped
 from ascl.images.rgb import Blankness
 from ascl.index import calibration as calibrations
 from ascl.index.calibration import Calibration, Rate
-from ascl.index.records import Record
-from ascl.index.store import CopyIndex, Images
+from ascl.index.images import Images
+from ascl.index.places import Place, Status
+from ascl.index.state import Record
+from ascl.index.store import CopyIndex
 
 MARGIN = 0.02               # relative difference of the norms up to which the direction is unclear
 DIRECTIONS = {Direction.A_COPIES_B: "query copies reference", Direction.B_COPIES_A: "reference copies query",
@@ -32,7 +35,8 @@ class Match:
     """An image of the index that resembles a query."""
 
     id: str
-    path: str  # the file that was added, printable
+    path: str  # where the file is now, or where it was, printable
+    file: Status  # whether it is there; `changed`: another file is in its place
     score: float  # inner product of the descriptors, or share of the hashes' bits that agree; 1 = the same
     normalised: float | None  # the score after normalization by the background; None without normalization
     direction: str  # a value of `DIRECTIONS`; always `unclear` for a model whose norms were not trained to order
@@ -80,16 +84,19 @@ def query_images(index: CopyIndex, describer: ImageDescriber, queries: Sequence[
     if not 0 <= margin < math.inf:
         raise DataError(f"margin {margin:g}: give a finite number of at least 0")
     answers, skipped = dict[str, Answer](), list[Skipped]()
-    judge = _Judge(index)
+    judge, ordered = _Judge(index), recorded_model(index)["orders_norms"]
     for images in described_images(describer, queries, options, skipped):
         positions, scores = index.search(images.vectors, k, exact=exact)
+        if not positions.size:
+            raise DataError(f"{index.folder}: every image is damaged and left out ({index.damage[0]})")
         records = index.records(np.unique(positions))
         shifts = judge.shifts(images)
         for row, (image, path) in enumerate(zip(images.ids, images.paths, strict=True)):
             found = [records[position] for position in positions[row].tolist()]
             norms = np.array([one.norm for one in found], np.float32)
-            ways = direction(images.norms[row : row + 1], norms, margin=margin) * index.state.model["orders_norms"]
-            matches = [judge.match(one, float(score), float(shifts[row]), images.norms[row], int(way))
+            ways = direction(images.norms[row : row + 1], norms, margin=margin) * ordered
+            matches = [judge.match(one, index.place_of(one), float(score), float(shifts[row]), images.norms[row],
+                                   int(way))
                        for one, score, way in zip(found, scores[row], ways, strict=True)]
             if shown(path) in options.nearly_blank:
                 answers[path] = Answer(image, shown(path), [replace(one, copy=None) for one in matches], "nearly blank")
@@ -105,8 +112,9 @@ class _Judge:
     """The verdicts of an index's calibration on scores; without a calibration there are none."""
 
     def __init__(self, index: CopyIndex) -> None:
-        self.calibration = calibration_of(index)
-        self.arrays = {} if self.calibration is None else index.calibration_arrays()
+        arrays = index.calibration_arrays()
+        self.calibration = None if arrays is None else calibration_of(index)
+        self.arrays = arrays or {}
         self.holds = self.calibration is not None and calibrations.still_holds(self.calibration, index.state.added)
 
     def shifts(self, images: Images) -> np.ndarray:
@@ -119,7 +127,7 @@ class _Judge:
         background = self.arrays["background"]
         return norm.weight * background_score(images.vectors, background, start=norm.start, end=norm.end)
 
-    def match(self, record: Record, score: float, shift: float, norm: np.float32, way: int) -> Match:
+    def match(self, record: Record, place: Place, score: float, shift: float, norm: np.float32, way: int) -> Match:
         ratio = float(norm / np.float32(record.norm)) if record.norm else math.nan
         copy, rate, normalised = None, None, None
         if self.calibration is not None:
@@ -130,7 +138,8 @@ class _Judge:
                 copy = judged >= self.calibration.threshold
                 rate = calibrations.rate_at(judged, self.arrays["scores"], self.calibration.confidence)
         known = None if math.isnan(ratio) else ratio
-        return Match(record.id, shown(record.path), score, normalised, DIRECTIONS[Direction(way)], known, copy, rate)
+        return Match(record.id, shown(place.path), place.status, score, normalised, DIRECTIONS[Direction(way)], known,
+                     copy, rate)
 
 
 def calibration_of(index: CopyIndex) -> Calibration | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ascl.image_copy.matching.describe import BLANK
+from ascl.image_copy.matching.model import recorded_model
 from ascl.image_copy.matching.query import Answer, Match, calibration_of
 from ascl.index import calibration as calibrations
 from ascl.index.calibration import Calibration, Rate
@@ -15,17 +16,18 @@ from ascl.index.store import CopyIndex
 REMOVED_SHARE = 0.25    # of the rows, above which the report suggests `compact`
 UNORDERED = "always unclear: only a model trained like ASL gives what shows more a larger norm"
 NUMBERS = {"ip": "numbers in float32, inner product", "hamming": "bytes, share of bits that agree"}
+FILES = {"there": "", "changed": " (another file now)", "gone": " (gone)"}
 NAMED = {True: "yes", False: "no", None: "-"}
 
 
 def index_report(index: CopyIndex) -> dict[str, Any]:
     """Return everything about an index, as JSON values."""
-    state, calibration = index.state, calibration_of(index)
-    compressed = {key: value for key, value in (state.compressed or {}).items() if key != "file"}
+    state, calibration, model = index.state, calibration_of(index), recorded_model(index)
+    compressed = {key: value for key, value in (state.compressed or {}).items() if key not in ("file", "checksum")}
     return {"folder": str(index.folder), "images": state.images, "removed_rows": state.removed, "changes": state.change,
-            "bytes": sum(path.stat().st_size for path in index.files()), "model": state.model["name"],
-            "settings": state.model["settings"], "metric": state.metric, "dimension": state.dimension,
-            "orders_norms": state.model["orders_norms"], "exact_up_to": state.exact_up_to, "search": index.searched_by,
+            "bytes": sum(path.stat().st_size for path in index.files()), "model": model["name"],
+            "settings": model["settings"], "metric": state.metric, "dimension": state.dimension,
+            "orders_norms": model["orders_norms"], "exact_up_to": state.exact_up_to, "search": index.searched_by,
             "compressed": compressed or None, "calibration": None if calibration is None else calibration.to_dict(),
             "warnings": warnings_of(index)}
 
@@ -33,7 +35,7 @@ def index_report(index: CopyIndex) -> dict[str, Any]:
 def warnings_of(index: CopyIndex) -> list[str]:
     """Return what a user should act on."""
     state, calibration = index.state, calibration_of(index)
-    warnings = [index.fault] if index.fault else []
+    warnings = [str(damage) for damage in index.damage]
     if calibration is not None:
         grown = calibrations.growth_warning(calibration, state.added)
         warnings += [*calibration.warnings, *([grown] if grown else [])]
@@ -102,4 +104,4 @@ def _cells(match: Match) -> tuple[str, ...]:
     score = match.score if match.normalised is None else match.normalised
     ratio = "" if match.norm_ratio is None else f" ({match.norm_ratio:.3f})"
     return (match.id, f"{score:.4f}", NAMED[match.copy], rate_text(match.false_positives), match.direction + ratio,
-            match.path)
+            match.path + FILES[match.file])

@@ -212,7 +212,7 @@ def test_images_that_cannot_be_used(tool, tmp_path, capsys):
     assert "added 4 images" in told.out and "skipped 2 images" in told.err
     assert "line.png: too small, 200 x 5 pixels; at least 16" in told.err
     assert main(["remove", "photo_001.png", "nobody", "--index", index]) == 1
-    assert "1 of 2 ids are not in the index: 'nobody'" in capsys.readouterr().err
+    assert "1 of 2 names are neither ids nor paths of images in the index: nobody" in capsys.readouterr().err
 
 
 # --- adding ----------------------------------------------------------------------------------------------------------
