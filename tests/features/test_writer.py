@@ -281,7 +281,7 @@ def test_parts_can_be_computed_in_another_working_directory(images, tmp_path, mo
 
 def test_a_file_of_someone_else_is_never_overwritten(images, tmp_path):
     (tmp_path / "notes.h5").write_text("mine")
-    with pytest.raises(DataError, match=r"notes\.h5 exists and is not a feature file"):
+    with pytest.raises(DataError, match=r"notes\.h5 not a feature file"):
         extract(Colors(), images, tmp_path / "notes.h5", **QUICK)
     assert (tmp_path / "notes.h5").read_text() == "mine"
 
@@ -476,7 +476,7 @@ def test_shards_that_do_not_belong_together_are_named(images, tmp_path):
         ([one, two, other], r"g\.shard-3-of-3\.h5 and .*f\.shard-1-of-3\.h5 differ in gain"),
         ([one, halves], "differ in shards"),
         ([one, whole], r"whole\.h5 is a complete file, not a shard"),
-        ([one, images[0]], "is not a feature file"),
+        ([one, images[0]], "not a feature file"),
     ]:
         with pytest.raises(DataError, match=problem):
             merge_shards(shards, out)

@@ -10,9 +10,10 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ascl.core import hdf5
 from ascl.core.errors import DataError
 from ascl.data.stores.base import NAMES
-from ascl.data.stores.hdf5 import FORMAT, VERSION
+from ascl.data.stores.hdf5 import FORMAT, VERSION, provenance_in
 
 CHUNK_BYTES = 1 << 16
 
@@ -32,15 +33,17 @@ def create_rows(file: h5py.File, name: str, like: np.ndarray | h5py.Dataset, tot
     return file.create_dataset(name, (total, *row), like.dtype, chunks=(rows, *row))
 
 
-def provenance_of(path: Path) -> dict[str, Any]:
-    """Return the provenance of a finished file; a DataError if it is not a file of ours."""
-    try:
-        with h5py.File(path, "r") as file:
-            if file.attrs.get("format") == FORMAT:
-                return json.loads(file.attrs["provenance"])
-    except (OSError, KeyError, json.JSONDecodeError):
-        pass
-    raise DataError(f"{path} exists and is not a feature file of this project; choose another output file or delete it")
+def provenance_of(path: Path, remedy: str = "choose another output file") -> dict[str, Any]:
+    """Return the provenance of a finished file, with its `settings` and the `skipped` images.
+
+    Raises:
+        DataError: the file is damaged or not of ours; the message ends with `remedy`.
+    """
+    with hdf5.open_hdf5(path, remedy, "a feature file of this project") as file:
+        made = provenance_in(file) if hdf5.attribute_of(file, "format") == FORMAT else None
+    if made is None or not isinstance(made.get("settings"), dict) or not isinstance(made.get("skipped"), list):
+        raise DataError(f"{path} exists and is not a feature file of this project: {remedy}")
+    return made
 
 
 def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
