@@ -182,7 +182,7 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield an empty folder beside `path`; on success it gets that name, which must be free, on any error it is removed.
+    """Yield an empty folder beside `path`; on success it gets that free name, on any error it is removed.
 
     Raises:
         DataError: as `atomic_path`.

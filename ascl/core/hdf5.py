@@ -8,6 +8,9 @@ from __future__ import annotations
 import io
 import math
 import os
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import h5py
@@ -15,9 +18,12 @@ import numpy as np
 
 from ascl.core.errors import DataError
 from ascl.core.limits import ARRAY_BYTES, CHUNK_BYTES, TEXT_BYTES
-from ascl.core.reading import DOWNLOAD_AGAIN, reading, shown
+from ascl.core.reading import DOWNLOAD_AGAIN, reading, require_file, shown
 
 KIND = "an HDF5 file"
+STUCK = 10.0  # seconds that one step of a sound file never takes
+_passed: set[tuple] = set()  # what was looked for, and path, bytes and time of modification of each file
+_is_child = False
 _TEXTS_AT_ONCE = 1000  # many texts of a hostile file may be one and the same long one
 
 
@@ -25,6 +31,45 @@ def open_hdf5(path: str | os.PathLike, remedy: str = DOWNLOAD_AGAIN, what: str =
     """Open a file for reading; DataError if it is not a sound HDF5 file. what: the expected kind, with its article."""
     with reading(path, what, remedy):
         return h5py.File(path, "r")
+
+
+def try_in_child(what: str, paths: Sequence[str | os.PathLike], look: Callable[[], object],
+                 remedy: str = DOWNLOAD_AGAIN) -> None:
+    """Run `look`, which reads `what` in `paths`, in a forked child first.
+
+    On some damaged files libhdf5 never returns, or crashes. The child may compute `STUCK` seconds between two calls of
+    `alive`; waiting for a disk does not count. What `look` returns or raises is ignored: the caller then runs it again,
+    in this process. Files that have passed are not tried again, nor is anything on a system without fork.
+
+    Raises:
+        DataError: a file does not exist, or the child was killed.
+    """
+    global _is_child
+    about = [require_file(path) for path in paths]
+    stamp = what, *((os.path.abspath(path), one.st_size, one.st_mtime_ns)
+                    for path, one in zip(paths, about, strict=True))
+    if stamp in _passed or _is_child or not hasattr(os, "fork"):
+        return
+    child = os.fork()
+    if not child:
+        _is_child = True
+        with suppress(BaseException):
+            signal.signal(signal.SIGPROF, signal.SIG_DFL)  # it ends the process
+            alive()
+            look()
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status:
+        how = "never returns from" if status == -signal.SIGPROF else f"is killed by ({signal.Signals(-status).name})"
+        several = f" or one of {len(paths) - 1} others" if len(paths) > 1 else ""
+        raise DataError(f"{shown(paths[0])}{several} is damaged: the HDF5 library {how} it: {remedy}")
+    _passed.add(stamp)
+
+
+def alive() -> None:
+    """Say, within `try_in_child`, that a step has ended; call it once for each of many."""
+    if _is_child:
+        signal.setitimer(signal.ITIMER_PROF, STUCK)
 
 
 def keys_of(group: h5py.Group, remedy: str = DOWNLOAD_AGAIN) -> list[str]:
@@ -69,7 +114,8 @@ def dataset_of(group: h5py.Group, name: str, remedy: str = DOWNLOAD_AGAIN) -> h5
         elsewhere = layout == h5py.h5d.VIRTUAL or made.get_external_count()
         chunk = made.get_chunk() if layout == h5py.h5d.CHUNKED else ()
         if chunk:
-            stored, expected = data.id.get_num_chunks(), math.prod(-(-n // c) for n, c in zip(shape, chunk, strict=True))
+            stored = data.id.get_num_chunks()
+            expected = math.prod(-(-length // step) for length, step in zip(shape, chunk, strict=True))
         elif shape is not None:
             stored, expected = data.id.get_storage_size(), math.prod(shape) * bytes_each
     if shape is None:
@@ -78,8 +124,8 @@ def dataset_of(group: h5py.Group, name: str, remedy: str = DOWNLOAD_AGAIN) -> h5
         raise DataError(f"{where} takes its values from other files, which is not supported: copy them into the file")
     CHUNK_BYTES.check(math.prod(chunk) * bytes_each if chunk else 0, f"{where} is stored in chunks that are too large")
     if stored < expected:  # HDF5 would give zeros
-        raise DataError(f"{where} has shape {shape}, but only {stored:,} of {expected:,} {'chunks' if chunk else 'bytes'} "
-                        f"were written: {remedy}")
+        raise DataError(f"{where} has shape {shape}, but only {stored:,} of {expected:,} "
+                        f"{'chunks' if chunk else 'bytes'} were written: {remedy}")
     return data
 
 
@@ -106,8 +152,9 @@ def texts_of(data: h5py.Dataset, remedy: str = DOWNLOAD_AGAIN) -> list[str]:
     size = len(data) * data.dtype.itemsize
     TEXT_BYTES.check(size, where)
     for start in range(0, len(data), _TEXTS_AT_ONCE):
+        alive()
         with reading(data.file.filename, KIND, remedy):
-            block = data.asstr()[start : start + _TEXTS_AT_ONCE].tolist()
+            block = data.asstr("utf-8")[start : start + _TEXTS_AT_ONCE].tolist()
         size += sum(map(len, block))
         TEXT_BYTES.check(size, where)
         texts += block

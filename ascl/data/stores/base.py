@@ -173,8 +173,9 @@ class FeatureStore(ABC):
             i, region = np.argwhere(~fine)[0].tolist()
             row, box = int(rows[i]), " ".join(f"{side:g}" for side in boxes[i, region].tolist())
             known = "" if sizes is None or not sizes[i].all() else f" of an image of {sizes[i][0]}x{sizes[i][1]} pixels"
-            raise DataError(f"{self.source}: region {region + 1} of row {row} (image {self.image_ids[row]}) has the box "
-                            f"{box}{known}, expected x1 y1 x2 y2 in its pixels. {self._remedy_of_values('regions', row)}")
+            raise DataError(f"{self.source}: region {region + 1} of row {row} (image {self.image_ids[row]}) has the "
+                            f"box {box}{known}, expected x1 y1 x2 y2 in its pixels. "
+                            f"{self._remedy_of_values('regions', row)}")
 
     def _check_details(self, found: dict[str, np.ndarray], rows: np.ndarray) -> None:
         """Raise a DataError for details outside their range; see `details`. Padding is within it."""
@@ -247,7 +248,7 @@ def wrong_id(image_id: str) -> str | None:
 
 
 def first_absurd(values: np.ndarray, largest: float = LARGEST) -> int | None:
-    """Return the index of the first entry along axis 0 with a NaN or a magnitude above `largest`; None if there is none.
+    """Return the index of the first entry along axis 0 with a NaN or a magnitude above `largest`; None without one.
 
     Two passes without a copy find that all is well, because a comparison with NaN fails.
     """

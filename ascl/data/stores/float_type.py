@@ -34,7 +34,7 @@ def float_type(sample: Sequence[bytes], length: int) -> np.dtype | None:
         length: bytes of a region.
     """
     found = {size: reading for size in (4, 8, 2) if length % size == 0 and
-             (reading := _reading(np.concatenate([np.frombuffer(part, f"<f{size}") for part in sample]))) is not None}
+             (reading := _reading([np.frombuffer(part, f"<f{size}") for part in sample])) is not None}
     usual = found.pop(4, None)
     others = sorted((one for one in found.values() if one.alike and one.spread <= _WIDEST and
                      _USUAL[0] <= one.median <= _USUAL[1]), key=lambda one: one.spread)
@@ -45,10 +45,12 @@ def float_type(sample: Sequence[bytes], length: int) -> np.dtype | None:
     return others[0].dtype
 
 
-def _reading(values: np.ndarray) -> _Reading | None:
-    """Return what the bytes are as a type; None if that gives values that are not finite, or absurd."""
-    if first_absurd(values) is not None:
+def _reading(images: list[np.ndarray]) -> _Reading | None:
+    """Return what the bytes are as a type; None if that gives values that are not finite, or absurd, in most images."""
+    sane = [values for values in images if first_absurd(values) is None]
+    if 2 * len(sane) < len(images):  # a few may be damaged
         return None
+    values = np.concatenate(sane)
     magnitudes = np.log2(np.abs(values[values != 0]).astype(np.float64))
     pairs = values[: len(values) // 2 * 2].reshape(-1, 2)
     pairs = pairs[(pairs != 0).any(axis=1)]

@@ -165,8 +165,8 @@ def _float32(path: Path, values: np.ndarray, types: str = "f") -> np.ndarray:
 
 def _number(path: Path, name: str, values: np.ndarray) -> int:
     if values.size != 1 or values.dtype.kind not in "fiu" or not abs(number := values.item()) < 1 << 31:
-        raise DataError(f"{path}: `{name}` is {values.dtype} of shape {values.shape}, expected a whole number: download "
-                        "it again")
+        raise DataError(f"{path}: `{name}` is {values.dtype} of shape {values.shape}, expected a whole number: "
+                        "download it again")
     return int(number)
 
 

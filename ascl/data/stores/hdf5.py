@@ -25,7 +25,7 @@ from ascl.core.files import OncePerProcess
 from ascl.core.limits import ARRAY_BYTES
 from ascl.core.reading import parse_json, reading
 from ascl.data.stores import base
-from ascl.data.stores.base import DETAILS, KINDS, NAMES, Features, FeatureStore
+from ascl.data.stores.base import DETAILS, NAMES, Features, FeatureStore
 
 FORMAT = "ascl-features"
 VERSION = 1

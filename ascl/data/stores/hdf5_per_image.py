@@ -79,6 +79,7 @@ class Hdf5PerImage(PerImageFeatures):
         names = sorted(key.removesuffix("_features") for key in keys if layout != "detections" or
                        key.endswith("_features"))
         for name in tqdm(names, unit=" images", desc=f"index of {path.name}", disable=None):
+            hdf5.alive()
             try:
                 entry = self._look(number, file, keys, layout, name)
             except DataError as error:
@@ -136,8 +137,8 @@ class Hdf5PerImage(PerImageFeatures):
         holder = hdf5.member_of(file, group) if group else file
         data = hdf5.dataset_of(holder, last) if isinstance(holder, h5py.Group) else None
         if data is None or data.dtype.kind not in types:
-            raise DataError(f"{self.place(row)}: {file.filename} has no `{name}` of numbers; the file is damaged: download "
-                            "it again")
+            raise DataError(f"{self.place(row)}: {file.filename} has no `{name}` of numbers; the file is damaged: "
+                            "download it again")
         values = hdf5.values_of(data)
         with np.errstate(over="ignore"):  # what float32 cannot hold is found as not finite
             return values.astype(np.float32, copy=False) if values.dtype.kind == "f" else values
@@ -146,8 +147,8 @@ class Hdf5PerImage(PerImageFeatures):
         """Return (k, classes) float32 in [0, 1], the probabilities of the classes of each region."""
         found = self._values(row, file, f"{self.image_ids[row]}_cls_prob")
         if found.ndim != 2 or len(found) != self._counts[row] or not found.shape[1] or not np.isfinite(found).all():
-            raise DataError(f"{self.place(row)}: `cls_prob` has shape {found.shape} or values that are not finite, expected "
-                            f"({self._counts[row]}, classes): download it again")
+            raise DataError(f"{self.place(row)}: `cls_prob` has shape {found.shape} or values that are not finite, "
+                            f"expected ({self._counts[row]}, classes): download it again")
         return found
 
     @staticmethod

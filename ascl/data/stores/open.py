@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from ascl.core import hdf5
 from ascl.core.errors import DataError
-from ascl.data.stores.base import Features, FeatureStore
+from ascl.data.stores.base import Features, FeatureStore, require_features
 from ascl.data.stores.folder import NpyFolder, NpzFolder, files_of
 from ascl.data.stores.hdf5 import Hdf5Features, open_hdf5
 from ascl.data.stores.hdf5_per_image import Hdf5PerImage, looks_per_image
@@ -65,6 +67,13 @@ def _open(path: Path, captions: int | None, skip_broken: bool) -> FeatureStore:
     if path.suffix in (".npz", ".zip", ".gz", ".tar", ".lmdb"):
         what = "give the folder with the files of all images" if path.suffix == ".npz" else "unpack it first"
         raise DataError(f"{path} is not a feature file: {what}")
+    require_features(path)
+    opened = partial(_open_hdf5, path, skip_broken)
+    hdf5.try_in_child("features", [path], opened)
+    return opened()
+
+
+def _open_hdf5(path: Path, skip_broken: bool) -> FeatureStore:
     with open_hdf5(path) as file:
         foreign = looks_per_image(file)
     return Hdf5PerImage([path], skip_broken=skip_broken) if foreign else Hdf5Features(path)
@@ -78,4 +87,7 @@ def _open_folder(folder: Path, skip_broken: bool) -> FeatureStore:
                         f"image or shard; found: {found}. Give the file or the folder that holds the features")
     if ".npz" in files or ".npy" in files:
         return (NpzFolder if ".npz" in files else NpyFolder)(folder, skip_broken=skip_broken)
-    return Hdf5PerImage(*files.values(), skip_broken=skip_broken)
+    (shards,) = files.values()
+    shards_of = partial(Hdf5PerImage, shards, skip_broken=skip_broken)
+    hdf5.try_in_child("features", shards, shards_of)
+    return shards_of()

@@ -148,7 +148,7 @@ class PerImageFeatures(FeatureStore):
             if values is not None:
                 self._check_values(name, values, unique)
         if read.boxes is not None:
-            self._check_boxes(read.boxes, read.mask, unique, self._sizes if self._sizes is None else self._sizes[unique])
+            self._check_boxes(read.boxes, read.mask, unique, None if self._sizes is None else self._sizes[unique])
         return read if np.array_equal(unique, rows) else read.taken(position)
 
     def _details(self, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -161,9 +161,9 @@ class PerImageFeatures(FeatureStore):
                 if values.shape != (self._counts[row],):
                     raise DataError(f"{self.place(row)}: its {name} have shape {values.shape}, expected one for each "
                                     f"of {self._counts[row]} regions; the file is damaged")
-                if not ((values >= -1) & (values < 1 << 30)).all():  # before a type of 32 bits hides it
-                    raise DataError(f"{self.place(row)}: its {name} are not {'scores' if dtype is np.float32 else 'ids'} "
-                                    f"({values[~((values >= -1) & (values < 1 << 30))][0]:g}); the file is damaged")
+                wrong = values[~((values >= -1) & (values < 1 << 30))]  # before a type of 32 bits hides it
+                if len(wrong):
+                    raise DataError(f"{self.place(row)}: one of its {name} is {wrong[0]:g}; the file is damaged")
                 found[name][i, : len(values)] = values
         return found
 
@@ -219,11 +219,11 @@ def _index_of(path: Path, entries: Callable[[Wrong], Iterable[Entry]], skip_brok
     by_id: dict[str, Entry] = {}
     for entry in entries(wrong):
         if problem := _problem(entry):
-            wrong(DataError(f"{entry.where}: {problem}; remove it, or convert with skip_broken, which leaves such images "
-                            "out"))
+            wrong(DataError(f"{entry.where}: {problem}; remove it, or convert with skip_broken, which leaves such "
+                            "images out"))
         elif (first := by_id.setdefault(entry.image_id, entry)) is not entry:
-            wrong(DataError(f"{entry.where}: the image id is given twice, first in {first.where}: remove one of the two, "
-                            "or convert with skip_broken, which keeps the first"))
+            wrong(DataError(f"{entry.where}: the image id is given twice, first in {first.where}: remove one of the "
+                            "two, or convert with skip_broken, which keeps the first"))
         elif not skip_broken and entry.kind() != (first := next(iter(by_id.values()))).kind():
             raise DataError(f"{first.where} holds {first.kind()}, {entry.where} holds {entry.kind()}; all images must "
                             f"hold the same: {entry.if_odd}")

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ascl.core.errors import DataError
-from ascl.data.captions import SCAN_CAPTIONS_PER_IMAGE, count_scan_captions, read_scan_ids
 from ascl.core.reading import ArrayHeader, array_header, reading
+from ascl.data.captions import SCAN_CAPTIONS_PER_IMAGE, count_scan_captions, read_scan_ids
 from ascl.data.stores.base import Features, FeatureStore, check_ids, require_features, runs_of_neighbors
 from ascl.data.stores.lazy_file import LazyFile
 

@@ -38,14 +38,15 @@ _BUFFER = 1 << 20
 class TsvFeatures(PerImageFeatures):
     """A TSV with the columns `BOTTOM_UP` or `LXMERT`, recognized by their number; a header line is skipped.
 
-    `boxes` (k, 4) and `features` (k, R) are floats in base64; LXMERT's `objects_id` and `attrs_id` are whole numbers and
-    count from 0 without the background; its confidences are floats. The publishers write float32 and int64. Other
+    `boxes` (k, 4) and `features` (k, R) are floats in base64; LXMERT's `objects_id` and `attrs_id` are whole numbers
+    and count from 0 without the background; its confidences are floats. The publishers write float32 and int64. Other
     sizes are recognized: by the length of a cell, and for features, whose R is not known, by a sample of the values.
     The first opening takes a pass over the file.
 
     Raises:
-        DataError: the file does not exist, is compressed or truncated, or has other columns; the columns of a row do not
-            fit one another, or an id is given twice (the message names the line); or the features are of no known type.
+        DataError: the file does not exist, is compressed or truncated, or has other columns; the columns of a row do
+            not fit one another, or an id is given twice (the message names the line); or the features are of no known
+            type.
     """
 
     def __init__(self, path: str | os.PathLike, *, skip_broken: bool = False) -> None:
@@ -72,9 +73,9 @@ class TsvFeatures(PerImageFeatures):
                 sample.append(values[: len(values) // length * length])
         found = float_type(sample, length) if sample else np.dtype("<f4")
         if found is None:
-            raise DataError(f"{self.source}: the features of its {length} bytes a region are neither float32 nor float64 "
-                            f"nor float16: {self.place(rows[0])} and others have values above {LARGEST:g}, or not finite, "
-                            "as each of them; write them as float32")
+            raise DataError(f"{self.place(rows[0])}, and others: the {length} bytes of a region are neither float32 "
+                            f"nor float64 nor float16, as each they are not finite, above {LARGEST:g} or ambiguous; "
+                            "write them as float32")
         return found
 
     def place(self, row: int) -> str:
@@ -183,4 +184,5 @@ def _checked_row(path: Path, line: int, offset: int, content: bytes, layout: str
         raise DataError(f"{where}: `features` has {bytes_of['features']} bytes, which {boxes} boxes do not divide; "
                         f"{damaged}")
     return Entry(image_id, where, boxes, length, boxes=True, details=layout == "lxmert", layout=layout, in_bytes=True,
-                 if_odd=damaged, size=(found["_w"], found["_h"]), place=(line, offset, len(content), len(content) - len(split[-1])))
+                 if_odd=damaged, size=(found["_w"], found["_h"]),
+                 place=(line, offset, len(content), len(content) - len(split[-1])))

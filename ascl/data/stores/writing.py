@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,16 @@ def provenance_of(path: Path, remedy: str = "choose another output file") -> dic
     Raises:
         DataError: the file is damaged or not of ours; the message ends with `remedy`.
     """
-    with hdf5.open_hdf5(path, remedy, "a feature file of this project") as file:
-        made = provenance_in(file) if hdf5.attribute_of(file, "format") == FORMAT else None
+    hdf5.try_in_child("provenance", [path], partial(_provenance_of, path, remedy), remedy)
+    made = _provenance_of(path, remedy)
     if made is None or not isinstance(made.get("settings"), dict) or not isinstance(made.get("skipped"), list):
         raise DataError(f"{path} exists and is not a feature file of this project: {remedy}")
     return made
+
+
+def _provenance_of(path: Path, remedy: str) -> dict[str, Any] | None:
+    with hdf5.open_hdf5(path, remedy, "a feature file of this project") as file:
+        return provenance_in(file) if hdf5.attribute_of(file, "format") == FORMAT else None
 
 
 def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:

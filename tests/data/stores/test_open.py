@@ -120,7 +120,8 @@ def test_a_pickled_npy_store_does_not_carry_the_array(tmp_path):
 
 
 DETAILS = {"image_sizes": np.array([[640, 480], [1, 2], [3, 4], [5, 6], [7, 8]], dtype=np.int32),
-           "scores": np.linspace(0, 1, 15, dtype=np.float32).reshape(5, 3), "class_ids": np.arange(15, dtype=np.int32).reshape(5, 3),
+           "scores": np.linspace(0, 1, 15, dtype=np.float32).reshape(5, 3),
+           "class_ids": np.arange(15, dtype=np.int32).reshape(5, 3),
            "attribute_ids": np.arange(15, 30, dtype=np.int64).reshape(5, 3),
            "attribute_scores": np.linspace(1, 0, 15, dtype=np.float16).reshape(5, 3)}
 
@@ -299,7 +300,8 @@ def test_missing_truncated_and_foreign_files(tmp_path):
     refused(r"no file .*f\.h5\. Extract regions or globals of the images", open_features, [path])
     write_h5(path, IDS, regions=made(5, 3, 400))
     path.write_bytes(path.read_bytes()[:9000])
-    refused(r"f\.h5 \(9,000 bytes\) is truncated, damaged or not an HDF5 file .*extract the features again", open_features, [path])
+    refused(r"f\.h5 \(9,000 bytes\) is truncated, damaged or not an HDF5 file .*extract the features again",
+            open_features, [path])
     path.write_bytes(b"not hdf5")
     refused("is truncated, damaged or not an HDF5 file", open_features, [path])
     write_h5(path, IDS, regions=made(5, 3, 4), attributes={"format": "other"})

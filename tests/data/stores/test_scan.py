@@ -56,7 +56,7 @@ def test_scan_errors(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     refused(r"test_ims\.npy \(.* is truncated, damaged or not an array .*download it again", open_features, [path])
     path.write_bytes(b"hello")
-    refused("is truncated or not a .npy file", open_features, [path])
+    refused("is truncated, damaged or not an array", open_features, [path])
 
 
 def test_scan_names_file_row_and_image_of_a_value_that_is_not_finite(tmp_path):
