@@ -26,7 +26,7 @@ from .data.stores import foreign_files
 from .data.stores.foreign_files import KINDS, make_images, written
 from .mutations import mutated
 
-CASES = 60  # of each kind; `python -m tests.test_mutated_arrays KIND CASES SEED` tries more
+CASES = 40  # of each kind; `python -m tests.test_mutated_arrays KIND CASES SEED` tries more
 COUNTS = [3, 2, 4]
 
 

@@ -18,6 +18,7 @@ from jsonargparse import Namespace, set_parsing_settings
 import ascl
 from ascl.cli.options import Answer
 from ascl.core.errors import DataError, SettingsError
+from ascl.core.reading import shown
 from ascl.settings.base import Parser
 
 
@@ -104,6 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def failed(error: Exception, status: int) -> int:
     """Print an error in one line and return the exit status."""
+    if isinstance(error, OSError) and error.strerror:
+        where = shown(error.filename) if error.filename else "the output"
+        error = DataError(f"{where}: {error.strerror}; check the path, its disk and its permissions")
     print("error:", *str(error).splitlines(), file=sys.stderr)
     return status
 

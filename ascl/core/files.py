@@ -26,7 +26,8 @@ _TEMPORARY = re.compile(r"\.(.+)" + re.escape(_SUFFIX).replace(r"\{\}", r"(\d+)"
 
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_OF_A_WRITE = _NO_ROOM | {errno.EROFS, errno.EIO}  # without a file name, as the system's calls on open files raise them
+_OF_A_WRITE = _NO_ROOM | {errno.EROFS}  # whatever file they name
+_IN_WORDS = re.compile(r"\(os error (\d+)\)")
 _SLACK = 60.0  # seconds by which the clocks of this machine and of a network disk may differ
 
 
@@ -83,7 +84,7 @@ def saving(path: str | os.PathLike, kept: str | None = None) -> Iterator[None]:
         advice = "check the folder and its permissions"
         if cause.errno in _NO_ROOM:
             advice = f"free some space on its disk ({free_space(path) / 2**20:,.0f} MiB free)"
-        elif cause.errno in _OF_A_WRITE:
+        elif cause.errno in (errno.EIO, errno.EROFS):
             advice = "check the disk"
         raise DataError(f"cannot write {shown(path)}: {cause.strerror}; {kept}; {advice}, then run the command again"
                         ) from error
@@ -92,9 +93,14 @@ def saving(path: str | os.PathLike, kept: str | None = None) -> Iterator[None]:
 def _refusal(error: BaseException | None, path: Path) -> OSError | None:
     """Return the system's error about writing `path` that `error` is, or that a library wrapped in it; None if none."""
     while error is not None:
+        if in_words := _IN_WORDS.search(str(error)):  # as safetensors has it
+            return OSError(int(in_words[1]), os.strerror(int(in_words[1])))
         if isinstance(error, OSError) and error.errno is not None:
-            named = None if not isinstance(error.filename, str | os.PathLike) else Path(error.filename)
-            if error.errno in _OF_A_WRITE if named is None else _belongs(named, path):
+            names = (error.filename, error.filename2)
+            named = [Path(os.fsdecode(name)) for name in names if isinstance(name, str | bytes)]
+            if error.errno in _OF_A_WRITE or any(_belongs(one, path) for one in named):
+                return error
+            if error.errno == errno.EIO and not named:  # a call on an open file
                 return error
         error = error.__cause__ or error.__context__
     return None
