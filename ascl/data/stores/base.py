@@ -167,8 +167,8 @@ class FeatureStore(ABC):
         sides = np.full((len(rows), 2), LARGEST_SIDE) if sizes is None else np.where(sizes > 0, sizes, LARGEST_SIDE)
         sides = sides[:, None].astype(np.float64)
         first, last = boxes[..., :2], boxes[..., 2:]
-        fine = (first <= last) & (first >= -_BEYOND * sides - 1) & (last <= (1 + _BEYOND) * sides + 1)
-        fine = fine.all(axis=2) if mask is None else fine.all(axis=2) | ~mask
+        within = (first <= last) & (first >= -_BEYOND * sides - 1) & (last <= (1 + _BEYOND) * sides + 1)
+        fine = np.all(within, axis=2) | (False if mask is None else ~mask)
         if not fine.all():
             i, region = np.argwhere(~fine)[0].tolist()
             row, box = int(rows[i]), " ".join(f"{side:g}" for side in boxes[i, region].tolist())

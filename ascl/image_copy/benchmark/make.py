@@ -91,9 +91,10 @@ def _folder_in_progress(out: Path) -> Iterator[Path]:
         raise DataError(f"another process is making {out}; wait for it, or choose another folder") from None
     try:
         _refuse_existing(out)  # again, because another process may have finished it meanwhile
+        with saving(out):
+            _make_empty(temporary)
         try:
             with saving(out):
-                _make_empty(temporary)
                 yield temporary
                 (temporary / MARK).unlink()
                 os.sync()  # the pictures must be on disk before the name that says they are complete
