@@ -18,7 +18,7 @@ from ascl.analysis.probes.caption_variants import caption_variants
 from ascl.analysis.probes.probes import ProbeReport, ProbeTexts, group_scores, group_truth, probe_report, probe_texts
 from ascl.analysis.probes.scene_variants import scene_variants
 from ascl.core.errors import DataError
-from ascl.core.files import atomic_path, write_text
+from ascl.core.files import atomic_path, make_folder, write_text
 from ascl.core.provenance import environment
 from ascl.data.captions import CaptionSet
 from ascl.data.split import build_split
@@ -254,7 +254,7 @@ def save_evaluation(evaluation: Evaluation, folder: Path, name: str) -> list[Pat
     `text_queries` (which image or text each entry is), `owner` (N_texts,), and, if known, `image_ids` (N_images,) and
     `captions` (N_texts,).
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     saved = [folder / f"eval-{name}.json", folder / f"eval-{name}.md", folder / f"ranks-{name}.npz"]
     content = {**evaluation.about, "reports": {key: report.to_dict() for key, report in evaluation.reports.items()},
                **{key: section.to_dict() for key, section in evaluation.sections.items()}}

@@ -29,6 +29,9 @@ def convert_parser(prog: str) -> Parser:
                         help="which features to take; auto = all that the inputs have")
     parser.add_argument("--max_regions", type=PositiveInt, metavar="N",
                         help="keep the first N regions of each image; null = all")
+    parser.add_argument("--skip_broken", action="store_true",
+                        help="leave out images that are damaged or given twice, and list them, instead of stopping; "
+                        "takes a second pass over the inputs")
     parser.add_argument("--ids_from", metavar="CAPTIONS.json",
                         help="Karpathy's dataset_*.json (also .gz, or in his zip), for features whose ids are COCO's "
                         "or Karpathy's numbers: replace these by file names without the suffix")
@@ -43,7 +46,7 @@ def convert(options: Namespace) -> Answer:
     with ending("stopped; nothing was written"):
         done = convert_features(
             options.inputs, options.out, dtype=options.dtype, kind=options.kind, max_regions=options.max_regions,
-            ids_from=options.ids_from, id_field=options.id_field,
+            ids_from=options.ids_from, id_field=options.id_field, skip_broken=options.skip_broken,
         )
     print(done.summary())
     return Answer(vars(done))

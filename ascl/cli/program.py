@@ -142,6 +142,9 @@ def as_json(content: Any) -> str:
 
 def failed(error: Exception, status: int) -> int:
     """Print an error in one line and return the exit status."""
+    if isinstance(error, OSError) and error.strerror:
+        where = shown(error.filename) if error.filename else "the output"
+        error = DataError(f"{where}: {error.strerror}; check the path, its disk and its permissions")
     if rank() > 0:
         time.sleep(LAUNCHER_SECONDS)    # if the first process failed likewise, it has said so, and this one is ended
     print("error:" if rank() == 0 else f"process {rank()}: error:", *str(error).splitlines(), file=sys.stderr)

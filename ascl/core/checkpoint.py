@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import pickle
 import random
 import re
-import shutil
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -53,23 +51,9 @@ def save(path: str | os.PathLike, state: dict[str, Any]) -> None:
         DataError: the file cannot be written, for example because the disk is full. The previous file is kept, and no
             temporary file is left.
     """
-    path = Path(path)
-    try:
-        # through a Python file, because torch's own writer hides why a write failed
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            torch.save({"format": FORMAT, "version": VERSION, **state}, file)
-    except (OSError, RuntimeError) as error:
-        cause: BaseException | None = error  # torch wraps the system's error in its own
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
-            raise
-        advice = "Check the folder and its permissions"
-        if cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            advice = f"Free some space on this disk ({shutil.disk_usage(path.parent).free / 2**20:.0f} MiB free)"
-        kept = f"the previous {path.name} is intact" if path.exists() else f"there is no {path.name} yet"
-        message = f"could not write the checkpoint {path}: {cause.strerror}; {kept}. {advice}, then resume."
-        raise DataError(message) from error
+    # through a Python file, because torch's own writer hides why a write failed
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        torch.save({"format": FORMAT, "version": VERSION, **state}, file)
 
 
 def load(path: str | os.PathLike) -> dict[str, Any]:

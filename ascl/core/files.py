@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import re
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import psutil
 
+from ascl.core.errors import DataError
+from ascl.core.reading import shown
+
 T = TypeVar("T")
 
 # the machine's name is part of it: machines may share a folder, and each can check only its own processes
 _SUFFIX = f".{re.sub('[^0-9A-Za-z-]', '-', platform.node())}.{{}}.tmp"
 _TEMPORARY = re.compile(r"\.(.+)" + re.escape(_SUFFIX).replace(r"\{\}", r"(\d+)"))
+
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_OF_A_WRITE = _NO_ROOM | {errno.EROFS}  # whatever file they name
+_IN_WORDS = re.compile(r"\(os error (\d+)\)")
+_SLACK = 60.0  # seconds by which the clocks of this machine and of a network disk may differ
 
 
 @contextmanager
@@ -27,20 +38,106 @@ def atomic_path(path: str | os.PathLike, *, flush: bool = True) -> Iterator[Path
     The temporary file is flushed to the disk before the rename, so that after a power cut `path` holds the old or the
     new content, whole. With `flush=False` the caller flushes, once for many files. Temporary files of killed processes
     are removed first.
+
+    Raises:
+        DataError: the system refuses to write (full disk, permissions); see `saving`.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _clear_once(path.parent.absolute())
-    temporary = path.with_name(f".{path.name}{_SUFFIX.format(os.getpid())}")
+    with saving(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_once(path.parent.absolute())
+        temporary = path.with_name(f".{path.name}{_SUFFIX.format(os.getpid())}")
+        try:
+            yield temporary
+            if flush:
+                with open(temporary, "rb+") as written:
+                    os.fsync(written.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):  # such as a disk that became read-only; the first error says so
+                temporary.unlink()
+            raise
+
+
+@contextmanager
+def saving(path: str | os.PathLike, kept: str | None = None) -> Iterator[None]:
+    """Turn the system's refusal to write `path` into a DataError that names it and says what to do.
+
+    Args:
+        path: the final file or folder, which the user knows.
+        kept: what has become of it, a clause; None = it is written whole or not at all.
+
+    Raises:
+        DataError: the disk is full or read-only, a quota or a limit is reached, or the folder cannot be written.
+    """
+    path = Path(path)
     try:
-        yield temporary
-        if flush:
-            with open(temporary, "rb+") as written:
-                os.fsync(written.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        yield
+    except DataError:
         raise
+    except Exception as error:
+        cause = _refusal(error, path)
+        if cause is None:
+            raise
+        if kept is None:
+            kept = f"the previous {path.name} is intact" if os.path.lexists(path) else "nothing was written"
+        advice = "check the folder and its permissions"
+        if cause.errno in _NO_ROOM:
+            advice = f"free some space on its disk ({free_space(path) / 2**20:,.0f} MiB free)"
+        elif cause.errno in (errno.EIO, errno.EROFS):
+            advice = "check the disk"
+        raise DataError(f"cannot write {shown(path)}: {cause.strerror}; {kept}; {advice}, then run the command again"
+                        ) from error
+
+
+def _refusal(error: BaseException | None, path: Path) -> OSError | None:
+    """Return the system's error about writing `path` that `error` is, or that a library wrapped in it; None if none."""
+    while error is not None:
+        if in_words := _IN_WORDS.search(str(error)):  # as safetensors has it
+            return OSError(int(in_words[1]), os.strerror(int(in_words[1])))
+        if isinstance(error, OSError) and error.errno is not None:
+            names = (error.filename, error.filename2)
+            named = [Path(os.fsdecode(name)) for name in names if isinstance(name, str | bytes)]
+            if error.errno in _OF_A_WRITE or any(_belongs(one, path) for one in named):
+                return error
+            if error.errno == errno.EIO and not named:  # a call on an open file
+                return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _belongs(named: Path, path: Path) -> bool:
+    """Return whether a file is `path`, its temporary one, a folder above it, or something inside it."""
+    temporary = named.parent == path.parent and named.name.startswith(f".{path.name}.")
+    return temporary or named == path or named in path.parents or path in named.parents
+
+
+def free_space(path: str | os.PathLike) -> int:
+    """Return the free bytes on the disk of a path that need not exist yet; 0 if they are unknown."""
+    whole = Path(path).absolute()
+    try:
+        return shutil.disk_usage(next(near for near in (whole, *whole.parents) if near.is_dir())).free
+    except OSError:
+        return 0
+
+
+def require_space(path: str | os.PathLike, needed: int) -> None:
+    """Raise DataError if a file of `needed` bytes does not fit on the disk of `path`; nothing is written."""
+    free = free_space(path)
+    if needed > free:
+        raise DataError(f"cannot write {path}: it needs about {needed / 2**20:,.1f} MiB, and {free / 2**20:,.1f} MiB "
+                        "are free on its disk; free some space, or choose a file on another disk")
+
+
+def make_folder(path: str | os.PathLike) -> Path:
+    """Return a folder, made with its parents if it does not exist.
+
+    Raises:
+        DataError: it cannot be made; see `saving`.
+    """
+    with saving(path):
+        Path(path).mkdir(parents=True, exist_ok=True)
+    return Path(path)
 
 
 def clear_killed(folder: Path) -> dict[str, Path]:
@@ -52,11 +149,29 @@ def clear_killed(folder: Path) -> dict[str, Path]:
     living = {}
     for name in os.listdir(folder) if folder.is_dir() else []:
         if found := _TEMPORARY.fullmatch(name):
-            if psutil.pid_exists(int(found[2])):
+            if _still_runs(int(found[2]), folder / name):
                 living[found[1]] = folder / name
             else:
-                (folder / name).unlink(missing_ok=True)
+                _remove(folder / name)
     return living
+
+
+def _still_runs(process: int, written: Path) -> bool:
+    """Return whether the process that wrote a file still runs; systems give the number of an ended one to another."""
+    try:
+        return psutil.Process(process).create_time() <= os.lstat(written).st_mtime + _SLACK
+    except psutil.AccessDenied:
+        return True
+    except (psutil.NoSuchProcess, OSError):
+        return False
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder; what another process has removed meanwhile is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @cache
@@ -69,6 +184,27 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Write UTF-8 text through `atomic_path`."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield an empty folder beside `path`; on success it gets that free name, on any error it is removed.
+
+    Raises:
+        DataError: as `atomic_path`.
+    """
+    path = Path(path)
+    with saving(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        clear_killed(path.parent)
+        temporary = path.with_name(f".{path.name}{_SUFFIX.format(os.getpid())}")
+        temporary.mkdir()
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        except BaseException:
+            _remove(temporary)
+            raise
 
 
 class OncePerProcess(Generic[T]):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -145,16 +146,93 @@ _JSON_NAMES = {dict: "a JSON object", list: "a JSON list", str: "a text", int: "
                bool: "true or false", type(None): "null"}
 
 
-def read_arrays(path: str | os.PathLike, remedy: str = DOWNLOAD_AGAIN) -> dict[str, np.ndarray]:
-    """Return all arrays of an .npz file; pickled objects are refused.
+class ArrayHeader(NamedTuple):
+    """What the header of a .npy file promises; `offset` is where the values begin."""
+
+    shape: tuple[int, ...]
+    fortran_order: bool
+    dtype: np.dtype
+    offset: int
+
+
+def array_header(file: IO[bytes], size: int) -> ArrayHeader:
+    """Return the header of an array in .npy format; call in `reading`, before any library allocates what it promises.
+
+    Args:
+        file: at its beginning.
+        size: of the file, or of the member of an archive, in bytes.
+
+    Raises:
+        ValueError: the header is damaged, promises other than `size` bytes, or the array holds pickled objects.
+    """
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"unknown version {version} of the .npy format")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    header = ArrayHeader(*read(file), file.tell())
+    if header.dtype.hasobject:
+        raise ValueError("it holds pickled objects, which are never loaded")
+    promised = math.prod(header.shape) * header.dtype.itemsize
+    if any(length < 0 for length in header.shape) or promised != size - header.offset:
+        raise ValueError(f"the header promises shape {header.shape} of {header.dtype}, {promised:,} bytes, and "
+                         f"{size - header.offset:,} bytes follow")
+    return header
+
+
+def read_array(path: str | os.PathLike, remedy: str = DOWNLOAD_AGAIN) -> np.ndarray:
+    """Return the array of an .npy file; pickled objects are refused.
+
+    Raises:
+        DataError: as `reading`; or the array is larger than `limits.ARRAY_BYTES`.
+    """
+    size = require_file(path).st_size
+    ARRAY_BYTES.check(size, shown(path))
+    with reading(path, "an array (.npy)", remedy), open(path, "rb") as file:
+        array_header(file, size)
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def read_arrays(path: str | os.PathLike, remedy: str = DOWNLOAD_AGAIN, names: Container[str] | None = None
+                ) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz file; pickled objects are refused.
+
+    Args:
+        names: the arrays to read, where the file has them; None = all.
 
     Raises:
         DataError: as `reading`; or the arrays would unpack to more than `limits.ARRAY_BYTES`.
     """
+    found = {}
     with reading(path, "an archive of arrays (.npz)", remedy):
         check_unpacked(path)
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+        with zipfile.ZipFile(path) as archive:
+            for name, member in _arrays_in(archive, names):
+                with archive.open(member) as file:
+                    array_header(file, member.file_size)
+                with archive.open(member) as file:
+                    found[name] = np.lib.format.read_array(file, allow_pickle=False)
+    return found
+
+
+def array_headers(path: str | os.PathLike, remedy: str = DOWNLOAD_AGAIN, names: Container[str] | None = None
+                  ) -> dict[str, ArrayHeader]:
+    """Return the headers of the arrays of an .npz file; arguments and errors as for `read_arrays`."""
+    with reading(path, "an archive of arrays (.npz)", remedy):
+        check_unpacked(path)
+        with zipfile.ZipFile(path) as archive:
+            found = {}
+            for name, member in _arrays_in(archive, names):
+                with archive.open(member) as file:
+                    found[name] = array_header(file, member.file_size)
+    return found
+
+
+def _arrays_in(archive: zipfile.ZipFile, names: Container[str] | None) -> Iterator[tuple[str, zipfile.ZipInfo]]:
+    for member in archive.infolist():
+        name = member.filename.removesuffix(".npy")
+        if names is None or name in names:
+            yield name, member
 
 
 def check_unpacked(path: str | os.PathLike, limit: Limit = ARRAY_BYTES) -> None:

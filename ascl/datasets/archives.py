@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ascl.core.errors import DataError
 from ascl.core.files import atomic_path
-from ascl.datasets.download import CHUNK, readable, refuse_full_disk, require_space
+from ascl.datasets.download import CHUNK, readable, require_space
 
 LARGEST_RATIO = 100  # most unpacked bytes per byte of the archive; photos have 1, JSON about 5
 _SMALL = 1 << 20  # an archive that unpacks to fewer bytes is harmless at any ratio
@@ -168,15 +168,12 @@ def _is_there(target: Path, member: _Member) -> bool:
 
 def _write(member: _Member, target: Path) -> None:
     with member.open() as packed:
-        try:
-            with atomic_path(target, flush=False) as unfinished:
-                with open(unfinished, "wb") as sink:
-                    for chunk in iter(lambda: _read(packed), b""):
-                        sink.write(chunk)
-                if not _has_size(unfinished, member.size):
-                    raise zipfile.BadZipFile(f"member {member.path} ends early")
-        except OSError as error:
-            refuse_full_disk(error, target)
+        with atomic_path(target, flush=False) as unfinished:
+            with open(unfinished, "wb") as sink:
+                for chunk in iter(lambda: _read(packed), b""):
+                    sink.write(chunk)
+            if not _has_size(unfinished, member.size):
+                raise zipfile.BadZipFile(f"member {member.path} ends early")
 
 
 def _read(packed: IO[bytes]) -> bytes:

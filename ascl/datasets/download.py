@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ascl.core.errors import DataError
-from ascl.core.files import write_text
+from ascl.core.files import free_space, write_text
 
 CHUNK = 1 << 20
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})  # worth another attempt; all other errors are final
@@ -120,8 +120,7 @@ def fetched(file: RemoteFile, folder: str | os.PathLike) -> int:
 
 def require_space(folder: str | os.PathLike, needed: int, what: str) -> None:
     """Raise a DataError if the disk of `folder`, which need not exist yet, has too little space."""
-    place = Path(folder).absolute()
-    free = shutil.disk_usage(next(near for near in (place, *place.parents) if near.exists())).free
+    free = free_space(folder)
     if needed > free:
         raise DataError(f"{what} needs {readable(needed)} on the disk of {folder}, {readable(free)} are free: free "
                         f"some space, or make {folder} a link to a larger disk")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
 import re
 import sys
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import cache
@@ -21,14 +18,18 @@ import numpy as np
 
 from ascl import __version__
 from ascl.core.errors import DataError
-from ascl.core.files import atomic_path, clear_killed
+from ascl.core.files import atomic_path, clear_killed, require_space
+from ascl.core.hdf5 import NewHdf5, dataset_of, keys_of, open_hdf5, texts_of, try_in_child
 from ascl.core.provenance import code_version
+from ascl.core.reading import parse_json, read_arrays, reading
 from ascl.data.stores.base import NAMES
 from ascl.data.stores.writing import create_rows, provenance_of, shapes_of, write_frame
 
 # Arrays of a part or a shard that the joined file holds in another form or not at all.
 NOT_STORED = {"image_ids", "skipped_images", "skipped_reasons", "animated_images", "digest", "versions",
               *NAMES.values()}
+_OTHER_PART = "delete only this file, then resume"
+_SHARDS = "give the shards that ascl wrote"
 COPIED_BYTES = 1 << 26  # of a shard, copied at a time
 Skipped = dict[str, str]  # {"image": its id, "reason": why the image could not be read}
 
@@ -50,22 +51,22 @@ def join_parts(
         raise DataError(f"an earlier call skipped unreadable images ({unread}); resume it with strict = False")
     if not ids and "shard" not in settings:  # other shards may have readable images
         raise DataError(f"{out} is not written: none of the {len(skipped)} images can be read")
-    made_with = [json.loads(str(head["versions"])) for head in heads]
-    joined = parts[0].with_name("joined.h5")  # in the folder of parts, which is cleared after a kill too
+    made_with = [parse_json(str(head["versions"]), part, remedy=_OTHER_PART)
+                 for part, head in zip(parts, heads, strict=True)]
     animated = [str(image) for head in heads for image in head["animated_images"]]
     about = provenance(settings, skipped, animated, made_with)
-    write_joined(joined, map(read_part, parts), ids, names, about)
-    os.replace(joined, out)
+    clear_killed(out.parent)  # a join that was killed may hold the room that this one needs
+    require_space(out, sum(part.stat().st_size for part in parts))
+    write_joined(out, map(read_part, parts), ids, names, about)
     return about
 
 
 def read_part(path: Path, *names: str) -> dict[str, np.ndarray]:
     """Return the named arrays of a part, or all; raise DataError if the file is damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as part:
-            return {name: part[name] for name in names or part.files}
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError) as error:
-        raise DataError(f"{path} is damaged ({error}); delete only this file, then resume") from error
+    part = read_arrays(path, _OTHER_PART, names or None)
+    if missing := [name for name in names if name not in part]:
+        raise DataError(f"{path} has no {', '.join(missing)}: {_OTHER_PART}")
+    return part
 
 
 def provenance(
@@ -110,31 +111,35 @@ def merge_shards(shards: Sequence[Path], out: str | os.PathLike) -> dict[str, tu
     if out.exists():
         raise DataError(f"{out} exists; delete it or choose another file")
     ordered, settings = checked_shards(shards)
-    with h5py.File(ordered[0], "r") as file:  # all shards have the same names: the settings hold their digest
-        names = {name: file[name].asstr()[:].tolist() for name in NAMES.values() if name in file}
-    made = [provenance_of(shard) for shard in ordered]
+    try_in_child("rows", ordered, lambda: [texts_of(rows["image_ids"], _SHARDS) for rows in opened(ordered)], _SHARDS)
+    with open_hdf5(ordered[0], _SHARDS) as file:  # all shards have the same names: the settings hold their digest
+        names = {name: texts_of(data, _SHARDS) for name in NAMES.values()
+                 if (data := dataset_of(file, name, _SHARDS)) is not None}
+    made = [provenance_of(shard, _SHARDS) for shard in ordered]
     skipped, animated, made_with = ([one for of_shard in made for one in of_shard.get(key, [])]
                                     for key in ("skipped", "animated", "versions"))
-    ids = [name for file in opened(ordered) for name in file["image_ids"].asstr()[:]]
+    ids = [name for rows in opened(ordered) for name in texts_of(rows["image_ids"], _SHARDS)]
     if not ids:
         raise DataError(f"{out} is not written: none of the {len(skipped)} images can be read")
     clear_killed(out.parent)
+    require_space(out, sum(shard.stat().st_size for shard in ordered))
     write_joined(out, opened(ordered), ids, names, provenance(settings, skipped, animated, made_with))
     return shapes_of(out)
 
 
-def opened(files: Sequence[Path]) -> Iterator[h5py.File]:
-    """Yield each file, open until the next one is taken."""
+def opened(files: Sequence[Path]) -> Iterator[dict[str, h5py.Dataset]]:
+    """Yield the data sets of each shard, open until the next one is taken."""
     for path in files:
-        with h5py.File(path, "r") as file:
-            yield file
+        with open_hdf5(path, _SHARDS) as file:
+            found = {name: dataset_of(file, name, _SHARDS) for name in keys_of(file, _SHARDS)}
+            yield {name: data for name, data in found.items() if data is not None}
 
 
 def write_joined(
     path: Path, blocks: Iterable[Mapping[str, Any]], ids: list[str], names: dict[str, list[str]], about: dict[str, Any]
 ) -> None:
     """Write a feature file that stacks the rows of all blocks (name -> rows, `image_ids` included)."""
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_path(path) as temporary, NewHdf5(temporary) as file:
         write_frame(file, ids, names, about)
         start = 0
         for block in blocks:
@@ -142,6 +147,7 @@ def write_joined(
             for name in sorted(set(block) - NOT_STORED) if count else ():
                 dataset = file[name] if name in file else create_rows(file, name, block[name], len(ids))
                 copy_rows(block[name], dataset, start)
+                file.check()
             start += count
         if "region_count" in file:
             counts, most = file["region_count"][:], file["regions"].shape[1]
@@ -158,9 +164,9 @@ def checked_shards(shards: Sequence[Path]) -> tuple[list[Path], dict[str, Any]]:
     found: dict[int, Path] = {}
     first: dict[str, Any] = {}
     for shard in shards:
-        settings = provenance_of(shard)["settings"]
-        number, _, settings["shards"] = settings.pop("shard", "").partition("/")
-        if not number:
+        settings = provenance_of(shard, _SHARDS)["settings"]
+        number, _, settings["shards"] = str(settings.pop("shard", "")).partition("/")
+        if not number.isdigit() or not settings["shards"].isdigit():
             raise DataError(f"{shard} is a complete file, not a shard")
         first = first or settings
         if int(number) in found:
@@ -182,5 +188,9 @@ def copy_rows(source: np.ndarray | h5py.Dataset, target: h5py.Dataset, start: in
     """Copy the rows of `source` to `target` from row `start` on, at most `COPIED_BYTES` at a time."""
     step = max(1, COPIED_BYTES // max(1, source.dtype.itemsize * math.prod(source.shape[1:])))
     for row in range(0, len(source), step):
-        block = source[row : row + step]
+        if isinstance(source, h5py.Dataset):
+            with reading(source.file.filename, "a shard", _SHARDS):
+                block = source[row : row + step]
+        else:
+            block = source[row : row + step]
         target[start + row : start + row + len(block)] = block

@@ -24,8 +24,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from ascl.core.errors import DataError, first_of
-from ascl.core.files import atomic_path, write_text
+from ascl.core.files import atomic_path, make_folder, saving, write_text
 from ascl.core.hashing import sha256_of_text
+from ascl.core.reading import read_json
 from ascl.data.stores.writing import provenance_of, shapes_of
 from ascl.features.feature_file import Skipped, join_parts, read_part, versions
 from ascl.images.find import ImageFile
@@ -241,10 +242,11 @@ def refuse_other_settings(path: Path, found: dict[str, Any], wanted: dict[str, A
 @contextmanager
 def claimed(plan: Plan, resume: bool) -> Iterator[list[range]]:
     """Lock the folder of parts for this process, create it or check it against the plan, and yield the spans to do."""
-    plan.parts.mkdir(parents=True, exist_ok=True)
+    make_folder(plan.parts)
     lock = FileLock(plan.parts / "lock", timeout=0)  # the system releases it when the process dies
     try:
-        lock.acquire()
+        with saving(plan.parts, "finished parts are kept"):
+            lock.acquire()
     except Timeout:
         raise DataError(f"another process is writing {plan.out}; wait for it, or choose another file") from None
     try:
@@ -253,7 +255,7 @@ def claimed(plan: Plan, resume: bool) -> Iterator[list[range]]:
         settings = {key: value for key, value in plan.settings.items() if key != "images_sha256"}
         if not note.exists():
             write_text(note, json.dumps(settings, indent=1))
-        refuse_other_settings(plan.parts, json.loads(note.read_text(encoding="utf-8")), settings)
+        refuse_other_settings(plan.parts, read_json(note, remedy="delete that folder to start over"), settings)
         todo = plan.todo()
         done = len(plan.spans) - len(todo)
         if done and not resume:

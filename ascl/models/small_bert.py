@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+
+from ascl.core.files import atomic_folder
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -26,17 +27,14 @@ def write_small_bert(folder: str | os.PathLike, texts: Iterable[str], *, dim: in
     from transformers.models.bert.tokenization_bert import BertTokenizer
 
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     splitter = BertTokenizer(vocab={token: i for i, token in enumerate(SPECIAL)}).backend_tokenizer
     normal = map(splitter.normalizer.normalize_str, texts)
     words = {word for text in normal for word, _ in splitter.pre_tokenizer.pre_tokenize_str(text)}
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, *sorted(words)])}
     config = BertConfig(vocab_size=len(vocabulary), hidden_size=dim, num_hidden_layers=layers,
                         num_attention_heads=heads, intermediate_size=4 * dim, max_position_embeddings=max_words + 2)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        whole = Path(temporary, folder.name)
+    with atomic_folder(folder) as whole:
         BertTokenizer(vocab=vocabulary, model_max_length=max_words + 2).save_pretrained(whole)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             BertModel(config).save_pretrained(whole)
-        os.replace(whole, folder)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ascl.core.errors import DataError
-from ascl.core.files import OncePerProcess
+from ascl.core.files import OncePerProcess, make_folder
 from ascl.models.base import TextEncoder
 
 KEPT_FREE = 0.05         # share of the disk that a cache leaves free
@@ -131,7 +131,7 @@ class CachedWords(TextEncoder):
         self.encoder = encoder
         self.dim = encoder.dim
         self.folder = Path(folder) / _fingerprint(encoder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         self.truncated = 0
         self._full = False
         self._database = OncePerProcess(partial(_open_words, self.folder / "words.sqlite"))
@@ -154,7 +154,12 @@ class CachedWords(TextEncoder):
         except sqlite3.Error as error:
             raise DataError(f"the text cache {self.folder} cannot be read or written ({error}): free disk space, "
                             "delete the folder if it is damaged, or set text.cache to null") from error
+        if any(not isinstance(words, bytes) or not words or len(words) % (2 * self.dim) for words, _ in found.values()):
+            raise DataError(f"the text cache {self.folder} is damaged: delete the folder")
         rows = [np.frombuffer(found[key][0], np.float16).reshape(-1, self.dim) for key in keys]
+        if not all(np.isfinite(row).all() for row in rows):
+            raise DataError(f"the text cache {self.folder} holds values that are not finite: delete the folder, or "
+                            "check the encoder")
         self.truncated += sum(found[key][1] for key in keys)
         hidden = np.zeros((len(texts), max(map(len, rows)), self.dim), dtype=np.float16)
         for row, words in enumerate(rows):

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ascl.core.errors import DataError
-from ascl.core.files import atomic_path, write_text
+from ascl.core.files import atomic_path, make_folder, write_text
 from ascl.scenes.captions import CAPTIONS_PER_SCENE, scene_captions
 from ascl.scenes.truth import caption_is_true, truth_matrix
 from ascl.scenes.world import SPLITS, Scene, SceneObject, make_scene, outline, scene_id
@@ -125,7 +125,7 @@ def write_scenes(folder: str | os.PathLike, *, train: int, val: int, test: int, 
     finished = dataset.exists()
     if finished and (found := _read(dataset).get("settings")) != asdict(settings):
         raise DataError(f"{dataset} was made with {found}, asked for is {asdict(settings)}: name another folder")
-    images.mkdir(parents=True, exist_ok=True)
+    make_folder(images)
     present = {entry.name for entry in os.scandir(images)} if finished else set()  # else they may be another seed's
     jobs = [(split, index) for split in SPLITS for index in range(getattr(settings, split))]
 

@@ -13,9 +13,10 @@ from typing import Any
 from tqdm import tqdm
 
 from ascl.core.errors import DataError
-from ascl.core.files import write_text
+from ascl.core.files import saving, write_text
 
 METRICS = "metrics.jsonl"
+_KEPT = "the checkpoints are intact"
 
 
 class RunLog:
@@ -45,8 +46,10 @@ class RunLog:
         records = read_metrics(folder / METRICS) if resume_at and (folder / METRICS).exists() else []
         kept = [record for record in records if record["step"] <= last.get(record["kind"], step)]
         write_text(folder / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = open(folder / METRICS, "a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._folder = folder
+        with saving(folder, _KEPT):
+            self._file = open(folder / METRICS, "a", encoding="utf-8")
+            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         # disable=None: no bar if the output is not a terminal; each line is printed instead
         self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
 
@@ -61,10 +64,11 @@ class RunLog:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         line = {"kind": kind, "step": step, "epoch": epoch, **finite, "time": round(time.time(), 3)}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        with saving(self._folder, _KEPT):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
         text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         if self._bar.disable or kind != "train":
             self.message(f"{kind} at step {step}, epoch {epoch}: {text}")
@@ -82,8 +86,9 @@ class RunLog:
     def __exit__(self, *error: object) -> None:
         if self.enabled:
             self._bar.close()
-            self._file.close()
-            self._tensorboard.close()
+            with saving(self._folder, _KEPT):
+                self._file.close()
+                self._tensorboard.close()
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from torch import nn
 
 from ascl.core.distributed import described_processes
 from ascl.core.errors import DataError
-from ascl.core.files import write_text
+from ascl.core.files import make_folder, write_text
 from ascl.core.provenance import environment
 from ascl.settings.image_copy import CopyConfig
 from ascl.settings.retrieval import Config
@@ -87,7 +87,7 @@ def only_training(folder: Path, accelerator: Accelerator, resume: bool) -> Itera
     if not accelerator.is_main_process or (resume and not folder.exists()):
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lock = folder / ".lock"
     try:
         with FileLock(lock, timeout=0):     # the system releases it when the process dies

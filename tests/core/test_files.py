@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and what killed writers leave."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -7,7 +8,8 @@ import sys
 
 import pytest
 
-from ascl.core.files import atomic_path, clear_killed, write_text
+from ascl.core.errors import DataError
+from ascl.core.files import atomic_folder, atomic_path, clear_killed, require_space, saving, write_text
 
 WRITER = """
 import sys, time
@@ -52,3 +54,57 @@ def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_else(tmp_pat
         alive.wait()
     assert clear_killed(tmp_path) == {} and not busy.exists() and not (tmp_path / "b.txt").exists()
     assert clear_killed(tmp_path / "nowhere") == {}
+
+
+def test_the_number_of_an_ended_process_may_belong_to_another_one(tmp_path):
+    """A file of long ago cannot be of a process that started since, whatever its number."""
+    with atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.touch()
+        name = temporary.name
+    for written, living in ((None, {"a.txt"}), (0.0, set())):
+        (tmp_path / name).touch()
+        if written is not None:
+            os.utime(tmp_path / name, (written, written))
+        assert set(clear_killed(tmp_path)) == living
+    assert not (tmp_path / name).exists()
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "new" / "f") as temporary:
+        (temporary / "half").touch()
+        raise RuntimeError
+    assert list((tmp_path / "new").iterdir()) == []
+    left = tmp_path / "new" / temporary.name
+    (left / "deep").mkdir(parents=True)
+    os.utime(left, (0, 0))
+    with atomic_folder(tmp_path / "new" / "f") as temporary:
+        (temporary / "whole").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["new", "f", "whole"]
+
+
+@pytest.mark.parametrize(("error", "words"), [
+    (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; nothing was written; free some space"),
+    (OSError(errno.EROFS, "Read-only file system", "{folder}/.a.txt.x.tmp"), "Read-only file system"),
+    (PermissionError(errno.EACCES, "Permission denied", "{folder}"), "Permission denied; nothing was written; check"),
+    (RuntimeError("Error while serializing: No space left on device (os error 28)"), "No space left on device"),
+])
+def test_a_refusal_of_the_system_names_the_final_file(tmp_path, error, words):
+    if isinstance(error, OSError) and error.filename:
+        error.filename = error.filename.format(folder=tmp_path)
+    with pytest.raises(DataError, match=words) as caught, atomic_path(tmp_path / "a.txt"):
+        raise error
+    assert f"cannot write {tmp_path / 'a.txt'}: " in str(caught.value)
+
+
+def test_errors_about_other_files_pass_through(tmp_path):
+    for error in (FileNotFoundError(errno.ENOENT, "No such file", str(tmp_path / "input.txt")), KeyError("x"),
+                  BrokenPipeError(errno.EPIPE, "Broken pipe"), DataError("of a reader")):
+        with pytest.raises(type(error)) as caught, saving(tmp_path / "a.txt"):
+            raise error
+        assert caught.value is error
+
+
+def test_a_file_that_does_not_fit_is_refused_before_it_is_begun(tmp_path):
+    require_space(tmp_path / "new" / "a.h5", 1)
+    with pytest.raises(DataError, match=r"a\.h5: it needs about .* MiB, and .* MiB are free"):
+        require_space(tmp_path / "new" / "a.h5", 1 << 60)

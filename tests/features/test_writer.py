@@ -35,7 +35,7 @@ class Colors:
         assert len({array.shape for array in pixels}) == 1
         with np.errstate(invalid="ignore"):
             regions = np.stack(pixels).reshape(-1, 9, 3).astype(np.float32) * self.gain
-        boxes = np.repeat(sizes[:, None].astype(np.float32), 9, axis=1).repeat(2, axis=2)
+        boxes = np.tile(np.concatenate([0 * sizes, sizes], axis=1)[:, None].astype(np.float32), (9, 1))
         return {"regions": regions, "boxes": boxes}
 
 
@@ -75,7 +75,7 @@ def test_the_file_holds_each_images_own_rows_in_the_promised_layout(images, tmp_
         assert file["regions"].dtype == np.float16 and file["boxes"].dtype == np.float32
         for index in range(23):
             assert file["regions"][index].tolist() == [list(color_of(index))] * 9
-            assert file["boxes"][index, 0].tolist() == [10 + index] * 2 + [20] * 2
+            assert file["boxes"][index, 0].tolist() == [0, 0, 10 + index, 20]
         provenance = json.loads(file.attrs["provenance"])
     assert provenance["settings"]["gain"] == 1.0 and provenance["settings"]["images"] == 23
     (made_with,) = provenance["versions"]
@@ -97,7 +97,7 @@ def test_the_feature_store_reads_what_was_written(images, tmp_path):
     assert (store.num_regions, store.region_dim, store.global_dim) == (9, 3, 3)
     assert read.globals.tolist() == [list(color_of(20)), list(color_of(3)), list(color_of(20))]
     assert read.regions[1].tolist() == [list(color_of(3))] * 9
-    assert read.boxes[1, 0].tolist() == [13, 13, 20, 20]
+    assert read.boxes[1, 0].tolist() == [0, 0, 13, 20]
 
 
 @pytest.mark.parametrize("other", [{"workers": 2}, {"batch_size": 64}, {"part_size": 100}, {"part_size": 1}])
@@ -143,16 +143,16 @@ def die_at_rename(number: int, before: bool, images, out) -> None:
     extract(Colors(), images, out, **QUICK)
 
 
-# 23 images in parts of 5: settings.json, five parts, joined.h5, and its move to the final name make eight renames
+# 23 images in parts of 5: settings.json, five parts and the file make seven renames
 @pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("number", range(7))
 def test_a_kill_around_any_rename_loses_at_most_a_part(images, tmp_path, number, before):
     out = tmp_path / "killed.h5"
     child = multiprocessing.get_context("fork").Process(target=die_at_rename, args=(number, before, images, out))
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL
-    assert out.exists() == (number == 7 and not before)
+    assert out.exists() == (number == 6 and not before)
     done = extract(Colors(), images, out, **QUICK)
     extract(Colors(), images, tmp_path / "whole.h5", **QUICK)
     assert contents(out) == contents(tmp_path / "whole.h5")
@@ -172,7 +172,7 @@ def test_a_full_disk_keeps_the_finished_parts(images, tmp_path, monkeypatch):
         real(file, **rows)
 
     monkeypatch.setattr(np, "savez", full_after_two)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DataError, match=r"00000010\.npz: No space left"):
         extract(Colors(), images, tmp_path / "full.h5", **QUICK)
     assert sorted(path.name for path in (tmp_path / "full.h5.parts").glob("*")) == [
         "00000000.npz", "00000005.npz", "lock", "settings.json"
@@ -282,7 +282,7 @@ def test_parts_can_be_computed_in_another_working_directory(images, tmp_path, mo
 
 def test_a_file_of_someone_else_is_never_overwritten(images, tmp_path):
     (tmp_path / "notes.h5").write_text("mine")
-    with pytest.raises(DataError, match=r"notes\.h5 exists and is not a feature file"):
+    with pytest.raises(DataError, match=r"notes\.h5 .* not a feature file"):
         extract(Colors(), images, tmp_path / "notes.h5", **QUICK)
     assert (tmp_path / "notes.h5").read_text() == "mine"
 
@@ -291,7 +291,7 @@ def test_a_damaged_part_is_named(images, tmp_path):
     interrupted(images, tmp_path / "features.h5")
     part = tmp_path / "features.h5.parts" / "00000005.npz"
     part.write_bytes(part.read_bytes()[:100])
-    with pytest.raises(DataError, match=r"00000005\.npz is damaged .* delete only this file"):
+    with pytest.raises(DataError, match=r"00000005\.npz .* damaged .* delete only this file"):
         extract(Colors(), images, tmp_path / "features.h5", **QUICK)
     part.unlink()
     extract(Colors(), images, tmp_path / "features.h5", **QUICK)
@@ -477,7 +477,7 @@ def test_shards_that_do_not_belong_together_are_named(images, tmp_path):
         ([one, two, other], r"g\.shard-3-of-3\.h5 and .*f\.shard-1-of-3\.h5 differ in gain"),
         ([one, halves], "differ in shards"),
         ([one, whole], r"whole\.h5 is a complete file, not a shard"),
-        ([one, images[0].path], "is not a feature file"),
+        ([one, images[0].path], "not a feature file"),
     ]:
         with pytest.raises(DataError, match=problem):
             merge_shards(shards, out)

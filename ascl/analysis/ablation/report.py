@@ -8,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from ascl.analysis.ablation.state import describe, fingerprint_of, steps_of
 from ascl.analysis.ablation.studies import STUDIES
 from ascl.analysis.ablation.table import draw_study, summary_csv, to_csv, to_markdown
 from ascl.core.errors import DataError
-from ascl.core.files import atomic_path, write_text
+from ascl.core.files import atomic_folder, atomic_path, write_text
 
 SOURCE = "source.json"
 
@@ -101,17 +100,22 @@ def add_outside(request: Request, name: str, scores: Path) -> str | None:
             raise DataError(f"outside model {name!r}: {folder} belongs to {known['name']!r}; choose another name")
         if fingerprint is not None and known["fingerprint"] == fingerprint:
             return None
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-", ignore_cleanup_errors=True) as new:
-        command = [sys.executable, "-m", "ascl", "eval", "--scores", str(scores), "--out", new]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            lines = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
-            return f"{lines[-1]} (exit status {done.returncode}; {shlex.join(command)})"
-        write_text(Path(new) / SOURCE, json.dumps(source, indent=2) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        Path(new).rename(folder)
+    try:
+        with atomic_folder(folder) as new:
+            command = [sys.executable, "-m", "ascl", "eval", "--scores", str(scores), "--out", str(new)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                lines = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
+                raise _Failed(f"{lines[-1]} (exit status {done.returncode}; {shlex.join(command)})")
+            write_text(new / SOURCE, json.dumps(source, indent=2) + "\n")
+            shutil.rmtree(folder, ignore_errors=True)
+    except _Failed as failed:
+        return str(failed)
     return None
+
+
+class _Failed(Exception):
+    """The evaluation of an outside model failed; the message says how."""
 
 
 def outside_rows(request: Request) -> list[Row]:

@@ -23,6 +23,7 @@ from ascl.analysis.ablation.commands import eval_command, train_command
 from ascl.analysis.ablation.plan import Request, Run
 from ascl.analysis.ablation.state import stamp, state_of
 from ascl.core.errors import DataError
+from ascl.core.files import make_folder, saving
 
 POLL = 0.1      # seconds between checks of the processes
 PATIENCE = 2.0  # seconds between checks of runs that another call has locked
@@ -118,8 +119,8 @@ def run_all(runs: Sequence[Run], request: Request, slots: Sequence[Slot], say: C
     Raises:
         Stopped: on Ctrl-C or SIGTERM, after the active runs have saved and ended.
     """
-    (request.out / "runs").mkdir(parents=True, exist_ok=True)
-    (request.out / "logs").mkdir(exist_ok=True)
+    make_folder(request.out / "runs")
+    make_folder(request.out / "logs")
     waiting, free = list(runs), list(slots)
     active: list[_Work] = []
     failures: list[Failure] = []
@@ -163,7 +164,7 @@ def _programs(run: Run, slot: Slot, lock: int, say: Callable[[str], None]) -> It
     while (state := state_of(run)) != "finished":
         training = state != "trained"
         command = train_command(run, resume=state == "interrupted") if training else eval_command(run)
-        with open(log_of(run), "ab") as log:
+        with saving(log_of(run), "its earlier lines are kept"), open(log_of(run), "ab") as log:
             log.write(f"$ {shlex.join(command)}\n".encode())
             log.flush()
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
@@ -198,7 +199,9 @@ def last_line(log: Path) -> str:
 
 def _lock(run: Run) -> int | None:
     """Lock the run; return the open file, which programs inherit and whose closing unlocks, or None if it is locked."""
-    file = os.open(log_of(run).with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    path = log_of(run).with_suffix(".lock")
+    with saving(path):
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

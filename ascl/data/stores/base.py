@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ascl.core.errors import DataError, first_of
+from ascl.core.reading import require_file, shown
 from ascl.data.text_files import GET_DATA
 
 KINDS = frozenset({"regions", "globals"})
@@ -21,6 +23,10 @@ KINDS = frozenset({"regions", "globals"})
 DETAILS: dict[str, tuple[type, int]] = {"image_sizes": (np.int32, 0), "scores": (np.float32, 0),
                                         "class_ids": (np.int32, -1), "attribute_ids": (np.int32, -1),
                                         "attribute_scores": (np.float32, 0)}
+LARGEST = 1e10  # magnitude of a feature; networks give at most thousands, misread bytes 1e19
+LARGEST_SIDE = 1_000_000  # pixels of an image
+_LONGEST_ID = 1000  # characters
+_BEYOND = 0.5  # share of an image's side by which a box may exceed it: enlarged boxes, not another image's
 NAMES = {"class_ids": "class_names", "attribute_ids": "attribute_names"}  # ids -> the list that names them
 
 
@@ -64,6 +70,7 @@ class FeatureStore(ABC):
         provenance: file -> how its features were made; empty if the files do not say.
         names: "class_names" and "attribute_names", which name the ids in `details`; empty if the files do not say.
         numbered: whether the ids are only the numbers of the rows.
+        skipped: why images were left out, a text for each.
     """
 
     image_ids: list[str]
@@ -74,6 +81,7 @@ class FeatureStore(ABC):
     provenance: dict[str, dict[str, Any]]
     names: dict[str, list[str]] = {}  # replaced by stores that have names, never changed in place
     numbered: bool = False
+    skipped: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -99,7 +107,8 @@ class FeatureStore(ABC):
         """Return the features of the given rows, in that order; rows may repeat.
 
         Raises:
-            DataError: a row is outside the store, or a value is not finite (the message names file, row and image id).
+            DataError: a row is outside the store; a value is not finite or above `LARGEST`; or a box is no box of the
+                image (the message names file, row and image id).
         """
         return self.read_kinds(self._checked(rows), self.kinds)
 
@@ -120,9 +129,11 @@ class FeatureStore(ABC):
             -1.
 
         Raises:
-            DataError: a row is outside the store, or the file is damaged.
+            DataError: a row is outside the store, the file is damaged, or a value is outside its range.
         """
-        return self._details(self._checked(rows))
+        found = self._details(self._checked(rows))
+        self._check_details(found, np.asarray(rows))
+        return found
 
     def _details(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return {}
@@ -137,13 +148,48 @@ class FeatureStore(ABC):
             raise DataError(f"row {outside[0]} is outside the {len(self)} images of {self.source}")
         return rows
 
-    def _check_finite(self, name: str, values: np.ndarray, rows: np.ndarray, *, repeat: int = 1) -> None:
-        """Raise a DataError for values that are not finite; an image has `repeat` rows in the file."""
-        wrong = first_not_finite(values)
+    def _check_values(self, name: str, values: np.ndarray, rows: np.ndarray, *, repeat: int = 1) -> None:
+        """Raise a DataError for features that are not finite, or too large; an image has `repeat` rows in the file."""
+        wrong = first_absurd(values)
         if wrong is not None:
             row = int(rows[wrong])
             raise DataError(f"{self.source}: `{name}` of row {row * repeat} (image {self.image_ids[row]}) has values "
-                            f"that are not finite. {self._remedy_of_values(name, row)}")
+                            f"that are not finite or above {LARGEST:g}. {self._remedy_of_values(name, row)}")
+
+    def _check_boxes(self, boxes: np.ndarray, mask: np.ndarray | None, rows: np.ndarray,
+                     sizes: np.ndarray | None) -> None:
+        """Raise a DataError for boxes that no region of an image can have; NaN fails every comparison.
+
+        Args:
+            boxes: (n, K, 4). mask: (n, K), True = a real region; None = all. rows: (n,).
+            sizes: (n, 2) width and height, 0 = unknown; None = all unknown.
+        """
+        sides = np.full((len(rows), 2), LARGEST_SIDE) if sizes is None else np.where(sizes > 0, sizes, LARGEST_SIDE)
+        sides = sides[:, None].astype(np.float64)
+        first, last = boxes[..., :2], boxes[..., 2:]
+        within = (first <= last) & (first >= -_BEYOND * sides - 1) & (last <= (1 + _BEYOND) * sides + 1)
+        fine = np.all(within, axis=2) | (False if mask is None else ~mask)
+        if not fine.all():
+            i, region = np.argwhere(~fine)[0].tolist()
+            row, box = int(rows[i]), " ".join(f"{side:g}" for side in boxes[i, region].tolist())
+            known = "" if sizes is None or not sizes[i].all() else f" of an image of {sizes[i][0]}x{sizes[i][1]} pixels"
+            raise DataError(f"{self.source}: region {region + 1} of row {row} (image {self.image_ids[row]}) has the "
+                            f"box {box}{known}, expected x1 y1 x2 y2 in its pixels. "
+                            f"{self._remedy_of_values('regions', row)}")
+
+    def _check_details(self, found: dict[str, np.ndarray], rows: np.ndarray) -> None:
+        """Raise a DataError for details outside their range; see `details`. Padding is within it."""
+        limits = {"image_sizes": (1, LARGEST_SIDE, "1 to 1,000,000 pixels"), "scores": (-1e-3, 1 + 1e-3, "0 to 1"),
+                  "class_ids": (-1, 1 << 30, "whole numbers from 0"), "attribute_ids": (-1, 1 << 30, "whole numbers "
+                  "from 0"), "attribute_scores": (-1e-3, 1 + 1e-3, "0 to 1")}
+        for name, values in found.items():
+            least, most, wanted = limits[name]
+            fine = (values >= least) & (values <= most)
+            if not fine.all():
+                i, place = np.argwhere(~fine)[0].tolist()
+                row = int(rows[i])
+                raise DataError(f"{self.source}: `{name}` of row {row} (image {self.image_ids[row]}) has the value "
+                                f"{values[i, place]:g}, expected {wanted}. {self._remedy_of_values('regions', row)}")
 
     def _remedy_of_values(self, name: str, row: int) -> str:
         """Return what to do about values that are not finite, as a sentence."""
@@ -154,10 +200,12 @@ class FeatureStore(ABC):
         return extraction_of(kinds)
 
 
-def require_file(path: Path) -> None:
-    if not path.is_file():
-        raise DataError(f"no file {path}; {GET_DATA}" if path.suffix == ".npy" else
-                        f"no file {path}. {extraction_of(KINDS)}")
+def require_features(path: Path) -> None:
+    """Raise DataError if a file of features does not exist or is not a regular file."""
+    if not os.path.lexists(path):
+        raise DataError(f"no file {shown(path)}; {GET_DATA}" if path.suffix == ".npy" else
+                        f"no file {shown(path)}. {extraction_of(KINDS)}")
+    require_file(path, "file of features")
 
 
 def extraction_of(kinds: frozenset[str]) -> str:
@@ -171,20 +219,44 @@ def missing_images(missing: list[str], source: str, present: list[str], remedy: 
                      f"{first_of(missing)}. The {own}. {remedy}")
 
 
-def refuse_repeated(image_ids: list[str], source: str) -> None:
+def check_ids(image_ids: list[str], source: str, place: Callable[[int], str] = "row {} (from 0)".format) -> None:
+    """Raise DataError unless every image has an id of its own; `place` says where a row is."""
     first_row: dict[str, int] = {}
     for row, image_id in enumerate(image_ids):
-        if first_row.setdefault(image_id, row) != row:
-            raise DataError(f"{source}: image id {image_id} is given twice, in rows {first_row[image_id]} and {row}: "
-                            "remove one of them")
+        if problem := wrong_id(image_id):
+            raise DataError(f"{source}: the image id {image_id!r} of {place(row)} {problem}: name the image otherwise")
+        if (first := first_row.setdefault(image_id, row)) != row:
+            raise DataError(f"{source}: image id {image_id} is given twice, in {place(first)} and in {place(row)}: "
+                            "remove one of them, or convert with skip_broken, which leaves such rows out")
     if not image_ids:
         raise DataError(f"{source} holds no image")
 
 
-def first_not_finite(values: np.ndarray) -> int | None:
-    """Return the index of the first entry along axis 0 with a NaN or infinity; None if all are finite."""
-    finite = np.isfinite(values)
-    return None if finite.all() else int(np.argmin(finite.reshape(len(values), -1).all(axis=1)))
+def wrong_id(image_id: str) -> str | None:
+    """Return why a text cannot be the id of an image, as a predicate; None if it can."""
+    if not image_id.strip():
+        return "is empty"
+    if "\0" in image_id:
+        return "holds a NUL character"
+    if len(image_id) > _LONGEST_ID:
+        return f"has {len(image_id):,} characters"
+    try:
+        image_id.encode("utf-8")
+    except UnicodeEncodeError:
+        return "is not UTF-8"
+    return None
+
+
+def first_absurd(values: np.ndarray, largest: float = LARGEST) -> int | None:
+    """Return the index of the first entry along axis 0 with a NaN or a magnitude above `largest`; None without one.
+
+    Two passes without a copy find that all is well, because a comparison with NaN fails.
+    """
+    largest = min(largest, float(np.finfo(values.dtype).max))  # float16 has no 1e10
+    if not values.size or (values.min() >= -largest and values.max() <= largest):
+        return None
+    fine = (values >= -largest) & (values <= largest)
+    return int(np.argmin(fine.reshape(len(values), -1).all(axis=1)))
 
 
 def runs_of_neighbors(rows: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -17,8 +17,10 @@ import numpy as np
 from tqdm import tqdm
 
 from ascl.core.errors import DataError
-from ascl.core.files import atomic_path, clear_killed
-from ascl.data.stores.base import Features, FeatureStore, first_not_finite
+from ascl.core.files import atomic_path, clear_killed, require_space
+from ascl.core.hdf5 import NewHdf5
+from ascl.core.reading import reading
+from ascl.data.stores.base import Features, FeatureStore, first_absurd
 from ascl.data.stores.hdf5 import Hdf5Features
 from ascl.data.stores.ids import stems_of
 from ascl.data.stores.open import open_features
@@ -38,6 +40,7 @@ class Conversion:
     images: int  # images written by this call, 0 if an equal earlier call had made the file
     checked: int  # images of these that were read back and compared
     seconds: float
+    skipped: Sequence[str] = ()  # why images were left out
 
     def summary(self) -> str:
         """Return the lines that a tool prints."""
@@ -45,13 +48,15 @@ class Conversion:
         if not self.images:
             return f"{self.path}: {shapes}\nan earlier call with the same settings made this file; nothing to do"
         rate = f"{self.images} images in {self.seconds:.1f} s: {self.images / self.seconds:.1f} images/s"
-        return f"{self.path}: {shapes}\n{rate}; {self.checked} images read back, equal bit for bit"
+        left_out = [f"left out {len(self.skipped)} images:", *(f"  {reason}" for reason in self.skipped)]
+        return "\n".join([f"{self.path}: {shapes}", f"{rate}; {self.checked} images read back, equal bit for bit",
+                          *(left_out if self.skipped else ())])
 
 
 def convert(paths: Sequence[str | os.PathLike], out: str | os.PathLike, *,
             dtype: Literal["float32", "float16"] = "float32", kind: Literal["auto", "regions", "globals"] = "auto",
             max_regions: int | None = None, ids_from: str | os.PathLike | None = None, id_field: str | None = None,
-            progress: bool = True, block_bytes: int = BLOCK_BYTES) -> Conversion:
+            skip_broken: bool = False, progress: bool = True, block_bytes: int = BLOCK_BYTES) -> Conversion:
     """Write what `open_features(paths)` reads to one HDF5 file of ours, and read a sample back.
 
     The file gets its name only after the check, so `out` is either absent or complete. A second call with the same
@@ -64,12 +69,14 @@ def convert(paths: Sequence[str | os.PathLike], out: str | os.PathLike, *,
         kind: which features to take; "auto" = all that the files have.
         max_regions: keep the first regions of each image; None = all.
         ids_from, id_field: captions whose file names replace image ids, see `stems_of`; None = keep the ids.
+        skip_broken: leave out images that are damaged or given twice, and list them; takes a pass over all values.
         progress: show a progress bar.
         block_bytes: bytes of float32 features in memory at a time.
 
     Raises:
         DataError: a reader refuses a file; ids do not fit `ids_from`; features are not finite in `dtype`; `out` is
-            another file or was made with other settings; or the sample differs from the source (`out` is not made).
+            another file or was made with other settings; the disk is full; or the sample differs from the source
+            (`out` is not made).
     """
     started = time.perf_counter()
     out = Path(out)
@@ -77,28 +84,29 @@ def convert(paths: Sequence[str | os.PathLike], out: str | os.PathLike, *,
         raise DataError(f"{out} is both source and target: choose another output file")
     # refuses a file that is not ours before any long pass
     made = provenance_of(out).get("settings", {}) if out.exists() else None
-    store = open_features(paths, max_regions=max_regions)
+    store = open_features(paths, max_regions=max_regions, skip_broken=skip_broken)
     kinds = store.kinds if kind == "auto" else frozenset({kind})
     if kinds - store.kinds:
         raise DataError(f"{store.source} has no {kind}, only {', '.join(sorted(store.kinds))}")
     image_ids = _renamed(store, ids_from, id_field)
     settings = {"converted_from": [_digest(Path(path)) for path in paths], "dtype": dtype, "kind": kind,
                 "max_regions": max_regions, "ids_from": None if ids_from is None else Path(ids_from).name,
-                "id_field": id_field}
+                "id_field": id_field, **({"skip_broken": True} if skip_broken else {})}
     if made is not None:
         _refuse_other(out, made, settings, image_ids)
         return Conversion(out, shapes_of(out), 0, 0, time.perf_counter() - started)
     if busy := clear_killed(out.parent).get(out.name):
         raise DataError(f"another conversion is writing {out} ({busy}): wait for it, or stop it")
+    require_space(out, _size_of(store, kinds, dtype, image_ids))
     with atomic_path(out) as temporary:
-        with h5py.File(temporary, "w") as file:
+        with NewHdf5(temporary) as file:
             write_frame(file, image_ids, store.names, _provenance(settings, store, paths))
             write(store, file, kinds, dtype, progress=progress, block_bytes=block_bytes)
         checked = verify(store, temporary, kinds, dtype, image_ids, block_bytes=block_bytes)
-    return Conversion(out, shapes_of(out), len(store), checked, time.perf_counter() - started)
+    return Conversion(out, shapes_of(out), len(store), checked, time.perf_counter() - started, store.skipped)
 
 
-def write(store: FeatureStore, file: h5py.File, kinds: frozenset[str], dtype: str, *, progress: bool = False,
+def write(store: FeatureStore, file: NewHdf5, kinds: frozenset[str], dtype: str, *, progress: bool = False,
           block_bytes: int = BLOCK_BYTES) -> None:
     """Write all rows of the store as data sets of an open file."""
     counts = np.zeros(len(store), dtype=np.int32)
@@ -108,6 +116,7 @@ def write(store: FeatureStore, file: h5py.File, kinds: frozenset[str], dtype: st
             for name, values in _stored(store, read, store.details(rows), rows, dtype).items():
                 data = file[name] if name in file else create_rows(file, name, values, len(store))
                 data[rows[0] : rows[-1] + 1] = values
+            file.check()
             if read.regions is not None:
                 counts[rows] = read.regions.shape[1] if read.mask is None else read.mask.sum(axis=1)
             bar.update(len(rows))
@@ -152,6 +161,13 @@ def _blocks(store: FeatureStore, kinds: frozenset[str], rows: np.ndarray, block_
         yield rows[start : start + step]
 
 
+def _size_of(store: FeatureStore, kinds: frozenset[str], dtype: str, image_ids: list[str]) -> int:
+    """Return about how many bytes the file will have, rather too few than too many."""
+    regions = (store.num_regions or 0) * (store.region_dim or 0) if "regions" in kinds else 0
+    numbers = regions + ((store.global_dim or 0) if "globals" in kinds else 0)
+    return len(store) * numbers * np.dtype(dtype).itemsize + sum(map(len, image_ids))
+
+
 def _arrays(features: Features) -> dict[str, np.ndarray]:
     return {name: array for name, array in vars(features).items() if name != "mask" and array is not None}
 
@@ -164,7 +180,7 @@ def _stored(store: FeatureStore, features: Features, details: dict[str, np.ndarr
         if name in arrays:
             with np.errstate(over="ignore"):  # the next line finds overflows
                 arrays[name] = arrays[name].astype(dtype, copy=False)
-            wrong = first_not_finite(arrays[name])
+            wrong = first_absurd(arrays[name])
             if wrong is not None:
                 raise DataError(f"{store.source}: `{name}` of image {store.image_ids[rows[wrong]]} (row {rows[wrong]}) "
                                 f"are not finite in {dtype}; use float32")
@@ -194,7 +210,7 @@ def _digest(path: Path) -> dict[str, Any]:
         return {"name": path.name, "files": len(files), "bytes": sum(size for _, size in files),
                 "sha256_of_names_and_sizes": digest.hexdigest()}
     size = path.stat().st_size
-    with open(path, "rb") as file:
+    with reading(path, "a file of features"), open(path, "rb") as file:
         digest.update(file.read(_END_BYTES))
         file.seek(max(0, size - _END_BYTES))
         digest.update(file.read(_END_BYTES))
@@ -204,7 +220,7 @@ def _digest(path: Path) -> dict[str, Any]:
 def _provenance(settings: dict[str, Any], store: FeatureStore, paths: Sequence[str | os.PathLike]) -> dict[str, Any]:
     """Return provenance as the extractors write it, with that of the sources."""
     modified = [datetime.fromtimestamp(os.stat(path).st_mtime, timezone.utc) for path in paths]
-    return {"settings": settings, "skipped": [], "sources": list(store.provenance.values()),
+    return {"settings": settings, "skipped": list(store.skipped), "sources": list(store.provenance.values()),
             "sources_modified": [when.isoformat(timespec="seconds") for when in modified],
             "versions": {"python": platform.python_version(), "numpy": np.__version__, "h5py": h5py.__version__},
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}

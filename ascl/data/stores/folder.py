@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
-import zlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from ascl.core.errors import DataError
-from ascl.data.stores.per_image import Entry, ImageFeatures, PerImageFeatures, kept_index
+from ascl.core.reading import array_header, array_headers, read_array, read_arrays, reading, require_file
+from ascl.data.stores.per_image import Entry, ImageFeatures, PerImageFeatures, Wrong, kept_index
+
+_MEMBERS = ("x", "feat", "bbox", "num_bbox", "image_w", "image_h")  # of an npz; others may be pickled
+_FEATURES = _MEMBERS[:3]
 
 
 class FolderFeatures(PerImageFeatures):
@@ -32,12 +32,13 @@ class FolderFeatures(PerImageFeatures):
 
     ending: str
 
-    def __init__(self, folder: str | os.PathLike) -> None:
+    def __init__(self, folder: str | os.PathLike, *, skip_broken: bool = False) -> None:
         self.folder = Path(folder)
         names, stamp = self._listing()
         beside = self.folder.with_name(self.folder.name.removesuffix("_att") + "_box")
         self._box_folder = beside if self.folder.name.endswith("_att") and beside.is_dir() else None
-        index = kept_index(self.folder, {**stamp, "boxes": str(self._box_folder)}, lambda: self._entries(names))
+        index = kept_index(self.folder, {**stamp, "boxes": str(self._box_folder)},
+                           lambda wrong: self._entries(names, wrong), skip_broken=skip_broken)
         self._describe(str(folder), index)
 
     def place(self, row: int) -> str:
@@ -54,22 +55,25 @@ class FolderFeatures(PerImageFeatures):
         if not files:
             raise DataError(f"{self.folder} has no {self.ending} file")
         digest = hashlib.sha256()
-        for path in files:
-            digest.update(f"{path.name}\n{path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
+        for path in files:  # a pipe or a broken link is refused when it is looked at
+            about = os.lstat(path) if not path.is_file() else os.stat(path)
+            digest.update(f"{path.name}\n{about.st_size} {about.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
         return [path.name for path in files], {"files": len(files), "sha256": digest.hexdigest()}
 
-    def _entries(self, names: Sequence[str]) -> Iterator[Entry]:
+    def _entries(self, names: Sequence[str], wrong: Wrong) -> Iterator[Entry]:
         for name in tqdm(names, unit=" files", desc=f"index of {self.folder.name}", disable=None):
-            with _named(self.folder / name):
+            try:
                 entry = self._look(self.folder / name)
-            yield entry
+            except DataError as error:
+                wrong(error)
+            else:
+                yield entry
 
     def _image(self, row: int) -> ImageFeatures:
-        with _named(self._path(row)):
-            image = self._load(self._path(row))
-            if self._box_folder is not None and image.regions is not None and image.boxes is None:
-                path = self._box_folder / f"{self.image_ids[row]}.npy"
-                image.boxes = _float32(path, np.load(path, allow_pickle=False), "fiu")
+        image = self._load(self._path(row))
+        if self._box_folder is not None and image.regions is not None and image.boxes is None:
+            path = self._box_folder / f"{self.image_ids[row]}.npy"
+            image.boxes = _float32(path, read_array(path), "fiu")
         return image
 
     def _entry(self, path: Path, shape: tuple[int, ...], boxes: bool = False, size: tuple[int, int] = (0, 0)) -> Entry:
@@ -101,18 +105,12 @@ class NpzFolder(FolderFeatures):
     ending = ".npz"
 
     def _look(self, path: Path) -> Entry:
-        with zipfile.ZipFile(path) as archive:
-            members = {name.removesuffix(".npy") for name in archive.namelist()}
-            shapes, numbers = {}, {}
-            for name in members & {"x", "feat", "bbox", "num_bbox", "image_w", "image_h"}:
-                with archive.open(f"{name}.npy") as file:
-                    if name in ("x", "feat", "bbox"):
-                        shapes[name] = _header(file)
-                    else:
-                        numbers[name] = int(np.lib.format.read_array(file, allow_pickle=False).item())
+        headers = array_headers(path, names=_MEMBERS)
+        shapes = {name: header.shape for name, header in headers.items() if name in _FEATURES}
+        numbers = {name: _number(path, name, values) for name, values in
+                   read_arrays(path, names=headers.keys() - shapes.keys()).items()}
         if "x" not in shapes and "feat" not in shapes:
-            raise DataError(f"{path} has neither `x` nor `feat` (it has: {', '.join(sorted(members)) or 'nothing'}): "
-                            "give the folder of the features")
+            raise DataError(f"{path} has neither `x` nor `feat`: give the folder of the features")
         size = (numbers.get("image_w", 0), numbers.get("image_h", 0))
         if "x" not in shapes:
             return self._entry(path, _flattened(path, shapes["feat"]), size=size)
@@ -121,13 +119,13 @@ class NpzFolder(FolderFeatures):
         return self._entry(path, (count, dim), "bbox" in shapes, size)
 
     def _load(self, path: Path) -> ImageFeatures:
-        with np.load(path, allow_pickle=False) as arrays:
-            if "x" not in arrays.files:
-                feat = _float32(path, arrays["feat"])
-                return ImageFeatures(feat.reshape(_flattened(path, feat.shape)))
-            boxes = _float32(path, arrays["bbox"], "fiu") if "bbox" in arrays.files else None
-            number = int(arrays["num_bbox"].item()) if "num_bbox" in arrays.files else None
-            x = _float32(path, arrays["x"])
+        arrays = read_arrays(path, names=_MEMBERS)
+        if "x" not in arrays:
+            feat = _float32(path, arrays["feat"])
+            return ImageFeatures(feat.reshape(_flattened(path, feat.shape)))
+        boxes = _float32(path, arrays["bbox"], "fiu") if "bbox" in arrays else None
+        number = _number(path, "num_bbox", arrays["num_bbox"]) if "num_bbox" in arrays else None
+        x = _float32(path, arrays["x"])
         count = _count_of(path, number, None if boxes is None else boxes.shape)
         return ImageFeatures(x if _by_rows(path, x.shape, count) else x.T, boxes)
 
@@ -138,8 +136,9 @@ class NpyFolder(FolderFeatures):
     ending = ".npy"
 
     def _look(self, path: Path) -> Entry:
-        with open(path, "rb") as file:
-            shape = _header(file)
+        size = require_file(path).st_size
+        with reading(path, "an array (.npy)"), open(path, "rb") as file:
+            shape = array_header(file, size).shape
         if len(shape) not in (1, 2):
             raise DataError(f"{path} has shape {shape}, expected (dimension,) or (regions, dimension); if this file "
                             "holds all images, give its own path")
@@ -148,7 +147,7 @@ class NpyFolder(FolderFeatures):
         return self._entry(path, shape)
 
     def _load(self, path: Path) -> ImageFeatures:
-        values = _float32(path, np.load(path, allow_pickle=False))
+        values = _float32(path, read_array(path))
         return ImageFeatures(globals=values) if values.ndim == 1 else ImageFeatures(regions=values)
 
 
@@ -157,22 +156,18 @@ def files_of(folder: Path, ending: str) -> list[Path]:
     return sorted(folder.glob(f"[!.]*{ending}"))
 
 
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except DataError:
-        raise
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} cannot be read ({error}): download it again") from error
-
-
-def _float32(path: Path, values: Any, types: str = "f") -> np.ndarray:
-    if not isinstance(values, np.ndarray):  # numpy returns the bytes of a member that is not an array
-        raise DataError(f"{path} cannot be read (an array without a header): download it again")
+def _float32(path: Path, values: np.ndarray, types: str = "f") -> np.ndarray:
     if values.dtype.kind not in types:
         raise DataError(f"{path} has an array of type {values.dtype}, expected floats")
-    return values.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is found as not finite
+        return values.astype(np.float32, copy=False)
+
+
+def _number(path: Path, name: str, values: np.ndarray) -> int:
+    if values.size != 1 or values.dtype.kind not in "fiu" or not abs(number := values.item()) < 1 << 31:
+        raise DataError(f"{path}: `{name}` is {values.dtype} of shape {values.shape}, expected a whole number: "
+                        "download it again")
+    return int(number)
 
 
 def _count_of(path: Path, number: int | None, boxes: tuple[int, ...] | None) -> int:
@@ -198,13 +193,6 @@ def _by_rows(path: Path, shape: tuple[int, ...], count: int) -> bool:
 
 
 def _flattened(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
-    if len(shape) not in (2, 3):
+    if len(shape) not in (2, 3) or 0 in shape:
         raise DataError(f"{path}: `feat` has shape {shape}, expected (regions, dimension) or a map of regions")
     return int(np.prod(shape[:-1])), shape[-1]
-
-
-def _header(file: IO[bytes]) -> tuple[int, ...]:
-    """Return the shape of an array, from its header alone."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)[0]

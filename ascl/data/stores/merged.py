@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from ascl.core.errors import DataError
 from ascl.data.stores.base import DETAILS, NAMES, Features, FeatureStore, missing_images
@@ -33,6 +34,7 @@ class MergedFeatures(FeatureStore):
         self.numbered = any(store.numbered for store in stores)
         self._places = {kind: self._places_of(kind) for kind in self.kinds}
         self.names = self._common_names()
+        self.skipped = [reason for store in stores for reason in store.skipped]
 
     def _common(self, name: str) -> int | None:
         values = {store.source: getattr(store, name) for store in self._stores if getattr(store, name) is not None}
@@ -122,7 +124,7 @@ class _Derived(FeatureStore):
         self._store = store
         self.source, self.provenance, self.image_ids = store.source, store.provenance, store.image_ids
         self.region_dim, self.num_regions, self.global_dim = store.region_dim, store.num_regions, store.global_dim
-        self.names, self.numbered = store.names, store.numbered
+        self.names, self.numbered, self.skipped = store.names, store.numbered, store.skipped
 
     def rows(self, image_ids: Sequence[str]) -> np.ndarray:
         return self._store.rows(image_ids)
@@ -132,6 +134,39 @@ class _Derived(FeatureStore):
 
     def _details(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return self._store.details(rows)
+
+
+class SoundImages(_Derived):
+    """A store without the images whose values are broken; a pass over all values finds them.
+
+    Raises:
+        DataError: all images are broken.
+    """
+
+    def __init__(self, store: FeatureStore) -> None:
+        super().__init__(store)
+        kept, broken = [], []
+        for row in tqdm(range(len(store)), unit=" images", desc="looking for broken images", disable=None):
+            try:
+                store.read([row])
+                store.details([row])
+                kept.append(row)
+            except DataError as error:
+                broken.append(str(error))
+        if not kept:
+            raise DataError(f"{store.source}: all {len(store)} images are broken, the first so: {broken[0]}")
+        self._kept = np.array(kept, dtype=np.int64)
+        self.image_ids = [store.image_ids[row] for row in kept]
+        self.skipped = [*store.skipped, *broken]
+
+    def rows(self, image_ids: Sequence[str]) -> np.ndarray:
+        return FeatureStore.rows(self, image_ids)
+
+    def read_kinds(self, rows: np.ndarray, kinds: frozenset[str]) -> Features:
+        return self._store.read_kinds(self._kept[rows], kinds)
+
+    def _details(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return self._store.details(self._kept[rows])
 
 
 class FirstRegions(_Derived):

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import zipfile
-import zlib
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
 from ascl.core.errors import DataError
 from ascl.core.files import atomic_path
-from ascl.data.stores.base import DETAILS, Features, FeatureStore, refuse_repeated
+from ascl.core.reading import read_arrays, require_file
+from ascl.data.stores.base import DETAILS, LARGEST_SIDE, Features, FeatureStore, wrong_id
 
 MOST_REGIONS = 1000  # per image; detectors give at most 100, so more means that the file is misread
-_INDEX_VERSION = 2
+_INDEX_VERSION = 3
+Wrong: TypeAlias = Callable[[DataError], None]  # raises the error about an image, or notes it and leaves the image out
 
 
 @dataclass
@@ -36,18 +39,21 @@ class Entry:
     image_id: str
     where: str  # for messages
     count: int  # number of regions, 0 = one vector for the whole image
-    dim: int  # dimension of a region or of the vector
+    dim: int  # dimension of a region or of the vector; if `in_bytes`, its length in bytes
     boxes: bool = False
     details: bool = False
     size: tuple[int, int] = (0, 0)  # width and height, zeros if unknown
     place: tuple[int, ...] = ()  # what the reader needs to find it again
     layout: str = ""  # if a format has several
+    in_bytes: bool = False  # because the type of its numbers is not known yet
+    if_odd: str = "the file is damaged, or files of another kind are beside it"  # why it may differ from the others
 
     def kind(self) -> str:
         """Return what all images of a store must have in common, in words."""
         what = "regions" if self.count else "one vector"
         beside = (" with boxes" if self.boxes else "") + (" with classes" if self.details else "")
-        return f"{what} of dimension {self.dim}{beside}" + (f" ({self.layout})" if self.layout else "")
+        length = f"{self.dim} bytes each" if self.in_bytes else f"dimension {self.dim}"
+        return f"{what} of {length}{beside}" + (f" ({self.layout})" if self.layout else "")
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ class Index:
     boxes: np.ndarray
     details: np.ndarray
     layout: np.ndarray
+    skipped: np.ndarray  # why images were left out
 
 
 class PerImageFeatures(FeatureStore):
@@ -75,7 +82,7 @@ class PerImageFeatures(FeatureStore):
     def _describe(self, source: str, index: Index, detail_names: tuple[str, ...] = ()) -> None:
         self.source, self.provenance = source, {}
         self.image_ids = index.image_ids.tolist()
-        refuse_repeated(self.image_ids, source)
+        self.skipped = index.skipped.tolist()
         self._places, self._has_boxes, self._counts = index.places, bool(index.boxes), index.counts
         self._sizes = index.sizes if index.sizes.all() else None
         self._detail_names = detail_names if index.details else ()
@@ -83,9 +90,6 @@ class PerImageFeatures(FeatureStore):
             self.global_dim = int(index.dim)
             return
         self.region_dim, self.num_regions = int(index.dim), int(index.counts.max())
-        wrong = np.flatnonzero((index.counts < 1) | (index.counts > MOST_REGIONS))
-        if len(wrong):
-            raise DataError(f"{self.place(wrong[0])}: {index.counts[wrong[0]]} regions, expected 1 to {MOST_REGIONS}")
 
     @abstractmethod
     def place(self, row: int) -> str:
@@ -142,7 +146,9 @@ class PerImageFeatures(FeatureStore):
                 read.boxes[i, :count] = image.boxes
         for name, values in (("regions", read.regions), ("globals", read.globals)):
             if values is not None:
-                self._check_finite(name, values, unique)
+                self._check_values(name, values, unique)
+        if read.boxes is not None:
+            self._check_boxes(read.boxes, read.mask, unique, None if self._sizes is None else self._sizes[unique])
         return read if np.array_equal(unique, rows) else read.taken(position)
 
     def _details(self, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -155,53 +161,98 @@ class PerImageFeatures(FeatureStore):
                 if values.shape != (self._counts[row],):
                     raise DataError(f"{self.place(row)}: its {name} have shape {values.shape}, expected one for each "
                                     f"of {self._counts[row]} regions; the file is damaged")
+                wrong = values[~((values >= -1) & (values < 1 << 30))]  # before a type of 32 bits hides it
+                if len(wrong):
+                    raise DataError(f"{self.place(row)}: one of its {name} is {wrong[0]:g}; the file is damaged")
                 found[name][i, : len(values)] = values
         return found
 
 
-def kept_index(path: Path, stamp: dict[str, int | str], entries: Callable[[], Iterable[Entry]]) -> Index:
+def kept_index(path: Path, stamp: dict[str, int | str], entries: Callable[[Wrong], Iterable[Entry]], *,
+               skip_broken: bool = False) -> Index:
     """Return the index of `path`: the saved one if `stamp` has not changed, else what a pass with `entries` finds.
 
     It is saved as `.NAME.index.npz` beside `path` if that folder is writable: a pass over COCO's TSV of 33 GB takes
-    minutes.
+    minutes. Its own checksum shows whether it is as it was written.
+
+    Args:
+        entries: is given what to call with the error about an image.
+        skip_broken: leave out broken and repeated images and list them in `skipped`, instead of raising an error.
 
     Raises:
-        DataError: there is no image, or images differ in what they hold (the message names the first two).
+        DataError: there is no image, an image is broken, two have the same id, or images differ in what they hold.
     """
     kept = path.with_name(f".{path.name}.index.npz")
-    text = json.dumps({"version": _INDEX_VERSION, **stamp}, sort_keys=True)
+    text = json.dumps({"version": _INDEX_VERSION, "skip_broken": skip_broken, **stamp}, sort_keys=True)
     try:
-        with np.load(kept, allow_pickle=False) as file:
-            if str(file["stamp"]) == text:
-                return Index(**{name: file[name] for name in file.files if name != "stamp"})
-    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+        arrays = read_arrays(kept)
+        digest = arrays.pop("digest", None)
+        if str(arrays.pop("stamp", None)) == text and digest == _digest(text, arrays):
+            return Index(**arrays)
+    except (DataError, TypeError):
         pass  # absent or damaged: make it again
-    index = _index_of(path, entries())
+    index = _index_of(path, entries, skip_broken)
     try:
         with atomic_path(kept) as temporary, open(temporary, "wb") as out:
-            np.savez(out, stamp=np.array(text), **vars(index))
-    except OSError:
-        pass  # a read-only folder: the next opening makes it again
+            np.savez(out, stamp=np.array(text), digest=np.array(_digest(text, vars(index))), **vars(index))
+    except DataError:
+        pass  # a read-only folder or a full disk: the next opening makes it again
     return index
 
 
-def _index_of(path: Path, entries: Iterable[Entry]) -> Index:
-    found: list[Entry] = []
-    for entry in entries:
-        found.append(entry)
-        if entry.kind() != found[0].kind():
-            raise DataError(f"{found[0].where} holds {found[0].kind()}, {entry.where} holds {entry.kind()}; all images "
-                            "must hold the same: the file is damaged, or files of another kind are beside it")
-    if not found:
-        raise DataError(f"{path} holds no image")
+def _digest(stamp: str, arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(stamp.encode())
+    for name, values in sorted(arrays.items()):
+        digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
+
+
+def _index_of(path: Path, entries: Callable[[Wrong], Iterable[Entry]], skip_broken: bool) -> Index:
+    skipped: list[str] = []
+
+    def wrong(error: DataError) -> None:
+        if not skip_broken:
+            raise error
+        skipped.append(str(error))
+
+    by_id: dict[str, Entry] = {}
+    for entry in entries(wrong):
+        if problem := _problem(entry):
+            wrong(DataError(f"{entry.where}: {problem}; remove it, or convert with skip_broken, which leaves such "
+                            "images out"))
+        elif (first := by_id.setdefault(entry.image_id, entry)) is not entry:
+            wrong(DataError(f"{entry.where}: the image id is given twice, first in {first.where}: remove one of the "
+                            "two, or convert with skip_broken, which keeps the first"))
+        elif not skip_broken and entry.kind() != (first := next(iter(by_id.values()))).kind():
+            raise DataError(f"{first.where} holds {first.kind()}, {entry.where} holds {entry.kind()}; all images must "
+                            f"hold the same: {entry.if_odd}")
+    if not by_id:
+        raise DataError(f"{path} holds no image{f': {skipped[0]}' if skipped else ''}")
+    (most, _), *others = Counter(entry.kind() for entry in by_id.values()).most_common()
+    found = [entry for entry in by_id.values() if entry.kind() == most]
+    skipped += [f"{entry.where} holds {entry.kind()}, most images hold {most}" for entry in by_id.values()
+                if others and entry.kind() != most]
     return Index(image_ids=np.array([entry.image_id for entry in found]),
                  counts=np.array([entry.count for entry in found], dtype=np.int64),
                  sizes=np.array([entry.size for entry in found], dtype=np.int32),
                  places=np.array([entry.place for entry in found], dtype=np.int64),
+                 skipped=np.array(skipped, dtype=np.str_),
                  **{name: np.array(getattr(found[0], name)) for name in ("dim", "boxes", "details", "layout")})
+
+
+def _problem(entry: Entry) -> str | None:
+    """Return what is wrong with an image by itself; None if nothing is."""
+    if problem := wrong_id(entry.image_id):
+        return f"the image id {entry.image_id[:100]!r} {problem}"
+    if not 0 <= entry.count <= MOST_REGIONS:
+        return f"{entry.count} regions, expected 1 to {MOST_REGIONS}"
+    if not all(0 <= side <= LARGEST_SIDE for side in entry.size):
+        return f"an image of {entry.size[0]} x {entry.size[1]} pixels, expected 1 to {LARGEST_SIDE:,}"
+    return None
 
 
 def stamp_of_file(path: Path) -> dict[str, int | str]:
     """Return size and time of modification, which show whether a file has changed."""
-    about = path.stat()
+    about = require_file(path)
     return {"bytes": about.st_size, "modified_ns": about.st_mtime_ns}

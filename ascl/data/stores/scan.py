@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from ascl.core.errors import DataError
+from ascl.core.reading import ArrayHeader, array_header, reading
 from ascl.data.captions import SCAN_CAPTIONS_PER_IMAGE, count_scan_captions, read_scan_ids
-from ascl.data.stores.base import Features, FeatureStore, refuse_repeated, require_file, runs_of_neighbors
+from ascl.data.stores.base import Features, FeatureStore, check_ids, require_features, runs_of_neighbors
 from ascl.data.stores.lazy_file import LazyFile
 
 _SAMPLED_IMAGES = 64  # enough to find a wrong repeat, and cheap on 33 GB
@@ -36,9 +37,9 @@ class ScanFeatures(FeatureStore):
         self.source = str(path)
         self.provenance = {}
         array = self._header()
-        if array.ndim != 3 or array.dtype.kind != "f" or 0 in array.shape:
+        if len(array.shape) != 3 or array.dtype.kind != "f" or 0 in array.shape:
             raise DataError(f"{path} has shape {array.shape}, type {array.dtype}, expected floats (rows, regions, dim)")
-        if not array.flags.c_contiguous:
+        if array.fortran_order:
             raise DataError(f"{path} is in Fortran order: save it again with numpy.ascontiguousarray")
         total, self.num_regions, self.region_dim = array.shape
         self._file, self._start, self._type = LazyFile(self.path), array.offset, array.dtype
@@ -47,7 +48,7 @@ class ScanFeatures(FeatureStore):
         if ids is not None:
             # one line per image or per caption; lines of an image follow one another
             self.image_ids = [name for name, _ in itertools.groupby(ids)]
-            refuse_repeated(self.image_ids, f"{split}_ids.txt beside {path}")
+            check_ids(self.image_ids, f"{split}_ids.txt beside {path}")
             if total % len(self.image_ids):
                 raise DataError(f"{path} has {total} rows for the {len(self.image_ids)} images of its ids file: one of "
                                 "the two belongs to another split")
@@ -83,16 +84,16 @@ class ScanFeatures(FeatureStore):
         first, second = self._read_rows(np.array([row, other]))
         return np.array_equal(first, second)
 
-    def _header(self) -> np.memmap:
-        """Return the array as a memory map, only for its shape; numpy checks that the file is complete."""
-        require_file(self.path)
-        try:
-            array = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise DataError(f"{self.path} is truncated or not a .npy file ({error}): download it again") from error
-        if not isinstance(array, np.memmap):
+    def _header(self) -> ArrayHeader:
+        """Return the header of the array, after checking that the file is complete."""
+        require_features(self.path)
+        with reading(self.path, "an array (.npy)"), open(self.path, "rb") as file:
+            archive = file.read(2) == b"PK"
+            file.seek(0)
+            header = None if archive else array_header(file, self.path.stat().st_size)
+        if header is None:
             raise DataError(f"{self.path} is an archive of arrays (.npz) with the suffix of a single one: rename it")
-        return array
+        return header
 
     def _read_rows(self, rows: np.ndarray) -> np.ndarray:
         """Return rows of the file, (n, K, R) in its own type; runs of consecutive rows are read at once."""
@@ -104,8 +105,9 @@ class ScanFeatures(FeatureStore):
     def read_kinds(self, rows: np.ndarray, kinds: frozenset[str]) -> Features:
         if "regions" not in kinds:
             return Features(None, None)
-        regions = self._read_rows(rows * self.repeat).astype(np.float32, copy=False)
-        self._check_finite("regions", regions, rows, repeat=self.repeat)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is found as not finite
+            regions = self._read_rows(rows * self.repeat).astype(np.float32, copy=False)
+        self._check_values("regions", regions, rows, repeat=self.repeat)
         return Features(regions, None)
 
     def _remedy_of_values(self, name: str, row: int) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from ascl.core import hdf5
 from ascl.core.errors import DataError
 from ascl.data.stores.base import NAMES
-from ascl.data.stores.hdf5 import FORMAT, VERSION
+from ascl.data.stores.hdf5 import FORMAT, VERSION, provenance_in
 
 CHUNK_BYTES = 1 << 16
 
@@ -32,15 +34,22 @@ def create_rows(file: h5py.File, name: str, like: np.ndarray | h5py.Dataset, tot
     return file.create_dataset(name, (total, *row), like.dtype, chunks=(rows, *row))
 
 
-def provenance_of(path: Path) -> dict[str, Any]:
-    """Return the provenance of a finished file; a DataError if it is not a file of ours."""
-    try:
-        with h5py.File(path, "r") as file:
-            if file.attrs.get("format") == FORMAT:
-                return json.loads(file.attrs["provenance"])
-    except (OSError, KeyError, json.JSONDecodeError):
-        pass
-    raise DataError(f"{path} exists and is not a feature file of this project; choose another output file or delete it")
+def provenance_of(path: Path, remedy: str = "choose another output file") -> dict[str, Any]:
+    """Return the provenance of a finished file, with its `settings` and the `skipped` images.
+
+    Raises:
+        DataError: the file is damaged or not of ours; the message ends with `remedy`.
+    """
+    hdf5.try_in_child("provenance", [path], partial(_provenance_of, path, remedy), remedy)
+    made = _provenance_of(path, remedy)
+    if made is None or not isinstance(made.get("settings"), dict) or not isinstance(made.get("skipped"), list):
+        raise DataError(f"{path} exists and is not a feature file of this project: {remedy}")
+    return made
+
+
+def _provenance_of(path: Path, remedy: str) -> dict[str, Any] | None:
+    with hdf5.open_hdf5(path, remedy, "a feature file of this project") as file:
+        return provenance_in(file) if hdf5.attribute_of(file, "format") == FORMAT else None
 
 
 def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:

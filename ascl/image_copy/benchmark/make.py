@@ -16,7 +16,7 @@ import PIL
 from filelock import FileLock, Timeout
 
 from ascl.core.errors import DataError
-from ascl.core.files import write_text
+from ascl.core.files import make_folder, saving, write_text
 from ascl.core.reading import shown
 from ascl.image_copy.benchmark import plan
 from ascl.image_copy.benchmark.plan import REVERSE_CROP, UNREADABLE, BenchmarkSettings, UsablePhotos, count_reasons
@@ -91,21 +91,24 @@ def _refuse_existing(out: Path) -> None:
 @contextmanager
 def _folder_in_progress(out: Path) -> Iterator[Path]:
     """Yield `OUT.tmp`, empty except for its mark; rename it to `out` at the end, remove it on any error."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     temporary = out.with_name(f"{out.name}.tmp")
     lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)  # the system releases it when the process dies
     try:
-        lock.acquire()
+        with saving(out):
+            lock.acquire()
     except Timeout:
         raise DataError(f"another process is making {out}; wait for it, or choose another folder") from None
     try:
         _refuse_existing(out)  # again, because another process may have finished it meanwhile
-        _make_empty(temporary)
+        with saving(out):
+            _make_empty(temporary)
         try:
-            yield temporary
-            (temporary / MARK).unlink()
-            os.sync()  # the pictures must be on disk before the name that says they are complete
-            temporary.rename(out)
+            with saving(out):
+                yield temporary
+                (temporary / MARK).unlink()
+                os.sync()  # the pictures must be on disk before the name that says they are complete
+                temporary.rename(out)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     finally:

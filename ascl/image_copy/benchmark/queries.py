@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ascl.core.errors import DataError
+from ascl.core.files import saving
 from ascl.image_copy.benchmark.plan import COMBINATION, LEVELS, REVERSE_CROP, BenchmarkSettings, QueryPlan
 from ascl.image_copy.edits.edits import EDITS, Step, edit_chain, random_chain, sample_rng
 from ascl.images.loader import depend_on_parent, killed_workers_named
@@ -77,7 +79,10 @@ class QueryMaker(Dataset):
         return image
 
     def _save(self, image: Image.Image, path: Path) -> None:
-        image.save(path, "JPEG", quality=self.settings.jpeg_quality)
+        encoded = io.BytesIO()  # Pillow does not say why it cannot write to a file
+        image.save(encoded, "JPEG", quality=self.settings.jpeg_quality)
+        with saving(path):
+            path.write_bytes(encoded.getvalue())
 
 
 def make_queries(maker: QueryMaker, workers: int) -> list[Made]:

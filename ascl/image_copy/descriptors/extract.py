@@ -8,15 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
+from ascl.core import hdf5
 from ascl.core.errors import DataError
 from ascl.data.stores.writing import provenance_of
 from ascl.features.writer import PART_SIZE, Extraction, extract
 from ascl.image_copy.descriptors import files
 from ascl.image_copy.descriptors.descriptor import Describer
 from ascl.images.find import ImageFile
+
+_REMEDY = "delete it, and describe the images again"
 
 
 def extract_descriptors(describer: Describer, images: Sequence[ImageFile], out: str | os.PathLike, *,
@@ -91,10 +93,12 @@ def _described(describer: Describer, images: Sequence[ImageFile], work: Path,
                **how: Any) -> tuple[files.Descriptors, Extraction]:
     """Return the descriptors that the writer has written to `work`, now or earlier, and its result."""
     done = extract(describer, images, work, dtype="float32", **how)
-    with h5py.File(work, "r") as file:
-        names = file["image_ids"].asstr()[:].tolist()
-        vectors = file["globals"][:]
-        norms = file["norms"][:].astype(np.float32) if "norms" in file else None
+    with hdf5.open_hdf5(work, _REMEDY) as file:
+        found = {name: hdf5.dataset_of(file, name, _REMEDY) for name in ("image_ids", "globals", "norms")}
+        if found["image_ids"] is None or found["globals"] is None:
+            raise DataError(f"{work} holds no descriptors: {_REMEDY}")
+        names, vectors = hdf5.texts_of(found["image_ids"], _REMEDY), hdf5.values_of(found["globals"], _REMEDY)
+        norms = None if found["norms"] is None else hdf5.values_of(found["norms"], _REMEDY).astype(np.float32)
     shapes = {"vectors": vectors.shape} | ({} if norms is None else {"norms": norms.shape})
     made = files.Descriptors(names, vectors, norms, describer.model, provenance_of(work), str(work))
     return made, replace(done, shapes=shapes)

@@ -11,16 +11,20 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import h5py
 import numpy as np
 
+from ascl.core import hdf5
 from ascl.core.errors import DataError
 from ascl.core.files import atomic_path
+from ascl.core.reading import parse_json, require_file
 
 SUBMISSION_DIMENSIONS = 256
+_REMEDY = "describe the images again, or take a sound copy of the file"
 
 Role = Literal["query", "reference"]
 
@@ -94,7 +98,7 @@ def write_descriptors(path: str | os.PathLike, names: Sequence[str], vectors: np
                        None if norms is None else np.asarray(norms, dtype=np.float32), model, provenance, str(path))
     _check(made)
     _check_once([made])
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_path(path) as temporary, hdf5.NewHdf5(temporary) as file:
         file.create_dataset("vectors", data=made.vectors)
         file.create_dataset("image_names", data=_as_bytes(made.names))
         if made.norms is not None:
@@ -115,7 +119,7 @@ def write_submission(path: str | os.PathLike, query: Descriptors, reference: Des
     dimension = query.vectors.shape[1]
     if dimension > SUBMISSION_DIMENSIONS:
         raise DataError(f"{dimension} dimensions; a submission has at most {SUBMISSION_DIMENSIONS}: whiten to fewer")
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_path(path) as temporary, hdf5.NewHdf5(temporary) as file:
         for role, side in (("query", query), ("reference", reference)):
             names = _as_bytes(side.names)
             order = np.argsort(names)
@@ -157,33 +161,45 @@ def overlap(first: Descriptors, second: Descriptors) -> tuple[int, int]:
 
 
 def _read(path: Path, role: Role) -> Descriptors:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file of descriptors")
-    try:
-        with h5py.File(path, "r") as file:
-            vectors_name, names_name = ("vectors", "image_names") if "vectors" in file else (role, f"{role}_ids")
-            if vectors_name not in file or names_name not in file:
-                raise DataError(f"{path} holds {', '.join(file) or 'nothing'}; descriptors are `vectors` and "
-                                f"`image_names`, in a submission `{role}` and `{role}_ids`")
-            raw_vectors, raw_names = file[vectors_name], file[names_name]
-            if raw_vectors.dtype.kind not in "fiu" or raw_vectors.ndim != 2 or raw_names.ndim != 1:
-                raise DataError(f"{path}: `{vectors_name}` is {raw_vectors.dtype} {raw_vectors.shape} and "
-                                f"`{names_name}` {raw_names.shape}, expected float32 (N, d) and text (N,)")
-            norms = file["norms"][()] if vectors_name == "vectors" and "norms" in file else None
-            made = Descriptors([_as_text(name) for name in raw_names[:].tolist()], raw_vectors.astype(np.float32)[:],
-                               None if norms is None else np.asarray(norms, dtype=np.float32),
-                               _as_text(file.attrs["model"]) if "model" in file.attrs else None,
-                               json.loads(_as_text(file.attrs.get("provenance", "null"))), str(path))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: an image name or an attribute is not UTF-8 ({error})") from error
-    except (OSError, json.JSONDecodeError, AttributeError) as error:
-        raise DataError(f"{path} cannot be read as HDF5 descriptors, or is damaged: {error}") from error
+    require_file(path, "file of descriptors")
+    hdf5.try_in_child(f"descriptors {role}", [path], partial(_read_unchecked, path, role), _REMEDY)
+    made = _read_unchecked(path, role)
     _check(made)
     return made
 
 
-def _as_text(value: Any) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+def _read_unchecked(path: Path, role: Role) -> Descriptors:
+    with hdf5.open_hdf5(path, _REMEDY) as file:
+        keys = hdf5.keys_of(file, _REMEDY)
+        vectors_name, names_name = ("vectors", "image_names") if "vectors" in keys else (role, f"{role}_ids")
+        found = {name: hdf5.dataset_of(file, name, _REMEDY) for name in (vectors_name, names_name)}
+        raw_vectors, raw_names = found[vectors_name], found[names_name]
+        if raw_vectors is None or raw_names is None:
+            raise DataError(f"{path} holds {', '.join(keys[:20]) or 'nothing'}; descriptors are `vectors` and "
+                            f"`image_names`, in a submission `{role}` and `{role}_ids`")
+        if raw_vectors.dtype.kind not in "fiu" or raw_vectors.ndim != 2 or raw_names.ndim != 1:
+            raise DataError(f"{path}: `{vectors_name}` is {raw_vectors.dtype} {raw_vectors.shape} and "
+                            f"`{names_name}` {raw_names.shape}, expected float32 (N, d) and text (N,)")
+        norms = hdf5.dataset_of(file, "norms", _REMEDY) if vectors_name == "vectors" else None
+        made = Descriptors(hdf5.texts_of(raw_names, _REMEDY), _float32(raw_vectors),
+                           None if norms is None else _float32(norms), _text_attribute(file, "model"),
+                           parse_json(_text_attribute(file, "provenance") or "{}", f"{path}, attribute `provenance`",
+                                      remedy=_REMEDY) or None, str(path))
+    return made
+
+
+def _float32(data: h5py.Dataset) -> np.ndarray:
+    if data.dtype.kind not in "fiu":
+        raise DataError(f"{data.file.filename}: `{data.name}` is {data.dtype}, expected numbers")
+    with np.errstate(over="ignore"):  # what float32 cannot hold is found as not finite
+        return hdf5.values_of(data, _REMEDY).astype(np.float32, copy=False)
+
+
+def _text_attribute(file: h5py.File, name: str) -> str | None:
+    value = hdf5.attribute_of(file, name, _REMEDY)
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"{file.filename}: attribute `{name}` is {value!r}, expected a text: {_REMEDY}")
+    return value
 
 
 def _as_bytes(names: Sequence[str]) -> np.ndarray:
@@ -194,8 +210,11 @@ def _as_bytes(names: Sequence[str]) -> np.ndarray:
 def _check(made: Descriptors) -> None:
     if made.vectors.ndim != 2 or len(made.vectors) != len(made.names):
         raise DataError(f"{made.source}: {len(made.names)} image names and vectors of shape {made.vectors.shape}")
-    if not made.names:
+    if not made.names or not made.vectors.shape[1]:
         raise DataError(f"{made.source} holds no descriptors")
+    if unfit := [name for name in made.names if not name or "\0" in name]:
+        raise DataError(f"{made.source}: the image name {unfit[0]!r} is empty or holds a NUL character; name the image "
+                        "otherwise")
     wrong = np.flatnonzero(~np.isfinite(made.vectors.sum(axis=1, dtype=np.float64)))  # a full mask would cost memory
     if len(wrong):
         raise DataError(f"{made.source}, row {wrong[0]} (from 0): the descriptor of image {made.names[wrong[0]]!r} is "

@@ -48,6 +48,12 @@ class Image:
     details: dict[str, np.ndarray] = field(default_factory=dict)  # LXMERT's columns, (k,)
 
 
+def made_boxes(*shape: int, seed: int = 0, side: float = 100) -> np.ndarray:
+    """Boxes (*shape, 4) float32 within a square."""
+    corners = np.random.default_rng(seed).random((2, *shape, 2)) * side
+    return np.concatenate([corners.min(axis=0), corners.max(axis=0)], axis=-1).astype(np.float32)
+
+
 def make_images(counts: list[int], *, seed: int = 0, prefix: str = "pic") -> list[Image]:
     rng = np.random.default_rng(seed)
     images = []
@@ -55,7 +61,7 @@ def make_images(counts: list[int], *, seed: int = 0, prefix: str = "pic") -> lis
         details = {"objects_id": rng.integers(0, 1600, count), "objects_conf": rng.random(count, dtype=np.float32),
                    "attrs_id": rng.integers(0, 400, count), "attrs_conf": rng.random(count, dtype=np.float32)}
         images.append(Image(f"{prefix}{i}", rng.normal(size=(count, DIM)).astype(np.float32),
-                            (100 * rng.random((count, 4))).astype(np.float32), 640 + i, 480 + i, details))
+                            made_boxes(count, seed=i + 100 * seed), 640 + i, 480 + i, details))
     return images
 
 

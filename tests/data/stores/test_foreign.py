@@ -265,8 +265,8 @@ def damaged_tsv(change) -> bytes:
     (lambda c: [*c[:3], b"3", *c[4:]], r"line 2 .*`boxes` has 64 bytes, 3 boxes have 48"),
     (lambda c: [*c[:5], c[5][:-8]], r"line 2 .*`features` has 9. bytes, which 4 boxes do not divide"),
     (lambda c: [*c[:5], foreign_files.text(np.zeros((4, 5), np.float32))],
-     r"line 1 .* holds regions of dimension 6 .*line 2 .*regions of dimension 5"),
-    (lambda c: [b"pic0", *c[1:]], r"image id pic0 is given twice, in rows 0 and 1"),
+     r"line 1 .* holds regions of 24 bytes .*line 2 .*regions of 20 bytes"),
+    (lambda c: [b"pic0", *c[1:]], r"line 2 .*the image id is given twice, first in .*line 1 .*skip_broken"),
 ])
 def test_a_damaged_row_of_a_tsv_is_named_when_it_is_opened(tmp_path, change, message):
     (tmp_path / "a.tsv").write_bytes(damaged_tsv(change))
@@ -319,7 +319,7 @@ def test_damaged_npz_files_are_named(tmp_path):
         return open_features([folder])
 
     for arrays, message in [
-        ({"bbox": image.boxes}, r"pic1\.npz has neither `x` nor `feat` \(it has: bbox\): give the folder"),
+        ({"bbox": image.boxes}, r"pic1\.npz has neither `x` nor `feat`: give the folder"),
         ({"x": image.regions}, "neither `bbox` nor `num_bbox`"),
         ({"x": image.regions, "num_bbox": 4}, r"pic1\.npz: `x` has shape \(3, 6\), which does not fit 4 boxes"),
         ({"x": image.regions, "num_bbox": 4, "bbox": image.boxes}, "`num_bbox` is 4, `bbox` has 3 rows"),
@@ -333,11 +333,11 @@ def test_damaged_npz_files_are_named(tmp_path):
     opened()
     path = folder / "pic1.npz"
     path.write_bytes(path.read_bytes()[:-30])
-    refused(r"pic1\.npz cannot be read", open_features, [folder])
+    refused(r"pic1\.npz \(.* is truncated, damaged", open_features, [folder])
     store = opened()
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.npy", b"nothing")
-    refused(r"pic1\.npz cannot be read", store.read, [1])
+    refused(r"pic1\.npz \(.* is truncated, damaged", store.read, [1])
     store = opened()
     np.savez(path, x=image.regions, bbox=image.boxes)
     refused(r"pic1\.npz: its regions have shape \(3, 6\), expected \(4, 6\)", store.read, [1])
@@ -351,7 +351,7 @@ def test_damaged_npy_folders_are_named(tmp_path):
     with pytest.raises(DataError, match=r"pic1\.npz: its boxes have shape \(3, 4\), expected \(4, 4\)"):
         open_features([att]).read([1])
     (tmp_path / "bu_box" / "pic1.npy").unlink()
-    with pytest.raises(DataError, match=r"pic1\.npz cannot be read .*bu_box"):
+    with pytest.raises(DataError, match=r"no file .*bu_box.pic1\.npy"):
         open_features([att]).read([1])
     np.save(tmp_path / "bu_fc" / "pic1.npy", images[1].regions)
     refused(r"pic0\.npy holds one vector .*pic1\.npy holds regions", open_features, [tmp_path / "bu_fc"])
@@ -398,7 +398,7 @@ def test_damaged_hdf5_is_named(tmp_path):
     shards = foreign_files.write_arrays_h5(tmp_path / "shards", images)
     with h5py.File(shards / "region_bbox.h5", "a") as file:
         del file["pic1"]
-    with pytest.raises(DataError, match=r"feat001\.h5, entry pic1 cannot be read"):
+    with pytest.raises(DataError, match=r"feat001\.h5, entry pic1: .*region_bbox\.h5 has no `pic1`"):
         open_features([shards]).read([0, 1])
     refused("only boxes, no features", open_features, [shards / "region_bbox.h5"])
 
