@@ -124,9 +124,15 @@ def parse_json(text: str, where: str | os.PathLike, kind: type | None = dict, re
     except (ValueError, RecursionError) as error:  # a ValueError is also a number of more than 4,300 digits
         raise DataError(f"{shown(where)} is truncated or not JSON ({reason(error)}): {remedy}") from error
     if kind is not None and not isinstance(value, kind):
-        raise DataError(f"{shown(where)}: expected {_JSON_NAMES[kind]}, found {_JSON_NAMES.get(type(value), value)}: "
-                        f"{remedy}")
+        raise DataError(f"{shown(where)}: expected {_JSON_NAMES[kind]}, found {json_kind(value)}: {remedy}")
     return value
+
+
+def json_kind(value: Any) -> str:
+    """Return what a value of a JSON or YAML file is, in words, for messages."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return f"the number {str(value)[:20]}" if abs(value) < 1e300 else "a number that is not finite or too large"
+    return _JSON_NAMES.get(type(value), type(value).__name__)
 
 
 _JSON_NAMES = {dict: "a JSON object", list: "a JSON list", str: "a text", int: "a number", float: "a number",

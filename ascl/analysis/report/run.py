@@ -17,8 +17,8 @@ from ascl.analysis.report.retrieved import spread, top_of_matrix
 from ascl.analysis.run_files import flat, read_evaluation, run_settings
 from ascl.core.errors import DataError
 from ascl.core.files import write_text
-from ascl.data.captions import captions_exist, load_captions
-from ascl.data.split import data_paths
+from ascl.data.captions import captions_exist
+from ascl.data.split import data_paths, split_captions
 from ascl.images.read import find_images, load_image
 from ascl.retrieval import load_scores, top_pairs
 from ascl.retrieval.scoring.all_pairs import TopPairs
@@ -135,10 +135,10 @@ def _retrieved(config: Config, folder: Path, split: str, overrides: dict[str, An
 
 def _check_split(config: Config, split: str, overrides: dict[str, Any]) -> None:
     """Raise DataError for a mistyped split, which would give an empty page; not checked if the captions are missing."""
-    path = data_paths(replace(config.data, **overrides), split)[0]
+    data = replace(config.data, **overrides)
     try:
-        if captions_exist(path):
-            load_captions(path, split)
+        if captions_exist(data_paths(data, split)[0]):
+            split_captions(data, split)
     except DataError as error:
         raise DataError(f"split {split} has not been evaluated and cannot be: {error}") from error
 

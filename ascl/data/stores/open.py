@@ -24,7 +24,7 @@ _TSV = re.compile(r"\.tsv(\.\d+)?(\.gz)?$")
 
 def open_features(paths: Sequence[str | os.PathLike], *, captions: int | None = None,
                   globals_from: Literal["files", "mean-region"] = "files",
-                  max_regions: int | None = None) -> FeatureStore:
+                  max_regions: int | None = None, scan_captions_per_image: int | None = None) -> FeatureStore:
     """Open feature files as one store.
 
     Args:
@@ -39,6 +39,7 @@ def open_features(paths: Sequence[str | os.PathLike], *, captions: int | None = 
         globals_from: "files" = the globals of the files, if any (a `.npy` has none); "mean-region" = the mean of the
             image's regions, for files without globals.
         max_regions: keep the first regions of each image, in the order of the file; None = all.
+        scan_captions_per_image: of a `.npy` without ids file; None = from the numbers of its rows and captions.
 
     Raises:
         DataError: a file is missing or damaged, of another format, or does not fit the others; the message names it
@@ -46,17 +47,17 @@ def open_features(paths: Sequence[str | os.PathLike], *, captions: int | None = 
     """
     if isinstance(paths, (str, os.PathLike)) or not paths:
         raise DataError(f"feature files must be a list of at least one path, got {paths!r}")
-    stores = [_open(Path(path), captions) for path in paths]
+    stores = [_open(Path(path), captions, scan_captions_per_image) for path in paths]
     store = stores[0] if len(stores) == 1 else MergedFeatures(stores)
     store = store if max_regions is None else FirstRegions(store, max_regions)
     return MeanRegionGlobals(store) if globals_from == "mean-region" else store
 
 
-def _open(path: Path, captions: int | None) -> FeatureStore:
+def _open(path: Path, captions: int | None, captions_per_image: int | None) -> FeatureStore:
     if path.is_dir():
         return _open_folder(path)
     if path.suffix == ".npy":
-        return ScanFeatures(path, captions=captions)
+        return ScanFeatures(path, captions=captions, captions_per_image=captions_per_image)
     if _TSV.search(path.name):
         return TsvFeatures(path)
     if path.suffix in (".npz", ".zip", ".gz", ".tar", ".lmdb"):
