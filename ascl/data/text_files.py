@@ -114,7 +114,7 @@ def read_lines(path: Path, what: str, remedy: str) -> list[str]:
             for row, line in enumerate(text.split("\n"), start=1)]
 
 
-def _within_limit(stream: IO[bytes], where: str) -> bytes:
+def _within_limit(stream: IO[bytes] | gzip.GzipFile, where: str) -> bytes:
     """Read a stream to its end, but never much more than the limit."""
     data = bytearray()
     while piece := stream.read(_CHUNK):

@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ascl.core.errors import DataError
+from ascl.core.reading import json_kind, parse_json, read_text, shown
 from ascl.core.files import write_text
 
 METRICS = "metrics.jsonl"
@@ -91,21 +92,29 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        DataError: another line is not JSON, or not a record with `kind` and `step`.
+        DataError: another line is not JSON, not a record with `kind` and `step`, or a metric is not a number; or the
+            file is not UTF-8.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no metrics at {path}: give the {METRICS} of a run folder")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    records = []
+    if not os.path.lexists(path):
+        raise FileNotFoundError(f"no metrics at {shown(path)}: give the {METRICS} of a run folder")
+    remedy = "repair or remove the line"
+    lines = read_text(path, "a log of metrics", remedy).split("\n")
+    records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
+        where = f"{shown(path)}, line {number}"
+        if number == len(lines):  # complete lines end with a line feed
+            try:
+                record = parse_json(line, where, None, remedy) if line else None
+            except DataError:
                 break
-            raise DataError(f"{path}, line {number} is not JSON: {error}; repair or remove the line") from error
-        if not isinstance(record, dict) or "step" not in record or "kind" not in record:
-            raise DataError(f"{path}, line {number} is not a record with `kind` and `step`; repair or remove the line")
+            if record is None:
+                break
+        else:
+            record = parse_json(line, where, None, remedy)
+        if not isinstance(record, dict) or type(record.get("step")) is not int or not isinstance(record.get("kind"), str):
+            raise DataError(f"{where} is not a record with `kind` and `step`; {remedy}")
+        for name, value in record.items():
+            if name != "kind" and not isinstance(value, (int, float, type(None))):
+                raise DataError(f"{where}: expected `{name}` as a number, found {json_kind(value)}; {remedy}")
         records.append(record)
     return records
