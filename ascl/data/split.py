@@ -16,6 +16,11 @@ def data_paths(data: DataConfig, split: str) -> list[Path]:
     return [Path(path.replace("{split}", split)) for path in [data.captions, *data.features]]
 
 
+def how_to_get_features(data: DataConfig) -> str:
+    """Return the command that messages suggest for a missing feature file."""
+    return data.prepare_features or data.prepare
+
+
 def split_captions(data: DataConfig, split: str) -> CaptionSet:
     """Return the captions of a split.
 
@@ -73,7 +78,8 @@ def build_split(config: Config, split: str, *, captions_per_image: int | None = 
     captions_path, *paths = data_paths(config.data, split)
     missing = [path for path in paths if not path.exists()]
     for path in missing if captions_exist(captions_path) else [captions_path, *missing]:
-        raise DataError(f"{path.resolve()} does not exist; to get it: {config.data.prepare}")
+        command = config.data.prepare if path == captions_path else how_to_get_features(config.data)
+        raise DataError(f"{path.resolve()} does not exist; to get it: {command}")
     captions = split_captions(config.data, split)
     store = split_features(config.data, split, captions)
     if captions_per_image is not None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ascl.core.errors import DataError, first_of
 from ascl.data.captions import CaptionSet, captions_exist
-from ascl.data.split import data_paths, split_captions, split_features
+from ascl.data.split import data_paths, how_to_get_features, split_captions, split_features
 from ascl.data.stores.open import FeatureStore, open_features
 from ascl.datasets.locate import present_images, splits
 from ascl.datasets.published import PUBLISHED
@@ -176,8 +176,8 @@ def _features(data: DataConfig, captions: dict[str, CaptionSet]) -> Iterator[Che
         files = {path for split in splits(data) for path in data_paths(data, split)[1:]}
         absent = sorted(str(path) for path in files if not path.exists())
         yield Check("features", ALL, f"{len(files) - len(absent)} of {len(files)} files", f"{len(files)} files",
-                    "MISSING" if absent else "note", f"feature files {', '.join(absent)} do not exist: extract regions "
-                    "and globals of the images" if absent else "without captions it is unknown which rows are needed")
+                    "MISSING" if absent else "note", f"feature files {', '.join(absent)} do not exist; to get them: "
+                    f"{how_to_get_features(data)}" if absent else "without captions it is unknown which rows are needed")
     groups: dict[tuple[Path, ...], list[str]] = {}
     for split in captions:
         groups.setdefault(tuple(data_paths(data, split)[1:]), []).append(split)
@@ -191,7 +191,8 @@ def _features(data: DataConfig, captions: dict[str, CaptionSet]) -> Iterator[Che
         except (DataError, OSError) as error:
             state: State = "MISSING" if absent else "WRONG"
             found = f"{len(paths) - len(absent)} of {len(paths)} files" if absent else "unusable"
-            yield Check("features", named, found, f"{len(paths)} files", state, str(error))
+            detail = f"{', '.join(absent)}: no such file; to get it: {how_to_get_features(data)}" if absent else str(error)
+            yield Check("features", named, found, f"{len(paths)} files", state, detail)
             continue
         for split in of_splits:
             dims[split] = (store.region_dim, store.global_dim)

@@ -44,6 +44,8 @@ class DataConfig:
     """Folder of the images, searched at any depth; training needs only their features; null = not available."""
     prepare: str = "see data/README.md"
     """Command that error messages suggest when a file of the data set is missing."""
+    prepare_features: str = ""
+    """The same for a missing feature file; empty = that of prepare."""
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ METRICS = "metrics.jsonl"
 class RunLog:
     """A writer of metrics to `folder`/metrics.jsonl, `folder`/tensorboard and the progress bar.
 
-    A line of metrics.jsonl is one JSON object: `kind` ("train" or "validation"), `step` (steps taken so far), `epoch`,
-    the metrics, and `time` (seconds since 1970). A metric that is not finite is written as null.
+    A line of metrics.jsonl is one JSON object: `kind` ("train" or "validation"), `step` (steps taken so far), `epoch`
+    (of the last one, from 1), the metrics, and `time` (seconds since 1970). A metric that is not finite is written as null.
 
     Args:
         folder: the run's folder. total_steps: length of the progress bar.
