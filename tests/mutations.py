@@ -34,8 +34,8 @@ def mutated(data: bytes, rng: np.random.Generator) -> bytes:
     return data[:near] + bytes([int(rng.integers(256))]) + data[near + 1 :]
 
 
-OTHER_VALUES: list[Any] = [None, True, 0, -1, 3, 2.5, float("nan"), float("inf"), 10**30, "", " ", "x", "12", "\ud83d", "a\0b",
-                           "../x", "val", [], [1], ["a"], {}, {"a": 1}, [[[[]]]]]
+OTHER_VALUES: list[Any] = [None, True, 0, -1, 3, 2.5, float("nan"), float("inf"), 10**30, "", " ", "x", "12", "\ud83d",
+                           "a\0b", "../x", "val", [], [1], ["a"], {}, {"a": 1}, [[[[]]]]]
 
 
 def mutated_json(value: Any, rng: np.random.Generator) -> Any:

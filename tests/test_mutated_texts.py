@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import yaml
-from .mutations import mutated, mutated_json
 
 from ascl.analysis.ablation.results import probes_of, training_of
 from ascl.analysis.ablation.table import read_table
@@ -33,6 +32,8 @@ from ascl.scenes.world import make_scene
 from ascl.settings.base import from_dict, read_yaml, to_dict
 from ascl.settings.retrieval import Config
 from ascl.training.log import read_metrics
+
+from .mutations import mutated, mutated_json
 
 CASES = 100  # of a reader
 SENTENCES = ["a dog runs", "Two dogs, in snow.", "Ein Hündchen"]

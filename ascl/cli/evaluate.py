@@ -31,8 +31,8 @@ def evaluate_parser(prog: str) -> Parser:
                         "and CxC")
     parser.add_argument("--owner", metavar="FILE", help="--scores: .npy, or text with one number a line: the image of "
                         "each text, counted from 0; null = array `owner` of the file")
-    parser.add_argument("--captions_per_image", type=PositiveInt, metavar="N", help="--scores: instead of --owner, where "
-                        "each image has N texts, one image after the other")
+    parser.add_argument("--captions_per_image", type=PositiveInt, metavar="N", help="--scores: instead of --owner, "
+                        "where each image has N texts, one image after the other")
     parser.add_argument("--split", help="split to evaluate; null = the run's test split")
     parser.add_argument("--folds", type=PositiveInt, metavar="N", help="also report the mean over N consecutive folds "
                         "of the images (5 for COCO 1K)")

@@ -33,8 +33,9 @@ def convert_parser(prog: str) -> Parser:
                         help="captions per image of the {split}_caps.txt beside SCAN's .npy; null = by the numbers of "
                         "captions and of rows")
     parser.add_argument("--ids_from", metavar="CAPTIONS.json",
-                        help="Karpathy's dataset_*.json or COCO's captions_*.json (also .gz, or in a zip), for features whose ids are COCO's "
-                        "or Karpathy's numbers: replace these by file names without the suffix")
+                        help="Karpathy's dataset_*.json or COCO's captions_*.json (also .gz, or in a zip), "
+                        "for features whose ids are COCO's or Karpathy's numbers: replace these by file names without "
+                        "the suffix")
     parser.add_argument("--id_field", choices=["filename", "cocoid", "imgid"],
                         help="field of --ids_from that holds the ids of the features; null = the one that has them all")
     return parser

@@ -42,8 +42,9 @@ def require_file(path: str | os.PathLike, what: str = "file") -> os.stat_result:
 
 
 def shown(path: str | os.PathLike) -> str:
-    """Return a path as text that can be printed and stored in any encoding: bytes that are not UTF-8 as `\\xe9`."""
-    return os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """Return a path as one line that can be printed: bytes that are not UTF-8 as `\\xe9`, breaks as `\\n`."""
+    text = os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 @contextmanager
@@ -147,8 +148,11 @@ def read_arrays(path: str | os.PathLike, remedy: str = DOWNLOAD_AGAIN) -> dict[s
     """
     with reading(path, "an archive of arrays (.npz)", remedy):
         check_unpacked(path)
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        if any(not isinstance(values, np.ndarray) for values in arrays.values()):  # of a member that is no .npy
+            raise ValueError("a member is not an array")
+        return arrays
 
 
 def check_unpacked(path: str | os.PathLike, limit: Limit = ARRAY_BYTES) -> None:

@@ -67,7 +67,7 @@ class CaptionSet:
             raise DataError(f"{self.source}: an owner is outside the {len(self.image_ids)} images")
         if self.caption_ids is not None and len(self.caption_ids) != len(self.captions):
             raise DataError(f"{self.source}: {len(self.captions)} captions but {len(self.caption_ids)} caption ids")
-        repeated = [name for name, count in Counter(self.image_ids).items() if count > 1]
+        repeated = [shown(name) for name, count in Counter(self.image_ids).items() if count > 1]
         if repeated:
             raise DataError(f"{self.source}: image id{'s' if len(repeated) > 1 else ''} {first_of(repeated, 3)} given "
                             "to more than one image; rename the files (suffixes do not count) or remove duplicates")
@@ -260,7 +260,7 @@ def _karpathy(content: dict[str, Any], path: Path, split: str, restval_in_train:
         if splits[number] not in wanted:
             continue
         image_ids.append(stem_in(image, "filename", f"{path}, images[{number}]"))
-        place = f"{path}, image {image['filename']}"
+        place = f"{path}, image {shown(image['filename'])}"
         sentences = _field(image, "sentences", place)
         if not isinstance(sentences, list):
             raise DataError(f"{place}: expected `sentences` as a list of objects with `raw`, found "
@@ -286,16 +286,16 @@ def _coco(content: dict[str, Any], path: Path) -> CaptionSet:
     for number, image in enumerate(images):
         image_id = _image_id(image, "id", f"{path}, images[{number}]")
         if index_of.setdefault(image_id, number) != number:
-            raise DataError(f"{path}: two images have the id {image_id}, the second is images[{number}]")
+            raise DataError(f"{path}: two images have the id {shown(image_id)}, the second is images[{number}]")
     found: list[tuple[int, str, int | None]] = []
     for number, annotation in enumerate(entries(content, "annotations", path)):
         own = _number(annotation.get("id"), "id", f"{path}, annotations[{number}]")
         place = f"{path}, annotation {f'? (annotations[{number}])' if own is None else own}"
         image_id = _image_id(annotation, "image_id", place)
         if image_id not in index_of:
-            raise DataError(f"{place}: image_id {image_id} is not among the ids of the file's images, which look like "
-                            f"{next(iter(index_of))}; correct it, or remove the annotation")
-        caption = one_line(_text(annotation, "caption", f"{place} of image_id {image_id}", "the caption"))
+            raise DataError(f"{place}: image_id {shown(image_id)} is not among the ids of the file's images, which "
+                            f"look like {shown(next(iter(index_of)))}; correct it, or remove the annotation")
+        caption = one_line(_text(annotation, "caption", f"{place} of image_id {shown(image_id)}", "the caption"))
         found.append((index_of[image_id], caption, own))
     found.sort(key=operator.itemgetter(0))
     owner, captions, ids = (list(column) for column in zip(*found, strict=True))

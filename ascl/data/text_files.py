@@ -38,7 +38,8 @@ def locate(path: Path) -> Path | None:
     if archive is not None:
         found = _members_named(archive, path.relative_to(archive).as_posix())
         if len(found) > 1:
-            raise DataError(f"{archive} has several members {path.relative_to(archive)}: {', '.join(found)}; name one")
+            raise DataError(f"{archive} has several members {shown(path.relative_to(archive))}: "
+                            f"{', '.join(map(shown, found))}; name one")
         return archive / found[0] if found else None
     beside = path.parent / CAPTION_ARCHIVE
     found = _members_named(beside, path.name) if beside.is_file() else []
@@ -142,8 +143,10 @@ def _members_named(archive: Path, name: str) -> list[str]:
 def _only_json(archive: Path) -> Path:
     found = [name for name in _members(archive) if name.endswith((".json", ".json.gz"))]
     if len(found) != 1:
-        raise DataError(f"{archive} holds {len(found) or 'no'} caption files{' to choose from' if found else ''}: name "
-                        f"one as a path, like {archive / [*found, 'NAME.json'][0]}; it holds: {_listed(archive)}")
+        choice = " to choose from" if found else ""
+        example = shown(archive / [*found, "NAME.json"][0])
+        raise DataError(f"{archive} holds {len(found) or 'no'} caption files{choice}: name one as a path, like "
+                        f"{example}; it holds: {_listed(archive)}")
     return archive / found[0]
 
 
@@ -153,8 +156,9 @@ def _listed(archive: Path) -> str:
 
 def _read_member(archive: Path, name: str) -> bytes:
     if name not in _members(archive):
-        raise DataError(f"{archive} has no member {name}; it holds: {_listed(archive)}")
-    what = f"a zip with a readable member {name}"  # it may be encrypted, or packed in a way that Python does not know
+        raise DataError(f"{archive} has no member {shown(name)}; it holds: {_listed(archive)}")
+    # it may be encrypted, or packed in a way that Python does not know
+    what = f"a zip with a readable member {shown(name)}"
     with reading(archive, what, "download it again, or unpack it by hand and give the path of the file"):
         with zipfile.ZipFile(archive) as file, file.open(name) as member:
-            return _within_limit(member, f"{archive}, member {name} unpacks to at least")
+            return _within_limit(member, f"{archive}, member {shown(name)} unpacks to at least")

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ascl.core.errors import DataError
 from ascl.core.files import atomic_path
-from ascl.core.reading import reading, require_file
+from ascl.core.reading import reading, require_file, shown
 from ascl.datasets.download import CHUNK, readable, refuse_full_disk, require_space
 
 LARGEST_RATIO = 100  # most unpacked bytes per byte of the archive; photos have 1, JSON about 5
@@ -103,7 +103,7 @@ class _ShortHeaders(tarfile.TarInfo):
 def _zip_members(file: zipfile.ZipFile) -> Iterator[_Member]:
     for info in file.infolist():
         mode = stat.S_IFMT(info.external_attr >> 16)  # 0 if the archive was not packed on Unix
-        kind = "folder" if info.is_dir() else "encrypted" if info.flag_bits & 1 else "file"
+        kind = "folder" if info.filename.endswith("/") else "encrypted" if info.flag_bits & 1 else "file"
         kind = kind if mode in (0, stat.S_IFREG, stat.S_IFDIR) else "a link or device"
         yield _Member(info.filename, kind, info.file_size, info.CRC, functools.partial(file.open, info))
 
@@ -130,19 +130,20 @@ def _checked(members: Iterable[_Member], archive: Path, wanted: Wanted) -> Itera
     size, total = archive.stat().st_size, 0
     for member in members:
         path, name = member.path, member.name
+        where = f"{archive}, member {shown(name)}"
         if path.parts[:1] == ("__MACOSX",) or path.name == ".DS_Store":  # added by macOS
             continue
         if member.kind == "folder" and not path.parts:  # "./", the first member of many a tar
             continue
         if (name.startswith("/") or "\\" in name or "\0" in name or ".." in path.parts or not path.parts
                 or re.match("[A-Za-z]:", name)):
-            raise DataError(f"{archive}, member {name!r}: leads out of the folder; do not trust this archive")
+            raise DataError(f"{where}: leads out of the folder; do not trust this archive")
         if member.kind == "folder":
             continue
         if member.kind != "file":
-            raise DataError(f"{archive}, member {name}: {member.kind}; unpack it by hand if you trust it")
+            raise DataError(f"{where}: {member.kind}; unpack it by hand if you trust it")
         if path in seen:
-            raise DataError(f"{archive}, member {path}: occurs twice; download the archive again")
+            raise DataError(f"{where}: occurs twice; download the archive again")
         seen.add(path)
         total += member.size
         if total > max(LARGEST_RATIO * size, _SMALL):
@@ -187,14 +188,14 @@ def _write(member: _Member, target: Path, archive: Path) -> None:
                 for chunk in _content(member, archive):
                     sink.write(chunk)
             if not _has_size(unfinished, member.size):
-                raise DataError(f"{archive} is damaged: its member {member.path} ends early; {_REMEDY}")
+                raise DataError(f"{archive} is damaged: its member {shown(member.name)} ends early; {_REMEDY}")
     except OSError as error:
         refuse_full_disk(error, target)
 
 
 def _content(member: _Member, archive: Path) -> Iterator[bytes]:
     """Yield the content of a member in chunks."""
-    what = f"an archive with a readable member {member.path}"  # Python does not know every compression
+    what = f"an archive with a readable member {shown(member.name)}"  # Python does not know every compression
     with reading(archive, what, f"{_REMEDY}, or unpack it with another program"):
         packed = member.open()
     with packed:

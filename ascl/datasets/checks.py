@@ -175,9 +175,9 @@ def _features(data: DataConfig, captions: dict[str, CaptionSet]) -> Iterator[Che
     if not captions:
         files = {path for split in splits(data) for path in data_paths(data, split)[1:]}
         absent = sorted(str(path) for path in files if not path.exists())
+        detail = _absent_features(data, absent) if absent else "without captions it is unknown which rows are needed"
         yield Check("features", ALL, f"{len(files) - len(absent)} of {len(files)} files", f"{len(files)} files",
-                    "MISSING" if absent else "note", f"feature files {', '.join(absent)} do not exist; to get them: "
-                    f"{how_to_get_features(data)}" if absent else "without captions it is unknown which rows are needed")
+                    "MISSING" if absent else "note", detail)
     groups: dict[tuple[Path, ...], list[str]] = {}
     for split in captions:
         groups.setdefault(tuple(data_paths(data, split)[1:]), []).append(split)
@@ -191,8 +191,8 @@ def _features(data: DataConfig, captions: dict[str, CaptionSet]) -> Iterator[Che
         except (DataError, OSError) as error:
             state: State = "MISSING" if absent else "WRONG"
             found = f"{len(paths) - len(absent)} of {len(paths)} files" if absent else "unusable"
-            detail = f"{', '.join(absent)}: no such file; to get it: {how_to_get_features(data)}" if absent else str(error)
-            yield Check("features", named, found, f"{len(paths)} files", state, detail)
+            yield Check("features", named, found, f"{len(paths)} files", state,
+                        _absent_features(data, absent) if absent else str(error))
             continue
         for split in of_splits:
             dims[split] = (store.region_dim, store.global_dim)
@@ -205,6 +205,10 @@ def _features(data: DataConfig, captions: dict[str, CaptionSet]) -> Iterator[Che
         by_split = ", ".join(f"{split}: regions {of[0]}, globals {of[1]}" for split, of in dims.items())
         yield Check("dimensions", ALL, "differ", "one", "WRONG",
                     f"feature files of different dimensions ({by_split}): extract all of them with one backend")
+
+
+def _absent_features(data: DataConfig, absent: list[str]) -> str:
+    return f"feature files {', '.join(absent)} do not exist; to get them: {how_to_get_features(data)}"
 
 
 def _features_of_split(store: FeatureStore, split: str, captions: CaptionSet) -> Iterator[Check]:

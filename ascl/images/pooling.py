@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ascl.core.errors import DataError
+from ascl.core.hashing import sha256_of
 from ascl.core.hub import one_try_at_the_hub
 from ascl.core.reading import reason
-from ascl.core.hashing import sha256_of
 from ascl.core.tensors import at_least_float32, check_positive
 from ascl.images import backbones
 from ascl.images.backbones import Normalize
@@ -137,8 +137,8 @@ def _timm_network(name: str, weights: str) -> tuple[Any, dict[str, str]]:
         with backbones.seeded(seed or 0), one_try_at_the_hub(published):
             network = timm.create_model(name, pretrained=published)
     except Exception as error:  # the hub's client raises a dozen unrelated types
-        raise DataError(f"{TIMM}{name} could not be made with weights {weights!r} ({reason(error)}); give the path of a "
-                        "weights file, fetched elsewhere") from error
+        raise DataError(f"{TIMM}{name} could not be made with weights {weights!r} ({reason(error)}); give the path of "
+                        "a weights file, fetched elsewhere") from error
     from_file = not published and seed is None
     if from_file:
         backbones.fill_from_file(network, name, Path(weights))

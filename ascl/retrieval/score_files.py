@@ -10,7 +10,7 @@ import numpy as np
 
 from ascl.core.errors import DataError
 from ascl.core.limits import ARRAY_BYTES
-from ascl.core.reading import check_unpacked, reading, shown
+from ascl.core.reading import read_arrays, reading, shown
 from ascl.data.text_files import read_text
 from ascl.retrieval.ranking import Vector, as_owner, check_matrix, check_owner
 
@@ -70,7 +70,8 @@ def read_scores(path: str | os.PathLike, owner: Vector | None = None, *,
             raise DataError(f"{' and '.join(chosen)} both say which image a text belongs to: leave one of them out")
         if not chosen:
             raise DataError(f"no array `owner` says which image each text of the matrix {scores.shape} belongs to: "
-                            f"give captions_per_image{_guess(*scores.shape)}, or owner with the image of each text")
+                            f"give captions_per_image{_guess(*scores.shape)}, or owner, the image of each text, as in "
+                            "numpy.savez(path, scores=scores, owner=numpy.repeat(range(images), 5))")
         if captions_per_image is None:
             vector = as_owner(arrays["owner"] if owner is None else owner)
         else:
@@ -117,9 +118,8 @@ def _read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
         if isinstance(opened, np.ndarray):
             ARRAY_BYTES.check(opened.nbytes, shown(path))
             return {"scores": opened}
-        with opened:
-            check_unpacked(path)
-            return {name: opened[name] for name in opened.files}
+        opened.close()
+    return read_arrays(path)
 
 
 def _only_matrix(arrays: dict[str, np.ndarray]) -> tuple[str, np.ndarray]:
@@ -161,8 +161,8 @@ def _upright(given: GivenScores) -> GivenScores:
     rows, columns = scores.shape
     texts, images = len(owner), int(owner.max()) + 1
     if texts not in (rows, columns):
-        raise DataError(f"owner has {texts} entries, one for each text, but the matrix is {rows} x {columns}: one of "
-                        f"its sides must be {texts}")
+        raise DataError(f"the scores have {rows} rows and {columns} columns, but owner has {texts} entries, one for "
+                        "each text: rows or columns must be the texts")
     if owner.min() == 1 and images == min(rows, columns) + 1:
         raise DataError("owner counts images from 1: subtract 1, images are counted from 0")
     if columns != texts or (rows == texts > images and _repeats(scores.T, owner) and not _repeats(scores, owner)):

@@ -7,14 +7,15 @@ import math
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from ascl.core.errors import DataError
-from ascl.core.reading import json_kind, parse_json, read_text, shown
 from ascl.core.files import write_text
+from ascl.core.reading import json_kind, parse_json, read_text, shown
 
 METRICS = "metrics.jsonl"
 
@@ -23,7 +24,7 @@ class RunLog:
     """A writer of metrics to `folder`/metrics.jsonl, `folder`/tensorboard and the progress bar.
 
     A line of metrics.jsonl is one JSON object: `kind` ("train" or "validation"), `step` (steps taken so far), `epoch`
-    (of the last one, from 1), the metrics, and `time` (seconds since 1970). A metric that is not finite is written as null.
+    (of the last one, from 1), the metrics, and `time` (seconds since 1970). A metric that is not finite is null.
 
     Args:
         folder: the run's folder. total_steps: length of the progress bar.
@@ -98,23 +99,18 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     if not os.path.lexists(path):
         raise FileNotFoundError(f"no metrics at {shown(path)}: give the {METRICS} of a run folder")
     remedy = "repair or remove the line"
-    lines = read_text(path, "a log of metrics", remedy).split("\n")
-    records: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
-        where = f"{shown(path)}, line {number}"
-        if number == len(lines):  # complete lines end with a line feed
-            try:
-                record = parse_json(line, where, None, remedy) if line else None
-            except DataError:
-                break
-            if record is None:
-                break
-        else:
-            record = parse_json(line, where, None, remedy)
-        if not isinstance(record, dict) or type(record.get("step")) is not int or not isinstance(record.get("kind"), str):
-            raise DataError(f"{where} is not a record with `kind` and `step`; {remedy}")
-        for name, value in record.items():
-            if name != "kind" and not isinstance(value, (int, float, type(None))):
-                raise DataError(f"{where}: expected `{name}` as a number, found {json_kind(value)}; {remedy}")
-        records.append(record)
+    *lines, unfinished = read_text(path, "a log of metrics", remedy).split("\n")  # complete lines end with a line feed
+    records = [_record(line, f"{shown(path)}, line {number}", remedy) for number, line in enumerate(lines, start=1)]
+    with suppress(DataError):
+        records.append(_record(unfinished, shown(path), remedy))
     return records
+
+
+def _record(line: str, where: str, remedy: str) -> dict[str, Any]:
+    record = parse_json(line, where, None, remedy)
+    if not isinstance(record, dict) or type(record.get("step")) is not int or not isinstance(record.get("kind"), str):
+        raise DataError(f"{where} is not a record with `kind` and `step`; {remedy}")
+    for name, value in record.items():
+        if name != "kind" and not isinstance(value, (int, float, type(None))):
+            raise DataError(f"{where}: expected `{name}` as a number, found {json_kind(value)}; {remedy}")
+    return record

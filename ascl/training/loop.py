@@ -141,9 +141,9 @@ def fit(
         epoch, batch_index = divmod(step, settings.steps_per_epoch)
         what, but = ("gradient", ", though the loss is") if math.isfinite(values["loss"]) else ("loss", "")
         listed = ", ".join(f"{name} = {value:g}" for name, value in values.items())
-        raise DataError(f"the {what} of step {step + 1} (epoch {epoch + 1}, batch {batch_index + 1}) is not finite{but}: {listed}; "
-                        f"learning rate {learning_rate(step):g}. {run.kept()}. Try a smaller learning rate, gradient "
-                        "clipping or a longer warm-up.")
+        place = f"step {step + 1} (epoch {epoch + 1}, batch {batch_index + 1})"
+        raise DataError(f"the {what} of {place} is not finite{but}: {listed}; learning rate {learning_rate(step):g}. "
+                        f"{run.kept()}. Try a smaller learning rate, gradient clipping or a longer warm-up.")
 
     def save_last() -> None:
         check_finite()

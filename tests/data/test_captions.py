@@ -131,7 +131,8 @@ def test_karpathy_errors_name_file_place_and_remedy(tmp_path):
 def test_a_truncated_gzip_is_named(tmp_path):
     whole = gzip.compress(json.dumps({"images": [image("a.jpg", "val", "x" * 999)]}).encode())
     (tmp_path / "d.json.gz").write_bytes(whole[: len(whole) // 2])
-    refused(r"d\.json\.gz .* is truncated, damaged or not gzip .* download it again", load_karpathy, tmp_path / "d.json.gz", "val")
+    message = r"d\.json\.gz .* is truncated, damaged or not gzip .* download it again"
+    refused(message, load_karpathy, tmp_path / "d.json.gz", "val")
 
 
 # ---- COCO
@@ -272,13 +273,14 @@ def test_scan_errors_name_file_row_and_remedy(tmp_path):
     write_scan(tmp_path, "dev", ["a"] * 5)
     refused("splits there: dev", load_scan, tmp_path, "val")
     write_scan(tmp_path, "dev", ["a", "b", " ", "d", "e"])
-    refused(r"dev_caps\.txt, row 3: empty caption; write one into this row, but do not remove", load_scan, tmp_path, "dev")
+    refused(r"dev_caps\.txt, row 3: empty caption; write one into this row, but do", load_scan, tmp_path, "dev")
     write_scan(tmp_path, "dev", ["a"] * 7)
     refused("7 captions, which is not a multiple of 5", load_scan, tmp_path, "dev")
     write_scan(tmp_path, "dev", ["a"] * 7, ["x", "y"])
     refused("7 captions for the 2 images of its ids file", load_scan, tmp_path, "dev")
     write_scan(tmp_path, "dev", ["a"] * 4, ["x", "y"])
-    refused("image x has 2 captions by the ids file, but scan_captions_per_image is 5", load_scan, tmp_path, "dev", captions_per_image=5)
+    message = "image x has 2 captions by the ids file, but scan_captions_per_image is 5"
+    refused(message, load_scan, tmp_path, "dev", captions_per_image=5)
     write_scan(tmp_path, "dev", ["a"] * 4, ["x", "y", "x", "y"])
     refused("image ids x, y given to more than one", load_scan, tmp_path, "dev")
     write_scan(tmp_path, "dev", ["a"] * 4, ["x", "", "y", "z"])
@@ -414,4 +416,5 @@ def test_a_damaged_zip_is_named(tmp_path):
         refused(r"caption_datasets\.zip .* is truncated, damaged or not a zip", load_captions, path, "val")
     start = whole.index(b"dataset_x.json") + len("dataset_x.json")
     archive.write_bytes(whole[: start + 5] + bytes([whole[start + 5] ^ 255]) + whole[start + 6 :])
-    refused(r"caption_datasets\.zip .* damaged or not a zip with a readable member dataset_x\.json", load_captions, archive, "val")
+    message = r"caption_datasets\.zip .* damaged or not a zip with a readable member dataset_x\.json"
+    refused(message, load_captions, archive, "val")

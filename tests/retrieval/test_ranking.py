@@ -266,10 +266,10 @@ def test_score_files_are_read_with_their_owner(tmp_path):
     ({}, r"no array `owner` says which image .*give captions_per_image \(2 fits 4 images\)"),
     ({"scores": None, "owner": np.arange(8) // 2}, r"no array `scores` \(arrays: none\)"),
     ({"t2i": np.ones((8, 4)), "owner": np.arange(8) // 2}, "two different matrices, `scores` .* and `t2i`"),
-    ({"owner": np.arange(7) // 2}, r"scores\.npz: owner has 7 entries, one for each text, but the matrix is 4 x 8"),
+    ({"owner": np.arange(7) // 2}, r"scores\.npz: the scores have 4 rows and 8 columns, but owner has 7 entries"),
     ({"owner": np.arange(8)}, r"owner\[4\] is 4, but the scores have 4 rows"),
     ({"owner": np.arange(8) // 2 + 1}, "owner counts images from 1"),
-    ({"scores": np.array([["a"]], dtype=object), "owner": [0]}, r"damaged or not a score file"),
+    ({"scores": np.array([["a"]], dtype=object), "owner": [0]}, r"damaged or not an archive of arrays"),
 ])
 def test_score_files_that_do_not_fit_are_refused(tmp_path, arrays, message):
     arrays = {"scores": np.zeros((4, 8))} | arrays
@@ -334,7 +334,7 @@ def test_a_bare_matrix_is_read_with_the_number_of_captions_per_image(tmp_path, s
 
 def test_a_file_of_owners_is_refused_with_its_row(tmp_path):
     (tmp_path / "owner.txt").write_text("0\n1.5\n")
-    with pytest.raises(DataError, match=r"owner\.txt, row 2: expected the number of an image, counted from 0, found '1.5'"):
+    with pytest.raises(DataError, match=r"owner\.txt, row 2: expected the number of an image, .* found '1.5'"):
         read_owner(tmp_path / "owner.txt")
     np.save(tmp_path / "owner.npy", [0.5])
     with pytest.raises(DataError, match=r"owner\.npy: owner must be a vector of integers"):

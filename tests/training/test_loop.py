@@ -374,7 +374,7 @@ def test_mistakes_are_refused_before_the_first_step(tmp_path, run_tiny):
 
 
 def test_a_loader_that_ends_early_and_a_validation_without_its_metric_are_named(tmp_path, run_tiny):
-    with pytest.raises(DataError, match="epoch 0 ended before batch 5, but steps_per_epoch is 9"):
+    with pytest.raises(DataError, match="epoch 1 ended after 5, but steps_per_epoch is 9"):
         run_tiny(tmp_path / "a", steps_per_epoch=9)
     with pytest.raises(DataError, match="select is 'rsum', but the validation has the metrics loss, r1"):
         run_tiny(tmp_path / "b", validate=lambda model: {"loss": 1.0, "r1": 2.0})

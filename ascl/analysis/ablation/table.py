@@ -82,7 +82,8 @@ def read_table(path: Path) -> list[dict[str, str]]:
         raise DataError(f"{path} has no column {missing[0]!r}: give a table that `ascl ablate` wrote")
     for number, row in enumerate(rows, start=2):
         if None in row.values() or None in row:
-            raise DataError(f"{path}, line {number} has too {'few' if None in row.values() else 'many'} columns; {again}")
+            amount = "many" if None in row else "few"
+            raise DataError(f"{path}, line {number} has too {amount} columns; {again}")
     return [row for row in rows if row["seed"]]
 
 

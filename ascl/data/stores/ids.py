@@ -64,7 +64,7 @@ def stems_of(image_ids: Sequence[str], captions: str | os.PathLike, field: str |
 
 
 def _name_among(stems: dict[str, set[str]], field: str, image_id: str) -> str:
-    """Return the id, or only its number if it is a file name of COCO: 2014 and 2017 name the same images differently."""
+    """Return the id, or only its number if it is a file name of COCO, whose years name an image differently."""
     coco = _COCO.fullmatch(image_id)
     return coco[1] if field == "filename" and image_id not in stems and coco is not None else image_id
 

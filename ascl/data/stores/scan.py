@@ -29,7 +29,7 @@ class ScanFeatures(FeatureStore):
         path: the `.npy` file.
         captions: number of captions of the whole split; None = count them in `{split}_caps.txt` beside the `.npy`, or
             if that does not exist, take each row as an image. Ignored if there is an ids file.
-        captions_per_image: None = from the numbers of rows and captions; where these are equal, rows that repeat decide.
+        captions_per_image: None = from the numbers of rows and captions; where these are equal, from rows that repeat.
 
     Raises:
         DataError: the file does not exist or is truncated, its array is not (rows, K, R) in C order, or no repeat fits.

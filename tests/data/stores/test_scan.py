@@ -44,7 +44,8 @@ def test_captions_per_image_follow_from_rows_and_lines(tmp_path, count, repeated
     regions = made(6, 2, 3)
     regions[1] = regions[0]  # one photograph twice does not mislead
     np.save(tmp_path / "test_ims.npy", np.repeat(regions, count if repeated else 1, axis=0))
-    (tmp_path / "test_caps.txt.gz").write_bytes(gzip.compress("".join(f"a dog {i}\n" for i in range(6 * count)).encode()))
+    lines = "".join(f"a dog {i}\n" for i in range(6 * count))
+    (tmp_path / "test_caps.txt.gz").write_bytes(gzip.compress(lines.encode()))
     data = DataConfig(captions=str(tmp_path), features=[str(tmp_path / "{split}_ims.npy")], global_source="mean-region",
                       scan_captions_per_image=count if known else None)
     captions, store = build_split(Config(data=data), "test")
