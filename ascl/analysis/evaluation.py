@@ -164,6 +164,8 @@ def evaluate_scores(scores: Any, owner: np.ndarray, about: dict[str, Any], *, fo
     if folds is not None:
         reports[f"{folds} folds"] = fold_report(scores, owner, folds)
     evaluation = Evaluation(reports, counted, owner, about, captions)
+    if without := counted.images - len(np.unique(owner)):
+        evaluation.notes.append(f"{without:,} of {counted.images:,} images have no text: they are candidates only.")
     if truth is not None:
         reports["every true pair counts"] = rank_report(scores, owner, truth=truth)
         evaluation.sections["multi_positive"] = multi_positive_report(scores, truth)

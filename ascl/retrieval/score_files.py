@@ -81,10 +81,6 @@ def read_scores(path: str | os.PathLike, owner: Vector | None = None, *,
         check_owner(given.owner, *given.scores.shape)
     except DataError as error:
         raise DataError(f"{shown(path)}: {error}") from None
-    without = len(given.scores) - len(np.unique(given.owner))
-    if without:
-        given = replace(given, notes=(*given.notes, f"{without:,} of {len(given.scores):,} images have no text: they "
-                                      "are candidates only"))
     return given
 
 
