@@ -179,7 +179,7 @@ def test_a_longer_caption_is_cut_with_a_count(data, tmp_path, train_arguments, t
 def test_captions_that_are_no_json(data, train_refused):
     path = data / "captions.json"
     path.write_bytes(path.read_bytes()[:-30])
-    train_refused(str(path), "not complete JSON", "row 1")
+    train_refused(str(path), "truncated or not JSON", "line 1")
 
 
 def test_features_without_globals_or_without_regions(data, assert_refused, run, train_refused):

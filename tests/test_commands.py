@@ -221,6 +221,9 @@ def workplace(tmp_path_factory, tiny_data, tiny_bert) -> Path:
         for name in ("coco", "flickr30k", "flickr8k", "mine"):
             make_data_set(Path("data") / name, tiny_data)
             write_settings(name, {"data": files_of(Path("data") / name), "text": {"encoder": str(tiny_bert)}, **TINY})
+        precomp = yaml.safe_load((configs() / "coco_precomp.yaml").read_text(encoding="utf-8"))
+        write_settings("coco_precomp", {**precomp, "text": {"encoder": str(tiny_bert)}, **TINY})
+        make_precomp(Path("data") / "coco_precomp")
         scenes = yaml.safe_load((configs() / "scenes.yaml").read_text(encoding="utf-8"))
         write_settings("scenes", merged(scenes, TINY))
         for method, more in TINY_METHODS.items():
@@ -233,6 +236,7 @@ def workplace(tmp_path_factory, tiny_data, tiny_bert) -> Path:
         Image.open("photos/cat.jpg").crop((4, 4, 60, 44)).save("upload.jpg")
         make_teacher(Path("sscd_disc_mixup.torchscript.pt"))
         assert main(["train", "--dataset", "flickr30k", "--out", "runs/f30k"]) == 0
+        np.save("sims.npy", np.random.default_rng(0).normal(size=(10, 50)))
         for name in ("coco", "a", "b", "demo"):
             shutil.copytree("runs/f30k", f"runs/{name}")
         words = ["extract", "regions", "--images", "photos", "--out", "data/photos/regions.h5"]
@@ -278,6 +282,16 @@ def make_data_set(folder: Path, tiny_data: Path) -> None:
             del file["image_ids"]
             file.create_dataset("image_ids", data=ids, dtype=h5py.string_dtype())
     make_tsv(Path("trainval_36") / "part.tsv", images=24)
+
+
+def make_precomp(folder: Path) -> None:
+    """SCAN's folder: 10 images a split, each with five captions and its row; five rows an image in `testall`."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for split in ("train", "dev", "test", "testall"):
+        regions = rng.normal(size=(10, 4, 8)).astype(np.float32)
+        np.save(folder / f"{split}_ims.npy", regions.repeat(5, axis=0) if split == "testall" else regions)
+        (folder / f"{split}_caps.txt").write_text("".join(f"a dog runs {n}\n" for n in range(50)), encoding="utf-8")
 
 
 def make_tsv(path: Path, images: int) -> None:

@@ -24,10 +24,11 @@ from ascl.data.captions import CaptionSet
 from ascl.data.split import build_split
 from ascl.data.stores.open import FeatureStore
 from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
-from ascl.retrieval import build, fold_report, load_scores, rank_report, ranks, score_all_pairs
+from ascl.retrieval import build, fold_report, rank_report, ranks, score_all_pairs
 from ascl.retrieval.multi_positive import MultiPositiveReport, multi_positive_report
 from ascl.retrieval.ranking import Ranks
 from ascl.retrieval.report import FoldReport, RetrievalReport, recall_report
+from ascl.retrieval.score_files import read_owner, read_scores
 from ascl.retrieval.train import report_truncated
 from ascl.scenes.render import Scene, load_scene_records, truth_matrix
 from ascl.settings.retrieval import Config
@@ -163,23 +164,32 @@ def evaluate_scores(scores: Any, owner: np.ndarray, about: dict[str, Any], *, fo
     if folds is not None:
         reports[f"{folds} folds"] = fold_report(scores, owner, folds)
     evaluation = Evaluation(reports, counted, owner, about, captions)
+    if without := counted.images - len(np.unique(owner)):
+        evaluation.notes.append(f"{without:,} of {counted.images:,} images have no text: they are candidates only.")
     if truth is not None:
         reports["every true pair counts"] = rank_report(scores, owner, truth=truth)
         evaluation.sections["multi_positive"] = multi_positive_report(scores, truth)
     return evaluation
 
 
-def evaluate_given(path: str, *, folds: int | None) -> Evaluation:
-    """Evaluate the scores in `path`, written by another program; see `load_scores`.
+def evaluate_given(path: str, *, folds: int | None, owner: str | None = None,
+                   captions_per_image: int | None = None) -> Evaluation:
+    """Evaluate the scores in `path`, written by another program; see `read_scores`.
 
     If the file also holds COCO's numbers, `image_ids` (N_images,) and `caption_ids` (N_texts,), ECCV Caption and CxC
     are computed too.
+
+    Args:
+        folds: also report the mean over this many consecutive folds.
+        owner: file with the image of each text, see `read_owner`.
+        captions_per_image: where each image has this many texts, in its order.
     """
-    scores, owner = load_scores(path)
+    given = read_scores(path, None if owner is None else read_owner(owner), captions_per_image=captions_per_image)
+    scores = given.scores
     about = {"scores": path, "protocol": "ranking of given scores", **environment()}
-    evaluation = evaluate_scores(scores, owner, about, folds=folds)
-    with np.load(path, allow_pickle=False) as archive:
-        ids = [archive[name] for name in ("image_ids", "caption_ids") if name in archive.files]
+    evaluation = evaluate_scores(scores, given.owner, about, folds=folds)
+    evaluation.notes.extend(f"{path}: {note}" for note in given.notes)
+    ids = [numbers for numbers in (given.image_ids, given.caption_ids) if numbers is not None]
     if len(ids) == 2:
         shapes = [each.shape for each in ids]
         if any(each.dtype.kind not in "iu" for each in ids) or shapes != [(count,) for count in scores.shape]:

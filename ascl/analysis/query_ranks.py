@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from ascl.core.errors import DataError
+from ascl.core.reading import read_arrays
 
 Direction = Literal["i2t", "t2i"]
 
@@ -74,13 +73,9 @@ def read_ranks(path: str | os.PathLike) -> QueryRanks:
     """
     path = Path(path)
     again = "evaluate again with `ascl eval`"
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise FileNotFoundError(f"no ranks at {path}: create them with `ascl eval`")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = dict(archive)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} cannot be read as an .npz file ({error}): {again}") from error
+    arrays = read_arrays(path, again)
     numbers = ("i2t", "t2i", "image_queries", "text_queries", "owner")
     for name in numbers:
         if name not in arrays:
@@ -88,12 +83,16 @@ def read_ranks(path: str | os.PathLike) -> QueryRanks:
         if arrays[name].ndim != 1 or arrays[name].dtype.kind not in "iu":
             raise DataError(f"{path}: `{name}` is {arrays[name].dtype} {arrays[name].shape}, not a vector of integers: "
                             f"{again}")
-    image_ids, captions = ([str(each) for each in arrays[name]] if name in arrays else None
-                           for name in ("image_ids", "captions"))
+    for name in ("image_ids", "captions"):
+        if name in arrays and (arrays[name].ndim != 1 or arrays[name].dtype.kind != "U"):
+            raise DataError(f"{path}: `{name}` is {arrays[name].dtype} {arrays[name].shape}, not a vector of texts: "
+                            f"{again}")
+    image_ids, captions = (arrays[name].tolist() if name in arrays else None for name in ("image_ids", "captions"))
     found = QueryRanks(**{name: arrays[name].astype(np.int64) for name in numbers}, image_ids=image_ids,
                        captions=captions)
     texts = len(found.owner)
-    within = ((found.owner, found.images), (found.image_queries, found.images), (found.text_queries, texts))
+    ranks = ((found.i2t, texts), (found.t2i, found.images))
+    within = (*ranks, (found.owner, found.images), (found.image_queries, found.images), (found.text_queries, texts))
     fits = (len(found.i2t) == len(found.image_queries) > 0 and len(found.t2i) == len(found.text_queries) > 0
             and (captions is None or len(captions) == texts)
             and all(((values >= 0) & (values < count)).all() for values, count in within))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import itertools
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ascl.core.errors import DataError
+from ascl.core.errors import DataError, SettingsError
+from ascl.core.reading import json_kind, read_json, shown
+from ascl.settings.base import read_yaml
 
 RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
 
@@ -22,17 +23,16 @@ def run_settings(folder: Path) -> dict[str, Any] | None:
             run's.
     """
     path = folder / "settings.yaml"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not valid YAML ({error}); repair it, or give the folder of another run") from error
-    if not isinstance(values, dict):
-        raise DataError(f"{path} holds no settings by name: give the folder of a run of `ascl train`")
+        values = read_yaml(path)
+    except SettingsError as error:
+        raise DataError(f"{error}; repair it, or give the folder of another run") from error
     if "objective" in values:
-        raise DataError(f"{folder} is a run of copy detection (`ascl copy train`, objective {values['objective']}), "
-                        "which has no captions: use `ascl copy eval` to evaluate its descriptors")
+        raise DataError(f"{shown(folder)} is a run of copy detection (`ascl copy train`, objective "
+                        f"{values['objective']}), which has no captions: use `ascl copy eval` to evaluate its "
+                        "descriptors")
     return values
 
 
@@ -43,18 +43,63 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         FileNotFoundError: the file does not exist.
         DataError: it is not JSON, or lacks these recalls.
     """
+    if not os.path.lexists(path):
+        raise FileNotFoundError(f"no evaluation {path}: create it with `ascl eval`")
+    again = "remove it and evaluate again"
+    content = read_json(path, dict, again)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        recalls_of(content["reports"]["full"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not an evaluation ({error!r}): remove it and evaluate again") from error
+        reports = group_at(content, "reports")
+        recalls_of(group_at(content, "reports", "full"))
+        for name in reports:
+            recalls_of(group_at(content, "reports", name))
+            for way, key in itertools.product(("i2t", "t2i"), ("median_rank", "mean_rank", "queries")):
+                number_at(content, "reports", name, way, key)
+        for key in ("images", "texts"):
+            number_at(content, "reports", "full", key)
+        if not isinstance(content.get("runs", []), list):
+            raise DataError(f"expected `runs` as a list, found {json_kind(content['runs'])}")
+        for part in ("kinds", "by_asymmetry") if "probes" in content else ():
+            for name in group_at(content, "probes", part):
+                group = group_at(content, "probes", part, name)
+                for key in {"right", "pairs", *group} - {"asymmetry"}:
+                    if key in ("right", "pairs", "low", "high") or group[key] is not None:
+                        number_at(content, "probes", part, name, key)
+    except DataError as error:
+        raise DataError(f"{path} is not an evaluation: {error}; {again}") from error
     return content
 
 
 def recalls_of(report: Mapping[str, Any]) -> dict[str, float]:
-    """Return the six recalls of a JSON report and their sum, in percent, under the names in `RECALLS`."""
-    recalls = {f"{way}_r{k}": float(report[way][f"r{k}"]) for way in ("i2t", "t2i") for k in (1, 5, 10)}
-    return recalls | {"rsum": float(report["rsum"])}
+    """Return the six recalls of a JSON report and their sum, in percent, under the names in `RECALLS`.
+
+    Raises:
+        DataError: a recall is missing or not a number.
+    """
+    recalls = {f"{way}_r{k}": number_at(report, way, f"r{k}") for way in ("i2t", "t2i") for k in (1, 5, 10)}
+    return recalls | {"rsum": number_at(report, "rsum")}
+
+
+def number_at(content: Any, *keys: str) -> float:
+    """Return the finite number under nested keys of a JSON object; DataError says which keys hold something else."""
+    value = _at(content, keys)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < 1e300:
+        raise DataError(f"expected `{'.'.join(keys)}` as a number, found {json_kind(value)}")
+    return float(value)
+
+
+def group_at(content: Any, *keys: str) -> Mapping[str, Any]:
+    """Return the object under nested keys of a JSON object; DataError says which keys hold something else."""
+    value = _at(content, keys)
+    if not isinstance(value, Mapping):
+        raise DataError(f"expected `{'.'.join(keys)}` as an object, found {json_kind(value)}")
+    return value
+
+
+def _at(content: Any, keys: Sequence[str]) -> Any:
+    """Return the value under nested keys, None if there is none."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return content
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -24,9 +24,15 @@ def evaluate_parser(prog: str) -> Parser:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", nargs="+", metavar="RUN", help="run folders or checkpoint files")
-    source.add_argument("--scores", metavar="FILE.npz", help="given scores: array `scores` (images, texts), larger is "
-                        "better, and array `owner` (texts,), the image of each text; with arrays `image_ids` and "
-                        "`caption_ids` of COCO's numbers, also ECCV Caption and CxC")
+    source.add_argument("--scores", metavar="FILE", help="given scores: .npz with array `scores` (images, texts), "
+                        "larger is better, and array `owner` (texts,), the image of each text; or .npy with --owner or "
+                        "--captions_per_image. (texts, images), and images repeated for each of their texts, are "
+                        "recognized. With arrays `image_ids` and `caption_ids` of COCO's numbers, also ECCV Caption "
+                        "and CxC")
+    parser.add_argument("--owner", metavar="FILE", help="--scores: .npy, or text with one number a line: the image of "
+                        "each text, counted from 0; null = array `owner` of the file")
+    parser.add_argument("--captions_per_image", type=PositiveInt, metavar="N", help="--scores: instead of --owner, "
+                        "where each image has N texts, one image after the other")
     parser.add_argument("--split", help="split to evaluate; null = the run's test split")
     parser.add_argument("--folds", type=PositiveInt, metavar="N", help="also report the mean over N consecutive folds "
                         "of the images (5 for COCO 1K)")
@@ -61,7 +67,8 @@ def evaluate(options: Namespace) -> Answer:
         if options.protocol == "paired":
             return paired(options)
         if options.scores:
-            made = evaluations.evaluate_given(options.scores, folds=options.folds)
+            made = evaluations.evaluate_given(options.scores, folds=options.folds, owner=options.owner,
+                                              captions_per_image=options.captions_per_image)
             folder, name = Path(options.scores).parent, Path(options.scores).stem
         else:
             made = evaluations.evaluate_runs(
@@ -100,6 +107,9 @@ def check(options: Namespace) -> None:
         if beside:
             raise SettingsError("--protocol paired is a diagnostic of the whole split, without folds, probes or saved "
                                 f"scores: leave {', '.join(beside)} out")
+    owners = [f"--{name}" for name in ("owner", "captions_per_image") if options[name]]
+    if owners and not options.scores:
+        raise SettingsError(f"{', '.join(owners)}: for given scores (--scores); a run's captions say it themselves")
     if options.scores and computing:
         raise SettingsError(f"{', '.join(computing)}: for computing scores, which --scores gives; to compute them with "
                             "a model, give --checkpoint instead")

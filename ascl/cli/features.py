@@ -32,9 +32,13 @@ def convert_parser(prog: str) -> Parser:
     parser.add_argument("--skip_broken", action="store_true",
                         help="leave out images that are damaged or given twice, and list them, instead of stopping; "
                         "takes a second pass over the inputs")
+    parser.add_argument("--scan_captions_per_image", type=PositiveInt, metavar="N",
+                        help="captions per image of the {split}_caps.txt beside SCAN's .npy; null = by the numbers of "
+                        "captions and of rows")
     parser.add_argument("--ids_from", metavar="CAPTIONS.json",
-                        help="Karpathy's dataset_*.json (also .gz, or in his zip), for features whose ids are COCO's "
-                        "or Karpathy's numbers: replace these by file names without the suffix")
+                        help="Karpathy's dataset_*.json or COCO's captions_*.json (also .gz, or in a zip), "
+                        "for features whose ids are COCO's or Karpathy's numbers: replace these by file names without "
+                        "the suffix")
     parser.add_argument("--id_field", choices=["filename", "cocoid", "imgid"],
                         help="field of --ids_from that holds the ids of the features; null = the one that has them all")
     return parser
@@ -47,6 +51,7 @@ def convert(options: Namespace) -> Answer:
         done = convert_features(
             options.inputs, options.out, dtype=options.dtype, kind=options.kind, max_regions=options.max_regions,
             ids_from=options.ids_from, id_field=options.id_field, skip_broken=options.skip_broken,
+            scan_captions_per_image=options.scan_captions_per_image,
         )
     print(done.summary())
     return Answer(vars(done))

@@ -89,13 +89,17 @@ def add_run_data(parser: Parser, *, captions: bool = True) -> None:
     if captions:
         parser.add_argument("--captions", metavar="FILE", help="captions file or folder, if it has moved since "
                             "training; null = the run's data.captions")
+        parser.add_argument("--scan_captions_per_image", type=PositiveInt, metavar="N",
+                            help="captions per image of SCAN's text without an ids file; null = the run's "
+                            "data.scan_captions_per_image")
     parser.add_argument("--features", nargs="+", metavar="FILE", help="feature files, if they have moved since "
                         "training; null = the run's data.features")
 
 
 def run_data(options: Namespace) -> dict[str, Any]:
     """Return the options of `add_run_data` as settings that replace the run's."""
-    return {name: options[name] for name in ("captions", "features") if options.get(name)}
+    names = ("captions", "features", "scan_captions_per_image")
+    return {name: options[name] for name in names if options.get(name)}
 
 
 def add_describer(parser: Parser, *, required: bool = False, phash: bool = True) -> None:

@@ -48,3 +48,5 @@ IMAGE_PIXELS = Limit("ASCL_MAX_IMAGE_PIXELS", 256_000_000, "pixels")  # decoded,
 TEXT_BYTES = Limit("ASCL_MAX_TEXT_BYTES", 1 << 29, "bytes")  # unpacked; the largest, COCO's captions, are 0.15e9
 ARRAY_BYTES = Limit("ASCL_MAX_ARRAY_BYTES", 1 << 33, "bytes")  # unpacked; scores of 5,000 x 25,010 are 0.5e9
 CHUNK_BYTES = Limit("ASCL_MAX_CHUNK_BYTES", 1 << 30, "bytes")  # of HDF5, which unpacks whole chunks; ours have 64 KiB
+YAML_NODES = Limit("ASCL_MAX_YAML_NODES", 100_000, "values")  # with every alias expanded; settings have about 100
+YAML_BYTES = Limit("ASCL_MAX_YAML_BYTES", 1 << 18, "bytes")  # takes seconds to read; settings have 3,000

@@ -53,9 +53,13 @@ def irregular(path: str | os.PathLike) -> str | None:
 
 
 def shown(path: str | os.PathLike) -> str:
-    """Return a path as text that can be printed and stored in any encoding: bytes that are not UTF-8 as `\\xe9`."""
+    """Return a path as one line that can be printed and stored in any encoding.
+
+    Bytes that are not UTF-8 become `\\xe9`, line breaks `\\n`.
+    """
     text = re.sub("[\ud800-\udc7f\udd00-\udfff]", "\N{REPLACEMENT CHARACTER}", os.fspath(path))  # of no byte
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 @contextmanager
@@ -137,9 +141,15 @@ def parse_json(text: str, where: str | os.PathLike, kind: type | None = dict, re
     except (ValueError, RecursionError) as error:  # a ValueError is also a number of more than 4,300 digits
         raise DataError(f"{shown(where)} is truncated or not JSON ({reason(error)}): {remedy}") from error
     if kind is not None and not isinstance(value, kind):
-        raise DataError(f"{shown(where)}: expected {_JSON_NAMES[kind]}, found {_JSON_NAMES.get(type(value), value)}: "
-                        f"{remedy}")
+        raise DataError(f"{shown(where)}: expected {_JSON_NAMES[kind]}, found {json_kind(value)}: {remedy}")
     return value
+
+
+def json_kind(value: Any) -> str:
+    """Return what a value of a JSON or YAML file is, in words, for messages."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return f"the number {str(value)[:20]}" if abs(value) < 1e300 else "a number that is not finite or too large"
+    return _JSON_NAMES.get(type(value), type(value).__name__)
 
 
 _JSON_NAMES = {dict: "a JSON object", list: "a JSON list", str: "a text", int: "a number", float: "a number",

@@ -23,7 +23,16 @@ from typing import Any
 import numpy as np
 
 from ascl.core.errors import DataError, first_of
-from ascl.data.text_files import GET_DATA, locate, read_text
+from ascl.core.reading import json_kind, parse_json, shown
+from ascl.data.scan_text import (
+    count_scan_captions,
+    images_of_captions,
+    read_scan_captions,
+    read_scan_ids,
+    scan_splits,
+)
+from ascl.data.stores.scan import ScanFeatures
+from ascl.data.text_files import GET_DATA, checked_text, locate, one_line, read_text
 
 SCAN_CAPTIONS_PER_IMAGE = 5
 _BYTES_LITERAL = re.compile(r"""b(['"]).*\1""")
@@ -58,10 +67,15 @@ class CaptionSet:
             raise DataError(f"{self.source}: an owner is outside the {len(self.image_ids)} images")
         if self.caption_ids is not None and len(self.caption_ids) != len(self.captions):
             raise DataError(f"{self.source}: {len(self.captions)} captions but {len(self.caption_ids)} caption ids")
-        repeated = [name for name, count in Counter(self.image_ids).items() if count > 1]
+        repeated = [shown(name) for name, count in Counter(self.image_ids).items() if count > 1]
         if repeated:
             raise DataError(f"{self.source}: image id{'s' if len(repeated) > 1 else ''} {first_of(repeated, 3)} given "
                             "to more than one image; rename the files (suffixes do not count) or remove duplicates")
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the ids are only the numbers of the images, as of SCAN's text without an ids file."""
+        return self.image_ids == [str(i) for i in range(len(self.image_ids))]
 
     @property
     def described(self) -> str:
@@ -146,25 +160,24 @@ def load_scan(folder: str | os.PathLike, split: str, *, captions_per_image: int 
         folder: folder of the files; each may also be a `.gz`.
         split: "train", "dev", "test", "testall".
         captions_per_image: None = from the ids file (one line per image, or one per caption with those of an image
-            together), or five if there is no ids file.
+            together), else from the rows of `{split}_ims.npy`, or five, as published, if there is no such file either.
 
     Raises:
         DataError: the file is missing (the message lists the splits present), a line is blank or not UTF-8 (it names
             the row), every line is a `b'...'`, or the number of captions does not fit the images.
     """
     folder = Path(folder)
-    path = locate(folder / f"{split}_caps.txt")
-    if path is None:
-        raise DataError(f"no {split}_caps.txt (or .gz) in {folder}; splits there: {_scan_splits(folder)}. {GET_DATA}")
-    captions = _read_lines(path, "caption")
+    path, captions = read_scan_captions(folder, split)
     _refuse_bytes(captions, path)
     ids = read_scan_ids(folder, split)
     if ids is None:
-        count = SCAN_CAPTIONS_PER_IMAGE if captions_per_image is None else captions_per_image
-        if count < 1 or len(captions) % count:
-            raise DataError(f"{path} has {len(captions)} captions, which is not a multiple of {count} captions per "
-                            "image: the file is incomplete, or else give captions_per_image or an ids file")
-        image_ids, counts = [str(i) for i in range(len(captions) // count)], [count] * (len(captions) // count)
+        features = folder / f"{split}_ims.npy"
+        if captions_per_image is not None or not features.is_file():
+            count = SCAN_CAPTIONS_PER_IMAGE if captions_per_image is None else captions_per_image
+            images = images_of_captions(path, len(captions), count)
+        else:
+            images = len(ScanFeatures(features, captions=len(captions)))
+        image_ids, counts = [str(i) for i in range(images)], [len(captions) // images] * images
     elif len(ids) == len(captions):
         groups = [list(lines) for _, lines in itertools.groupby(ids)]
         image_ids, counts = [group[0] for group in groups], [len(group) for group in groups]
@@ -175,12 +188,13 @@ def load_scan(folder: str | os.PathLike, split: str, *, captions_per_image: int 
         image_ids, counts = ids, [len(captions) // len(ids)] * len(ids)
     for image_id, count in zip(image_ids, counts, strict=True):
         if captions_per_image not in (None, count):
-            raise DataError(f"{path}: image {image_id} has {count} captions, but captions_per_image is "
-                            f"{captions_per_image}")
+            raise DataError(f"{path}: image {image_id} has {count} captions by the ids file, but "
+                            f"scan_captions_per_image is {captions_per_image}: leave it out, the ids decide")
     return CaptionSet(image_ids, captions, np.repeat(np.arange(len(counts)), counts), str(path))
 
 
-def load_captions(path_or_folder: str | os.PathLike, split: str) -> CaptionSet:
+def load_captions(path_or_folder: str | os.PathLike, split: str, *,
+                  scan_captions_per_image: int | None = None) -> CaptionSet:
     """Read captions of any of the three kinds, chosen by name and content.
 
     Args:
@@ -188,6 +202,7 @@ def load_captions(path_or_folder: str | os.PathLike, split: str) -> CaptionSet:
             `text_files.locate`); or a folder that holds exactly one of `{split}_caps.txt`, `dataset_*.json` and
             `captions_{split}*.json`.
         split: as in `load_karpathy` and `load_scan`; a COCO or text file named after another split is refused.
+        scan_captions_per_image: `captions_per_image` of `load_scan`; the other formats say it themselves.
 
     Raises:
         DataError: the folder holds no caption file or several, or a reader raises.
@@ -198,7 +213,7 @@ def load_captions(path_or_folder: str | os.PathLike, split: str) -> CaptionSet:
     if name.endswith("_caps.txt"):
         if name != f"{split}_caps.txt":
             raise DataError(f"{path} holds split {name.removesuffix('_caps.txt')}, not split {split}: give its file")
-        return load_scan(path.parent, split)
+        return load_scan(path.parent, split, captions_per_image=scan_captions_per_image)
     content = read_json(path)
     if "annotations" not in content:
         return _karpathy(content, path, split, restval_in_train=True)
@@ -220,24 +235,23 @@ def captions_exist(path_or_folder: str | os.PathLike) -> bool:
     return Path(path_or_folder).is_dir() or locate(Path(path_or_folder)) is not None
 
 
-def read_scan_ids(folder: str | os.PathLike, split: str) -> list[str] | None:
-    """Return the lines of `{split}_ids.txt` (or `.gz`), one per image or caption; None if there is no such file."""
-    path = locate(Path(folder) / f"{split}_ids.txt")
-    if path is None:
+def scan_captions_without_ids(path_or_folder: str | os.PathLike, split: str) -> int | None:
+    """Return the number of captions where they are SCAN's text without an ids file, which names no images; else None.
+
+    Raises:
+        DataError: as `load_captions`.
+    """
+    path = Path(path_or_folder)
+    path = _only_caption_file(path, split) if path.is_dir() else path
+    if not path.name.removesuffix(".gz").endswith("_caps.txt") or read_scan_ids(path.parent, split) is not None:
         return None
-    return _read_lines(path, "id")
-
-
-def count_scan_captions(folder: str | os.PathLike, split: str) -> int | None:
-    """Return the number of captions in `{split}_caps.txt` (or `.gz`); None if there is no such file."""
-    path = locate(Path(folder) / f"{split}_caps.txt")
-    return None if path is None else len(_read_lines(path, "caption"))
+    return count_scan_captions(path.parent, split)
 
 
 def _karpathy(content: dict[str, Any], path: Path, split: str, restval_in_train: bool) -> CaptionSet:
     images = entries(content, "images", path)
     wanted = {split, "restval"} if split == "train" and restval_in_train else {split}
-    splits = [_field(image, "split", path, f"images[{number}]") for number, image in enumerate(images)]
+    splits = [_text(image, "split", f"{path}, images[{number}]") for number, image in enumerate(images)]
     if split not in splits:
         raise DataError(f"{path} has no split {split!r}; splits there: {_listed(set(splits))}")
     image_ids: list[str] = []
@@ -245,42 +259,80 @@ def _karpathy(content: dict[str, Any], path: Path, split: str, restval_in_train:
     for number, image in enumerate(images):
         if splits[number] not in wanted:
             continue
-        filename = _field(image, "filename", path, f"images[{number}]")
-        for position, sentence in enumerate(_field(image, "sentences", path, f"images[{number}]")):
-            place = f"image {filename}, sentid {sentence.get('sentid', f'? (sentence {position})')}"
-            captions.append(_cleaned(_field(sentence, "raw", path, place), path, place))
-            owner.append(len(image_ids))
-            ids.append(sentence.get("sentid"))
-        image_ids.append(Path(filename).stem)
+        image_ids.append(stem_in(image, "filename", f"{path}, images[{number}]"))
+        place = f"{path}, image {shown(image['filename'])}"
+        sentences = _field(image, "sentences", place)
+        if not isinstance(sentences, list):
+            raise DataError(f"{place}: expected `sentences` as a list of objects with `raw`, found "
+                            f"{json_kind(sentences)}; correct it")
+        for position, given in enumerate(sentences):
+            sentence = {"raw": given} if isinstance(given, str) else given  # some files have plain texts
+            where = f"{place}, sentences[{position}]"
+            if not isinstance(sentence, dict):
+                raise DataError(f"{where}: expected an object with `raw`, or a text, found {json_kind(given)}; "
+                                "correct it")
+            number_of = _number(sentence.get("sentid"), "sentid", where)
+            where = f"{place}, sentid {f'? (sentence {position})' if number_of is None else number_of}"
+            captions.append(one_line(_text(sentence, "raw", where, "the caption")))
+            owner.append(len(image_ids) - 1)
+            ids.append(number_of)
     _refuse_bytes(captions, path)
-    return CaptionSet(image_ids, captions, np.array(owner, dtype=np.int64), str(path), _numbers(ids))
+    return CaptionSet(image_ids, captions, np.array(owner, dtype=np.int64), str(path), _known(ids))
 
 
 def _coco(content: dict[str, Any], path: Path) -> CaptionSet:
     images = entries(content, "images", path)
-    index_of: dict[Any, int] = {}
+    index_of: dict[str, int] = {}
     for number, image in enumerate(images):
-        image_id = _field(image, "id", path, f"images[{number}]")
+        image_id = _image_id(image, "id", f"{path}, images[{number}]")
         if index_of.setdefault(image_id, number) != number:
-            raise DataError(f"{path}: two images have the id {image_id}, the second is images[{number}]")
-    found: list[tuple[int, str, Any]] = []
+            raise DataError(f"{path}: two images have the id {shown(image_id)}, the second is images[{number}]")
+    found: list[tuple[int, str, int | None]] = []
     for number, annotation in enumerate(entries(content, "annotations", path)):
-        place = f"annotation {annotation.get('id', f'? (annotations[{number}])')}"
-        image_id = _field(annotation, "image_id", path, place)
+        own = _number(annotation.get("id"), "id", f"{path}, annotations[{number}]")
+        place = f"{path}, annotation {f'? (annotations[{number}])' if own is None else own}"
+        image_id = _image_id(annotation, "image_id", place)
         if image_id not in index_of:
-            raise DataError(f"{path}, {place}: image_id {image_id} is not among the file's images")
-        caption = _cleaned(_field(annotation, "caption", path, place), path, place)
-        found.append((index_of[image_id], caption, annotation.get("id")))
+            raise DataError(f"{place}: image_id {shown(image_id)} is not among the ids of the file's images, which "
+                            f"look like {shown(next(iter(index_of)))}; correct it, or remove the annotation")
+        caption = one_line(_text(annotation, "caption", f"{place} of image_id {shown(image_id)}", "the caption"))
+        found.append((index_of[image_id], caption, own))
     found.sort(key=operator.itemgetter(0))
     owner, captions, ids = (list(column) for column in zip(*found, strict=True))
     _refuse_bytes(captions, path)
-    names = [Path(_field(image, "file_name", path, f"images[{i}]")).stem for i, image in enumerate(images)]
-    return CaptionSet(names, captions, np.array(owner, dtype=np.int64), str(path), _numbers(ids))
+    names = [stem_in(image, "file_name", f"{path}, images[{i}]") for i, image in enumerate(images)]
+    return CaptionSet(names, captions, np.array(owner, dtype=np.int64), str(path), _known(ids))
 
 
-def _numbers(ids: list[Any]) -> list[int] | None:
+def _known(ids: list[int | None]) -> list[int] | None:
     """Return the captions' own ids, or None unless every caption has one."""
-    return ids if all(isinstance(number, int) for number in ids) else None
+    known = [number for number in ids if number is not None]
+    return known if len(known) == len(ids) else None
+
+
+def _whole(value: Any) -> int | None:
+    """Return a whole number of a JSON file as an int, also 12.0, which pandas writes; None for anything else."""
+    whole = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**63
+    return int(value) if whole and value == int(value) else None
+
+
+def _number(value: Any, key: str, where: str) -> int | None:
+    """Return a caption's own id; None if it has none, or one that is a text."""
+    if value is None or isinstance(value, str):
+        return None
+    number = _whole(value)
+    if number is None:
+        raise DataError(f"{where}: expected `{key}` as a whole number, found {json_kind(value)}; correct or remove it")
+    return number
+
+
+def _image_id(entry: dict[str, Any], key: str, where: str) -> str:
+    """Return COCO's id of an image as text: files disagree on whether 100 is a number or a text."""
+    value = _field(entry, key, where)
+    number = _whole(value)
+    if number is None and not isinstance(value, str):
+        raise DataError(f"{where}: expected `{key}` as a whole number or a text, found {json_kind(value)}; correct it")
+    return checked_text(value, where, f"`{key}`") if number is None else str(number)
 
 
 def _only_caption_file(folder: Path, split: str) -> Path:
@@ -288,61 +340,44 @@ def _only_caption_file(folder: Path, split: str) -> Path:
     found = sorted(path for p in patterns for ending in ("", ".gz") for path in folder.glob(p + ending))
     if not found:
         raise DataError(f"no captions of split {split!r} in {folder}: looked for {', '.join(patterns)} (also .gz). "
-                        f"SCAN splits there: {_scan_splits(folder)}. {GET_DATA}")
+                        f"SCAN splits there: {scan_splits(folder)}. {GET_DATA}")
     if len(found) > 1:
         raise DataError(f"{folder} holds several caption files ({_listed(p.name for p in found)}): give one path")
     return found[0]
 
 
-def _scan_splits(folder: Path) -> str:
-    return _listed({path.name.split("_caps.txt")[0] for path in folder.glob("*_caps.txt*")})
-
-
-def _read_lines(path: Path, what: str) -> list[str]:
-    """Return cleaned lines, without empty ones at the end.
-
-    Only a line feed ends a line, not the ten other characters of `str.splitlines`.
-    """
-    text = read_text(path).rstrip()
-    if not text:
-        raise DataError(f"{path} is empty: download it again")
-    return [_cleaned(line, path, f"row {row}", what) for row, line in enumerate(text.split("\n"), start=1)]
-
-
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """Return the object in a JSON file: plain, gzip or a member of a zip."""
     path = locate(Path(path)) or Path(path)
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        place = f"row {error.lineno}, column {error.colno}: {error.msg}"
-        raise DataError(f"{path} is not complete JSON ({place}): download it again") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} holds a JSON {type(content).__name__}, expected an object with `images`")
-    return content
+    return parse_json(read_text(path), path)
 
 
 def entries(content: dict[str, Any], key: str, path: Path) -> list[dict[str, Any]]:
     """Return the list of objects under a key of a caption file; DataError if there is none."""
+    expected = "expected Karpathy's `dataset_*.json` or COCO's `captions_*.json`"
     found = content.get(key)
-    if not isinstance(found, list) or not found or not all(isinstance(entry, dict) for entry in found):
-        raise DataError(f"{path} has no list of objects `{key}` (keys: {_listed(content)}); expected Karpathy's "
-                        "`dataset_*.json` or COCO's `captions_*.json`")
+    if not isinstance(found, list) or not found:
+        raise DataError(f"{path} has no list of objects `{key}` (keys: {_listed(content)}); {expected}")
+    for number, entry in enumerate(found):
+        if not isinstance(entry, dict):
+            raise DataError(f"{path}, {key}[{number}] is {json_kind(entry)} and not an object; {expected}")
     return found
 
 
-def _field(entry: dict[str, Any], key: str, path: Path, place: str) -> Any:
+def stem_in(entry: dict[str, Any], key: str, where: str) -> str:
+    """Return the name, without suffix, of the file that an entry of `images` names; DataError if it names none."""
+    stem = Path(_text(entry, key, where)).stem
+    return checked_text(stem, where, f"the name in `{key}`")
+
+
+def _field(entry: dict[str, Any], key: str, where: str) -> Any:
     if key not in entry:
-        raise DataError(f"{path}, {place}: key `{key}` is missing (keys: {_listed(entry)})")
+        raise DataError(f"{where}: key `{key}` is missing (keys: {_listed(entry)})")
     return entry[key]
 
 
-def _cleaned(text: str, path: Path, place: str, what: str = "caption") -> str:
-    """Return the text stripped and with single spaces: COCO has captions with line breaks."""
-    cleaned = " ".join(text.split())
-    if not cleaned:
-        raise DataError(f"{path}, {place}: empty {what}; remove the entry or fill it in")
-    return cleaned
+def _text(entry: dict[str, Any], key: str, where: str, what: str | None = None) -> str:
+    return checked_text(_field(entry, key, where), where, what or f"`{key}`")
 
 
 def _refuse_bytes(captions: list[str], path: Path) -> None:
@@ -353,4 +388,4 @@ def _refuse_bytes(captions: list[str], path: Path) -> None:
 
 
 def _listed(names: Iterable[Any]) -> str:
-    return ", ".join(sorted(str(name) for name in names)) or "none"
+    return ", ".join(sorted(shown(str(name)) for name in names)) or "none"

@@ -7,8 +7,6 @@ already there with the content of the archive are not written again.
 from __future__ import annotations
 
 import functools
-import gzip
-import lzma
 import os
 import re
 import stat
@@ -24,12 +22,14 @@ from tqdm import tqdm
 
 from ascl.core.errors import DataError
 from ascl.core.files import atomic_path
+from ascl.core.reading import reading, require_file, shown
 from ascl.datasets.download import CHUNK, readable, require_space
 
 LARGEST_RATIO = 100  # most unpacked bytes per byte of the archive; photos have 1, JSON about 5
 _SMALL = 1 << 20  # an archive that unpacks to fewer bytes is harmless at any ratio
 Wanted = Callable[[PurePosixPath], bool]
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError)
+_LONGEST_HEADER = 1 << 20  # bytes of a tar's extra header, which is read whole into memory; a path has 4,096 at most
+_REMEDY = "remove it and download it again"
 
 
 @dataclass(frozen=True)
@@ -71,36 +71,49 @@ def unpack(archive: str | os.PathLike, folder: str | os.PathLike, *, wanted: Wan
             holds. Nothing of a zip is written then. A tar has no list of members, so those before the fault are.
     """
     archive, folder = Path(archive), Path(folder)
-    if not archive.is_file():
-        raise DataError(f"no archive {archive}: download it first")
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as zipped:
-                members = list(_checked(_zip_members(zipped), archive, wanted))
-                missing = sum(m.size for m in members if not _has_size(folder / m.path, m.size))
-                require_space(folder, missing, f"what {archive} holds")
-                return _write_all(members, archive, folder, progress)
-        if tarfile.is_tarfile(archive):
-            require_space(folder, 0 if folder.exists() else archive.stat().st_size, f"what {archive} holds")
-            with tarfile.open(archive) as tar:
-                return _write_all(_checked(_tar_members(tar, folder), archive, wanted), archive, folder, progress)
-    except _DAMAGE as error:
-        raise DataError(f"{archive} is truncated or damaged ({error}): remove it and download it again") from error
-    except (NotImplementedError, RuntimeError) as error:  # a compression or encryption that Python does not know
-        raise DataError(f"{archive}: {error}; unpack it with another program") from error
-    raise DataError(f"{archive} is neither a zip nor a tar, or is truncated: remove it and download it again")
+    require_file(archive, "archive")
+    with reading(archive, "a zip", _REMEDY):
+        is_zip = zipfile.is_zipfile(archive)
+    if is_zip:
+        with reading(archive, "a zip", _REMEDY):
+            zipped = zipfile.ZipFile(archive)
+        with zipped:
+            members = list(_checked(_zip_members(zipped), archive, wanted))
+            missing = sum(m.size for m in members if not _has_size(folder / m.path, m.size))
+            require_space(folder, missing, f"what {archive} holds")
+            return _write_all(members, archive, folder, progress)
+    with reading(archive, "a zip or tar", _REMEDY):
+        tar = tarfile.open(archive, tarinfo=_ShortHeaders)
+    with tar:
+        require_space(folder, 0 if folder.exists() else archive.stat().st_size, f"what {archive} holds")
+        return _write_all(_checked(_tar_members(tar, archive, folder), archive, wanted), archive, folder, progress)
+
+
+class _ShortHeaders(tarfile.TarInfo):
+    """A member of a tar that refuses an extra header that would fill the memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _ShortHeaders:
+        found = super().frombuf(buf, encoding, errors)
+        if not (found.isreg() or found.isdir()) and found.size > _LONGEST_HEADER:
+            raise tarfile.HeaderError(f"a header of {found.size:,} bytes")
+        return found
 
 
 def _zip_members(file: zipfile.ZipFile) -> Iterator[_Member]:
     for info in file.infolist():
         mode = stat.S_IFMT(info.external_attr >> 16)  # 0 if the archive was not packed on Unix
-        kind = "folder" if info.is_dir() else "encrypted" if info.flag_bits & 1 else "file"
+        kind = "folder" if info.filename.endswith("/") else "encrypted" if info.flag_bits & 1 else "file"
         kind = kind if mode in (0, stat.S_IFREG, stat.S_IFDIR) else "a link or device"
         yield _Member(info.filename, kind, info.file_size, info.CRC, functools.partial(file.open, info))
 
 
-def _tar_members(file: tarfile.TarFile, folder: Path) -> Iterator[_Member]:
-    for info in file:
+def _tar_members(file: tarfile.TarFile, archive: Path, folder: Path) -> Iterator[_Member]:
+    while True:
+        with reading(archive, "a tar", _REMEDY):
+            info = file.next()
+        if info is None:
+            return
         kind = "file" if info.isreg() else "folder" if info.isdir() else "a link or device"
         content = functools.partial(_tar_content, file, info, str(folder.absolute()))
         yield _Member(info.name, kind, info.size, None, content)
@@ -117,17 +130,20 @@ def _checked(members: Iterable[_Member], archive: Path, wanted: Wanted) -> Itera
     size, total = archive.stat().st_size, 0
     for member in members:
         path, name = member.path, member.name
+        where = f"{archive}, member {shown(name)}"
         if path.parts[:1] == ("__MACOSX",) or path.name == ".DS_Store":  # added by macOS
+            continue
+        if member.kind == "folder" and not path.parts:  # "./", the first member of many a tar
             continue
         if (name.startswith("/") or "\\" in name or "\0" in name or ".." in path.parts or not path.parts
                 or re.match("[A-Za-z]:", name)):
-            raise DataError(f"{archive}, member {name!r}: leads out of the folder; do not trust this archive")
+            raise DataError(f"{where}: leads out of the folder; do not trust this archive")
         if member.kind == "folder":
             continue
         if member.kind != "file":
-            raise DataError(f"{archive}, member {name}: {member.kind}; unpack it by hand if you trust it")
+            raise DataError(f"{where}: {member.kind}; unpack it by hand if you trust it")
         if path in seen:
-            raise DataError(f"{archive}, member {path}: occurs twice; download the archive again")
+            raise DataError(f"{where}: occurs twice; download the archive again")
         seen.add(path)
         total += member.size
         if total > max(LARGEST_RATIO * size, _SMALL):
@@ -143,8 +159,8 @@ def _write_all(members: Iterable[_Member], archive: Path, folder: Path, progress
     files = written = 0
     for member in tqdm(members, unit=" files", desc=f"unpacking {archive.name}", disable=not progress, leave=False):
         files += 1
-        if not _is_there(folder / member.path, member):
-            _write(member, folder / member.path)
+        if not _is_there(folder / member.path, member, archive):
+            _write(member, folder / member.path, archive)
             written += 1
     if hasattr(os, "sync"):  # not on Windows; once, because 100,000 single calls would take longer than unpacking
         os.sync()
@@ -155,30 +171,34 @@ def _has_size(target: Path, size: int) -> bool:
     return target.is_file() and target.stat().st_size == size
 
 
-def _is_there(target: Path, member: _Member) -> bool:
+def _is_there(target: Path, member: _Member, archive: Path) -> bool:
     if not _has_size(target, member.size):
         return False
     with open(target, "rb") as present:
         if member.crc is None:
-            with member.open() as packed:
-                return all(chunk == present.read(CHUNK) for chunk in iter(lambda: packed.read(CHUNK), b""))
+            return all(chunk == present.read(CHUNK) for chunk in _content(member, archive))
         return member.crc == functools.reduce(lambda crc, chunk: zlib.crc32(chunk, crc),
                                               iter(lambda: present.read(CHUNK), b""), 0)
 
 
-def _write(member: _Member, target: Path) -> None:
-    with member.open() as packed:
-        with atomic_path(target, flush=False) as unfinished:
-            with open(unfinished, "wb") as sink:
-                for chunk in iter(lambda: _read(packed), b""):
-                    sink.write(chunk)
-            if not _has_size(unfinished, member.size):
-                raise zipfile.BadZipFile(f"member {member.path} ends early")
+def _write(member: _Member, target: Path, archive: Path) -> None:
+    with atomic_path(target, flush=False) as unfinished:
+        with open(unfinished, "wb") as sink:
+            for chunk in _content(member, archive):
+                sink.write(chunk)
+        if not _has_size(unfinished, member.size):
+            raise DataError(f"{archive} is damaged: its member {shown(member.name)} ends early; {_REMEDY}")
 
 
-def _read(packed: IO[bytes]) -> bytes:
-    """Return a chunk of a member; make errors of the archive distinct from OSErrors of the target."""
-    try:
-        return packed.read(CHUNK)
-    except OSError as error:
-        raise zipfile.BadZipFile(str(error)) from error
+def _content(member: _Member, archive: Path) -> Iterator[bytes]:
+    """Yield the content of a member in chunks."""
+    what = f"an archive with a readable member {shown(member.name)}"  # Python does not know every compression
+    with reading(archive, what, f"{_REMEDY}, or unpack it with another program"):
+        packed = member.open()
+    with packed:
+        while True:
+            with reading(archive, what, _REMEDY):
+                chunk = packed.read(CHUNK)
+            if not chunk:
+                return
+            yield chunk

@@ -15,8 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ascl.core.errors import DataError, first_of
-from ascl.data.captions import CaptionSet, captions_exist, load_captions
-from ascl.data.split import data_paths
+from ascl.data.captions import CaptionSet, captions_exist
+from ascl.data.split import data_paths, how_to_get_features, split_captions, split_features
 from ascl.data.stores.open import FeatureStore, open_features
 from ascl.datasets.locate import present_images, splits
 from ascl.datasets.published import PUBLISHED
@@ -83,7 +83,7 @@ def _captions(config: Config, split: str) -> tuple[Check, CaptionSet | None]:
         if not captions_exist(path):
             return Check("captions", split, "nothing", "captions", "MISSING",
                          f"{path} does not exist; to get it: {config.data.prepare}"), None
-        captions = load_captions(path, split)
+        captions = split_captions(config.data, split)
     except (DataError, OSError) as error:
         return Check("captions", split, "unusable", "captions", "WRONG", str(error)), None
     in_words = "{:,} images, {:,} captions".format
@@ -112,7 +112,7 @@ def _separation(captions: dict[str, CaptionSet]) -> list[Check]:
     if len(captions) < 2:
         return []
     # ids that are only row numbers, as of SCAN's text without an ids file
-    if any(texts.image_ids == [str(i) for i in range(len(texts.image_ids))] for texts in captions.values()):
+    if any(texts.numbered for texts in captions.values()):
         return [Check("images in two splits", ALL, "unknown", "none", "note",
                       "the captions name no images (no {split}_ids.txt), so splits cannot be compared")]
     shared = [f"{name} ({one} and {other})" for one, other in itertools.combinations(captions, 2)
@@ -175,9 +175,9 @@ def _features(data: DataConfig, captions: dict[str, CaptionSet]) -> Iterator[Che
     if not captions:
         files = {path for split in splits(data) for path in data_paths(data, split)[1:]}
         absent = sorted(str(path) for path in files if not path.exists())
+        detail = _absent_features(data, absent) if absent else "without captions it is unknown which rows are needed"
         yield Check("features", ALL, f"{len(files) - len(absent)} of {len(files)} files", f"{len(files)} files",
-                    "MISSING" if absent else "note", f"feature files {', '.join(absent)} do not exist: extract regions "
-                    "and globals of the images" if absent else "without captions it is unknown which rows are needed")
+                    "MISSING" if absent else "note", detail)
     groups: dict[tuple[Path, ...], list[str]] = {}
     for split in captions:
         groups.setdefault(tuple(data_paths(data, split)[1:]), []).append(split)
@@ -185,13 +185,14 @@ def _features(data: DataConfig, captions: dict[str, CaptionSet]) -> Iterator[Che
     for paths, of_splits in groups.items():
         named = of_splits[0] if len(of_splits) == 1 else ALL
         absent = [str(path) for path in paths if not path.exists()]
-        texts = len(captions[of_splits[0]].captions) if len(of_splits) == 1 else None
         try:
-            store = open_features(paths, captions=texts, globals_from=data.global_source)
+            store = (split_features(data, of_splits[0], captions[of_splits[0]]) if len(of_splits) == 1 else
+                     open_features(paths, globals_from=data.global_source))
         except (DataError, OSError) as error:
             state: State = "MISSING" if absent else "WRONG"
             found = f"{len(paths) - len(absent)} of {len(paths)} files" if absent else "unusable"
-            yield Check("features", named, found, f"{len(paths)} files", state, str(error))
+            yield Check("features", named, found, f"{len(paths)} files", state,
+                        _absent_features(data, absent) if absent else str(error))
             continue
         for split in of_splits:
             dims[split] = (store.region_dim, store.global_dim)
@@ -204,6 +205,10 @@ def _features(data: DataConfig, captions: dict[str, CaptionSet]) -> Iterator[Che
         by_split = ", ".join(f"{split}: regions {of[0]}, globals {of[1]}" for split, of in dims.items())
         yield Check("dimensions", ALL, "differ", "one", "WRONG",
                     f"feature files of different dimensions ({by_split}): extract all of them with one backend")
+
+
+def _absent_features(data: DataConfig, absent: list[str]) -> str:
+    return f"feature files {', '.join(absent)} do not exist; to get them: {how_to_get_features(data)}"
 
 
 def _features_of_split(store: FeatureStore, split: str, captions: CaptionSet) -> Iterator[Check]:

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from ascl.core.errors import DataError
 from ascl.core.files import free_space, write_text
+from ascl.core.reading import read_json
 
 CHUNK = 1 << 20
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})  # worth another attempt; all other errors are final
@@ -274,13 +275,15 @@ def _validator_of(response: http.client.HTTPResponse) -> str | None:
 def _validator(part: Path, url: str) -> str | None:
     """Return the validator of the version in `part`; None if it is unknown or from another address."""
     try:
-        version = json.loads(_version_file(part).read_text(encoding="utf-8"))
-        return version["validator"] if version["url"] == url else None
-    except (OSError, ValueError, KeyError, TypeError):
+        version = read_json(_version_file(part))
+    except DataError:
         return None
+    validator = version.get("validator") if version.get("url") == url else None
+    # it becomes a header of the next request
+    return validator if isinstance(validator, str) and validator.isascii() and validator.isprintable() else None
 
 
 def _content_range(response: http.client.HTTPResponse) -> tuple[int, int] | None:
     """Return (first byte, total size) of a partial response; None if it does not say."""
-    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+    found = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18})", response.headers.get("Content-Range", ""))
     return None if found is None else (int(found[1]), int(found[2]))

@@ -6,8 +6,8 @@ import itertools
 from pathlib import Path
 
 from ascl.core.errors import DataError, first_of
-from ascl.data.captions import captions_exist, load_captions
-from ascl.data.split import data_paths
+from ascl.data.captions import captions_exist
+from ascl.data.split import data_paths, split_captions
 from ascl.images.find import ImageFile, find_images
 from ascl.settings.retrieval import DataConfig, load_config
 
@@ -33,7 +33,7 @@ def missing_images(data: DataConfig) -> set[str] | None:
 
 def _wanted(data: DataConfig) -> list[str]:
     """Return the ids of all images that the captions name, split by split, each once."""
-    each = (load_captions(data_paths(data, split)[0], split).image_ids for split in splits(data))
+    each = (split_captions(data, split).image_ids for split in splits(data))
     return list(dict.fromkeys(itertools.chain.from_iterable(each)))
 
 

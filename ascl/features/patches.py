@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ascl.core.errors import DataError
+from ascl.core.hub import one_try_at_the_hub
 from ascl.features.grid import grid_regions
 from ascl.images.backbones import Precision, autocast, digest_of_parameters, listed
 
@@ -244,11 +245,13 @@ def load_vision_tower(model: str) -> tuple[nn.Module, Any, bool]:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # else transformers reports each weight of the text tower as unexpected
     try:
-        config = AutoConfig.from_pretrained(model)
-        config = getattr(config, "vision_config", config)
-        if getattr(config, "patch_size", None) is None:
-            raise DataError(f"{model}: the architecture {config.model_type} has no patch tokens; {SUPPORTED}")
-        tower, report = AutoModel.from_pretrained(model, config=config, dtype=torch.float32, output_loading_info=True)
+        with one_try_at_the_hub(not Path(model).exists()):
+            config = AutoConfig.from_pretrained(model)
+            config = getattr(config, "vision_config", config)
+            if getattr(config, "patch_size", None) is None:
+                raise DataError(f"{model}: the architecture {config.model_type} has no patch tokens; {SUPPORTED}")
+            tower, report = AutoModel.from_pretrained(model, config=config, dtype=torch.float32,
+                                                      output_loading_info=True)
     except DataError:
         raise
     except Exception as error:  # each library behind it raises exceptions of its own
@@ -267,7 +270,8 @@ def load_processor(model: str) -> Any:
     from transformers import AutoImageProcessor
 
     try:
-        return AutoImageProcessor.from_pretrained(model)
+        with one_try_at_the_hub(not Path(model).exists()):
+            return AutoImageProcessor.from_pretrained(model)
     except Exception as error:  # as above
         problem = cannot_load(model, "image processor", error)
         raise DataError(f"{problem}; put preprocessor_config.json beside the weights") from error

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from ascl.core.errors import DataError
 from ascl.core.hashing import sha256_of
+from ascl.core.hub import one_try_at_the_hub
+from ascl.core.reading import reason
 from ascl.core.tensors import at_least_float32, check_positive
 from ascl.images import backbones
 from ascl.images.backbones import Normalize
@@ -132,10 +134,11 @@ def _timm_network(name: str, weights: str) -> tuple[Any, dict[str, str]]:
     network: Any
     seed, published = backbones.random_seed(weights), weights == "default"
     try:
-        with backbones.seeded(seed or 0):
+        with backbones.seeded(seed or 0), one_try_at_the_hub(published):
             network = timm.create_model(name, pretrained=published)
     except Exception as error:  # the hub's client raises a dozen unrelated types
-        raise DataError(f"{TIMM}{name} could not be made with weights {weights!r}: {error}") from error
+        raise DataError(f"{TIMM}{name} could not be made with weights {weights!r} ({reason(error)}); give the path of "
+                        "a weights file, fetched elsewhere") from error
     from_file = not published and seed is None
     if from_file:
         backbones.fill_from_file(network, name, Path(weights))

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from ascl.core.errors import DataError
 from ascl.core.files import OncePerProcess, make_folder
+from ascl.core.hub import one_try_at_the_hub
+from ascl.core.reading import reason
 from ascl.models.base import TextEncoder
 
 KEPT_FREE = 0.05         # share of the disk that a cache leaves free
@@ -94,13 +96,14 @@ def _load_encoder(name_or_path: str) -> tuple[Any, Any]:
     like_a_path = name_or_path.startswith((".", "~", os.sep)) or name_or_path.count("/") > 1
     if like_a_path and not Path(name_or_path).exists():
         raise FileNotFoundError(f"text encoder folder {name_or_path!r} does not exist: {_GIVE_ENCODER}")
+    local = Path(name_or_path).exists()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-        return tokenizer, AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
+        with one_try_at_the_hub(not local):
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+            return tokenizer, AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
     except Exception as error:  # each underlying library has its own exceptions
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        where = "the folder cannot be loaded" if Path(name_or_path).exists() else "no such folder, and not on the hub"
-        raise DataError(f"text encoder {name_or_path!r}: {where} ({reason}): {_GIVE_ENCODER}") from error
+        where = "the folder cannot be loaded" if local else "no such folder, not in the hub's cache, none from the hub"
+        raise DataError(f"text encoder {name_or_path!r}: {where} ({reason(error)}): {_GIVE_ENCODER}") from error
 
 
 def _only_words(hidden: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:

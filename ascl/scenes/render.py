@@ -23,6 +23,8 @@ from PIL import Image, ImageDraw
 
 from ascl.core.errors import DataError
 from ascl.core.files import atomic_path, make_folder, write_text
+from ascl.core.reading import read_json
+from ascl.data.captions import entries, stem_in
 from ascl.scenes.captions import CAPTIONS_PER_SCENE, scene_captions
 from ascl.scenes.truth import caption_is_true, truth_matrix
 from ascl.scenes.world import SPLITS, Scene, SceneObject, make_scene, outline, scene_id
@@ -154,12 +156,9 @@ def _entry(scene: Scene, captions: list[str], split: str, imgid: int) -> dict:
 
 
 def _read(dataset: Path) -> dict:
-    if not dataset.is_file():
+    if not os.path.lexists(dataset):
         raise FileNotFoundError(f"no {dataset}: write_scenes makes it")
-    try:
-        return json.loads(dataset.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{dataset} is no JSON ({error}): delete it and run write_scenes again") from error
+    return read_json(dataset, dict, "delete it and run write_scenes again")
 
 
 def load_scene_records(path: str | os.PathLike, split: str) -> list[Scene]:
@@ -174,15 +173,16 @@ def load_scene_records(path: str | os.PathLike, split: str) -> list[Scene]:
     """
     dataset = Path(path)
     dataset = dataset / DATASET_FILE if dataset.is_dir() else dataset
-    content = _read(dataset)
     scenes = []
-    for row, image in enumerate(content.get("images", [])):
+    for row, image in enumerate(entries(_read(dataset), "images", dataset)):
         if image.get("split") != split:
             continue
+        where = f"{dataset}, images[{row}]"
+        image_id = stem_in(image, "filename", where)
         try:
-            scenes.append(Scene.from_record(Path(image["filename"]).stem, image))
-        except KeyError as error:
-            raise DataError(f"{dataset}, images[{row}] has no {error}: write_scenes did not make this file") from error
+            scenes.append(Scene.from_record(image_id, image))
+        except DataError as error:
+            raise DataError(f"{where}: {error}; write_scenes did not make this file") from error
     if not scenes:
         raise DataError(f"{dataset} has no image of split {split!r}: splits are {', '.join(SPLITS)}")
     return scenes

@@ -6,6 +6,7 @@ Everything that a caption can say is defined here, on attributes and boxes alone
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,12 +75,34 @@ class Scene:
 
     @classmethod
     def from_record(cls, image_id: str, record: dict[str, Any]) -> Scene:
-        """Return the scene of a record; KeyError if a key is missing."""
-        objects = tuple(
-            SceneObject(o["shape"], o["colour"], o["size"], o["texture"], tuple(o["box"]), tuple(o["rgb"]), o["angle"])
-            for o in record["objects"]
+        """Return the scene of a record; DataError if a key is missing or its value impossible."""
+        objects = record.get("objects")
+        if not isinstance(objects, list) or not all(isinstance(o, dict) for o in objects):
+            raise DataError("expected `objects` as a list of objects")
+        made = tuple(
+            SceneObject(_one_of(o, "shape", SHAPES), _one_of(o, "colour", COLORS), _one_of(o, "size", SIZES),
+                        _one_of(o, "texture", TEXTURES), _numbers(o, "box", 4), _numbers(o, "rgb", 3),
+                        *_numbers({"angle": [o.get("angle")]}, "angle", 1))
+            for o in objects
         )
-        return cls(image_id, record["side"], record["background"], tuple(record["background_rgb"]), objects)
+        side = _numbers({"side": [record.get("side")]}, "side", 1)[0]
+        return cls(image_id, side, _one_of(record, "background", BACKGROUNDS),
+                   _numbers(record, "background_rgb", 3), made)
+
+
+def _one_of(record: dict[str, Any], key: str, known: Iterable[str]) -> str:
+    if not isinstance(record.get(key), str) or record[key] not in known:
+        raise DataError(f"expected `{key}` as one of {', '.join(known)}, found {record.get(key)!r}")
+    return record[key]
+
+
+def _numbers(record: dict[str, Any], key: str, count: int) -> Any:
+    """Return a list of numbers as a tuple."""
+    values = record.get(key)
+    if not isinstance(values, list) or len(values) != count or not all(
+            isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e6 for value in values):
+        raise DataError(f"expected `{key}` as {count} number{'s' if count > 1 else ''}, found {values!r}")
+    return tuple(values)
 
 
 def inside(a: SceneObject, b: SceneObject) -> bool:

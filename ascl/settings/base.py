@@ -23,23 +23,66 @@ import yaml
 from jsonargparse import ArgumentError, Namespace, set_loader, set_parsing_settings
 
 import ascl
-from ascl.core.errors import SettingsError
+from ascl.core.errors import DataError, SettingsError
+from ascl.core.limits import YAML_BYTES, YAML_NODES
+from ascl.core.reading import read_text, reason, require_file, shown
 
 Settings = TypeVar("Settings")
 Presets = Callable[[Namespace], Iterable[Path]]
 
 YAML_TAG = "tag:yaml.org,2002:"
+_IMPOSSIBLE = (ArgumentError, TypeError, OverflowError)  # what jsonargparse raises for values it cannot convert
+MOST_LEVELS = 100  # of values in values; settings have two
 NEAR = 0.7  # least similarity, from 0 to 1, of a known name that is suggested for an unknown one
 
 
 class Yaml(yaml.SafeLoader):
-    """A YAML loader with the scalars of YAML 1.2: `no` is text and not false, 5e-4 a number, a date text."""
+    """A YAML loader with the scalars of YAML 1.2: `no` is text and not false, 5e-4 a number, a date text.
+
+    It raises nothing but `YAMLError`, and refuses aliases that would expand to more than `limits.YAML_NODES` values.
+    """
 
     yaml_implicit_resolvers = {
         letter: [(tag, pattern) for tag, pattern in resolvers
                  if tag.removeprefix(YAML_TAG) not in ("bool", "float", "timestamp")]
         for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def get_single_data(self) -> Any:
+        try:
+            node = self.get_single_node()
+            if node is None:
+                return None
+            YAML_NODES.check(expanded_size(node), "with its aliases expanded")
+            return self.construct_document(node)
+        except yaml.YAMLError:
+            raise
+        except Exception as error:  # of impossible values, such as !!bool 5 or an integer of 5,000 digits
+            raise yaml.YAMLError(reason(error)) from error
+
+
+def expanded_size(node: yaml.Node) -> int:
+    """Return the number of values of a YAML document in which every alias is replaced by what it stands for.
+
+    Raises:
+        YAMLError: a value contains itself, or there are more than `MOST_LEVELS` levels.
+    """
+    def measured(node: yaml.Node) -> tuple[int, int]:
+        """Return the number of values and levels."""
+        if node not in sizes:
+            sizes[node] = None  # in progress
+            inner = node.value if isinstance(node, yaml.CollectionNode) else []
+            below = [measured(child) for entry in inner for child in (entry if isinstance(entry, tuple) else [entry])]
+            sizes[node] = 1 + sum(size for size, _ in below), 1 + max((levels for _, levels in below), default=0)
+        found = sizes[node]
+        if found is None:
+            raise yaml.YAMLError("an alias stands for a value that contains it")
+        if found[1] > MOST_LEVELS:
+            raise yaml.YAMLError(f"values are nested in more than {MOST_LEVELS} levels")
+        return found
+
+    sizes: dict[yaml.Node, tuple[int, int] | None] = {}
+    return measured(node)[0]
 
 
 Yaml.add_implicit_resolver(f"{YAML_TAG}bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
@@ -109,7 +152,7 @@ class Parser(jsonargparse.ArgumentParser):
         self.default_config_files = [glob.escape(str(path)) for path in files]
         try:
             return self.parse_args(words)
-        except (ArgumentError, TypeError) as error:
+        except _IMPOSSIBLE as error:
             for path in [*files, *configs]:
                 self._check_values(path)
             raise SettingsError(self._one_line(str(error))) from None
@@ -125,7 +168,7 @@ class Parser(jsonargparse.ArgumentParser):
         self.default_config_files = []
         try:
             self.parse_path(str(path), defaults=False)
-        except (ArgumentError, TypeError) as error:
+        except _IMPOSSIBLE as error:
             raise SettingsError(f"{path}: {self._one_line(str(error))}") from None
 
     def _spelled_out(self, arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
@@ -234,13 +277,17 @@ def read_settings(kind: type, path: Path) -> dict[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the names and values of a YAML file; `SettingsError` if there are none to read."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=Yaml) or {}
+        YAML_BYTES.check(require_file(path, "file of settings").st_size, shown(path))
+        text = read_text(path, "a file of settings (YAML)", "repair it, or give another")
+        values = yaml.load(text, Loader=Yaml)
     except yaml.YAMLError as error:
-        raise SettingsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    except FileNotFoundError:
-        raise SettingsError(f"{path}: no such file") from None
+        raise SettingsError(f"{shown(path)}: not valid YAML: {' '.join(str(error).split())}") from error
+    except DataError as error:
+        raise SettingsError(str(error)) from error
+    if values is None:
+        return {}
     if not isinstance(values, dict):
-        raise SettingsError(f"{path}: expected settings by name, found {type(values).__name__}")
+        raise SettingsError(f"{shown(path)}: expected settings by name, found {type(values).__name__}")
     return values
 
 
@@ -262,7 +309,7 @@ def from_dict(kind: type[Settings], values: Mapping[str, Any], where: str = "set
     parser = settings_parser(typing.cast(Any, kind))
     try:
         return build(kind, parser.parse_object(nest(flat)))
-    except (ArgumentError, TypeError) as error:
+    except _IMPOSSIBLE as error:
         raise SettingsError(f"{where}: {parser._one_line(str(error))}") from None
 
 

@@ -29,6 +29,9 @@ class DataConfig:
     """Source of the global features: files, or the mean of the regions if no file has them, as in SCAN's release."""
     captions_per_image: int | None = 5
     """When evaluating, keep the first N captions of each image (a few of COCO's have six or seven); null = all."""
+    scan_captions_per_image: int | None = None
+    """Captions per image of SCAN's {split}_caps.txt without ids file; null = by the numbers of captions and of rows of
+    the features."""
     val_images: int | None = None
     """While training, validate on the first N images of the split, to save time; null = all."""
     train: str = "train"
@@ -41,6 +44,8 @@ class DataConfig:
     """Folder of the images, searched at any depth; training needs only their features; null = not available."""
     prepare: str = "see data/README.md"
     """Command that error messages suggest when a file of the data set is missing."""
+    prepare_features: str = ""
+    """The same for a missing feature file; empty = that of prepare."""
 
 
 @dataclass(frozen=True)

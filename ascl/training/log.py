@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from ascl.core.errors import DataError
 from ascl.core.files import saving, write_text
+from ascl.core.reading import json_kind, parse_json, read_text, shown
 
 METRICS = "metrics.jsonl"
 _KEPT = "the checkpoints are intact"
@@ -22,8 +24,8 @@ _KEPT = "the checkpoints are intact"
 class RunLog:
     """A writer of metrics to `folder`/metrics.jsonl, `folder`/tensorboard and the progress bar.
 
-    A line of metrics.jsonl is one JSON object: `kind` ("train" or "validation"), `step` (steps taken so far), `epoch`,
-    the metrics, and `time` (seconds since 1970). A metric that is not finite is written as null.
+    A line of metrics.jsonl is one JSON object: `kind` ("train" or "validation"), `step` (steps taken so far), `epoch`
+    (of the last one, from 1), the metrics, and `time` (seconds since 1970). A metric that is not finite is null.
 
     Args:
         folder: the run's folder. total_steps: length of the progress bar.
@@ -96,21 +98,24 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        DataError: another line is not JSON, or not a record with `kind` and `step`.
+        DataError: another line is not JSON, not a record with `kind` and `step`, or a metric is not a number; or the
+            file is not UTF-8.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no metrics at {path}: give the {METRICS} of a run folder")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise DataError(f"{path}, line {number} is not JSON: {error}; repair or remove the line") from error
-        if not isinstance(record, dict) or "step" not in record or "kind" not in record:
-            raise DataError(f"{path}, line {number} is not a record with `kind` and `step`; repair or remove the line")
-        records.append(record)
+    if not os.path.lexists(path):
+        raise FileNotFoundError(f"no metrics at {shown(path)}: give the {METRICS} of a run folder")
+    remedy = "repair or remove the line"
+    *lines, unfinished = read_text(path, "a log of metrics", remedy).split("\n")  # complete lines end with a line feed
+    records = [_record(line, f"{shown(path)}, line {number}", remedy) for number, line in enumerate(lines, start=1)]
+    with suppress(DataError):
+        records.append(_record(unfinished, shown(path), remedy))
     return records
+
+
+def _record(line: str, where: str, remedy: str) -> dict[str, Any]:
+    record = parse_json(line, where, None, remedy)
+    if not isinstance(record, dict) or type(record.get("step")) is not int or not isinstance(record.get("kind"), str):
+        raise DataError(f"{where} is not a record with `kind` and `step`; {remedy}")
+    for name, value in record.items():
+        if name != "kind" and not isinstance(value, (int, float, type(None))):
+            raise DataError(f"{where}: expected `{name}` as a number, found {json_kind(value)}; {remedy}")
+    return record

@@ -142,9 +142,9 @@ def fit(
         epoch, batch_index = divmod(step, settings.steps_per_epoch)
         what, but = ("gradient", ", though the loss is") if math.isfinite(values["loss"]) else ("loss", "")
         listed = ", ".join(f"{name} = {value:g}" for name, value in values.items())
-        raise DataError(f"the {what} of step {step} (epoch {epoch}, batch {batch_index}) is not finite{but}: {listed}; "
-                        f"learning rate {learning_rate(step):g}. {run.kept()}. Try a smaller learning rate, gradient "
-                        "clipping or a longer warm-up.")
+        place = f"step {step + 1} (epoch {epoch + 1}, batch {batch_index + 1})"
+        raise DataError(f"the {what} of {place} is not finite{but}: {listed}; learning rate {learning_rate(step):g}. "
+                        f"{run.kept()}. Try a smaller learning rate, gradient clipping or a longer warm-up.")
 
     def save_last() -> None:
         check_finite()
@@ -174,8 +174,7 @@ def fit(
                     # plain floats: checkpoints cannot load numpy types
                     metrics = {name: float(value) for name, value in validate(model).items()}
                 selected = _selected(metrics, settings.select, progress.step)
-                # epochs begun so far: a validation at the end of the first epoch logs 1
-                log.write("validation", progress.step, -(-progress.step // settings.steps_per_epoch), metrics)
+                log.write("validation", progress.step, _epoch_of(progress.step, settings), metrics)
                 progress.validated_step = progress.step
                 if progress.best is None or selected > progress.best:
                     progress.best, progress.best_step, progress.best_metrics = selected, progress.step, metrics
@@ -195,7 +194,7 @@ def fit(
                 with undisturbed_rng():
                     batch = next(batches)
             except StopIteration:
-                raise DataError(f"the batches of epoch {epoch} ended before batch {batch_index}, but steps_per_epoch "
+                raise DataError(f"the batches of epoch {epoch + 1} ended after {batch_index}, but steps_per_epoch "
                                 f"is {settings.steps_per_epoch}: check the loader. {run.kept()}") from None
             except RuntimeError:
                 if stop.signal is None:
@@ -230,7 +229,7 @@ def fit(
                 values = mean_over_processes(accelerator, read | {"data_wait": waited / passed})
                 values |= {"learning_rate": rate, "gradient_norm": float(gradient_norm),
                            "steps_per_second": (progress.step - logged_step) / passed}
-                log.write("train", progress.step, epoch, values)
+                log.write("train", progress.step, _epoch_of(progress.step, settings), values)
                 logged_at, logged_step, waited = now, progress.step, 0.0
             # save first, because a validation takes long and may fail
             if progress.step % settings.checkpoint_every == 0 or settings.validation_due(progress.step):
@@ -273,6 +272,11 @@ class _FiniteWatch:
         if step < 0 or self._values is None:
             return None
         return step, dict(zip(self._names, self._values.tolist(), strict=True))
+
+
+def _epoch_of(step: int, settings: LoopSettings) -> int:
+    """Return the epoch, from 1, that the last of `step` steps belongs to."""
+    return -(-step // settings.steps_per_epoch)
 
 
 def _selected(metrics: dict[str, float], select: str, step: int) -> float:

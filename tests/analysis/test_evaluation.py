@@ -200,3 +200,17 @@ def test_given_scores_with_ids_that_are_none(tool, tmp_path, capsys):
              caption_ids=[1, 2])
     assert tool("eval")(["--scores", str(tmp_path / "s.npz")]) == 1
     assert "must be COCO's numbers" in capsys.readouterr().err
+
+
+def test_given_scores_say_how_they_were_read(tool, tmp_path, capsys):
+    true = np.random.default_rng(0).normal(size=(4, 6))
+    np.save(tmp_path / "sims.npy", true.repeat([2, 2, 2, 0], axis=0))
+    words = ["--scores", str(tmp_path / "sims.npy"), "--captions_per_image", "2", "--out", str(tmp_path / "out")]
+    assert tool("eval")(words) == 0
+    content = json.loads((tmp_path / "out" / "eval-sims.json").read_text())
+    assert "each image is given once for each of its texts (6 x 6)" in content["notes"][0] in capsys.readouterr().out
+    np.savez(tmp_path / "s.npz", scores=true, owner=[0, 0, 1, 1, 2, 2])
+    assert tool("eval")(["--scores", str(tmp_path / "s.npz")]) == 0
+    assert "1 of 4 images have no text" in capsys.readouterr().out
+    assert tool("eval")(["--checkpoint", "runs/x", "--captions_per_image", "5"]) == 2
+    assert "--captions_per_image: for given scores (--scores)" in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import re
 import zipfile
 from pathlib import Path
 
@@ -121,15 +123,16 @@ def test_karpathy_errors_name_file_place_and_remedy(tmp_path):
     write_json(path, {"pictures": []})
     refused(r"no list of objects `images` \(keys: pictures\)", load_karpathy, path, "val")
     write_json(path, [1])
-    refused("holds a JSON list", load_karpathy, path, "val")
+    refused("expected a JSON object, found a JSON list", load_karpathy, path, "val")
     path.write_text('{"images": [\n{"filename": ', encoding="utf-8")
-    refused("not complete JSON .row 2", load_karpathy, path, "val")
+    refused("truncated or not JSON .*line 2", load_karpathy, path, "val")
 
 
 def test_a_truncated_gzip_is_named(tmp_path):
     whole = gzip.compress(json.dumps({"images": [image("a.jpg", "val", "x" * 999)]}).encode())
     (tmp_path / "d.json.gz").write_bytes(whole[: len(whole) // 2])
-    refused(r"d\.json\.gz is truncated or damaged .* download it again", load_karpathy, tmp_path / "d.json.gz", "val")
+    message = r"d\.json\.gz .* is truncated, damaged or not gzip .* download it again"
+    refused(message, load_karpathy, tmp_path / "d.json.gz", "val")
 
 
 # ---- COCO
@@ -155,9 +158,86 @@ def test_coco_errors_name_the_annotation(tmp_path):
     write_json(path, {"images": images, "annotations": [{"id": 5, "image_id": 8, "caption": "x"}]})
     refused("annotation 5: image_id 8 is not among", load_coco, path)
     write_json(path, {"images": images, "annotations": [{"id": 5, "image_id": 7, "caption": " "}]})
-    refused("annotation 5: empty caption", load_coco, path)
+    refused("annotation 5 of image_id 7: empty caption", load_coco, path)
     write_json(path, {"images": images * 2, "annotations": [{"id": 5, "image_id": 7, "caption": "x"}]})
     refused("two images have the id 7", load_coco, path)
+
+
+def test_coco_ids_may_be_numbers_or_texts(tmp_path):
+    images = [{"id": "100", "file_name": "a.jpg"}, {"id": 7.0, "file_name": "b.jpg"}]
+    annotations = [{"id": 1, "image_id": 100, "caption": "x"}, {"id": 2, "image_id": "7", "caption": "y"}]
+    captions = load_coco(write_json(tmp_path / "captions.json", {"images": images, "annotations": annotations}))
+    assert captions.captions == ["x", "y"] and captions.owner.tolist() == [0, 1] and captions.caption_ids == [1, 2]
+
+
+# ---- wrong types
+
+
+def test_sentences_may_be_plain_texts(tmp_path):
+    plain = {"filename": "a.jpg", "split": "val", "sentences": ["a  dog", {"raw": "a cat", "sentid": 3}]}
+    captions = load_karpathy(write_karpathy(tmp_path / "d.json", plain), "val")
+    assert captions.captions == ["a dog", "a cat"] and captions.caption_ids is None
+
+
+VALUES = {"null": None, "number": 12345, "nan": float("nan"), "truth": True, "list": ["a dog"], "object": {"a": 1},
+          "blank": "  ", "cut surrogate": "a dog \ud83d", "utf-16": "a\0 \0d\0o\0g\0", "huge": 10**400}
+
+
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES.keys())
+def test_a_value_of_another_type_is_refused_with_its_place(tmp_path, value):
+    path = tmp_path / "captions_val2014.json"
+
+    def karpathy(change) -> None:
+        entry = image("a.jpg", "val", "x", "y")
+        change(entry)
+        write_karpathy(path, image("b.jpg", "val", "z"), entry)
+        with pytest.raises(DataError, match=re.escape(str(path))) as error:
+            load_karpathy(path, "val")
+        assert "\n" not in str(error.value) and str(error.value).encode()
+        return str(error.value)
+
+    assert "image a.jpg, sentid 101" in karpathy(lambda entry: entry["sentences"][1].update(raw=value))
+    assert "images[1]" in karpathy(lambda entry: entry.update(filename=value))
+    assert "images[1]" in karpathy(lambda entry: entry.update(split=value))
+    if not isinstance(value, str):
+        if value != ["a dog"]:  # plain texts are read
+            assert "image a.jpg" in karpathy(lambda entry: entry.update(sentences=value))
+            if not isinstance(value, dict):
+                assert "image a.jpg, sentences[1]" in karpathy(lambda entry: entry["sentences"].__setitem__(1, value))
+        if value not in (None, 12345):
+            assert "sentences[0]" in karpathy(lambda entry: entry["sentences"][0].update(sentid=value))
+        for key in ("images", "annotations"):
+            write_json(path, {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [], key: value})
+            refused(rf"captions_val2014\.json.*`?{key}", load_coco, path)
+            write_json(path, {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [], key: [value]})
+            refused(rf"{key}(\[0\]|`|.*missing)", load_coco, path)
+    for key, place in (("caption", "annotation 5 of image_id 1"), ("image_id", "annotation 5")):
+        annotation = {"id": 5, "image_id": 1, "caption": "x", key: value}
+        write_json(path, {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [annotation]})
+        refused(re.escape(f"{path}, {place}"), load_coco, path)
+
+
+def test_json_nested_too_deep_or_with_a_number_of_5000_digits_is_refused(tmp_path):
+    path = tmp_path / "d.json"
+    for text in ('{"images": ' + "[" * 100_000, '{"images": [' + "9" * 5000 + "]}"):
+        path.write_text(text)
+        refused(r"d\.json is truncated or not JSON", load_karpathy, path, "val")
+
+
+def test_a_file_that_unpacks_to_more_than_the_limit_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ASCL_MAX_TEXT_BYTES", "1e6")
+    (tmp_path / "test_caps.txt.gz").write_bytes(gzip.compress(b"a" * 10_000_000))
+    refused(r"test_caps\.txt\.gz unpacks to at least: .*ASCL_MAX_TEXT_BYTES", load_scan, tmp_path, "test")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("dataset_x.json", " " * 10_000_000)
+    refused(r"x\.zip, member dataset_x\.json unpacks .*ASCL_MAX_TEXT_BYTES", load_captions, tmp_path / "x.zip", "val")
+
+
+def test_a_pipe_or_a_link_to_nothing_is_named_and_never_opened(tmp_path):
+    os.mkfifo(tmp_path / "d.json")
+    (tmp_path / "link.json").symlink_to("nowhere.json")
+    refused(r"d\.json is a named pipe, expected a", load_captions, tmp_path / "d.json", "val")
+    refused(r"link\.json is a link to a file that does not exist", load_captions, tmp_path / "link.json", "val")
 
 
 # ---- SCAN
@@ -193,13 +273,14 @@ def test_scan_errors_name_file_row_and_remedy(tmp_path):
     write_scan(tmp_path, "dev", ["a"] * 5)
     refused("splits there: dev", load_scan, tmp_path, "val")
     write_scan(tmp_path, "dev", ["a", "b", " ", "d", "e"])
-    refused(r"dev_caps\.txt, row 3: empty caption", load_scan, tmp_path, "dev")
+    refused(r"dev_caps\.txt, row 3: empty caption; write one into this row, but do", load_scan, tmp_path, "dev")
     write_scan(tmp_path, "dev", ["a"] * 7)
     refused("7 captions, which is not a multiple of 5", load_scan, tmp_path, "dev")
     write_scan(tmp_path, "dev", ["a"] * 7, ["x", "y"])
     refused("7 captions for the 2 images of its ids file", load_scan, tmp_path, "dev")
     write_scan(tmp_path, "dev", ["a"] * 4, ["x", "y"])
-    refused("image x has 2 captions, but captions_per_image is 5", load_scan, tmp_path, "dev", captions_per_image=5)
+    message = "image x has 2 captions by the ids file, but scan_captions_per_image is 5"
+    refused(message, load_scan, tmp_path, "dev", captions_per_image=5)
     write_scan(tmp_path, "dev", ["a"] * 4, ["x", "y", "x", "y"])
     refused("image ids x, y given to more than one", load_scan, tmp_path, "dev")
     write_scan(tmp_path, "dev", ["a"] * 4, ["x", "", "y", "z"])
@@ -332,7 +413,8 @@ def test_a_damaged_zip_is_named(tmp_path):
     whole = archive.read_bytes()
     archive.write_bytes(whole[:-30])
     for path in (archive, archive / "dataset_x.json", tmp_path / "dataset_x.json"):
-        refused(r"caption_datasets\.zip is truncated or not a zip", load_captions, path, "val")
+        refused(r"caption_datasets\.zip .* is truncated, damaged or not a zip", load_captions, path, "val")
     start = whole.index(b"dataset_x.json") + len("dataset_x.json")
     archive.write_bytes(whole[: start + 5] + bytes([whole[start + 5] ^ 255]) + whole[start + 6 :])
-    refused(r"caption_datasets\.zip/dataset_x\.json is truncated or damaged", load_captions, archive, "val")
+    message = r"caption_datasets\.zip .* damaged or not a zip with a readable member dataset_x\.json"
+    refused(message, load_captions, archive, "val")

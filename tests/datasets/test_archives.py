@@ -226,7 +226,7 @@ def test_a_false_byte_in_a_zip_is_found(tmp_path):
 def test_no_archive(tmp_path):
     refused("no archive", unpack_quietly, tmp_path / "a.zip", tmp_path / "out")
     (tmp_path / "a.zip").write_bytes(b"<html>404</html>" * 100)
-    refused("neither a zip nor a tar", unpack_quietly, tmp_path / "a.zip", tmp_path / "out")
+    refused("damaged or not a zip or tar", unpack_quietly, tmp_path / "a.zip", tmp_path / "out")
     for empty in (bytes(100_000), pack(tmp_path / "b.zip", {}).read_bytes(), pack(tmp_path / "b.tar", {}).read_bytes()):
         (tmp_path / "a.zip").write_bytes(empty)
         refused("holds no file", unpack_quietly, tmp_path / "a.zip", tmp_path / "out")
@@ -279,3 +279,21 @@ def test_killed_at_any_moment_it_goes_on_and_nothing_is_half_there(tmp_path, kin
     already = len(there)
     assert unpack_quietly(archive, out) == Unpacked(150, 150 - already)
     assert tree(out) == files
+
+
+def test_a_tar_of_the_current_folder_is_unpacked(tmp_path):
+    """`tar -czf x.tgz .` begins with the folder itself."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("a")
+    with tarfile.open(tmp_path / "x.tgz", "w:gz") as tar:
+        tar.add(tmp_path / "in", arcname=".")
+    assert unpack(tmp_path / "x.tgz", tmp_path / "out", progress=False).files == 1
+    assert (tmp_path / "out" / "a.txt").read_text() == "a"
+
+
+def test_a_tar_with_a_huge_extra_header_is_refused_before_it_is_read(tmp_path):
+    long = tarfile.TarInfo("././@LongLink")
+    long.type, long.size = tarfile.GNUTYPE_LONGNAME, 1 << 34
+    (tmp_path / "x.tar").write_bytes(long.tobuf(tarfile.GNU_FORMAT) + bytes(10240))
+    with pytest.raises(DataError, match="a header of 17,179,869,184 bytes"):
+        unpack(tmp_path / "x.tar", tmp_path / "out", progress=False)

@@ -154,7 +154,7 @@ BROKEN = {
     "image twice": (lambda d: (d / "images/photo01.png").write_bytes(photo(1)), "images", "all", "WRONG", "'photo01'"),
     "no captions": (lambda d: (d / "captions.json").unlink(), "captions", "val", "MISSING", "ascl prepare"),
     "half a json": (lambda d: rewrite(d / "captions.json", lambda text: text[:99]),
-                    "captions", "val", "WRONG", "complete"),
+                    "captions", "val", "WRONG", "not JSON"),
     "no such split": (lambda d: rewrite(d / "captions.json", lambda text: text.replace('"val"', '"dev"')),
                       "captions", "val", "WRONG", "dev"),
     "image in two splits": (lambda d: move_image(d, "photo02.jpg", "test"), "images in two splits", "all", "WRONG",

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ascl.core.errors import DataError
 from ascl.retrieval import fold_report, load_scores, rank_report, ranks
+from ascl.retrieval.score_files import read_owner, read_scores
 
 
 def ranks_oracle(scores, right):
@@ -253,20 +254,22 @@ def test_score_files_are_read_with_their_owner(tmp_path):
     path = tmp_path / "scores.npz"
     scores, owner = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32), np.arange(8) // 2
     np.savez(path, scores=scores, owner=owner)
-    read_scores, read_owner = load_scores(path)
-    assert np.array_equal(read_scores, scores) and read_owner.tolist() == owner.tolist()
-    with pytest.raises(DataError, match="holds an array `owner` and another one"):
+    found, of = load_scores(path)
+    assert np.array_equal(found, scores) and of.tolist() == owner.tolist()
+    with pytest.raises(DataError, match="an array `owner` in the file and owner both say"):
         load_scores(path, owner=owner)
     np.savez(path, scores=scores)
     assert load_scores(path, owner=owner)[1].tolist() == owner.tolist()
 
 
 @pytest.mark.parametrize(("arrays", "message"), [
-    ({}, "no array `owner`: add one integer"),
-    ({"scores": None, "similarity": np.zeros((4, 8)), "owner": np.arange(8) // 2}, "no array `scores`"),
-    ({"owner": np.arange(7) // 2}, r"scores\.npz: the scores have 8 columns and owner has 7"),
+    ({}, r"no array `owner` says which image .*give captions_per_image \(2 fits 4 images\)"),
+    ({"scores": None, "owner": np.arange(8) // 2}, r"no array `scores` \(arrays: none\)"),
+    ({"t2i": np.ones((8, 4)), "owner": np.arange(8) // 2}, "two different matrices, `scores` .* and `t2i`"),
+    ({"owner": np.arange(7) // 2}, r"scores\.npz: the scores have 4 rows and 8 columns, but owner has 7 entries"),
     ({"owner": np.arange(8)}, r"owner\[4\] is 4, but the scores have 4 rows"),
-    ({"scores": np.array([["a"]], dtype=object), "owner": [0]}, r"cannot be read as an \.npz"),
+    ({"owner": np.arange(8) // 2 + 1}, "owner counts images from 1"),
+    ({"scores": np.array([["a"]], dtype=object), "owner": [0]}, r"damaged or not an archive of arrays"),
 ])
 def test_score_files_that_do_not_fit_are_refused(tmp_path, arrays, message):
     arrays = {"scores": np.zeros((4, 8))} | arrays
@@ -287,8 +290,52 @@ def test_score_files_that_cannot_be_read_say_why(tmp_path):
     damaged = whole[: start + 200] + bytes([whole[start + 200] ^ 0xFF]) + whole[start + 201 :]
     bare = io.BytesIO()
     np.save(bare, scores)
-    for content, message in ((whole[:200], "truncated"), (b"", "truncated"), (damaged, "cannot be read"),
-                             (b"0.1 0.2", r"cannot be read as an \.npz"), (bare.getvalue(), "a single array")):
+    for content, message in ((whole[:200], "truncated"), (b"", "truncated"), (damaged, "damaged or not"),
+                             (b"0.1 0.2", "not a score file"), (bare.getvalue(), "give captions_per_image")):
         path.write_bytes(content)
         with pytest.raises(DataError, match=message):
             load_scores(path)
+
+
+OWNER = np.array([2, 0, 1, 1, 0, 2, 2, 0])  # of 8 texts of 3 images, in no order
+TRUE = np.random.default_rng(1).normal(size=(3, 8)).astype(np.float32)
+NOISE = 1 + 1e-6 * np.random.default_rng(2).normal(size=(8, 8)).astype(np.float32)
+REPEATED = TRUE[OWNER] * NOISE
+
+
+@pytest.mark.parametrize(("matrix", "said"), [
+    (TRUE, []), (TRUE.T, ["transposed"]), (REPEATED, ["each image is given once for each"]),
+    (REPEATED.T, ["transposed", "each image is given once for each"]),
+    (np.vstack([TRUE, TRUE[:2]]), []),
+], ids=["plain", "transposed", "repeated", "repeated columns", "distractors"])
+def test_layouts_of_other_programs_are_recognized_and_named(tmp_path, matrix, said):
+    np.savez(tmp_path / "scores.npz", sims=matrix, owner=OWNER)
+    given = read_scores(tmp_path / "scores.npz")
+    assert np.allclose(given.scores[:3], TRUE, rtol=1e-4) and given.owner.tolist() == OWNER.tolist()
+    assert given.notes[0] == "scores are its array sims" and len(given.notes) == 1 + len(said)
+    assert all(word in note for word, note in zip(said, given.notes[1:], strict=True))
+    np.save(tmp_path / "bare.npy", matrix)
+    (tmp_path / "owner.txt").write_text("".join(f"{image}\n" for image in OWNER))
+    np.save(tmp_path / "owner.npy", OWNER)
+    for name in ("owner.txt", "owner.npy"):
+        assert np.array_equal(read_scores(tmp_path / "bare.npy", read_owner(tmp_path / name)).scores, given.scores)
+
+
+@pytest.mark.parametrize("shape", [(4, 12), (12, 4), (12, 12)])
+def test_a_bare_matrix_is_read_with_the_number_of_captions_per_image(tmp_path, shape):
+    true = np.random.default_rng(3).normal(size=(4, 12))
+    matrix = {(4, 12): true, (12, 4): true.T, (12, 12): np.repeat(true, 3, axis=0)}[shape]
+    np.save(tmp_path / "sims.npy", matrix)
+    scores, owner = load_scores(tmp_path / "sims.npy", captions_per_image=3)
+    assert np.array_equal(scores, true) and owner.tolist() == (np.arange(12) // 3).tolist()
+    with pytest.raises(DataError, match=r"does not fit 5 captions per image"):
+        load_scores(tmp_path / "sims.npy", captions_per_image=5)
+
+
+def test_a_file_of_owners_is_refused_with_its_row(tmp_path):
+    (tmp_path / "owner.txt").write_text("0\n1.5\n")
+    with pytest.raises(DataError, match=r"owner\.txt, row 2: expected the number of an image, .* found '1.5'"):
+        read_owner(tmp_path / "owner.txt")
+    np.save(tmp_path / "owner.npy", [0.5])
+    with pytest.raises(DataError, match=r"owner\.npy: owner must be a vector of integers"):
+        read_owner(tmp_path / "owner.npy")

@@ -411,7 +411,7 @@ def test_records_that_are_missing_or_foreign_are_named(tmp_path):
         load_scene_records(tmp_path, "test")
     foreign = tmp_path / "dataset_scenes.json"
     foreign.write_text('{"images": [{"split": "test", "filename": "1.jpg"}]}')
-    refused(r"images\[0\] has no", load_scene_records, tmp_path, "test")
+    refused(r"images\[0\]: expected `objects`", load_scene_records, tmp_path, "test")
     refused("no image of split 'val'", load_scene_records, tmp_path, "val")
     foreign.write_text("{")
     refused("is no JSON", load_scene_records, foreign, "test")

@@ -133,7 +133,7 @@ def test_an_unknown_setting_names_the_nearest(configs, tmp_path, wrong, right):
     (["--train.seed", "--train.epochs"], "--train.seed: expected one argument"),
     (["train.seed", "3"], "unrecognized arguments: train.seed 3"),
     (["--dataset", "pet"], "no settings for data set 'pet'.*pet.yaml.*known: .*coco.* pets"),
-    (["--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
+    (["--config", "nowhere.yaml"], "no file of settings nowhere.yaml"),
 ])
 def test_what_is_wrong_on_the_command_line_is_named(configs, arguments, message):
     with pytest.raises(SettingsError) as caught:

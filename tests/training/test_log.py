@@ -68,7 +68,7 @@ def test_a_line_cut_short_by_a_kill_is_left_out_and_any_other_is_named(tmp_path)
     path.write_text(whole + '{"kind": "tra')
     assert kinds(tmp_path) == [("train", 1), ("train", 2)]
     path.write_text("garbage\n" + whole)
-    with pytest.raises(DataError, match=r"metrics\.jsonl, line 1 is not JSON"):
+    with pytest.raises(DataError, match=r"metrics\.jsonl, line 1 is truncated or not JSON"):
         read_metrics(path)
     path.write_text("[1]\n" + whole)
     with pytest.raises(DataError, match="line 1 is not a record"):

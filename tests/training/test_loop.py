@@ -229,7 +229,7 @@ def test_a_loss_that_is_not_finite_is_named_and_nothing_after_it_is_saved(tmp_pa
         parts = tiny_loss(model, batch, step, generator)
         return parts if step != 12 else {**parts, "loss": parts["loss"] * value, "penalty": torch.tensor(value)}
 
-    with pytest.raises(DataError, match=r"loss of step 12 \(epoch 2, batch 2\).*error = [\d.]+, penalty = (nan|inf)"):
+    with pytest.raises(DataError, match=r"loss of step 13 \(epoch 3, batch 3\).*error = [\d.]+, penalty = (nan|inf)"):
         run_tiny(tmp_path, step_loss=step_loss, log_every=log_every, validate_every=10)
     assert taken[-1] == {1: 12, 4: 15, 100: 19}[log_every]  # the end of the run saves
     state = checkpoint.load(tmp_path / "last.pt")
@@ -245,7 +245,7 @@ def test_a_gradient_that_is_not_finite_is_named_and_never_saved(tmp_path, run_ti
             parts["loss"] = parts["loss"] + (model.layers[3].bias * 0).abs().sqrt().sum()
         return parts
 
-    with pytest.raises(DataError, match=r"gradient of step 6 .*loss is: loss = .*last\.pt is kept"):
+    with pytest.raises(DataError, match=r"gradient of step 7 .*loss is: loss = .*last\.pt is kept"):
         run_tiny(tmp_path, step_loss=step_loss, log_every=log_every)
     assert checkpoint.load(tmp_path / "last.pt")["progress"]["step"] == 5
 
@@ -261,7 +261,7 @@ def test_a_step_that_fails_on_spoilt_weights_and_a_stop_after_them_name_the_step
 
     for how in ("stops", "refuses"):
         (tmp_path / how).mkdir()
-        with pytest.raises(DataError, match="loss of step 7"):
+        with pytest.raises(DataError, match="loss of step 8"):
             run_tiny(tmp_path / "run" / how, step_loss=step_loss, log_every=100)
         assert checkpoint.load(tmp_path / "run" / how / "last.pt")["progress"]["step"] == 5
 
@@ -374,7 +374,7 @@ def test_mistakes_are_refused_before_the_first_step(tmp_path, run_tiny):
 
 
 def test_a_loader_that_ends_early_and_a_validation_without_its_metric_are_named(tmp_path, run_tiny):
-    with pytest.raises(DataError, match="epoch 0 ended before batch 5, but steps_per_epoch is 9"):
+    with pytest.raises(DataError, match="epoch 1 ended after 5, but steps_per_epoch is 9"):
         run_tiny(tmp_path / "a", steps_per_epoch=9)
     with pytest.raises(DataError, match="select is 'rsum', but the validation has the metrics loss, r1"):
         run_tiny(tmp_path / "b", validate=lambda model: {"loss": 1.0, "r1": 2.0})

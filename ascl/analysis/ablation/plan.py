@@ -16,8 +16,8 @@ from ascl.settings.base import to_dict
 from ascl.settings.retrieval import Config, load_config
 
 # These do not affect results: runs that differ only in them are the same run.
-NOT_IN_HASH = ("out", "data.images", "data.prepare", "text.cache", "train.workers", "train.log_every",
-               "train.checkpoint_every")
+NOT_IN_HASH = ("out", "data.images", "data.prepare", "data.prepare_features", "text.cache", "train.workers",
+               "train.log_every", "train.checkpoint_every")
 # Only the file names of these count: data in another folder is the same data.
 PATHS_IN_HASH = ("data.captions", "data.features")
 CHOSEN_HERE = {"--dataset": "dataset", "--out": "out", "--train.seed": "seeds"}

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ascl.analysis.ablation.commands import shown
 from ascl.analysis.ablation.plan import Request, Run
@@ -21,6 +22,7 @@ from ascl.analysis.ablation.studies import STUDIES
 from ascl.analysis.ablation.table import draw_study, summary_csv, to_csv, to_markdown
 from ascl.core.errors import DataError
 from ascl.core.files import atomic_folder, atomic_path, write_text
+from ascl.core.reading import json_kind, read_json
 
 SOURCE = "source.json"
 
@@ -95,10 +97,10 @@ def add_outside(request: Request, name: str, scores: Path) -> str | None:
     source = {"name": name, "file": str(scores), "fingerprint": fingerprint}
     note = folder / SOURCE
     if note.exists():
-        known = json.loads(note.read_text(encoding="utf-8"))
+        known = _read_source(note)
         if known["name"] != name:
             raise DataError(f"outside model {name!r}: {folder} belongs to {known['name']!r}; choose another name")
-        if fingerprint is not None and known["fingerprint"] == fingerprint:
+        if fingerprint is not None and known.get("fingerprint") == fingerprint:
             return None
     try:
         with atomic_folder(folder) as new:
@@ -118,11 +120,20 @@ class _Failed(Exception):
     """The evaluation of an outside model failed; the message says how."""
 
 
+def _read_source(note: Path) -> dict[str, Any]:
+    """Return what is known of an outside model: `name` and `fingerprint`."""
+    again = "remove its folder and add the scores again"
+    source = read_json(note, dict, again)
+    if not isinstance(source.get("name"), str):
+        raise DataError(f"{note}: expected `name` as a text, found {json_kind(source.get('name'))}; {again}")
+    return source
+
+
 def outside_rows(request: Request) -> list[Row]:
     """Return a row for each outside model that was evaluated in this folder, in order of their names."""
     rows = []
     for note in sorted((request.out / "scores").glob(f"[!.]*/{SOURCE}")):
-        name = json.loads(note.read_text(encoding="utf-8"))["name"]
+        name = _read_source(note)["name"]
         evaluations = list(note.parent.glob("eval-*.json"))
         if len(evaluations) != 1:
             raise DataError(f"{note.parent} holds {len(evaluations)} evaluations instead of one; remove it, and add "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from ascl.analysis.query_ranks import QueryRanks, read_ranks
-from ascl.analysis.run_files import read_evaluation, recalls_of, run_settings
+from ascl.analysis.run_files import number_at, read_evaluation, recalls_of, run_settings
 from ascl.analysis.significance import bootstrap_rsum, holm, paired_t_test, sign_flip_test, t_interval
 from ascl.core.errors import DataError
+from ascl.core.reading import read_json, reason
 from ascl.core.statistics import Interval
 from ascl.training.log import METRICS, read_metrics
 
@@ -96,14 +96,13 @@ def read_result(folder: Path, evaluation: Path, seed: int | None, *, processes: 
         return result
     logged, seconds = training_of(read_metrics(folder / METRICS))
     steps = logged if steps is None else steps
+    again = "remove the folder to train this run again"
+    environment = read_json(folder / "environment.json", dict, again)
     try:
-        settings = run_settings(folder) or {}
-        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-        made_with = f"commit {environment['commit']}, torch {environment['torch']}, {environment['device']}"
-        pairs = steps * settings["train"]["batch_size"] * processes
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder}: settings.yaml or environment.json is damaged ({error!r}); remove the folder to "
-                        "train this run again") from error
+        made_with = "commit {commit}, torch {torch}, {device}".format(**environment)
+        pairs = steps * int(number_at(run_settings(folder), "train", "batch_size")) * processes
+    except (DataError, LookupError) as error:
+        raise DataError(f"{folder}: settings.yaml or environment.json is damaged ({reason(error)}); {again}") from error
     return replace(result, steps=steps, pairs=pairs, seconds=seconds if logged == steps else None, made_with=made_with)
 
 

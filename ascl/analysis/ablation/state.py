@@ -12,6 +12,7 @@ from ascl.analysis.ablation.plan import Run, digest_of_settings
 from ascl.analysis.run_files import flat, read_evaluation
 from ascl.core.errors import DataError, SettingsError
 from ascl.core.files import write_text
+from ascl.core.reading import read_json, reading
 from ascl.settings.base import read_settings, to_dict
 from ascl.settings.retrieval import Config
 from ascl.training.log import METRICS, read_metrics
@@ -95,7 +96,7 @@ def _is_evaluation_of(run: Run) -> bool:
     except (DataError, OSError):
         return False
     ranks = run.evaluation.with_name(f"ranks-{run.config.data.test}.npz")
-    return ([Path(source).name for source in content.get("runs", [])] == [run.folder.name]
+    return ([Path(str(source)).name for source in content.get("runs", [])] == [run.folder.name]
             and content.get("protocol") == "all pairs" and (run.probe_captions == 0 or "probes" in content)
             and (not ranks.exists() or fingerprint_of(ranks) is not None))
 
@@ -131,11 +132,14 @@ def steps_of(run: Run) -> int | None:
 
 
 def _read_stamp(run: Run) -> dict[str, Any]:
+    """Return the stamp of a run, or {} if there is none that can be read: the run's state is then found anew."""
+    path = run.folder / STAMP
     try:
-        content = json.loads((run.folder / STAMP).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(path)
+    except DataError:
         return {}
-    return content if isinstance(content, dict) else {}
+    fits = isinstance(content.get("data", {}), dict) and isinstance(content.get("steps"), (int, type(None)))
+    return content if fits else {}
 
 
 def fingerprint_of(path: Path) -> str | None:
@@ -144,8 +148,8 @@ def fingerprint_of(path: Path) -> str | None:
     It is computed from the archive's checksums, which is fast for large files, and is the same for a copy of the file.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with reading(path, "a zip archive"), zipfile.ZipFile(path) as archive:
             parts = [(part.filename, part.CRC, part.file_size) for part in archive.infolist()]
-    except (OSError, zipfile.BadZipFile):
+    except DataError:
         return None
     return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from ascl.analysis.ablation.results import TESTS, Comparison, Row, Study
 from ascl.analysis.figures.style import COLORS, use_style
 from ascl.analysis.run_files import RECALLS
 from ascl.core.errors import DataError
+from ascl.core.reading import read_text, reading
 from ascl.core.statistics import Interval
 from ascl.core.tables import markdown_table
 
@@ -67,18 +69,21 @@ def read_table(path: Path) -> list[dict[str, str]]:
         FileNotFoundError: the file does not exist; the message has the command that writes it.
         DataError: it is another table, or a line is incomplete.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise FileNotFoundError(f"{path} does not exist; create it with ascl ablate --dataset NAME --study {path.stem}")
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in ("study", "variant", "label", "seed", "run", *RECALLS)
-                   if name not in (reader.fieldnames or ())]
-        if missing:
-            raise DataError(f"{path} has no column {missing[0]!r}: give a table that `ascl ablate` wrote")
+    again = "write the table again with `ascl ablate`"
+    text = read_text(path, "a table (CSV)", again)
+    with reading(path, "a table (CSV)", again):
+        reader = csv.DictReader(io.StringIO(text, newline=""))
         rows = list(reader)
+    missing = [name for name in ("study", "variant", "label", "seed", "run", *RECALLS)
+               if name not in (reader.fieldnames or ())]
+    if missing:
+        raise DataError(f"{path} has no column {missing[0]!r}: give a table that `ascl ablate` wrote")
     for number, row in enumerate(rows, start=2):
-        if None in row.values():
-            raise DataError(f"{path}, line {number} has too few columns; write the table again with `ascl ablate`")
+        if None in row.values() or None in row:
+            amount = "many" if None in row else "few"
+            raise DataError(f"{path}, line {number} has too {amount} columns; {again}")
     return [row for row in rows if row["seed"]]
 
 

@@ -135,7 +135,8 @@ def _other_metrics(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
             continue
         head: list[str] = ["metric", "value"]
         rows: list[list[Any]] = [[_breakable(key), _value(value)] for key, value in flat(values).items()]
-        directed = bool(values) and values.keys() <= DIRECTIONS.keys()
+        directed = (bool(values) and values.keys() <= DIRECTIONS.keys()
+                    and all(isinstance(metrics, Mapping) for metrics in values.values()))
         if directed:
             columns = list(dict.fromkeys(key for metrics in values.values() for key in metrics))
             head = ["direction", *(key.replace("_", " ") for key in columns)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import time
 from dataclasses import replace
 from functools import cache
@@ -17,8 +18,9 @@ from ascl.analysis.report.retrieved import spread, top_of_matrix
 from ascl.analysis.run_files import flat, read_evaluation, run_settings
 from ascl.core.errors import DataError
 from ascl.core.files import write_text
-from ascl.data.captions import captions_exist, load_captions
-from ascl.data.split import data_paths
+from ascl.core.reading import read_json
+from ascl.data.captions import captions_exist
+from ascl.data.split import data_paths, split_captions
 from ascl.images.find import by_any_id
 from ascl.images.read import load_image
 from ascl.retrieval import load_scores, top_pairs
@@ -68,10 +70,12 @@ def report(run: str, *, split: str | None = None, images: str | None = None, ove
     evaluate = f"ascl eval --checkpoint {run}" + ("" if split == config.data.test else f" --split {split}")
     missing: dict[str, str] = {}
     metrics: list[dict[str, Any]] = []
-    if (folder / METRICS).is_file():
+    if os.path.lexists(folder / METRICS):
         metrics = read_metrics(folder / METRICS)
     else:
         missing["metrics"] = f"{METRICS} is not in the run's folder, so there are no curves."
+    path = folder / "environment.json"
+    environment = read_json(path, dict, "remove or repair it") if os.path.lexists(path) else {}
     ranks, top, seconds = _retrieved(config, folder, split, overrides or {}, scores, evaluate, missing)
     settings, defaults = flat(to_dict(config)), flat(to_dict(Config()))
     record = RunRecord(
@@ -79,7 +83,7 @@ def report(run: str, *, split: str | None = None, images: str | None = None, ove
         changed=[(name, _shown(value), _shown(defaults[name])) for name, value in settings.items()
                  if value != defaults[name]],
         settings=[(name, _shown(value)) for name, value in settings.items()],
-        metrics=metrics, environment=_read_json(folder / "environment.json"),
+        metrics=metrics, environment=environment,
         evaluations={path.stem.removeprefix("eval-"): read_evaluation(path)
                      for path in sorted(folder.glob("eval-*.json"))},
         split=split, evaluate=evaluate, ranks=ranks, top=top, seconds=seconds,
@@ -136,10 +140,10 @@ def _retrieved(config: Config, folder: Path, split: str, overrides: dict[str, An
 
 def _check_split(config: Config, split: str, overrides: dict[str, Any]) -> None:
     """Raise DataError for a mistyped split, which would give an empty page; not checked if the captions are missing."""
-    path = data_paths(replace(config.data, **overrides), split)[0]
+    data = replace(config.data, **overrides)
     try:
-        if captions_exist(path):
-            load_captions(path, split)
+        if captions_exist(data_paths(data, split)[0]):
+            split_captions(data, split)
     except DataError as error:
         raise DataError(f"split {split} has not been evaluated and cannot be: {error}") from error
 
@@ -172,19 +176,6 @@ def _thumbnail(path: Path) -> bytes | None:
     stream = io.BytesIO()
     image.save(stream, format="jpeg", quality=quality, optimize=True)
     return stream.getvalue()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file, or {} if there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not valid JSON ({error}): remove or repair it") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} holds a JSON {type(content).__name__} instead of an object: remove it")
-    return content
 
 
 def _shown(value: Any) -> str:

@@ -56,7 +56,8 @@ class Conversion:
 def convert(paths: Sequence[str | os.PathLike], out: str | os.PathLike, *,
             dtype: Literal["float32", "float16"] = "float32", kind: Literal["auto", "regions", "globals"] = "auto",
             max_regions: int | None = None, ids_from: str | os.PathLike | None = None, id_field: str | None = None,
-            skip_broken: bool = False, progress: bool = True, block_bytes: int = BLOCK_BYTES) -> Conversion:
+            scan_captions_per_image: int | None = None, skip_broken: bool = False, progress: bool = True,
+            block_bytes: int = BLOCK_BYTES) -> Conversion:
     """Write what `open_features(paths)` reads to one HDF5 file of ours, and read a sample back.
 
     The file gets its name only after the check, so `out` is either absent or complete. A second call with the same
@@ -69,6 +70,7 @@ def convert(paths: Sequence[str | os.PathLike], out: str | os.PathLike, *,
         kind: which features to take; "auto" = all that the files have.
         max_regions: keep the first regions of each image; None = all.
         ids_from, id_field: captions whose file names replace image ids, see `stems_of`; None = keep the ids.
+        scan_captions_per_image: see `open_features`.
         skip_broken: leave out images that are damaged or given twice, and list them; takes a pass over all values.
         progress: show a progress bar.
         block_bytes: bytes of float32 features in memory at a time.
@@ -84,7 +86,8 @@ def convert(paths: Sequence[str | os.PathLike], out: str | os.PathLike, *,
         raise DataError(f"{out} is both source and target: choose another output file")
     # refuses a file that is not ours before any long pass
     made = provenance_of(out).get("settings", {}) if out.exists() else None
-    store = open_features(paths, max_regions=max_regions, skip_broken=skip_broken)
+    store = open_features(paths, max_regions=max_regions, scan_captions_per_image=scan_captions_per_image,
+                          skip_broken=skip_broken)
     kinds = store.kinds if kind == "auto" else frozenset({kind})
     if kinds - store.kinds:
         raise DataError(f"{store.source} has no {kind}, only {', '.join(sorted(store.kinds))}")

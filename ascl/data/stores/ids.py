@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ascl.core.errors import DataError, first_of
-from ascl.data.captions import entries, read_json
+from ascl.data.captions import entries, read_json, stem_in
 
+_COCO = re.compile(r"(?:COCO_[a-z]+\d{4}_)?0*(\d+)(?:\.jpg)?")
 FIELDS = ("filename", "cocoid", "imgid")
 
 
@@ -20,8 +22,8 @@ def stems_of(image_ids: Sequence[str], captions: str | os.PathLike, field: str |
     Args:
         image_ids: ids in the feature file.
         captions: Karpathy's `dataset_*.json`, plain, gzip or in his zip: `images[]` with `filename` and, depending on
-            the data set, `cocoid` and `imgid`.
-        field: what the ids are: "filename" (with or without suffix, or only its number without leading zeros),
+            the data set, `cocoid` and `imgid`; or COCO's own, with `file_name` and `id`.
+        field: what the ids are: "filename" (with or without suffix, only its number, or COCO's name of another year),
             "cocoid" or "imgid"; None = the field that has every id.
 
     Raises:
@@ -29,20 +31,23 @@ def stems_of(image_ids: Sequence[str], captions: str | os.PathLike, field: str |
             different images (the message lists them).
     """
     images = entries(read_json(captions), "images", Path(captions))
-    if not all("filename" in image for image in images):
-        raise DataError(f"{captions}: an entry of `images` has no `filename`; expected Karpathy's `dataset_*.json`")
+    if "filename" not in images[0]:  # COCO's own names for the same two fields
+        images = [{**image, "filename": image.get("file_name"), "cocoid": image.get("id")} for image in images]
+    for number, image in enumerate(images):
+        stem_in(image, "filename", f"{captions}, images[{number}]")
     fitting: dict[str, list[str]] = {}
     reasons = []
     for name in FIELDS if field is None else (field,):
         stems = _stems_by(name, images)
-        unknown = [image_id for image_id in image_ids if image_id not in stems]
-        several = [image_id for image_id in image_ids if image_id in stems and len(stems[image_id]) > 1]
+        found_as = {image_id: _name_among(stems, name, image_id) for image_id in image_ids}
+        unknown = [image_id for image_id in image_ids if found_as[image_id] not in stems]
+        several = [image_id for image_id in image_ids if len(stems.get(found_as[image_id], ())) > 1]
         if unknown:
             reasons.append(f"as {name}, {len(unknown)} of {len(image_ids)} are unknown ({first_of(unknown)})")
         elif several:
             reasons.append(f"as {name}, {len(several)} fit more than one image ({first_of(several)})")
         else:
-            fitting[name] = [next(iter(stems[image_id])) for image_id in image_ids]
+            fitting[name] = [next(iter(stems[found_as[image_id]])) for image_id in image_ids]
     if not fitting:
         raise DataError(f"the image ids do not fit {captions}: {'; '.join(reasons)}")
     first = next(iter(fitting.values()))
@@ -56,6 +61,12 @@ def stems_of(image_ids: Sequence[str], captions: str | os.PathLike, field: str |
     if repeated:
         raise DataError(f"several image ids are the same image of {captions}: {first_of(repeated)}")
     return first
+
+
+def _name_among(stems: dict[str, set[str]], field: str, image_id: str) -> str:
+    """Return the id, or only its number if it is a file name of COCO, whose years name an image differently."""
+    coco = _COCO.fullmatch(image_id)
+    return coco[1] if field == "filename" and image_id not in stems and coco is not None else image_id
 
 
 def _stems_by(field: str, images: Sequence[dict[str, Any]]) -> dict[str, set[str]]:

@@ -26,7 +26,8 @@ _TSV = re.compile(r"\.tsv(\.\d+)?(\.gz)?$")
 
 def open_features(paths: Sequence[str | os.PathLike], *, captions: int | None = None,
                   globals_from: Literal["files", "mean-region"] = "files",
-                  max_regions: int | None = None, skip_broken: bool = False) -> FeatureStore:
+                  max_regions: int | None = None, scan_captions_per_image: int | None = None,
+                  skip_broken: bool = False) -> FeatureStore:
     """Open feature files as one store.
 
     Args:
@@ -41,6 +42,7 @@ def open_features(paths: Sequence[str | os.PathLike], *, captions: int | None = 
         globals_from: "files" = the globals of the files, if any (a `.npy` has none); "mean-region" = the mean of the
             image's regions, for files without globals.
         max_regions: keep the first regions of each image, in the order of the file; None = all.
+        scan_captions_per_image: of a `.npy` without ids file; None = from the numbers of its rows and captions.
         skip_broken: leave out images that are damaged or given twice, and list them in `skipped`; takes a pass over all
             values.
 
@@ -50,18 +52,18 @@ def open_features(paths: Sequence[str | os.PathLike], *, captions: int | None = 
     """
     if isinstance(paths, (str, os.PathLike)) or not paths:
         raise DataError(f"feature files must be a list of at least one path, got {paths!r}")
-    stores = [_open(Path(path), captions, skip_broken) for path in paths]
+    stores = [_open(Path(path), captions, scan_captions_per_image, skip_broken) for path in paths]
     stores = [SoundImages(store) for store in stores] if skip_broken else stores
     store = stores[0] if len(stores) == 1 else MergedFeatures(stores)
     store = store if max_regions is None else FirstRegions(store, max_regions)
     return MeanRegionGlobals(store) if globals_from == "mean-region" else store
 
 
-def _open(path: Path, captions: int | None, skip_broken: bool) -> FeatureStore:
+def _open(path: Path, captions: int | None, captions_per_image: int | None, skip_broken: bool) -> FeatureStore:
     if path.is_dir():
         return _open_folder(path, skip_broken)
     if path.suffix == ".npy":
-        return ScanFeatures(path, captions=captions)
+        return ScanFeatures(path, captions=captions, captions_per_image=captions_per_image)
     if _TSV.search(path.name):
         return TsvFeatures(path, skip_broken=skip_broken)
     if path.suffix in (".npz", ".zip", ".gz", ".tar", ".lmdb"):

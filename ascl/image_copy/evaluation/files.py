@@ -124,6 +124,10 @@ def read_edits(path: str | os.PathLike) -> dict[str, QueryEdit]:
     for cells in _parsed(path, reader):
         query, kind, scale = cells["query_id"], cells["kind"], cells.get("content_scale") or None
         where = f"{path}, row {reader.line_num}"
+        if not query:
+            raise DataError(f"{where}: no query id")
+        if None in cells:
+            raise DataError(f"{where}: more cells than the header")
         if query in edits:
             raise DataError(f"{where}: query {query!r} has a row before; keep one of them")
         if kind is None:
@@ -139,9 +143,13 @@ def read_edits(path: str | os.PathLike) -> dict[str, QueryEdit]:
 
 
 def _text(path: str | os.PathLike) -> str:
-    if not Path(path).is_file():
+    if not os.path.lexists(path):
         raise DataError(f"{path}: no such file")
-    return read_text(Path(path))
+    text = read_text(Path(path))
+    if (place := text.find("\0")) >= 0:
+        row = text.count("\n", 0, place) + 1
+        raise DataError(f"{path}, row {row}: holds a NUL character; if the file is UTF-16, convert it to UTF-8")
+    return text
 
 
 def _rows(path: str | os.PathLike, columns: int, layout: str) -> Iterator[tuple[int, list[str]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 from ascl.core.distributed import make_accelerator
 from ascl.core.errors import DataError
 from ascl.core.provenance import refused_settings
+from ascl.core.reading import read_text
 from ascl.image_copy.descriptors.descriptor import DescriptorSettings
 from ascl.image_copy.descriptors.teachers import Teacher, load_teacher
 from ascl.image_copy.edits.augment import IdentityAugmentation, augmentation_of
@@ -192,11 +194,11 @@ def check_same_images(path: Path, images: list[str]) -> None:
     `path` lists the images of the run's start, one `train ID` or `validation ID` per line. Images may not be added,
     removed, moved between training and validation, or reordered, and the list must exist.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         raise DataError(f"{path} is gone, so the images of the run are unknown and it cannot resume; start a new run")
-    began = path.read_text(encoding="utf-8").splitlines()
+    began = read_text(path, "a list of images", "start a new run").removesuffix("\n").split("\n")
     if began != images:
-        before, now = (dict(line.split(" ", 1)[::-1] for line in lines) for lines in (began, images))
+        before, now = (dict(line.partition(" ")[::-2] for line in lines) for lines in (began, images))
         changed = sum(before[image] != now[image] for image in before.keys() & now.keys())
         raise DataError(f"the images are not those that the run began with ({path}): {len(now.keys() - before.keys())} "
                         f"were added, {len(before.keys() - now.keys())} removed, {changed} moved between training and "

@@ -283,6 +283,7 @@ STEMS = ["COCO_val2014_000000391895", "COCO_train2014_000000000009", "COCO_train
 @pytest.mark.parametrize(("ids", "field", "expected"), [
     (["9", "391895"], None, [STEMS[1], STEMS[0]]),
     (["COCO_train2014_000000000009.jpg", "COCO_train2014_000000000001"], None, STEMS[1:]),
+    (["000000000009", "000000391895.jpg"], None, [STEMS[1], STEMS[0]]),  # COCO's names of 2017
     (["2", "0"], None, [STEMS[2], STEMS[0]]),
     (["1"], "cocoid", [STEMS[2]]),
     (["1"], "imgid", [STEMS[1]]),
@@ -307,10 +308,10 @@ def test_ids_that_do_not_fit_are_listed(coco, ids, field, message):
 def test_captions_that_cannot_tell_are_refused(tmp_path):
     twice = karpathy(tmp_path / "a.json", {"filename": "a_7.jpg", "cocoid": 7}, {"filename": "b_7.jpg", "cocoid": 7})
     refused(r"as filename, 1 fit more than one image \(7\); as cocoid, 1 fit more", stems_of, ["7"], twice)
-    with pytest.raises(DataError, match="b.json: an entry of `images` has no `filename`"):
-        stems_of(["7"], karpathy(tmp_path / "b.json", {"file_name": "a.jpg"}))
+    with pytest.raises(DataError, match=r"b.json, images\[0\]: expected `filename` as a text, found null"):
+        stems_of(["7"], karpathy(tmp_path / "b.json", {"cocoid": 7}))
     (tmp_path / "c.json").write_text("{")
-    refused("not complete JSON", stems_of, ["7"], tmp_path / "c.json")
+    refused("truncated or not JSON", stems_of, ["7"], tmp_path / "c.json")
     refused("no file .*nowhere.json", stems_of, ["7"], tmp_path / "nowhere.json")
 
 

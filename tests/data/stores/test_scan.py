@@ -1,12 +1,18 @@
 """SCAN's `.npy`: rows that repeat an image, the order of reading, and what each file that does not fit says."""
 
+import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from foreign_files import made, refused
 
+from ascl.data.captions import load_captions
+from ascl.data.split import build_split
+from ascl.data.stores.convert import convert
 from ascl.data.stores.open import open_features
+from ascl.settings.retrieval import Config, DataConfig
 
 
 @pytest.mark.parametrize("repeat", [1, 5])
@@ -31,6 +37,39 @@ def test_scan_with_one_caption_an_image_is_not_taken_for_a_repeat(tmp_path):
     assert len(open_features([tmp_path / "x_ims.npy"], captions=10)) == 10
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("known", [False, True])
+def test_captions_per_image_follow_from_rows_and_lines(tmp_path, count, repeated, known):
+    regions = made(6, 2, 3)
+    regions[1] = regions[0]  # one photograph twice does not mislead
+    np.save(tmp_path / "test_ims.npy", np.repeat(regions, count if repeated else 1, axis=0))
+    lines = "".join(f"a dog {i}\n" for i in range(6 * count))
+    (tmp_path / "test_caps.txt.gz").write_bytes(gzip.compress(lines.encode()))
+    data = DataConfig(captions=str(tmp_path), features=[str(tmp_path / "{split}_ims.npy")], global_source="mean-region",
+                      scan_captions_per_image=count if known else None)
+    captions, store = build_split(Config(data=data), "test")
+    assert captions.owner.tolist() == np.repeat(range(6), count).tolist()
+    assert np.array_equal(store.read(store.rows(captions.image_ids)).regions, regions)
+    assert load_captions(tmp_path, "test").owner.tolist() == captions.owner.tolist()
+
+
+def test_a_store_of_other_images_than_the_captions_is_refused_with_both_counts(tmp_path):
+    np.save(tmp_path / "test_ims.npy", made(12, 2, 3))
+    (tmp_path / "test_caps.txt").write_text("a dog\n" * 50)
+    data = DataConfig(captions=str(tmp_path), features=[str(tmp_path / "test_ims.npy")], global_source="mean-region")
+    refused("12 rows for 50 captions", build_split, Config(data=data), "test")
+    five = replace(data, scan_captions_per_image=5)
+    refused("12 rows, but 50 captions are 10 images with 5", build_split, Config(data=five), "test")
+    (tmp_path / "test_caps.txt").rename(tmp_path / "kept")
+    convert([tmp_path / "test_ims.npy"], tmp_path / "rows.h5", progress=False)  # keeps the numbers as ids
+    (tmp_path / "kept").rename(tmp_path / "test_caps.txt")
+    converted = replace(data, features=[str(tmp_path / "rows.h5")])
+    refused("50 captions of split test for the 12 images of", build_split, Config(data=converted), "test")
+    converted = replace(five, features=[str(tmp_path / "rows.h5")])
+    refused("12 images, but .* has captions of 10", build_split, Config(data=converted), "test")
+
+
 def test_scan_errors(tmp_path):
     path = tmp_path / "test_ims.npy"
     refused(r"no file .*test_ims\.npy; data/README\.md", open_features, [path])
@@ -47,7 +86,10 @@ def test_scan_errors(tmp_path):
     np.save(path, np.repeat(made(200, 1, 2), 5, axis=0))
     refused("an image has more than 1 rows", open_features, [path])
     np.save(path, np.repeat(made(3, 1, 2), 5, axis=0) + (np.arange(15) == 8)[:, None, None])
-    refused("rows 5 and 8 should be one image", open_features, [path], captions=15)
+    refused("an image has more than 1 rows.*scan_captions_per_image", open_features, [path], captions=15)
+    refused("rows 5 and 8 should be one image", open_features, [path], captions=15, scan_captions_per_image=5)
+    refused("15 captions, which is not a multiple of 4", open_features, [path], captions=15, scan_captions_per_image=4)
+    refused("has 15 rows, but 30 captions are 10 images", open_features, [path], captions=30, scan_captions_per_image=3)
     np.save(path, made(4, 6))
     refused(r"has shape \(4, 6\)", open_features, [path])
     np.save(path, np.zeros((4, 3, 6), dtype=np.int64))
