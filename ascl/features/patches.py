@@ -246,12 +246,12 @@ def load_vision_tower(model: str) -> tuple[nn.Module, Any, bool]:
     logging.set_verbosity_error()  # else transformers reports each weight of the text tower as unexpected
     try:
         with one_try_at_the_hub(not Path(model).exists()):
-            config = AutoConfig.from_pretrained(model)
+            config = AutoConfig.from_pretrained(model, trust_remote_code=False)
             config = getattr(config, "vision_config", config)
             if getattr(config, "patch_size", None) is None:
                 raise DataError(f"{model}: the architecture {config.model_type} has no patch tokens; {SUPPORTED}")
             tower, report = AutoModel.from_pretrained(model, config=config, dtype=torch.float32,
-                                                      output_loading_info=True)
+                                                      output_loading_info=True, trust_remote_code=False)
     except DataError:
         raise
     except Exception as error:  # each library behind it raises exceptions of its own
@@ -271,7 +271,7 @@ def load_processor(model: str) -> Any:
 
     try:
         with one_try_at_the_hub(not Path(model).exists()):
-            return AutoImageProcessor.from_pretrained(model)
+            return AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # as above
         problem = cannot_load(model, "image processor", error)
         raise DataError(f"{problem}; put preprocessor_config.json beside the weights") from error

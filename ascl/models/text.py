@@ -99,8 +99,9 @@ def _load_encoder(name_or_path: str) -> tuple[Any, Any]:
     local = Path(name_or_path).exists()
     try:
         with one_try_at_the_hub(not local):
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-            return tokenizer, AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+            encoder = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, trust_remote_code=False)
+            return tokenizer, encoder
     except Exception as error:  # each underlying library has its own exceptions
         where = "the folder cannot be loaded" if local else "no such folder, not in the hub's cache, none from the hub"
         raise DataError(f"text encoder {name_or_path!r}: {where} ({reason(error)}): {_GIVE_ENCODER}") from error

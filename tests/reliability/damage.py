@@ -15,13 +15,12 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ascl.core.errors import DataError
 
-from ..mutations import mutated
+from ..mutations import mutated, mutated_json
 from .kinds import KINDS, Insane, Kind
 
 HANG = 20.0             # seconds that one case may take
@@ -52,25 +51,10 @@ def damage(content: bytes, kind: Kind, rng: np.random.Generator) -> bytes:
         return [b"", b"\0" * 100, b"\xff\xfe" + bytes(50), b"null", b"[]", b"{}", b"[" * 20_000,
                 b"9" * 6000, gzip.compress(bytes(1 << 20))][int(rng.integers(9))]
     if kind.json and chance < 0.5:
-        return json.dumps(other_value(json.loads(content), rng)).encode("utf-8", "surrogatepass")
+        return json.dumps(mutated_json(json.loads(content), rng)).encode("utf-8", "surrogatepass")
     for _ in range(1 + int(rng.integers(0, 3)) // 2):
         content = mutated(content, rng)
     return content
-
-
-def other_value(value: Any, rng: np.random.Generator) -> Any:
-    """Return a JSON value in which one place holds a value of another kind, or is missing or doubled."""
-    odd = [None, True, -1, 1e400, float("nan"), "", "\ud800", "text", [], {}, [None], {"a": []}, 10**400]
-    if isinstance(value, dict | list) and value and rng.random() < 0.9:
-        places = list(value) if isinstance(value, dict) else list(range(len(value)))
-        place = places[int(rng.integers(len(places)))]
-        if rng.random() < 0.1:
-            kept = [other for other in places if other != place]
-            return {name: value[name] for name in kept} if isinstance(value, dict) else [value[i] for i in kept]
-        if isinstance(value, dict):
-            return {**value, place: other_value(value[place], rng)}
-        return [*value[:place], other_value(value[place], rng), *value[place + (rng.random() < 0.9):]]
-    return odd[int(rng.integers(len(odd)))]
 
 
 def outcome(kind: Kind, folder: Path, damaged: Path, expected: str) -> tuple[str, str]:

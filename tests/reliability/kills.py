@@ -19,6 +19,7 @@ import numpy as np
 
 from ascl.cli import main as ascl
 from ascl.core import checkpoint
+from ascl.data.stores.open import open_features
 
 from ..data.stores import foreign_files
 from .damage import forked
@@ -58,6 +59,11 @@ def unrelated(folder: Path) -> None:
         picture(100 + i).save(folder / "unrelated" / f"{i}.png")
 
 
+def read_globals(folder: Path) -> str:
+    store = open_features([folder / "o.h5"])
+    return digest(store.image_ids, store.read(np.arange(len(store))).globals)
+
+
 def train_words(folder: Path) -> list[str]:
     run = folder / "run"
     if (run / "last.pt").exists():
@@ -83,7 +89,7 @@ def training(folder: Path) -> None:
     np.save(folder / "all_ims.npy", foreign_files.made(24, 3, 8))
     written(folder / "all_ids.txt", "".join(f"{i:02}\n" for i in range(24)))
     words = ["train", "--data.captions", str(folder / "captions.json"), "--data.features",
-             f"[{folder / 'all_ims.npy'}]", "--data.globals_from", "mean-region",
+             f"[{folder / 'all_ims.npy'}]", "--data.global_source", "mean-region",
              "--text.encoder", str(folder / "bert"), "--model.embed_dim", "8", "--model.num_heads", "2",
              "--train.batch_size", "4", "--train.workers", "0", "--train.max_steps", "12",
              "--train.validate_every", "4", "--train.checkpoint_every", "2"]
@@ -98,6 +104,10 @@ WORKS = [
                                                  "--false_positive_rate", "0.1", "--workers", "0"], read_index),
     Work("convert", scan_features, lambda f: ["convert", str(f / "test_ims.npy"), "--out", str(f / "o.h5")],
          read_store("o.h5")),
+    Work("extract globals", lambda folder: photos(folder, 12), lambda f: [
+        "extract", "globals", "--images", str(f / "photos"), "--out", str(f / "o.h5"), "--backbone",
+        "shufflenet_v2_x0_5", "--weights", "random:0", "--input_size", "64", "--workers", "0", "--dtype", "float32",
+        *(["--resume"] if (f / "o.h5.parts").exists() or (f / "o.h5").exists() else [])], read_globals),
     Work("train", training, train_words, trained),
 ]
 

@@ -337,7 +337,7 @@ def index(folder: Path) -> list[Path]:
 
 
 def read_index(folder: Path) -> str:
-    """Query the index as a user does; a warning counts as said, so that only what is not said is compared."""
+    """Query the index as a user does; a warning of damage counts as a refusal, and only silence is compared."""
     said, answer = io.StringIO(), io.StringIO()
     with redirect_stderr(said), redirect_stdout(answer):
         status = ascl(["copy", "query", str(folder / "photos" / "0.png"), str(folder / "photos" / "2.png"), "--index",
@@ -347,12 +347,10 @@ def read_index(folder: Path) -> str:
     if status in (1, 2):
         raise DataError(said.getvalue().strip())
     found = json.loads(answer.getvalue())
-    spoken = [*found.get("warnings", []), *(line for line in said.getvalue().splitlines() if "warning" in line.lower())]
-    if spoken:
+    if spoken := [line for line in said.getvalue().splitlines() if "damage" in line]:
         raise DataError(f"{folder / 'idx'}: " + " ".join(spoken))
-    answers = found["answers"] if "answers" in found else found
-    return digest([(one["id"], [(match["id"], round(match["score"], 6)) for match in one["matches"]])
-                   for one in (answers["queries"] if isinstance(answers, dict) else answers)])
+    return digest([(one["id"], [(match["id"], match["copy"], round(match["score"], 6)) for match in one["matches"]])
+                   for one in found["queries"]])
 
 
 def quietly(*words: str) -> None:

@@ -78,9 +78,8 @@ class Detectron2Backend:
             config: a name in the model zoo (`COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x.yaml`) or the path of a yaml
                 of that kind. Mask and keypoint R-CNNs count as Faster R-CNNs: their other heads are not used.
             weights: `default` (the zoo's checkpoint, which detectron2 downloads to its cache on first use),
-                `random:SEED` (see `settle_batch_norm`), or the path of a checkpoint of exactly this network. A `.pkl`,
-                as in the zoo, is a pickle, which can run any code when detectron2 opens it: use it only from a
-                publisher you trust.
+                `random:SEED` (see `settle_batch_norm`), or the path of a checkpoint of exactly this network. No
+                code in it is run.
             options: further settings in detectron2's form, key and value: ("MODEL.ROI_HEADS.NUM_CLASSES", "20").
             max_regions: K, regions per image, >= 1. Boxes fill them in the order of their scores, however low.
             min_size: of the short side in pixels, 0 = images as they are; None = the config's `MIN_SIZE_TEST`.
