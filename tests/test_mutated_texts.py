@@ -52,7 +52,7 @@ def settings_are_right(path: Path) -> None:
 
 
 def evaluation_is_right(path: Path) -> None:
-    content = read_evaluation(path)
+    content = read_evaluation(path, whole=True)
     assert recalls_of(content["reports"]["full"]).keys() == set(RECALLS)
     assert all(isinstance(share, float) for share in probes_of(content.get("probes")).values())
 

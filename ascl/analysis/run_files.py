@@ -36,33 +36,36 @@ def run_settings(folder: Path) -> dict[str, Any] | None:
     return values
 
 
-def read_evaluation(path: Path) -> dict[str, Any]:
+def read_evaluation(path: Path, *, whole: bool = False) -> dict[str, Any]:
     """Read an eval-*.json; the recalls of the full set are under `reports`, `full`.
+
+    Args:
+        whole: require everything that `ascl eval` writes about recalls and probes, which a report prints.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        DataError: it is not JSON, or lacks these recalls.
+        DataError: it is not JSON, lacks these recalls, or has something else where a number belongs.
     """
     if not os.path.lexists(path):
         raise FileNotFoundError(f"no evaluation {path}: create it with `ascl eval`")
     again = "remove it and evaluate again"
     content = read_json(path, dict, again)
     try:
-        reports = group_at(content, "reports")
         recalls_of(group_at(content, "reports", "full"))
-        for name in reports:
+        for name in group_at(content, "reports"):
             recalls_of(group_at(content, "reports", name))
-            for way, key in itertools.product(("i2t", "t2i"), ("median_rank", "mean_rank", "queries")):
+            for way, key in itertools.product(("i2t", "t2i"), ("median_rank", "mean_rank", "queries") if whole else ()):
                 number_at(content, "reports", name, way, key)
-        for key in ("images", "texts"):
+        for key in ("images", "texts") if whole else ():
             number_at(content, "reports", "full", key)
         if not isinstance(content.get("runs", []), list):
             raise DataError(f"expected `runs` as a list, found {json_kind(content['runs'])}")
-        for part in ("kinds", "by_asymmetry") if "probes" in content else ():
+        for part in ("kinds", "by_asymmetry") if content.get("probes") is not None else ():
             for name in group_at(content, "probes", part):
                 group = group_at(content, "probes", part, name)
-                for key in {"right", "pairs", *group} - {"asymmetry"}:
-                    if key in ("right", "pairs", "low", "high") or group[key] is not None:
+                required = {"right", "pairs", *(group.keys() & {"low", "high"})} if whole else set()
+                for key in required | group.keys() - {"asymmetry"}:
+                    if key in required or group[key] is not None:
                         number_at(content, "probes", part, name, key)
     except DataError as error:
         raise DataError(f"{path} is not an evaluation: {error}; {again}") from error

@@ -129,7 +129,7 @@ def _only_matrix(arrays: dict[str, np.ndarray]) -> tuple[str, np.ndarray]:
     name, scores = next(iter(matrices.items()))
     for each, values in matrices.items():
         check_matrix(values, f"`{each}`")
-        if not any(values.shape == same.shape and np.array_equal(values, same) for same in (scores, scores.T)):
+        if each != name and not any(np.array_equal(values, known, equal_nan=True) for known in (scores, scores.T)):
             raise DataError(f"two different matrices, `{name}` {scores.shape} and `{each}` {values.shape}: one matrix "
                             "is ranked in both directions. Write each into a file of its own as `scores`, and take "
                             "image to text from one evaluation, text to image from the other")

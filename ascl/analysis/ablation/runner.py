@@ -177,6 +177,8 @@ def _programs(run: Run, slot: Slot, lock: int, say: Callable[[str], None]) -> It
             how = f"exit status {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
             raise DataError(f"{last_line(log_of(run))} ({how}; {log_of(run)})")
         stamp(run, evaluated=not training)
+        if not training and state_of(run) != "finished":
+            raise DataError(f"{run.evaluation} does not hold what an evaluation of this run should ({log_of(run)})")
 
 
 def log_of(run: Run) -> Path:

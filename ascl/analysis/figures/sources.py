@@ -180,7 +180,7 @@ def _about_study(rows: Sequence[dict[str, str]]) -> str:
         if (run / "settings.yaml").is_file():
             split = _setting(run, "data.test")
             if (evaluation := run / f"eval-{split}.json").is_file():
-                full = read_evaluation(evaluation)["reports"]["full"]
+                full = read_evaluation(evaluation, whole=True)["reports"]["full"]
                 tested.add(run, split, full["images"], full["texts"])
     return f"{tested.place}; " * bool(tested.place) + _seeds_text(row["seed"] for row in rows)
 

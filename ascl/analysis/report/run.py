@@ -84,7 +84,7 @@ def report(run: str, *, split: str | None = None, images: str | None = None, ove
                  if value != defaults[name]],
         settings=[(name, _shown(value)) for name, value in settings.items()],
         metrics=metrics, environment=environment,
-        evaluations={path.stem.removeprefix("eval-"): read_evaluation(path)
+        evaluations={path.stem.removeprefix("eval-"): read_evaluation(path, whole=True)
                      for path in sorted(folder.glob("eval-*.json"))},
         split=split, evaluate=evaluate, ranks=ranks, top=top, seconds=seconds,
         photos=(lambda image_id: None) if ranks is None else _photos(images, config.data.images, missing),

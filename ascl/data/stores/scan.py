@@ -104,8 +104,9 @@ class ScanFeatures(FeatureStore):
 
     def _check_repeat(self) -> None:
         if (differing := self._differing_row(self.repeat, len(self) * self.repeat)) is not None:
-            raise DataError(f"{self.path}: rows {differing[0]} and {differing[1]} should be one image ({self.repeat} "
-                            "rows per image by the ids or the captions) but differ; those belong to another split")
+            raise DataError(f"{self.path}: rows {differing[0]} and {differing[1]} should be one image, by the "
+                            f"ids, the captions or scan_captions_per_image ({self.repeat} rows per image), but differ: "
+                            "correct those")
         first = self._sample(len(self)) * self.repeat
         same = [self._equal_rows(row - self.repeat, row) for row in first[1:]]
         if sum(same) > len(same) / 2:  # with a repeat of five, four in five neighbors are equal; real images rarely

@@ -366,7 +366,7 @@ def test_an_outside_model_of_other_images_is_left_out_of_the_table(finished, abl
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
-    ("environment.json", "", "environment.json is damaged"), ("environment.json", "{}", "KeyError('commit')"),
+    ("environment.json", "", "environment.json is truncated"), ("environment.json", "{}", "KeyError: 'commit'"),
     ("environment.json", None, "environment.json"), ("metrics.jsonl", "{\n{}\n", "metrics.jsonl, line 1"),
 ])
 def test_a_damaged_run_is_named_and_keeps_no_other_from_its_table(finished, ablate, name, content, message):

@@ -188,7 +188,7 @@ def test_a_finished_run_is_read(tmp_path):
 def test_an_evaluation_that_is_none_is_refused_by_name(tmp_path, content):
     folder = write_run(tmp_path / "run")
     (folder / "eval-test.json").write_text(content)
-    with pytest.raises(DataError, match=r"eval-test\.json is not an evaluation"):
+    with pytest.raises(DataError, match=r"eval-test\.json:? .* evaluate again"):
         read_result(folder, folder / "eval-test.json", 0)
 
 

@@ -294,7 +294,7 @@ def test_ranks_are_read_back_and_damaged_ones_refused(tmp_path):
         with pytest.raises(DataError, match=word):
             read_ranks(path)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="damaged or not an archive of arrays"):
         read_ranks(path)
 
 
@@ -517,14 +517,14 @@ def test_what_is_no_run_of_retrieval_is_refused_by_name(run, finished, tool, tmp
     np.savez(tmp_path / "few.npz", scores=np.zeros((2, 3)), owner=np.array([0, 1, 1]))
     refused([str(run), "--scores", str(tmp_path / "few.npz")], "other images or texts", "--save-scores")
     (run / "eval-test.json").write_text("{")
-    refused([str(run)], "eval-test.json", "is not an evaluation")
+    refused([str(run)], "eval-test.json", "evaluate again")
     (run / "ranks-test.npz").unlink()
     refused([str(run), "--scores", str(tmp_path / "few.npz")], "ranks-test.npz is missing")
     copy_run = tmp_path / "copy"
     copy_run.mkdir()
     (copy_run / "settings.yaml").write_text("objective: sscd\nmodel: {backbone: resnet50}\n")
     refused([str(copy_run)], "copy detection", "sscd", "ascl copy eval")
-    for text, word in (("[1, 2]", "no settings by name"), ("a: [", "not valid YAML"), ("loss: {margn: 1}", "margn")):
+    for text, word in (("[1, 2]", "expected settings by name"), ("a: [", "not valid YAML"), ("loss: {margn: 1}", "margn")):
         (copy_run / "settings.yaml").write_text(text)
         refused([str(copy_run)], word, status=2 if word == "margn" else 1)
 
