@@ -163,7 +163,10 @@ def texts_of(data: h5py.Dataset, remedy: str = DOWNLOAD_AGAIN) -> list[str]:
     for start in range(0, len(data), _TEXTS_AT_ONCE):
         alive()
         with reading(data.file.filename, KIND, remedy):
-            block = data.asstr("utf-8")[start : start + _TEXTS_AT_ONCE].tolist()
+            try:
+                block = data.asstr("utf-8")[start : start + _TEXTS_AT_ONCE].tolist()
+            except UnicodeDecodeError as error:
+                raise DataError(f"{where}: a text is not UTF-8 ({error}): {remedy}") from error
         size += sum(map(len, block))
         TEXT_BYTES.check(size, where)
         texts += block
