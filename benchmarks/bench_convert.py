@@ -69,7 +69,8 @@ def images(count: int, regions: int, dim: int) -> Iterator[np.ndarray]:
 
 def generate(path: Path, kind: str, count: int, regions: int, dim: int) -> None:
     """Write a source file image by image and flush it to disk."""
-    boxes = base64.b64encode(np.random.default_rng(1).random((regions, 4), dtype=np.float32).tobytes())
+    corners = np.sort(np.random.default_rng(1).random((regions, 2, 2), dtype=np.float32), axis=1)
+    boxes = base64.b64encode(corners.tobytes())
     with open(path, "wb") as file:
         if kind == "npy":
             header = {"descr": "<f4", "fortran_order": False, "shape": (count, regions, dim)}

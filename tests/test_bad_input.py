@@ -131,8 +131,8 @@ def test_truncated_features(keep, data, assert_refused, run, train_refused):
     path = data / "regions.h5"
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content)) if keep == 0.5 else keep])
-    train_refused(str(path), "truncated or not an HDF5", "Extract regions")
-    assert_refused("eval", ["--checkpoint", str(run), "--features", str(path)], str(path), "truncated or not an HDF5")
+    train_refused(str(path), "is truncated, damaged or not an HDF5", "extract the features again")
+    assert_refused("eval", ["--checkpoint", str(run), "--features", str(path)], str(path), "is truncated, damaged")
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])

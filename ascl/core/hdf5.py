@@ -24,6 +24,7 @@ KIND = "an HDF5 file"
 STUCK = 10.0  # seconds that one step of a sound file never takes
 _passed: set[tuple] = set()  # what was looked for, and path, bytes and time of modification of each file
 _is_child = False
+_BYTES_AT_ONCE = 1 << 26
 _TEXTS_AT_ONCE = 1000  # many texts of a hostile file may be one and the same long one
 
 
@@ -132,8 +133,16 @@ def dataset_of(group: h5py.Group, name: str, remedy: str = DOWNLOAD_AGAIN) -> h5
 def values_of(data: h5py.Dataset, remedy: str = DOWNLOAD_AGAIN) -> np.ndarray:
     """Return all values of a data set; DataError if it is damaged or larger than `limits.ARRAY_BYTES`."""
     ARRAY_BYTES.check(data.size * data.dtype.itemsize, f"{shown(data.file.filename)}: `{data.name}`")
-    with reading(data.file.filename, KIND, remedy):
-        return np.asarray(data[()])
+    if data.ndim == 0:
+        with reading(data.file.filename, KIND, remedy):
+            return np.asarray(data[()])
+    values = np.empty(data.shape, dtype=data.dtype)
+    step = max(1, _BYTES_AT_ONCE // max(1, data.dtype.itemsize * math.prod(data.shape[1:])))
+    for start in range(0, len(data), step):
+        alive()
+        with reading(data.file.filename, KIND, remedy):
+            values[start : start + step] = data[start : start + step]
+    return values
 
 
 def texts_of(data: h5py.Dataset, remedy: str = DOWNLOAD_AGAIN) -> list[str]:
@@ -154,7 +163,10 @@ def texts_of(data: h5py.Dataset, remedy: str = DOWNLOAD_AGAIN) -> list[str]:
     for start in range(0, len(data), _TEXTS_AT_ONCE):
         alive()
         with reading(data.file.filename, KIND, remedy):
-            block = data.asstr("utf-8")[start : start + _TEXTS_AT_ONCE].tolist()
+            try:
+                block = data.asstr("utf-8")[start : start + _TEXTS_AT_ONCE].tolist()
+            except UnicodeDecodeError as error:
+                raise DataError(f"{where}: a text is not UTF-8 ({error}): {remedy}") from error
         size += sum(map(len, block))
         TEXT_BYTES.check(size, where)
         texts += block

@@ -40,6 +40,7 @@ class Conversion:
     images: int  # images written by this call, 0 if an equal earlier call had made the file
     checked: int  # images of these that were read back and compared
     seconds: float
+    dtype: str  # of the features in the file
     skipped: Sequence[str] = ()  # why images were left out
 
     def summary(self) -> str:
@@ -49,8 +50,8 @@ class Conversion:
             return f"{self.path}: {shapes}\nan earlier call with the same settings made this file; nothing to do"
         rate = f"{self.images} images in {self.seconds:.1f} s: {self.images / self.seconds:.1f} images/s"
         left_out = [f"left out {len(self.skipped)} images:", *(f"  {reason}" for reason in self.skipped)]
-        return "\n".join([f"{self.path}: {shapes}", f"{rate}; {self.checked} images read back, equal bit for bit",
-                          *(left_out if self.skipped else ())])
+        checked = f"{self.checked} images read back, equal bit for bit as {self.dtype}"
+        return "\n".join([f"{self.path}: {shapes}", f"{rate}; {checked}", *(left_out if self.skipped else ())])
 
 
 def convert(paths: Sequence[str | os.PathLike], out: str | os.PathLike, *,
@@ -97,7 +98,7 @@ def convert(paths: Sequence[str | os.PathLike], out: str | os.PathLike, *,
                 "id_field": id_field, **({"skip_broken": True} if skip_broken else {})}
     if made is not None:
         _refuse_other(out, made, settings, image_ids)
-        return Conversion(out, shapes_of(out), 0, 0, time.perf_counter() - started)
+        return Conversion(out, shapes_of(out), 0, 0, time.perf_counter() - started, dtype)
     if busy := clear_killed(out.parent).get(out.name):
         raise DataError(f"another conversion is writing {out} ({busy}): wait for it, or stop it")
     require_space(out, _size_of(store, kinds, dtype, image_ids))
@@ -106,7 +107,8 @@ def convert(paths: Sequence[str | os.PathLike], out: str | os.PathLike, *,
             write_frame(file, image_ids, store.names, _provenance(settings, store, paths))
             write(store, file, kinds, dtype, progress=progress, block_bytes=block_bytes)
         checked = verify(store, temporary, kinds, dtype, image_ids, block_bytes=block_bytes)
-    return Conversion(out, shapes_of(out), len(store), checked, time.perf_counter() - started, store.skipped)
+    return Conversion(out, shapes_of(out), len(store), checked, time.perf_counter() - started, dtype,
+                      store.skipped)
 
 
 def write(store: FeatureStore, file: NewHdf5, kinds: frozenset[str], dtype: str, *, progress: bool = False,

@@ -173,7 +173,7 @@ def test_descriptors_that_are_refused(tmp_path, arrays, message):
 
 def test_files_without_descriptors_are_refused(tmp_path):
     (tmp_path / "d.h5").write_text("no HDF5")
-    with pytest.raises(DataError, match="cannot be read as HDF5"):
+    with pytest.raises(DataError, match="not an HDF5 file"):
         read_descriptors(tmp_path / "d.h5", "query")
     with pytest.raises(DataError, match="no such file"):
         read_descriptors(tmp_path / "absent.h5", "query")
