@@ -20,6 +20,8 @@ import numpy as np
 from ascl.cli import main as ascl
 from ascl.core import checkpoint
 from ascl.data.stores.open import open_features
+from ascl.models.small_bert import write_small_bert
+from ascl.retrieval import train  # noqa: F401  imported here, so that no forked process has to
 
 from ..data.stores import foreign_files
 from .damage import forked
@@ -79,8 +81,6 @@ def trained(folder: Path) -> str:
 
 
 def training(folder: Path) -> None:
-    from ascl.models.small_bert import write_small_bert
-
     images = [{"filename": f"{i:02}.jpg", "split": ("train", "train", "val")[i % 3],
                "sentences": [{"raw": f"a {'red' if i % 2 else 'blue'} dog {k}", "sentid": 2 * i + k} for k in range(2)]}
               for i in range(24)]

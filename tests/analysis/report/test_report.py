@@ -524,7 +524,8 @@ def test_what_is_no_run_of_retrieval_is_refused_by_name(run, finished, tool, tmp
     copy_run.mkdir()
     (copy_run / "settings.yaml").write_text("objective: sscd\nmodel: {backbone: resnet50}\n")
     refused([str(copy_run)], "copy detection", "sscd", "ascl copy eval")
-    for text, word in (("[1, 2]", "expected settings by name"), ("a: [", "not valid YAML"), ("loss: {margn: 1}", "margn")):
+    for text, word in (("[1, 2]", "expected settings by name"), ("a: [", "not valid YAML"),
+                       ("loss: {margn: 1}", "margn")):
         (copy_run / "settings.yaml").write_text(text)
         refused([str(copy_run)], word, status=2 if word == "margn" else 1)
 
