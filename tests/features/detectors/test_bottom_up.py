@@ -231,7 +231,7 @@ def test_vocabularies_that_do_not_fit_are_refused(tmp_path):
     path.write_bytes(b"\xff\xfe\n")
     with pytest.raises(DataError, match="row 1: not UTF-8"):
         read_names(str(path), 1, "first")
-    with pytest.raises(DataError, match="absent.txt: cannot be read"):
+    with pytest.raises(DataError, match="no file .*absent.txt"):
         read_names(str(tmp_path / "absent.txt"), 1, "first")
 
 
