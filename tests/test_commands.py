@@ -300,7 +300,7 @@ def make_tsv(path: Path, images: int) -> None:
     rng = np.random.default_rng(0)
     rows = []
     for number in range(1, images + 1):
-        boxes, features = rng.random((4, 4), np.float32), rng.random((4, 8), np.float32)
+        boxes, features = np.sort(rng.random((4, 4), np.float32)), rng.random((4, 8), np.float32)
         arrays = [base64.b64encode(array.tobytes()).decode() for array in (boxes, features)]
         rows.append("\t".join([str(number), "64", "48", "4", *arrays]))
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")

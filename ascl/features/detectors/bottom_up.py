@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ascl.core.errors import DataError
+from ascl.core.reading import read_text
 from ascl.features.detectors import selection as rules
 from ascl.features.detectors.input import ResizedSize, network_input, resized_size
 from ascl.features.detectors.network import BottomUpDetector, DetectorShape, Proposals
@@ -155,10 +155,7 @@ def described(image: Proposals, index: Tensor, boxes: Tensor) -> dict[str, Tenso
 
 def read_names(path: str, count: int, first: str) -> list[str]:
     """Return `first` as the name of id 0, and the names of a vocabulary: one per line, synonyms after commas."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as a vocabulary ({error})") from error
+    text = read_text(path, "a vocabulary", "use the publisher's file")
     names = [line.split(",")[0].strip().lower() for line in text.splitlines()]
     if len(names) != count:
         raise DataError(f"{path}: {len(names)} lines, but the weights have {count} names; use the publisher's file")
