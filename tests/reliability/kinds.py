@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import hashlib
 import io
@@ -356,6 +357,7 @@ def read_index(folder: Path) -> str:
 def quietly(*words: str) -> None:
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         status = ascl(list(words))
+    gc.collect()                    # closes what the command left to it, such as an index's database
     assert status in (0, 3), (words, status)
 
 
