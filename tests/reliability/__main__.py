@@ -63,8 +63,8 @@ def main() -> int:
                 faults.append(f"case {line['case']}, {names[line['case']]}: {line['outcome']}: {line['said']}")
         kills: Counter[tuple[str, str]] = Counter()
         if works and options.kills:
-            for name, result, said in try_kills(scratch, works, options.seed, until, options.kills):
-                kills[name, result] += 1
+            for name, times, result, said in try_kills(scratch, works, options.seed, until, options.kills):
+                kills[name, result] += times
                 if said:
                     faults.append(f"kill of {name}: {result}: {said}")
         os.chdir(home)

@@ -95,12 +95,13 @@ def damaged_inputs(scratch: Path, kinds: list[Kind], seed: int, number: int, unt
         if not folder.exists():
             folder.mkdir(parents=True)
             kind.make(folder)
+    turns = [kind for turn in range(10) for kind in kinds if turn % kind.every == 0]
     with open(record, "a", encoding="utf-8") as lines:
         for case in range(number, number + most):
             if time.time() > until:
                 return
             rng = np.random.default_rng([seed, case])
-            kind = kinds[case % len(kinds)]
+            kind = turns[case % len(turns)]
             pristine = scratch / "made" / f"{KINDS.index(kind)}"
             if kind.name not in made:
                 made[kind.name] = (sorted(kind_files(kind, pristine)), expected_answer(kind, pristine, scratch))

@@ -121,12 +121,12 @@ def command(words: list[str]) -> Callable[[], None]:
     return run
 
 
-def try_kills(scratch: Path, works: list[Work], seed: int, until: float, kills: int) -> Iterator[tuple[str, str, str]]:
-    """Kill commands at random moments; yield the name of the work, what came of it, and what was said."""
+def try_kills(scratch: Path, works: list[Work], seed: int, until: float,
+              kills: int) -> Iterator[tuple[str, int, str, str]]:
+    """Kill commands at random moments; yield the work's name, the number of kills, the outcome and what was said."""
     made: dict[str, tuple[str, float]] = {}
-    for number in range(kills):
-        if time.time() > until:
-            return
+    done = number = 0
+    while done < kills and time.time() < until:
         rng, work = random.Random(seed * 1_000_003 + number), works[number % len(works)]
         folder = Path(tempfile.mkdtemp(dir=scratch))
         os.chdir(folder)
@@ -143,7 +143,8 @@ def try_kills(scratch: Path, works: list[Work], seed: int, until: float, kills: 
         expected, usual = made[work.name]
         case = folder / "case"
         shutil.copytree(pristine / "case", case)
-        for _ in range(rng.randint(1, 3)):                          # killed again while it goes on
+        times = rng.randint(1, 3)                                   # killed again while it goes on
+        for _ in range(times):
             forked(command(work.run(case)), seconds=rng.random() * usual * 1.1)
         fine = forked(command(work.run(case)), seconds=300)
         try:
@@ -155,6 +156,7 @@ def try_kills(scratch: Path, works: list[Work], seed: int, until: float, kills: 
         left = [path.name for path in case.rglob("*") if path.name.endswith(".tmp")]
         result = ("refused to go on" if not fine else "other result" if found != expected else
                   "left files" if left else "same")
-        yield work.name, result, "" if result == "same" else f"{left} {Path('said').read_text()[-1500:]}"
+        yield work.name, times, result, "" if result == "same" else f"{left} {Path('said').read_text()[-1500:]}"
         os.chdir(scratch)
         shutil.rmtree(folder)
+        done, number = done + times, number + 1

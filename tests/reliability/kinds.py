@@ -53,7 +53,8 @@ class Kind:
 
     name: for the table. make: writes it to a folder, and returns the files to damage. read: reads it as a program would
     and returns a digest of the answer. exact: whether any other answer than the original's is a fault, because the
-    format has checksums. json: whether values inside the file are damaged as well as its bytes.
+    format has checksums. json: whether values inside the file are damaged as well as its bytes. every: 1 = as often as
+    any other kind; 10 = a tenth as often, because it takes half a second.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Kind:
     read: Callable[[Path], str]
     exact: bool = False
     json: bool = False
+    every: int = 1
 
 
 def digest(*values: Any) -> str:
@@ -384,7 +386,7 @@ KINDS = [
     Kind("weights, pickle", pickled_weights, read_weights),
     Kind("weights, torch", torch_weights, read_weights, exact=True),
     Kind("weights, old torch", legacy_weights, read_weights),
-    Kind("TorchScript", torchscript, read_torchscript, exact=True),
+    Kind("TorchScript", torchscript, read_torchscript, exact=True, every=10),
     *(Kind(f"image, {suffix}", image(suffix, **options), read_image) for suffix, options in (
         ("jpg", {}), ("png", {}), ("gif", {}), ("webp", {}), ("tiff", {}), ("bmp", {}), ("ppm", {}),
         ("jp2", {}), ("avif", {}))),
