@@ -262,8 +262,8 @@ def test_recalls_over_seeds(module, make_run, tmp_path, capsys):
 
 def test_a_study_stands_for_its_variants_with_their_probes(module, make_run, tmp_path, capsys):
     shares = [{"I": {"right": 0.5 + seed / 10}, "II": {"right": 0.25}, "III": {"right": 1.0}} for seed in (0, 1)]
-    probed = [make_run(f"a{seed}", seed, 200.0, probes={"by_asymmetry": shares[seed]}) for seed in (0, 1)]
-    half = [make_run("b0", 0, 100.0, probes={"by_asymmetry": shares[0]}), make_run("b1", 1, 100.0)]
+    probed = [make_run(f"a{seed}", seed, 200.0, probes={"kinds": {}, "by_asymmetry": shares[seed]}) for seed in (0, 1)]
+    half = [make_run("b0", 0, 100.0, probes={"kinds": {}, "by_asymmetry": shares[0]}), make_run("b1", 1, 100.0)]
     recalls = ",".join(RECALLS)
     empty = "," * len(RECALLS)
     lines = [f"study,variant,label,seed,run,{recalls}",

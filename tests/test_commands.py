@@ -37,6 +37,7 @@ NOT_RUN = {  # pattern of a command -> why it is not run
     r"pip install ": "needs a package registry",
     r"accelerate launch ": "starts processes of its own",
     r"\.venv/bin/python -m pytest ": "runs the test suite",
+    r"python -m tests\.reliability": "takes an hour; tests/test_reliability.py runs a short round",
     r"ascl --print_completion ": "writes into the home folder; tests/cli/test_program.py prints it",
     r"ascl prepare --dataset (coco|flickr30k|flickr8k)(?!.* --check)": DOWNLOADS,
     r"ascl extract regions .*--backend (bottom-up|detectron2|torchvision|patches)": OWN_WEIGHTS,

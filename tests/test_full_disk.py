@@ -28,6 +28,7 @@ from ascl.core.files import atomic_path
 from ascl.data.stores import convert as converting
 from ascl.features import feature_file, writer
 from ascl.image_copy.descriptors.files import write_descriptors
+from ascl.images.find import find_images
 from ascl.scenes.prepare import prepare_scenes
 
 from .data.stores.foreign_files import make_images, write_tsv
@@ -186,7 +187,7 @@ class Ramp:
 
 
 def extracted(photos: Path, out: Path) -> None:
-    writer.extract(Ramp(), sorted(photos.iterdir()), out, workers=0, resume=True, progress=False, part_size=4,
+    writer.extract(Ramp(), find_images(photos, ids="stem"), out, workers=0, resume=True, progress=False, part_size=4,
                    dtype="float32")
 
 
@@ -215,8 +216,8 @@ def test_the_last_join_of_extract(on_full, disk, photos, monkeypatch, room, look
 
 def test_merge_and_descriptors(on_full, disk, photos, tmp_path):
     for number in (1, 2):
-        writer.extract(Ramp(), sorted(photos.iterdir()), tmp_path / "f.h5", workers=0, progress=False, dtype="float32",
-                       shard=writer.Shard(number, 2))
+        writer.extract(Ramp(), find_images(photos, ids="stem"), tmp_path / "f.h5", workers=0, progress=False,
+                       dtype="float32", shard=writer.Shard(number, 2))
     on_full(["merge", str(disk / "f.h5"), *map(str, sorted(tmp_path.glob("f.shard*")))], PAGE, "f.h5")
     vectors = np.random.default_rng(0).random((200, 64))
     on_full(lambda: write_descriptors(disk / "d.h5", list(map(str, range(200))), vectors), 2 * PAGE, "d.h5: ")

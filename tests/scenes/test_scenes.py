@@ -414,4 +414,4 @@ def test_records_that_are_missing_or_foreign_are_named(tmp_path):
     refused(r"images\[0\]: expected `objects`", load_scene_records, tmp_path, "test")
     refused("no image of split 'val'", load_scene_records, tmp_path, "val")
     foreign.write_text("{")
-    refused("is no JSON", load_scene_records, foreign, "test")
+    refused("is truncated or not JSON", load_scene_records, foreign, "test")

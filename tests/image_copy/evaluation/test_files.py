@@ -175,7 +175,7 @@ def test_files_without_descriptors_are_refused(tmp_path):
     (tmp_path / "d.h5").write_text("no HDF5")
     with pytest.raises(DataError, match="not an HDF5 file"):
         read_descriptors(tmp_path / "d.h5", "query")
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="no file of descriptors"):
         read_descriptors(tmp_path / "absent.h5", "query")
     with pytest.raises(DataError, match="described twice"):
         write_descriptors(tmp_path / "e.h5", ["a", "a"], np.ones((2, 2)))
