@@ -54,7 +54,7 @@ class Kind:
     name: for the table. make: writes it to a folder, and returns the files to damage. read: reads it as a program would
     and returns a digest of the answer. exact: whether any other answer than the original's is a fault, because the
     format has checksums. json: whether values inside the file are damaged as well as its bytes. every: 1 = as often as
-    any other kind; 10 = a tenth as often, because it takes half a second.
+    any other kind; 5, 10 = a fifth, a tenth as often, because it takes a tenth of a second, half a second.
     """
 
     name: str
@@ -378,10 +378,11 @@ KINDS = [
     Kind("predictions, gzipped CSV", predictions, lambda f: digest(read_predictions(f / "predictions.csv.gz"))),
     Kind("archive, zip", zip_archive, read_archive), Kind("archive, tar.gz", tar_archive, read_archive),
     Kind("SCAN's .npy", scan_features, read_store("test_ims.npy")),
-    Kind("our HDF5", our_features, read_store("ours.h5")),
-    *(Kind(f"features, {kind}", foreign(kind), read_store()) for kind in foreign_files.KINDS),
+    Kind("our HDF5", our_features, read_store("ours.h5"), every=5),
+    *(Kind(f"features, {kind}", foreign(kind), read_store(), every=5 if "h5" in kind else 1)
+      for kind in foreign_files.KINDS),
     Kind("score matrix, .npz", scores, read_scores),
-    Kind("descriptors, HDF5", descriptors, read_made_descriptors),
+    Kind("descriptors, HDF5", descriptors, read_made_descriptors, every=5),
     Kind("checkpoint", our_checkpoint, read_our_checkpoint, exact=True),
     Kind("weights, pickle", pickled_weights, read_weights),
     Kind("weights, torch", torch_weights, read_weights, exact=True),
