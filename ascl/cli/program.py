@@ -61,6 +61,7 @@ COMMANDS = {
     "copy repair": Command("copies", "repair", "mend a damaged index"),
     "copy compact": Command("copies", "compact", "free the rows of removed images"),
 }
+TRAININGS = ("train", "copy train")
 LAUNCHER_SECONDS = 3    # after which a launcher has ended the other processes of a training if one has failed
 GROUPS = {
     "extract": "extract features or descriptors of images",
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        with nullcontext() if rank() == 0 else silent():
+        with silent() if rank() and command_of(words)[0] in TRAININGS else nullcontext():
             return answered(words)
     except SettingsError as error:
         return failed(error, 2)
@@ -104,7 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def rank() -> int:
     """Return the number of this process among those that train together, from 0."""
-    return int(os.environ.get("RANK", "0"))
+    together, own = (os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK"))
+    return int(own) if together.isdecimal() and int(together) > 1 and own.isdecimal() else 0
 
 
 def answered(words: list[str]) -> int:

@@ -38,8 +38,8 @@ def make_accelerator(*, mixed_precision: str = "no", cpu: bool = False) -> Accel
     # a variant may leave some parameters unused, which DDP otherwise refuses at the second step
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu, kwargs_handlers=[unused])
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != accelerator.num_processes:
+    started = os.environ.get("WORLD_SIZE", "1")
+    if started != str(accelerator.num_processes):
         raise DataError(f"{started} processes were started, but each would train as one of {accelerator.num_processes} "
                         "and all would write the same files. On a CPU start them with: ACCELERATE_USE_CPU=true "
                         f"accelerate launch --multi_gpu --num_processes {started} PROGRAM ...")

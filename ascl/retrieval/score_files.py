@@ -178,11 +178,15 @@ def _upright(given: GivenScores) -> GivenScores:
 
 
 def _repeats(scores: np.ndarray, owner: np.ndarray) -> bool:
-    """Return whether row t is the image of text t: rows of the same owner are equal but for noise, in a sample."""
-    images, first = np.unique(owner, return_index=True)
-    for image in np.linspace(0, len(images) - 1, _SAMPLED).astype(int):
-        row = np.asarray(scores[first[image]], dtype=np.float64)
-        for other in np.flatnonzero(owner == images[image])[1:]:
-            if not np.abs(scores[other] - row).max() <= _NOISE * row.std():
-                return False
-    return True
+    """Return whether row t is the image of text t: rows of the same owner are equal but for noise, in a sample.
+
+    Only an image with several texts can show it.
+    """
+    images, counts = np.unique(owner, return_counts=True)
+    images = images[counts > 1]
+    for image in images[np.linspace(0, len(images) - 1, _SAMPLED).astype(int)] if len(images) else ():
+        first, *others = np.flatnonzero(owner == image)
+        row = np.asarray(scores[first], dtype=np.float64)
+        if not all(np.abs(scores[other] - row).max() <= _NOISE * row.std() for other in others):
+            return False
+    return len(images) > 0

@@ -130,3 +130,12 @@ def test_choices_are_those_of_the_library():
     from ascl.data.stores.ids import FIELDS
 
     assert parser_of("convert").actions["id_field"].choices == list(FIELDS)
+
+
+@pytest.mark.parametrize("environment", [{"RANK": "1"}, {"RANK": "high", "WORLD_SIZE": "many"},
+                                         {"RANK": "1", "WORLD_SIZE": "2"}])
+def test_a_rank_in_the_environment_silences_only_a_training(environment, monkeypatch, capsys):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{ascl.__version__}\n"

@@ -339,3 +339,12 @@ def test_a_file_of_owners_is_refused_with_its_row(tmp_path):
     np.save(tmp_path / "owner.npy", [0.5])
     with pytest.raises(DataError, match=r"owner\.npy: owner must be a vector of integers"):
         read_owner(tmp_path / "owner.npy")
+
+
+def test_a_square_matrix_is_not_taken_for_repeated_images(tmp_path):
+    """As many texts as images, few of which have several texts: nothing but their rows can show a repeat."""
+    owner = np.array([*range(98), 2, 5])
+    scores = np.random.default_rng(0).random((100, 100))
+    np.savez(tmp_path / "scores.npz", scores=scores, owner=owner)
+    given = read_scores(tmp_path / "scores.npz")
+    assert np.array_equal(given.scores, scores) and given.notes == ()

@@ -20,6 +20,7 @@ import pickle
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -218,6 +219,7 @@ class ArrayUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
         return ADMITTED[module, name]
 
 
+@lru_cache(maxsize=16)      # a text that a file asks for a thousand times is kept once
 def encode_latin1(text: str, encoding: str) -> bytes:
     """Return the bytes that protocol 2 wrote as text; the real `_codecs.encode` would import a codec of any name."""
     if encoding != "latin1":

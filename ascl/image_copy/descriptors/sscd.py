@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from ascl.images.backbones import refuse_misfit
 from ascl.images.pooling import gem_pool
 
+FLOOR = 1e-6        # of what GeM raises to that power
 POOL = 3.0          # exponent of GeM, which their weights do not record
 _CLASSY_BLOCK = re.compile(r"blocks\.(\d+)\.block\d+-(\d+)\.(.+)")
 _CLASSY_PARTS = {
@@ -31,11 +33,16 @@ _OPERATIONS = frozenset(
     "torch._convolution torch.conv2d torch.batch_norm torch.relu torch.relu_ torch.max_pool2d torch.add torch.add_ "
     "torch.size torch.mul torch.reshape torch.flatten torch.clamp torch.clamp_min torch.pow torch.mean torch.linear "
     "torch.addmm torch.t torch.norm torch.linalg_vector_norm torch.expand_as torch.div ops.prim.NumToTensor".split())
+_SETTINGS = {       # operation -> its kind, and the places of the arguments that must be the network's
+    "torch._convolution": ("convolution", (3, 4, 5, 8)), "torch.conv2d": ("convolution", (3, 4, 5, 6)),
+    "torch.batch_norm": ("batch_norm", (5, 7)), "torch.max_pool2d": ("max_pool2d", (1, 2, 3, 4)),
+    "torch.clamp": ("clamp", (1,)),
+}
 
 
 class _Gem(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
-        return gem_pool(maps, p=POOL)
+        return gem_pool(maps, p=POOL, floor=FLOOR)
 
 
 def sscd_network(tensors: Mapping[str, Tensor], source: str) -> ResNet | None:
@@ -88,8 +95,12 @@ def torchvision_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def is_sscd_code(code: str) -> bool:
-    """Return whether the text of a TorchScript file's code is that of SSCD's network, as tracing leaves it."""
+def is_sscd_code(code: str, network: ResNet) -> bool:
+    """Return whether the text of a TorchScript file's code, as tracing leaves it, computes what the network computes.
+
+    It has the operations of SSCD's network and no others, with the same strides, paddings, dilations, groups, sizes and
+    constants.
+    """
     try:
         calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -99,4 +110,24 @@ def is_sscd_code(code: str) -> bool:
     others = {name for name in names if "." not in name} - {"int", "getattr", "annotate"}
     powers = {ast.unparse(call.args[-1]) for name, call in zip(names, calls, strict=True) if name == "torch.pow"}
     gem = all(re.fullmatch(r"3\.?0?|0\.33333\d*", power) for power in powers)
-    return operations <= _OPERATIONS and not others and gem and len(powers) == 2
+    settings = {_settings_of(name, call) for name, call in zip(names, calls, strict=True) if name in _SETTINGS}
+    return operations <= _OPERATIONS and not others and gem and len(powers) == 2 and settings == _wanted(network)
+
+
+def _settings_of(name: str, call: ast.Call) -> tuple[Any, ...]:
+    kind, places = _SETTINGS[name]
+    try:
+        return kind, *(str(ast.literal_eval(call.args[place])) for place in places)
+    except (ValueError, IndexError):        # computed, so not to be known without running it
+        return (kind,)
+
+
+def _wanted(network: ResNet) -> set[tuple[Any, ...]]:
+    found: set[tuple[Any, ...]] = {("clamp", str(FLOOR)), ("max_pool2d", "[3, 3]", "[2, 2]", "[1, 1]", "[1, 1]")}
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            parts = (module.stride, module.padding, module.dilation)
+            found.add(("convolution", *(str(list(part)) for part in parts), str(module.groups)))
+        elif isinstance(module, nn.BatchNorm2d):
+            found.add(("batch_norm", "False", str(module.eps)))
+    return found

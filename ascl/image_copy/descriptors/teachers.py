@@ -183,7 +183,9 @@ def load_script(path: Path, *, normalize: Normalize, image_size: int | None,
     require_file(path)
     if is_torchscript(path):
         script = read_torchscript(path)
-        network = sscd_network(script.tensors, str(path)) if is_sscd_code(script.code) else None
+        network = sscd_network(script.tensors, str(path))
+        if network is not None and not is_sscd_code(script.code, network):
+            network = None
         if network is None and not trust_code:
             raise DataError(f"{path} is TorchScript of another network than SSCD's: to use it is to run its code, "
                             "which can read and write your files. If you trust its source, say so with trust_code")

@@ -10,7 +10,6 @@ import io
 import pickle
 import sys
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,7 +58,7 @@ def read_torchscript(path: Path) -> ScriptFile:
         module = _ModuleUnpickler(archive, root).load()
         code = "\n".join(archive.read(name).decode("utf-8") for name in sorted(names)
                          if name.startswith(f"{root}code/") and name.endswith(".py"))
-        return ScriptFile(dict(_named(module, ())), code)
+        return ScriptFile(dict(_named(module, (), set())), code)
 
 
 class _Module:
@@ -71,16 +70,17 @@ class _Module:
         self.values = dict(state)
 
 
-def _named(module: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
+def _named(module: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[str, Tensor]]:
     if not isinstance(module, _Module):
         raise ValueError(f"its data hold a {type(module).__name__} instead of a module")
-    if len(path) > 100:
-        raise ValueError("its modules are nested too deep")
+    if id(module) in seen or len(path) > 100:       # a small file could name its modules in 2^100 ways
+        raise ValueError("one of its modules occurs twice, or they are nested too deep")
+    seen.add(id(module))
     for name, value in module.values.items():
         if isinstance(value, Tensor):
             yield ".".join((*path, name)), value
         elif isinstance(value, _Module):
-            yield from _named(value, (*path, name))
+            yield from _named(value, (*path, name), seen)
 
 
 class _ModuleUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
@@ -121,10 +121,10 @@ def _admitted(module: str, name: str) -> Callable[..., Any] | torch.dtype | type
     if module == "torch" and name in _STORAGES:
         return _STORAGES[name]
     if module == "torch.jit._pickle" and name in _LISTS:
-        return list
+        return _itself          # a copy for each time that a small file asks could fill the memory
     others: dict[tuple[str, str], Any] = {
-        ("torch._utils", "_rebuild_tensor_v2"): _rebuild, ("collections", "OrderedDict"): OrderedDict,
-        ("torch.jit._pickle", "restore_type_tag"): _without_type,
+        ("torch._utils", "_rebuild_tensor_v2"): _rebuild, ("collections", "OrderedDict"): _no_items,
+        ("torch.jit._pickle", "restore_type_tag"): _itself,
     }
     return others.get((module, name))
 
@@ -133,5 +133,9 @@ def _rebuild(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence
     return torch.as_strided(storage, tuple(size), tuple(stride), offset)
 
 
-def _without_type(value: Any, kind: str) -> Any:
+def _itself(value: Any, *_: Any) -> Any:
     return value
+
+
+def _no_items(*_: Any) -> dict[str, Any]:
+    return {}                   # hooks of tensors, which nothing reads

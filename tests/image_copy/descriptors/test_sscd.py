@@ -13,9 +13,10 @@ from torch import nn
 from ascl.cli import main
 from ascl.core.errors import DataError
 from ascl.image_copy.descriptors.choice import DescriberChoice
-from ascl.image_copy.descriptors.sscd import is_sscd_code, sscd_network
+from ascl.image_copy.descriptors.sscd import sscd_network
 from ascl.image_copy.descriptors.teachers import load_teacher
 from ascl.image_copy.descriptors.torchscript import is_torchscript, read_torchscript
+from ascl.images.backbones import normalize_pixels
 
 from ..sscd_files import ClassyModel, TorchvisionModel, randomized, write_traced
 
@@ -79,15 +80,54 @@ def test_names_are_those_of_torchs_own_reader(tmp_path):
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
+def dilated():
+    model = TorchvisionModel(deep=True)
+    for module in model.backbone.layer4.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+            module.dilation = module.padding = (2, 2)
+    return model
+
+
+def other_floor():
+    model = TorchvisionModel(deep=True)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.1
+    return model
+
+
 @pytest.mark.parametrize(("model", "why"), [
     (lambda: TorchvisionModel(deep=True, p=2.0), "another exponent"),
     (lambda: nn.Sequential(TorchvisionModel(deep=True), nn.Softmax(dim=1)), "another operation"),
+    (dilated, "other strides"), (other_floor, "another floor of the variance"),
 ])
 def test_a_network_of_the_same_names_that_computes_something_else_is_not_taken_for_sscds(tmp_path, model, why):
-    write_traced(randomized(model()), tmp_path / "a.pt")
-    assert not is_sscd_code(read_torchscript(tmp_path / "a.pt").code)
+    made = randomized(model())
+    write_traced(made, tmp_path / "a.pt")
     with pytest.raises(DataError, match="of another network than SSCD's"):
         load_teacher(str(tmp_path / "a.pt"))
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = made(normalize_pixels(pixels, "imagenet"))
+    assert torch.allclose(load_teacher(str(tmp_path / "a.pt"), trust_code=True).embed(pixels, ()), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("bomb", ["modules", "lists"])
+def test_small_files_that_would_never_end_or_fill_the_memory(tmp_path, bomb):
+    """Each module holds the one before it twice; or one long list is asked for again and again."""
+    if bomb == "modules":
+        data = b"\x80\x02c__torch__\nM\n)\x81}b"
+        for _ in range(60):
+            data = b"\x80\x02" + data.removeprefix(b"\x80\x02") + b"q\x00c__torch__\nM\n)\x81}(U\x01ah\x00U\x01bh\x00ub"
+        data += b"."
+    else:
+        data = b"\x80\x02](" + b"K\x01" * 20_000 + b"eq\x000" \
+            + b"ctorch.jit._pickle\nbuild_intlist\nq\x010](" + b"h\x01h\x00\x85R" * 50_000 + b"e."
+    with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", data)
+        archive.writestr("a/code/__torch__.py", "")
+    with pytest.raises(DataError, match=r"a\.pt .* is truncated, damaged or not a TorchScript file"):
+        read_torchscript(tmp_path / "a.pt")
 
 
 def test_weights_that_do_not_fit_are_listed(tmp_path):
