@@ -1,5 +1,6 @@
 """The persistent index: rows against a dictionary, kills at any moment, two processes, compressed against exact."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -128,6 +129,21 @@ def test_the_same_file_is_passed_over_and_other_content_needs_a_word(index):
     done = index.add(new, overwrite=True)
     assert (done.added, done.replaced) == (2, 1)
     assert contents(index) == before | as_dict(images(numbered(3)), new)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOENT])
+def test_a_commit_whose_number_cannot_be_noted_is_a_commit(index, monkeypatch, number):
+    (index.folder / "change").unlink()
+
+    def refuse(source, target):
+        raise OSError(number, os.strerror(number), source)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.replace", refuse)
+        assert index.add(images(numbered(1))).added == 1
+    assert not (index.folder / "change").exists() and index.verify() == []
+    index.add(images(numbered(2)))
+    assert (index.folder / "change").exists() and len(CopyIndex(index.folder)) == 2
 
 
 def test_one_id_twice_in_a_batch(index):
