@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from ascl.cli.options import (
+    INCOMPLETE,
     Answer,
     add_batch_size,
     add_describer,
@@ -160,7 +161,8 @@ def remove(options: Namespace) -> Answer:
 
 def prune_parser(prog: str) -> Parser:
     return parser_of(prog, "Remove the images from an index whose files are gone, and list them. First index moved "
-                     "photos where they are now: that updates their paths.")
+                     "photos where they are now: that updates their paths. Files that cannot be reached, or whose disk "
+                     "may not be mounted, are listed and kept, and the exit status is 3.")
 
 
 def prune(options: Namespace) -> Answer:
@@ -174,9 +176,17 @@ def prune(options: Namespace) -> Answer:
         print(f"  {shown(record.path)}: gone")
     for record in done.changed:
         print(f"  {shown(record.path)}: another file now, index it again", file=sys.stderr)
+    for record in done.unreachable:
+        print(f"  {shown(record.path)}: unreachable, kept; check permissions and the disk", file=sys.stderr)
+    for record in done.unmounted:
+        print(f"  {shown(record.path)}: gone with all around it, kept; mount its disk, or ascl copy remove it",
+              file=sys.stderr)
     print(f"removed {len(done.removed):,} images whose files are gone; {len(opened):,} remain")
     return Answer({"removed": [record.id for record in done.removed],
-                   "changed": [record.id for record in done.changed], "images": len(opened)})
+                   "changed": [record.id for record in done.changed],
+                   "unreachable": [record.id for record in done.unreachable],
+                   "unmounted": [record.id for record in done.unmounted], "images": len(opened)},
+                  INCOMPLETE if done.unreachable or done.unmounted else 0)
 
 
 def query_parser(prog: str) -> Parser:
@@ -303,7 +313,8 @@ def repair(options: Namespace) -> Answer:
     for damage in done.found:
         print(f"found: {damage}", file=sys.stderr)
     for record in done.forgotten:
-        print(f"  {shown(record.path)}: removed, because it is gone or has changed; index it again", file=sys.stderr)
+        print(f"  {shown(record.path)}: removed, because it is gone, unreachable or changed; index it again",
+              file=sys.stderr)
     lost = f"; {done.lost:,} images have lost their records: index the images again" * bool(done.lost)
     print(f"described {len(done.described):,} images again, removed {len(done.forgotten):,}{lost}" if done.found
           else "nothing is damaged")

@@ -75,7 +75,8 @@ def _compared(index: CopyIndex, images: Sequence[ImageFile], overwrite: bool) ->
             elif record is not None and _has_content(record, path):
                 result.same += 1
                 used.add(row)
-                if place in placed or not os.path.isabs(record.path) or index.place_of(record).status != "there":
+                if (place in placed or not os.path.isabs(record.path)
+                        or index.place_of(record).status in ("changed", "gone")):
                     _move(result, index, row, record, record.id if place in placed else name, place)
             elif place in placed and record is not None:
                 result.changed.add(record.id)
