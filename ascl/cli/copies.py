@@ -77,7 +77,6 @@ def index(options: Namespace) -> Answer:
 
     opened = CopyIndex(options.index) if is_index(options.index) else None
     ids = recorded_ids(opened) if opened is not None and opened.state.added else options.id or "path"
-    images = given_images(options, *options.images, ids=ids)
     if opened is not None and opened.state.added:
         if options.id not in (None, ids):
             raise SettingsError(f"--id is only for a new index; {options.index} was made with {ids}: leave it out")
@@ -86,6 +85,8 @@ def index(options: Namespace) -> Answer:
                 f"--exact_up_to is only for a new index; {options.index} was made with {opened.state.exact_up_to}: "
                 "leave it out"
             )
+    images = given_images(options, *options.images, ids=ids)
+    if opened is not None and opened.state.added:
         describer = model_of(opened, options)
     else:
         choice = chosen_describer(options)
@@ -210,7 +211,8 @@ def query(options: Namespace) -> Answer:
     from ascl.index.store import CopyIndex
 
     opened = CopyIndex(options.index)
-    images = given_images(options, *options.images, ids=recorded_ids(opened))
+    # a ground truth has the ids of the index's rule; otherwise stems would only refuse equal names of a camera
+    images = given_images(options, *options.images, ids=recorded_ids(opened) if options.predictions else "path")
     margin = MARGIN if options.margin is None else options.margin
     with reading(options, len(images)) as how:
         answers, skipped = query_images(
@@ -247,13 +249,12 @@ def calibrate_parser(prog: str) -> Parser:
 
 def calibrate(options: Namespace) -> Answer:
     from ascl.image_copy.matching.calibrate import SAVED_AGAIN, calibrate_index
-    from ascl.image_copy.matching.model import recorded_ids
     from ascl.image_copy.matching.report import calibration_lines
     from ascl.index.calibration import ScoreNorm
     from ascl.index.store import CopyIndex
 
     opened = CopyIndex(options.index)
-    images = given_images(options, *options.images, ids=recorded_ids(opened))
+    images = given_images(options, *options.images, ids="path")
     with reading(options, len(images)) as how:
         made, skipped = calibrate_index(
             opened, model_of(opened, options), images, how, rate=options.false_positive_rate,
