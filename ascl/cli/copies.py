@@ -25,7 +25,7 @@ from ascl.cli.options import (
     print_left_out,
     status_of,
 )
-from ascl.core.errors import SettingsError, first_of
+from ascl.core.errors import DataError, SettingsError, first_of
 from ascl.settings.base import Parser
 
 if TYPE_CHECKING:
@@ -124,9 +124,13 @@ def add_replace(parser: Parser) -> None:
 
 def add_to(opened: Any, describer: Any, images: FoundImages, options: Namespace) -> Answer:
     from ascl.image_copy.matching.add import add_images
+    from ascl.index.images import Conflict
 
-    with reading(options, len(images)) as how, ending(f"stopped; {KEPT}"):
-        done, skipped = add_images(opened, describer, images, how, overwrite=options.replace)
+    try:
+        with reading(options, len(images)) as how, ending(f"stopped; {KEPT}"):
+            done, skipped = add_images(opened, describer, images, how, overwrite=options.replace)
+    except Conflict as error:
+        raise DataError(f"{error} (--replace)") from error
     skipped = [*images.faults, *skipped]
     compressed = opened.compress_if_due()
     print_left_out(images, skipped)

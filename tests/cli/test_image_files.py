@@ -63,6 +63,16 @@ def test_a_camera_library_is_indexed_and_the_rest_is_said(library, said, tmp_pat
     assert "two images have the id 'IMG_0001'" in said("index", library, "--id", "stem", status=1)[1]
 
 
+def test_a_second_folder_of_a_camera_is_added_by_the_folder_above_both(library, said):
+    said("index", library / "100")
+    refused = said("add", library / "101", status=1)[1]
+    assert f"content differs; add the folder above both, {library}, so that their ids differ, rename one, or replace " \
+           "the indexed one (--replace)" in refused
+    assert said("add", library)[0]["images"] == 4
+    photo(9).save(library / "IMG_0001.jpg")     # here the folder above gives the same id
+    assert "content differs; rename one, or" in said("add", library / "IMG_0001.jpg", status=1)[1]
+
+
 def test_an_index_of_stems_is_queried_by_any_library(library, said, tmp_path):
     said("index", library / "101", "--id", "stem")
     said("add", library / "moving.gif")

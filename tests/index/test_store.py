@@ -123,7 +123,7 @@ def test_the_same_file_is_passed_over_and_other_content_needs_a_word(index):
     assert (done.added, done.same) == (1, 1)
     new = images(numbered(2, 4), content="other")
     with pytest.raises(DataError, match=r"two images have the id 'image_002': /folder/image_002\.jpg, which is in the "
-                       r"index, and /folder/image_002\.jpg.*overwrite"):
+                       r"index, and /folder/image_002\.jpg.*; rename one, or replace the indexed one$"):
         index.add(new)
     assert contents(index) == before | as_dict(images(numbered(3)))  # nothing of the refused batch
     done = index.add(new, overwrite=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ascl.image_copy.descriptors.choice import ImageDescriber
 from ascl.image_copy.matching.describe import ReadOptions, described_images, digest_of
+from ascl.image_copy.matching.model import recorded_ids
 from ascl.images.find import ImageFile, Skipped
 from ascl.index.images import Added, conflict
 from ascl.index.places import relative_to
@@ -83,7 +84,7 @@ def _compared(index: CopyIndex, images: Sequence[ImageFile], overwrite: bool) ->
                 result.new.append(ImageFile(path, record.id))
             elif record is not None and not overwrite:
                 raise conflict(name, record.path, str(path), indexed=True,
-                               gone=index.place_of(record).status == "gone")
+                               gone=index.place_of(record).status == "gone", by_path=recorded_ids(index) == "path")
             else:
                 chosen[name] = path
                 if record is None and sizes & {-1, path.stat().st_size}:
