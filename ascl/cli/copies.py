@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from ascl.cli.options import (
+    INCOMPLETE,
     Answer,
     add_batch_size,
     add_describer,
@@ -24,7 +25,7 @@ from ascl.cli.options import (
     print_left_out,
     status_of,
 )
-from ascl.core.errors import SettingsError, first_of
+from ascl.core.errors import DataError, SettingsError, first_of
 from ascl.settings.base import Parser
 
 if TYPE_CHECKING:
@@ -76,7 +77,6 @@ def index(options: Namespace) -> Answer:
 
     opened = CopyIndex(options.index) if is_index(options.index) else None
     ids = recorded_ids(opened) if opened is not None and opened.state.added else options.id or "path"
-    images = given_images(options, *options.images, ids=ids)
     if opened is not None and opened.state.added:
         if options.id not in (None, ids):
             raise SettingsError(f"--id is only for a new index; {options.index} was made with {ids}: leave it out")
@@ -85,6 +85,8 @@ def index(options: Namespace) -> Answer:
                 f"--exact_up_to is only for a new index; {options.index} was made with {opened.state.exact_up_to}: "
                 "leave it out"
             )
+    images = given_images(options, *options.images, ids=ids)
+    if opened is not None and opened.state.added:
         describer = model_of(opened, options)
     else:
         choice = chosen_describer(options)
@@ -122,9 +124,13 @@ def add_replace(parser: Parser) -> None:
 
 def add_to(opened: Any, describer: Any, images: FoundImages, options: Namespace) -> Answer:
     from ascl.image_copy.matching.add import add_images
+    from ascl.index.images import Conflict
 
-    with reading(options, len(images)) as how, ending(f"stopped; {KEPT}"):
-        done, skipped = add_images(opened, describer, images, how, overwrite=options.replace)
+    try:
+        with reading(options, len(images)) as how, ending(f"stopped; {KEPT}"):
+            done, skipped = add_images(opened, describer, images, how, overwrite=options.replace)
+    except Conflict as error:
+        raise DataError(f"{error} (--replace)") from error
     skipped = [*images.faults, *skipped]
     compressed = opened.compress_if_due()
     print_left_out(images, skipped)
@@ -160,7 +166,8 @@ def remove(options: Namespace) -> Answer:
 
 def prune_parser(prog: str) -> Parser:
     return parser_of(prog, "Remove the images from an index whose files are gone, and list them. First index moved "
-                     "photos where they are now: that updates their paths.")
+                     "photos where they are now: that updates their paths. Files that cannot be reached, or whose disk "
+                     "may not be mounted, are listed and kept, and the exit status is 3.")
 
 
 def prune(options: Namespace) -> Answer:
@@ -174,9 +181,17 @@ def prune(options: Namespace) -> Answer:
         print(f"  {shown(record.path)}: gone")
     for record in done.changed:
         print(f"  {shown(record.path)}: another file now, index it again", file=sys.stderr)
+    for record in done.unreachable:
+        print(f"  {shown(record.path)}: unreachable, kept; check permissions and the disk", file=sys.stderr)
+    for record in done.unmounted:
+        print(f"  {shown(record.path)}: gone with all around it, kept; mount its disk, or ascl copy remove it",
+              file=sys.stderr)
     print(f"removed {len(done.removed):,} images whose files are gone; {len(opened):,} remain")
     return Answer({"removed": [record.id for record in done.removed],
-                   "changed": [record.id for record in done.changed], "images": len(opened)})
+                   "changed": [record.id for record in done.changed],
+                   "unreachable": [record.id for record in done.unreachable],
+                   "unmounted": [record.id for record in done.unmounted], "images": len(opened)},
+                  INCOMPLETE if done.unreachable or done.unmounted else 0)
 
 
 def query_parser(prog: str) -> Parser:
@@ -200,7 +215,8 @@ def query(options: Namespace) -> Answer:
     from ascl.index.store import CopyIndex
 
     opened = CopyIndex(options.index)
-    images = given_images(options, *options.images, ids=recorded_ids(opened))
+    # a ground truth has the ids of the index's rule; otherwise stems would only refuse equal names of a camera
+    images = given_images(options, *options.images, ids=recorded_ids(opened) if options.predictions else "path")
     margin = MARGIN if options.margin is None else options.margin
     with reading(options, len(images)) as how:
         answers, skipped = query_images(
@@ -237,13 +253,12 @@ def calibrate_parser(prog: str) -> Parser:
 
 def calibrate(options: Namespace) -> Answer:
     from ascl.image_copy.matching.calibrate import SAVED_AGAIN, calibrate_index
-    from ascl.image_copy.matching.model import recorded_ids
     from ascl.image_copy.matching.report import calibration_lines
     from ascl.index.calibration import ScoreNorm
     from ascl.index.store import CopyIndex
 
     opened = CopyIndex(options.index)
-    images = given_images(options, *options.images, ids=recorded_ids(opened))
+    images = given_images(options, *options.images, ids="path")
     with reading(options, len(images)) as how:
         made, skipped = calibrate_index(
             opened, model_of(opened, options), images, how, rate=options.false_positive_rate,
@@ -303,7 +318,8 @@ def repair(options: Namespace) -> Answer:
     for damage in done.found:
         print(f"found: {damage}", file=sys.stderr)
     for record in done.forgotten:
-        print(f"  {shown(record.path)}: removed, because it is gone or has changed; index it again", file=sys.stderr)
+        print(f"  {shown(record.path)}: removed, because it is gone, unreachable or changed; index it again",
+              file=sys.stderr)
     lost = f"; {done.lost:,} images have lost their records: index the images again" * bool(done.lost)
     print(f"described {len(done.described):,} images again, removed {len(done.forgotten):,}{lost}" if done.found
           else "nothing is damaged")

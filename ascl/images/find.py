@@ -19,7 +19,6 @@ from ascl.core.reading import irregular, read_text, require_file, shown
 from ascl.images.formats import SUFFIXES, is_image_content, lacking
 
 IdRule = Literal["path", "stem"]
-IDS: tuple[IdRule, ...] = ("path", "stem")
 # Copies and previews that network disks, recycle bins and systems keep among photos; compared in lower case.
 SYSTEM_NAMES = frozenset({"@eadir", "__macosx", "#recycle", "#snapshot", "@recycle", "@recently-snapshot",
                           "$recycle.bin", "system volume information", "lost+found", ".thumbnails", "thumbs.db",
@@ -324,7 +323,7 @@ def _with_ids(given: list[_Source], rule: IdRule) -> Iterator[ImageFile]:
             twice = next(one for one, count in counts.items() if count > 1)
             both = [shown(path) for source, own in zip(given, ids, strict=True)
                     for (_, path), one in zip(source.files, own, strict=True) if one == twice]
-            remedy = "use paths as ids, or rename one" if rule == "stem" else "rename one"
+            remedy = "use paths as ids (of an index: in a new one), or rename one" if rule == "stem" else "rename one"
             raise DataError(f"two images have the id {twice!r}: {both[0]} and {both[1]}; {remedy}")
         depths = deeper
     for source, own in zip(given, ids, strict=True):

@@ -59,11 +59,36 @@ class Added:
                      self.moved + other.moved)
 
 
-def conflict(image: str, before: str, now: str, *, indexed: bool, gone: bool = False) -> DataError:
-    """Return the error for two images with the same id and different content; `gone`: there is no file any more."""
+class Conflict(DataError):
+    """An image to add has the id of an indexed one and other content; the message ends with how to replace that."""
+
+
+def conflict(image: str, before: str, now: str, *, indexed: bool, gone: bool = False, by_path: bool = False
+             ) -> DataError:
+    """Return the error for two images with the same id and different content.
+
+    Args:
+        image, before, now: the id, and the two files.
+        indexed: the first is in the index.
+        gone: there is no file of the first any more.
+        by_path: ids are paths relative to the folder that was given, so that those below a common folder differ.
+    """
+    folder = _common_folder(image, before, now) if by_path and not gone else ""
     before, now = shown(before), shown(now)
-    if indexed:
-        return DataError(f"two images have the id {image!r}: {before}, which is in the index"
-                         f"{' and no longer on the disk' * gone}, and {now}, whose content differs; rename one, or "
-                         "replace the indexed one (overwrite)")
-    return DataError(f"two images have the id {image!r} and different content: {before} and {now}; rename one")
+    if not indexed:
+        return DataError(f"two images have the id {image!r} and different content: {before} and {now}; rename one")
+    above = f"add the folder above both, {shown(folder)}, so that their ids differ, " * bool(folder)
+    return Conflict(f"two images have the id {image!r}: {before}, which is in the index"
+                    f"{' and no longer on the disk' * gone}, and {now}, whose content differs; {above}rename one, or "
+                    "replace the indexed one")
+
+
+def _common_folder(image: str, before: str, now: str) -> str:
+    """Return the folder above both files, by which the second gets another id; "" = only the root does, or none."""
+    before, now = os.path.abspath(before), os.path.abspath(now)
+    try:
+        folder = os.path.commonpath([os.path.dirname(before), os.path.dirname(now)])
+    except ValueError:      # on two drives of Windows
+        return ""
+    differs = shown(Path(os.path.relpath(now, folder)).as_posix()) != image
+    return folder if differs and folder != os.path.dirname(folder) else ""

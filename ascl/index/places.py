@@ -9,14 +9,16 @@ from typing import Literal, NamedTuple
 
 from ascl.index.state import Record
 
-Status = Literal["there", "changed", "gone"]
+Status = Literal["there", "changed", "unreachable", "gone"]
 
 
 class Place(NamedTuple):
     """The file of an image."""
 
     path: Path  # where it is, or where it was
-    status: Status  # `changed`: a file of another size is in its place; `gone`: no file is
+    # `changed`: a file of another size is in its place; `gone`: no file is; `unreachable`: the system does not say,
+    # such as for a folder without permission or a network disk that does not answer
+    status: Status
 
 
 def relative_to(folder: Path, path: str) -> str:
@@ -35,14 +37,19 @@ def paths_of(record: Record, folder: Path) -> list[str]:
 
 def place_of(record: Record, folder: Path) -> Place:
     """Return where the file of an image is. Only its size is compared; nothing is opened."""
-    changed = None
+    changed = unreachable = None
     for path in paths_of(record, folder):
         try:
             found = os.stat(path)
-        except (OSError, ValueError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            continue
+        except OSError:
+            unreachable = unreachable or path
             continue
         if stat.S_ISREG(found.st_mode):
             if record.size in (-1, found.st_size):
                 return Place(Path(path), "there")
             changed = changed or path
+    if unreachable:     # it may be there
+        return Place(Path(unreachable), "unreachable")
     return Place(Path(changed), "changed") if changed else Place(Path(record.path), "gone")

@@ -144,7 +144,7 @@ class Database:
         """
         number, file = b"%020d" % change, self.path.with_name(CHANGE)
         line = b"%s %010d\n" % (number, zlib.crc32(number))
-        with suppress(OSError):
+        with suppress(OSError, DataError):  # such as a full disk, or another process that clears temporary files
             if self.committed > 0:
                 with open(file, "r+b") as there:
                     there.write(line)

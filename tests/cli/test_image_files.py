@@ -63,11 +63,31 @@ def test_a_camera_library_is_indexed_and_the_rest_is_said(library, said, tmp_pat
     assert "two images have the id 'IMG_0001'" in said("index", library, "--id", "stem", status=1)[1]
 
 
-def test_an_index_of_stems_is_queried_by_stems(library, said):
+def test_a_second_folder_of_a_camera_is_added_by_the_folder_above_both(library, said):
+    said("index", library / "100")
+    refused = said("add", library / "101", status=1)[1]
+    assert f"content differs; add the folder above both, {library}, so that their ids differ, rename one, or replace " \
+           "the indexed one (--replace)" in refused
+    assert said("add", library)[0]["images"] == 4
+    photo(9).save(library / "IMG_0001.jpg")     # here the folder above gives the same id
+    assert "content differs; rename one, or" in said("add", library / "IMG_0001.jpg", status=1)[1]
+
+
+def test_an_index_of_stems_is_queried_by_any_library(library, said, tmp_path):
     said("index", library / "101", "--id", "stem")
     said("add", library / "moving.gif")
+    assert "paths as ids (of an index: in a new one), or rename" in said("add", library, status=1)[1]
+    assert "was made with stem: leave it out" in said("index", library, "--id", "path", status=2)[1]
+    answers = said("query", library, "--k", "1")[0]["queries"]
+    assert {"100/IMG_0001.jpg", "101/IMG_0001.jpg"} < {answer["id"] for answer in answers}
+    made, _ = said("calibrate", library / "100", library / "101", "--false_positive_rate", "0.5")
+    assert made["left_out"]["in the index"] == 1
+    written = tmp_path / "predictions.csv"
+    said("query", library / "101", "--predictions", written)
+    assert {line.split(",")[0] for line in written.read_text().splitlines()[1:]} == {"IMG_0001"}
+    assert "two images have the id 'IMG_0001'" in said("query", library, "--predictions", written, status=1)[1]
     asked = said("query", library / "101" / "IMG_0001.jpg", "--k", "2")[0]["queries"][0]
-    assert asked["id"] == "IMG_0001" and {match["id"] for match in asked["matches"]} == {"IMG_0001", "moving"}
+    assert asked["id"] == "IMG_0001.jpg" and {match["id"] for match in asked["matches"]} == {"IMG_0001", "moving"}
 
 
 def test_bad_files_are_listed_at_the_end_and_the_status_says_so(library, said, tmp_path):

@@ -1,5 +1,6 @@
 """The persistent index: rows against a dictionary, kills at any moment, two processes, compressed against exact."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -122,12 +123,27 @@ def test_the_same_file_is_passed_over_and_other_content_needs_a_word(index):
     assert (done.added, done.same) == (1, 1)
     new = images(numbered(2, 4), content="other")
     with pytest.raises(DataError, match=r"two images have the id 'image_002': /folder/image_002\.jpg, which is in the "
-                       r"index, and /folder/image_002\.jpg.*overwrite"):
+                       r"index, and /folder/image_002\.jpg.*; rename one, or replace the indexed one$"):
         index.add(new)
     assert contents(index) == before | as_dict(images(numbered(3)))  # nothing of the refused batch
     done = index.add(new, overwrite=True)
     assert (done.added, done.replaced) == (2, 1)
     assert contents(index) == before | as_dict(images(numbered(3)), new)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOENT])
+def test_a_commit_whose_number_cannot_be_noted_is_a_commit(index, monkeypatch, number):
+    (index.folder / "change").unlink()
+
+    def refuse(source, target):
+        raise OSError(number, os.strerror(number), source)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.replace", refuse)
+        assert index.add(images(numbered(1))).added == 1
+    assert not (index.folder / "change").exists() and index.verify() == []
+    index.add(images(numbered(2)))
+    assert (index.folder / "change").exists() and len(CopyIndex(index.folder)) == 2
 
 
 def test_one_id_twice_in_a_batch(index):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ascl.image_copy.descriptors.choice import ImageDescriber
 from ascl.image_copy.matching.describe import ReadOptions, described_images, digest_of
+from ascl.image_copy.matching.model import recorded_ids
 from ascl.images.find import ImageFile, Skipped
 from ascl.index.images import Added, conflict
 from ascl.index.places import relative_to
@@ -75,14 +76,15 @@ def _compared(index: CopyIndex, images: Sequence[ImageFile], overwrite: bool) ->
             elif record is not None and _has_content(record, path):
                 result.same += 1
                 used.add(row)
-                if place in placed or not os.path.isabs(record.path) or index.place_of(record).status != "there":
+                if (place in placed or not os.path.isabs(record.path)
+                        or index.place_of(record).status in ("changed", "gone")):
                     _move(result, index, row, record, record.id if place in placed else name, place)
             elif place in placed and record is not None:
                 result.changed.add(record.id)
                 result.new.append(ImageFile(path, record.id))
             elif record is not None and not overwrite:
                 raise conflict(name, record.path, str(path), indexed=True,
-                               gone=index.place_of(record).status == "gone")
+                               gone=index.place_of(record).status == "gone", by_path=recorded_ids(index) == "path")
             else:
                 chosen[name] = path
                 if record is None and sizes & {-1, path.stat().st_size}:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ascl.core.errors import DataError, first_of
 from ascl.core.reading import read_text, shown
+from ascl.index.places import Status, paths_of
 from ascl.index.state import Record
 from ascl.index.store import CopyIndex
 
@@ -46,21 +48,56 @@ class Pruned:
 
     removed: list[Record]  # their files are gone
     changed: list[Record]  # other files are in their places
+    unreachable: list[Record]  # the system does not say whether their files are there
+    unmounted: list[Record]  # their files are gone, and perhaps only because a disk is not mounted
 
 
 def prune_index(index: CopyIndex) -> Pruned:
     """Remove the images whose files are gone; those that have changed stay until they are indexed again.
 
-    Raises DataError if no file is there: a disk that is not mounted looks the same. Or as `CopyIndex.remove`.
+    A disk that is not mounted looks as if its files were gone. So an image is removed only if the nearest folder above
+    it that is there, other than the root, holds another indexed file on the same disk, and no link to it leads nowhere.
+
+    Raises DataError if no file is there. Or as `CopyIndex.remove`.
     """
     index.reload()
-    found: dict[str, list[Record]] = {"there": [], "changed": [], "gone": []}
+    found: dict[Status, list[Record]] = {"there": [], "changed": [], "unreachable": [], "gone": []}
+    holding = set[str]()    # folders that hold files that are there
     for _, record in index.each_record():
-        found[index.place_of(record).status].append(record)
+        place = index.place_of(record)
+        found[place.status].append(record)
+        if place.status in ("there", "changed"):
+            holding.add(os.path.dirname(place.path))
     gone = found["gone"]
     if gone and len(gone) == len(index):
         raise DataError(f"{index.folder}: none of its {len(gone):,} files is there, such as {shown(gone[0].path)}. "
                         "Mount their disk, or index the images again where they are now; nothing was removed")
-    if gone:
-        index.remove([record.id for record in gone])
-    return Pruned(gone, found["changed"])
+    mounted = _on_their_disks(holding) if gone else set()
+    removed, unmounted = list[Record](), list[Record]()
+    for record in gone:
+        paths = paths_of(record, index.folder)
+        (removed if any(_nearest_folder(path) in mounted for path in paths) else unmounted).append(record)
+    if removed:
+        index.remove([record.id for record in removed])
+    return Pruned(removed, found["changed"], found["unreachable"], unmounted)
+
+
+def _on_their_disks(folders: set[str]) -> set[str]:
+    """Return these folders and all above them on the same disk, without the root."""
+    result = set[str]()
+    for folder in folders:
+        with suppress(OSError):     # it has gone meanwhile
+            disk = os.stat(folder).st_dev
+            while folder not in result and folder != os.path.dirname(folder) and os.stat(folder).st_dev == disk:
+                result.add(folder)
+                folder = os.path.dirname(folder)
+    return result
+
+
+def _nearest_folder(path: str) -> str | None:
+    """Return the nearest folder above a missing file that is there; None if a link on the way leads nowhere."""
+    while not os.path.isdir(path):
+        if os.path.islink(path) or path == os.path.dirname(path):
+            return None
+        path = os.path.dirname(path)
+    return path

@@ -16,7 +16,7 @@ from ascl.index.store import CopyIndex
 REMOVED_SHARE = 0.25    # of the rows, above which the report suggests `compact`
 UNORDERED = "always unclear: only a model trained like ASL gives what shows more a larger norm"
 NUMBERS = {"ip": "numbers in float32, inner product", "hamming": "bytes, share of bits that agree"}
-FILES = {"there": "", "changed": " (another file now)", "gone": " (gone)"}
+FILES = {"there": "", "changed": " (another file now)", "unreachable": " (unreachable)", "gone": " (gone)"}
 NAMED = {True: "yes", False: "no", None: "-"}
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,6 +151,59 @@ def test_prune_forgets_what_is_gone_but_not_a_disk_that_is_not_mounted(index, ph
     with pytest.raises(DataError, match=r"none of its 10 files is there, such as .*Mount their disk"):
         prune_index(index)
     assert len(index) == 10
+
+
+def add_folder(index: CopyIndex, folder: Path, seeds) -> list[str]:
+    """Index a new folder of photos, and return its paths."""
+    folder_of(folder, seeds)
+    add_images(index, Thumbnail(), images_of(folder), QUICK)
+    return sorted(map(str, folder.iterdir()))
+
+
+def test_what_the_system_does_not_say_is_not_gone(index, tmp_path):
+    disk, query = tmp_path / "disk" / "photos", tmp_path / "other" / "query.png"
+    paths = add_folder(index, disk, range(20, 22))
+    shutil.copytree(disk, tmp_path / "again")
+    disk.rename(tmp_path / "other")
+    disk.symlink_to(disk)       # `stat` fails with ELOOP, as with EACCES or EIO, also for root
+    (tmp_path / "other" / "photo_020.png").rename(query)
+    match, = query_images(index, Thumbnail(), images_of(query), QUICK, k=1)[0][0].matches
+    assert (match.path, match.file) == (paths[0], "unreachable")
+    done = prune_index(index)
+    assert [record.path for record in done.unreachable] == paths and done.removed == done.unmounted == []
+    assert add_images(index, Thumbnail(), images_of(tmp_path / "again"), QUICK)[0].moved == 0
+    assert set(paths) <= set(held(index))
+    assert main(["copy", "prune", "--index", str(index.folder)]) == 3
+
+
+def test_prune_keeps_what_may_be_on_a_disk_that_is_not_mounted(index, photos, tmp_path, capsys):
+    album = add_folder(index, photos / "album", range(20, 22))
+    disk = add_folder(index, tmp_path / "mnt" / "disk", range(30, 32))
+    target = folder_of(tmp_path / "target", range(40, 42))
+    (photos / "linked").symlink_to(target)
+    linked = add_folder(index, photos / "linked", range(40, 42))
+    for folder in (photos / "album", tmp_path / "mnt" / "disk", target):
+        shutil.rmtree(folder)
+    (tmp_path / "mnt" / "disk").mkdir()     # an empty mount point
+    assert main(["copy", "prune", "--index", str(index.folder)]) == 3
+    said = capsys.readouterr()
+    assert all(f"{path}: gone\n" in said.out for path in album) and "removed 2 images" in said.out
+    assert all(f"{path}: gone with all around it, kept; mount its disk" in said.err for path in disk + linked)
+    index.reload()
+    assert set(disk + linked) <= set(held(index)) and not set(album) & set(held(index))
+
+
+def test_a_file_on_another_disk_does_not_show_that_a_disk_is_mounted(index, tmp_path):
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("needs two disks")
+    with tempfile.TemporaryDirectory(dir=memory) as other:
+        (tmp_path / "media").mkdir()
+        (tmp_path / "media" / "one").symlink_to(other)
+        add_folder(index, tmp_path / "media" / "one", range(20, 22))
+        two = add_folder(index, tmp_path / "media" / "two", range(30, 32))
+        shutil.rmtree(tmp_path / "media" / "two")
+        assert [record.path for record in prune_index(index).unmounted] == two
 
 
 def test_images_are_removed_by_id_path_or_list(index, photos, tmp_path, monkeypatch):
