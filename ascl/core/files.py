@@ -167,11 +167,12 @@ def _still_runs(process: int, written: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or a folder; what another process has removed meanwhile is fine."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    """Remove a file or a folder if the system lets us: clearing is a courtesy, and stops no writer."""
+    with suppress(OSError):  # gone meanwhile, or another user's in a folder where each removes only their own
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 @cache

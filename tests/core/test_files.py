@@ -5,6 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +70,54 @@ def test_the_number_of_an_ended_process_may_belong_to_another_one(tmp_path):
             os.utime(tmp_path / name, (written, written))
         assert set(clear_killed(tmp_path)) == living
     assert not (tmp_path / name).exists()
+
+
+def as_nobody(look):
+    """Call `look` in a process of another user; return whether it returned True."""
+    if not hasattr(os, "fork") or os.getuid():
+        pytest.skip("only root can become another user")
+    child = os.fork()
+    if not child:
+        good = False
+        with suppress(BaseException):
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            good = look() is True
+        os._exit(not good)
+    return os.waitpid(child, 0)[1] == 0
+
+
+@pytest.fixture
+def shared_folder():
+    """A folder like /tmp: everyone writes, and each removes only their own files."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o1777)
+        yield Path(folder)
+
+
+def left_by_an_ended_process(folder):
+    """A temporary file of a time before the process with its number began."""
+    with atomic_path(folder / "old.txt") as temporary:
+        temporary.touch()
+        name = temporary.name
+    (folder / name).touch()
+    os.utime(folder / name, (0, 0))
+    return folder / name
+
+
+def test_a_temporary_file_that_cannot_be_removed_stops_no_writer(shared_folder):
+    left = left_by_an_ended_process(shared_folder)
+
+    def writes() -> bool:
+        write_text(shared_folder / "a.txt", "whole")
+        with atomic_folder(shared_folder / "f") as temporary:
+            (temporary / "whole").touch()
+        return clear_killed(shared_folder) == {}
+
+    assert as_nobody(writes)
+    assert left.exists() and (shared_folder / "a.txt").read_text() == "whole"
+    assert clear_killed(shared_folder) == {} and not left.exists()
 
 
 def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
