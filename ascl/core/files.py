@@ -20,8 +20,18 @@ from ascl.core.reading import shown
 
 T = TypeVar("T")
 
-# the machine's name is part of it: machines may share a folder, and each can check only its own processes
-_SUFFIX = f".{re.sub('[^0-9A-Za-z-]', '-', platform.node())}.{{}}.tmp"
+
+def _place() -> str:
+    """Return where the numbers of processes hold: the machine's name and, on Linux, the number of the namespace."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:  # another system, or no /proc
+        namespace = ""
+    return re.sub("[^0-9A-Za-z-]", "-", platform.node() + "-" + re.sub("[^0-9]", "", namespace)).rstrip("-")
+
+
+# the place is part of it: machines and containers may share a folder, and each can check only its own processes
+_SUFFIX = f".{_place()}.{{}}.tmp"
 _TEMPORARY = re.compile(r"\.(.+)" + re.escape(_SUFFIX).replace(r"\{\}", r"(\d+)"))
 
 
@@ -141,19 +151,31 @@ def make_folder(path: str | os.PathLike) -> Path:
 
 
 def clear_killed(folder: Path) -> dict[str, Path]:
-    """Remove the temporary files in `folder` whose writers, processes of this machine, have ended.
+    """Remove the temporary files in `folder` whose writers have ended.
+
+    Those of processes that cannot be seen from here stay: of another machine, another container, or another user.
 
     Returns:
         Name of the final file -> temporary file, for writers that still run.
     """
     living = {}
     for name in os.listdir(folder) if folder.is_dir() else []:
-        if found := _TEMPORARY.fullmatch(name):
+        if (found := _TEMPORARY.fullmatch(name)) and _sees_writer(folder / name):
             if _still_runs(int(found[2]), folder / name):
                 living[found[1]] = folder / name
             else:
                 _remove(folder / name)
     return living
+
+
+def _sees_writer(written: Path) -> bool:
+    """Return whether the writer of a file, a process of this place, would be seen if it still ran."""
+    try:
+        if os.path.islink("/proc/self") and os.readlink("/proc/self") != str(os.getpid()):
+            return False  # /proc is another namespace's
+        return not hasattr(os, "getuid") or os.getuid() in (0, os.lstat(written).st_uid)  # /proc may hide other users'
+    except OSError:
+        return False
 
 
 def _still_runs(process: int, written: Path) -> bool:

@@ -122,7 +122,8 @@ def merge_shards(shards: Sequence[Path], out: str | os.PathLike) -> dict[str, tu
         raise DataError(f"{out} is not written: none of the {len(skipped)} images can be read")
     clear_killed(out.parent)
     require_space(out, sum(shard.stat().st_size for shard in ordered))
-    write_joined(out, _alike(ordered, opened(ordered), _SHARDS), ids, names, provenance(settings, skipped, animated, made_with))
+    about = provenance(settings, skipped, animated, made_with)
+    write_joined(out, _alike(ordered, opened(ordered), _SHARDS), ids, names, about)
     return shapes_of(out)
 
 

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,9 +27,9 @@ with atomic_path(sys.argv[1]) as temporary:
 """
 
 
-def writer(path):
+def writer(path, *inside):
     """A process that never ends its file, and the name of its temporary one."""
-    process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*inside, sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
     return process, path.parent / os.path.basename(process.stdout.readline().strip())
 
 
@@ -117,7 +119,49 @@ def test_a_temporary_file_that_cannot_be_removed_stops_no_writer(shared_folder):
 
     assert as_nobody(writes)
     assert left.exists() and (shared_folder / "a.txt").read_text() == "whole"
+    os.chown(left, 65534, 65534)
+    os.chmod(shared_folder, 0o755)
+    assert as_nobody(lambda: clear_killed(shared_folder) == {} and left.exists())  # their own, but not their folder
     assert clear_killed(shared_folder) == {} and not left.exists()
+
+
+def test_what_another_user_writes_is_left_alone(shared_folder):
+    """Some systems hide the processes of others, which then look ended."""
+    left = left_by_an_ended_process(shared_folder)
+    os.chmod(shared_folder, 0o777)
+    assert as_nobody(lambda: clear_killed(shared_folder) == {} and left.exists())
+    assert left.exists()
+
+
+def test_what_another_container_writes_is_left_alone(tmp_path):
+    """Containers may share a folder and the machine's name, and each counts its processes from 1."""
+    try:
+        namespace = re.sub("[^0-9]", "", os.readlink("/proc/self/ns/pid"))
+    except OSError:
+        pytest.skip("this system has no namespaces")
+    left = left_by_an_ended_process(tmp_path)
+    assert f"-{namespace}." in left.name
+    other = left.rename(tmp_path / left.name.replace(f"-{namespace}.", f"-{int(namespace) + 1}."))
+    assert clear_killed(tmp_path) == {} and other.exists()
+
+
+@pytest.mark.parametrize("options", [["--mount-proc"], []], ids=["own /proc", "/proc of outside"])
+def test_containers_do_not_remove_what_the_other_one_writes(tmp_path, options):
+    inside = ["unshare", "--pid", "--fork", "--kill-child", *options]
+    if shutil.which("unshare") is None or subprocess.run([*inside, "true"], capture_output=True).returncode:
+        pytest.skip("this system makes no namespaces here")
+    outer, busy = writer(tmp_path / "a.txt")
+    inner, busy_inside = writer(tmp_path / "b.txt", *inside)
+    code = ("import sys; from pathlib import Path; from ascl.core.files import clear_killed; "
+            "print(clear_killed(Path(sys.argv[1])))")
+    try:
+        seen = subprocess.run([*inside, sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+        assert seen.stdout == "{}\n" and busy.exists() and busy_inside.exists()
+        assert clear_killed(tmp_path) == {"a.txt": busy} and busy_inside.exists()
+    finally:
+        for process in (outer, inner):
+            process.kill()
+            process.wait()
 
 
 def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
