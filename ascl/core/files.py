@@ -93,7 +93,7 @@ def saving(path: str | os.PathLike, kept: str | None = None) -> Iterator[None]:
             kept = f"the previous {path.name} is intact" if os.path.lexists(path) else "nothing was written"
         advice = "check the folder and its permissions"
         if cause.errno in _NO_ROOM:
-            advice = f"free some space on its disk ({free_space(path) / 2**20:,.0f} MiB free)"
+            advice = f"free some space on its disk{room_left(path)}"
         elif cause.errno in (errno.EIO, errno.EROFS):
             advice = "check the disk"
         raise DataError(f"cannot write {shown(path)}: {cause.strerror}; {kept}; {advice}, then run the command again"
@@ -122,21 +122,36 @@ def _belongs(named: Path, path: Path) -> bool:
     return temporary or named == path or named in path.parents or path in named.parents
 
 
-def free_space(path: str | os.PathLike) -> int:
-    """Return the free bytes on the disk of a path that need not exist yet; 0 if they are unknown."""
+def free_space(path: str | os.PathLike) -> int | None:
+    """Return the free bytes on the disk of a path that need not exist yet; None if they are unknown."""
     whole = Path(path).absolute()
     try:
         return shutil.disk_usage(next(near for near in (whole, *whole.parents) if near.is_dir())).free
-    except OSError:
-        return 0
+    except (OSError, StopIteration):
+        return None
 
 
-def require_space(path: str | os.PathLike, needed: int) -> None:
-    """Raise DataError if a file of `needed` bytes does not fit on the disk of `path`; nothing is written."""
+def room_left(path: str | os.PathLike) -> str:
+    """Return the free space on the disk of a path for a message, such as " (1.2 MB free)"; "" if it is unknown."""
     free = free_space(path)
-    if needed > free:
-        raise DataError(f"cannot write {path}: it needs about {needed / 2**20:,.1f} MiB, and {free / 2**20:,.1f} MiB "
-                        "are free on its disk; free some space, or choose a file on another disk")
+    return "" if free is None else f" ({readable(free)} free)"
+
+
+def require_space(path: str | os.PathLike, needed: int, what: str = "it") -> None:
+    """Raise DataError if `needed` bytes of `what` do not fit on the disk of `path`, which need not exist yet.
+
+    Where the free space is unknown, nothing is refused.
+    """
+    free = free_space(path)
+    if free is not None and needed > free:
+        raise DataError(f"cannot write {shown(path)}: {what} needs about {readable(needed)}, and {readable(free)} are "
+                        "free: free some space on its disk, or choose a place on another one")
+
+
+def readable(size: int) -> str:
+    """Return a number of bytes in a readable unit: 1234567 -> "1.2 MB"."""
+    power = sum(size >= 999.5 * 1000**larger for larger in range(4))
+    return f"{size / 1000**power:.1f} {' kMGT'[power]}B" if power else f"{size} bytes"
 
 
 def make_folder(path: str | os.PathLike) -> Path:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import namedtuple
 from contextlib import suppress
 from pathlib import Path
 
@@ -199,7 +200,20 @@ def test_errors_about_other_files_pass_through(tmp_path):
         assert caught.value is error
 
 
-def test_a_file_that_does_not_fit_is_refused_before_it_is_begun(tmp_path):
+def test_what_does_not_fit_is_refused_before_it_is_begun(tmp_path, monkeypatch):
     require_space(tmp_path / "new" / "a.h5", 1)
-    with pytest.raises(DataError, match=r"a\.h5: it needs about .* MiB, and .* MiB are free"):
-        require_space(tmp_path / "new" / "a.h5", 1 << 60)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 5, 5_000_000))
+    require_space(tmp_path / "new" / "a\n.h5", 5_000_000)
+    with pytest.raises(DataError, match=r"a\\n\.h5: what b holds needs about 6\.0 MB, and 5\.0 MB are free: free some"):
+        require_space(tmp_path / "new" / "a\n.h5", 6_000_000, "what b holds")
+
+
+def test_nothing_is_refused_where_the_free_space_is_unknown(tmp_path, monkeypatch):
+    def unknown(path):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(shutil, "disk_usage", unknown)
+    require_space(tmp_path / "a.h5", 1 << 60)
+    with pytest.raises(DataError, match="free some space on its disk, then run"), saving(tmp_path / "a.h5"):
+        raise OSError(errno.ENOSPC, "No space left on device")
