@@ -170,7 +170,7 @@ def test_convert(on_full, disk, tmp_path, monkeypatch, room, looked):
     source, out = tsv(tmp_path), disk / "out.h5"
     if not looked:                                                      # others fill the disk after the look
         monkeypatch.setattr(converting, "require_space", lambda *_: None)
-    on_full(["convert", str(source), "--out", str(out)], room, "out.h5", "MiB", "" if looked else "nothing was written")
+    on_full(["convert", str(source), "--out", str(out)], room, "out.h5", "free some space", "" if looked else "nothing was written")
     assert not out.exists() and left_over(disk) == []
     assert main(["convert", str(source), "--out", str(out)]) == 0       # the same command, with room
 
@@ -299,7 +299,7 @@ def test_the_message_says_what_is_left_and_what_became_of_the_file(disk, on_full
         with atomic_path(disk / "a.txt") as temporary:
             temporary.write_bytes(bytes(9 * PAGE))
 
-    said = on_full(write, PAGE, "a.txt", "the previous a.txt is intact", "MiB free", "run the command again")
+    said = on_full(write, PAGE, "a.txt", "the previous a.txt is intact", " free)", "run the command again")
     assert str(disk / "a.txt") in said and left_over(disk) == []
 
 

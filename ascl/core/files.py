@@ -20,8 +20,18 @@ from ascl.core.reading import shown
 
 T = TypeVar("T")
 
-# the machine's name is part of it: machines may share a folder, and each can check only its own processes
-_SUFFIX = f".{re.sub('[^0-9A-Za-z-]', '-', platform.node())}.{{}}.tmp"
+
+def _place() -> str:
+    """Return where the numbers of processes hold: the machine's name and, on Linux, the number of the namespace."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:  # another system, or no /proc
+        namespace = ""
+    return re.sub("[^0-9A-Za-z-]", "-", platform.node() + "-" + re.sub("[^0-9]", "", namespace)).rstrip("-")
+
+
+# the place is part of it: machines and containers may share a folder, and each can check only its own processes
+_SUFFIX = f".{_place()}.{{}}.tmp"
 _TEMPORARY = re.compile(r"\.(.+)" + re.escape(_SUFFIX).replace(r"\{\}", r"(\d+)"))
 
 
@@ -83,7 +93,7 @@ def saving(path: str | os.PathLike, kept: str | None = None) -> Iterator[None]:
             kept = f"the previous {path.name} is intact" if os.path.lexists(path) else "nothing was written"
         advice = "check the folder and its permissions"
         if cause.errno in _NO_ROOM:
-            advice = f"free some space on its disk ({free_space(path) / 2**20:,.0f} MiB free)"
+            advice = f"free some space on its disk{room_left(path)}"
         elif cause.errno in (errno.EIO, errno.EROFS):
             advice = "check the disk"
         raise DataError(f"cannot write {shown(path)}: {cause.strerror}; {kept}; {advice}, then run the command again"
@@ -112,21 +122,36 @@ def _belongs(named: Path, path: Path) -> bool:
     return temporary or named == path or named in path.parents or path in named.parents
 
 
-def free_space(path: str | os.PathLike) -> int:
-    """Return the free bytes on the disk of a path that need not exist yet; 0 if they are unknown."""
+def free_space(path: str | os.PathLike) -> int | None:
+    """Return the free bytes on the disk of a path that need not exist yet; None if they are unknown."""
     whole = Path(path).absolute()
     try:
         return shutil.disk_usage(next(near for near in (whole, *whole.parents) if near.is_dir())).free
-    except OSError:
-        return 0
+    except (OSError, StopIteration):
+        return None
 
 
-def require_space(path: str | os.PathLike, needed: int) -> None:
-    """Raise DataError if a file of `needed` bytes does not fit on the disk of `path`; nothing is written."""
+def room_left(path: str | os.PathLike) -> str:
+    """Return the free space on the disk of a path for a message, such as " (1.2 MB free)"; "" if it is unknown."""
     free = free_space(path)
-    if needed > free:
-        raise DataError(f"cannot write {path}: it needs about {needed / 2**20:,.1f} MiB, and {free / 2**20:,.1f} MiB "
-                        "are free on its disk; free some space, or choose a file on another disk")
+    return "" if free is None else f" ({readable(free)} free)"
+
+
+def require_space(path: str | os.PathLike, needed: int, what: str = "it") -> None:
+    """Raise DataError if `needed` bytes of `what` do not fit on the disk of `path`, which need not exist yet.
+
+    Where the free space is unknown, nothing is refused.
+    """
+    free = free_space(path)
+    if free is not None and needed > free:
+        raise DataError(f"cannot write {shown(path)}: {what} needs about {readable(needed)}, and {readable(free)} are "
+                        "free: free some space on its disk, or choose a place on another one")
+
+
+def readable(size: int) -> str:
+    """Return a number of bytes in a readable unit: 1234567 -> "1.2 MB"."""
+    power = sum(size >= 999.5 * 1000**larger for larger in range(4))
+    return f"{size / 1000**power:.1f} {' kMGT'[power]}B" if power else f"{size} bytes"
 
 
 def make_folder(path: str | os.PathLike) -> Path:
@@ -141,19 +166,31 @@ def make_folder(path: str | os.PathLike) -> Path:
 
 
 def clear_killed(folder: Path) -> dict[str, Path]:
-    """Remove the temporary files in `folder` whose writers, processes of this machine, have ended.
+    """Remove the temporary files in `folder` whose writers have ended.
+
+    Those of processes that cannot be seen from here stay: of another machine, another container, or another user.
 
     Returns:
         Name of the final file -> temporary file, for writers that still run.
     """
     living = {}
     for name in os.listdir(folder) if folder.is_dir() else []:
-        if found := _TEMPORARY.fullmatch(name):
+        if (found := _TEMPORARY.fullmatch(name)) and _sees_writer(folder / name):
             if _still_runs(int(found[2]), folder / name):
                 living[found[1]] = folder / name
             else:
                 _remove(folder / name)
     return living
+
+
+def _sees_writer(written: Path) -> bool:
+    """Return whether the writer of a file, a process of this place, would be seen if it still ran."""
+    try:
+        if os.path.islink("/proc/self") and os.readlink("/proc/self") != str(os.getpid()):
+            return False  # /proc is another namespace's
+        return not hasattr(os, "getuid") or os.getuid() in (0, os.lstat(written).st_uid)  # /proc may hide other users'
+    except OSError:
+        return False
 
 
 def _still_runs(process: int, written: Path) -> bool:
@@ -167,11 +204,12 @@ def _still_runs(process: int, written: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or a folder; what another process has removed meanwhile is fine."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    """Remove a file or a folder if the system lets us: clearing is a courtesy, and stops no writer."""
+    with suppress(OSError):  # gone meanwhile, or another user's in a folder where each removes only their own
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 @cache

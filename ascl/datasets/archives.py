@@ -21,9 +21,9 @@ from typing import IO, NamedTuple, cast
 from tqdm import tqdm
 
 from ascl.core.errors import DataError
-from ascl.core.files import atomic_path
+from ascl.core.files import atomic_path, readable, require_space
 from ascl.core.reading import reading, require_file, shown
-from ascl.datasets.download import CHUNK, readable, require_space
+from ascl.datasets.download import CHUNK
 
 LARGEST_RATIO = 100  # most unpacked bytes per byte of the archive; photos have 1, JSON about 5
 _SMALL = 1 << 20  # an archive that unpacks to fewer bytes is harmless at any ratio
@@ -80,12 +80,12 @@ def unpack(archive: str | os.PathLike, folder: str | os.PathLike, *, wanted: Wan
         with zipped:
             members = list(_checked(_zip_members(zipped), archive, wanted))
             missing = sum(m.size for m in members if not _has_size(folder / m.path, m.size))
-            require_space(folder, missing, f"what {archive} holds")
+            require_space(folder, missing, f"what {shown(archive)} holds")
             return _write_all(members, archive, folder, progress)
     with reading(archive, "a zip or tar", _REMEDY):
         tar = tarfile.open(archive, tarinfo=_ShortHeaders)
     with tar:
-        require_space(folder, 0 if folder.exists() else archive.stat().st_size, f"what {archive} holds")
+        require_space(folder, 0 if folder.exists() else archive.stat().st_size, f"what {shown(archive)} holds")
         return _write_all(_checked(_tar_members(tar, archive, folder), archive, wanted), archive, folder, progress)
 
 

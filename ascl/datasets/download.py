@@ -12,7 +12,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import ssl
 import time
 import urllib.error
@@ -28,8 +27,8 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ascl.core.errors import DataError
-from ascl.core.files import free_space, write_text
-from ascl.core.reading import read_json
+from ascl.core.files import room_left, write_text
+from ascl.core.reading import read_json, shown
 
 CHUNK = 1 << 20
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})  # worth another attempt; all other errors are final
@@ -119,27 +118,13 @@ def fetched(file: RemoteFile, folder: str | os.PathLike) -> int:
     return max(place.stat().st_size if place.exists() else 0 for place in places)
 
 
-def require_space(folder: str | os.PathLike, needed: int, what: str) -> None:
-    """Raise a DataError if the disk of `folder`, which need not exist yet, has too little space."""
-    free = free_space(folder)
-    if needed > free:
-        raise DataError(f"{what} needs {readable(needed)} on the disk of {folder}, {readable(free)} are free: free "
-                        f"some space, or make {folder} a link to a larger disk")
-
-
-def readable(size: int) -> str:
-    """Return a number of bytes in a readable unit: 1234567 -> "1.2 MB"."""
-    power = sum(size >= 999.5 * 1000**larger for larger in range(4))
-    return f"{size / 1000**power:.1f} {' kMGT'[power]}B" if power else f"{size} bytes"
-
-
 def refuse_full_disk(error: OSError, path: Path) -> NoReturn:
     """Raise a DataError that says what to do about an error while writing; what has been written stays."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise DataError(f"{path}: the disk is full ({readable(shutil.disk_usage(path.parent).free)} free): free some "
-                        "space, and the same command continues from here") from error
-    raise DataError(f"{path} cannot be written ({error.strerror or error}): check the folder and its permissions, then "
-                    "run the same command again") from error
+        raise DataError(f"{shown(path)}: the disk is full{room_left(path)}: free some space, and the same command "
+                        "continues from here") from error
+    raise DataError(f"{shown(path)} cannot be written ({error.strerror or error}): check the folder and its "
+                    "permissions, then run the same command again") from error
 
 
 def _name_when_true(file: RemoteFile, part: Path, final: Path, progress: bool) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from ascl.core.errors import DataError
+from ascl.core.files import readable, require_space
 from ascl.data.captions import captions_exist
 from ascl.data.split import data_paths
 from ascl.datasets import download
 from ascl.datasets.archives import unpack
-from ascl.datasets.download import USUAL_PATIENCE, Patience, RemoteFile, at_mirror, readable
+from ascl.datasets.download import USUAL_PATIENCE, Patience, RemoteFile, at_mirror
 from ascl.datasets.locate import missing_images, present_images
 from ascl.datasets.published import ImageArchive, Published
 from ascl.settings.retrieval import Config, DataConfig
@@ -141,7 +142,7 @@ def _announce(where: Places, files: list[RemoteFile], to_unpack: int, say: Calla
         left += rest
     # photos are not compressed in an archive: unpacked, they take as much space
     unpacked = 0 if where.images is None else sum(path.stat().st_size for path in present_images(where.images).values())
-    download.require_space(where.home, left + max(to_unpack - unpacked, 0), "downloading and unpacking")
+    require_space(where.home, left + max(to_unpack - unpacked, 0), "downloading and unpacking")
 
 
 def _unpack_images(archive: Path, where: Places, progress: bool, say: Callable[[str], None]) -> None:

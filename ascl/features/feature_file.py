@@ -22,7 +22,8 @@ from ascl.core.files import atomic_path, clear_killed, require_space
 from ascl.core.hdf5 import NewHdf5, dataset_of, keys_of, open_hdf5, texts_of, try_in_child
 from ascl.core.provenance import code_version
 from ascl.core.reading import parse_json, read_arrays, reading
-from ascl.data.stores.base import NAMES
+from ascl.data.stores.base import NAMES, check_ids
+from ascl.data.stores.hdf5 import Hdf5Features
 from ascl.data.stores.writing import create_rows, provenance_of, shapes_of, write_frame
 
 # Arrays of a part or a shard that the joined file holds in another form or not at all.
@@ -57,7 +58,7 @@ def join_parts(
     about = provenance(settings, skipped, animated, made_with)
     clear_killed(out.parent)  # a join that was killed may hold the room that this one needs
     require_space(out, sum(part.stat().st_size for part in parts))
-    write_joined(out, map(read_part, parts), ids, names, about)
+    write_joined(out, _alike(parts, map(read_part, parts), _OTHER_PART), ids, names, about)
     return about
 
 
@@ -104,26 +105,25 @@ def merge_shards(shards: Sequence[Path], out: str | os.PathLike) -> dict[str, tu
         The shape of each data set of `out`.
 
     Raises:
-        DataError: a file is not a shard; shards are missing or given twice (named); shards differ in settings, images
-            or names; none of the images can be read; `out` exists.
+        DataError: a file is not a shard or is damaged; shards are missing or given twice (named); shards differ in
+            settings, images, names, or the names, types and row shapes of their data sets; none of the images can be
+            read; `out` exists.
     """
     out = Path(out)
     if out.exists():
         raise DataError(f"{out} exists; delete it or choose another file")
     ordered, settings = checked_shards(shards)
-    try_in_child("rows", ordered, lambda: [texts_of(rows["image_ids"], _SHARDS) for rows in opened(ordered)], _SHARDS)
-    with open_hdf5(ordered[0], _SHARDS) as file:  # all shards have the same names: the settings hold their digest
-        names = {name: texts_of(data, _SHARDS) for name in NAMES.values()
-                 if (data := dataset_of(file, name, _SHARDS)) is not None}
+    try_in_child("rows", ordered, lambda: _checked_rows(ordered), _SHARDS)
+    ids, names = _checked_rows(ordered)
     made = [provenance_of(shard, _SHARDS) for shard in ordered]
     skipped, animated, made_with = ([one for of_shard in made for one in of_shard.get(key, [])]
                                     for key in ("skipped", "animated", "versions"))
-    ids = [name for rows in opened(ordered) for name in texts_of(rows["image_ids"], _SHARDS)]
     if not ids:
         raise DataError(f"{out} is not written: none of the {len(skipped)} images can be read")
     clear_killed(out.parent)
     require_space(out, sum(shard.stat().st_size for shard in ordered))
-    write_joined(out, opened(ordered), ids, names, provenance(settings, skipped, animated, made_with))
+    about = provenance(settings, skipped, animated, made_with)
+    write_joined(out, _alike(ordered, opened(ordered), _SHARDS), ids, names, about)
     return shapes_of(out)
 
 
@@ -133,6 +133,50 @@ def opened(files: Sequence[Path]) -> Iterator[dict[str, h5py.Dataset]]:
         with open_hdf5(path, _SHARDS) as file:
             found = {name: dataset_of(file, name, _SHARDS) for name in keys_of(file, _SHARDS)}
             yield {name: data for name, data in found.items() if data is not None}
+
+
+def _checked_rows(shards: Sequence[Path]) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the image ids of all shards and the names of their ids, after checking that the shards fit together."""
+    ids: list[str] = []
+    names: list[dict[str, list[str]]] = []
+    for shard, rows in zip(shards, _alike(shards, opened(shards), _SHARDS), strict=True):
+        ids += (own := texts_of(rows["image_ids"], _SHARDS))
+        if own:
+            Hdf5Features(shard)  # it refuses what no reader would take
+        names.append({name: texts_of(rows[name], _SHARDS) for name in NAMES.values() if name in rows})
+        if names[-1] != names[0]:
+            raise DataError(f"{shard} has other class or attribute names than {shards[0]}: {_SHARDS}")
+    if ids:
+        check_ids(ids, "the shards together")
+    return ids, names[0]
+
+
+def _alike(files: Sequence[Path], blocks: Iterable[Mapping[str, Any]], remedy: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the blocks of parts or shards; DataError at one that does not have the same rows as the first.
+
+    A block may lack `region_count`, and everything but `image_ids` if it has no image.
+    """
+    first: tuple[Path, dict[str, str]] | None = None
+    for path, block in zip(files, blocks, strict=True):
+        if "image_ids" not in block or block["image_ids"].ndim != 1:
+            raise DataError(f"{path} has no list `image_ids`: {remedy}")
+        count = len(block["image_ids"])
+        rows = {}
+        for name in sorted(set(block) - NOT_STORED) if count else ():
+            data = block[name]
+            if data.shape[:1] != (count,) or data.dtype.kind not in "fiu":
+                raise DataError(f"{path}: `{name}` is {data.dtype} {data.shape}, expected numbers in {count} rows, one "
+                                f"for each image: {remedy}")
+            rows[name] = f"{data.dtype} (N, {', '.join(map(str, data.shape[1:]))})"
+        if "region_count" in rows and "regions" not in rows:
+            raise DataError(f"{path} has `region_count` without `regions`: {remedy}")
+        rows.pop("region_count", None)  # only where some image has fewer regions
+        if count:
+            first = first or (path, rows)
+            for name in sorted({*rows, *first[1]}):
+                if (own := rows.get(name, "missing")) != (other := first[1].get(name, "missing")):
+                    raise DataError(f"`{name}` is {own} in {path} and {other} in {first[0]}: {remedy}")
+        yield block
 
 
 def write_joined(

@@ -3,13 +3,11 @@
 import errno
 import hashlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections import namedtuple
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -20,8 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ascl.core.errors import DataError
+from ascl.core.files import readable
 from ascl.datasets import download
-from ascl.datasets.download import Patience, RemoteFile, at_mirror, fetch, fetched, readable, require_space
+from ascl.datasets.download import Patience, RemoteFile, at_mirror, fetch, fetched
 
 HASTY = Patience(timeout=5.0, attempts=3, backoff=0.0)
 CONTENT = np.random.default_rng(0).bytes(3_000_000)  # more than one piece of a megabyte
@@ -350,14 +349,6 @@ def test_a_folder_that_cannot_be_written_is_no_fault_of_the_network(server, tmp_
     (tmp_path / "file.zip.part.json").mkdir()
     refused("cannot write .*: Is a directory", fetch_hastily, remote(server), tmp_path)
     assert len(server.requests) == 1
-
-
-def test_space_is_asked_for_beforehand(tmp_path, monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 5, 5_000_000))
-    require_space(tmp_path / "not" / "yet", 5_000_000, "it")
-    with pytest.raises(DataError, match=r"it needs 5\.0 MB .* 5\.0 MB are free: free some"):
-        require_space(tmp_path / "not" / "yet", 5_000_001, "it")
 
 
 def test_a_second_process_is_kept_away(server, tmp_path):

@@ -18,8 +18,9 @@ import pytest
 from PIL import Image
 
 from ascl.core.errors import DataError
+from ascl.core.files import readable
 from ascl.datasets import Check, check_dataset, fetch_dataset, how_to_get
-from ascl.datasets.download import Patience, RemoteFile, readable
+from ascl.datasets.download import Patience, RemoteFile
 from ascl.datasets.published import PUBLISHED, ByHand, ImageArchive, Published
 from ascl.settings.retrieval import Config, DataConfig, load_config
 

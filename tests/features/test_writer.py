@@ -488,6 +488,51 @@ def test_shards_that_do_not_belong_together_are_named(images, tmp_path):
         Shard(4, 3)
 
 
+def change_rows(shard: Path, name: str, change) -> None:
+    """Replace a data set by what `change` makes of its values, or of None; None removes it."""
+    with h5py.File(shard, "r+") as file:
+        values = change(file[name][()] if name in file else None)
+        if name in file:
+            del file[name]
+        if values is not None:
+            file[name] = values
+
+
+@pytest.mark.parametrize(("name", "change", "message"), [
+    ("globals", lambda none: np.ones((7, 4), np.float32), r"`globals` is missing in .*2-of-3\.h5 and float32 \(N, 4\)"),
+    ("boxes", lambda values: None, r"`boxes` is float32 \(N, 9, 4\) in .*2-of-3\.h5 and missing in .*1-of-3\.h5"),
+    ("regions", lambda values: values[:-1], r"1-of-3\.h5: `regions` is .* expected numbers in 7 rows"),
+    ("regions", lambda values: np.concatenate([values, values]), r"1-of-3\.h5: `regions` is .* expected numbers in 7"),
+    ("regions", lambda values: values[..., :-1], r"`regions` is float16 \(N, 9, 3\) in .* and float16 \(N, 9, 2\)"),
+    ("regions", lambda values: values.astype(np.float32), r"`regions` is float16 .* in .* and float32 \(N, 9, 3\) in"),
+    ("regions", lambda values: values[:, 0, 0], "1-of-3.h5: `regions` has shape|`regions` is float16 "),
+    ("boxes", lambda values: 1.0, r"1-of-3\.h5: `boxes` is float64 \(\), expected numbers in 7 rows"),
+    ("boxes", lambda values: values.astype("S3"), r"1-of-3\.h5: `boxes` is \|S3 .*, expected numbers"),
+    ("scores", lambda none: 1.0, r"1-of-3\.h5: `scores` is float64 \(\), expected numbers"),
+    ("image_ids", lambda values: None, r"1-of-3\.h5 has no list `image_ids`"),
+    ("image_ids", lambda values: values[0], r"1-of-3\.h5 has no list `image_ids`"),
+    ("image_ids", lambda values: [*values[:-1], b"image_10"], "shards together: image id image_10 is given twice"),
+    ("region_count", lambda none: np.full(7, 10), r"1-of-3\.h5, row 0 .*: region_count 10 is not within 1 to 9"),
+    ("class_names", lambda none: ["cat"], r"2-of-3\.h5 has other class or attribute names than .*1-of-3\.h5"),
+])
+def test_a_damaged_shard_is_named_and_nothing_is_made_of_it(images, tmp_path, name, change, message):
+    out = tmp_path / "f.h5"
+    shards = [extract(Colors(), images, out, shard=Shard(n, 3), **QUICK).path for n in (1, 2, 3)]
+    change_rows(shards[0], name, change)
+    with pytest.raises(DataError, match=message):
+        merge_shards(shards, out)
+    assert not out.exists()
+
+
+def test_counts_without_regions_are_refused(images, tmp_path):
+    shard = extract(Colors(), images, tmp_path / "f.h5", shard=Shard(1, 1), **QUICK).path
+    change_rows(shard, "globals", lambda none: np.ones((23, 4), np.float32))
+    change_rows(shard, "regions", lambda values: None)
+    change_rows(shard, "region_count", lambda none: np.ones(23, np.int32))
+    with pytest.raises(DataError, match=r"1-of-1\.h5 has `region_count` without `regions`"):
+        merge_shards([shard], tmp_path / "f.h5")
+
+
 def test_a_killed_merge_leaves_no_file_and_the_next_clears_up(images, tmp_path):
     out = tmp_path / "f.h5"
     shards = [extract(Colors(), images, out, shard=Shard(n, 2), **QUICK).path for n in (1, 2)]
