@@ -170,7 +170,8 @@ def test_convert(on_full, disk, tmp_path, monkeypatch, room, looked):
     source, out = tsv(tmp_path), disk / "out.h5"
     if not looked:                                                      # others fill the disk after the look
         monkeypatch.setattr(converting, "require_space", lambda *_: None)
-    on_full(["convert", str(source), "--out", str(out)], room, "out.h5", "free some space", "" if looked else "nothing was written")
+    words = ["convert", str(source), "--out", str(out)]
+    on_full(words, room, "out.h5", "free some space", "" if looked else "nothing was written")
     assert not out.exists() and left_over(disk) == []
     assert main(["convert", str(source), "--out", str(out)]) == 0       # the same command, with room
 
