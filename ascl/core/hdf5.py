@@ -21,7 +21,7 @@ from ascl.core.limits import ARRAY_BYTES, CHUNK_BYTES, TEXT_BYTES
 from ascl.core.reading import DOWNLOAD_AGAIN, reading, require_file, shown
 
 KIND = "an HDF5 file"
-STUCK = 10.0  # seconds that one step of a sound file never takes
+STUCK = 5.0  # seconds that one step of a sound file never takes
 _passed: set[tuple] = set()  # what was looked for, and path, bytes and time of modification of each file
 _is_child = False
 _BYTES_AT_ONCE = 1 << 26
