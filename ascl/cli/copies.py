@@ -252,19 +252,22 @@ def calibrate_parser(prog: str) -> Parser:
 
 
 def calibrate(options: Namespace) -> Answer:
-    from ascl.image_copy.matching.calibrate import SAVED_AGAIN, calibrate_index
+    from ascl.image_copy.matching.calibrate import SAVED_AGAIN, NothingCompared, calibrate_index
     from ascl.image_copy.matching.report import calibration_lines
     from ascl.index.calibration import ScoreNorm
     from ascl.index.store import CopyIndex
 
     opened = CopyIndex(options.index)
     images = given_images(options, *options.images, ids="path")
-    with reading(options, len(images)) as how:
-        made, skipped = calibrate_index(
-            opened, model_of(opened, options), images, how, rate=options.false_positive_rate,
-            confidence=options.confidence, score_norm=ScoreNorm() if options.score_norm else None,
-            unchecked=options.unchecked,
-        )
+    try:
+        with reading(options, len(images)) as how:
+            made, skipped = calibrate_index(
+                opened, model_of(opened, options), images, how, rate=options.false_positive_rate,
+                confidence=options.confidence, score_norm=ScoreNorm() if options.score_norm else None,
+                unchecked=options.unchecked,
+            )
+    except NothingCompared as error:
+        raise DataError(f"{error} (--unchecked)") from error
     skipped = [*images.faults, *skipped]
     overlap = made.left_out["in the index"] + made.left_out[SAVED_AGAIN]
     if overlap:

@@ -51,7 +51,10 @@ def try_in_child(what: str, paths: Sequence[str | os.PathLike], look: Callable[[
                     for path, one in zip(paths, about, strict=True))
     if stamp in _passed or _is_child or not hasattr(os, "fork"):
         return
-    child = os.fork()
+    try:
+        child = os.fork()
+    except OSError:     # a system that grants no second process of this size
+        return
     if not child:
         _is_child = True
         with suppress(BaseException):
@@ -61,7 +64,7 @@ def try_in_child(what: str, paths: Sequence[str | os.PathLike], look: Callable[[
         os._exit(0)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status:
-        how = "never returns from" if status == -signal.SIGPROF else f"is killed by ({signal.Signals(-status).name})"
+        how = "never returns from" if status == -signal.SIGPROF else f"ends the process (status {status}) on"
         several = f" or one of {len(paths) - 1} others" if len(paths) > 1 else ""
         raise DataError(f"{shown(paths[0])}{several} is damaged: the HDF5 library {how} it: {remedy}")
     _passed.add(stamp)

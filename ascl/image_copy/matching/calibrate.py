@@ -24,6 +24,10 @@ HASHED = 20                 # background images below the threshold that are has
 NAMED = 3                   # background images with the highest scores, which the result names
 
 
+class NothingCompared(DataError):
+    """No indexed image that the background resembles is where it was, so that copies among it cannot be found."""
+
+
 def calibrate_index(index: CopyIndex, describer: ImageDescriber, background: Sequence[ImageFile],
                     options: ReadOptions, *, rate: float, confidence: float = 0.95, score_norm: ScoreNorm | None = None,
                     unchecked: bool = False) -> tuple[Calibration, list[Skipped]]:
@@ -50,8 +54,8 @@ def calibrate_index(index: CopyIndex, describer: ImageDescriber, background: Seq
 
     Raises:
         DataError: the index is empty or damaged; rate or confidence is out of range; no background image is left, or
-            too few for the score normalization; score normalization of hashes; no image to compare is where it was,
-            without `unchecked`; or as `described_images`.
+            too few for the score normalization; score normalization of hashes; or as `described_images`.
+        NothingCompared: no image to compare is where it was, without `unchecked`.
     """
     index.reload()
     if not len(index):
@@ -97,9 +101,9 @@ def calibrate_index(index: CopyIndex, describer: ImageDescriber, background: Seq
                        f"compared with the indexed images that they resemble, whose files have moved or changed, such "
                        f"as {shown(unknown[0])}")
             if len(unknown) == len(compared) and not unchecked:
-                raise DataError(f"{missing}. A copy of an indexed image among them would raise the threshold: index "
-                                "the images again where they are now, which updates their paths, or calibrate "
-                                "unchecked")
+                raise NothingCompared(f"{missing}. A copy of an indexed image among them would raise the threshold: "
+                                      "index the images again where they are now, which updates their paths, or go on "
+                                      "unchecked")
             warnings = (f"{missing}: if one of them is a copy, the threshold is too high",)
         left_out[SAVED_AGAIN] = len(again)
         order = order[~np.isin(order, again)]
