@@ -7,7 +7,8 @@ scores that differ in the last bit, and some would win where all should tie.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor
 CHECKED_TOGETHER = 256          # items checked at a time, because a check makes copies
 
 
-class Distinct(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Distinct:
     """The distinct rows among N, numbered by first appearance.
 
     first: (U,) int64, the first row with each content. number: (N,) int64, the distinct row that each row equals.
@@ -32,10 +34,17 @@ class Distinct(NamedTuple):
 
     def copies_of(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows (M,) that equal one of the chosen distinct rows, and for each its place in `chosen`."""
-        place = np.full(len(self.first), -1)
-        place[chosen] = np.arange(len(chosen))
-        rows = np.flatnonzero(place[self.number] >= 0)
-        return rows, place[self.number[rows]]
+        if len(self.first) == len(self.number):     # each row is its own number; this is called for every tile
+            return chosen, np.arange(len(chosen))
+        by_number, starts = self._by_number
+        counts = starts[chosen + 1] - starts[chosen]
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return by_number[np.repeat(starts[chosen], counts) + within], np.repeat(np.arange(len(chosen)), counts)
+
+    @cached_property
+    def _by_number(self) -> tuple[np.ndarray, np.ndarray]:
+        by_number = np.argsort(self.number, kind="stable")
+        return by_number, np.searchsorted(self.number[by_number], np.arange(len(self.first) + 1))
 
 
 def distinct_rows(values: Tensor, *more: Tensor, mask: Tensor | None = None) -> Distinct:

@@ -148,9 +148,10 @@ class Tiles:
         (rows, own_rows), (columns, own_columns) = (self.of_images.copies_of(tile.images),
                                                     self.of_texts.copies_of(tile.texts))
         scores = tile.scores
-        if len(rows) > len(scores) or not np.array_equal(own_rows, np.arange(len(rows))):
+        if len(rows) > scores.shape[0]:             # else nothing has a copy
             scores = scores[torch.from_numpy(own_rows).to(self.device)]
-        scores = scores[:, torch.from_numpy(own_columns).to(self.device)]
+        if len(columns) > scores.shape[1]:
+            scores = scores[:, torch.from_numpy(own_columns).to(self.device)]
         return torch.from_numpy(rows).to(self.device), torch.from_numpy(columns).to(self.device), scores
 
     def strips(self) -> Iterator[tuple[slice, Tensor]]:
