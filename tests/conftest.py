@@ -148,7 +148,7 @@ def two_processes(started_together) -> Callable[..., None]:
     """(words of a Python command) -> run it in two processes that train together on the CPU; both must succeed."""
     def run(*arguments: object) -> None:
         ended = started_together(*arguments, ACCELERATE_USE_CPU="true")
-        assert [process.returncode for process in ended] == [0, 0], [process.stderr for process in ended]
+        assert [process.returncode for process in ended] == [0, 0], "\n".join(process.stderr for process in ended)
 
     return run
 

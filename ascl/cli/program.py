@@ -81,9 +81,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words of the command line; None = those of this process.
 
     Returns:
-        Exit status.
+        Exit status. A process that trained together with others does not return; it ends with this status.
     """
-    words = sys.argv[1:] if arguments is None else list(arguments)
+    status = status_of(sys.argv[1:] if arguments is None else list(arguments))
+    if started_together():
+        from ascl.core.distributed import leave
+
+        leave(status)
+    return status
+
+
+def status_of(words: list[str]) -> int:
+    """Run one command, report errors and interrupts, and return the exit status."""
     for stream in (sys.stdout, sys.stderr):  # names of files are of any bytes, and terminals of any encoding
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -103,10 +112,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def started_together() -> bool:
+    """Return whether a launcher started several processes."""
+    together = os.environ.get("WORLD_SIZE", "")
+    return together.isdecimal() and int(together) > 1
+
+
 def rank() -> int:
     """Return the number of this process among those that train together, from 0."""
-    together, own = (os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK"))
-    return int(own) if together.isdecimal() and int(together) > 1 and own.isdecimal() else 0
+    own = os.environ.get("RANK", "")
+    return int(own) if started_together() and own.isdecimal() else 0
 
 
 def answered(words: list[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,6 +56,18 @@ def described_processes(accelerator: Accelerator) -> str:
 def several_processes() -> bool:
     """Return whether other processes train together with this one."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def leave(status: int) -> None:
+    """End this process at once if it trained together with others; do nothing otherwise.
+
+    A DDP model never lets go of its process group, so gloo's threads still run while the interpreter shuts down. One
+    that meets a closed connection then can abort the process: a training that succeeded would end as a failure.
+    """
+    if several_processes():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:

@@ -250,7 +250,7 @@ OWN, PROCESSES = 4, 2
 TWO = """
 import sys
 import torch
-from ascl.core.distributed import make_accelerator, rows_of_all_with_gradient
+from ascl.core.distributed import leave, make_accelerator, rows_of_all_with_gradient
 from ascl.retrieval.objective import RetrievalObjective
 from ascl.training.checkpoints import RunFolder
 from ascl.training.loop import LoopSettings, fit
@@ -275,7 +275,7 @@ for name, case in CASES.items():
         validate=lambda model: {"rsum": 0.0}, learning_rate=lambda step: 1.0, settings=settings)
     after[name] = model.state_dict()
 torch.save({"seeds": seeds, "after": after}, f"{sys.argv[1]}/{accelerator.process_index}.pt")
-torch.distributed.destroy_process_group()
+leave(0)
 """
 
 

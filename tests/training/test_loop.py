@@ -465,7 +465,7 @@ TWO = """
 import json, signal, sys
 import torch
 from tests.training.conftest import make_tiny, open_and_fit, tiny_validation
-from ascl.core.distributed import make_accelerator
+from ascl.core.distributed import leave, make_accelerator
 from ascl.training.loop import LoopSettings, TrainingInterrupted
 
 draws = []
@@ -499,7 +499,7 @@ except TrainingInterrupted as stop:
     rank, model = train(resume=True)
     with open(f"{sys.argv[1]}.{rank}", "w") as file:
         json.dump({"weight": model.layers[0].weight.tolist(), "draws": draws}, file)
-torch.distributed.destroy_process_group()
+leave(0)
 """
 
 

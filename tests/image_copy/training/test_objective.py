@@ -265,7 +265,7 @@ def test_a_weight_of_zero_leaves_a_term_without_gradient():
 TWO = """
 import json, sys
 import torch
-from ascl.core.distributed import make_accelerator
+from ascl.core.distributed import leave, make_accelerator
 from ascl.image_copy.training.sscd import SscdObjective
 from tests.image_copy.training.test_objective import calibrated_teacher, rdcd, rng, sscd_model, view_batch
 
@@ -288,7 +288,7 @@ objective(model, view_batch(rank), 0, rng())
 with open(f"{sys.argv[1]}.{rank}", "w") as file:
     json.dump({"gradient": sscd.student.head.weight.grad.tolist(), "keys": model.key_queue.rows.tolist(),
                "teacher": model.teacher_queue.rows.tolist()}, file)
-torch.distributed.destroy_process_group()
+leave(0)
 """
 
 
