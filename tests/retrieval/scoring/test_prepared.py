@@ -5,10 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ascl.retrieval import score_batch
 from ascl.retrieval.scoring.attention import ON_CPU, Keys, Queries
 from ascl.retrieval.scoring.attention import attend as attend_fast
+from ascl.retrieval.scoring.prepared import MOST_PADDING, alike
 
 
 def softmax(x):
@@ -79,7 +82,7 @@ def test_reference_is_the_papers_formula(example, variant):
             assert scores[i, j].item() == pytest.approx(expected, abs=1e-10)
 
 
-@pytest.fixture(params=[ON_CPU, replace(ON_CPU, gram=2, keys=2, pairs=1)], ids=["whole", "in small parts"])
+@pytest.fixture(params=[ON_CPU, replace(ON_CPU, gram=2, keys=2, pairs=1, kept=0)], ids=["whole", "in small parts"])
 def chunks(request):
     """What is done in parts for large items only, done so for small ones."""
     return request.param
@@ -118,7 +121,7 @@ def test_gradients_equal_the_references(example, variant, entries, columns, chun
     assert used >= 8
 
 
-def test_gradcheck_of_the_attention_that_recomputes(chunks):
+def test_gradcheck_of_the_attention(chunks):
     chunks = replace(chunks, columns=3)                             # several chunks of columns
     heads, d, columns, items, s = 2, 3, 4, 2, 3
     shapes = [(heads, d, columns), (heads, d, columns), (heads, items, s, d), (heads, items, s, d)]
@@ -134,6 +137,15 @@ def test_gradcheck_of_the_attention_that_recomputes(chunks):
         return attended.dot, attended.square, attended.mean
 
     assert torch.autograd.gradcheck(run, (query, out, key, value, half))
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=40).map(sorted), st.integers(1, 32))
+def test_blocks_of_texts_keep_their_order_and_have_little_padding(counts, most):
+    blocks = alike(counts, most)
+    assert [count for of_block in blocks for count in of_block] == counts
+    for of_block in blocks:
+        padding = sum(max(of_block) - count for count in of_block)
+        assert len(of_block) <= most and padding <= MOST_PADDING * sum(of_block)
 
 
 def test_several_sets_of_texts_come_back_in_their_order(example):
