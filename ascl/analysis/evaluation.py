@@ -30,7 +30,7 @@ from ascl.retrieval.ranking import Ranks
 from ascl.retrieval.report import FoldReport, RetrievalReport, recall_report
 from ascl.retrieval.score_files import read_owner, read_scores
 from ascl.retrieval.train import report_truncated
-from ascl.scenes.render import Scene, load_scene_records, truth_matrix
+from ascl.scenes.render import DATASET_FILE, Scene, load_scene_records, truth_matrix
 from ascl.settings.retrieval import Config
 
 Reports = dict[str, RetrievalReport | FoldReport]
@@ -227,8 +227,8 @@ def add_corrected_labels(evaluation: Evaluation, scores: torch.Tensor, ids: tupl
 
 
 def known_scenes(config: Config, split: str, captions: CaptionSet) -> list[Scene] | None:
-    """Return the scene of each image for the data set `scenes`, where the truth of any text is known; else None."""
-    if config.dataset != "scenes":
+    """Return the scene of each image of generated scenes, where the truth of any text is known; else None."""
+    if Path(config.data.captions).name != DATASET_FILE:
         return None
     records = {record.image_id: record for record in load_scene_records(config.data.captions, split)}
     return [records[image_id] for image_id in captions.image_ids]
