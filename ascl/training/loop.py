@@ -10,6 +10,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,15 +171,16 @@ def fit(
             # at the top of the loop, not after the step, so that a run stopped in between validates on resume
             if settings.validation_due(progress.step) and progress.validated_step < progress.step:
                 model.eval()
-                with torch.no_grad(), undisturbed_rng():
-                    # plain floats: checkpoints cannot load numpy types
-                    metrics = {name: float(value) for name, value in validate(model).items()}
-                selected = _selected(metrics, settings.select, progress.step)
-                log.write("validation", progress.step, _epoch_of(progress.step, settings), metrics)
-                progress.validated_step = progress.step
-                if progress.best is None or selected > progress.best:
-                    progress.best, progress.best_step, progress.best_metrics = selected, progress.step, metrics
-                    run.save_best()
+                with nullcontext() if run.average is None else run.average.applied():
+                    with torch.no_grad(), undisturbed_rng():
+                        # plain floats: checkpoints cannot load numpy types
+                        metrics = {name: float(value) for name, value in validate(model).items()}
+                    selected = _selected(metrics, settings.select, progress.step)
+                    log.write("validation", progress.step, _epoch_of(progress.step, settings), metrics)
+                    progress.validated_step = progress.step
+                    if progress.best is None or selected > progress.best:
+                        progress.best, progress.best_step, progress.best_metrics = selected, progress.step, metrics
+                        run.save_best()
                 save_last()
                 logged_at, logged_step, waited = clock(), progress.step, 0.0
                 continue
@@ -218,6 +220,8 @@ def fit(
             gradient_norm = accelerator.clip_grad_norm_(parameters, settings.clip_norm or math.inf)
             watch.see(progress.step, step_metrics, gradient_norm)
             optimizer.step()
+            if run.average is not None:
+                run.average.update()
             progress.step += 1
             log.advance()
 
