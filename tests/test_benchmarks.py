@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from ascl.analysis.run_files import RECALLS
+from ascl.scenes.render import write_scenes
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -90,6 +91,22 @@ def test_bench_training_runs_and_writes_its_rows(module, tmp_path):
     assert "20 epochs of COCO, scores alone" in projected["exact"].figure and projected["exact"].unit == "h"
     # batches of 4 in this run; 113,287 images with 5 captions each
     assert f"{20 * (113287 * 5 // 4):,} steps" in projected["exact"].note
+
+
+def test_ceilings_of_scenes_are_printed_and_written(module, tmp_path, capsys):
+    path = tmp_path / "results.csv"
+    captions = write_scenes(tmp_path, train=0, val=0, test=40, seed=0, family=20, images=False)
+    arguments = ["--captions", str(captions), "--results", str(path)]
+    assert module("scene_ceilings").main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "| own scene | bag, bound | 5.0 | 25.0 | 50.0 | 5.0 | 25.0 | 50.0 | 160.0 |" in printed
+    assert "| every true pair | binding | 100.0 | 100.0 | 100.0 | 100.0 | 100.0 | 100.0 | 600.0 |" in printed
+    rows = module("results").read(path)
+    assert len(rows) == 6 and all(all(vars(row).values()) for row in rows)
+    assert rows[0].figure.startswith("scenes of seed 0, test of 40 x 200, family 20, share 1: bag, bound, own scene")
+    assert rows[0].value == "5.0 / 25.0 / 50.0 / 5.0 / 25.0 / 50.0 / 160.0"
+    assert module("scene_ceilings").main([*arguments, "--split", "val"]) == 2
+    assert "no image of split 'val'" in capsys.readouterr().err and len(module("results").read(path)) == 6
 
 
 def test_growth_is_measured_and_drawn_again_from_its_rows(module, tmp_path, capsys):

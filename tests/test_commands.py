@@ -225,8 +225,9 @@ def workplace(tmp_path_factory, tiny_data, tiny_bert) -> Path:
         precomp = yaml.safe_load((configs() / "coco_precomp.yaml").read_text(encoding="utf-8"))
         write_settings("coco_precomp", {**precomp, "text": {"encoder": str(tiny_bert)}, **TINY})
         make_precomp(Path("data") / "coco_precomp")
-        scenes = yaml.safe_load((configs() / "scenes.yaml").read_text(encoding="utf-8"))
-        write_settings("scenes", merged(scenes, TINY))
+        for name in ("scenes", "scenes_lab"):
+            scenes = yaml.safe_load((configs() / f"{name}.yaml").read_text(encoding="utf-8"))
+            write_settings(name, merged(scenes, TINY))
         for method, more in TINY_METHODS.items():
             preset = yaml.safe_load((configs() / "image_copy" / f"{method}.yaml").read_text(encoding="utf-8"))
             write_settings(f"image_copy/{method}", merged(merged(preset, TINY_COPY), more))

@@ -29,7 +29,7 @@ from ascl.data.stores import convert as converting
 from ascl.features import feature_file, writer
 from ascl.image_copy.descriptors.files import write_descriptors
 from ascl.images.find import find_images
-from ascl.scenes.prepare import prepare_scenes
+from ascl.scenes.prepare import prepare_lab, prepare_scenes
 
 from .data.stores.foreign_files import make_images, write_tsv
 
@@ -279,6 +279,15 @@ def test_copy_benchmark(on_full, disk, photos):
 
 
 # ---- the data set of generated scenes
+
+
+def test_prepare_lab(on_full, disk):
+    def prepare() -> None:
+        prepare_lab(disk / "lab", train=3, val=1, test=1, seed=0, family=2, family_share=1.0, noise=0.1)
+
+    for room in (0, 3 * PAGE, 8 * PAGE, 60 * PAGE):       # captions, regions, the text encoder
+        on_full(prepare, room, "lab")
+        assert left_over(disk) == []
 
 
 def test_prepare_scenes(on_full, disk):

@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from ascl.analysis import leakage
+from ascl.analysis.binding import BindingReport, binding_report
 from ascl.analysis.labels import LabelReport, coco_ids, corrected_labels, may_be_coco_test
 from ascl.analysis.probes.caption_variants import caption_variants
 from ascl.analysis.probes.probes import ProbeReport, ProbeTexts, group_scores, group_truth, probe_report, probe_texts
@@ -30,14 +31,15 @@ from ascl.retrieval.ranking import Ranks
 from ascl.retrieval.report import FoldReport, RetrievalReport, recall_report
 from ascl.retrieval.score_files import read_owner, read_scores
 from ascl.retrieval.train import report_truncated
-from ascl.scenes.render import Scene, load_scene_records, truth_matrix
+from ascl.scenes.render import DATASET_FILE, Scene, load_scene_records, truth_matrix
 from ascl.settings.retrieval import Config
 
 Reports = dict[str, RetrievalReport | FoldReport]
-Section = LabelReport | MultiPositiveReport | ProbeReport      # a table in addition to the recalls
+Section = LabelReport | MultiPositiveReport | ProbeReport | BindingReport      # a table in addition to the recalls
 
 TITLES = {"multi_positive": "every true pair counts: mAP@R and R-Precision", "eccv": "labels of ECCV Caption",
-          "cxc": "labels of CxC (Crisscrossed Captions)", "probes": "probes of asymmetry"}
+          "cxc": "labels of CxC (Crisscrossed Captions)", "binding": "binding: scenes that hold the same things",
+          "probes": "probes of asymmetry"}
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ def evaluate_runs(runs: list[str], split: str | None, *, folds: int | None, over
     truth = None if scenes is None else truth_matrix(captions.captions, scenes)
     evaluation = evaluate_scores(scores, captions.owner, about, folds=folds, truth=truth, captions=captions)
     evaluation.notes.extend(notes)
+    if scenes is not None and truth is not None and (binding := binding_report(scores, captions, scenes, truth)):
+        evaluation.sections["binding"] = binding
     if ids is not None:
         add_corrected_labels(evaluation, scores, ids)
     if texts is not None:
@@ -227,8 +231,8 @@ def add_corrected_labels(evaluation: Evaluation, scores: torch.Tensor, ids: tupl
 
 
 def known_scenes(config: Config, split: str, captions: CaptionSet) -> list[Scene] | None:
-    """Return the scene of each image for the data set `scenes`, where the truth of any text is known; else None."""
-    if config.dataset != "scenes":
+    """Return the scene of each image of generated scenes, where the truth of any text is known; else None."""
+    if Path(config.data.captions).name != DATASET_FILE:
         return None
     records = {record.image_id: record for record in load_scene_records(config.data.captions, split)}
     return [records[image_id] for image_id in captions.image_ids]

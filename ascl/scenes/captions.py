@@ -122,13 +122,14 @@ class _Writer:
         for attribute, values in language.VALUES.items():
             for value in values:
                 kind = Kind(**{attribute: value})
-                count = sum(kind.fits(o) for o in objects)
+                of_kind = [o for o in objects if getattr(o, attribute) == value]
+                count = len(of_kind)
                 if count == 0:
                     absent.append(kind)
                 elif count < len(objects):
                     number.append((kind, count))
                 for other in ATTRIBUTES:
-                    shared = {getattr(o, other) for o in objects if kind.fits(o)}
+                    shared = {getattr(o, other) for o in of_kind}
                     if other != attribute and count > 1 and len(shared) == 1:
                         same.append((kind, Kind(**{other: shared.pop()})))
                 if count == len(objects):

@@ -46,6 +46,8 @@ class SceneSettings:
     test: int
     seed: int
     side: int = 224
+    family: int | None = None
+    family_share: float = 1.0
     version: int = VERSION
 
 
@@ -105,7 +107,8 @@ def _pattern(texture: str, x: np.ndarray, y: np.ndarray, angle: float, *, period
     return (u - np.floor(u) - 0.5) ** 2 + (v - np.floor(v) - 0.5) ** 2 < 0.085  # dotted
 
 
-def write_scenes(folder: str | os.PathLike, *, train: int, val: int, test: int, seed: int, side: int = 224) -> Path:
+def write_scenes(folder: str | os.PathLike, *, train: int, val: int, test: int, seed: int, side: int = 224,
+                 family: int | None = None, family_share: float = 1.0, images: bool = True) -> Path:
     """Write the data set; leave a complete one as it is.
 
     The folder gets `images/scene_{split}_{index:06d}.png` and, once all images are there, `dataset_scenes.json` in
@@ -113,38 +116,52 @@ def write_scenes(folder: str | os.PathLike, *, train: int, val: int, test: int, 
     our own background, objects (boxes and attributes) and side. Sentence k of an image has level of detail k. A run
     that was killed is completed by running it again.
 
+    Args:
+        train, val, test: number of scenes of each split.
+        seed, side, family, family_share: see `make_scene`.
+        images: draw the images; features that are computed from the scenes do not need them. A later call can.
+
     Returns:
         Path of dataset_scenes.json.
 
     Raises:
         DataError: where the folder holds scenes of other settings, which are left as they are.
     """
-    settings = SceneSettings(train=train, val=val, test=test, seed=seed, side=side)
+    settings = SceneSettings(train=train, val=val, test=test, seed=seed, side=side, family=family,
+                             family_share=family_share)
     if min(train, val, test) < 0 or train + val + test == 0:
         raise DataError(f"scenes need an image and no negative size: got train {train}, val {val}, test {test}")
     dataset = Path(folder) / DATASET_FILE
-    images = Path(folder) / "images"
+    pictures = Path(folder) / "images"
     finished = dataset.exists()
-    if finished and (found := _read(dataset).get("settings")) != asdict(settings):
+    if finished and (found := scene_settings(dataset)) != asdict(settings):
         raise DataError(f"{dataset} was made with {found}, asked for is {asdict(settings)}: name another folder")
-    make_folder(images)
-    present = {entry.name for entry in os.scandir(images)} if finished else set()  # else they may be another seed's
+    make_folder(pictures if images else Path(folder))
+    present = {entry.name for entry in os.scandir(pictures)} if finished and images else set()  # else another seed's?
     jobs = [(split, index) for split in SPLITS for index in range(getattr(settings, split))]
 
     def draw(imgid: int) -> dict:
         split, index = jobs[imgid]
-        scene = make_scene(seed, index, split=split, side=side)
-        with atomic_path(images / f"{scene.image_id}.png") as temporary:
-            render(scene).save(temporary, format="PNG", compress_level=1)
+        scene = make_scene(seed, index, split=split, side=side, family=family, family_share=family_share)
+        if images:
+            with atomic_path(pictures / f"{scene.image_id}.png") as temporary:
+                render(scene).save(temporary, format="PNG", compress_level=1)
         return _entry(scene, scene_captions(scene, seed, index, split=split), split, imgid)
 
-    missing = [i for i, (split, index) in enumerate(jobs) if f"{scene_id(split, index)}.png" not in present]
-    with ThreadPoolExecutor(4) as pool:  # most of the time is spent waiting for the disk
-        entries = list(pool.map(draw, missing))
+    missing = [] if finished and not images else [
+        i for i, (split, index) in enumerate(jobs) if f"{scene_id(split, index)}.png" not in present]
+    with ThreadPoolExecutor(4) as pool:  # most of the time of drawing is spent waiting for the disk
+        entries = list((pool.map if images else map)(draw, missing))
     if not finished:
         content = {"dataset": "scenes", "settings": asdict(settings), "images": entries}
         write_text(dataset, json.dumps(content, separators=(",", ":")))
     return dataset
+
+
+def scene_settings(dataset: Path) -> dict:
+    """Return the settings that a dataset_scenes.json was made with; files of before families have none."""
+    found = _read(dataset).get("settings")
+    return {"family": None, "family_share": 1.0} | found if isinstance(found, dict) else {}
 
 
 def _entry(scene: Scene, captions: list[str], split: str, imgid: int) -> dict:

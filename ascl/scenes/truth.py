@@ -8,8 +8,8 @@ from itertools import permutations
 
 import numpy as np
 
-from ascl.scenes.language import ATTRIBUTES, Meaning, Mention, read_caption
-from ascl.scenes.world import INVERSE, PLACES, Scene, holds, is_at
+from ascl.scenes.language import ATTRIBUTES, VALUES, Meaning, Mention, read_caption
+from ascl.scenes.world import BACKGROUNDS, INVERSE, PLACES, Scene, holds, is_at
 
 
 def caption_is_true(caption: str, scene: Scene) -> bool:
@@ -56,35 +56,39 @@ def truth_matrix(captions: Sequence[str], scenes: Sequence[Scene]) -> np.ndarray
 
 
 class _SceneTable:
-    """Attributes and relations of many scenes as arrays; a description's matches are looked up once."""
+    """Attributes and relations of many scenes as arrays; a description's matches are looked up once.
+
+    Scenes are the last axis, so that what is asked of all objects of a scene runs over whole rows.
+    """
 
     def __init__(self, scenes: Sequence[Scene]):
         slots = max((len(s.objects) for s in scenes), default=0)
+        shape = (slots, len(scenes))
         self.scenes = scenes
-        self.real = np.arange(slots) < np.array([len(s.objects) for s in scenes], dtype=np.int64)[:, None]
-        self.background = np.array([s.background for s in scenes], dtype=object)
-        self.values = {a: np.full((len(scenes), slots), None, dtype=object) for a in ATTRIBUTES}
-        self.places = {p: np.zeros((len(scenes), slots), dtype=bool) for p in PLACES}
-        self.relations = {r: np.zeros((len(scenes), slots, slots), dtype=bool) for r in INVERSE}
+        self.real = np.arange(slots)[:, None] < np.array([len(s.objects) for s in scenes], dtype=np.int64)
+        self.background = {g: np.array([s.background == g for s in scenes], dtype=bool) for g in BACKGROUNDS}
+        self.has = {(a, value): np.zeros(shape, dtype=bool) for a in ATTRIBUTES for value in VALUES[a]}
+        self.places = {p: np.zeros(shape, dtype=bool) for p in PLACES}
+        self.relations = {r: np.zeros((slots, *shape), dtype=bool) for r in INVERSE}
         for n, scene in enumerate(scenes):
             for i, a in enumerate(scene.objects):
                 for attribute in ATTRIBUTES:
-                    self.values[attribute][n, i] = getattr(a, attribute)
+                    self.has[attribute, getattr(a, attribute)][i, n] = True
                 for place, at in self.places.items():
-                    at[n, i] = is_at(place, a, scene)
+                    at[i, n] = is_at(place, a, scene)
                 for j, b in enumerate(scene.objects):
                     for relation, held in self.relations.items():
-                        held[n, i, j] = i != j and holds(relation, a, b, scene)
+                        held[i, j, n] = i != j and holds(relation, a, b, scene)
         self._matches: dict[Mention, np.ndarray] = {}
 
     def matches(self, mention: Mention) -> np.ndarray:
-        """Return (N, slots) bool: which objects of each scene fit the description and its places."""
+        """Return (slots, N) bool: which objects of each scene fit the description and its places."""
         if mention not in self._matches:
             fits = self.real.copy()
             for attribute in ATTRIBUTES:
                 wanted = getattr(mention.kind, attribute)
                 if wanted is not None:
-                    fits &= self.values[attribute] == wanted
+                    fits &= self.has[attribute, wanted]
             for place in mention.places:
                 fits &= self.places[place]
             self._matches[mention] = fits
@@ -94,31 +98,31 @@ class _SceneTable:
         """Return (N,) bool: in which scenes the meaning holds."""
         true = np.ones(len(self.scenes), dtype=bool)
         for ground in meaning.backgrounds:
-            true &= self.background == ground
+            true &= self.background[ground]
         for kind, count in meaning.counts:
-            true &= self.matches(Mention(kind)).sum(axis=1) == count
+            true &= self.matches(Mention(kind)).sum(axis=0) == count
         for kind, rule in meaning.rules:
             of_kind, both = self.matches(Mention(kind)), self.matches(Mention(kind.merged(rule)))
             # `merged` would overwrite an attribute that both name; then they agree or the rule is false
             agree = kind.merged(rule).says(kind)
-            true &= of_kind.any(axis=1) & (of_kind == both).all(axis=1) & agree
+            true &= of_kind.any(axis=0) & (of_kind == both).all(axis=0) & agree
         fits = [self.matches(mention) for mention in meaning.mentions]
         for fit in fits:  # cheap and necessary: few scenes are left for the assignments below
-            true &= fit.any(axis=1)
+            true &= fit.any(axis=0)
         if len(fits) > 1:
             left = np.flatnonzero(true)
             true[left] = self._assignable(left, fits, meaning.relations)
         return true
 
-    def _assignable(self, rows: np.ndarray, fits: list[np.ndarray], relations: Sequence[tuple[int, str, int]]):
-        """Return (len(rows),) bool: whether a choice of different objects, one per mention, fits the relations."""
-        chosen = _choices(self.real.shape[1], len(fits))
-        good = np.ones((len(rows), len(chosen)), dtype=bool)
+    def _assignable(self, columns: np.ndarray, fits: list[np.ndarray], relations: Sequence[tuple[int, str, int]]):
+        """Return (len(columns),) bool: whether a choice of different objects, one per mention, fits the relations."""
+        chosen = _choices(len(self.real), len(fits))
+        good = np.ones((len(chosen), len(columns)), dtype=bool)
         for k, fit in enumerate(fits):
-            good &= fit[rows][:, chosen[:, k]]
+            good &= fit[:, columns][chosen[:, k]]
         for a, relation, b in relations:
-            good &= self.relations[relation][rows][:, chosen[:, a], chosen[:, b]]
-        return good.any(axis=1)
+            good &= self.relations[relation][:, :, columns][chosen[:, a], chosen[:, b]]
+        return good.any(axis=0)
 
 
 @lru_cache

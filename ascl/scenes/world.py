@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,15 @@ PLACES: dict[str, tuple[int | None, int | None]] = {
     "top left": (0, 0), "top right": (2, 0), "bottom left": (0, 2), "bottom right": (2, 2), "middle": (1, 1),
     "top": (None, 0), "bottom": (None, 2), "left": (0, None), "right": (2, None)}
 MAX_OBJECTS = 5
+MAX_FAMILY = 100  # more and more draws of attributes would have too few arrangements
+Look = tuple[str, str, str, str]  # shape, color, size, texture
 _DIRECTIONS = {"left_of": (0, 1), "right_of": (0, -1), "above": (1, 1), "below": (1, -1)}  # axis and sign
 # In fractions of the image's side. Objects stand near the centers of a 3 x 3 grid, so two centers differ along an axis
 # by at most 0.03 (same column or row) or at least 0.29: no relation and no place is ever a matter of opinion.
 _APART, _NEIGHBOR = 0.15, 0.45
 _LARGE, _SMALL, _INNER = (0.255, 0.28), (0.15, 0.17), (0.125, 0.145)
 _PITCH, _JITTER = (0.315, 0.33), 0.012
+_DRAWS = 30  # of an arrangement, for each scene of a family, before other attributes are drawn
 
 
 @dataclass(frozen=True)
@@ -166,50 +170,110 @@ def outline(shape: str, angle: float) -> np.ndarray:
     return points / points.max()
 
 
-def make_scene(seed: int, index: int, *, split: str = "train", side: int = 224) -> Scene:
+def make_scene(seed: int, index: int, *, split: str = "train", side: int = 224, family: int | None = None,
+               family_share: float = 1.0) -> Scene:
     """Return scene number `index` of a split, the same whatever the size of the data set.
 
-    Four scenes in a row share their background and the multiset of colors; two in a row also share the multisets of
-    shapes, textures and sizes. What goes with what, and where, is drawn for each: colors alone cannot tell four scenes
-    apart, and a bag of all attributes cannot tell two.
+    Without families, four scenes in a row share their background and the multiset of colors; two in a row also share
+    the multisets of shapes, textures and sizes. What goes with what, and where, is drawn for each: colors alone cannot
+    tell four scenes apart, and a bag of all attributes cannot tell two.
+
+    The scenes of a family share the background, the multisets of colors, shapes, textures and sizes, and the places
+    where objects are. They differ only in which object has which attributes and stands at which place: "a red circle
+    left of a blue square" and "a blue circle left of a red square". No mean of the objects can tell them apart.
 
     Args:
         seed: at least 0; the whole data set follows from it.
         index: at least 0, position within the split.
         split: one of SPLITS; splits are independent of one another.
         side: width and height in pixels, at least 32.
+        family: number of scenes in a family, in a row, from 1 to MAX_FAMILY; None = pairs and fours as above.
+        family_share: probability that a family is one, in [0, 1]; otherwise its scenes have nothing in common.
     """
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r} of scenes: use one of {', '.join(SPLITS)}")
     if seed < 0 or index < 0 or side < 32:
         raise DataError(f"scenes need seed >= 0, index >= 0, side >= 32: got seed {seed}, index {index}, side {side}")
+    if family is not None:
+        if not 1 <= family <= MAX_FAMILY or not 0 <= family_share <= 1:
+            raise DataError(f"families need 1 to {MAX_FAMILY} scenes and a share from 0 to 1: got family {family}, "
+                            f"family_share {family_share}")
+        number = index // family
+        if generator(seed, split, 4, number).random() < family_share:
+            return _make_family(seed, split, 5, number, family, side)[index % family]
+        return _make_family(seed, split, 6, index, 1, side)[0]
     colors, background = _draw_colors(generator(seed, split, 0, index // 4))
     shapes, textures, sizes, nested = _draw_attributes(generator(seed, split, 1, index // 2), len(colors))
     rng = generator(seed, split, 2, index)
     pairs: list[tuple[int, int]] = []
     while not pairs:  # ends: some arrangement always fits, and each is drawn with the same chance
-        shapes, textures, sizes, colors = ([x[i] for i in rng.permutation(len(x))]
-                                           for x in (shapes, textures, sizes, colors))
+        shapes, textures, sizes, colors = map(partial(_shuffled, rng), (shapes, textures, sizes, colors))
         pairs = _nestings(shapes, sizes, colors) if nested else [(-1, -1)]
     outer, inner = pick(rng, pairs)
-    pitch = rng.uniform(*_PITCH)
-    middle = 0.5 + rng.uniform(-1, 1, 2) * (1 - 3 * pitch) / 2
-    cells = rng.permutation(9)[: len(colors)]
-    steps = np.stack([cells % 3, cells // 3], axis=1) - 1
-    centers = middle + steps * pitch + rng.uniform(-_JITTER, _JITTER, (len(colors), 2))
+    centers = _draw_centers(rng, len(colors))
     if nested:
         centers[inner] = centers[outer]
-    objects = []
-    for i in sorted(range(len(colors)), key=lambda i: i == inner):  # drawn last, over its container
-        extent = rng.uniform(*(_INNER if i == inner else _LARGE if sizes[i] == "large" else _SMALL))
-        angle = round(float(rng.uniform(-12, 12)), 1)
-        reach = outline(shapes[i], angle).max(axis=0) * extent
-        box = np.concatenate([centers[i] - reach / 2, centers[i] + reach / 2]) * side
-        rgb = _tinted(rng, COLORS[colors[i]])
-        objects.append(
-            SceneObject(shapes[i], colors[i], sizes[i], textures[i], tuple(box.round(2).tolist()), rgb, angle)
-        )
+    objects = [_draw_object(rng, (shapes[i], colors[i], sizes[i], textures[i]), centers[i], i == inner, side)
+               for i in sorted(range(len(colors)), key=lambda i: i == inner)]  # drawn last, over its container
     return Scene(scene_id(split, index), side, background, _tinted(rng, BACKGROUNDS[background]), tuple(objects))
+
+
+@lru_cache(maxsize=8)  # scenes are made in their order
+def _make_family(seed: int, split: str, purpose: int, number: int, count: int, side: int) -> tuple[Scene, ...]:
+    """Return the `count` scenes of a family, all different."""
+    rng = generator(seed, split, purpose, number)
+    arrangements: list[tuple[Look, ...]] = []
+    while len(arrangements) < count:  # ends: most draws of three objects or more have hundreds of arrangements
+        colors, background = _draw_colors(rng)
+        shapes, textures, sizes, nested = _draw_attributes(rng, len(colors))
+        arrangements = _arrangements(rng, shapes, colors, sizes, textures, nested, count)
+    centers = _draw_centers(rng, len(colors))
+    if nested:
+        centers[-1] = centers[0]
+    scenes = []
+    for index, looks in enumerate(arrangements, number * count):
+        objects = [_draw_object(rng, look, center, nested and i == len(looks) - 1, side)
+                   for i, (look, center) in enumerate(zip(looks, centers, strict=True))]
+        rgb = _tinted(rng, BACKGROUNDS[background])
+        scenes.append(Scene(scene_id(split, index), side, background, rgb, tuple(objects)))
+    return tuple(scenes)
+
+
+def _arrangements(rng: np.random.Generator, shapes: list[str], colors: list[str], sizes: list[str],
+                  textures: list[str], nested: bool, count: int) -> list[tuple[Look, ...]]:
+    """Return at most `count` different ways to give the attributes to the objects; if nested, the first contains the
+    last. Fewer, if there seem to be no more."""
+    found: dict[tuple[Look, ...], None] = {}
+    for _ in range(_DRAWS * count):
+        attributes = [_shuffled(rng, values) for values in (shapes, colors, sizes, textures)]
+        if not nested or (0, len(colors) - 1) in _nestings(attributes[0], attributes[2], attributes[1]):
+            found.setdefault(tuple(zip(*attributes, strict=True)))
+        if len(found) == count:
+            break
+    return list(found)
+
+
+def _draw_centers(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Return (count, 2): centers near different points of the grid, in fractions of the side."""
+    pitch = rng.uniform(*_PITCH)
+    middle = 0.5 + rng.uniform(-1, 1, 2) * (1 - 3 * pitch) / 2
+    cells = rng.permutation(9)[:count]
+    steps = np.stack([cells % 3, cells // 3], axis=1) - 1
+    return middle + steps * pitch + rng.uniform(-_JITTER, _JITTER, (count, 2))
+
+
+def _draw_object(rng: np.random.Generator, look: Look, center: np.ndarray, inner: bool, side: int) -> SceneObject:
+    """Return an object at a center in fractions of the side; inner: it has to fit into another one."""
+    shape, color, size, texture = look
+    extent = rng.uniform(*(_INNER if inner else _LARGE if size == "large" else _SMALL))
+    angle = round(float(rng.uniform(-12, 12)), 1)
+    reach = outline(shape, angle).max(axis=0) * extent
+    box = np.concatenate([center - reach / 2, center + reach / 2]) * side
+    return SceneObject(shape, color, size, texture, tuple(box.round(2).tolist()), _tinted(rng, COLORS[color]), angle)
+
+
+def _shuffled(rng: np.random.Generator, values: list[str]) -> list[str]:
+    return [values[i] for i in rng.permutation(len(values))]
 
 
 def scene_id(split: str, index: int) -> str:

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from ascl.analysis.binding import binding_report
 from ascl.analysis.evaluation import (
     RunSplit,
     add_corrected_labels,
     evaluate_scores,
     evaluation_markdown,
     known_coco_ids,
+    known_scenes,
     save_evaluation,
     save_given,
     score_split,
@@ -27,6 +29,7 @@ from ascl.models.baselines.one_vector import OneVector
 from ascl.retrieval import build, ranks
 from ascl.retrieval.multi_positive import multi_positive_report
 from ascl.scenes.render import load_scene_records, truth_matrix, write_scenes
+from ascl.settings.retrieval import Config, DataConfig
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -118,6 +121,17 @@ def test_scenes_know_every_true_pair(scenes_run, tool, tmp_path):
     assert "### every true pair counts: mAP@R" in table and "generated scenes" in saved["probes"]["how"]
     assert saved["probes"]["by_asymmetry"]["II"]["left_out"] > 0 and saved["probes"]["group"] == 16
     assert {"relation swapped", "roles swapped", "background swapped"} <= set(saved["probes"]["kinds"])
+    binding = binding_report(scores, captions, load_scene_records(folder, "test"), truth)
+    assert saved["binding"] == binding.to_dict() and "### binding: scenes that hold the same things" in table
+
+
+def test_truth_is_known_wherever_the_captions_are_of_scenes(scenes_run, tiny_data):
+    _, folder = scenes_run
+    captions = load_captions(folder / "dataset_scenes.json", "test")
+    mine = Config(dataset="mine", data=DataConfig(captions=str(folder / "dataset_scenes.json")))
+    assert known_scenes(mine, "test", captions) == load_scene_records(folder, "test")
+    other = Config(dataset="scenes", data=DataConfig(captions=str(tiny_data / "captions.json")))
+    assert known_scenes(other, "test", load_captions(tiny_data / "captions.json", "test")) is None
 
 
 class Truth(TextEncoder):

@@ -220,9 +220,10 @@ def test_truth_of_concatenated_captions_is_both():
 
 
 @settings(max_examples=120, deadline=None)
-@given(st.integers(0, 2**63), st.integers(0, 10**7), st.sampled_from(["train", "val", "test"]), st.integers(32, 512))
-def test_any_scene_is_sound_and_its_captions_are_true(seed, index, split, side):
-    scene = make_scene(seed, index, split=split, side=side)
+@given(st.integers(0, 2**63), st.integers(0, 10**7), st.sampled_from(["train", "val", "test"]), st.integers(32, 512),
+       st.sampled_from([{}, {"family": 1}, {"family": 3, "family_share": 0.5}, {"family": 20}]))
+def test_any_scene_is_sound_and_its_captions_are_true(seed, index, split, side, more):
+    scene = make_scene(seed, index, split=split, side=side, **more)
     captions = scene_captions(scene, seed, index, split=split)
     assert 2 <= len(scene.objects) <= 5
     assert len(set(captions)) == CAPTIONS_PER_SCENE
@@ -235,7 +236,7 @@ def test_any_scene_is_sound_and_its_captions_are_true(seed, index, split, side):
             if (a is not b and a.box[0] < b.box[2] and b.box[0] < a.box[2] and a.box[1] < b.box[3]
                 and b.box[1] < a.box[3]):
                 assert stands("in", a, b, scene) or stands("has", a, b, scene)  # boxes overlap in no other way
-    assert scene == make_scene(seed, index, split=split, side=side)
+    assert scene == make_scene(seed, index, split=split, side=side, **more)
     assert captions == scene_captions(scene, seed, index, split=split)
     assert Scene.from_record(scene.image_id, json.loads(json.dumps(scene.record()))) == scene
 
