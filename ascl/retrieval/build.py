@@ -55,9 +55,9 @@ def build_model(config: Config, region_dim: int, global_dim: int) -> RetrievalMo
                 *inputs, steps=settings.matching_steps, lambda_softmax=settings.lambda_softmax, standardize=standardize
             )
     return AsCL(region_dim, global_dim, text, settings.embed_dim, settings.num_heads, settings.local_weight,
-                projections=settings.projections, fusion=settings.fusion, normalize_regions=settings.normalize_regions,
-                normalize_words=settings.normalize_words, sharpness=settings.sharpness,
-                standardize=settings.standardize)
+                projections=settings.projections, tied_key_value=settings.tied_key_value, fusion=settings.fusion,
+                normalize_regions=settings.normalize_regions, normalize_words=settings.normalize_words,
+                sharpness=settings.sharpness, standardize=settings.standardize)
 
 
 def fit_standardization(model: RetrievalModel, captions: CaptionSet, store: FeatureStore, *,

@@ -76,6 +76,8 @@ class ModelConfig:
     """Weight of the local score (u1 in the paper), from 0 to 1; the global score has the rest."""
     projections: bool = True
     """Learn the projections of the attention; false = attend to the features as they are."""
+    tied_key_value: bool = False
+    """Key and value of an attention head share one matrix, as in the paper's equation 1; false = one matrix each."""
     fusion: bool = True
     """Fuse image and text before the global score; false = the ablation "w/o MF"."""
     normalize_regions: bool = True
