@@ -227,6 +227,8 @@ def workplace(tmp_path_factory, tiny_data, tiny_bert) -> Path:
         make_precomp(Path("data") / "coco_precomp")
         scenes = yaml.safe_load((configs() / "scenes.yaml").read_text(encoding="utf-8"))
         write_settings("scenes", merged(scenes, TINY))
+        published = yaml.safe_load((configs() / "baselines" / "published" / "vse.yaml").read_text(encoding="utf-8"))
+        write_settings("baselines/published/vse", merged(published, TINY))
         for method, more in TINY_METHODS.items():
             preset = yaml.safe_load((configs() / "image_copy" / f"{method}.yaml").read_text(encoding="utf-8"))
             write_settings(f"image_copy/{method}", merged(merged(preset, TINY_COPY), more))

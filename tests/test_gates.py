@@ -47,7 +47,7 @@ def ascl() -> AsCL:
 BASELINES = {
     "two towers": lambda: TwoTower(24, 24, RandomWords(), 48),
     "VSE++": lambda: Vse(24, 24, RandomWords(), 48),
-    "VSE-infinity": lambda: VseInfinity(24, 24, RandomWords(), 48),
+    "VSE-infinity": lambda: VseInfinity(24, 24, RandomWords(), 48, batch_norm=True),
     "CLIP": lambda: Clip(24, 24, RandomWords(), 48),
     "SCAN t2i": lambda: Scan(24, 24, RandomWords(), 48, direction="t2i"),
     "SCAN i2t": lambda: Scan(24, 24, RandomWords(), 48, direction="i2t", pooling="logsumexp"),

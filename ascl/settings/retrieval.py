@@ -88,14 +88,23 @@ class ModelConfig:
     """Factor on the logits of the attention; a larger one attends to fewer tokens."""
     standardize: bool = False
     """Standardize image features with mean and standard deviation of 1,000 training images."""
-    pooling: Literal["mean", "logsumexp"] = "mean"
+    batch_norm: bool = False
+    """vse_infinity: normalize the hidden units of the region encoder over the batch, as published."""
+    pooling: Literal["mean", "logsumexp", "sum", "max"] = "mean"
     """scan: pooling over the tokens that attend."""
+    feature_norm: Literal["clipped_l2norm", "l2norm", "softmax", "clipped", "no_norm"] = "clipped_l2norm"
+    """scan: normalization of the similarities before the attention; clipped_l2norm = the published one."""
     lambda_softmax: float | None = None
     """scan, imram: inverse temperature of the attention; null = the paper's value for this direction."""
     lambda_lse: float | None = None
     """scan: inverse temperature of logsumexp pooling; null = the paper's value for this direction."""
     matching_steps: int = 3
     """imram: number of matching steps."""
+    matching_states: Literal["raw", "normalized", "inner"] = "raw"
+    """imram: states between steps. raw: compared by cosines (the paper); normalized: scaled to length 1 after each step
+    (the released code); inner: compared by inner products (the released scripts)."""
+    direction: Literal["both", "t2i", "i2t"] = "both"
+    """imram: t2i = words attend to regions, i2t = regions attend to words."""
 
 
 @dataclass(frozen=True)
