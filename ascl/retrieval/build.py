@@ -16,7 +16,7 @@ from ascl.data.captions import CaptionSet
 from ascl.data.pairs import PairDataset, UniqueImageBatchSampler, collate
 from ascl.data.stores.open import FeatureStore
 from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
-from ascl.models.baselines import Clip, Imram, Scan, TwoTower, Vse, VseInfinity
+from ascl.models.baselines import Clip, Dime, Dsran, Imram, Scan, TwoTower, Vse, VseInfinity
 from ascl.models.text import BertWords, CachedWords
 from ascl.retrieval.encode import encode_images, encode_texts
 from ascl.retrieval.objective import RetrievalObjective, TripletSettings
@@ -55,6 +55,12 @@ def build_model(config: Config, region_dim: int, global_dim: int) -> RetrievalMo
             return Imram(*inputs, steps=settings.matching_steps, direction=settings.direction,
                          states=settings.matching_states, lambda_softmax=settings.lambda_softmax,
                          standardize=standardize)
+        case "dsran":
+            return Dsran(*inputs, num_heads=settings.num_heads, joint_graphs=settings.joint_graphs,
+                         standardize=standardize)
+        case "dime":
+            return Dime(*inputs, num_heads=settings.num_heads, layers=settings.matching_steps,
+                        direction=settings.direction, lambda_softmax=settings.lambda_softmax, standardize=standardize)
     return AsCL(region_dim, global_dim, text, settings.embed_dim, settings.num_heads, settings.local_weight,
                 projections=settings.projections, tied_key_value=settings.tied_key_value, fusion=settings.fusion,
                 normalize_regions=settings.normalize_regions, normalize_words=settings.normalize_words,

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from ascl.losses import ascl_loss, info_nce
 from ascl.models import EncodedImages, EncodedTexts
-from ascl.models.baselines import Clip, Imram, Scan, TwoTower, Vse, VseInfinity
+from ascl.models.baselines import Clip, Dime, Dsran, Imram, Scan, TwoTower, Vse, VseInfinity
 from ascl.models.baselines.layers import TokenBatchNorm
 from ascl.models.baselines.tokens import TokenModel
 from ascl.models.baselines.vse_infinity import GeneralizedPooling, position_encodings
@@ -20,8 +20,9 @@ from ascl.retrieval import score_batch
 REGION_DIM, GLOBAL_DIM, TEXT_DIM, D = 5, 3, 4, 6
 ONE_VECTOR = {kind.__name__: (kind, {}) for kind in (TwoTower, Vse, VseInfinity, Clip)} | {
     "VseInfinity, batch norm": (VseInfinity, {"batch_norm": True}),
+    "dsran": (Dsran, {"num_heads": 2, "joint_graphs": 4}),
 }
-TOKENS = {
+STACKED = {
     "scan t2i mean": (Scan, {"direction": "t2i"}),
     "scan i2t mean": (Scan, {"direction": "i2t"}),
     "scan t2i logsumexp": (Scan, {"direction": "t2i", "pooling": "logsumexp"}),
@@ -38,6 +39,10 @@ TOKENS = {
     "imram, inner": (Imram, {"steps": 3, "states": "inner"}),
     "imram, words alone": (Imram, {"steps": 3, "direction": "t2i", "states": "inner"}),
     "imram, regions alone": (Imram, {"steps": 2, "direction": "i2t"}),
+}
+TOKENS = STACKED | {
+    "dime": (Dime, {"num_heads": 2}),
+    "dime, words alone": (Dime, {"num_heads": 1, "direction": "t2i", "layers": 2}),
 }
 
 
@@ -345,9 +350,9 @@ def imram_scalar(regions, words, model, steps, lambda_softmax=None, direction="b
     return sum(of_directions) / (len(of_directions) * steps)
 
 
-@pytest.mark.parametrize("name", TOKENS)
+@pytest.mark.parametrize("name", STACKED)
 def test_models_with_cross_attention_are_the_papers(name):
-    kind, settings = TOKENS[name]
+    kind, settings = STACKED[name]
     model = build(kind, settings)
     expected = []
     for i in range(2):
@@ -515,6 +520,11 @@ def test_half_precision_is_near(name):
     (Scan, {"direction": "i2t", "lambda_lse": -1.0}, "lambda_lse must be positive"),
     (Imram, {"steps": 0}, "at least 1 step, got 0"),
     (Imram, {"lambda_softmax": float("nan")}, "lambda_softmax"),
+    (Dsran, {"num_heads": 4}, r"num_heads \(4\) must divide embed_dim \(6\)"),
+    (Dsran, {"num_heads": 2, "joint_graphs": 3}, "joint_graphs must be 1, 2 or 4, got 3"),
+    (Dime, {"num_heads": 0}, r"num_heads \(0\) must divide"),
+    (Dime, {"num_heads": 2, "layers": 0}, "at least 1 layer, got 0"),
+    (Dime, {"num_heads": 2, "lambda_softmax": -1.0}, "lambda_softmax must be positive"),
     (Clip, {"temperature": 0.001}, "0.01 or above, got 0.001"),
 ])
 def test_settings_that_make_no_model_are_refused(kind, settings, message):

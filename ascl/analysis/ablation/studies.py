@@ -60,6 +60,6 @@ STUDIES: dict[str, tuple[StudyVariant, ...]] = {
         *(StudyVariant(label, {"model.kind": kind}) for label, kind in (
             ("two towers", "two_tower"), ("VSE++", "vse"), ("VSE-infinity", "vse_infinity"),
             ("SCAN text-to-image", "scan_t2i"), ("SCAN image-to-text", "scan_i2t"), ("CLIP-style", "clip"),
-            ("IMRAM", "imram"),
+            ("IMRAM", "imram"), ("DSRAN", "dsran"), ("DIME", "dime"),
         )),
     )}

@@ -50,7 +50,7 @@ class Tokens:
 
     unit: (N, S, D) tokens of length 1, padding 0. mask: (N, S) bool, True = real, None = all.
     gram: (N, S, S) inner products of an item's tokens; None if the item is never a context.
-    as_query, as_context: (N, S, E) tensors that a model needs in addition, or None.
+    as_query, as_context: (N, S, E) tensors that a model needs in addition, or None. vector: (N, D), likewise.
     """
 
     unit: Tensor
@@ -58,12 +58,13 @@ class Tokens:
     gram: Tensor | None = None
     as_query: Tensor | None = None
     as_context: Tensor | None = None
+    vector: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.unit)
 
     def __getitem__(self, index: slice) -> Tokens:
-        rest = (self.mask, self.gram, self.as_query, self.as_context)
+        rest = (self.mask, self.gram, self.as_query, self.as_context, self.vector)
         return Tokens(self.unit[index], *(None if part is None else part[index] for part in rest))
 
 
