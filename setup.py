@@ -9,7 +9,8 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "ascl/__init__.py").read_text(encoding="utf-8"), re.M)[1]
 # the presets are at the top of the repository; the wheel ships them as `ascl.configs`
 CONFIGS = {f"ascl.{folder.relative_to(HERE).as_posix().replace('/', '.')}": folder.relative_to(HERE).as_posix()
-           for folder in (HERE / "configs", HERE / "configs/baselines", HERE / "configs/image_copy")}
+           for folder in (HERE / "configs", HERE / "configs/baselines", HERE / "configs/baselines/published",
+                          HERE / "configs/image_copy")}
 
 SCALE = ["ray[data]>=2.9"]  # extraction on several machines
 SEARCH = ["faiss-cpu>=1.8"]  # a compressed index, PCA whitening

@@ -228,6 +228,8 @@ def workplace(tmp_path_factory, tiny_data, tiny_bert) -> Path:
         for name in ("scenes", "scenes_lab"):
             scenes = yaml.safe_load((configs() / f"{name}.yaml").read_text(encoding="utf-8"))
             write_settings(name, merged(scenes, TINY))
+        published = yaml.safe_load((configs() / "baselines" / "published" / "vse.yaml").read_text(encoding="utf-8"))
+        write_settings("baselines/published/vse", merged(published, TINY))
         for method, more in TINY_METHODS.items():
             preset = yaml.safe_load((configs() / "image_copy" / f"{method}.yaml").read_text(encoding="utf-8"))
             write_settings(f"image_copy/{method}", merged(merged(preset, TINY_COPY), more))

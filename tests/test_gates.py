@@ -14,7 +14,7 @@ from ascl.analysis.leakage import paired_global_scores, protocols
 from ascl.data.pairs import Batch
 from ascl.losses import info_nce
 from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
-from ascl.models.baselines import Clip, Imram, Scan, TwoTower, Vse, VseInfinity
+from ascl.models.baselines import Clip, Dime, Dsran, Imram, Scan, TwoTower, Vse, VseInfinity
 from ascl.retrieval import rank_report, score_all_pairs
 from ascl.retrieval.objective import RetrievalObjective, TripletSettings
 from ascl.samples.negatives import NoiseSettings
@@ -47,11 +47,13 @@ def ascl() -> AsCL:
 BASELINES = {
     "two towers": lambda: TwoTower(24, 24, RandomWords(), 48),
     "VSE++": lambda: Vse(24, 24, RandomWords(), 48),
-    "VSE-infinity": lambda: VseInfinity(24, 24, RandomWords(), 48),
+    "VSE-infinity": lambda: VseInfinity(24, 24, RandomWords(), 48, batch_norm=True),
     "CLIP": lambda: Clip(24, 24, RandomWords(), 48),
     "SCAN t2i": lambda: Scan(24, 24, RandomWords(), 48, direction="t2i"),
     "SCAN i2t": lambda: Scan(24, 24, RandomWords(), 48, direction="i2t", pooling="logsumexp"),
     "IMRAM": lambda: Imram(24, 24, RandomWords(), 48, steps=2),
+    "DSRAN": lambda: Dsran(24, 24, RandomWords(), 48),
+    "DIME": lambda: Dime(24, 24, RandomWords(), 16, num_heads=2, layers=2, direction="i2t"),
 }
 
 

@@ -44,8 +44,8 @@ class AsCL(RetrievalModel):
 
     def __init__(self, region_dim: int = 2048, global_dim: int = 2048, text: TextEncoder | None = None,
                  embed_dim: int = 1024, num_heads: int = 8, local_weight: float = 0.8, *, projections: bool = True,
-                 fusion: bool = True, normalize_regions: bool = True, normalize_words: bool = True,
-                 sharpness: float = 4.0, standardize: bool = False) -> None:
+                 tied_key_value: bool = False, fusion: bool = True, normalize_regions: bool = True,
+                 normalize_words: bool = True, sharpness: float = 4.0, standardize: bool = False) -> None:
         """
         Args:
             region_dim, global_dim: dimensions of the precomputed features.
@@ -54,6 +54,8 @@ class AsCL(RetrievalModel):
             local_weight: u1 of equation 2, in [0, 1].
             projections: False drops the attention's four projections and fixes its logit scales, as in the authors'
                 later release; this departs from equation 1.
+            tied_key_value: a head's key and value share one matrix, as in equation 1; False learns one for each, which
+                departs from it. Needs projections.
             fusion: False is the ablation "w/o MF": every attention becomes a plain mean, so image vectors do not
                 depend on texts, nor text vectors on images.
             normalize_regions, normalize_words: scale every token to the same norm, which leaves cosines unchanged.
@@ -63,7 +65,8 @@ class AsCL(RetrievalModel):
                 on training images with `standardize_regions.fit` and `standardize_globals.fit`.
 
         Raises:
-            ValueError: num_heads does not divide embed_dim, or local_weight or sharpness is out of range.
+            ValueError: num_heads does not divide embed_dim, local_weight or sharpness is out of range, or
+                tied_key_value comes without projections.
         """
         super().__init__(region_dim, global_dim, standardize=standardize)
         if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads:
@@ -72,6 +75,9 @@ class AsCL(RetrievalModel):
             raise ValueError(f"local_weight must lie in [0, 1], got {local_weight}")
         if not 0 <= sharpness < math.inf:
             raise ValueError(f"sharpness must be at least 0 and finite, got {sharpness}")
+        if tied_key_value and not projections:
+            raise ValueError("tied_key_value needs projections, which are off: set tied_key_value to false or "
+                             "projections to true")
         self.embed_dim, self.num_heads, self.local_weight = embed_dim, num_heads, local_weight
         self.fusion = fusion
         # on average a head's logit is norm^2 * cos / (H * sqrt(d)), d = D / H
@@ -82,8 +88,8 @@ class AsCL(RetrievalModel):
         self.word_projection = None if text is None else nn.Linear(text.dim, embed_dim)
         if fusion:
             self.region_to_word, self.word_to_region = (
-                cross_attention(embed_dim, num_heads, projections=projections, scale=scale)
-                for scale in RELEASED_SCALES)
+                cross_attention(embed_dim, num_heads, projections=projections, tied_key_value=tied_key_value,
+                                scale=scale) for scale in RELEASED_SCALES)
         self.text_global = nn.Linear(embed_dim, embed_dim, bias=False)              # X_w
         self.attended_image_global = nn.Linear(embed_dim, embed_dim, bias=False)    # X_v
         self.image_global = nn.Linear(embed_dim, embed_dim, bias=False)             # X_g

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 
 class AttentionWeights(NamedTuple):
@@ -68,7 +69,23 @@ class UnprojectedAttention(nn.Module):
         return (weights @ v).transpose(1, 2).flatten(2), weights if need_weights else None
 
 
-def cross_attention(embed_dim: int, num_heads: int, *, projections: bool, scale: float) -> nn.Module:
+class TiedKeyValue(nn.Module):
+    """A parametrization of `in_proj_weight` with one matrix for key and value (AsCL, equation 1 as printed).
+
+    The parameter is (2 D, D), the query's matrix above the shared one; `in_proj_weight` is (3 D, D), as usual.
+    """
+
+    def forward(self, query_and_shared: Tensor) -> Tensor:
+        query, shared = query_and_shared.chunk(2)
+        return torch.cat([query, shared, shared])
+
+    def right_inverse(self, in_proj_weight: Tensor) -> Tensor:
+        """Return the parameter from (3 D, D); the value's matrix is dropped for the key's."""
+        return in_proj_weight[: 2 * in_proj_weight.shape[1]]
+
+
+def cross_attention(embed_dim: int, num_heads: int, *, projections: bool, tied_key_value: bool,
+                    scale: float) -> nn.Module:
     """Return the attention of one direction of the fusion.
 
     With projections it is a `torch.nn.MultiheadAttention` initialized to the identity. With torch's own initialization
@@ -82,6 +99,8 @@ def cross_attention(embed_dim: int, num_heads: int, *, projections: bool, scale:
         identity = torch.eye(embed_dim)
         attention.in_proj_weight.copy_(identity.repeat(3, 1))
         attention.out_proj.weight.copy_(identity)
+    if tied_key_value:
+        parametrize.register_parametrization(attention, "in_proj_weight", TiedKeyValue())
     return attention
 
 

@@ -16,7 +16,7 @@ from ascl.data.captions import CaptionSet
 from ascl.data.pairs import PairDataset, UniqueImageBatchSampler, collate
 from ascl.data.stores.open import FeatureStore
 from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
-from ascl.models.baselines import Clip, Imram, Scan, TwoTower, Vse, VseInfinity
+from ascl.models.baselines import Clip, Dime, Dsran, Imram, Scan, TwoTower, Vse, VseInfinity
 from ascl.models.dropout import InputDropout
 from ascl.models.text import BertWords, CachedWords
 from ascl.retrieval.encode import encode_images, encode_texts
@@ -54,20 +54,35 @@ def _architecture(config: Config, region_dim: int, global_dim: int) -> Retrieval
         case "vse":
             return Vse(*inputs, standardize=standardize)
         case "vse_infinity":
-            return VseInfinity(*inputs, standardize=standardize)
+            return VseInfinity(*inputs, batch_norm=settings.batch_norm, standardize=standardize)
         case "clip":
             return Clip(*inputs, temperature=config.loss.temperature, standardize=standardize)
         case "scan_t2i" | "scan_i2t":
             return Scan(*inputs, direction="t2i" if settings.kind == "scan_t2i" else "i2t", pooling=settings.pooling,
-                        lambda_softmax=settings.lambda_softmax, lambda_lse=settings.lambda_lse, standardize=standardize)
+                        lambda_softmax=settings.lambda_softmax, lambda_lse=settings.lambda_lse,
+                        feature_norm=settings.feature_norm, standardize=standardize)
         case "imram":
-            return Imram(
-                *inputs, steps=settings.matching_steps, lambda_softmax=settings.lambda_softmax, standardize=standardize
-            )
+            return Imram(*inputs, steps=settings.matching_steps, direction=settings.direction,
+                         states=settings.matching_states, lambda_softmax=settings.lambda_softmax,
+                         standardize=standardize)
+        case "dsran":
+            return Dsran(*inputs, num_heads=settings.num_heads, joint_graphs=settings.joint_graphs,
+                         standardize=standardize)
+        case "dime":
+            return Dime(*inputs, num_heads=settings.num_heads, layers=settings.matching_steps,
+                        direction=settings.direction, lambda_softmax=settings.lambda_softmax, standardize=standardize)
     return AsCL(region_dim, global_dim, text, settings.embed_dim, settings.num_heads, settings.local_weight,
-                projections=settings.projections, fusion=settings.fusion, normalize_regions=settings.normalize_regions,
-                normalize_words=settings.normalize_words, sharpness=settings.sharpness,
-                standardize=settings.standardize)
+                projections=settings.projections, tied_key_value=settings.tied_key_value, fusion=settings.fusion,
+                normalize_regions=settings.normalize_regions, normalize_words=settings.normalize_words,
+                sharpness=settings.sharpness, standardize=settings.standardize)
+
+
+def check_chunks(config: Config, model: RetrievalModel) -> None:
+    """Raise DataError if train.chunk_size is set and the model takes statistics over the whole batch."""
+    chunk = config.train.chunk_size
+    if chunk is not None and any(isinstance(part, torch.nn.BatchNorm1d) for part in model.modules()):
+        raise DataError(f"train.chunk_size is {chunk}, but the batch normalization of model.kind {config.model.kind} "
+                        "takes its statistics over the whole batch: set train.chunk_size to null")
 
 
 def fit_standardization(model: RetrievalModel, captions: CaptionSet, store: FeatureStore, *,

@@ -36,6 +36,7 @@ def train(config: Config, *, resume: bool = False) -> Progress:
     with refused_settings():
         model = build.build_model(config, store.region_dim, store.global_dim)
         check_dimensions(model, val_store)
+        build.check_chunks(config, model)
         build.fit_standardization(model, captions, store)
         started = [] if config.train.init is None or resume else [build.start_from(config.train.init, config, model)]
         objective = build.build_objective(config)

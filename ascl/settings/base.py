@@ -174,8 +174,8 @@ class Parser(jsonargparse.ArgumentParser):
     def _spelled_out(self, arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
         """Return the words with full option names, and the `--config` files.
 
-        `--config` comes first, because options override files. A list of texts becomes JSON, because `a.h5,b.h5` and
-        `[a/{split}.h5]` are not lists in YAML.
+        `--config` comes first, because options override files; `configs/...` may name a shipped file. A list of texts
+        becomes JSON, because `a.h5,b.h5` and `[a/{split}.h5]` are not lists in YAML.
         """
         words: list[str] = []
         configs: list[str] = []
@@ -191,7 +191,7 @@ class Parser(jsonargparse.ArgumentParser):
             if (is_config or name in self.text_lists) and not equals and rest and not rest[0].startswith("--"):
                 equals, value = "=", rest.pop(0)
             if is_config and equals:
-                configs.append(value)
+                configs.append(str(shipped_config(Path(value))))
                 continue
             if name in self.text_lists and equals:
                 value = text_list(name, value)
@@ -231,6 +231,12 @@ def configs() -> Path:
     """Return the folder of presets: `ascl/configs` of an installed package, or `configs/` of a checkout."""
     shipped = Path(str(resources.files(ascl) / "configs"))
     return shipped if shipped.is_dir() else shipped.parents[1] / "configs"
+
+
+def shipped_config(path: Path) -> Path:
+    """Return `configs/...` within the package if the working directory has no such file, any other path unchanged."""
+    inside = configs().joinpath(*path.parts[1:])
+    return inside if path.parts[:1] == ("configs",) and not path.exists() and inside.is_file() else path
 
 
 def preset(name: str, what: str, room: str = "") -> Path:

@@ -66,16 +66,19 @@ class TextConfig:
 class ModelConfig:
     """Model (see `ascl.models.AsCL`)."""
 
-    kind: Literal["ascl", "two_tower", "vse", "vse_infinity", "scan_t2i", "scan_i2t", "clip", "imram"] = "ascl"
+    kind: Literal["ascl", "two_tower", "vse", "vse_infinity", "scan_t2i", "scan_i2t", "clip", "imram", "dsran",
+                  "dime"] = "ascl"
     """AsCL, or a baseline of `ascl.models.baselines`; configs/baselines/KIND.yaml sets what differs for a baseline."""
     embed_dim: int = 1024
     """Dimension of the joint space."""
     num_heads: int = 8
-    """Heads of the cross-modal attention."""
+    """Heads of the cross-modal attention; dsran, dime: heads of the attention within an item."""
     local_weight: float = 0.8
     """Weight of the local score (u1 in the paper), from 0 to 1; the global score has the rest."""
     projections: bool = True
     """Learn the projections of the attention; false = attend to the features as they are."""
+    tied_key_value: bool = False
+    """Key and value of an attention head share one matrix, as in the paper's equation 1; false = one matrix each."""
     fusion: bool = True
     """Fuse image and text before the global score; false = the ablation "w/o MF"."""
     normalize_regions: bool = True
@@ -92,14 +95,25 @@ class ModelConfig:
     """In training, leave out whole regions with this probability."""
     word_dropout: float = 0.0
     """In training, leave out whole words with this probability."""
-    pooling: Literal["mean", "logsumexp"] = "mean"
+    batch_norm: bool = False
+    """vse_infinity: normalize the hidden units of the region encoder over the batch, as published."""
+    pooling: Literal["mean", "logsumexp", "sum", "max"] = "mean"
     """scan: pooling over the tokens that attend."""
+    feature_norm: Literal["clipped_l2norm", "l2norm", "softmax", "clipped", "no_norm"] = "clipped_l2norm"
+    """scan: normalization of the similarities before the attention; clipped_l2norm = the published one."""
     lambda_softmax: float | None = None
-    """scan, imram: inverse temperature of the attention; null = the paper's value for this direction."""
+    """scan, imram, dime: inverse temperature of the attention; null = the paper's value for this direction."""
     lambda_lse: float | None = None
     """scan: inverse temperature of logsumexp pooling; null = the paper's value for this direction."""
     matching_steps: int = 3
-    """imram: number of matching steps."""
+    """imram: number of matching steps; dime: number of interaction layers."""
+    matching_states: Literal["raw", "normalized", "inner"] = "raw"
+    """imram: states between steps. raw: compared by cosines (the paper); normalized: scaled to length 1 after each step
+    (the released code); inner: compared by inner products (the released scripts)."""
+    direction: Literal["both", "t2i", "i2t"] = "both"
+    """imram, dime: t2i = words attend to regions, i2t = regions attend to words."""
+    joint_graphs: int = 2
+    """dsran: number of graphs of regions and whole image, 1, 2 or 4."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ class WeightAverage:
     """The average of a model's trained weights over the steps of its training (Polyak and Juditsky, 1992).
 
     After step n each average keeps the share min(decay, (n + 1) / (n + 10)) of itself, so that the first weights are
-    soon forgotten. Buffers are not averaged.
+    soon forgotten. The buffers of numbers, such as the statistics of batch normalization, are averaged too.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -28,6 +28,7 @@ class WeightAverage:
             raise ValueError(f"average_decay is {decay}: it must be at least 0 and below 1, or null for no average")
         self.decay, self.steps = decay, 0
         self._trained: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._trained += [buffer for buffer in model.buffers() if buffer.is_floating_point()]
         self._averages = [parameter.detach().clone() for parameter in self._trained]
 
     @torch.no_grad()

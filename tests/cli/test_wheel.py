@@ -42,6 +42,8 @@ def test_a_wheel_prepares_trains_and_evaluates_in_an_empty_folder(installed, tmp
     where = subprocess.run([sys.executable, "-c", "import ascl; print(ascl.__file__)"], cwd=tmp_path, env=environment,
                            capture_output=True, text=True).stdout
     assert where.strip() == str(installed / "ascl" / "__init__.py")
+    shipped = {path.relative_to(installed / "ascl" / "configs") for path in installed.rglob("ascl/configs/**/*.yaml")}
+    assert shipped == {path.relative_to(REPOSITORY / "configs") for path in REPOSITORY.glob("configs/**/*.yaml")}
     ascl("prepare", "--dataset", "scenes", "--train", "40", "--val", "10", "--test", "10",
          "--detector_steps", "2")
     ascl("train", "--dataset", "scenes", "--train.max_steps", "2", "--batch_size", "8", "--workers", "0")

@@ -36,6 +36,7 @@ def model_and_items(**settings):
     ({"local_weight": float("nan")}, "local_weight"),
     ({"sharpness": -1.0}, "sharpness"),
     ({"sharpness": float("inf")}, "sharpness"),
+    ({"tied_key_value": True, "projections": False}, "tied_key_value needs projections.*set"),
 ])
 def test_settings_that_make_no_model_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
@@ -131,3 +132,36 @@ def test_attention_without_projections_refuses_nothing_it_should_attend_to():
         torch.testing.assert_close(weights[0, head][:, [0, 2]], logits.softmax(dim=1))
         torch.testing.assert_close(result[0, :, part], logits.softmax(dim=1) @ value[0, [0, 2]][:, part])
     assert not weights[..., 1].any()
+
+
+def test_tied_key_and_value_are_one_parameter_of_torchs_attention():
+    """Scores and gradients of a model with two equal matrices: the one matrix gets the sum of their gradients."""
+    tied, images, texts = model_and_items(tied_key_value=True)
+    separate, _, _ = model_and_items()
+    names = ("region_to_word", "word_to_region")
+    with torch.no_grad():
+        for parameter in tied.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+        matrices = {name: matrix for name, matrix in tied.state_dict().items() if "parametrizations" not in name}
+        for name in names:
+            query, shared = tied.state_dict()[f"{name}.parametrizations.in_proj_weight.original"].split(D)
+            matrices[f"{name}.in_proj_weight"] = torch.cat([query, shared, shared])
+    separate.load_state_dict(matrices)
+    scores = [model.pair_scores(images, texts) for model in (tied, separate)]
+    torch.testing.assert_close(scores[0], scores[1], rtol=0, atol=0)
+    for of_model in scores:
+        of_model.square().sum().backward(retain_graph=True)
+    for name in names:
+        attention, other = getattr(tied, name), getattr(separate, name)
+        assert type(other) is torch.nn.MultiheadAttention and isinstance(attention, torch.nn.MultiheadAttention)
+        of_query, of_key, of_value = other.in_proj_weight.grad.split(D)
+        actual = attention.parametrizations.in_proj_weight.original.grad
+        torch.testing.assert_close(actual, torch.cat([of_query, of_key + of_value]))
+    saved = sum(parameter.numel() for parameter in separate.parameters()) - len(names) * D * D
+    assert sum(p.numel() for p in tied.parameters()) == sum(t.numel() for t in tied.state_dict().values()) == saved
+
+
+def test_tying_starts_at_the_same_model():
+    (tied, images, texts), (separate, *_) = model_and_items(tied_key_value=True), model_and_items()
+    with torch.no_grad():
+        torch.testing.assert_close(tied.pair_scores(images, texts), separate.pair_scores(images, texts))

@@ -11,22 +11,39 @@ import torch.nn.functional as F
 
 from ascl.data.pairs import Batch
 from ascl.models import EncodedImages, EncodedTexts
-from ascl.models.baselines import Clip, Imram, Scan, TwoTower, Vse, VseInfinity
+from ascl.models.baselines import Clip, Dime, Dsran, Imram, Scan, TwoTower, Vse, VseInfinity
+from ascl.models.baselines.layers import TokenBatchNorm
+from ascl.models.baselines.tokens import TokenModel
 from ascl.models.baselines.vse_infinity import GeneralizedPooling, position_encodings
 from ascl.retrieval import score_batch
 from ascl.retrieval.objective import RetrievalObjective
 
 REGION_DIM, GLOBAL_DIM, TEXT_DIM, D = 5, 3, 4, 6
-ONE_VECTOR = [TwoTower, Vse, VseInfinity, Clip]
-TOKENS = {
+ONE_VECTOR = {kind.__name__: (kind, {}) for kind in (TwoTower, Vse, VseInfinity, Clip)} | {
+    "VseInfinity, batch norm": (VseInfinity, {"batch_norm": True}),
+    "dsran": (Dsran, {"num_heads": 2, "joint_graphs": 4}),
+}
+STACKED = {
     "scan t2i mean": (Scan, {"direction": "t2i"}),
     "scan i2t mean": (Scan, {"direction": "i2t"}),
     "scan t2i logsumexp": (Scan, {"direction": "t2i", "pooling": "logsumexp"}),
     "scan i2t logsumexp": (
         Scan, {"direction": "i2t", "pooling": "logsumexp", "lambda_lse": 3.0, "lambda_softmax": 7.0}),
+    "scan t2i sum": (Scan, {"direction": "t2i", "pooling": "sum"}),
+    "scan i2t max": (Scan, {"direction": "i2t", "pooling": "max"}),
+    **{f"scan {direction} {norm}": (Scan, {"direction": direction, "feature_norm": norm}) for direction, norm in (
+        ("t2i", "softmax"), ("i2t", "softmax"), ("t2i", "l2norm"), ("i2t", "clipped"), ("t2i", "no_norm"))},
     "imram, 1 step": (Imram, {"steps": 1}),
     "imram, 2 steps": (Imram, {"steps": 2}),
     "imram, 3 steps": (Imram, {"steps": 3, "lambda_softmax": 5.0}),
+    "imram, normalized": (Imram, {"steps": 3, "states": "normalized"}),
+    "imram, inner": (Imram, {"steps": 3, "states": "inner"}),
+    "imram, words alone": (Imram, {"steps": 3, "direction": "t2i", "states": "inner"}),
+    "imram, regions alone": (Imram, {"steps": 2, "direction": "i2t"}),
+}
+TOKENS = STACKED | {
+    "dime": (Dime, {"num_heads": 2}),
+    "dime, words alone": (Dime, {"num_heads": 1, "direction": "t2i", "layers": 2}),
 }
 
 
@@ -58,9 +75,10 @@ def build(kind, settings=None):
     torch.manual_seed(0)
     model = kind(REGION_DIM, GLOBAL_DIM, Words(LENGTHS), D, **settings or {}).double().eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name != "log_scale":
-                parameter += 0.3 * torch.randn_like(parameter)
+        for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
+            if name != "log_scale" and parameter.is_floating_point():
+                random = torch.rand_like if name.endswith("_var") else torch.randn_like
+                parameter += 0.3 * random(parameter)
     return model
 
 
@@ -172,13 +190,22 @@ def pooled(pooling, vectors):
     return [dot(theta, sorted(column, reverse=True)) for column in zip(*vectors, strict=True)]
 
 
-def test_vse_infinity_sorts_and_weighs_by_place():
-    model = build(VseInfinity)
+def normalized(norm, x):
+    """Batch normalization of one vector in evaluation: by running mean and variance."""
+    return [(value - m) / math.sqrt(v + norm.eps) * w + b for value, m, v, w, b in zip(
+        x, *(of.tolist() for of in (norm.running_mean, norm.running_var, norm.weight, norm.bias)), strict=True)]
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_vse_infinity_sorts_and_weighs_by_place(batch_norm):
+    model = build(VseInfinity, {"batch_norm": batch_norm})
 
     def image(i):
         projected = []
         for region in real_regions(i):
-            linear, residual = affine(model.image, region), two_layers(model.image_residual, region)
+            linear, hidden = affine(model.image, region), affine(model.image_residual[0], region)
+            hidden = normalized(model.image_norm, hidden) if batch_norm else hidden
+            residual = affine(model.image_residual[2], [max(0.0, value) for value in hidden])
             projected.append([a + b for a, b in zip(linear, residual, strict=True)])
         return pooled(model.image_pooling, projected)
 
@@ -187,6 +214,30 @@ def test_vse_infinity_sorts_and_weighs_by_place():
 
     expected = [[cosine(image(i), text(j)) for j in range(3)] for i in range(2)]
     np.testing.assert_allclose(scores_of(model), expected, atol=1e-6)       # position encodings are float32
+
+
+def test_batch_norm_takes_its_statistics_from_real_tokens_alone():
+    """In training and evaluation against torch's own, of the real tokens packed."""
+    norm, packed = TokenBatchNorm(D).double(), torch.nn.BatchNorm1d(D).double()
+    tokens, mask = torch.randn(3, 5, D, dtype=torch.float64), torch.rand(3, 5) > 0.4
+    tokens[~mask] = 1e6
+    for training in (True, True, False):
+        actual, expected = norm.train(training)(tokens, mask), packed.train(training)(tokens[mask])
+        torch.testing.assert_close(actual[mask], expected)
+        assert not actual[~mask].any()
+    torch.testing.assert_close(norm(tokens[mask][None]), packed(tokens[mask])[None])
+    torch.testing.assert_close(norm.state_dict(), packed.state_dict())
+
+
+def test_projections_of_images_start_as_published():
+    """Xavier: uniform within sqrt(6 / (inputs + outputs)), and a bias of 0."""
+    torch.manual_seed(0)
+    for model in (Vse(50, 10, Words(LENGTHS), 40), VseInfinity(60, 10, Words(LENGTHS), 40),
+                  Scan(60, 10, Words(LENGTHS), 40, direction="t2i"), Imram(60, 10, Words(LENGTHS), 40)):
+        linear = model.regions if isinstance(model, TokenModel) else model.image
+        assert linear.weight.abs().max().item() == pytest.approx(math.sqrt(6 / (60 + 40)), rel=0.01)
+        assert linear.weight.std().item() == pytest.approx(math.sqrt(2 / (60 + 40)), rel=0.05)
+        assert not linear.bias.any()
 
 
 def test_positions_are_those_of_the_transformer():
@@ -231,27 +282,40 @@ def test_size_augmentation_drops_a_fifth_while_training_and_never_everything():
 # --- stacked attention ---
 
 
-def stacked(queries, contexts, sharpness, similarity=None):
-    """Attended vector of each query; `similarity` of queries that are not the ones to be compared."""
-    s = similarity or [[cosine(q, c) for c in contexts] for q in queries]
+def feature_norm(s, norm):
+    """s' from similarities [query][context], by the release's options; all norms run over the queries."""
+    count = len(s)
     clipped = [[max(x, 0.1 * x) for x in row] for row in s]
+    if norm == "softmax":
+        return [[math.exp(s[i][j]) / sum(math.exp(s[k][j]) for k in range(count)) for j in range(len(s[0]))]
+                for i in range(count)]
+    if norm in ("clipped", "no_norm"):
+        return clipped if norm == "clipped" else s
+    rows = clipped if norm == "clipped_l2norm" else s
+    return [[rows[i][j] / math.sqrt(sum(rows[k][j] ** 2 for k in range(count))) for j in range(len(s[0]))]
+            for i in range(count)]
+
+
+def stacked(queries, contexts, sharpness, norm="clipped_l2norm", similarity=cosine):
+    """Attended vector of each query."""
+    logits = feature_norm([[similarity(q, c) for c in contexts] for q in queries], norm)
+    units = [unit(c) for c in contexts]
     attended = []
-    for i in range(len(queries)):
-        logits = [sharpness * clipped[i][j] / math.sqrt(sum(clipped[other][j] ** 2 for other in range(len(queries))))
-                  for j in range(len(contexts))]
-        total = sum(math.exp(x) for x in logits)
-        units = [[x / math.sqrt(dot(c, c)) for x in c] for c in contexts]
-        attended.append([sum(math.exp(logits[j]) / total * units[j][d] for j in range(len(contexts)))
+    for row in logits:
+        total = sum(math.exp(sharpness * x) for x in row)
+        attended.append([sum(math.exp(sharpness * row[j]) / total * units[j][d] for j in range(len(contexts)))
                          for d in range(len(contexts[0]))])
     return attended
 
 
-def scan_scalar(regions, words, direction, pooling="mean", lambda_softmax=None, lambda_lse=None):
+def scan_scalar(regions, words, direction, pooling="mean", lambda_softmax=None, lambda_lse=None,
+                feature_norm="clipped_l2norm"):
     queries, contexts = (words, regions) if direction == "t2i" else (regions, words)
     sharpness = lambda_softmax or {"t2i": 9, "i2t": 4}[direction]
-    relevance = [cosine(q, a) for q, a in zip(queries, stacked(queries, contexts, sharpness), strict=True)]
-    if pooling == "mean":
-        return sum(relevance) / len(relevance)
+    attended = stacked(queries, contexts, sharpness, feature_norm)
+    relevance = [cosine(q, a) for q, a in zip(queries, attended, strict=True)]
+    if pooling != "logsumexp":
+        return {"mean": sum(relevance) / len(relevance), "sum": sum(relevance), "max": max(relevance)}[pooling]
     base = lambda_lse or {"t2i": 6, "i2t": 5}[direction]
     return math.log(sum(math.exp(base * r) for r in relevance)) / base
 
@@ -260,13 +324,13 @@ def unit(vector):
     return [x / math.sqrt(dot(vector, vector)) for x in vector]
 
 
-def imram_direction(queries, contexts, memory, steps, sharpness):
+def imram_direction(queries, contexts, memory, steps, sharpness, states_are):
     """Sum over steps of the mean cosine of the original queries with what their states attend to."""
     originals = [unit(q) for q in queries]
     contexts = [unit(c) for c in contexts]
     states, total = originals, 0.0
     for step in range(steps):
-        attended = stacked(states, contexts, sharpness)
+        attended = stacked(states, contexts, sharpness, similarity=dot if states_are == "inner" else cosine)
         total += sum(cosine(q, a) for q, a in zip(originals, attended, strict=True)) / len(originals)
         if step + 1 < steps:
             updated = []
@@ -274,19 +338,22 @@ def imram_direction(queries, contexts, memory, steps, sharpness):
                 both = affine(memory.gate_and_new, state + a)           # rows of the gate above those of the new state
                 updated.append([sigmoid(g) * x + (1 - sigmoid(g)) * math.tanh(o)
                                 for g, o, x in zip(both[:D], both[D:], state, strict=True)])
-            states = updated
+            states = [unit(state) for state in updated] if states_are == "normalized" else updated
     return total
 
 
-def imram_scalar(regions, words, model, steps, lambda_softmax=None):
-    of_words = imram_direction(words, regions, model.word_memory, steps, lambda_softmax or 9)
-    of_regions = imram_direction(regions, words, model.region_memory, steps, lambda_softmax or 4)
-    return (of_words + of_regions) / (2 * steps)
+def imram_scalar(regions, words, model, steps, lambda_softmax=None, direction="both", states="raw"):
+    of_directions = []
+    if direction != "i2t":
+        of_directions.append(imram_direction(words, regions, model.word_memory, steps, lambda_softmax or 9, states))
+    if direction != "t2i":
+        of_directions.append(imram_direction(regions, words, model.region_memory, steps, lambda_softmax or 4, states))
+    return sum(of_directions) / (len(of_directions) * steps)
 
 
-@pytest.mark.parametrize("name", TOKENS)
+@pytest.mark.parametrize("name", STACKED)
 def test_models_with_cross_attention_are_the_papers(name):
-    kind, settings = TOKENS[name]
+    kind, settings = STACKED[name]
     model = build(kind, settings)
     expected = []
     for i in range(2):
@@ -322,7 +389,7 @@ def test_scan_is_the_one_of_the_benchmarks(direction):
     ("padding counts", "imram, 2 steps"),       # to SCAN it is nothing: it shortens the attended vector alone
 ])
 def test_the_oracle_notices_a_fault(fault, name, monkeypatch):
-    def wrong(similarity, context_mask, sharpness):
+    def wrong(similarity, context_mask, query_mask, sharpness, norm="clipped_l2norm"):
         clipped = F.leaky_relu(similarity, 0.0 if fault == "no slope" else 0.1)
         over = 1 if fault == "norm over contexts" else 3
         logits = sharpness * clipped / (clipped.norm(dim=over, keepdim=True) + 1e-8)
@@ -333,6 +400,16 @@ def test_the_oracle_notices_a_fault(fault, name, monkeypatch):
     monkeypatch.setattr("ascl.models.baselines.tokens.stacked_attention", wrong)
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         test_models_with_cross_attention_are_the_papers(name)
+
+
+def test_states_of_imram_differ_from_the_third_step_on():
+    def scores(steps, states):
+        return scores_of(build(Imram, {"steps": steps, "states": states}))
+
+    np.testing.assert_allclose(scores(2, "raw"), scores(2, "normalized"), atol=1e-12)
+    np.testing.assert_allclose(scores(1, "raw"), scores(1, "inner"), atol=1e-12)
+    assert np.abs(np.subtract(scores(3, "raw"), scores(3, "normalized"))).max() > 1e-4
+    assert np.abs(np.subtract(scores(2, "raw"), scores(2, "inner"))).max() > 1e-4
 
 
 def test_imram_notices_padded_states_that_count():
@@ -347,7 +424,7 @@ def test_imram_notices_padded_states_that_count():
 # --- what all have in common ---
 
 
-ALL = {kind.__name__: (kind, {}) for kind in ONE_VECTOR} | TOKENS
+ALL = ONE_VECTOR | TOKENS
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -445,6 +522,11 @@ def test_half_precision_is_near(name):
     (Scan, {"direction": "i2t", "lambda_lse": -1.0}, "lambda_lse must be positive"),
     (Imram, {"steps": 0}, "at least 1 step, got 0"),
     (Imram, {"lambda_softmax": float("nan")}, "lambda_softmax"),
+    (Dsran, {"num_heads": 4}, r"num_heads \(4\) must divide embed_dim \(6\)"),
+    (Dsran, {"num_heads": 2, "joint_graphs": 3}, "joint_graphs must be 1, 2 or 4, got 3"),
+    (Dime, {"num_heads": 0}, r"num_heads \(0\) must divide"),
+    (Dime, {"num_heads": 2, "layers": 0}, "at least 1 layer, got 0"),
+    (Dime, {"num_heads": 2, "lambda_softmax": -1.0}, "lambda_softmax must be positive"),
     (Clip, {"temperature": 0.001}, "0.01 or above, got 0.001"),
 ])
 def test_settings_that_make_no_model_are_refused(kind, settings, message):

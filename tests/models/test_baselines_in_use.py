@@ -12,23 +12,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ascl import load_model
 from ascl.core.errors import SettingsError
 from ascl.models import EncodedImages, EncodedTexts
-from ascl.models.baselines import Clip, Imram, Scan, TwoTower, Vse, VseInfinity
-from ascl.retrieval import rank_all_pairs, rank_report, score_all_pairs, top_pairs
+from ascl.models.baselines import Clip, Dime, Dsran, Imram, Scan, TwoTower, Vse, VseInfinity
+from ascl.retrieval import rank_all_pairs, rank_report, score_all_pairs, score_batch, top_pairs
+from ascl.retrieval.build import build_model
 from ascl.retrieval.scoring.tiles import Limits
 from ascl.settings.base import read_settings
 from ascl.settings.retrieval import Config, load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+PUBLISHED = sorted((CONFIGS / "baselines" / "published").glob("*.yaml"))
 KINDS = {"two_tower": TwoTower, "vse": Vse, "vse_infinity": VseInfinity, "scan_t2i": Scan, "scan_i2t": Scan,
-         "clip": Clip, "imram": Imram}
-TRIPLET = {"vse", "vse_infinity", "scan_t2i", "scan_i2t", "imram"}
+         "clip": Clip, "imram": Imram, "dsran": Dsran, "dime": Dime}
+TRIPLET = set(KINDS) - {"two_tower", "clip"}
 
 
 # --- settings ---
 
 
 def test_every_kind_but_ascl_has_settings_of_its_own():
-    assert {path.stem for path in (CONFIGS / "baselines").iterdir()} == set(KINDS)
+    assert {path.stem for path in (CONFIGS / "baselines").glob("*.yaml")} == set(KINDS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -72,6 +74,38 @@ def test_imrams_margin_is_the_papers():
     assert config.loss.margin * 2 * config.model.matching_steps == pytest.approx(0.2, rel=1e-2)
 
 
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_published_settings_load_and_make_a_model_that_learns(path, tiny_bert):
+    """In small. Releases clip the gradient of the sum over batch and steps, at 2; here both are averaged."""
+    small = ["--model.embed_dim", "8", "--model.num_heads", "2", "--text.encoder", str(tiny_bert)]
+    config = load_config(["--dataset", "flickr30k", "--config", str(path), *small])
+    assert (config.samples.negatives, config.samples.positives, config.loss.kind) == ("none", "none", "triplet")
+    assert config.optimizer.schedule == "step" and path.stem.startswith(config.model.kind)
+    terms = 1
+    if config.model.kind == "imram":
+        terms = config.model.matching_steps * (2 if config.model.direction == "both" else 1)
+    assert config.loss.margin * terms == pytest.approx(0.2, rel=1e-4)
+    if config.model.kind == "dsran":            # each parameter alone is clipped there
+        assert config.optimizer.clip_norm is None
+    else:
+        assert config.optimizer.clip_norm * config.train.batch_size * terms == pytest.approx(2, rel=1e-3)
+    model = build_model(config, 9, 5)
+    assert type(model) is KINDS[config.model.kind]
+    images = model.encode_images(torch.randn(3, 4, 9), torch.randn(3, 5))
+    scores, = score_batch(model, images, [model.encode_texts(["a red dog", "a cat on grass", "snow"])])
+    (scores * torch.randn(3, 3)).sum().backward()
+    assert scores.isfinite().all() and any(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
+def test_every_published_baseline_has_its_settings():
+    names = {path.stem for path in PUBLISHED}
+    scan = {f"scan_{way}_{pooling}" for way in ("t2i", "i2t") for pooling in ("avg", "lse")}
+    imram = {f"imram_{variant}" for variant in ("full", "text", "image")}
+    of_both = scan | imram | {"vse_infinity", "dsran"}
+    alike = {"vse", "dime_i2t", "dime_t2i"}
+    assert names == alike | {f"{name}_{data}" for name in of_both for data in ("f30k", "coco")}
+
+
 # --- a run of each ---
 
 
@@ -93,6 +127,9 @@ def test_a_run_from_training_to_evaluation(kind, tiny_data, tmp_path, tool, trai
 @pytest.mark.parametrize("more", [
     "scan_i2t --model.pooling logsumexp --model.lambda_lse 3",
     "scan_t2i --model.lambda_softmax 5 --loss.kind contrastive",
+    "scan_t2i --model.pooling max --model.feature_norm softmax", "vse_infinity --model.batch_norm true",
+    "imram --model.direction i2t --model.matching_states inner", "dsran --model.joint_graphs 1",
+    "dime --model.direction both --model.matching_steps 2 --model.standardize true --train.chunk_size 3",
     "imram --model.matching_steps 1 --train.chunk_size 3", "clip --loss.kind triplet", "vse --model.standardize true",
     "imram --samples.negatives mixture --samples.positives both",
     "vse_infinity --samples.positives keywords --loss.norm_ratio_weight 0.5",
@@ -105,12 +142,12 @@ def test_variants_take_a_step_and_are_read_back(more, tiny_data, tmp_path, tool,
     assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
 
 
-@pytest.mark.parametrize("kind", ["vse_infinity", "clip"])
+@pytest.mark.parametrize("kind", ["vse_infinity --model.batch_norm true", "clip", "dsran"])
 def test_resume_is_exact(kind, tiny_data, tmp_path, tool, train_arguments):
-    """Two steps, resume, two steps are four steps: what size augmentation draws and the learned scale included."""
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert tool("train")(train_arguments(tiny_data, whole, "--model.kind", kind)) == 0
-    assert tool("train")(train_arguments(tiny_data, parts, "--model.kind", kind, "--train.max_steps", "2")) == 0
+    """Two steps, resume, two steps are four steps: size augmentation, dropout, running statistics, learned scale."""
+    whole, parts, kind = tmp_path / "whole", tmp_path / "parts", ["--model.kind", *kind.split()]
+    assert tool("train")(train_arguments(tiny_data, whole, *kind)) == 0
+    assert tool("train")(train_arguments(tiny_data, parts, *kind, "--train.max_steps", "2")) == 0
     assert tool("train")(["--resume", str(parts), "--train.max_steps", "4"]) == 0
     states = [torch.load(run / "last.pt", weights_only=True)["model"] for run in (whole, parts)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
@@ -120,6 +157,10 @@ def test_resume_is_exact(kind, tiny_data, tmp_path, tool, train_arguments):
     ("scan_t2i --model.lambda_softmax 0", "lambda_softmax must be positive"),
     ("imram --model.matching_steps 0", "at least 1 step"),
     ("clip --loss.temperature 0.001", "learned temperature"),
+    ("vse_infinity --model.batch_norm true --train.chunk_size 4", "set train.chunk_size to null"),
+    ("dsran --train.chunk_size 4", "the batch normalization of model.kind dsran"),
+    ("dime --model.num_heads 3", "must divide embed_dim"),
+    ("ascl --model.tied_key_value true --model.projections false", "set tied_key_value to false"),
 ])
 def test_settings_that_make_no_model_stop_with_a_message(more, message, tiny_data, tmp_path, tool, train_arguments,
                                                          capsys):
@@ -139,6 +180,8 @@ CROSS = {
     "scan_t2i": lambda: Scan(9, 5, NoText(), 16, direction="t2i"),
     "scan_i2t": lambda: Scan(9, 5, NoText(), 16, direction="i2t", pooling="logsumexp"),
     "imram": lambda: Imram(9, 5, NoText(), 16, steps=3),
+    "imram, words alone": lambda: Imram(9, 5, NoText(), 16, steps=3, direction="t2i", states="inner"),
+    "dime": lambda: Dime(9, 5, NoText(), 16, num_heads=2),
 }
 
 
@@ -203,5 +246,5 @@ def test_memory_of_scoring_is_bounded_whatever_the_number_of_pairs(kind):
 def test_prepared_items_are_not_larger_than_said(kind):
     model, (images, texts) = CROSS[kind](), encoded()
     for prepared, count in ((model.prepare_images(images), 4), (model.prepare_texts(texts), 6)):
-        held = [prepared.unit, prepared.gram, prepared.as_query, prepared.as_context]
+        held = [prepared.unit, prepared.gram, prepared.as_query, prepared.as_context, prepared.vector]
         assert sum(part[0].numel() for part in held if part is not None) <= model.prepared_numbers(count, 16)

@@ -17,7 +17,7 @@ from ascl.data.split import build_split
 from ascl.losses import ascl_loss, hardest_triplet
 from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
 from ascl.models.base import TextEncoder
-from ascl.models.baselines import Clip, Imram, Scan, TwoTower, Vse, VseInfinity
+from ascl.models.baselines import Clip, Dime, Imram, Scan, TwoTower, Vse, VseInfinity
 from ascl.retrieval import build, score_batch
 from ascl.retrieval.objective import RetrievalObjective, TripletSettings, encode_texts, noised, norm_order
 from ascl.retrieval.scoring.attention import ON_CPU
@@ -28,7 +28,7 @@ from ascl.training.log import read_metrics
 NOISE = NoiseSettings()         # with shuffled captions, whose scores are those of their originals but for rounding
 VOCABULARY = [f"word{number}" for number in range(30)]
 BASELINES = {"two_tower": TwoTower, "vse": Vse, "vse_infinity": VseInfinity, "clip": Clip,
-          "scan": partial(Scan, direction="t2i"), "imram": Imram}
+          "scan": partial(Scan, direction="t2i"), "imram": Imram, "dime": partial(Dime, num_heads=2, layers=2)}
 
 
 class TableWords(TextEncoder):
@@ -106,7 +106,7 @@ def test_chunks_give_the_loss_and_the_gradients_of_the_whole_batch(chunk):
     check_same(step(model, batch, chunk_size=chunk), step(model, batch))
 
 
-@pytest.mark.parametrize("kind", ["without fusion", "two_tower", "vse", "vse_infinity", "clip", "scan", "imram"])
+@pytest.mark.parametrize("kind", ["without fusion", *BASELINES])
 def test_chunks_of_every_model(kind):
     """In evaluation mode: what a model itself drops while training it draws for each chunk, so other numbers."""
     model, batch = make_model(kind).eval(), make_batch(7)

@@ -199,7 +199,7 @@ def test_ctrl_c_before_the_first_step_promises_nothing(tiny_data, tmp_path, tool
 
 
 @pytest.mark.parametrize("more", [
-    "--model.kind two_tower", "--model.fusion false", "--model.projections false",
+    "--model.kind two_tower", "--model.fusion false", "--model.projections false", "--model.tied_key_value true",
     "--model.normalize_regions false --model.normalize_words false", "--model.num_heads 1",
     "--loss.kind triplet --loss.triplet_warmup_steps 2", "--loss.kind triplet --loss.triplet_warmup_steps 0",
     "--samples.positives none", "--samples.positives none --samples.negatives none",

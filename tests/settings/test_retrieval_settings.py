@@ -42,6 +42,18 @@ def test_defaults_then_data_set_then_files_then_command_line(configs, tmp_path):
     assert load_config([]) == Config()
 
 
+def test_shipped_settings_are_found_from_anywhere(configs, tmp_path):
+    """By their path in a checkout; a file of one's own with that path comes first."""
+    arguments = ["--config", "configs/baselines/published/vse.yaml"]
+    assert load_config(arguments).optimizer.lr == 2e-4 and load_config(arguments).model.kind == "vse"
+    own = configs / "baselines" / "published" / "vse.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("optimizer: {lr: 0.5}\n")
+    assert load_config(arguments).optimizer.lr == 0.5
+    with pytest.raises(SettingsError, match="no file of settings configs/baselines/published/vsee.yaml"):
+        load_config(["--config", "configs/baselines/published/vsee.yaml"])
+
+
 def test_hyphens_and_short_names_mean_the_same(configs):
     config = load_config(["--model.embed-dim", "8", "--seed", "3", "--batch-size=5", "--workers", "0"])
     assert (config.model.embed_dim, config.train.seed, config.train.batch_size, config.train.workers) == (8, 3, 5, 0)

@@ -45,6 +45,7 @@ STUDIES: dict[str, tuple[StudyVariant, ...]] = {
         StudyVariant("with fusion", {"model.fusion": "true"}),
         StudyVariant("without fusion", {"model.fusion": "false"}),
         StudyVariant("without projections", {"model.projections": "false"}),
+        StudyVariant("key = value", {"model.tied_key_value": "true"}),
         *(StudyVariant(f"u1 = {weight}", {"model.local_weight": weight})
           for weight in ("0", "0.2", "0.4", "0.6", "0.8", "1")),
     ),
@@ -59,6 +60,6 @@ STUDIES: dict[str, tuple[StudyVariant, ...]] = {
         *(StudyVariant(label, {"model.kind": kind}) for label, kind in (
             ("two towers", "two_tower"), ("VSE++", "vse"), ("VSE-infinity", "vse_infinity"),
             ("SCAN text-to-image", "scan_t2i"), ("SCAN image-to-text", "scan_i2t"), ("CLIP-style", "clip"),
-            ("IMRAM", "imram"),
+            ("IMRAM", "imram"), ("DSRAN", "dsran"), ("DIME", "dime"),
         )),
     )}

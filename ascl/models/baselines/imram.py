@@ -1,10 +1,11 @@
 """IMRAM (Chen et al., "IMRAM: Iterative Matching with Recurrent Attention Memory for Cross-Modal Image-Text Retrieval",
-2020), the full model: regions attend to words and words to regions, in several steps.
+2020): regions attend to words and words to regions, in several steps.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -48,19 +49,26 @@ class Imram(TokenModel):
 
     At step k the queries' states attend to the other item's tokens (`tokens.stacked_attention`). The step's score is
     the mean cosine of the *original* tokens with the attended vectors, and `MemoryDistillation` computes the next
-    states. Steps share weights, the two directions do not. The paper sums the scores of all steps and both directions;
-    here it is their mean, in [-1, 1], so a margin of 0.2 there is 0.2 / (2 steps) here.
-
-    As in the paper, states enter the attention through cosines and are not normalized between steps.
+    states. Steps share weights, the two directions do not. The paper sums the scores of all steps and directions; here
+    it is their mean, in [-1, 1], so a margin of 0.2 there is 0.2 / (steps * directions) here.
     """
 
     def __init__(self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int = 1024, *,
-                 steps: int = 3, lambda_softmax: float | None = None, standardize: bool = False) -> None:
+                 steps: int = 3, direction: Literal["both", "t2i", "i2t"] = "both",
+                 states: Literal["raw", "normalized", "inner"] = "raw", lambda_softmax: float | None = None,
+                 standardize: bool = False) -> None:
         """
         Args:
-            steps: K of the paper, at least 1; 1 step is SCAN in both directions at once.
-            lambda_softmax: inverse temperature of the attention, > 0. None = 9 if words attend, as in the released
-                settings for Flickr30K; SCAN's 4 if regions attend, for which no setting was released.
+            steps: K of the paper, at least 1; 1 step is SCAN's attention.
+            direction: t2i = words attend to regions (Text-IMRAM), i2t = regions attend to words (Image-IMRAM), both =
+                Full-IMRAM.
+            states: how states go from step to step. raw = as they are, and they enter the attention through cosines, as
+                the paper's equations say. normalized = scaled to length 1, which is the released code by default.
+                inner = as they are, and they enter the attention through inner products, which is the released code
+                with `--no_IMRAM_norm`, as both of its scripts call it. raw and normalized are the same for up to 2
+                steps, all are for 1 step.
+            lambda_softmax: inverse temperature of the attention, > 0, in both directions. None = 9 if words attend, as
+                in the released settings for Flickr30K; SCAN's 4 if regions attend. The release has one for both.
 
         Raises:
             ValueError: steps < 1, or lambda_softmax is not positive and finite.
@@ -68,34 +76,37 @@ class Imram(TokenModel):
         super().__init__(region_dim, global_dim, text, embed_dim, standardize=standardize)
         if steps < 1:
             raise ValueError(f"matching needs at least 1 step, got {steps}")
-        self.steps = steps
+        self.steps, self.states = steps, states
         self.words_attend, self.regions_attend = (usual if lambda_softmax is None else lambda_softmax
                                                   for usual in (tokens.WORDS_ATTEND, tokens.REGIONS_ATTEND))
         check_positive(lambda_softmax=self.words_attend)
+        self.over_words, self.over_regions = direction != "i2t", direction != "t2i"
         # with one step there is no next state
-        self.word_memory, self.region_memory = (MemoryDistillation(embed_dim) if steps > 1 else None for _ in range(2))
+        self.word_memory, self.region_memory = (MemoryDistillation(embed_dim) if steps > 1 and used else None
+                                                for used in (self.over_words, self.over_regions))
 
     def prepare(self, features: Tensor, mask: Tensor | None, *, words: bool) -> Tokens:
-        """Return unit tokens with their terms in both memories, as queries and as context."""
-        prepared = tokens.unit_tokens(features, mask)
-        if self.word_memory is None or self.region_memory is None:
-            return prepared
-        memories = (self.word_memory, self.region_memory)
-        own, others = memories if words else memories[::-1]
-        return replace(prepared, as_query=at_least_float32(own.of_query(prepared.unit)),
-                       as_context=others.of_context(prepared.unit))
+        """Return unit tokens with their terms in the memories: in one as queries, in the other as context."""
+        own, others = (self.word_memory, self.region_memory)[:: 1 if words else -1]
+        prepared = tokens.unit_tokens(features, mask, attended_to=self.over_regions if words else self.over_words)
+        return replace(prepared,
+                       as_query=None if own is None else at_least_float32(own.of_query(prepared.unit)),
+                       as_context=None if others is None else others.of_context(prepared.unit))
 
     def block_scores(self, images: Tokens, texts: Tokens) -> Tensor:
         """Return the scores (N_images, N_texts) of one block."""
-        words = self._direction(images, texts, self.word_memory, self.words_attend)
-        regions = self._direction(texts, images, self.region_memory, self.regions_attend)
-        return (words + regions.T) / (2 * self.steps)
+        of_directions = []
+        if self.over_words:
+            of_directions.append(self._direction(images, texts, self.word_memory, self.words_attend))
+        if self.over_regions:
+            of_directions.append(self._direction(texts, images, self.region_memory, self.regions_attend).T)
+        return torch.stack(of_directions).mean(dim=0) / self.steps
 
     def _direction(self, contexts: Tokens, queries: Tokens, memory: MemoryDistillation | None,
                    sharpness: float) -> Tensor:
         """Return the sum of the steps' mean cosines, (C, Q)."""
         first = tokens.similarities(contexts, queries)                                      # (C, S, Q, R)
-        weights = tokens.stacked_attention(first, contexts.mask, sharpness)
+        weights = tokens.stacked_attention(first, contexts.mask, queries.mask, sharpness)
         score = tokens.mean_over_tokens(tokens.attended_cosine(weights, first, contexts), queries.mask)
         if memory is None:
             return score
@@ -104,11 +115,16 @@ class Imram(TokenModel):
         for step in range(1, self.steps):
             attended = at_least_float32(weights.flatten(2).transpose(1, 2) @ contexts.as_context)     # (C, Q * R, 2 D)
             states = memory(states, of_states + attended)
-            length = torch.linalg.vector_norm(states, dim=-1).clamp_min(tokens.EPSILON).unsqueeze(1)  # (C, 1, Q * R)
-            similarity = (at_least_float32(contexts.unit @ states.transpose(1, 2)) / length).view_as(first)
+            if self.states == "normalized":
+                states = F.normalize(states, dim=-1)
+            similarity = at_least_float32(contexts.unit @ states.transpose(1, 2))                     # (C, S, Q * R)
+            if self.states == "raw":
+                length = torch.linalg.vector_norm(states, dim=-1).clamp_min(tokens.EPSILON)           # (C, Q * R)
+                similarity = similarity / length.unsqueeze(1)
+            similarity = similarity.view_as(first)
             if queries.mask is not None:                # the state of padding is not zero and would count as a query
                 similarity = similarity.masked_fill(~queries.mask, 0)
-            weights = tokens.stacked_attention(similarity, contexts.mask, sharpness)
+            weights = tokens.stacked_attention(similarity, contexts.mask, queries.mask, sharpness)
             score = score + tokens.mean_over_tokens(tokens.attended_cosine(weights, first, contexts), queries.mask)
             if step + 1 < self.steps:
                 of_states = at_least_float32(memory.of_query(states))
@@ -116,8 +132,8 @@ class Imram(TokenModel):
 
     def pair_numbers(self, regions: int, words: int) -> int:
         """Count the gate and new state of each attending token."""
-        return regions * words if self.word_memory is None else max(regions, words) * 2 * self.regions.out_features
+        return regions * words if self.steps == 1 else max(regions, words) * 2 * self.regions.out_features
 
     def prepared_numbers(self, tokens: int, dim: int) -> int:
         """Count unit tokens, their inner products, and their terms in both memories."""
-        return tokens * ((1 if self.word_memory is None else 5) * dim + tokens)
+        return tokens * ((1 if self.steps == 1 else 5) * dim + tokens)

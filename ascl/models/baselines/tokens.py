@@ -8,7 +8,7 @@ query token x_i attends to the context tokens y_j of another item with weights
 where the sum runs over the *queries*: a query's weight on a context token depends on how similar the item's other
 queries are to that token. [s]+ is max(s, 0) in the paper. The released code, which produced the published numbers, uses
 a leaky ReLU of slope 0.1 instead, and so does this module. The result is the cosine of x_i with
-a_i = sum_j alpha_ij y_j.
+a_i = sum_j alpha_ij y_j. The release has other ways from s to s' too (`FeatureNorm`).
 
 The vector a_i is never computed: with unit tokens x_i . a_i = sum_j alpha_ij s_ij, and |a_i|^2 = alpha_i G alpha_i,
 where G holds the inner products of the context's own tokens. Pairs are processed in blocks of bounded size.
@@ -19,15 +19,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ascl.core.tensors import at_least_float32
 from ascl.models.ascl import masked_mean
 from ascl.models.base import RetrievalModel, TextEncoder
+from ascl.models.baselines.layers import xavier_linear
 from ascl.models.encoded import EncodedImages, EncodedTexts
 
 SLOPE = 0.1                     # of the leaky ReLU
@@ -37,6 +39,10 @@ CPU_BLOCK_NUMBERS = 1 << 19     # size of the largest tensor of a block of pairs
 GPU_BLOCK_NUMBERS = 1 << 25
 KEPT_NUMBERS = 1 << 25          # total size of such tensors that a training step keeps for the backward pass
 
+# `raw_feature_norm` of SCAN's release: how similarities become s'. Its l1norm and clipped_l1norm are left out, because
+# they call a function that the release does not define.
+FeatureNorm = Literal["clipped_l2norm", "l2norm", "softmax", "clipped", "no_norm"]
+
 
 @dataclass
 class Tokens:
@@ -44,7 +50,7 @@ class Tokens:
 
     unit: (N, S, D) tokens of length 1, padding 0. mask: (N, S) bool, True = real, None = all.
     gram: (N, S, S) inner products of an item's tokens; None if the item is never a context.
-    as_query, as_context: (N, S, E) tensors that a model needs in addition, or None.
+    as_query, as_context: (N, S, E) tensors that a model needs in addition, or None. vector: (N, D), likewise.
     """
 
     unit: Tensor
@@ -52,12 +58,13 @@ class Tokens:
     gram: Tensor | None = None
     as_query: Tensor | None = None
     as_context: Tensor | None = None
+    vector: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.unit)
 
     def __getitem__(self, index: slice) -> Tokens:
-        rest = (self.mask, self.gram, self.as_query, self.as_context)
+        rest = (self.mask, self.gram, self.as_query, self.as_context, self.vector)
         return Tokens(self.unit[index], *(None if part is None else part[index] for part in rest))
 
 
@@ -74,15 +81,23 @@ def similarities(contexts: Tokens, queries: Tokens) -> Tensor:
     return at_least_float32(products).view(*contexts.unit.shape[:2], *queries.unit.shape[:2])
 
 
-def stacked_attention(similarity: Tensor, context_mask: Tensor | None, sharpness: float) -> Tensor:
+def stacked_attention(similarity: Tensor, context_mask: Tensor | None, query_mask: Tensor | None, sharpness: float,
+                      norm: FeatureNorm = "clipped_l2norm") -> Tensor:
     """Return alpha of the module's docstring: weights (C, S, Q, R) that sum to 1 over S and are 0 for padded context.
 
     Args:
         similarity: (C, S, Q, R), 0 for padded query tokens.
-        context_mask: (C, S) bool, True = real, or None. sharpness: lambda.
+        context_mask: (C, S) bool, True = real, or None. query_mask: (Q, R), likewise. sharpness: lambda.
+        norm: how s becomes s'. clipped_l2norm: as above; l2norm: the same without the leaky ReLU; softmax: over the
+            queries; clipped: the leaky ReLU alone; no_norm: s itself.
     """
-    clipped = F.leaky_relu(similarity, SLOPE)
-    logits = clipped * (sharpness / torch.linalg.vector_norm(clipped, dim=3, keepdim=True).clamp_min(EPSILON))
+    if norm == "softmax":
+        similarity = similarity if query_mask is None else similarity.masked_fill(~query_mask, float("-inf"))
+        logits = similarity.softmax(dim=3) * sharpness
+    else:
+        similarity = F.leaky_relu(similarity, SLOPE) if norm.startswith("clipped") else similarity
+        length = torch.linalg.vector_norm(similarity, dim=3, keepdim=True).clamp_min(EPSILON) if "l2" in norm else 1
+        logits = similarity * (sharpness / length)
     if context_mask is not None:
         logits = logits.masked_fill(~context_mask[:, :, None, None], float("-inf"))
     return logits.softmax(dim=1)
@@ -119,8 +134,8 @@ class TokenModel(RetrievalModel):
                  standardize: bool) -> None:
         super().__init__(region_dim, global_dim, standardize=standardize)
         self.text = text
-        self.regions = nn.Linear(region_dim, embed_dim)
-        self.words = nn.Linear(text.dim, embed_dim)
+        self.regions = xavier_linear(region_dim, embed_dim)
+        self.words = xavier_linear(text.dim, embed_dim)
         self.block_numbers: int | None = None
         self.kept_numbers = KEPT_NUMBERS
 

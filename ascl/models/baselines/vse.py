@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from ascl.models.baselines.layers import xavier_linear
 from ascl.models.baselines.two_tower import TwoTower
 
 
@@ -21,4 +22,4 @@ class Vse(TwoTower):
     @staticmethod
     def projection(input_dim: int, embed_dim: int) -> nn.Module:
         """Return W_f of the image or W_g of the text."""
-        return nn.Linear(input_dim, embed_dim)
+        return xavier_linear(input_dim, embed_dim)

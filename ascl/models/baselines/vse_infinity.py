@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ascl.models.base import TextEncoder
+from ascl.models.baselines.layers import TokenBatchNorm, xavier_linear
 from ascl.models.baselines.one_vector import OneVector
 
 POSITION_DIM = 32           # dimension of a position encoding, and of the GRU's state in each direction
@@ -64,25 +65,35 @@ class GeneralizedPooling(nn.Module):
 class VseInfinity(OneVector):
     """Projected regions and projected words, each pooled by its own operator, compared by the cosine.
 
-    As in the paper, an image is represented by its regions only, and training drops a fifth of regions and words (size
-    augmentation). Two things differ. Regions pass through the released linear map plus two-layer network, but without
-    batch normalization, which would make a vector depend on its batch. Words are dropped after the text encoder, which
-    may be frozen, instead of being masked before it.
+    As in the paper, an image is represented by its regions only: the released linear map plus a two-layer network. And
+    training drops a fifth of regions and words (size augmentation). Words differ in two ways. Those chosen are dropped
+    after the text encoder, which may be frozen; in the release half of them are masked before it, a tenth replaced and
+    the rest removed. And [CLS] and [SEP], which the release pools too, are left out.
     """
 
     def __init__(self, region_dim: int, global_dim: int, text: TextEncoder, embed_dim: int = 1024, *,
-                 standardize: bool = False) -> None:
+                 batch_norm: bool = False, standardize: bool = False) -> None:
+        """
+        Args:
+            batch_norm: normalize the two-layer network's hidden units over the regions of the batch, as in the release.
+                In training a vector then depends on its batch. False = no normalization.
+        """
         super().__init__(region_dim, global_dim, text, standardize=standardize)
-        self.image = nn.Linear(region_dim, embed_dim)
+        self.image = xavier_linear(region_dim, embed_dim)
         self.image_residual = nn.Sequential(nn.Linear(region_dim, embed_dim // 2), nn.ReLU(),
                                             nn.Linear(embed_dim // 2, embed_dim))
+        self.image_norm = TokenBatchNorm(embed_dim // 2) if batch_norm else None
         self.words = nn.Linear(text.dim, embed_dim)
         self.image_pooling = GeneralizedPooling()
         self.text_pooling = GeneralizedPooling()
 
     def image_vector(self, regions: Tensor, globals_: Tensor, mask: Tensor | None) -> Tensor:
         """Pool the regions -> (N, D)."""
-        return self.image_pooling(self.image(regions) + self.image_residual(regions), self.augmented(regions, mask))
+        mask = self.augmented(regions, mask)
+        hidden = self.image_residual[0](regions)
+        if self.image_norm is not None:
+            hidden = self.image_norm(hidden, mask)
+        return self.image_pooling(self.image(regions) + self.image_residual[1:](hidden), mask)
 
     def text_vector(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Pool the words -> (N, D)."""

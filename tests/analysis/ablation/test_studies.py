@@ -71,7 +71,7 @@ def test_every_study_is_planned_and_its_variants_say_what_they_are_called(everyt
     for weight in (0, 0.2, 0.4, 0.6, 0.8, 1):
         assert by_use["fusion", f"u1 = {weight:g}"].model.local_weight == weight
     others = [by_use["baselines", variant.label] for variant in STUDIES["baselines"]]
-    kinds = ["ascl", "two_tower", "vse", "vse_infinity", "scan_t2i", "scan_i2t", "clip", "imram"]
+    kinds = ["ascl", "two_tower", "vse", "vse_infinity", "scan_t2i", "scan_i2t", "clip", "imram", "dsran", "dime"]
     assert [config.model.kind for config in others] == kinds
     # their own loss and samples come with them: configs/baselines
     assert {(config.samples.positives, config.samples.negatives) for config in others[1:]} == {("none", "none")}

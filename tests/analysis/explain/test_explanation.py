@@ -41,7 +41,8 @@ def example(k=4, longest=6, dim=24, heads=4, masked=True, dtype=torch.float64, s
 
 @given(
     k=st.integers(1, 7), longest=st.integers(1, 7), heads=st.sampled_from([1, 2, 4]), masked=st.booleans(),
-    variant=st.sampled_from([{}, {"projections": False}, {"fusion": False}, {"normalize_regions": False}]),
+    variant=st.sampled_from([{}, {"projections": False}, {"tied_key_value": True}, {"fusion": False},
+                             {"normalize_regions": False}]),
     dtype=st.sampled_from([torch.float64, torch.float32]), seed=st.integers(0, 1000),
 )
 @settings(max_examples=60, deadline=None)
@@ -104,7 +105,7 @@ def oracle(model, attention, queries, keys):
     return np.array(cosines), np.array(shares)
 
 
-@pytest.mark.parametrize("variant", [{}, {"projections": False}], ids=str)
+@pytest.mark.parametrize("variant", [{}, {"projections": False}, {"tied_key_value": True}], ids=str)
 def test_terms_and_shares_match_loops_over_heads_and_tokens(variant):
     model, image, text = example(k=5, longest=5, dim=8, heads=2, **variant)
     v, w = image.regions[0, image.mask[0]], text.words[0, text.mask[0]]

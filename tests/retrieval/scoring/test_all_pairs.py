@@ -16,8 +16,8 @@ from ascl.retrieval import rank_all_pairs, rank_report, score_all_pairs, score_b
 from ascl.retrieval.scoring.attention import ON_CPU
 from ascl.retrieval.scoring.tiles import Limits, free_memory, make_tiles
 
-VARIANTS = [{}, {"projections": False}, {"fusion": False}, {"heads": 1}, {"masked": False}, {"k": 1}, {"longest": 1},
-            {"images": 1, "texts": 1}]
+VARIANTS = [{}, {"projections": False}, {"tied_key_value": True}, {"fusion": False}, {"heads": 1}, {"masked": False},
+            {"k": 1}, {"longest": 1}, {"images": 1, "texts": 1}]
 HALF = [torch.bfloat16] if not torch.cuda.is_available() else [torch.bfloat16, torch.float16]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))]
 

@@ -66,8 +66,8 @@ def score_oracle(model, regions, whole, words):
     return model.local_weight * local + (1 - model.local_weight) * global_
 
 
-VARIANTS = [{}, {"projections": False}, {"fusion": False}, {"heads": 1}, {"masked": False}, {"k": 1}, {"longest": 1},
-            {"images": 1, "texts": 1}]
+VARIANTS = [{}, {"projections": False}, {"tied_key_value": True}, {"fusion": False}, {"heads": 1}, {"masked": False},
+            {"k": 1}, {"longest": 1}, {"images": 1, "texts": 1}]
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
@@ -97,7 +97,7 @@ def test_algebra_equals_the_reference(example, variant, block, chunks):
 
 
 @pytest.mark.parametrize(("entries", "columns"), [(1, 1), (200, 9), (1 << 20, 1000)])
-@pytest.mark.parametrize("variant", [{}, {"projections": False}], ids=str)
+@pytest.mark.parametrize("variant", [{}, {"projections": False}, {"tied_key_value": True}], ids=str)
 def test_gradients_equal_the_references(example, variant, entries, columns, chunks):
     chunks = replace(chunks, entries=entries, columns=columns)
     model, images, texts = example(**variant)
