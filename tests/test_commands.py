@@ -59,7 +59,7 @@ SMALL = {  # command -> options that make it small; the last one given wins
 }
 TINY = {
     "model": {"embed_dim": 8, "num_heads": 2},
-    "train": {"max_steps": 2, "batch_size": 8, "validate_every": 2, "log_every": 1, "workers": 0},
+    "train": {"max_steps": 2, "batch_size": 8, "validate_every": 1, "log_every": 1, "workers": 0},
 }
 TINY_COPY: dict[str, Any] = {
     "data": {"workers": 0, "validation_share": 0.3, "cache_side": None}, "views": {"size": 32},

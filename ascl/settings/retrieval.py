@@ -33,7 +33,11 @@ class DataConfig:
     """Captions per image of SCAN's {split}_caps.txt without ids file; null = by the numbers of captions and of rows of
     the features."""
     val_images: int | None = None
-    """While training, validate on the first N images of the split, to save time; null = all."""
+    """While training, validate on the first N images of the split, to save time; null = all. The metrics are then
+    called by it, such as rsum_of_first_300_images."""
+    val_folds: int = 1
+    """While training, validate on N consecutive blocks of these images, each with its own captions only, and average,
+    as COCO's five folds of 1K do: 1/N of the pairs. The metrics are then called by it, such as rsum_of_5_folds."""
     train: str = "train"
     """Name of the split to train on."""
     val: str = "val"
@@ -190,6 +194,8 @@ class TrainConfig:
     """Precision of the matrix products; no = float32; fp16 needs a GPU."""
     validate_every: int = 1000
     """Validate every N steps."""
+    patience: int | None = None
+    """Stop early, after N validations in a row that were no better than the best one; null = never."""
     checkpoint_every: int = 500
     """Write last.pt every N steps."""
     log_every: int = 20

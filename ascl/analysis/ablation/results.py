@@ -115,19 +115,10 @@ def probes_of(probes: Mapping[str, Any] | None) -> dict[str, float]:
 
 
 def training_of(records: Sequence[Mapping[str, Any]]) -> tuple[int, float | None]:
-    """Return the number of training steps and their seconds, without validations and pauses before a resume.
-
-    Steps that no log record covers are assumed to take the average time of the others.
-    """
-    last = covered = 0
-    seconds = 0.0
-    for record in records:
-        rate = record.get("steps_per_second")
-        if record["kind"] == "train" and rate:
-            covered += record["step"] - last
-            seconds += (record["step"] - last) / rate
-        last = record["step"]
-    return last, seconds * last / covered if covered else None
+    """Return the number of training steps and the seconds of training, as `fit` records them; None if it did not."""
+    last = records[-1] if records else {"step": 0}
+    seconds = last.get("seconds")
+    return last["step"], None if seconds is None else float(seconds)
 
 
 @dataclass(frozen=True)

@@ -190,8 +190,12 @@ class RunCurve(NamedTuple):
     rsum: tuple[tuple[int, float], ...]
 
 
-def draw_curves(runs: Sequence[RunCurve], about: str) -> Drawing:
-    """Draw loss and validation Rsum over steps; runs of one label share a color, and their mean is bold."""
+def draw_curves(runs: Sequence[RunCurve], about: str, of: str = "") -> Drawing:
+    """Draw loss and validation Rsum over steps; runs of one label share a color, and their mean is bold.
+
+    Args:
+        of: what the validations are of, as `run_files.validations_of` returns it.
+    """
     labels = list(dict.fromkeys(run.label for run in runs))
     figure = _figure(10, 4.2 + 0.2 * math.ceil(len(labels) / 3), f"Training\n{about}")
     rows: list[Row] = []
@@ -214,7 +218,7 @@ def draw_curves(runs: Sequence[RunCurve], about: str) -> Drawing:
         axes.set_xlabel("step (batches)")
         axes.set_xlim(left=0)
     every[0].set_ylabel("training loss (nats for contrastive losses)")
-    every[1].set_ylabel("validation Rsum (at most 600)")
+    every[1].set_ylabel(f"validation Rsum{of} (at most 600)")
     _legend(figure, every[1].get_legend_handles_labels()[0], min(3, len(labels)))
     return Drawing(figure, rows)
 

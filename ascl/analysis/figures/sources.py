@@ -14,7 +14,7 @@ from ascl.analysis.evaluation import RunSplit, bar, evaluate_paired, load_split
 from ascl.analysis.figures import draw
 from ascl.analysis.figures.draw import Drawing
 from ascl.analysis.query_ranks import QueryRanks, read_ranks
-from ascl.analysis.run_files import RECALLS, read_evaluation, recalls_of
+from ascl.analysis.run_files import RECALLS, read_evaluation, recalls_of, validations_of
 from ascl.core.errors import DataError
 from ascl.models import AsCL
 from ascl.settings.base import read_settings
@@ -289,17 +289,31 @@ def _ranks(run: Path, split: str) -> QueryRanks:
     return ranks
 
 
+class _Validated:
+    """What the validations of the runs in one plot are of, which must be the same for all."""
+
+    of: str | None = None
+
+    def read(self, run: Path, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return a run's validations with an Rsum; raise DataError if they are of something else than earlier ones."""
+        validations, of = validations_of(records)
+        if self.of not in (None, of):
+            raise DataError(f"{run} has the validation Rsum{of or ' of the whole split'}, earlier runs have that"
+                            f"{self.of or ' of the whole split'}: draw them in separate plots")
+        self.of = of
+        return [record for record in validations if record["rsum"] is not None]
+
+
 def curves(groups: Sequence[RunGroup]) -> Drawing:
     """Draw training curves from the metrics.jsonl of the runs."""
-    found = []
+    found, validated = [], _Validated()
     for group in groups:
         for run in group.runs:
             records = read_metrics(run / METRICS)
-            loss, rsum = (tuple((record["step"], record[name]) for record in records
-                                if record["kind"] == kind and record.get(name) is not None)
-                          for kind, name in (("train", "loss"), ("validation", "rsum")))
+            loss, rsum = (tuple((record["step"], record[name]) for record in of_kind if record.get(name) is not None)
+                          for of_kind, name in ((records, "loss"), (validated.read(run, records), "rsum")))
             if not loss:
                 raise DataError(f"{run / METRICS} has no training records yet: train longer, or leave {run} out")
             found.append(draw.RunCurve(group.label, str(run), loss, rsum))
     datasets = ", ".join(dict.fromkeys(_setting(run, "dataset") or "data" for group in groups for run in group.runs))
-    return draw.draw_curves(found, f"{datasets}; {_seeds_of(groups)}")
+    return draw.draw_curves(found, f"{datasets}; {_seeds_of(groups)}", validated.of or "")

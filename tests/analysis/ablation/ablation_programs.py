@@ -77,7 +77,7 @@ different = sum(map(ord, str(settings["samples"]) + str(config.model.fusion))) %
 while step < config.train.max_steps:
     weight += np.random.default_rng([config.train.seed, different, step]).random()
     step += 1
-    lines.append(json.dumps({"kind": "train", "step": step, "steps_per_second": 2.0}))
+    lines.append(json.dumps({"kind": "train", "step": step, "seconds": step / 2}))
     (run / "metrics.jsonl").write_text("\\n".join(lines) + "\\n")
     save("last.pt", step=step, weight=weight)
     while step == 2 and (here / "hold").exists():

@@ -148,16 +148,10 @@ def test_common_settings_reach_every_run_and_the_variant_wins():
 # What a run says of itself
 
 
-def test_steps_and_seconds_come_from_the_log_without_validations_and_pauses():
-    def train(step, rate):
-        return {"kind": "train", "step": step, "steps_per_second": rate, "time": 1e9 * step}
-
-    # 20 steps at 2 a second, 20 at 4; a validation at 50; 10 to step 60 at 1; and 5 more that no line covers
-    log = [train(20, 2.0), train(40, 4.0), {"kind": "validation", "step": 50, "rsum": 3.0}, train(60, 1.0),
-           {"kind": "validation", "step": 65, "rsum": 3.0}]
-    steps, seconds = training_of(log)
-    assert steps == 65 and seconds == pytest.approx((10 + 5 + 10) * 65 / 50)
-    assert training_of(log[2:3]) == (50, None) and training_of([]) == (0, None)
+def test_steps_and_seconds_come_from_the_last_record():
+    log = [{"kind": "train", "step": 20, "seconds": 10.0}, {"kind": "validation", "step": 25, "seconds": 12}]
+    assert training_of(log) == (25, 12.0) and isinstance(training_of(log)[1], float)
+    assert training_of([{"kind": "train", "step": 50}]) == (50, None) and training_of([]) == (0, None)
 
 
 def write_run(folder, *, rsum=300.0, probes=None, batch_size=8):
@@ -168,7 +162,7 @@ def write_run(folder, *, rsum=300.0, probes=None, batch_size=8):
     (folder / "eval-test.json").write_text(json.dumps(content))
     (folder / "settings.yaml").write_text(yaml.safe_dump({"train": {"batch_size": batch_size}}))
     (folder / "environment.json").write_text(json.dumps({"commit": "abc", "torch": "2", "device": "CPU"}))
-    (folder / "metrics.jsonl").write_text('{"kind": "train", "step": 5, "steps_per_second": 2.0}\n')
+    (folder / "metrics.jsonl").write_text('{"kind": "train", "step": 5, "seconds": 2.5}\n')
     return folder
 
 

@@ -195,7 +195,8 @@ def test_curves_hold_every_run_and_their_mean():
     runs = [RunCurve("AsCL", "a", ((20, 6.0), (40, 4.0), (60, 3.0)), ((40, 100.0),)),
             RunCurve("AsCL", "b", ((20, 5.0), (40, 3.0)), ((40, 120.0),)),
             RunCurve("other", "c", ((20, 1.0),), ())]
-    drawing = draw_curves(runs, "tiny")
+    drawing = draw_curves(runs, "tiny", " of 5 folds")
+    assert "validation Rsum of 5 folds (at most 600)" in texts_of(drawing.figure)
     loss, rsum = drawing.figure.axes
     lines = [(line.get_label(), list(line.get_xdata()), list(line.get_ydata())) for line in loss.lines]
     assert [line[1:] for line in lines[:2]] == [([20, 40, 60], [6, 4, 3]), ([20, 40], [5, 3])]
@@ -419,6 +420,17 @@ def test_curves(runs, tool, tmp_path):
         assert [(int(row["step"]), float(row["value"])) for row in rows
                 if row["figure"] == name and row["run"] == str(runs / "a1")] == [
             (line["step"], pytest.approx(line[name])) for line in log if line["kind"] == kind]
+
+
+def test_validations_of_different_parts_are_not_drawn_together(runs, tool, tmp_path, capsys):
+    shutil.copytree(runs / "a0", tmp_path / "folds")
+    log = tmp_path / "folds" / "metrics.jsonl"
+    log.write_text(log.read_text().replace('"rsum"', '"rsum_of_5_folds"'))
+    curves = ["curves", str(tmp_path / "folds"), "--out", str(tmp_path)]
+    assert tool("figures")(curves) == 0
+    assert [row for row in drawn(tmp_path, "curves") if row["figure"] == "rsum"]
+    refused(tool, capsys, ["curves", str(runs / "a1"), *curves[1:]],
+            "has the validation Rsum of 5 folds, earlier runs have that of the whole split")
 
 
 def test_local_weight(runs, tool, tmp_path, tiny_data):
