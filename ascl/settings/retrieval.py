@@ -5,6 +5,7 @@ The defaults are the paper's where it states them (AsCL, section 3.1, COCO), and
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -239,17 +240,22 @@ def presets(saved: Path | None = None) -> Presets:
     return chosen
 
 
-def load_config(arguments: Sequence[str], saved: Path | None = None) -> Config:
+@functools.cache
+def _parser() -> Parser:
+    """Return the parser of `load_config`, built once: that takes longer than to read with it."""
+    parser = Parser(short=SHORT, presets=presets(), add_help=False)
+    parser.add_settings(Config)
+    return parser
+
+
+def load_config(arguments: Sequence[str]) -> Config:
     """Return the settings of a command line: defaults, presets, `--config` files, then options; the last wins.
 
     Args:
         arguments: such as ["--dataset", "coco", "--model.embed_dim", "512"].
-        saved: settings.yaml of the run to resume.
 
     Raises:
         SettingsError: a name is unknown (the message suggests the nearest), a value has the wrong type, or the data
             set is unknown.
     """
-    parser = Parser(short=SHORT, presets=presets(saved), add_help=False)
-    parser.add_settings(Config)
-    return build(Config, parser.read(arguments))
+    return build(Config, _parser().read(arguments))
