@@ -61,9 +61,8 @@ def write_reports(request: Request, runs: Sequence[Run], failures: Sequence[Fail
                             baseline=variant.is_baseline, chosen=chosen[use].trial.label if use in chosen else ""))
             unfinished += [f"{variant.label}, seed {run.config.train.seed} ({run.folder.name}): {reasons[run.digest]}"
                            for run in own if run.digest not in results]
-            unfinished += [f"{variant.label}, trial {one.trial.label} ({one.run.folder.name}): "
-                           f"{one.reason or reasons.get(one.run.digest, one.state)}"
-                           for one in trials.get(use, ()) if use not in chosen and one.result is None]
+            if use in trials and use not in chosen:
+                unfinished += _without_choice(variant.label, trials[use], reasons)
         study = Study(name, request.dataset, split, request.seeds, (*rows, *outside), (*unfinished, *elsewhere),
                       len(request.trials), request.trial_seed)
         first, baseline = study.rows[0], best_baseline(study.rows)
@@ -78,6 +77,17 @@ def write_reports(request: Request, runs: Sequence[Run], failures: Sequence[Fail
             draw_study(study, comparisons).savefig(unfinished_file, format="png")
         written += [request.out / f"{name}{ending}" for ending in (*texts, ".png")]
     return written
+
+
+def _without_choice(label: str, trials: Sequence[Tried], reasons: Mapping[str, str]) -> list[str]:
+    """Return lines on why a variant's settings are not chosen yet: a line for each trial that failed or diverged."""
+    settled = sum(one.settled for one in trials)
+    lines = [f"{label}: {settled} of {len(trials)} trials are done, so its settings are not chosen yet"]
+    for one in trials:
+        reason = one.reason or reasons.get(one.run.digest, one.state)
+        if one.result is None and reason not in ("missing", "interrupted"):
+            lines.append(f"{label}, trial {one.trial.label} ({one.run.folder.name}): {reason}")
+    return lines
 
 
 def _comparable(outside: Sequence[Row], results: Mapping[str, Result]) -> tuple[list[Row], list[str]]:

@@ -116,7 +116,7 @@ def test_the_best_by_validation_is_trained_with_the_seeds_and_no_trial_is_tested
     assert "tried with the same 3 settings" in text and "the seed 1000" in text
     assert "| AsCL | `optimizer.lr=0.3` | 100.0 | 6 | 0 of 2 |" in text
     assert "--optimizer.lr=0.3 --train.seed 0" in text.partition("## Commands")[2]
-    assert "w/o MF, trial its defaults" in text.partition("## Not finished")[2]
+    assert "- w/o MF: 0 of 3 trials are done, so" in text.partition("## Not finished")[2]
 
 
 def test_every_trial_is_a_row(tuned):
