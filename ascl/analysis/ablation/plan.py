@@ -159,12 +159,23 @@ def _distinct(request: Request, own: Mapping[Use, tuple[str, ...]], seeds: Seque
             digest = digest_of(config, request.processes)
             if digest in found:
                 found[digest] = replace(found[digest], uses=(*found[digest].uses, use))
-                continue
-            folder = request.out / room / digest[:12]
-            arguments = (*words, "--train.seed", str(seed), "--out", str(folder))
-            found[digest] = Run(digest, folder, replace(config, out=str(folder)), arguments, (use,), request.processes,
-                                request.probe_captions)
+            else:
+                found[digest] = make_run(request, use, words, config, room)
     return list(found.values())
+
+
+def make_run(request: Request, use: Use, words: Sequence[str], config: Config, room: str = "runs") -> Run:
+    """Return a run in OUT/`room`.
+
+    Args:
+        words: its settings as words of a command line, without seed and folder.
+        config: what they come to, with the seed.
+    """
+    digest = digest_of(config, request.processes)
+    folder = request.out / room / digest[:12]
+    arguments = (*words, "--train.seed", str(config.train.seed), "--out", str(folder))
+    return Run(digest, folder, replace(config, out=str(folder)), arguments, (use,), request.processes,
+               request.probe_captions)
 
 
 def choose(runs: Sequence[Run], labels: Sequence[str]) -> list[Run]:
