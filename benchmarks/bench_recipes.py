@@ -5,13 +5,15 @@
   python benchmarks/bench_recipes.py --dataset scenes --method AsCL --quick    tiny budgets, to test the program
 
 For each method the time of a step is measured; then `train.max_steps` and a cosine schedule are set so that training
-takes the budget, and `ascl train` and `ascl eval` run in one process on one core. Methods alternate. After a kill the
-same command continues: finished runs in --out are not trained again. See benchmarks/README.md.
+takes the budget, and `ascl train` and `ascl eval` run in one process on one core. Texts of a frozen encoder with a
+cache are encoded before. Methods alternate. After a kill the same command continues: finished runs in --out are not
+trained again. See benchmarks/README.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -26,14 +28,16 @@ from measuring import number
 from ascl.analysis.ablation.plan import Request, Run, digest_of, make_run
 from ascl.analysis.ablation.results import Result, read_result
 from ascl.analysis.ablation.runner import Slot, run_all
-from ascl.analysis.ablation.state import steps_of
+from ascl.analysis.ablation.state import state_of, steps_of
 from ascl.analysis.ablation.studies import STUDIES, StudyVariant
 from ascl.analysis.run_files import RECALLS
 from ascl.core.errors import DataError
 from ascl.core.files import write_text
 from ascl.core.reading import read_json
 from ascl.core.tables import markdown_table
-from ascl.settings.retrieval import load_config
+from ascl.data.split import build_split
+from ascl.retrieval import build
+from ascl.settings.retrieval import Config, load_config
 from ascl.training.log import METRICS, read_metrics
 
 BUDGETS, SEEDS, PROBE_STEPS = (60.0, 180.0, 600.0), (0, 1, 2), 24
@@ -102,8 +106,25 @@ def words_of(options: argparse.Namespace, method: StudyVariant) -> tuple[str, ..
             "--train.patience=null")
 
 
+def fill_cache(config: Config) -> None:
+    """Encode the texts that a run will draw, if the settings have a cache, so that its training only reads them."""
+    if config.text.cache is None:
+        return
+    assert config.train.max_steps is not None                       # set by `scheduled`
+    captions, store = build_split(config, config.data.train)
+    assert store.region_dim is not None and store.global_dim is not None            # checked by `build_split`
+    encoder = build.build_model(config, store.region_dim, store.global_dim).text
+    assert encoder is not None
+    batches = build.build_batches(config, build.build_pairs(config, captions, store), process=0, processes=1)
+    drawn = itertools.chain.from_iterable(batches(epoch, 0) for epoch in itertools.count())
+    for batch in itertools.islice(drawn, config.train.max_steps):
+        encoder([*batch.captions, *(batch.positives or [])])
+
+
 def train(run: Run, request: Request) -> None:
     """Train, and evaluate unless it is a trial, what is not finished yet; raise DataError if it fails."""
+    if state_of(run) in ("missing", "interrupted"):
+        fill_cache(run.config)
     failures = run_all([run], request, [ONE_CORE], lambda line: print(line, file=sys.stderr, flush=True))
     if failures:
         raise DataError(f"{run.name}: {failures[0].reason}")

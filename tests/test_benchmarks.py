@@ -14,6 +14,10 @@ import yaml
 from PIL import Image
 
 from ascl.analysis.run_files import RECALLS
+from ascl.data.split import build_split
+from ascl.models.text import BertWords
+from ascl.retrieval import build
+from ascl.settings.retrieval import load_config
 
 from .analysis.ablation.ablation_programs import make_place, started
 
@@ -341,6 +345,20 @@ def test_recipes_train_for_their_budget_and_a_finished_run_is_not_trained_again(
     assert all(json.loads(path.read_text())["OMP_NUM_THREADS"] == "1" for path in Path().glob("environment-*.json"))
     assert recipes(*budgets) == 0
     assert len(started(Path())) == 10 and module("results").read(tmp_path / "results.csv") == rows
+
+
+def test_the_texts_that_a_run_draws_are_encoded_before_it(module, tiny_data, tmp_path, train_arguments, monkeypatch):
+    config = load_config(train_arguments(tiny_data, tmp_path / "run", "--text.cache", str(tmp_path / "words")))
+    module("bench_recipes").fill_cache(config)
+    # what is missing in training would be encoded now
+    monkeypatch.setattr(BertWords, "forward", lambda *_: pytest.fail("encodes"))
+    captions, store = build_split(config, "train")
+    words = build.build_model(config, store.region_dim, store.global_dim).text
+    batches = build.build_batches(config, build.build_pairs(config, captions, store), process=0, processes=1)
+    drawn = [batch for epoch in (0, 1) for batch in batches(epoch, 0)][:4]
+    assert batches.steps_per_epoch == 3 and drawn[0].positives                      # 4 steps are more than an epoch
+    for batch in drawn:
+        assert len(words(batch.captions)[0]) == len(words(batch.positives)[0]) == 8
 
 
 def test_a_recipe_that_was_killed_goes_on_with_its_steps(recipes, module, tmp_path):
