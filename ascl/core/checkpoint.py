@@ -170,6 +170,22 @@ def load_model_state(
     model.load_state_dict(state, strict=False)
 
 
+def copy_fitting(
+    model: nn.Module, state: dict[str, Tensor], *, keep: Callable[[str], bool]
+) -> tuple[list[str], list[str]]:
+    """Copy those saved values into `model` that it has by the same name and shape, if `keep` accepts the name.
+
+    Returns:
+        The names that were copied, and those of the model or the state, with a reason, that were not.
+    """
+    wanted = {name: value for name, value in model.state_dict().items() if keep(name)}
+    fitting = {name: value for name, value in state.items() if name in wanted and value.shape == wanted[name].shape}
+    model.load_state_dict(fitting, strict=False)
+    left = [f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}" if name in state else f"{name} is new"
+            for name, value in wanted.items() if name not in fitting]
+    return list(fitting), left + [f"{name} is not in this model" for name in state if name not in wanted]
+
+
 def rng_state() -> dict[str, Any]:
     """Return the state of the global random generators of Python, numpy, torch and this process's GPU.
 

@@ -26,15 +26,18 @@ def check_square(scores: Tensor, extra_negatives: Tensor | None) -> None:
         raise ValueError(f"extra_negatives must be ({len(scores)}, M), got {tuple(extra_negatives.shape)}")
 
 
-def info_nce(scores: Tensor, extra_negatives: Tensor | None = None, *, temperature: float) -> Tensor:
+def info_nce(scores: Tensor, extra_negatives: Tensor | None = None, *, temperature: float,
+             label_smoothing: float = 0.0) -> Tensor:
     """Return the cross-entropy of each query against its own positive, averaged over the batch.
 
-    Raises ValueError if the shapes do not match or the temperature is not positive.
+    Raises ValueError if the shapes do not match, the temperature is not positive, or label_smoothing is out of range.
 
     Args:
         scores: (B, B) cosine; [i, j] is query i against candidate j, positives on the diagonal.
         extra_negatives: (B, M) cosine of query i against its own M generated negatives; entries of -inf are ignored.
         temperature: divides every score before the softmax; unitless, > 0.
+        label_smoothing: share of the target, in [0, 1), that is spread evenly over the candidates that are not ignored,
+            the positive among them (Szegedy et al. 2016).
 
     Returns:
         () float32 (float64 for float64 scores), in nats; log(B + M) when all scores are equal.
@@ -50,7 +53,13 @@ def info_nce(scores: Tensor, extra_negatives: Tensor | None = None, *, temperatu
     check_positive(temperature=temperature)
     logits = scores if extra_negatives is None else torch.cat([scores, extra_negatives], dim=1)
     logits = at_least_float32(logits) / temperature                      # (B, B + M)
-    return F.cross_entropy(logits, torch.arange(len(scores), device=scores.device))
+    if not label_smoothing:
+        return F.cross_entropy(logits, torch.arange(len(scores), device=scores.device))
+    if not 0 < label_smoothing < 1:
+        raise ValueError(f"label_smoothing is {label_smoothing}: it must be at least 0 and below 1")
+    cost, used = -logits.log_softmax(dim=1), logits > -math.inf          # torch's own smoothing includes ignored ones
+    spread = cost.masked_fill(~used, 0).sum(dim=1) / used.sum(dim=1)
+    return ((1 - label_smoothing) * cost.diagonal() + label_smoothing * spread).mean()
 
 
 def asymmetry_loss(scores: Tensor, negatives: Tensor | None, contrast: Callable[..., Tensor]) -> Tensor:

@@ -117,11 +117,7 @@ class AsCL(RetrievalModel):
         Raises:
             ValueError: the model has no text encoder, or the list is empty.
         """
-        if self.text is None:
-            raise ValueError("this model has no text encoder (text=None): pass EncodedTexts instead of strings")
-        if len(texts) == 0:
-            raise ValueError("no texts to encode: pass at least one")
-        hidden, mask = self.text(list(texts))
+        hidden, mask = self.encoded_words(texts)
         assert self.word_projection is not None                         # exists whenever the encoder does
         return EncodedTexts(scale_tokens(self.word_projection(hidden), self.word_norm), mask)
 

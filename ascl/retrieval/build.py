@@ -11,12 +11,13 @@ import torch
 
 from ascl.core import checkpoint
 from ascl.core.distributed import rows_of_all_with_gradient, several_processes
-from ascl.core.errors import DataError
+from ascl.core.errors import DataError, first_of
 from ascl.data.captions import CaptionSet
 from ascl.data.pairs import PairDataset, UniqueImageBatchSampler, collate
 from ascl.data.stores.open import FeatureStore
 from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
 from ascl.models.baselines import Clip, Imram, Scan, TwoTower, Vse, VseInfinity
+from ascl.models.dropout import InputDropout
 from ascl.models.text import BertWords, CachedWords
 from ascl.retrieval.encode import encode_images, encode_texts
 from ascl.retrieval.objective import RetrievalObjective, TripletSettings
@@ -32,7 +33,16 @@ if TYPE_CHECKING:  # the loop imports accelerate, which is slow and not needed t
 
 
 def build_model(config: Config, region_dim: int, global_dim: int) -> RetrievalModel:
-    """Return a newly initialized model for features of these dimensions."""
+    """Return a newly initialized model for features of these dimensions, with its dropout and learned temperature."""
+    settings, loss = config.model, config.loss
+    model = _architecture(config, region_dim, global_dim)
+    model.dropout = InputDropout(settings.dropout, settings.region_dropout, settings.word_dropout)
+    if loss.learn_temperature:
+        model.learn_temperature(loss.temperature)
+    return model
+
+
+def _architecture(config: Config, region_dim: int, global_dim: int) -> RetrievalModel:
     settings = config.model
     encoder = BertWords(config.text.encoder, finetune=config.text.finetune, max_words=config.text.max_words)
     text = encoder if config.text.cache is None else CachedWords(encoder, config.text.cache)
@@ -74,6 +84,23 @@ def fit_standardization(model: RetrievalModel, captions: CaptionSet, store: Feat
     for_globals.fit(torch.from_numpy(features.globals))
 
 
+def start_from(run: str | os.PathLike, config: Config, model: RetrievalModel) -> str:
+    """Copy the weights of another run that fit into `model`, and return a line on what was copied and what was not.
+
+    Raises:
+        DataError: there is no checkpoint, or none of its weights fits.
+    """
+    path = checkpoint.find(run)
+    state = checkpoint.load(path)
+    with checkpoint.content_of(path):
+        copied, left = checkpoint.copy_fitting(model, state["model"], keep=partial(is_saved, config))
+    if not copied:
+        raise DataError(f"train.init: none of the weights of {path} fits this model ({first_of(left)}): give a run of "
+                        "the same model.kind and model.embed_dim, or leave train.init out")
+    return (f"started from {len(copied)} tensors of {path}"
+            + (f"; without {len(left)} that do not fit: {first_of(left)}" if left else ""))
+
+
 def build_objective(config: Config) -> RetrievalObjective:
     """Return the training objective.
 
@@ -90,8 +117,12 @@ def build_objective(config: Config) -> RetrievalObjective:
     if loss.norm_ratio_weight and samples.positives == "none":
         raise DataError(f"loss.norm_ratio_weight is {loss.norm_ratio_weight}, but that loss needs generated positives "
                         "and samples.positives is none: set loss.norm_ratio_weight to 0 or samples.positives to both")
+    if loss.kind == "triplet" and (loss.label_smoothing or loss.learn_temperature):
+        name = "loss.label_smoothing" if loss.label_smoothing else "loss.learn_temperature"
+        raise DataError(f"{name} belongs to the contrastive loss, but loss.kind is triplet: choose one of them")
     return RetrievalObjective(
         loss.temperature, noise, triplet, loss.norm_ratio_weight, chunk_size=config.train.chunk_size,
+        label_smoothing=loss.label_smoothing,
         gather=rows_of_all_with_gradient if config.train.gather_negatives and several_processes() else None,
     )
 
@@ -141,7 +172,11 @@ def build_schedule(config: Config, loop: LoopSettings) -> Schedule:
     if settings.schedule == "cosine":
         schedule = cosine(settings.lr, final=settings.final_lr, total_steps=loop.total_steps)
     else:
-        schedule = step_decay(settings.lr, gamma=settings.decay_factor, every_epochs=settings.decay_epochs,
+        every = settings.decay_epochs
+        if every < 1:
+            raise DataError(f"optimizer.decay_epochs is {every}: it must be at least 1")
+        after = settings.decay_after if settings.decay_after is not None else range(every, loop.epochs, every)
+        schedule = step_decay(settings.lr, gamma=settings.decay_factor, after_epochs=after,
                               steps_per_epoch=loop.steps_per_epoch)
     return warmed_up(schedule, warmup_steps=settings.warmup_steps)
 

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from ascl.asymmetry import Direction, direction, norm_ratio_loss
 from ascl.core.tensors import at_least_float32, check_positive
 from ascl.data.pairs import Batch
-from ascl.losses import ascl_loss, hardest_triplet
+from ascl.losses import ascl_loss, hardest_triplet, info_nce
 from ascl.models import EncodedImages, EncodedTexts, RetrievalModel
 from ascl.retrieval.scoring.prepared import score_batch
 from ascl.samples.negatives import NoiseSettings, add_noise
@@ -44,7 +44,9 @@ class RetrievalObjective:
     """The loss of a batch, as `training.fit` calls it.
 
     noise: settings of generated negatives; None = no generated negatives ("w/o Neg").
+    temperature: of the contrastive loss; the initial value for a model that learns its own.
     triplet: replaces the contrastive loss; None = contrastive.
+    label_smoothing: of the contrastive loss, see `losses.info_nce`.
     Generated positives come with the batch; a batch without them is the ablation "w/o Pos".
     norm_ratio_weight: weight of the loss that orders concatenation > caption > truncation by the norms of their text
         vectors (ASL's loss); 0 = off. It needs generated positives in the batch.
@@ -62,12 +64,15 @@ class RetrievalObjective:
     norm_ratio_weight: float = 0.0
     chunk_size: int | None = None
     gather: Gather | None = None
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         if self.chunk_size is not None and self.chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, or null for the whole batch, got {self.chunk_size}")
         if not 0 <= self.norm_ratio_weight < math.inf:
             raise ValueError(f"norm_ratio_weight must be at least 0 and finite, got {self.norm_ratio_weight}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
         check_positive(temperature=self.temperature)
 
     def __call__(self, model: RetrievalModel, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -84,11 +89,15 @@ class RetrievalObjective:
         if self.noise is not None:
             text_sets |= {f"noised {name}": noised(texts, self.noise, generator) for name, texts in text_sets.items()}
         scores = dict(zip(text_sets, self._scores(model, images, list(text_sets.values())), strict=True))
-        contrast = None if self.triplet is None else partial(
-            hardest_triplet, margin=self.triplet.margin, hardness=self.triplet.hardness(step))
+        metrics = _gap(scores["captions"].detach())
+        if (scale := model.logit_scale()) is not None:
+            scores = {name: at_least_float32(of_set) * (scale * self.temperature) for name, of_set in scores.items()}
+            metrics["temperature"] = 1 / scale.detach()
+        contrast = partial(info_nce, temperature=self.temperature, label_smoothing=self.label_smoothing)
+        if self.triplet is not None:
+            contrast = partial(hardest_triplet, margin=self.triplet.margin, hardness=self.triplet.hardness(step))
         loss = ascl_loss(scores["captions"], scores.get("noised captions"), scores.get("positives"),
                          scores.get("noised positives"), temperature=self.temperature, contrast=contrast)
-        metrics = _gap(scores["captions"].detach())
         if self.norm_ratio_weight > 0:
             if batch.positive_order is None:
                 raise ValueError("norm_ratio_weight needs generated positives, and this batch has none: set it to 0")
@@ -123,9 +132,10 @@ class RetrievalObjective:
 def encode_images(model: RetrievalModel, batch: Batch, size: int | None) -> EncodedImages:
     """Encode the images of a batch, `size` at a time (None = all); the backward pass recomputes chunks."""
     assert batch.globals is not None                                # checked by `build_split`
+    mask = model.dropout.of_regions(batch.regions, batch.region_mask)
     if size is None or len(batch) <= size:
-        return model.encode_images(batch.regions, batch.globals, batch.region_mask)
-    parts = _features(batch.regions, batch.globals, batch.region_mask, size)
+        return model.encode_images(batch.regions, batch.globals, mask)
+    parts = _features(batch.regions, batch.globals, mask, size)
     return EncodedImages.cat([_computed_again(model.encode_images, *part, device_of=batch.regions) for part in parts])
 
 

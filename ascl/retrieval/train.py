@@ -46,6 +46,7 @@ def train(config: Config, *, resume: bool = False) -> Progress:
         model = build.build_model(config, store.region_dim, store.global_dim)
         check_dimensions(model, val_store)
         build.fit_standardization(model, captions, store)
+        started = [] if config.train.init is None or resume else [build.start_from(config.train.init, config, model)]
         objective = build.build_objective(config)
         pairs = build.build_pairs(config, captions, store)
         batches = build.build_batches(config, pairs, accelerator.process_index, accelerator.num_processes)
@@ -53,10 +54,10 @@ def train(config: Config, *, resume: bool = False) -> Progress:
                              select=validation_name("rsum", limited, folds))
         learning_rate = build.build_schedule(config, loop)
         rates = config.optimizer
-        optimizer = build_optimizer(model, lr=rates.lr, weight_decay=rates.weight_decay,
-                                    own_rates={"text.": rates.encoder_lr})
+        optimizer = build_optimizer(model, lr=rates.lr, weight_decay=rates.weight_decay, kind=rates.kind,
+                                    factors={"text.": rates.encoder_factor})
     described = [f"{len(captions.image_ids)} images, {len(captions.captions)} captions; "
-                 f"{config.train.batch_size * accelerator.num_processes} pairs per step"]
+                 f"{config.train.batch_size * accelerator.num_processes} pairs per step", *started]
     if config.loss.kind == "triplet" and config.loss.triplet_warmup_steps >= loop.total_steps:
         described.append(f"loss.triplet_warmup_steps is {config.loss.triplet_warmup_steps}, but training ends after "
                          f"{loop.total_steps} steps: the loss never uses the hardest negative alone")
@@ -70,7 +71,7 @@ def train(config: Config, *, resume: bool = False) -> Progress:
     progress = train_run(config, accelerator, model, optimizer, batches=batches, step_loss=objective, validate=validate,
                          learning_rate=learning_rate, settings=loop, resume=resume, described=described,
                          extra={"region_dim": store.region_dim, "global_dim": store.global_dim},
-                         saved=partial(build.is_saved, config))
+                         saved=partial(build.is_saved, config), average_decay=rates.average_decay)
     if accelerator.is_main_process:
         report_truncated(model)
     return progress

@@ -91,6 +91,12 @@ class ModelConfig:
     """Factor on the logits of the attention; a larger one attends to fewer tokens."""
     standardize: bool = False
     """Standardize image features with mean and standard deviation of 1,000 training images."""
+    dropout: float = 0.0
+    """In training, set image features and word vectors to zero with this probability."""
+    region_dropout: float = 0.0
+    """In training, leave out whole regions with this probability."""
+    word_dropout: float = 0.0
+    """In training, leave out whole words with this probability."""
     pooling: Literal["mean", "logsumexp"] = "mean"
     """scan: pooling over the tokens that attend."""
     lambda_softmax: float | None = None
@@ -142,6 +148,10 @@ class LossConfig:
     """triplet: how much higher than a negative a positive must score."""
     triplet_warmup_steps: int = 1000
     """triplet: steps in which the loss moves from all negatives to the hardest."""
+    label_smoothing: float = 0.0
+    """contrastive: share of the target that is spread evenly over all candidates."""
+    learn_temperature: bool = False
+    """contrastive: learn the temperature, starting from loss.temperature and at least 0.01."""
     norm_ratio_weight: float = 0.0
     """Weight of a norm-ratio loss, which the paper does not have: the norm of a concatenated caption should exceed the
     original's, and the original's that of its truncation; 0 = off."""
@@ -149,16 +159,21 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Optimizer (Adam)."""
+    """Optimizer."""
 
+    kind: Literal["adam", "adamw"] = "adam"
+    """adam: weight decay is part of the gradient; adamw: it is not, and only matrices decay."""
     lr: float = 5e-4
     """Learning rate."""
-    encoder_lr: float = 1e-5
-    """Learning rate of the text encoder, if text.finetune is true."""
+    encoder_factor: float = 0.02
+    """Learning rate of the text encoder, relative to lr, if text.finetune is true."""
     schedule: Literal["step", "cosine"] = "step"
-    """step: multiply by decay_factor every decay_epochs; cosine: decay to final_lr."""
+    """step: multiply by decay_factor every decay_epochs, or after the epochs of decay_after; cosine: decay to
+    final_lr."""
     decay_epochs: int = 10
     """step: epochs between two decays."""
+    decay_after: list[int] | None = None
+    """step: numbers of epochs after which the rate decays, such as [15, 25]; null = every decay_epochs."""
     decay_factor: float = 0.1
     """step: factor of each decay."""
     final_lr: float = 0.0
@@ -166,9 +181,12 @@ class OptimizerConfig:
     warmup_steps: int = 0
     """Steps of a linear warm-up."""
     weight_decay: float = 0.0
-    """Factor of the L2 penalty on the weights."""
+    """Weight decay: adam: factor of an L2 penalty; adamw: share of a weight that each step removes, times lr."""
     clip_norm: float | None = None
     """Clip the norm of the gradient to this; null = no clipping."""
+    average_decay: float | None = None
+    """Validate and save as best.pt an exponential moving average of the weights: at each step it keeps this share,
+    such as 0.99; null = the weights themselves."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +205,8 @@ class TrainConfig:
     chunk_size: int | None = None
     """Encode and score N pairs of a process at a time, for batches larger than the memory: the same loss and gradients
     in more time; null = all at once."""
+    init: str | None = None
+    """Run folder or checkpoint from which to start: weights that fit are copied, others are listed."""
     seed: int = 0
     """Seed of weights, order, dropout and generated samples."""
     workers: int = 2
@@ -241,21 +261,22 @@ def presets(saved: Path | None = None) -> Presets:
 
 
 @functools.cache
-def _parser() -> Parser:
+def _parser(saved: Path | None) -> Parser:
     """Return the parser of `load_config`, built once: that takes longer than to read with it."""
-    parser = Parser(short=SHORT, presets=presets(), add_help=False)
+    parser = Parser(short=SHORT, presets=presets(saved), add_help=False)
     parser.add_settings(Config)
     return parser
 
 
-def load_config(arguments: Sequence[str]) -> Config:
+def load_config(arguments: Sequence[str], saved: Path | None = None) -> Config:
     """Return the settings of a command line: defaults, presets, `--config` files, then options; the last wins.
 
     Args:
         arguments: such as ["--dataset", "coco", "--model.embed_dim", "512"].
+        saved: settings.yaml of the run to resume.
 
     Raises:
         SettingsError: a name is unknown (the message suggests the nearest), a value has the wrong type, or the data
             set is unknown.
     """
-    return build(Config, _parser().read(arguments))
+    return build(Config, _parser(saved).read(arguments))

@@ -16,6 +16,7 @@ from ascl.core import checkpoint
 from ascl.core.checkpoint import BEST, LAST
 from ascl.core.distributed import of_every_process
 from ascl.core.errors import DataError
+from ascl.training.average import WeightAverage
 
 
 @dataclass
@@ -40,12 +41,13 @@ class RunFolder:
 
     Attributes:
         path: the folder. progress: updated by the loop. resumed: whether the run continues from last.pt.
+        average: moving average of the weights, updated by the loop, or None.
     """
 
     def __init__(
         self, path: str | os.PathLike, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, *,
         conditions: Mapping[str, int | str], resume: bool = False, saved: Callable[[str], bool] = lambda name: True,
-        extra: dict[str, Any] | None = None,
+        extra: dict[str, Any] | None = None, average_decay: float | None = None,
     ) -> None:
         """
         Args:
@@ -54,10 +56,11 @@ class RunFolder:
             resume: continue from last.pt.
             saved: name of a parameter or buffer -> whether checkpoints include it. May exclude only frozen weights.
             extra: plain values stored in checkpoints under "extra", such as the resolved settings.
+            average_decay: of the moving average of the weights, see `WeightAverage`; None = no average.
 
         Raises:
             DataError: nothing to resume, the folder holds another run, or the conditions differ from the checkpoint's.
-            ValueError: the optimizer or `saved` leaves out a trained parameter.
+            ValueError: the optimizer or `saved` leaves out a trained parameter, or average_decay is out of range.
             TypeError: a checkpoint cannot store `extra`.
         """
         self.path, self.progress, self.resumed = Path(path), Progress(), resume
@@ -74,6 +77,7 @@ class RunFolder:
         checkpoint.check_plain(self._extra, "extra")
         checkpoint.model_state(model, saved)  # refuse an invalid `saved` now, not at the first checkpoint
         model.to(accelerator.device)
+        self.average = None if average_decay is None else WeightAverage(model, average_decay)
         self._generators = self._resume() if resume else {}
 
     def _resume(self) -> dict[str, Any]:
@@ -88,6 +92,8 @@ class RunFolder:
                                     "would not continue that run. Use the same value, or start a new run")
             checkpoint.load_model_state(self._model, state["model"], keep=self._saved, path=self._last)
             self.progress = Progress(**state["progress"])
+            if self.average is not None:
+                self.average.load(state["average"])
             generators = {"rng": list(state["rng"]), "scaler": state["scaler"]}
         try:
             self._optimizer.load_state_dict(state["optimizer"])
@@ -109,12 +115,13 @@ class RunFolder:
         self._save(
             LAST, optimizer=self._optimizer.state_dict(), scaler=None if scaler is None else scaler.state_dict(),
             rng=processes, epoch=epoch, batch=batch, conditions=self._conditions,
+            average=None if self.average is None else self.average.state(),
         )
         # no process leaves before the file exists: when one process ends, a launcher kills the others
         self._accelerator.wait_for_everyone()
 
     def save_best(self) -> None:
-        """Write best.pt, with the current weights."""
+        """Write best.pt, with the model's current weights."""
         self._save(BEST)
 
     def _save(self, name: str, **state: Any) -> None:

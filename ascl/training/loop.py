@@ -10,6 +10,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,19 +182,20 @@ def fit(
             # at the top of the loop, not after the step, so that a run stopped in between validates on resume
             if settings.validation_due(progress.step) and progress.validated_step < progress.step:
                 model.eval()
-                with torch.no_grad(), undisturbed_rng():
-                    # plain floats: checkpoints cannot load numpy types
-                    metrics = {name: float(value) for name, value in validate(model).items()}
-                metrics = of_every_process(accelerator, metrics)[0]  # all select, and stop, by the same numbers
-                selected = _selected(metrics, settings.select, progress.step)
-                log.write("validation", progress.step, _epoch_of(progress.step, settings),
-                          metrics | {"seconds": progress.seconds})
-                progress.validated_step = progress.step
-                progress.validations_since_best += 1
-                if progress.best is None or selected > progress.best:
-                    progress.best, progress.best_step, progress.best_metrics = selected, progress.step, metrics
-                    progress.validations_since_best = 0
-                    run.save_best()
+                with nullcontext() if run.average is None else run.average.applied():
+                    with torch.no_grad(), undisturbed_rng():
+                        # plain floats: checkpoints cannot load numpy types
+                        metrics = {name: float(value) for name, value in validate(model).items()}
+                    metrics = of_every_process(accelerator, metrics)[0]  # all select, and stop, by the same numbers
+                    selected = _selected(metrics, settings.select, progress.step)
+                    log.write("validation", progress.step, _epoch_of(progress.step, settings),
+                              metrics | {"seconds": progress.seconds})
+                    progress.validated_step = progress.step
+                    progress.validations_since_best += 1
+                    if progress.best is None or selected > progress.best:
+                        progress.best, progress.best_step, progress.best_metrics = selected, progress.step, metrics
+                        progress.validations_since_best = 0
+                        run.save_best()
                 began = clock()
                 save_last()
                 continue
@@ -233,6 +235,8 @@ def fit(
             gradient_norm = accelerator.clip_grad_norm_(parameters, settings.clip_norm or math.inf)
             watch.see(progress.step, step_metrics, gradient_norm)
             optimizer.step()
+            if run.average is not None:
+                run.average.update()
             progress.step += 1
             log.advance()
 

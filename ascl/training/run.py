@@ -43,6 +43,7 @@ def train_run(
     batches: TrainBatches, step_loss: StepLoss, validate: Validate, learning_rate: Schedule, settings: LoopSettings,
     resume: bool, described: Sequence[str], extra: dict[str, Any], saved: Callable[[str], bool] = lambda name: True,
     environment_extra: dict[str, Any] | None = None, files: dict[str, str] | None = None,
+    average_decay: float | None = None,
 ) -> Progress:
     """Open the run folder `config.out`, write settings and environment, print a summary, and train.
 
@@ -51,7 +52,8 @@ def train_run(
     Args:
         config: all settings of the run, saved as settings.yaml and in its checkpoints.
         accelerator, model, optimizer, batches, step_loss, validate, learning_rate, settings: see `fit`.
-        resume, saved: see `RunFolder`. extra: plain values that checkpoints store in addition to the settings.
+        resume, saved, average_decay: see `RunFolder`.
+        extra: plain values that checkpoints store in addition to the settings.
         described: lines on data and model, printed before the first step.
         environment_extra: entries of environment.json in addition to `provenance.environment`.
         files: name -> text of further files to write at the start of a new run.
@@ -62,7 +64,7 @@ def train_run(
     with only_training(Path(config.out), accelerator, resume):
         run = RunFolder(
             config.out, accelerator, model, optimizer, conditions=settings.conditions(accelerator), resume=resume,
-            saved=saved, extra={"settings": asdict(config), **extra},
+            saved=saved, extra={"settings": asdict(config), **extra}, average_decay=average_decay,
         )
         if accelerator.is_main_process:
             texts = {"settings.yaml": yaml.safe_dump(asdict(config), sort_keys=False)}

@@ -5,18 +5,21 @@ All functions raise ValueError for arguments out of range.
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 Schedule = Callable[[int], float]
 
 
-def step_decay(base: float, *, gamma: float, every_epochs: int, steps_per_epoch: int) -> Schedule:
-    """Return a schedule that starts at `base` and multiplies it by `gamma` every `every_epochs` epochs (AsCL)."""
+def step_decay(base: float, *, gamma: float, after_epochs: Sequence[int], steps_per_epoch: int) -> Schedule:
+    """Return a schedule that starts at `base` and multiplies it by `gamma` after each of these numbers of epochs."""
     _require(base > 0, f"the base learning rate is {base}: it must be > 0")
     _require(0 < gamma <= 1, f"gamma is {gamma}: it must be in (0, 1]")
-    _require(every_epochs >= 1 and steps_per_epoch >= 1, "every_epochs and steps_per_epoch must be at least 1")
-    return lambda step: base * gamma ** (step // (every_epochs * steps_per_epoch))
+    _require(steps_per_epoch >= 1, "steps_per_epoch must be at least 1")
+    _require(all(epochs >= 1 for epochs in after_epochs) and list(after_epochs) == sorted(set(after_epochs)),
+             f"the rate decays after epochs {list(after_epochs)}: give rising numbers of at least 1")
+    return lambda step: base * gamma ** bisect.bisect_right(after_epochs, step // steps_per_epoch)
 
 
 def cosine(base: float, *, final: float, total_steps: int) -> Schedule:

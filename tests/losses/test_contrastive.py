@@ -51,6 +51,31 @@ def test_info_nce_is_the_cross_entropy_of_the_definition(case):
     assert loss.item() == pytest.approx(info_nce_oracle(scores.tolist(), extra.tolist(), temperature), rel=1e-9)
 
 
+@given(batches, st.floats(0.01, 0.9))
+@settings(max_examples=40, deadline=None)
+def test_smoothed_labels_leave_a_share_of_the_target_to_the_candidates_that_count(case, smoothing):
+    size, extras, seed, temperature = case
+    scores, extra = random_scores(size, size, seed=seed), random_scores(size, extras, seed=seed + 1)
+    extra[extra > 0.5] = -math.inf
+    expected = 0.0
+    for i, (row, more) in enumerate(zip(scores.tolist(), extra.tolist(), strict=True)):
+        used = [s / temperature for s in [*row, *more] if s > -math.inf]
+        log_sum = math.log(sum(math.exp(s) for s in used))
+        costs = [log_sum - s for s in used]
+        expected += ((1 - smoothing) * costs[i] + smoothing * sum(costs) / len(costs)) / size
+    for of in (scores, extra):
+        of.requires_grad_()
+    loss = info_nce(scores, extra if extras else None, temperature=temperature, label_smoothing=smoothing)
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
+    loss.backward()
+    assert scores.grad.isfinite().all() and (not extras or (extra.grad[extra == -math.inf] == 0).all())
+
+
+def test_smoothing_the_whole_label_is_refused():
+    with pytest.raises(ValueError, match="label_smoothing is 1.0: it must be at least 0 and below 1"):
+        info_nce(torch.eye(2), temperature=0.1, label_smoothing=1.0)
+
+
 @given(batches)
 @settings(max_examples=40, deadline=None)
 def test_ascl_loss_is_the_mean_of_the_two_terms(case):

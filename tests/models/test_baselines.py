@@ -9,11 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ascl.losses import ascl_loss, info_nce
+from ascl.data.pairs import Batch
 from ascl.models import EncodedImages, EncodedTexts
 from ascl.models.baselines import Clip, Imram, Scan, TwoTower, Vse, VseInfinity
 from ascl.models.baselines.vse_infinity import GeneralizedPooling, position_encodings
 from ascl.retrieval import score_batch
+from ascl.retrieval.objective import RetrievalObjective
 
 REGION_DIM, GLOBAL_DIM, TEXT_DIM, D = 5, 3, 4, 6
 ONE_VECTOR = [TwoTower, Vse, VseInfinity, Clip]
@@ -377,8 +378,9 @@ def test_a_mask_of_real_regions_alone_is_no_mask(name):
 @pytest.mark.parametrize("name", ALL)
 def test_every_parameter_learns(name):
     model = build(*ALL[name])
-    scores = score_batch(model, model.encode_images(*features()), [model.encode_texts(["0", "1", "2"])])[0]
-    (scores * torch.randn_like(scores)).sum().backward()
+    regions, globals_, mask = features()
+    batch = Batch(regions, globals_, mask, ["0", "1"], None)
+    RetrievalObjective(0.07, None)(model, batch, 0, torch.Generator())["loss"].backward()
     assert not [n for n, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
 
 
@@ -464,19 +466,24 @@ def clip_loss_scalar(cosines, scale):
     return total
 
 
+def clip_step(model):
+    """Metrics of one training step, and the cosines of its batch."""
+    regions, globals_, mask = features()
+    batch = Batch(regions, globals_, mask, ["0", "2"], None)
+    metrics = RetrievalObjective(0.07, None)(model, batch, 0, torch.Generator())
+    metrics["loss"].backward()
+    return metrics, model.pair_scores(model.encode_images(regions, globals_, mask), model.encode_texts(["0", "2"]))
+
+
 @pytest.mark.parametrize("scale", [1 / 0.07, 30.0])
 def test_clip_learns_the_temperature_of_its_loss(scale):
     model = build(Clip)
     with torch.no_grad():
         model.log_scale.fill_(math.log(scale))
-    regions, globals_, mask = features()
-    images, texts = model.encode_images(regions, globals_, mask), model.encode_texts(["0", "2"])
-    scores, = score_batch(model, images, [texts])
-    loss = ascl_loss(scores, temperature=0.07)
-    cosines = model.pair_scores(images, texts).tolist()
-    assert loss.item() == pytest.approx(clip_loss_scalar(cosines, scale), rel=1e-9)
-    loss.backward()
-    above, below = (clip_loss_scalar(cosines, scale * math.exp(step)) for step in (1e-6, -1e-6))
+    metrics, cosines = clip_step(model)
+    assert metrics["loss"].item() == pytest.approx(clip_loss_scalar(cosines.tolist(), scale), rel=1e-9)
+    assert metrics["temperature"].item() == pytest.approx(1 / scale)
+    above, below = (clip_loss_scalar(cosines.tolist(), scale * math.exp(step)) for step in (1e-6, -1e-6))
     assert model.log_scale.grad.item() == pytest.approx((above - below) / 2e-6, rel=1e-5)
 
 
@@ -489,18 +496,14 @@ def test_clip_scores_are_cosines_wherever_the_temperature_is():
     assert np.abs(before).max() <= 1
 
 
-def test_clip_starts_at_the_temperature_of_the_loss():
-    model = build(Clip, {"temperature": 0.2})
-    images, texts = items(model)
-    torch.testing.assert_close(model.training_scores(images, texts), model.pair_scores(images, texts))
+def test_clip_starts_at_the_temperature_that_it_gets():
+    assert clip_step(build(Clip, {"temperature": 0.2}))[0]["temperature"].item() == pytest.approx(0.2)
 
 
 def test_clips_scale_comes_back_to_100_and_can_leave_it():
     model = build(Clip)
     with torch.no_grad():
         model.log_scale.fill_(math.log(250.0))
-    images, texts = model.encode_images(*features()), model.encode_texts(["0", "2"])
-    scores = [model.training_scores(images, texts) for _ in range(2)]               # captions, generated positives
-    torch.testing.assert_close(scores[0], model.pair_scores(images, texts) * 100 * 0.07)
-    info_nce(scores[0] - scores[1].flip(0), temperature=0.07).backward()
+    metrics, cosines = clip_step(model)
+    assert metrics["loss"].item() == pytest.approx(clip_loss_scalar(cosines.tolist(), 100), rel=1e-9)
     assert model.log_scale.item() == pytest.approx(math.log(100)) and model.log_scale.grad != 0

@@ -104,7 +104,7 @@ def test_values_of_a_file(tmp_path):
 
 @pytest.mark.parametrize(("wrong", "right"), [
     ("model.embed_dims", "model.embed_dim"), ("modle.num_heads", "model.num_heads"), ("lr", "optimizer.lr"),
-    ("batchsize", "batch_size"), ("model.dropout", "samples.dropout"), ("text.fine_tune", "text.finetune"),
+    ("batchsize", "batch_size"), ("model.word_drop", "model.word_dropout"), ("text.fine_tune", "text.finetune"),
 ])
 def test_an_unknown_setting_names_the_nearest(configs, tmp_path, wrong, right):
     with pytest.raises(SettingsError, match=f"unknown option --{wrong}; did you mean '{right}'"):
@@ -173,7 +173,7 @@ def leaf_values(kind):
         bool: st.booleans(), int: st.integers(-(2**40), 2**40), float: st.floats(allow_nan=False, allow_infinity=False),
         str: st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=12)
         | st.sampled_from(["no", "null", "1e5", "5", "true", "[a]", "a: b", "{split}.h5", "~", "#x", "@x", "${y}"]),
-        list[str]: st.lists(st.text(max_size=5), max_size=3),
+        list[str]: st.lists(st.text(max_size=5), max_size=3), list[int]: st.lists(st.integers(0, 99), max_size=3),
     }
     if kind in plain:
         return plain[kind]

@@ -71,7 +71,7 @@ def open_and_fit(accelerator, made, folder, *, settings, resume=False, saved=is_
     model, optimizer = made
     run = RunFolder(
         folder, accelerator, model, optimizer, conditions=settings.conditions(accelerator), resume=resume, saved=saved,
-        extra=extra,
+        extra=extra, average_decay=0.9,
     )
     return fit(accelerator, model, optimizer, run, settings=settings, **callables)
 

@@ -214,7 +214,9 @@ def test_best_is_chosen_by_the_metric_and_last_goes_on(tmp_path, run_tiny):
     assert best["extra"] == {"dim": 8} and best["progress"]["step"] == 10 and "optimizer" not in best
     assert torch.equal(best["model"]["layers.0.weight"], weights[1])
     assert not any(name.startswith("frozen.") for name in best["model"])
-    assert torch.equal(checkpoint.load(tmp_path / "last.pt")["model"]["layers.0.weight"], weights[3])
+    last = checkpoint.load(tmp_path / "last.pt")  # the weights, and beside them their average
+    assert torch.equal(last["average"]["averages"][0], weights[3])
+    assert not torch.equal(last["model"]["layers.0.weight"], weights[3])
 
 
 def validating(*values):

@@ -160,8 +160,8 @@ def train(config: CopyConfig, *, resume: bool = False) -> Progress:
         loop = loop_settings(config, batches.steps_per_epoch, select=config.train.select)
         learning_rate = build_schedule(config, loop, accelerator.num_processes)
         rates = config.optimizer
-        momentum = rates.momentum if rates.kind == "sgd" else None
-        optimizer = build_optimizer(model, lr=rates.lr, weight_decay=rates.weight_decay, momentum=momentum)
+        optimizer = build_optimizer(model, lr=rates.lr, weight_decay=rates.weight_decay, kind=rates.kind,
+                                    momentum=rates.momentum)
     prepare = SquarePixels(settings.input_size, settings.resize)
     held_back = make_validation_set(
         data.validation, data.train, prepare, seed=config.train.seed, workers=config.data.workers

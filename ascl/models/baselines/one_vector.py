@@ -40,7 +40,7 @@ class OneVector(RetrievalModel):
 
     def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:
         """Encode N texts as N vectors."""
-        vectors = self.text_vector(*self.text(list(texts))).unsqueeze(1)
+        vectors = self.text_vector(*self.encoded_words(texts)).unsqueeze(1)
         return EncodedTexts(vectors, torch.ones(vectors.shape[:2], dtype=torch.bool, device=vectors.device))
 
     def text_vectors(self, texts: EncodedTexts) -> Tensor:

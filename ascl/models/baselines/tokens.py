@@ -131,7 +131,7 @@ class TokenModel(RetrievalModel):
 
     def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:
         """Encode N texts as projected words."""
-        hidden, mask = self.text(list(texts))
+        hidden, mask = self.encoded_words(texts)
         return EncodedTexts(self.words(hidden), mask)
 
     def text_vectors(self, texts: EncodedTexts) -> Tensor:

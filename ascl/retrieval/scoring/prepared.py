@@ -124,7 +124,7 @@ def score_batch(model: RetrievalModel, images: EncodedImages, text_sets: list[En
     """Return the scores of a batch of images with several sets of texts, differentiable, for a training step.
 
     Words attend to regions all at once, packed over all sets. Regions attend to words in blocks of texts of similar
-    length, to save padding. Models without `fusion_weights` are scored by their own `training_scores`: in such blocks
+    length, to save padding. Models without `fusion_weights` are scored by their own `pair_scores`: in such blocks
     too if their tokens meet (SCAN, IMRAM), else at once (no fusion, two towers).
 
     Args:
@@ -167,9 +167,9 @@ def score_batch(model: RetrievalModel, images: EncodedImages, text_sets: list[En
 def _in_blocks(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, block: int) -> Tensor:
     """Return the scores (N_images, N_texts), computed in blocks of texts of similar length."""
     if block >= len(texts):
-        return model.training_scores(images, texts)
+        return model.pair_scores(images, texts)
     order = texts.mask.sum(dim=1).argsort()
-    columns = [model.training_scores(images, pick(texts, part)) for part in order.split(block)]
+    columns = [model.pair_scores(images, pick(texts, part)) for part in order.split(block)]
     return torch.cat(columns, dim=1)[:, order.argsort()]
 
 
