@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,13 @@ import yaml
 from PIL import Image
 
 from ascl.analysis.run_files import RECALLS
+from ascl.data.split import build_split
+from ascl.models.text import BertWords
+from ascl.retrieval import build
 from ascl.scenes.render import write_scenes
+from ascl.settings.retrieval import load_config
+
+from .analysis.ablation.ablation_programs import make_place, started
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -316,6 +323,82 @@ def test_runs_that_do_not_belong_together_are_refused(module, make_run, tmp_path
         assert message in capsys.readouterr().err
     assert module("flickr8k").main(["A=", "--results", str(path)]) == 2
     assert not path.exists()
+
+
+@pytest.fixture
+def recipes(module, tmp_path, monkeypatch):
+    """(*more) -> exit status of bench_recipes in a folder with small programs, whose steps take half a second."""
+    monkeypatch.chdir(make_place(tmp_path / "place"))
+    common = ["--quick", "--dataset", "tiny", "--method", "AsCL", "--method",
+              "mine=samples.negatives=none model.fusion=false", "--set", "optimizer.warmup_steps=3",
+              "--results", str(tmp_path / "results.csv")]
+    return lambda *more: module("bench_recipes").main([*common, *more])
+
+
+def test_recipes_train_for_their_budget_and_a_finished_run_is_not_trained_again(recipes, module, tmp_path, capsys):
+    budgets = ["--budget", "4", "--budget", "1", "--seed", "0", "--seed", "1"]
+    assert recipes(*budgets) == 0
+    printed = capsys.readouterr().out
+    rows = module("results").read(tmp_path / "results.csv")
+    assert [row.figure.partition("captions, after ")[2].partition(":")[0] for row in rows] == [
+        f"{budget} s of training on one core" for budget in (1, 4) for _ in range(4)]
+    # methods alternate
+    assert [row.figure.split(": ")[1] for row in rows[:4]] == [f"{name}, seed {seed}" for seed in (0, 1)
+                                                               for name in ("AsCL", "mine")]
+    for row, steps in zip(rows, [2] * 4 + [8] * 4, strict=True):
+        assert row.note.startswith(f"QUICK: tiny sizes, a test of the program and not a measurement; {steps} steps in "
+                                   f"{steps / 2} s (planned with 0.500 s a step)")
+        # of 6 steps in the settings of the data set
+        assert f"--train.max_steps={steps} --optimizer.schedule=cosine" in row.note
+        assert f"--optimizer.warmup_steps={steps // 2} " in row.note
+        assert row.commit == "c" and row.hardware == "CPU" and len(row.value.split(" / ")) == 7
+    assert all(("samples.negatives=none" in row.note) == ("mine" in row.figure) for row in rows)
+    sums = [float(row.value.split(" / ")[0]) for row in rows[1:4:2]]
+    assert f"| mine | 1 | 2 | 2 | 1.0 ± 0.0 | {np.mean(sums):.1f} ± {np.std(sums, ddof=1):.1f} |" in printed
+    (report, *_) = [path for path in Path("runs").glob("*/runs/*/eval-test.json")]
+    assert json.loads(report.read_text())["reports"]["full"]["rsum"] > 0
+    # two probes, eight runs; tested were the runs alone
+    assert len(started(Path())) == 2 + 8 and len(Path("evaluated.txt").read_text().splitlines()) == 8
+    assert all(json.loads(path.read_text())["OMP_NUM_THREADS"] == "1" for path in Path().glob("environment-*.json"))
+    assert recipes(*budgets) == 0
+    assert len(started(Path())) == 10 and module("results").read(tmp_path / "results.csv") == rows
+
+
+def test_the_texts_that_a_run_draws_are_encoded_before_it(module, tiny_data, tmp_path, train_arguments, monkeypatch):
+    config = load_config(train_arguments(tiny_data, tmp_path / "run", "--text.cache", str(tmp_path / "words")))
+    module("bench_recipes").fill_cache(config)
+    # what is missing in training would be encoded now
+    monkeypatch.setattr(BertWords, "forward", lambda *_: pytest.fail("encodes"))
+    captions, store = build_split(config, "train")
+    words = build.build_model(config, store.region_dim, store.global_dim).text
+    batches = build.build_batches(config, build.build_pairs(config, captions, store), process=0, processes=1)
+    drawn = [batch for epoch in (0, 1) for batch in batches(epoch, 0)][:4]
+    assert batches.steps_per_epoch == 3 and drawn[0].positives                      # 4 steps are more than an epoch
+    for batch in drawn:
+        assert len(words(batch.captions)[0]) == len(words(batch.positives)[0]) == 8
+
+
+def test_a_recipe_that_was_killed_goes_on_with_its_steps(recipes, module, tmp_path):
+    assert recipes() == 0
+    rows = module("results").read(tmp_path / "results.csv")
+    killed = next(path.parent for path in Path("runs").glob("*/runs/*/ablation.json"))
+    for name in ("ablation.json", "best.pt", "eval-test.json"):
+        (killed / name).unlink()
+    shutil.rmtree(Path("runs") / "recipes-tiny" / "probes")                     # the plan is kept beside the runs
+    assert recipes() == 0
+    assert started(Path())[4:] == [(killed.name, "True")]
+    assert module("results").read(tmp_path / "results.csv") == rows
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    (["--method", "AsCL+"], "no such variant"), (["--method", "x=model.kind"], "expected NAME=VALUE"),
+    (["--method", "mine=loss.margin=1"], "two methods have one label"), (["--budget", "0"], "must be above 0"),
+    (["--set", "train.max_steps=null"], "set train.max_steps"), (["--set", "model.kinds=vse"], "model.kind"),
+    (["--set", "loss.kind=triplet"], "ValueError: this one cannot be trained"), (["--probe-steps", "1"], "too few"),
+])
+def test_bad_recipes_are_refused(recipes, capsys, more, message):
+    assert recipes(*more) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("format_", "what"), [("npy", "SCAN's .npy"), ("tsv", "bottom-up attention's TSV")])

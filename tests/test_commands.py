@@ -59,7 +59,7 @@ SMALL = {  # command -> options that make it small; the last one given wins
 }
 TINY = {
     "model": {"embed_dim": 8, "num_heads": 2},
-    "train": {"max_steps": 2, "batch_size": 8, "validate_every": 2, "log_every": 1, "workers": 0},
+    "train": {"max_steps": 2, "batch_size": 8, "validate_every": 1, "log_every": 1, "workers": 0},
 }
 TINY_COPY: dict[str, Any] = {
     "data": {"workers": 0, "validation_share": 0.3, "cache_side": None}, "views": {"size": 32},
@@ -240,6 +240,7 @@ def workplace(tmp_path_factory, tiny_data, tiny_bert) -> Path:
         Image.open("photos/cat.jpg").crop((4, 4, 60, 44)).save("upload.jpg")
         make_teacher(Path("sscd_disc_mixup.torchscript.pt"))
         assert main(["train", "--dataset", "flickr30k", "--out", "runs/f30k"]) == 0
+        Path("trials.yaml").write_text("grid: {optimizer.lr: [1.0e-3, 2.0e-3]}", encoding="utf-8")
         np.save("sims.npy", np.random.default_rng(0).normal(size=(10, 50)))
         for name in ("coco", "a", "b", "demo"):
             shutil.copytree("runs/f30k", f"runs/{name}")

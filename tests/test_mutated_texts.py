@@ -151,7 +151,7 @@ RANKS = {"i2t": np.array([0, 1]), "t2i": np.array([0, 1, 1, 0]), "image_queries"
          "text_queries": np.arange(4), "owner": np.array([0, 0, 1, 1]), "image_ids": np.array(["a", "b"]),
          "captions": np.array(["a dog", "b", "c", "d"])}
 OWNER = np.arange(12) // 3
-METRICS_FILE = "".join(json.dumps({"kind": kind, "step": 10 * i, "epoch": 1, "loss": 0.5, "steps_per_second": 2.0,
+METRICS_FILE = "".join(json.dumps({"kind": kind, "step": 10 * i, "epoch": 1, "loss": 0.5, "seconds": 2.0 * i,
                                    "time": 1e9}) + "\n" for i, kind in enumerate(["train", "validation", "train"], 1))
 TABLE = f"study,variant,label,seed,run,{','.join(RECALLS)}\n" + "".join(
     f"loss,a=1,a,{i},runs/{i},1,2,3,4,5,6,21\n" for i in range(4))

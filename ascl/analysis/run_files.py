@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,25 @@ def recalls_of(report: Mapping[str, Any]) -> dict[str, float]:
     """
     recalls = {f"{way}_r{k}": number_at(report, way, f"r{k}") for way in ("i2t", "t2i") for k in (1, 5, 10)}
     return recalls | {"rsum": number_at(report, "rsum")}
+
+
+def validations_of(records: Iterable[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+    """Return the validations in a log of metrics, and what they are of, such as " of 5 folds".
+
+    Returns:
+        The records, with metrics by their plain names, such as `rsum`; and what all of these names add, "" for the
+        whole split. Records whose names add something else than those of the last one are left out.
+    """
+    found: list[dict[str, Any]] = []
+    added = ""
+    for record in records:
+        name = next((name for name in record if name.partition("_of_")[0] == "rsum"), None)
+        if record["kind"] != "validation" or name is None:
+            continue
+        if name != f"rsum{added}":
+            found, added = [], name.removeprefix("rsum")
+        found.append({key.removesuffix(added): value for key, value in record.items()})
+    return found, added.replace("_", " ")
 
 
 def number_at(content: Any, *keys: str) -> float:

@@ -30,6 +30,11 @@ def ablate_parser(prog: str) -> Parser:
     parser.add_argument("--study", required=True, choices=[*STUDIES, "all"], help="study whose variants are compared")
     parser.add_argument("--seeds", default="5", metavar="N|LIST",
                         help="number of seeds, counted from 0, or a list of seeds such as 0,7,9")
+    parser.add_argument("--trials", metavar="FILE.yaml",
+                        help="first try every variant with each settings of this file and with its own; those with the "
+                        "best validation are then trained with --seeds; null = no trials, a variant's own settings")
+    parser.add_argument("--trial_seed", type=NonNegativeInt, default=1000, metavar="N",
+                        help="seed of every trial; no seed of the tables")
     parser.add_argument("--only", action="append", default=[], metavar="LABEL",
                         help="run only this variant; may be repeated")
     parser.add_argument("--scores", action="append", default=[], metavar="NAME=FILE.npz",
@@ -52,10 +57,11 @@ def ablate_parser(prog: str) -> Parser:
 
 def ablate(options: Namespace) -> Answer:
     from ascl.analysis.ablation.commands import shown
-    from ascl.analysis.ablation.plan import Request, choose, plan
+    from ascl.analysis.ablation.plan import Request, choose, plan, plan_trials
     from ascl.analysis.ablation.report import add_outside, write_reports
     from ascl.analysis.ablation.runner import make_slots, run_all, visible_gpus
     from ascl.analysis.ablation.state import describe
+    from ascl.analysis.ablation.trials import chosen_settings, read_trials, tried
 
     if not options.dataset:
         raise SettingsError("no data set: give --dataset NAME")
@@ -63,10 +69,12 @@ def ablate(options: Namespace) -> Answer:
         dataset=options.dataset, studies=tuple(STUDIES) if options.study == "all" else (options.study,),
         seeds=seeds_of(options.seeds), settings=settings_of(options), processes=options.processes,
         out=Path(options.out) if "out" in options.given else Path("runs") / f"ablation-{options.dataset}",
-        probe_captions=options.probe_captions,
+        probe_captions=options.probe_captions, trial_seed=options.trial_seed,
+        trials=() if options.trials is None else read_trials(Path(options.trials)),
     )
-    runs = plan(request)
-    chosen = choose(runs, options.only)
+    trials = plan_trials(request)
+    runs = plan(request, chosen_settings(request, trials))
+    chosen = choose([*trials, *runs], options.only)
     outside = [outside_of(text) for text in options.scores]
     if options.dry_run:
         for one in chosen:
@@ -79,8 +87,13 @@ def ablate(options: Namespace) -> Answer:
         gpus = visible_gpus() if several else []
         slots = make_slots(options.parallel, options.processes, options.threads, gpus)
         with ending("the same command continues"):
-            failures = run_all(chosen, request, slots, say=partial(print, flush=True))  # flush: a log file shows it
-    written = write_reports(request, runs, failures)
+            say = partial(print, flush=True)                                            # flush: a log file shows it
+            if trials:
+                failures = run_all([one for one in chosen if one.trial], request, slots, say)
+                runs = plan(request, chosen_settings(request, trials))
+                chosen = choose([*trials, *runs], options.only)
+            failures += run_all([one for one in chosen if not one.trial], request, slots, say)
+    written = write_reports(request, runs, failures, tried(request, trials))
     print("written:", *written)
     for failure in failures:
         print(f"failed: {failure.run.name}: {failure.reason}", file=sys.stderr)

@@ -17,6 +17,7 @@ FIGURES = {       # figure -> name of its files, what it shows
     "alignment": ("figure4_alignment", "the paper's figure 4, alignment and uniformity"),
     "length": ("figure5_length", "the paper's figure 5, text-to-image recall by length of the query"),
     "curves": ("curves", "training loss and validation Rsum"),
+    "time": ("time", "best validation Rsum so far against the seconds of training"),
     "local-weight": ("local_weight", "recall of a trained model that is scored with other local weights (u1)"),
     "trained-weight": ("trained_weight", "recall of models trained with other local weights (from a folder of ascl "
                        "ablate)"),
@@ -33,7 +34,7 @@ def figures_parser(prog: str) -> Parser:
     parser.add_argument("figure", choices=list(FIGURES), help="figure to plot")
     parser.add_argument("sources", nargs="+", metavar="SOURCE",
                         help="RUN: a run folder; LABEL=RUN,RUN: several seeds under one label; TABLE.csv: all variants "
-                        "of a study; FOLDER: a folder of ascl ablate")
+                        "of a study; FOLDER: a folder of ascl ablate, all variants of its studies")
     parser.add_argument("--only", nargs="+", default=[], metavar="LABEL", help="plot only these labels, in this order")
     parser.add_argument("--split", help="split to evaluate; null = the run's test split, for local-weight the images "
                         "on which it was validated")
@@ -77,8 +78,8 @@ def draw(options: Namespace) -> Any:
     if options.figure == "trained-weight":
         return sources.against_setting(options.sources, "model.local_weight")
     groups = sources.run_groups(options.sources, options.only)
-    if options.figure == "curves":
-        return sources.curves(groups)
+    if options.figure in ("curves", "time"):
+        return sources.curves(groups) if options.figure == "curves" else sources.times(groups)
     if options.figure == "length":
         return sources.lengths(groups, options.split, last_lengths=options.bins or sources.LAST_LENGTHS)
     by_name = {"alignment": sources.alignment, "local-weight": sources.local_weight, "leak": sources.leak}

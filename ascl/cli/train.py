@@ -28,10 +28,10 @@ def train(options: Namespace) -> Answer:
 
     config = build(retrieval.Config, options)
     progress = run(train_model, config, options)
-    metrics = {name: value for name, value in (progress.best_metrics or {}).items() if name != "rsum"}
-    return training_answer(progress, [
-        f"best validation Rsum {progress.best:.1f} at step {progress.best_step}: "
-        + ", ".join(f"{name} {value:.1f}" for name, value in metrics.items()),
+    (name, best), *others = (progress.best_metrics or {}).items()       # Rsum comes first
+    return training_answer(progress, config.train.patience, [
+        f"best validation R{name[1:].replace('_', ' ')} {best:.1f} at step {progress.best_step}: "
+        + ", ".join(f"{name} {value:.1f}" for name, value in others),
         f"evaluate with: ascl eval --checkpoint {options.resume or config.out}",
     ])
 
@@ -52,7 +52,7 @@ def copy_train(options: Namespace) -> Answer:
     progress = run(train_descriptor, config, options)
     best = progress.best_metrics or {}
     shown = ("muap", "recall_at_1", "rpr", "uniformity", "gap", "ordered_crops")
-    return training_answer(progress, [
+    return training_answer(progress, config.train.patience, [
         f"best {config.train.select} {progress.best:.4f} at step {progress.best_step}: "
         + ", ".join(f"{name} {best[name]:.3f}" for name in shown if name in best),
         "extract descriptors with: ascl extract descriptors "
@@ -92,8 +92,11 @@ def run(train: Callable[..., Any], config: Any, options: Namespace) -> Any:
             raise stopped
 
 
-def training_answer(progress: Any, lines: list[str]) -> Answer:
-    """Print and return the result of a training."""
-    print(*lines, sep="\n")
+def training_answer(progress: Any, patience: int | None, lines: list[str]) -> Answer:
+    """Print why a training ended and its result, and return the result."""
+    early = progress.out_of_patience(patience)
+    why = (f"stopped early: the last {progress.validations_since_best} validations were no better than the best "
+           f"(train.patience {patience})" if early else "all steps were taken")
+    print(f"ended after step {progress.step}: {why}", *lines, sep="\n")
     return Answer({"best": progress.best, "best_step": progress.best_step, "steps": progress.step,
-                   "metrics": progress.best_metrics or {}})
+                   "stopped_early": early, "seconds": progress.seconds, "metrics": progress.best_metrics or {}})

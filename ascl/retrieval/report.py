@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
@@ -70,6 +70,11 @@ class FoldReport(_BothDirections):
 
     folds: tuple[RetrievalReport, ...]
 
+    @classmethod
+    def mean(cls, folds: Sequence[RetrievalReport]) -> FoldReport:
+        """Return the mean over folds."""
+        return cls(_mean([fold.i2t for fold in folds]), _mean([fold.t2i for fold in folds]), tuple(folds))
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers for JSON: the means, `rsum`, and each fold's report."""
         return {"i2t": asdict(self.i2t), "t2i": asdict(self.t2i), "rsum": self.rsum,
@@ -128,23 +133,36 @@ def fold_report(scores: Matrix, owner: Vector, folds: int = 5, *, truth: Matrix 
         75.0
     """
     ranking.check_matrix(scores, "the score matrix")
-    images = scores.shape[0]
+    owner = ranking.as_owner(owner)
+    ranking.check_owner(owner, *scores.shape)
+    reports = []
+    for rows, columns in folds_of(owner, scores.shape[0], folds):
+        fold_truth = None if truth is None else truth[rows.start : rows.stop][:, columns]
+        fold = ranking.MatrixBlocks(scores, rows, columns, block_elements)
+        reports.append(rank_report(fold, owner[columns] - rows.start, truth=fold_truth))
+    return FoldReport.mean(reports)
+
+
+def folds_of(owner: np.ndarray, images: int, folds: int) -> list[tuple[range, np.ndarray]]:
+    """Return the images and the texts of each of `folds` consecutive blocks of images.
+
+    Args:
+        owner: (N_texts,) image of each text, from 0 to `images` - 1.
+
+    Raises:
+        DataError: as `fold_report`.
+    """
     if folds < 1 or images == 0 or images % folds:
         raise DataError(f"{images} images cannot be split into {folds} equal folds; choose a divisor of {images}")
-    owner = ranking.as_owner(owner)
-    ranking.check_owner(owner, images, scores.shape[1])
-    size = images // folds
-    reports = []
-    for first in range(0, images, size):
-        rows, columns = range(first, first + size), np.flatnonzero((owner >= first) & (owner < first + size))
+    parts = []
+    for first in range(0, images, images // folds):
+        rows = range(first, first + images // folds)
+        columns = np.flatnonzero((owner >= first) & (owner < rows.stop))
         if not len(columns):
             raise DataError(f"no text belongs to images {first} to {rows[-1]}, so this fold cannot be ranked: choose "
                             "fewer folds")
-        fold_truth = None if truth is None else truth[first : rows.stop][:, columns]
-        fold = ranking.MatrixBlocks(scores, rows, columns, block_elements)
-        reports.append(rank_report(fold, owner[columns] - first, truth=fold_truth))
-    return FoldReport(_mean([report.i2t for report in reports]), _mean([report.t2i for report in reports]),
-                      tuple(reports))
+        parts.append((rows, columns))
+    return parts
 
 
 def _recalls(zero_based: np.ndarray) -> Recalls:

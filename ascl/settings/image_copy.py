@@ -207,6 +207,8 @@ class CopyTrainConfig:
     """Use the channels-last memory layout, which is faster on some processors."""
     validate_every: int | None = None
     """Validate every N steps; null = at the end of each epoch."""
+    patience: int | None = None
+    """Stop early, after N validations in a row that were no better than the best one; null = never."""
     checkpoint_every: int = 500
     """Write last.pt every N steps."""
     log_every: int = 20

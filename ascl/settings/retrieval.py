@@ -5,6 +5,7 @@ The defaults are the paper's where it states them (AsCL, section 3.1, COCO), and
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,11 @@ class DataConfig:
     """Captions per image of SCAN's {split}_caps.txt without ids file; null = by the numbers of captions and of rows of
     the features."""
     val_images: int | None = None
-    """While training, validate on the first N images of the split, to save time; null = all."""
+    """While training, validate on the first N images of the split, to save time; null = all. The metrics are then
+    called by it, such as rsum_of_first_300_images."""
+    val_folds: int = 1
+    """While training, validate on N consecutive blocks of these images, each with its own captions only, and average,
+    as COCO's five folds of 1K do: 1/N of the pairs. The metrics are then called by it, such as rsum_of_5_folds."""
     train: str = "train"
     """Name of the split to train on."""
     val: str = "val"
@@ -224,6 +229,8 @@ class TrainConfig:
     """Precision of the matrix products; no = float32; fp16 needs a GPU."""
     validate_every: int = 1000
     """Validate every N steps."""
+    patience: int | None = None
+    """Stop early, after N validations in a row that were no better than the best one; null = never."""
     checkpoint_every: int = 500
     """Write last.pt every N steps."""
     log_every: int = 20
@@ -267,6 +274,14 @@ def presets(saved: Path | None = None) -> Presets:
     return chosen
 
 
+@functools.cache
+def _parser(saved: Path | None) -> Parser:
+    """Return the parser of `load_config`, built once: that takes longer than to read with it."""
+    parser = Parser(short=SHORT, presets=presets(saved), add_help=False)
+    parser.add_settings(Config)
+    return parser
+
+
 def load_config(arguments: Sequence[str], saved: Path | None = None) -> Config:
     """Return the settings of a command line: defaults, presets, `--config` files, then options; the last wins.
 
@@ -278,6 +293,4 @@ def load_config(arguments: Sequence[str], saved: Path | None = None) -> Config:
         SettingsError: a name is unknown (the message suggests the nearest), a value has the wrong type, or the data
             set is unknown.
     """
-    parser = Parser(short=SHORT, presets=presets(saved), add_help=False)
-    parser.add_settings(Config)
-    return build(Config, parser.read(arguments))
+    return build(Config, _parser(saved).read(arguments))

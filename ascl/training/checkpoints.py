@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,12 @@ class Progress:
     best: float | None = None
     best_step: int | None = None
     best_metrics: dict[str, float] | None = None
+    validations_since_best: int = 0
+    seconds: float = field(default=0.0, compare=False)  # training time, without validations and checkpoints
+
+    def out_of_patience(self, patience: int | None) -> bool:
+        """Return whether the last `patience` validations were all no better than the best one; None never ends."""
+        return patience is not None and self.validations_since_best >= patience
 
 
 class RunFolder:

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ascl.core.checkpoint import LAST, undisturbed_rng
-from ascl.core.distributed import any_process, mean_over_processes
+from ascl.core.distributed import any_process, mean_over_processes, of_every_process
 from ascl.core.errors import DataError
 from ascl.core.signals import stop_on_signals
 from ascl.training.checkpoints import Progress, RunFolder
@@ -42,6 +42,7 @@ class LoopSettings:
     max_steps: int | None = None  # stop after this many steps in total, even if `epochs` allows more; None: no limit
     clip_norm: float | None = None  # largest gradient norm; None: no clipping
     validate_every: int | None = None  # in steps; None: at the end of each epoch. Always after the last step too
+    patience: int | None = None  # stop after this many validations in a row without a better one; None: never
     checkpoint_every: int = 500  # write last.pt every N steps; also before and after each validation
     log_every: int = 10  # log metrics every N steps
     select: str = "rsum"  # validation metric that selects best.pt; larger is better
@@ -49,12 +50,15 @@ class LoopSettings:
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("steps_per_epoch", 1), ("max_steps", 1), ("validate_every", 1),
-                            ("checkpoint_every", 1), ("log_every", 1), ("seed", 0)):
+                            ("patience", 1), ("checkpoint_every", 1), ("log_every", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise DataError(f"{name} is {value}: it must be at least {least}")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise DataError(f"clip_norm is {self.clip_norm}: it must be > 0, or null for no clipping")
+        if self.patience is not None and self.total_steps <= (self.validate_every or self.steps_per_epoch):
+            raise DataError(f"patience is {self.patience}, but the run validates only once, after its last step "
+                            f"{self.total_steps}: lower validate_every, or set patience to null")
 
     @property
     def total_steps(self) -> int:
@@ -73,6 +77,7 @@ class LoopSettings:
             # the number of processes changes the steps of an epoch, so it comes first
             "processes": accelerator.num_processes, "seed": self.seed, "steps_per_epoch": self.steps_per_epoch,
             "mixed_precision": accelerator.mixed_precision, "training data": self.trained_on,
+            "select": self.select,
         }
 
 
@@ -90,10 +95,11 @@ def fit(
 ) -> Progress:
     """Train `model`, write last.pt, best.pt, metrics.jsonl and tensorboard/ to the run's folder, return the progress.
 
-    Each training record has the step's metrics and `learning_rate`, `gradient_norm` (before clipping),
-    `steps_per_second` and `data_wait`. `data_wait` is the share of the time since the last record that this program
-    waited for batches, averaged over processes. A GPU may be busy with earlier steps meanwhile: there, a share above 0
-    calls for more workers only if `steps_per_second` rises with them.
+    Each training record has the step's metrics and `learning_rate`, `gradient_norm` (before clipping), `seconds`,
+    `steps_per_second` and `data_wait`. `seconds` is the time spent on training since the start of the run, resumes
+    included, without validations and checkpoints; validation records have it too. `data_wait` is the share of that time
+    since the last record that this program waited for batches, averaged over processes. A GPU may be busy with earlier
+    steps meanwhile: there, a share above 0 calls for more workers only if `steps_per_second` rises with them.
 
     The device is read only to log metrics, write a checkpoint or validate. If a loss or gradient is not finite, the
     next such read raises an error that names the first step where it happened. No later state is ever saved.
@@ -147,16 +153,21 @@ def fit(
         raise DataError(f"the {what} of {place} is not finite{but}: {listed}; learning rate {learning_rate(step):g}. "
                         f"{run.kept()}. Try a smaller learning rate, gradient clipping or a longer warm-up.")
 
-    def save_last() -> None:
-        check_finite()
-        run.save_last()
-
-    batches: Iterator[Any] | None = None
-    logged_at, logged_step, waited = clock(), progress.step, 0.0
     run_log = RunLog(
         run.path, total_steps=settings.total_steps, enabled=accelerator.is_main_process,
         resume_at=(progress.step, progress.validated_step) if run.resumed else None,
     )
+    began = clock()  # of the stretch of training that is not yet in `progress.seconds`
+
+    def save_last() -> None:
+        nonlocal began
+        check_finite()
+        progress.seconds += clock() - began
+        run.save_last()
+        began = clock()
+
+    batches: Iterator[Any] | None = None
+    logged_seconds, logged_step, waited = progress.seconds, progress.step, 0.0
     with run_log as log, stop_on_signals() as stop:
         while True:
             epoch, batch_index = divmod(progress.step, settings.steps_per_epoch)
@@ -175,17 +186,21 @@ def fit(
                     with torch.no_grad(), undisturbed_rng():
                         # plain floats: checkpoints cannot load numpy types
                         metrics = {name: float(value) for name, value in validate(model).items()}
+                    metrics = of_every_process(accelerator, metrics)[0]  # all select, and stop, by the same numbers
                     selected = _selected(metrics, settings.select, progress.step)
-                    log.write("validation", progress.step, _epoch_of(progress.step, settings), metrics)
+                    log.write("validation", progress.step, _epoch_of(progress.step, settings),
+                              metrics | {"seconds": progress.seconds})
                     progress.validated_step = progress.step
+                    progress.validations_since_best += 1
                     if progress.best is None or selected > progress.best:
                         progress.best, progress.best_step, progress.best_metrics = selected, progress.step, metrics
+                        progress.validations_since_best = 0
                         run.save_best()
+                began = clock()
                 save_last()
-                logged_at, logged_step, waited = clock(), progress.step, 0.0
                 continue
 
-            if progress.step >= settings.total_steps:
+            if progress.step >= settings.total_steps or progress.out_of_patience(settings.patience):
                 return progress
 
             asked_at = clock()
@@ -228,13 +243,13 @@ def fit(
             if progress.step % settings.log_every == 0:
                 check_finite()
                 read = {name: value.item() for name, value in step_metrics.items()}
-                now = clock()
-                passed = max(now - logged_at, 1e-9)
+                seconds = progress.seconds + clock() - began
+                passed = max(seconds - logged_seconds, 1e-9)
                 values = mean_over_processes(accelerator, read | {"data_wait": waited / passed})
-                values |= {"learning_rate": rate, "gradient_norm": float(gradient_norm),
+                values |= {"learning_rate": rate, "gradient_norm": float(gradient_norm), "seconds": seconds,
                            "steps_per_second": (progress.step - logged_step) / passed}
                 log.write("train", progress.step, _epoch_of(progress.step, settings), values)
-                logged_at, logged_step, waited = now, progress.step, 0.0
+                logged_seconds, logged_step, waited = seconds, progress.step, 0.0
             # save first, because a validation takes long and may fail
             if progress.step % settings.checkpoint_every == 0 or settings.validation_due(progress.step):
                 save_last()

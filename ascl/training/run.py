@@ -31,7 +31,7 @@ def loop_settings(
     config: Config | CopyConfig, steps_per_epoch: int, *, select: str = "rsum", trained_on: str = ""
 ) -> LoopSettings:
     """Return the settings of the loop, from the configuration of either half."""
-    names = ("epochs", "seed", "max_steps", "validate_every", "checkpoint_every", "log_every")
+    names = ("epochs", "seed", "max_steps", "validate_every", "patience", "checkpoint_every", "log_every")
     return LoopSettings(
         steps_per_epoch=steps_per_epoch, clip_norm=config.optimizer.clip_norm, select=select, trained_on=trained_on,
         **{name: getattr(config.train, name) for name in names},

@@ -105,6 +105,29 @@ def test_the_validation_is_the_recall_of_the_validation_split(runs, tiny_data):
     assert logged["i2t_median_rank"] == report.i2t.median_rank
 
 
+def test_a_validation_of_a_part_is_called_by_it_and_chooses_the_checkpoint(tiny_data, tmp_path, tool, train_arguments,
+                                                                           capsys):
+    run = tmp_path / "run"
+    part = ["--data.val_folds", "2", "--data.val_images", "4"]
+    assert tool("train")(train_arguments(tiny_data, run, *part)) == 0
+    name = "rsum_of_2_folds_of_first_4_images"
+    assert "best validation Rsum of 2 folds of first 4 images" in capsys.readouterr().out
+    regions, globals_, mask, captions, owner = split_of(tiny_data, "val")
+    kept = np.flatnonzero(owner < 4)
+    model = load_model(run / "last.pt")
+    with torch.no_grad():
+        images = model.encode_images(regions[:4], globals_[:4], mask[:4])
+        report = fold_report(model.pair_scores(images, model.encode_texts([captions[i] for i in kept])), owner[kept], 2)
+    logged = [line for line in read_metrics(run / "metrics.jsonl") if line["kind"] == "validation"]
+    assert logged[-1][name] == pytest.approx(report.rsum)
+    assert logged[-1][name.replace("rsum", "t2i_r1")] == pytest.approx(report.t2i.r1)
+    assert not logged[-1].keys() & {"rsum", "t2i_r1"}
+    assert state_of(run / "best.pt")["progress"]["best"] == max(line[name] for line in logged)
+    # another part is no continuation: the best so far would not be comparable
+    assert tool("train")(["--resume", str(run), "--data.val_folds", "1"]) == 1
+    assert f"trained with select = {name}, now it is rsum_of_first_4_images" in capsys.readouterr().err
+
+
 def test_what_is_trained_moves_and_what_is_frozen_does_not(runs, tiny_bert):
     from transformers import AutoModel
 
@@ -130,10 +153,21 @@ def test_two_halves_equal_a_whole(tiny_data, tmp_path, tool, train_arguments, mo
     for state in states:
         state["extra"]["settings"].pop("out")
     same_bits(*states)
-    logs = [[{k: v for k, v in line.items() if k not in ("time", "steps_per_second", "data_wait")}
+    logs = [[{k: v for k, v in line.items() if k not in ("time", "seconds", "steps_per_second", "data_wait")}
              for line in read_metrics(run / "metrics.jsonl")] for run in (whole, halves)]
     assert logs[0] == logs[1]
     assert yaml.safe_load((halves / "settings.yaml").read_text())["train"]["max_steps"] == 4
+
+
+def test_early_stopping_says_why_the_training_ended(tiny_data, tmp_path, tool, train_arguments, monkeypatch, capsys):
+    given = iter([5.0, 4.0, 3.0])
+    monkeypatch.setattr("ascl.retrieval.train.flat_metrics", lambda report: {"rsum": next(given)})
+    more = ["--train.patience", "2", "--train.max_steps", "9", "--json"]
+    assert tool("train")(train_arguments(tiny_data, tmp_path / "run", *more)) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["best_step"], answer["steps"], answer["stopped_early"]) == (2, 6, True)
+    assert tool("train")(["--resume", str(tmp_path / "run")]) == 0
+    assert "ended after step 6: stopped early: the last 2 validations were no better" in capsys.readouterr().out
 
 
 def test_a_resume_with_other_captions_is_refused(tiny_data, tmp_path, tool, train_arguments, capsys):
@@ -215,7 +249,8 @@ def test_every_variant_takes_a_step_and_is_read_back(tiny_data, tmp_path, tool, 
     run = tmp_path / "run"
     assert tool("train")(train_arguments(tiny_data, run, "--train.max_steps", "1", *more.split())) == 0
     train, validation = read_metrics(run / "metrics.jsonl")
-    assert np.isfinite(train["loss"]) and train["gradient_norm"] > 0 and validation["rsum"] > 0
+    assert np.isfinite(train["loss"]) and train["gradient_norm"] > 0
+    assert next(value for name, value in validation.items() if name.startswith("rsum")) > 0
     saved = state_of(run / "last.pt")["model"]
     model = load_model(run / "last.pt")
     assert isinstance(model, TwoTower) == ("two_tower" in more)

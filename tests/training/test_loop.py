@@ -27,7 +27,7 @@ from .conftest import make_tiny, tiny_batches, tiny_loss, tiny_validation
 
 def lines_of(folder):
     """The lines of metrics.jsonl without the times."""
-    times = ("time", "steps_per_second", "data_wait")
+    times = ("time", "seconds", "steps_per_second", "data_wait")
     return [{k: v for k, v in line.items() if k not in times} for line in read_metrics(folder / "metrics.jsonl")]
 
 
@@ -156,12 +156,36 @@ def test_waiting_for_data_is_measured_from_line_to_line(tmp_path, run_tiny):
     run_tiny(tmp_path, epochs=2, log_every=2, **given)
     lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if line["kind"] == "train"]
     assert [line["step"] for line in lines] == [2, 4, 6, 8, 10]
-    # step 5 lies before the validation and counts for no line; step 6 starts the second epoch
-    waited = [2 + 3 + 3, 3 + 3, 2 + 0.5, 0.5 + 0.5, 0.5 + 0.5]
-    steps = [2, 2, 1, 2, 2]
-    for line, wait, count in zip(lines, waited, steps, strict=True):
-        assert line["data_wait"] == pytest.approx(wait / (wait + count))
-        assert line["steps_per_second"] == pytest.approx(count / (wait + count))
+    waited = [2 + 3 + 3, 3 + 3, 3 + 2 + 0.5, 0.5 + 0.5, 0.5 + 0.5]  # step 6 starts the second epoch
+    for line, wait in zip(lines, waited, strict=True):
+        assert line["data_wait"] == pytest.approx(wait / (wait + 2))
+        assert line["steps_per_second"] == pytest.approx(2 / (wait + 2))
+    assert [line["seconds"] for line in lines] == pytest.approx(np.cumsum(np.add(waited, 2)))
+
+
+def test_seconds_of_training_go_on_after_a_resume_and_count_no_validation(tmp_path, run_tiny):
+    """Steps take 1 s and validations 1000 s, by a clock of the test; the time between two processes does not count."""
+    now = [0.0]
+
+    def step_loss(model, batch, step, generator):
+        now[0] += 1
+        return stopping(model, batch, step, generator)
+
+    def validate(model):
+        now[0] += 1000
+        return tiny_validation(model)
+
+    given = {"step_loss": step_loss, "validate": validate, "clock": lambda: now[0], "epochs": 2, "log_every": 2}
+    stopping = stopping_loss(6)
+    with pytest.raises(TrainingInterrupted):
+        run_tiny(tmp_path, **given)
+    now[0] += 1e6
+    _, progress = run_tiny(tmp_path, resume=True, **given)
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(record["kind"], record["step"], record["seconds"]) for record in records] == [
+        ("train", 2, 2), ("train", 4, 4), ("validation", 5, 5), ("train", 6, 6), ("train", 8, 8), ("train", 10, 10),
+        ("validation", 10, 10)]
+    assert progress.seconds == 10
 
 
 def test_learning_rates_follow_the_schedule_and_the_groups_factor(tmp_path, run_tiny):
@@ -193,6 +217,37 @@ def test_best_is_chosen_by_the_metric_and_last_goes_on(tmp_path, run_tiny):
     last = checkpoint.load(tmp_path / "last.pt")  # the weights, and beside them their average
     assert torch.equal(last["average"]["averages"][0], weights[3])
     assert not torch.equal(last["model"]["layers.0.weight"], weights[3])
+
+
+def validating(*values):
+    """A validation that gives these values in turn."""
+    given = iter(values)
+    return lambda model: {"rsum": next(given)}
+
+
+@pytest.mark.parametrize(("patience", "values", "steps"), [
+    (None, [3, 2, 1, 0], 20), (1, [3, 4, 2], 15), (2, [1, 3, 3, 2], 20), (2, [3, 2, 3], 15), (3, [3, 2, 1, 4], 20),
+])
+def test_training_stops_after_validations_that_were_no_better(tmp_path, run_tiny, patience, values, steps):
+    _, progress = run_tiny(tmp_path, patience=patience, validate=validating(*values))
+    best = values.index(max(values))
+    assert (progress.step, progress.best, progress.best_step) == (steps, max(values), 5 * (best + 1))
+    assert progress.out_of_patience(patience) == (patience is not None and len(values) - 1 - best >= patience)
+    assert checkpoint.load(tmp_path / "last.pt")["progress"]["step"] == steps
+
+
+def test_the_count_of_validations_survives_a_resume_and_can_be_given_more(tmp_path, run_tiny):
+    whole, _ = run_tiny(tmp_path / "whole", patience=2, validate=validating(3, 2, 1))
+    with pytest.raises(TrainingInterrupted):
+        run_tiny(tmp_path / "parts", patience=2, validate=validating(3, 2), step_loss=stopping_loss(11))
+    parts, progress = run_tiny(tmp_path / "parts", patience=2, validate=validating(1), resume=True)
+    assert (progress.step, progress.validations_since_best) == (15, 2)
+    same_bits(whole.state_dict(), parts.state_dict())
+    same_run(tmp_path / "whole", tmp_path / "parts")
+    _, progress = run_tiny(tmp_path / "parts", patience=2, validate=validating(), resume=True)  # it has ended
+    assert progress.step == 15
+    _, progress = run_tiny(tmp_path / "parts", patience=3, validate=validating(9), resume=True)
+    assert (progress.step, progress.best_step) == (20, 20)
 
 
 @pytest.mark.parametrize(
@@ -366,9 +421,13 @@ def test_mistakes_are_refused_before_the_first_step(tmp_path, run_tiny):
     with pytest.raises(TypeError, match="extra may hold only"):
         run_tiny(tmp_path, extra={"folder": Path("x")})
     assert not (tmp_path / "metrics.jsonl").exists()
-    for name in ("epochs", "steps_per_epoch", "max_steps", "validate_every", "checkpoint_every", "log_every"):
+    for name in ("epochs", "steps_per_epoch", "max_steps", "validate_every", "patience", "checkpoint_every",
+                 "log_every"):
         with pytest.raises(DataError, match=f"{name} is 0"):
             LoopSettings(**({"epochs": 1, "steps_per_epoch": 1} | {name: 0}))
+    for one in ({}, {"epochs": 9, "max_steps": 4}, {"epochs": 2, "validate_every": 10}):
+        with pytest.raises(DataError, match="patience is 2, but the run validates only once.*lower validate_every"):
+            LoopSettings(**({"epochs": 1, "steps_per_epoch": 5, "patience": 2} | one))
     with pytest.raises(DataError, match="clip_norm is 0"):
         LoopSettings(epochs=1, steps_per_epoch=1, clip_norm=0)
     with pytest.raises(DataError, match="seed is -1"):
@@ -466,7 +525,7 @@ def test_ctrl_c_in_a_terminal_with_loader_workers_saves_and_exits_with_130(tmp_p
 TWO = """
 import json, signal, sys
 import torch
-from tests.training.conftest import make_tiny, open_and_fit, tiny_validation
+from tests.training.conftest import make_tiny, open_and_fit
 from ascl.core.distributed import leave, make_accelerator
 from ascl.training.loop import LoopSettings, TrainingInterrupted
 
@@ -489,18 +548,19 @@ def train(resume):
     model, _ = make_tiny(seed=3 if rank == 0 else 4)  # DDP hands the first process's weights to the second
     model.layers[3].requires_grad_(False)
     optimizer = torch.optim.SGD(model.layers[0].parameters(), lr=0.1)
-    open_and_fit(accelerator, (model, optimizer), sys.argv[1], train_batches=batches, step_loss=step_loss,
-                 validate=tiny_validation, learning_rate=lambda step: 0.1, resume=resume,
+    progress = open_and_fit(
+                 accelerator, (model, optimizer), sys.argv[1], train_batches=batches, step_loss=step_loss,
+                 validate=lambda model: {"rsum": 1.0 + rank}, learning_rate=lambda step: 0.1, resume=resume,
                  settings=LoopSettings(epochs=1, steps_per_epoch=3, log_every=1))
-    return rank, model
+    return rank, model, progress.best
 
 try:
     train(resume=False)
 except TrainingInterrupted as stop:
     assert "after step 2 of 3" in str(stop)
-    rank, model = train(resume=True)
+    rank, model, best = train(resume=True)
     with open(f"{sys.argv[1]}.{rank}", "w") as file:
-        json.dump({"weight": model.layers[0].weight.tolist(), "draws": draws}, file)
+        json.dump({"weight": model.layers[0].weight.tolist(), "draws": draws, "best": best}, file)
 leave(0)
 """
 
@@ -517,6 +577,7 @@ def test_two_processes_average_their_gradients_stop_together_and_one_of_them_wri
     for step in range(3):  # d mean / d weight: the mean row of the batch, over 8 outputs; averaged over both processes
         expected -= 0.1 * (step + (10 + step)) / 2 / 8
     assert first["weight"] == second["weight"]
+    assert first["best"] == second["best"] == 1.0  # the first process's validation decides for both
     assert torch.allclose(torch.tensor(first["weight"]), expected, atol=1e-5)
     assert len(first["draws"]) == 3 and not set(first["draws"]) & set(second["draws"])  # each draws its own noise
     lines = [line for line in lines_of(run) if line["kind"] == "train"]

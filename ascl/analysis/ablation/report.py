@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ascl.analysis.ablation.commands import shown
-from ascl.analysis.ablation.plan import Request, Run
-from ascl.analysis.ablation.results import Result, Row, Study, compare, read_result
+from ascl.analysis.ablation.plan import Request, Run, Use
+from ascl.analysis.ablation.results import Result, Row, Study, best_baseline, compare, read_result
 from ascl.analysis.ablation.runner import Failure
 from ascl.analysis.ablation.state import describe, fingerprint_of, steps_of
 from ascl.analysis.ablation.studies import STUDIES
-from ascl.analysis.ablation.table import draw_study, summary_csv, to_csv, to_markdown
+from ascl.analysis.ablation.table import draw_study, summary_csv, to_csv, to_markdown, trials_csv
+from ascl.analysis.ablation.trials import Tried, choices
 from ascl.core.errors import DataError
 from ascl.core.files import atomic_folder, atomic_path, write_text
 from ascl.core.reading import json_kind, read_json
@@ -27,10 +28,12 @@ from ascl.core.reading import json_kind, read_json
 SOURCE = "source.json"
 
 
-def write_reports(request: Request, runs: Sequence[Run], failures: Sequence[Failure] = ()) -> list[Path]:
+def write_reports(request: Request, runs: Sequence[Run], failures: Sequence[Failure] = (),
+                  trials: Mapping[Use, Sequence[Tried]] | None = None) -> list[Path]:
     """Write STUDY.md, .csv, _summary.csv and .png of each study from the runs that are finished.
 
-    A finished run whose files cannot be read is listed with the reason; the other runs still get their table.
+    A finished run whose files cannot be read is listed with the reason; the other runs still get their table. With
+    `trials`, from `ablation.trials`, STUDY_trials.csv has a line for each of them.
     """
     reasons = {failure.run.digest: failure.reason for failure in failures}
     results: dict[str, Result] = {}
@@ -45,26 +48,46 @@ def write_reports(request: Request, runs: Sequence[Run], failures: Sequence[Fail
         except (DataError, OSError) as error:
             reasons[run.digest] = str(error)
     outside, elsewhere = _comparable(outside_rows(request), results)
-    written = []
+    trials, written = trials or {}, []
+    chosen = choices(trials)
+    split = (runs or [one.run for of_variant in trials.values() for one in of_variant])[0].config.data.test
     for name in request.studies:
         rows, unfinished = [], []
         for variant in STUDIES[name]:
-            own = [run for run in runs if (name, variant.label) in run.uses]
+            use = (name, variant.label)
+            own = [run for run in runs if use in run.uses]
             finished = tuple(results[run.digest] for run in own if run.digest in results)
-            rows.append(Row(variant.label, str(variant), finished, shown(own[0])))
+            rows.append(Row(variant.label, str(variant), finished, shown(own[0]) if own else "",
+                            baseline=variant.is_baseline, chosen=chosen[use].trial.label if use in chosen else ""))
             unfinished += [f"{variant.label}, seed {run.config.train.seed} ({run.folder.name}): {reasons[run.digest]}"
                            for run in own if run.digest not in results]
-        study = Study(name, request.dataset, runs[0].config.data.test, request.seeds, (*rows, *outside),
-                      (*unfinished, *elsewhere))
-        comparisons = compare(study.rows)
+            if use in trials and use not in chosen:
+                unfinished += _without_choice(variant.label, trials[use], reasons)
+        study = Study(name, request.dataset, split, request.seeds, (*rows, *outside), (*unfinished, *elsewhere),
+                      len(request.trials), request.trial_seed)
+        first, baseline = study.rows[0], best_baseline(study.rows)
+        comparisons = compare(study.rows, first) + compare(study.rows, None if baseline is first else baseline)
         texts = {".md": to_markdown(study, comparisons), ".csv": to_csv(study),
                  "_summary.csv": summary_csv(study, comparisons)}
+        if request.trials:
+            texts["_trials.csv"] = trials_csv({use: of for use, of in trials.items() if use[0] == name}, chosen)
         for ending, text in texts.items():
             write_text(request.out / f"{name}{ending}", text)
         with atomic_path(request.out / f"{name}.png") as unfinished_file:
             draw_study(study, comparisons).savefig(unfinished_file, format="png")
         written += [request.out / f"{name}{ending}" for ending in (*texts, ".png")]
     return written
+
+
+def _without_choice(label: str, trials: Sequence[Tried], reasons: Mapping[str, str]) -> list[str]:
+    """Return lines on why a variant's settings are not chosen yet: a line for each trial that failed or diverged."""
+    settled = sum(one.settled for one in trials)
+    lines = [f"{label}: {settled} of {len(trials)} trials are done, so its settings are not chosen yet"]
+    for one in trials:
+        reason = one.reason or reasons.get(one.run.digest, one.state)
+        if one.result is None and reason not in ("missing", "interrupted"):
+            lines.append(f"{label}, trial {one.trial.label} ({one.run.folder.name}): {reason}")
+    return lines
 
 
 def _comparable(outside: Sequence[Row], results: Mapping[str, Result]) -> tuple[list[Row], list[str]]:

@@ -21,12 +21,13 @@ from pathlib import Path
 
 from ascl.analysis.ablation.commands import eval_command, train_command
 from ascl.analysis.ablation.plan import Request, Run
-from ascl.analysis.ablation.state import stamp, state_of
+from ascl.analysis.ablation.state import saved_settings, stamp, stamp_failure, state_of
 from ascl.core.errors import DataError
 from ascl.core.files import make_folder, saving
 
 POLL = 0.1      # seconds between checks of the processes
 PATIENCE = 2.0  # seconds between checks of runs that another call has locked
+DIVERGED = "is not finite"  # what `training.fit` says of a loss or gradient that is lost
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,8 @@ class _Work:
 def run_all(runs: Sequence[Run], request: Request, slots: Sequence[Slot], say: Callable[[str], None]) -> list[Failure]:
     """Train and evaluate all unfinished runs, and return the failures.
 
-    A failed run does not stop the others. A run that another call has locked is left to that call and checked again
-    later.
+    A failed run does not stop the others, and a trial that diverges is no failure. A run that another call has locked
+    is left to that call and checked again later.
 
     Args:
         say: called with a line about each run that starts or ends.
@@ -145,6 +146,7 @@ def run_all(runs: Sequence[Run], request: Request, slots: Sequence[Slot], say: C
                 try:
                     if work.advance():
                         continue
+                    how = "diverged" if state_of(work.run) == "diverged" else how
                 except (DataError, OSError) as error:
                     how, why = "FAILED", f": {error}"
                     failures.append(Failure(work.run, str(error)))
@@ -160,8 +162,8 @@ def run_all(runs: Sequence[Run], request: Request, slots: Sequence[Slot], say: C
 
 def _programs(run: Run, slot: Slot, lock: int, say: Callable[[str], None]) -> Iterator[subprocess.Popen[bytes]]:
     """Start each program that a run still needs, after the previous one ended; raise DataError if one failed."""
-    said = False
-    while (state := state_of(run)) != "finished":
+    announced = False
+    while (state := state_of(run)) not in ("finished", "diverged"):
         training = state != "trained"
         command = train_command(run, resume=state == "interrupted") if training else eval_command(run)
         with saving(log_of(run), "its earlier lines are kept"), open(log_of(run), "ab") as log:
@@ -169,13 +171,17 @@ def _programs(run: Run, slot: Slot, lock: int, say: Callable[[str], None]) -> It
             log.flush()
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                                        pass_fds=[lock], env={**os.environ, **slot.environment, "PYTHONUNBUFFERED": "1"})
-        if not said:
+        if not announced:
             say(f"{'train' if training else 'evaluate'}   {run.name}; log: {log_of(run)}")
-            said = True
+            announced = True
         yield process
         if code := process.returncode:
+            said = last_line(log_of(run))
+            if run.trial and DIVERGED in said and saved_settings(run) is not None:
+                stamp_failure(run, said)
+                continue
             how = f"exit status {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
-            raise DataError(f"{last_line(log_of(run))} ({how}; {log_of(run)})")
+            raise DataError(f"{said} ({how}; {log_of(run)})")
         stamp(run, evaluated=not training)
         if not training and state_of(run) != "finished":
             raise DataError(f"{run.evaluation} does not hold what an evaluation of this run should ({log_of(run)})")

@@ -19,7 +19,7 @@ from ascl.training.log import METRICS, read_metrics
 
 STAMP = "ablation.json"
 
-State = Literal["finished", "trained", "interrupted", "missing"]
+State = Literal["finished", "trained", "diverged", "interrupted", "missing"]
 
 
 def saved_settings(run: Run) -> dict[str, Any] | None:
@@ -77,16 +77,20 @@ def _content_of(path: Path) -> str:
 def state_of(run: Run) -> State:
     """Return the state of a run; raise DataError if its folder holds another run.
 
-    `finished`: trained, and evaluated with the current checkpoint. `trained`: only the evaluation is missing.
-    `interrupted`: there is a checkpoint to resume from. `missing`: there is no checkpoint.
+    `finished`: trained and, unless it is a trial, evaluated with the current checkpoint. `trained`: only the evaluation
+    is missing. `diverged`: a trial that cannot be trained to the end. `interrupted`: there is a checkpoint to resume
+    from. `missing`: there is no checkpoint.
     """
     if saved_settings(run) is None:
         return "missing"
+    if failure_of(run) is not None:
+        return "diverged"
     stamp = _read_stamp(run)
     fingerprint = fingerprint_of(run.folder / "best.pt")
     if fingerprint is None or stamp.get("digest") != run.digest or stamp.get("trained") != fingerprint:
         return "interrupted" if (run.folder / "last.pt").exists() else "missing"
-    return "finished" if stamp.get("evaluated") == fingerprint and _is_evaluation_of(run) else "trained"
+    evaluated = run.trial or (stamp.get("evaluated") == fingerprint and _is_evaluation_of(run))
+    return "finished" if evaluated else "trained"
 
 
 def _is_evaluation_of(run: Run) -> bool:
@@ -124,6 +128,18 @@ def stamp(run: Run, *, evaluated: bool) -> None:
     if evaluated:
         content["evaluated"] = fingerprint
     write_text(run.folder / STAMP, json.dumps(content, indent=2) + "\n")
+
+
+def stamp_failure(run: Run, reason: str) -> None:
+    """Record that a trial diverged: it counts as tried, and is not started again until its folder is removed."""
+    write_text(run.folder / STAMP, json.dumps({"digest": run.digest, "diverged": reason}, indent=2) + "\n")
+
+
+def failure_of(run: Run) -> str | None:
+    """Return why a trial diverged, or None if it did not."""
+    stamp = _read_stamp(run)
+    reason = stamp.get("diverged") if run.trial and stamp.get("digest") == run.digest else None
+    return reason if isinstance(reason, str) else None
 
 
 def steps_of(run: Run) -> int | None:

@@ -18,6 +18,16 @@ class StudyVariant:
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in sorted(self.settings.items()))
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The settings as words of a command line."""
+        return tuple(f"--{name}={value}" for name, value in self.settings.items())
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the variant is another model than AsCL."""
+        return self.settings.get("model.kind", "ascl") != "ascl"
+
 
 OURS = StudyVariant("AsCL")
 
@@ -63,3 +73,5 @@ STUDIES: dict[str, tuple[StudyVariant, ...]] = {
             ("IMRAM", "imram"), ("DSRAN", "dsran"), ("DIME", "dime"),
         )),
     )}
+# every method and ablation in one table
+STUDIES["methods"] = (*STUDIES["table2"], *STUDIES["baselines"][1:])

@@ -6,12 +6,15 @@ import csv
 import io
 import os
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ascl.analysis.ablation.results import TESTS, Comparison, Row, Study
+from ascl.analysis.ablation.plan import Use
+from ascl.analysis.ablation.results import TESTS, Comparison, Result, Row, Study
+from ascl.analysis.ablation.trials import Tried
 from ascl.analysis.figures.style import COLORS, use_style
 from ascl.analysis.run_files import RECALLS
 from ascl.core.errors import DataError
@@ -29,31 +32,56 @@ _INTERVALS = {      # field of a comparison: (name, vertical offset, color, mark
 def to_csv(study: Study) -> str:
     """Return CSV with one line per evaluated run: recalls in percent, probes as shares; unknown values are empty."""
     probes = list(dict.fromkeys(name for row in study.rows for result in row.results for name in result.probes))
-    return _csv(["study", "variant", "label", "seed", "run", *RECALLS, "steps", "pairs", "seconds",
-                 *(f"probe {name}" for name in probes)], (
+    return _csv(["study", "variant", "label", "seed", "run", *RECALLS,
+                 *_OF_TRAINING, "chosen", *(f"probe {name}" for name in probes)], (
         [study.name, row.variant, row.label, result.seed, result.run, *(round(result.metrics[n], 6) for n in RECALLS),
-         result.steps, result.pairs, result.seconds and round(result.seconds, 1), *map(result.probes.get, probes)]
+         *_training(result), row.chosen, *map(result.probes.get, probes)]
         for row in study.rows for result in row.results))
 
 
+_OF_TRAINING = ("steps", "pairs", "seconds", "best_step", "validation", "validated", "stopped_early", "commit")
+
+
+def _training(result: Result) -> list[object]:
+    """Return the values of `_OF_TRAINING`; `validated` says what the validation Rsum is of."""
+    return [result.steps, result.pairs, result.seconds and round(result.seconds, 1), result.best_step,
+            result.validation and round(result.validation, 6), result.validated.strip(), result.stopped_early,
+            result.commit]
+
+
+def trials_csv(trials: Mapping[Use, Sequence[Tried]], chosen: Mapping[Use, Tried]) -> str:
+    """Return CSV with one line per tuning trial of each variant; unknown values are empty."""
+    return _csv(["study", "label", "trial", "chosen", "state", "reason", "seed", "run", *_OF_TRAINING], (
+        [study, label, one.trial.label, one is chosen.get((study, label)), one.state, one.reason,
+         one.run.config.train.seed, one.run.folder, *([""] * len(_OF_TRAINING) if one.result is None
+                                                      else _training(one.result))]
+        for (study, label), of_variant in trials.items() for one in of_variant))
+
+
 def summary_csv(study: Study, comparisons: Sequence[Comparison]) -> str:
-    """Return CSV with one line per variant: means, sample standard deviations, and the difference in Rsum."""
+    """Return CSV with one line per variant: means, sample standard deviations, and the differences in Rsum.
+
+    The differences are those to the first variant; then those to the best baseline, which the columns name.
+    """
     names = [*RECALLS, *ASYMMETRIES]
-    of_row = {each.label: each for each in comparisons if not each.same_runs}
+    references = list(dict.fromkeys(each.reference for each in comparisons)) or [study.rows[0].label]
+    of_row = {(each.reference, each.label): each for each in comparisons if not each.same_runs}
     compared = ["difference in rsum",
                 *(f"95 % over {over}, {end}" for over in ("seeds", "images") for end in ("low", "high")),
                 *(f"p {test}{corrected}" for test in TESTS for corrected in ("", ", Holm"))]
     lines = []
     for row in study.rows:
         numbers = [number for name in names for number in (_mean(row, name) or (None, None))]
-        each = of_row.get(row.label)
-        numbers += [None] * len(compared) if each is None else [
-            each.difference, *(getattr(interval, end, None) for interval in (each.over_seeds, each.over_images)
-                               for end in ("low", "high")), *(p for test in TESTS for p in getattr(each, test))]
-        lines.append([study.name, row.variant, row.label, len(row.results),
+        for reference in references:
+            each = of_row.get((reference, row.label))
+            numbers += [None] * len(compared) if each is None else [
+                each.difference, *(getattr(interval, end, None) for interval in (each.over_seeds, each.over_images)
+                                   for end in ("low", "high")), *(p for test in TESTS for p in getattr(each, test))]
+        lines.append([study.name, row.variant, row.label, row.chosen, len(row.results), _early(row),
                       *(None if number is None else round(number, 6) for number in numbers)])
     means = [f"{name} {what}" for name in names for what in ("mean", "deviation")]
-    return _csv(["study", "variant", "label", "runs", *means, *compared], lines)
+    to_others = [f"{name}, to {other}" for other in references[1:] for name in compared]
+    return _csv(["study", "variant", "label", "chosen", "runs", "stopped early", *means, *compared, *to_others], lines)
 
 
 def _csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -99,6 +127,7 @@ def to_markdown(study: Study, comparisons: Sequence[Comparison]) -> str:
             for row in study.rows
         ], text_columns=2),
         _budget(study),
+        *_trainings(study),
         *_differences(study, comparisons),
         *_probes(study)]
     if commands := [f"# {row.label}\n{row.command}" for row in study.rows if row.command]:
@@ -139,6 +168,37 @@ def _count(row: Row, name: str) -> str:
     return " to ".join(f"{value:,}" for value in dict.fromkeys(values[:1] + values[-1:])) or UNKNOWN
 
 
+def _early(row: Row) -> int | None:
+    """Return how many of the row's runs stopped early, None if no run says."""
+    known = [result.stopped_early for result in row.results if result.stopped_early is not None]
+    return sum(known) if known else None
+
+
+def _trainings(study: Study) -> list[str]:
+    """Return the section on how long each variant trained, and on its trials."""
+    rows = [row for row in study.rows if any(result.validation is not None for result in row.results)]
+    if not rows:
+        return []
+    of = " or ".join(dict.fromkeys(result.validated for row in rows for result in row.results))
+    head = ["Variant", *(["Chosen settings"] if study.trials else []), f"Best validation Rsum{of}", "At step",
+            "Stopped early", "Seconds"]
+    lines = []
+    for row in rows:
+        early = _early(row)
+        validation, seconds = (UNKNOWN if mean is None else f"{mean[0]:.{digits}f}" for mean, digits in (
+            (row.mean(lambda result: result.validation), 1), (row.mean(lambda result: result.seconds), 0)))
+        lines.append([row.label, *([f"`{row.chosen}`"] if study.trials else []), validation, _count(row, "best_step"),
+                      UNKNOWN if early is None else f"{early} of {len(row.results)}", seconds])
+    text = ("Best validation Rsum and seconds of training (without validations) are means over seeds. A run stops "
+            "early if `train.patience` validations in a row were no better; the others ended at their limit of steps.")
+    if study.trials:
+        text += (f" Every variant was tried with the same {study.trials} settings, its defaults among them, and the "
+                 f"seed {study.trial_seed}, which no run of the table has. The best Rsum on the validation split chose "
+                 f"its settings; no trial was evaluated on the {study.split} split. `{study.name}_trials.csv` has "
+                 "every trial.")
+    return ["## Training", text, markdown_table(head, lines, text_columns=2 if study.trials else 1)]
+
+
 def _budget(study: Study) -> str:
     trained = [result for row in study.rows for result in row.results if result.pairs is not None]
     if not trained:
@@ -154,8 +214,15 @@ def _budget(study: Study) -> str:
 
 
 def _differences(study: Study, comparisons: Sequence[Comparison]) -> list[str]:
-    if not comparisons:
-        return []
+    """Return a section for each reference, and what the tests say."""
+    references = dict.fromkeys(each.reference for each in comparisons)
+    parts = [part for reference in references
+             for part in _differences_from(study, [each for each in comparisons if each.reference == reference])]
+    return [*parts, _what_the_tests_say(study, comparisons)] if parts else []
+
+
+def _differences_from(study: Study, comparisons: Sequence[Comparison]) -> list[str]:
+    reference = comparisons[0].reference
     rows = []
     for each in comparisons:
         row = ["the same runs", *[UNKNOWN] * 6] if each.same_runs else [
@@ -165,8 +232,9 @@ def _differences(study: Study, comparisons: Sequence[Comparison]) -> list[str]:
     head = ["Variant", "Pairs of runs", "Difference", "95 % over seeds", "p, t-test (Holm)", "p, sign flips (Holm)",
             "95 % over test images", "p, bootstrap (Holm)"]
     remarks = "\n".join(f"- {each.label}: {each.remark}." for each in comparisons if each.remark)
-    return [f"## Difference in Rsum from {study.rows[0].label!r}", markdown_table(head, rows),
-            *([remarks] if remarks else []), _what_the_tests_say(study, comparisons)]
+    which = "" if reference == study.rows[0].label else ", the baseline with the best mean"
+    return [f"## Difference in Rsum from {reference!r}{which}", markdown_table(head, rows),
+            *([remarks] if remarks else [])]
 
 
 def _interval(interval: Interval | None) -> str:
@@ -182,7 +250,8 @@ def _p(*raw_and_corrected: float | None) -> str:
 
 def _what_the_tests_say(study: Study, comparisons: Sequence[Comparison]) -> str:
     most = max(each.seeds for each in comparisons)
-    compared = sum(not each.same_runs for each in comparisons)
+    counts = Counter(each.reference for each in comparisons if not each.same_runs).values()
+    compared = " and ".join(map(str, counts)) or "0"
     lines = ["**Over seeds**: would the order persist if both were retrained? With one seed nothing can be said."]
     if most > 1:
         lines = [
@@ -197,12 +266,12 @@ def _what_the_tests_say(study: Study, comparisons: Sequence[Comparison]) -> str:
         "sides, averaged over the paired runs): would these trained networks keep their order on other test images of "
         "the same kind? This says nothing about other seeds; the candidates of each query stay those of the full test "
         "set. Trust a difference that both kinds of test find.",
-        f"**Holm** corrects each test for the rows compared here ({compared}). A large p does not prove equality: "
+        f"**Holm** corrects each test for the rows of its table ({compared}). A large p does not prove equality: "
         "the interval shows how large a difference is still possible."]
     if any(row.outside for row in study.rows):
         lines.append("An outside model has one score matrix and no seed: it is compared with the mean of all runs of "
-                     f"{study.rows[0].label!r}, over images only, assuming that its images and captions are in the "
-                     "same order as here.")
+                     "the other row, over images only, assuming that its images and captions are in the same order as "
+                     "here.")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -223,7 +292,8 @@ def draw_study(study: Study, comparisons: Sequence[Comparison]) -> Figure:
     """Draw Rsum of each variant with its single runs, and the differences from the first with their intervals."""
     use_style()
     rows = [row for row in study.rows if row.results]
-    by_label = {each.label: each for each in comparisons if not each.same_runs}
+    first = study.rows[0].label
+    by_label = {each.label: each for each in comparisons if each.reference == first and not each.same_runs}
     figure = Figure(figsize=(10.5, 2.2 + 0.42 * max(len(rows), 1)), layout="constrained")
     bars, gaps = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     largest = 1.0
@@ -250,7 +320,7 @@ def draw_study(study: Study, comparisons: Sequence[Comparison]) -> Figure:
                     "(bar: mean; line: sample standard deviation; dots: runs)")
     gaps.tick_params(left=False)
     gaps.axvline(0, color="black", linewidth=0.8)
-    gaps.set_xlabel(f"difference in Rsum from {study.rows[0].label!r}, points")
+    gaps.set_xlabel(f"difference in Rsum from {first!r}, points")
     for text, _, color, marker in _INTERVALS.values():
         gaps.plot([], [], color=color, marker=marker, label=f"95 % {text}")
     if by_label:

@@ -164,9 +164,8 @@ def draw_lengths(variants: Mapping[str, Sequence[LengthBin]], about: str) -> Dra
             # rounding may put an interval's end slightly inside for a recall of 0 or 100 %
             errors = np.maximum([recall - low, high - recall], 0)
             shift = min(0.12, 0.6 / len(variants)) * (number - (len(variants) - 1) / 2)
-            count = f"mean of {found[0].seeds} seeds" if found[0].seeds > 1 else "1 seed"
             axes.errorbar(np.arange(len(found)) + shift, recall, yerr=errors, capsize=2.5, elinewidth=1,
-                          label=f"{label} ({count})", **series_style(number))
+                          label=f"{label} ({_mean_of(found[0].seeds)})", **series_style(number))
         axes.set_ylabel(f"R@{k} (%)")
         axes.set_ylim(0, min(103, 1.12 * max(e.high[k] for found in variants.values() for e in found)))
     spans = [f"{e.shortest}" if e.shortest == e.longest else f"{e.shortest}–{e.longest}" for e in bins]
@@ -190,8 +189,12 @@ class RunCurve(NamedTuple):
     rsum: tuple[tuple[int, float], ...]
 
 
-def draw_curves(runs: Sequence[RunCurve], about: str) -> Drawing:
-    """Draw loss and validation Rsum over steps; runs of one label share a color, and their mean is bold."""
+def draw_curves(runs: Sequence[RunCurve], about: str, of: str = "") -> Drawing:
+    """Draw loss and validation Rsum over steps; runs of one label share a color, and their mean is bold.
+
+    Args:
+        of: what the validations are of, as `run_files.validations_of` returns it.
+    """
     labels = list(dict.fromkeys(run.label for run in runs))
     figure = _figure(10, 4.2 + 0.2 * math.ceil(len(labels) / 3), f"Training\n{about}")
     rows: list[Row] = []
@@ -202,11 +205,10 @@ def draw_curves(runs: Sequence[RunCurve], about: str) -> Drawing:
             curves = {run.run: dict(getattr(run, metric)) for run in runs if run.label == label}
             common = sorted(set.intersection(*map(set, curves.values())))
             mean = {step: float(np.mean([curve[step] for curve in curves.values()])) for step in common}
-            count = "1 seed"
+            count = _mean_of(len(curves))
             if len(curves) > 1:
                 for curve in curves.values():
                     axes.plot(list(curve), list(curve.values()), color=style["color"], linewidth=0.7, alpha=0.45)
-                count = f"mean of {len(curves)} seeds"
                 curves["mean"] = mean
             axes.plot(common, list(mean.values()), label=f"{label} ({count})", **style)
             rows += [{"figure": metric, "label": label, "run": run, "step": step, "value": value}
@@ -214,9 +216,62 @@ def draw_curves(runs: Sequence[RunCurve], about: str) -> Drawing:
         axes.set_xlabel("step (batches)")
         axes.set_xlim(left=0)
     every[0].set_ylabel("training loss (nats for contrastive losses)")
-    every[1].set_ylabel("validation Rsum (at most 600)")
+    every[1].set_ylabel(f"validation Rsum{of} (at most 600)")
     _legend(figure, every[1].get_legend_handles_labels()[0], min(3, len(labels)))
     return Drawing(figure, rows)
+
+
+class TimeCurve(NamedTuple):
+    """The validations of one run: (seconds of training until then, Rsum), in order."""
+
+    label: str
+    run: str
+    validations: tuple[tuple[float, float], ...]
+
+    def best_at(self, seconds: float) -> float:
+        """Return the best Rsum after so many seconds of training, NaN before the first validation."""
+        return max((rsum for at, rsum in self.validations if at <= seconds), default=math.nan)
+
+
+def draw_times(runs: Sequence[TimeCurve], about: str, of: str = "") -> Drawing:
+    """Draw the best validation Rsum so far against the seconds of training.
+
+    Runs of one label share a color; their mean is bold, from when each of them has a value until the last one ends. A
+    run that ended keeps its best value.
+
+    Args:
+        of: what the validations are of, as `run_files.validations_of` returns it.
+    """
+    labels = list(dict.fromkeys(run.label for run in runs))
+    title = f"Best validation so far, by time of training\n{about}"
+    figure = _figure(10, 4.8 + 0.2 * math.ceil(len(labels) / 3), title)
+    axes = figure.subplots()
+    rows: list[Row] = []
+    for number, label in enumerate(labels):
+        style = series_style(number) | {"drawstyle": "steps-post"}
+        own = [run for run in runs if run.label == label]
+        curves = {run.run: [(at, run.best_at(at)) for at, _ in run.validations] for run in own}
+        every = sorted({at for curve in curves.values() for at, _ in curve})
+        mean = [(at, float(np.mean([run.best_at(at) for run in own]))) for at in every]
+        mean = [(at, best) for at, best in mean if not math.isnan(best)]
+        if len(own) > 1:
+            for curve in curves.values():
+                axes.plot(*zip(*curve, strict=True), color=style["color"], linewidth=0.7, alpha=0.45,
+                          drawstyle="steps-post")
+            curves["mean"] = mean
+        axes.plot(*zip(*mean, strict=True), label=f"{label} ({_mean_of(len(own))})", **style)
+        rows += [{"label": label, "run": run, "seconds": at, "best": best}
+                 for run, curve in curves.items() for at, best in curve]
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("seconds of training, without validations and checkpoints (logarithmic)")
+    axes.set_ylabel(f"best validation Rsum{of} so far (at most 600)")
+    _legend(figure, axes.get_legend_handles_labels()[0], min(3, len(labels)))
+    return Drawing(figure, rows)
+
+
+def _mean_of(count: int) -> str:
+    return f"mean of {count} seeds" if count > 1 else "1 seed"
 
 
 class RecallCurve(NamedTuple):

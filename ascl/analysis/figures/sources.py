@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ascl.analysis import diagnostics
+from ascl.analysis.ablation.studies import STUDIES
 from ascl.analysis.ablation.table import read_table
 from ascl.analysis.evaluation import RunSplit, bar, evaluate_paired, load_split
 from ascl.analysis.figures import draw
 from ascl.analysis.figures.draw import Drawing
 from ascl.analysis.query_ranks import QueryRanks, read_ranks
-from ascl.analysis.run_files import RECALLS, read_evaluation, recalls_of
+from ascl.analysis.run_files import RECALLS, read_evaluation, recalls_of, validations_of
 from ascl.core.errors import DataError
+from ascl.core.reading import read_json
 from ascl.models import AsCL
 from ascl.settings.base import read_settings
 from ascl.settings.retrieval import Config
@@ -33,7 +35,9 @@ class RunGroup(NamedTuple):
 
 
 def run_groups(sources: Sequence[str], only: Sequence[str] = ()) -> list[RunGroup]:
-    """Return the runs of each source: `RUN`, `LABEL=RUN,RUN,...`, or the CSV of a study for its variants.
+    """Return the runs of each source: `RUN`, `LABEL=RUN,RUN,...`, the CSV of a study, or a folder of `ascl ablate`.
+
+    A CSV stands for its variants, a folder for those of all its studies.
 
     Args:
         only: labels to keep, in this order; empty = all.
@@ -69,9 +73,11 @@ def run_groups(sources: Sequence[str], only: Sequence[str] = ()) -> list[RunGrou
 def _named_runs(source: str) -> list[tuple[str, tuple[Path, ...]]]:
     """Return (label, its runs) for each label of one source."""
     label, equals, runs = source.partition("=")
-    if source.endswith(".csv"):
+    tables = [Path(source)] if source.endswith(".csv") else [
+        table for study in STUDIES if (table := Path(source) / f"{study}.csv").is_file()]
+    if tables:
         of_label: dict[str, dict[Path, None]] = {}
-        for row in read_table(Path(source)):
+        for row in (row for table in tables for row in read_table(table)):
             of_label.setdefault(row["label"], {})[Path(row["run"])] = None
         return [(label, tuple(of)) for label, of in of_label.items()]
     if equals and not Path(source).exists():
@@ -289,17 +295,53 @@ def _ranks(run: Path, split: str) -> QueryRanks:
     return ranks
 
 
+class _Validated:
+    """What the validations of the runs in one plot are of, which must be the same for all."""
+
+    of: str | None = None
+
+    def read(self, run: Path, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return a run's validations with an Rsum; raise DataError if they are of something else than earlier ones."""
+        validations, of = validations_of(records)
+        if self.of not in (None, of):
+            raise DataError(f"{run} has the validation Rsum{of or ' of the whole split'}, earlier runs have that"
+                            f"{self.of or ' of the whole split'}: draw them in separate plots")
+        self.of = of
+        return [record for record in validations if record["rsum"] is not None]
+
+
 def curves(groups: Sequence[RunGroup]) -> Drawing:
     """Draw training curves from the metrics.jsonl of the runs."""
-    found = []
+    found, validated = [], _Validated()
     for group in groups:
         for run in group.runs:
             records = read_metrics(run / METRICS)
-            loss, rsum = (tuple((record["step"], record[name]) for record in records
-                                if record["kind"] == kind and record.get(name) is not None)
-                          for kind, name in (("train", "loss"), ("validation", "rsum")))
+            loss, rsum = (tuple((record["step"], record[name]) for record in of_kind if record.get(name) is not None)
+                          for of_kind, name in ((records, "loss"), (validated.read(run, records), "rsum")))
             if not loss:
                 raise DataError(f"{run / METRICS} has no training records yet: train longer, or leave {run} out")
             found.append(draw.RunCurve(group.label, str(run), loss, rsum))
     datasets = ", ".join(dict.fromkeys(_setting(run, "dataset") or "data" for group in groups for run in group.runs))
-    return draw.draw_curves(found, f"{datasets}; {_seeds_of(groups)}")
+    return draw.draw_curves(found, f"{datasets}; {_seeds_of(groups)}", validated.of or "")
+
+
+def times(groups: Sequence[RunGroup]) -> Drawing:
+    """Draw the best validation so far against the time of training, from the metrics.jsonl of the runs."""
+    found, validated, places, devices = [], _Validated(), dict[str, Path](), dict[str, None]()
+    for group in groups:
+        for run in group.runs:
+            validations = validated.read(run, read_metrics(run / METRICS))
+            if not validations:
+                raise DataError(f"{run / METRICS} has no validation yet: train longer, or leave {run} out")
+            if any(record.get("seconds") is None for record in validations):
+                raise DataError(f"{run / METRICS} does not say how many seconds of training a validation came after, "
+                                f"as an earlier version wrote it: train {run} again, or leave it out")
+            places.setdefault(f"{_setting(run, 'dataset') or 'data'}, {_setting(run, 'data.val')} split", run)
+            devices[str(read_json(run / "environment.json", dict, "train the run again").get("device"))] = None
+            found.append(draw.TimeCurve(group.label, str(run), tuple(
+                (float(record["seconds"]), float(record["rsum"])) for record in validations)))
+    if len(places) > 1:
+        where = "; ".join(f"{run}: {place}" for place, run in places.items())
+        raise DataError(f"runs that were validated on different data cannot be compared: {where}")
+    return draw.draw_times(found, f"{next(iter(places))}; {_seeds_of(groups)}; {' and '.join(devices)}",
+                           validated.of or "")

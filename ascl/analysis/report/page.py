@@ -16,7 +16,7 @@ from markupsafe import Markup
 from ascl.analysis.query_ranks import Direction, QueryRanks
 from ascl.analysis.report.charts import Series, inline_svg, line_chart
 from ascl.analysis.report.retrieved import best_and_worst, first_is_right, hubs
-from ascl.analysis.run_files import flat
+from ascl.analysis.run_files import flat, validations_of
 from ascl.retrieval.scoring.all_pairs import TopPairs
 
 SHOWN = 6               # queries of each kind
@@ -73,7 +73,7 @@ class RunRecord:
 
 def render(run: RunRecord) -> str:
     """Return the page as HTML; the template escapes all values from files."""
-    validations = [line for line in run.metrics if line["kind"] == "validation" and line.get("rsum") is not None]
+    validations = [line for line in validations_of(run.metrics)[0] if line["rsum"] is not None]
     made_by = {"training": run.environment} | {f"eval-{name}": made for name, made in run.evaluations.items()}
 
     def photo(image_id: str) -> str | None:
@@ -159,16 +159,18 @@ def _value(value: Any, digits: str = ".6g") -> str:
 
 
 def _charts(run: RunRecord) -> list[tuple[str, Markup]]:
+    validations, of = validations_of(run.metrics)
     charts = {
-        "Loss": ("train", {"loss": "loss"}), "Validation Rsum": ("validation", {"rsum": "Rsum"}),
-        "Validation R@1 (percent)": ("validation", {"i2t_r1": "image to text", "t2i_r1": "text to image"}),
+        "Loss": ("train", {"loss": "loss"}), f"Validation Rsum{of}": ("validation", {"rsum": "Rsum"}),
+        f"Validation R@1{of} (percent)": ("validation", {"i2t_r1": "image to text", "t2i_r1": "text to image"}),
         "Mean score in a training batch": ("train", {"score_true": "true pairs", "score_other": "other pairs"}),
         "Learning rate": ("train", {"learning_rate": "learning rate"})}
     drawn: list[tuple[str, Markup]] = []
     for title, (kind, names) in charts.items():
         series = []
         for key, name in names.items():
-            lines = [line for line in run.metrics if line["kind"] == kind and key in line]
+            lines = [line for line in (validations if kind == "validation" else run.metrics)
+                     if line["kind"] == kind and key in line]
             series.append(Series(name, [line["step"] for line in lines], [line[key] for line in lines],
                                  dots=kind == "validation"))
         if figure := line_chart("step", series):

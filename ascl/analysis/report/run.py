@@ -89,8 +89,9 @@ def report(run: str, *, split: str | None = None, images: str | None = None, ove
         split=split, evaluate=evaluate, ranks=ranks, top=top, seconds=seconds,
         photos=(lambda image_id: None) if ranks is None else _photos(images, config.data.images, missing),
         batch_size=config.train.batch_size, missing=missing,
-        validated_on=f"the first {config.data.val_images} images of split {config.data.val}"
-        if config.data.val_images else f"split {config.data.val}")
+        validated_on=f"{config.data.val_folds} folds of " * (config.data.val_folds > 1)
+        + f"the first {config.data.val_images} images of " * (config.data.val_images is not None)
+        + f"split {config.data.val}")
     out = out or folder / "report.html"
     write_text(out, render(record))
     return Reported(out, missing, [] if ranks is None or top is None else _examples(ranks, top))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ascl.models import EncodedImages, EncodedTexts, RetrievalModel
 from ascl.retrieval.ranking import Ranks, Vector, as_owner, check_owner
-from ascl.retrieval.report import RetrievalReport, recall_report
+from ascl.retrieval.report import FoldReport, RetrievalReport, folds_of, recall_report
 from ascl.retrieval.scoring.tiles import USUAL_LIMITS, Limits, Progress, Tiles, make_tiles
 
 
@@ -171,6 +171,26 @@ def rank_all_pairs(model: RetrievalModel, images: EncodedImages, texts: EncodedT
     return recall_report(Ranks(i2t=image_ranks.cpu().numpy()[has_text], t2i=text_ranks.cpu().numpy(),
                                image_queries=has_text, text_queries=np.arange(len(texts)), images=len(images),
                                texts=len(texts)))
+
+
+def rank_folds(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts, owner: Vector, folds: int, *,
+               progress: Progress | None = None) -> FoldReport:
+    """Return recalls averaged over consecutive folds of images, scoring no pair of two folds.
+
+    It is `fold_report` of all scores, for 1 / `folds` of the pairs.
+
+    Args:
+        folds: number of folds; must divide the number of images. Others as for `rank_all_pairs`.
+
+    Raises:
+        DataError: as for `rank_all_pairs`; or `folds` does not divide the images, or a fold has no text.
+    """
+    owner = as_owner(owner)
+    check_owner(owner, len(images), len(texts))
+    return FoldReport.mean([
+        rank_all_pairs(model, images[rows.start : rows.stop], texts[torch.from_numpy(columns)],
+                       owner[columns] - rows.start, progress=progress)
+        for rows, columns in folds_of(owner, len(images), folds)])
 
 
 @dataclass(frozen=True)

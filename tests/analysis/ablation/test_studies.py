@@ -20,13 +20,15 @@ from ascl.analysis.ablation.results import (
     Result,
     Row,
     Study,
+    best_baseline,
     compare,
     probes_of,
     read_result,
+    read_training,
     training_of,
 )
 from ascl.analysis.ablation.studies import STUDIES, StudyVariant
-from ascl.analysis.ablation.table import draw_study, to_csv, to_markdown
+from ascl.analysis.ablation.table import draw_study, summary_csv, to_csv, to_markdown
 from ascl.analysis.query_ranks import QueryRanks
 from ascl.analysis.run_files import RECALLS
 from ascl.analysis.significance import bootstrap_rsum, holm, paired_t_test, sign_flip_test
@@ -81,10 +83,11 @@ def test_every_study_is_planned_and_its_variants_say_what_they_are_called(everyt
 def test_studies_share_their_runs(everything):
     uses = {frozenset(run.uses) for run in everything}
     own = {(study, label) for study, label in (
-        ("table2", "AsCL"), ("loss", "AsCL"), ("baselines", "AsCL"), ("positives", "both"), ("negatives", "mixture"),
+        ("table2", "AsCL"), ("loss", "AsCL"), ("baselines", "AsCL"), ("methods", "AsCL"), ("positives", "both"),
+        ("negatives", "mixture"),
         ("fusion", "with fusion"), ("fusion", "u1 = 0.6"), ("loss", "temperature 0.01"))}         # of flickr8k.yaml
     assert frozenset(own) in uses
-    assert frozenset({("table2", "w triplet loss"), ("loss", "triplet")}) in uses
+    assert frozenset({("table2", "w triplet loss"), ("loss", "triplet"), ("methods", "w triplet loss")}) in uses
     assert len({run.folder for run in everything}) == len({run.digest for run in everything}) == len(everything)
 
 
@@ -148,16 +151,10 @@ def test_common_settings_reach_every_run_and_the_variant_wins():
 # What a run says of itself
 
 
-def test_steps_and_seconds_come_from_the_log_without_validations_and_pauses():
-    def train(step, rate):
-        return {"kind": "train", "step": step, "steps_per_second": rate, "time": 1e9 * step}
-
-    # 20 steps at 2 a second, 20 at 4; a validation at 50; 10 to step 60 at 1; and 5 more that no line covers
-    log = [train(20, 2.0), train(40, 4.0), {"kind": "validation", "step": 50, "rsum": 3.0}, train(60, 1.0),
-           {"kind": "validation", "step": 65, "rsum": 3.0}]
-    steps, seconds = training_of(log)
-    assert steps == 65 and seconds == pytest.approx((10 + 5 + 10) * 65 / 50)
-    assert training_of(log[2:3]) == (50, None) and training_of([]) == (0, None)
+def test_steps_and_seconds_come_from_the_last_record():
+    log = [{"kind": "train", "step": 20, "seconds": 10.0}, {"kind": "validation", "step": 25, "seconds": 12}]
+    assert training_of(log) == (25, 12.0) and isinstance(training_of(log)[1], float)
+    assert training_of([{"kind": "train", "step": 50}]) == (50, None) and training_of([]) == (0, None)
 
 
 def write_run(folder, *, rsum=300.0, probes=None, batch_size=8):
@@ -168,7 +165,7 @@ def write_run(folder, *, rsum=300.0, probes=None, batch_size=8):
     (folder / "eval-test.json").write_text(json.dumps(content))
     (folder / "settings.yaml").write_text(yaml.safe_dump({"train": {"batch_size": batch_size}}))
     (folder / "environment.json").write_text(json.dumps({"commit": "abc", "torch": "2", "device": "CPU"}))
-    (folder / "metrics.jsonl").write_text('{"kind": "train", "step": 5, "steps_per_second": 2.0}\n')
+    (folder / "metrics.jsonl").write_text('{"kind": "train", "step": 5, "seconds": 2.5}\n')
     return folder
 
 
@@ -182,6 +179,25 @@ def test_a_finished_run_is_read(tmp_path):
     assert result.probes == {"I": 0.5, "noun swapped": 0.75} and result.ranks is None
     assert result.made_with == "commit abc, torch 2, CPU"
     assert probes_of(None) == {}
+
+
+@pytest.mark.parametrize(("patience", "early"), [(None, False), (2, True), (3, False)])
+def test_a_run_says_when_it_was_best_and_whether_it_stopped_early(tmp_path, patience, early):
+    folder = write_run(tmp_path / "run")
+    (folder / "settings.yaml").write_text(yaml.safe_dump({"train": {"batch_size": 8, "patience": patience}}))
+    records = [{"kind": "validation", "step": 10 * number, "rsum_of_5_folds": value, "seconds": 1.5 * number}
+               for number, value in enumerate((7.0, 9.0, None, 9.0), start=1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    result = read_training(folder, 3)
+    assert (result.validation, result.validated, result.best_step) == (9.0, " of 5 folds", 20)
+    assert (result.stopped_early, result.steps, result.seconds, result.commit) == (early, 40, 6.0, "abc")
+    assert result.metrics == {}
+    row = Row("x", "", (replace(result, metrics=dict.fromkeys(RECALLS, 1.0)),))
+    text = to_markdown(study_of([row]), [])
+    assert "Best validation Rsum of 5 folds" in text
+    assert cells(text, "x")[1] == ["x", "9.0", "20", f"{int(early)} of 1", "6"]
+    # a log that lost lines since the run was stamped says nothing of its end
+    assert read_training(folder, 3, steps=50).best_step is None
 
 
 @pytest.mark.parametrize("content", ["no json", "[]", "{}", '{"reports": {"full": {"i2t": {}}}}'])
@@ -226,7 +242,7 @@ def study_of(rows, **changes):
 
 
 def test_rows_are_compared_by_common_seeds(rows):
-    better, again, theirs = compare(rows, draws=200)
+    better, again, theirs = compare(rows, rows[0], draws=200)
     first, other = ({result.seed: result for result in row.results} for row in rows[:2])
     # seeds 1 and 7 have no partner
     differences = [other[seed].metrics["rsum"] - first[seed].metrics["rsum"] for seed in (2, 0)]
@@ -238,16 +254,38 @@ def test_rows_are_compared_by_common_seeds(rows):
         [images.p, against_all.p], holm([images.p, against_all.p]), strict=True))
     assert better.t_test == (pytest.approx(paired_t_test(differences)),) * 2                # the only row so tested
     assert better.sign_flip == (sign_flip_test(differences),) * 2
-    assert again == Comparison("again", 0.0, 3, same_runs=True)
+    assert again == Comparison("first", "again", 0.0, 3, same_runs=True)
     assert theirs.seeds == 0 and theirs.t_test == theirs.sign_flip == (None, None) and theirs.over_seeds is None
     mean = np.mean([result.metrics["rsum"] for result in rows[0].results])
     assert theirs.difference == pytest.approx(rows[4].results[0].metrics["rsum"] - mean)
 
 
+def test_every_row_is_compared_with_the_best_baseline_too(rows):
+    weak, strong = (replace(made_row(name, quality), baseline=True) for name, quality in (("weak", 1.5), ("strong", 3)))
+    every = (*rows[:2], weak, strong)
+    assert best_baseline(every) is strong and best_baseline(rows) is None
+    compared = compare(every, rows[0], draws=50) + compare(every, best_baseline(every), draws=50)
+    assert [(each.reference, each.label) for each in compared] == [
+        *(("first", label) for label in ("better", "weak", "strong")),
+        *(("strong", label) for label in ("first", "better", "weak"))]
+    # the difference over the common seeds 0 and 2, the other way round
+    theirs, ours = ({result.seed: result for result in row.results} for row in (strong, rows[1]))
+    expected = bootstrap_rsum([theirs[s].ranks for s in (2, 0)], [ours[s].ranks for s in (2, 0)], draws=50)
+    assert compared[4].over_images == expected.interval and compared[4].seeds == 2
+    text = to_markdown(study_of(every), compared)
+    assert "## Difference in Rsum from 'first'\n" in text
+    assert "## Difference in Rsum from 'strong', the baseline with the best mean\n" in text
+    assert text.count("**Over seeds**") == 1 and "for the rows of its table (3 and 3)" in text
+    lines = {line["label"]: line for line in csv.DictReader(io.StringIO(summary_csv(study_of(every), compared)))}
+    assert float(lines["first"]["difference in rsum, to strong"]) == pytest.approx(-float(
+        lines["strong"]["difference in rsum"]))
+    assert lines["first"]["difference in rsum"] == lines["strong"]["difference in rsum, to strong"] == ""
+
+
 def test_missing_or_foreign_ranks_leave_a_remark_and_the_other_tests(rows):
     lost = replace(rows[1], results=(replace(rows[1].results[0], ranks=None), *rows[1].results[1:]))
     foreign = made_row("foreign", 2.0, images=20)
-    compared = compare([rows[0], lost, foreign], draws=50)
+    compared = compare([rows[0], lost, foreign], rows[0], draws=50)
     assert [each.remark for each in compared] == [
         "no bootstrap: an evaluation has no ranks; evaluate its run again",
         "no bootstrap: these runs ranked different queries: evaluate all of them on the same split of the same data"]
@@ -257,14 +295,14 @@ def test_missing_or_foreign_ranks_leave_a_remark_and_the_other_tests(rows):
 
 
 def test_without_a_run_of_the_first_there_is_no_comparison(rows):
-    assert compare([rows[3], rows[0]]) == [] == compare([])
+    assert compare(rows, rows[3]) == [] == compare(rows, None)
 
 
 def test_the_csv_has_a_line_for_each_run(rows):
     lines = list(csv.DictReader(io.StringIO(to_csv(study_of(rows)))))
     assert len(lines) == 10 and list(lines[0]) == [
-        "study", "variant", "label", "seed", "run", *RECALLS, "steps", "pairs", "seconds", "probe I",
-        "probe noun swapped"]
+        "study", "variant", "label", "seed", "run", *RECALLS, "steps", "pairs", "seconds", "best_step", "validation",
+        "validated", "stopped_early", "commit", "chosen", "probe I", "probe noun swapped"]
     assert lines[3] == {**lines[3], "label": "better", "seed": "2", "run": "runs/2.0-2", "variant": "model.x=2.0",
                         "steps": "10", "pairs": "80", "seconds": "3.1", "probe I": ""}
     assert float(lines[3]["rsum"]) == pytest.approx(rows[1].results[0].metrics["rsum"], abs=1e-6)
@@ -279,7 +317,8 @@ def cells(text, label):
 
 
 def test_the_markdown_says_mean_spread_tests_and_their_limits(rows):
-    text = to_markdown(study_of(rows, unfinished=("none yet, seed 0 (abc): missing",)), compare(rows, draws=200))
+    study = study_of(rows, unfinished=("none yet, seed 0 (abc): missing",))
+    text = to_markdown(study, compare(rows, rows[0], draws=200))
     sums = [result.metrics["rsum"] for result in rows[1].results]
     table, differences, probes = cells(text, "better")
     deviation = math.sqrt(sum((s - sum(sums) / 3) ** 2 for s in sums) / 2)
@@ -290,7 +329,7 @@ def test_the_markdown_says_mean_spread_tests_and_their_limits(rows):
     assert cells(text, "none yet")[0][2:] == ["0", *["–"] * 9]
     assert cells(text, "theirs")[0][2] == "outside" and "±" not in cells(text, "theirs")[0][9]
     assert "with 3 seeds its p is never below 0.25, so that it cannot confirm anything at 0.05" in text
-    assert "says nothing about other seeds" in text and "for the rows compared here (2)" in text
+    assert "says nothing about other seeds" in text and "for the rows of its table (2)" in text
     assert "# first\npython train" in text and "- none yet, seed 0 (abc): missing" in text
     assert "Made with commit c, torch t, CPU." in text
     # every row of a table has as many cells as its heading
@@ -315,7 +354,7 @@ def test_a_study_without_any_run_is_still_a_page_and_a_picture(rows):
 
 def test_one_seed_is_no_test_over_seeds(rows):
     ones = [replace(row, results=row.results[:1]) for row in (rows[0], made_row("other", 2.0))]
-    compared = compare(ones, draws=50)
+    compared = compare(ones, ones[0], draws=50)
     assert compared[0].t_test == (None, None) and compared[0].over_seeds is None
     assert "With one seed nothing can be said" in to_markdown(study_of(ones), compared)
     assert "±" not in "".join(cells(to_markdown(study_of(ones), compared), "other")[0])
@@ -323,7 +362,7 @@ def test_one_seed_is_no_test_over_seeds(rows):
 
 def test_the_picture_is_a_picture_of_these_numbers(rows):
     """What is drawn is asked of the axes: bars at the means, error bars of the deviations, intervals of the tests."""
-    compared = compare(rows, draws=100)
+    compared = compare(rows, rows[0], draws=100)
     figure = draw_study(study_of(rows), compared)
     bars, gaps = figure.axes
     shown = [row for row in rows if row.results]

@@ -20,6 +20,7 @@ from ascl.analysis.figures.draw import (
     ProtocolRecalls,
     RecallCurve,
     RunCurve,
+    TimeCurve,
     Values,
     VariantGeometry,
     draw_against,
@@ -28,6 +29,7 @@ from ascl.analysis.figures.draw import (
     draw_leak,
     draw_lengths,
     draw_samples,
+    draw_times,
     save,
 )
 from ascl.retrieval import rank_report, ranks, score_all_pairs
@@ -195,7 +197,8 @@ def test_curves_hold_every_run_and_their_mean():
     runs = [RunCurve("AsCL", "a", ((20, 6.0), (40, 4.0), (60, 3.0)), ((40, 100.0),)),
             RunCurve("AsCL", "b", ((20, 5.0), (40, 3.0)), ((40, 120.0),)),
             RunCurve("other", "c", ((20, 1.0),), ())]
-    drawing = draw_curves(runs, "tiny")
+    drawing = draw_curves(runs, "tiny", " of 5 folds")
+    assert "validation Rsum of 5 folds (at most 600)" in texts_of(drawing.figure)
     loss, rsum = drawing.figure.axes
     lines = [(line.get_label(), list(line.get_xdata()), list(line.get_ydata())) for line in loss.lines]
     assert [line[1:] for line in lines[:2]] == [([20, 40, 60], [6, 4, 3]), ([20, 40], [5, 3])]
@@ -205,6 +208,21 @@ def test_curves_hold_every_run_and_their_mean():
     assert "loss" in loss.get_ylabel() and "Rsum" in rsum.get_ylabel() and "step" in loss.get_xlabel()
     assert {"figure": "loss", "label": "AsCL", "run": "mean", "step": 40, "value": 3.5} in drawing.rows
     assert sum(row["run"] == "c" for row in drawing.rows) == 1
+
+
+def test_times_hold_the_best_so_far_of_every_run_and_their_mean():
+    runs = [TimeCurve("AsCL", "a", ((10.0, 100.0), (20.0, 90.0), (30.0, 130.0))),
+            TimeCurve("AsCL", "b", ((15.0, 110.0), (25.0, 120.0))), TimeCurve("other", "c", ((5.0, 80.0),))]
+    drawing = draw_times(runs, "tiny", " of 5 folds")
+    (axes,) = drawing.figure.axes
+    lines = [(line.get_label(), list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines]
+    assert [line[1:] for line in lines[:2]] == [([10, 20, 30], [100, 100, 130]), ([15, 25], [110, 120])]
+    # from when both have a value; the run that ended keeps its own
+    assert lines[2] == ("AsCL (mean of 2 seeds)", [15, 20, 25, 30], [105, 105, 110, 125])
+    assert lines[3] == ("other (1 seed)", [5], [80]) and len(lines) == 4
+    assert axes.get_xscale() == "log" and "seconds" in axes.get_xlabel() and "of 5 folds" in axes.get_ylabel()
+    assert {"label": "AsCL", "run": "mean", "seconds": 30.0, "best": 125.0} in drawing.rows
+    assert sum(row["run"] == "a" for row in drawing.rows) == 3
 
 
 def test_recall_against_a_number_holds_means_and_spreads():
@@ -249,6 +267,7 @@ def every_drawing():
         "geometry": draw_geometry([VariantGeometry("a", ("r",), (made_geometry(0.0),), True)], "about"),
         "lengths": draw_lengths({"a": recall_by_length(np.arange(9), np.arange(9), (3,))}, "about"),
         "curves": draw_curves(runs, "about"),
+        "times": draw_times([TimeCurve("a", "r", ((1.0, 3.0), (70.0, 4.0)))], "about"),
         "against": draw_against([RecallCurve("a", {0.1: [{"rsum": 1.0, "i2t_r1": 2.0, "t2i_r1": 3.0}]})], title="t",
                                 x_label="x"),
         "leak": draw_leak({"a": [ProtocolRecalls("PAIRED", True, (dict.fromkeys(RECALLS, 1.0),))]}, "about"),
@@ -268,7 +287,7 @@ def test_every_figure_is_readable_and_saved_whole(tmp_path):
         rows = list(csv.DictReader(saved[1].open()))
         assert len(rows) == len(drawing.rows)
         assert rows[0] == {key: "" if value is None else str(value) for key, value in drawing.rows[0].items()}
-    assert len(list((tmp_path / "new").iterdir())) == 12
+    assert len(list((tmp_path / "new").iterdir())) == 14
 
 
 def test_the_gate_of_readable_text_fails_on_small_print():
@@ -419,6 +438,39 @@ def test_curves(runs, tool, tmp_path):
         assert [(int(row["step"]), float(row["value"])) for row in rows
                 if row["figure"] == name and row["run"] == str(runs / "a1")] == [
             (line["step"], pytest.approx(line[name])) for line in log if line["kind"] == kind]
+
+
+def test_times_of_runs_and_of_a_folder_of_studies(runs, tool, tmp_path, capsys):
+    table(tmp_path / "table2.csv", "table2", {"AsCL": ("", [1, 2])}, runs=("a0", "a1"), folder=runs)
+    table(tmp_path / "baselines.csv", "baselines", {"two towers": ("", [3])}, runs=("towers",), folder=runs)
+    assert tool("figures")(["time", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    rows = drawn(tmp_path / "out", "time")
+    assert list(dict.fromkeys((row["label"], row["run"]) for row in rows)) == [
+        ("AsCL", str(runs / "a0")), ("AsCL", str(runs / "a1")), ("AsCL", "mean"), ("two towers", str(runs / "towers"))]
+    log = [json.loads(line) for line in (runs / "a1" / "metrics.jsonl").read_text().splitlines()]
+    validations = [line for line in log if line["kind"] == "validation"]
+    best = np.maximum.accumulate([line["rsum"] for line in validations])
+    assert [(float(row["seconds"]), float(row["best"])) for row in rows if row["run"] == str(runs / "a1")] == [
+        (pytest.approx(line["seconds"]), pytest.approx(value))
+        for line, value in zip(validations, best, strict=True)]
+    old = Path(shutil.copytree(runs / "a0", tmp_path / "old"))
+    lines = [{key: value for key, value in json.loads(line).items() if key != "seconds"}
+             for line in (old / "metrics.jsonl").read_text().splitlines()]
+    (old / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    refused(tool, capsys, ["time", str(old), "--out", str(tmp_path)], "does not say how many seconds")
+    (old / "metrics.jsonl").write_text("")
+    refused(tool, capsys, ["time", str(old), "--out", str(tmp_path)], "has no validation yet")
+
+
+def test_validations_of_different_parts_are_not_drawn_together(runs, tool, tmp_path, capsys):
+    shutil.copytree(runs / "a0", tmp_path / "folds")
+    log = tmp_path / "folds" / "metrics.jsonl"
+    log.write_text(log.read_text().replace('"rsum"', '"rsum_of_5_folds"'))
+    curves = ["curves", str(tmp_path / "folds"), "--out", str(tmp_path)]
+    assert tool("figures")(curves) == 0
+    assert [row for row in drawn(tmp_path, "curves") if row["figure"] == "rsum"]
+    refused(tool, capsys, ["curves", str(runs / "a1"), *curves[1:]],
+            "has the validation Rsum of 5 folds, earlier runs have that of the whole split")
 
 
 def test_local_weight(runs, tool, tmp_path, tiny_data):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from ascl.core.errors import DataError
 from ascl.models import EncodedImages, EncodedTexts
-from ascl.retrieval import rank_all_pairs, rank_report, score_all_pairs, score_blocks, top_pairs
+from ascl.retrieval import fold_report, rank_all_pairs, rank_report, score_all_pairs, score_blocks, top_pairs
+from ascl.retrieval.scoring.all_pairs import rank_folds
 from ascl.retrieval.scoring.attention import ON_CPU
 from ascl.retrieval.scoring.tiles import Limits, free_memory, make_tiles
 
@@ -322,6 +323,24 @@ def test_impossible_settings_are_refused(example, options, match):
 def test_float16_on_a_processor_is_refused_with_what_to_take(example):
     with pytest.raises(ValueError, match="torch.float32, torch.bfloat16"):
         score_all_pairs(*example(dtype=torch.float32), dtype=torch.float16)
+
+
+@pytest.mark.parametrize("folds", [1, 2, 3, 6])
+def test_folds_are_ranked_as_their_part_of_the_matrix_and_no_other_pair_is_scored(example, folds):
+    model, images, texts = example(images=6, texts=20)
+    owner = np.arange(20) % 6                                                       # not in a row
+    scored = []
+    report = rank_folds(model, images, texts, owner, folds, progress=scored.append)
+    assert report == fold_report(model.pair_scores(images, texts).detach(), owner, folds)
+    per_fold = [sum(owner // (6 // folds) == fold) for fold in range(folds)]
+    assert sum(scored) >= sum(6 // folds * texts for texts in per_fold) and (folds == 1 or sum(scored) < 6 * 20)
+
+
+def test_folds_that_do_not_divide_the_images_are_refused(example):
+    with pytest.raises(DataError, match="6 images cannot be split into 4 equal folds; choose a divisor of 6"):
+        rank_folds(*example(images=6, texts=6), np.arange(6), 4)
+    with pytest.raises(DataError, match="no text belongs to images 3 to 5"):
+        rank_folds(*example(images=6, texts=6), [0, 1, 2, 0, 1, 2], 2)
 
 
 @pytest.mark.parametrize("k", [0, 4])
