@@ -33,6 +33,7 @@ Presets = Callable[[Namespace], Iterable[Path]]
 YAML_TAG = "tag:yaml.org,2002:"
 _IMPOSSIBLE = (ArgumentError, TypeError, OverflowError)  # what jsonargparse raises for values it cannot convert
 MOST_LEVELS = 100  # of values in values; settings have two
+OF_THE_PAPER = "ascl_paper"  # settings for --config, beside those of data sets
 NEAR = 0.7  # least similarity, from 0 to 1, of a known name that is suggested for an unknown one
 
 
@@ -254,7 +255,8 @@ def preset(name: str, what: str, room: str = "") -> Path:
     for folder in folders:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
-    known = ", ".join(sorted({entry.stem for folder in folders for entry in folder.glob("*.yaml")}))
+    names = {entry.stem for folder in folders for entry in folder.glob("*.yaml")}
+    known = ", ".join(sorted(names - {OF_THE_PAPER}))
     if not name:
         raise SettingsError(f"no {what} was chosen: choose one of {known}")
     raise SettingsError(f"no settings for {what} {name!r}: {folders[0] / name}.yaml does not exist; known: {known}")

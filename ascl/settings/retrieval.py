@@ -131,9 +131,10 @@ class SamplesConfig:
     """Noise that makes a negative from the words of a caption or generated positive. mixture draws one of
     mixture_kinds for each caption, cutoff one of the two cutoffs; none = the ablation "w/o Neg"."""
     mixture_kinds: list[str] = field(
-        default_factory=lambda: ["gaussian", "shuffle", "token_cutoff", "feature_cutoff", "dropout"]
+        default_factory=lambda: ["gaussian", "token_cutoff", "feature_cutoff", "dropout"]
     )
-    """Kinds of noise that mixture draws from, separated by commas."""
+    """Kinds of noise that mixture draws from, separated by commas. The paper's mixture has shuffle too, which cannot
+    teach: the score does not see the order of words, so a shuffled caption scores as its original."""
     gaussian_scale: float = 1.0
     """gaussian: standard deviation of the noise, relative to the root mean square of the caption's own words."""
     token_ratio: float = 0.3
