@@ -217,7 +217,8 @@ def test_settings_are_frozen():
         Config().model.embed_dim = 3
 
 
-@pytest.mark.parametrize("path", sorted({*CONFIGS.glob("*.yaml")} - {CONFIGS / "ascl_paper.yaml"}), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted({*CONFIGS.glob("*.yaml")} - {CONFIGS / "ascl_paper.yaml"}),
+                         ids=lambda path: path.stem)
 def test_every_file_of_configs_loads(path):
     config = load_config(["--dataset", path.stem])
     assert config.dataset == path.stem and config.data.captions and config.data.features
