@@ -23,7 +23,7 @@ from ascl.retrieval.encode import encode_images, encode_texts
 from ascl.retrieval.objective import RetrievalObjective, TripletSettings
 from ascl.samples.negatives import NoiseSettings
 from ascl.samples.positives import generate_positive
-from ascl.settings.base import from_dict
+from ascl.settings.base import flatten, from_dict
 from ascl.settings.retrieval import Config
 from ascl.training.batches import TrainBatches
 from ascl.training.schedule import Schedule, cosine, step_decay, warmed_up
@@ -222,7 +222,9 @@ def load_run(run: str | os.PathLike) -> tuple[RetrievalModel, Config]:
         if "settings" not in extra:
             raise DataError(f"{path} holds no settings, so it is not the checkpoint of an image-text retrieval run: "
                             "give the folder of such a run")
-        config = from_dict(Config, extra["settings"], str(path))
+        settings = flatten(extra["settings"])
+        settings.pop("optimizer.encoder_lr", None)      # of older runs; a trained model does not need it
+        config = from_dict(Config, settings, str(path))
         dims = int(extra["region_dim"]), int(extra["global_dim"])
     model = build_model(config, *dims)
     with checkpoint.content_of(path):

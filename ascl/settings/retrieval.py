@@ -255,7 +255,8 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-SHORT = {"images": "data.images", "seed": "train.seed", "batch_size": "train.batch_size", "workers": "train.workers"}
+SHORT = {"images": "data.images", "init": "train.init", "seed": "train.seed", "batch_size": "train.batch_size",
+         "workers": "train.workers"}
 
 
 def presets(saved: Path | None = None) -> Presets:

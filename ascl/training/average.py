@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ascl.core.errors import DataError
+
 
 class WeightAverage:
     """The average of a model's trained weights over the steps of its training (Polyak and Juditsky, 1992).
@@ -22,10 +24,10 @@ class WeightAverage:
             model: on its device; its parameters that require gradients are averaged. decay: in [0, 1).
 
         Raises:
-            ValueError: decay is out of range.
+            DataError: decay is out of range.
         """
         if not 0 <= decay < 1:
-            raise ValueError(f"average_decay is {decay}: it must be at least 0 and below 1, or null for no average")
+            raise DataError(f"average_decay is {decay}: it must be at least 0 and below 1, or null for no average")
         self.decay, self.steps = decay, 0
         self._trained: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._trained += [buffer for buffer in model.buffers() if buffer.is_floating_point()]

@@ -59,8 +59,9 @@ class RunFolder:
             average_decay: of the moving average of the weights, see `WeightAverage`; None = no average.
 
         Raises:
-            DataError: nothing to resume, the folder holds another run, or the conditions differ from the checkpoint's.
-            ValueError: the optimizer or `saved` leaves out a trained parameter, or average_decay is out of range.
+            DataError: nothing to resume, the folder holds another run, the conditions differ from the checkpoint's, or
+                average_decay is out of range.
+            ValueError: the optimizer or `saved` leaves out a trained parameter.
             TypeError: a checkpoint cannot store `extra`.
         """
         self.path, self.progress, self.resumed = Path(path), Progress(), resume

@@ -1,6 +1,7 @@
 """From a command line to a number, through the programs themselves, on a data set of two dozen random images."""
 
 import json
+import re
 import shutil
 import signal
 
@@ -13,6 +14,7 @@ from filelock import FileLock
 
 from ascl import load_model
 from ascl.analysis.leakage import WARNING
+from ascl.core import checkpoint
 from ascl.models.baselines.two_tower import TwoTower
 from ascl.retrieval import fold_report, rank_report, score_all_pairs
 from ascl.retrieval.objective import RetrievalObjective
@@ -243,6 +245,9 @@ def test_ctrl_c_before_the_first_step_promises_nothing(tiny_data, tmp_path, tool
     "--loss.norm_ratio_weight 0.5", "--loss.norm_ratio_weight 0.5 --samples.positives both --model.kind two_tower",
     "--loss.norm_ratio_weight 0.5 --samples.positives keywords --model.fusion false",
     "--samples.mixture_kinds [shuffle,dropout]", "--optimizer.schedule cosine --optimizer.warmup_steps 2",
+    "--model.dropout 0.3 --model.region_dropout 0.3 --model.word_dropout 0.3", "--loss.label_smoothing 0.1",
+    "--loss.learn_temperature true", "--optimizer.kind adamw --optimizer.weight_decay 0.1",
+    "--optimizer.average_decay 0.9", "--optimizer.decay_after [1]",
     "--text.max_words 2", "--data.val_images 3", "--data.captions_per_image 1", "--optimizer.clip_norm null",
 ])
 def test_every_variant_takes_a_step_and_is_read_back(tiny_data, tmp_path, tool, train_arguments, more):
@@ -255,6 +260,61 @@ def test_every_variant_takes_a_step_and_is_read_back(tiny_data, tmp_path, tool, 
     model = load_model(run / "last.pt")
     assert isinstance(model, TwoTower) == ("two_tower" in more)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in saved.items())
+
+
+def test_a_run_starts_from_the_weights_of_another(runs, tiny_data, tmp_path, tool, train_arguments, capsys):
+    """With a learning rate of nearly 0 it ends with them."""
+    still = ["--optimizer.lr", "1e-30", "--train.max_steps", "1"]
+    run = tmp_path / "run"
+    assert tool("train")(train_arguments(tiny_data, run, "--init", str(runs[0]), *still, "--train.seed", "5")) == 0
+    best = state_of(runs[0] / "best.pt")["model"]
+    assert f"started from {len(best)} tensors of {runs[0] / 'best.pt'}" in capsys.readouterr().out
+    assert all(torch.equal(value, best[name]) for name, value in state_of(run / "last.pt")["model"].items())
+    # what does not fit is listed and keeps its own start
+    parts = tmp_path / "parts"
+    more = ["--init", str(runs[0]), *still, "--model.tied_key_value", "true", "--loss.learn_temperature", "true"]
+    assert tool("train")(train_arguments(tiny_data, parts, *more)) == 0
+    said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("started from"))
+    assert "that do not fit: log_scale is new" in said and "in_proj_weight is not in this model" in said
+    copied = state_of(parts / "last.pt")["model"]
+    assert torch.equal(copied["gate.weight"], best["gate.weight"]) and copied["log_scale"] == -np.log(0.05).astype("f")
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    ("--model.kind two_tower", "none of the weights of .*best.pt fits this model .*: give a run of the same model"),
+    ("--init NOWHERE", "no checkpoint in NOWHERE"),
+])
+def test_a_start_that_fits_nothing_is_refused(runs, tiny_data, tmp_path, tool, train_arguments, capsys, more, message):
+    arguments = train_arguments(tiny_data, tmp_path / "run", "--init", str(runs[0]), *more.split())
+    assert tool("train")(arguments) == 1
+    said = capsys.readouterr().err
+    errors = [line for line in said.splitlines() if line.startswith("error")]
+    assert len(errors) == 1 and re.search(message, errors[0]) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    ("--loss.kind triplet --loss.label_smoothing 0.1", "loss.label_smoothing belongs to the contrastive loss"),
+    ("--loss.kind triplet --loss.learn_temperature true", "loss.learn_temperature belongs to the contrastive loss"),
+    ("--loss.learn_temperature true --loss.temperature 0.001", "must start at 0.01 or above, got 0.001"),
+    ("--loss.label_smoothing 1", "label_smoothing must be at least 0 and below 1"),
+    ("--model.dropout 1", "dropout is 1.0: it must be at least 0 and below 1"),
+    ("--optimizer.average_decay 1", "average_decay is 1.0: it must be at least 0 and below 1, or null"),
+    ("--optimizer.decay_after [3,2]", "give rising numbers of at least 1"),
+])
+def test_settings_that_exclude_one_another_are_refused(
+    tiny_data, tmp_path, tool, train_arguments, capsys, more, message
+):
+    assert tool("train")(train_arguments(tiny_data, tmp_path / "run", *more.split())) == 1
+    said = capsys.readouterr().err
+    errors = [line for line in said.splitlines() if line.startswith("error")]
+    assert len(errors) == 1 and message in errors[0]
+
+
+def test_a_run_of_an_older_version_is_read(runs, tmp_path):
+    state = state_of(runs[0] / "best.pt")
+    state["extra"]["settings"]["optimizer"]["encoder_lr"] = 1e-5
+    checkpoint.save(tmp_path / "best.pt", {name: value for name, value in state.items() if name != "format"})
+    assert torch.equal(load_model(tmp_path).gate.bias, load_model(runs[0]).gate.bias)
 
 
 def test_two_towers_are_evaluated_like_any_model(tiny_data, tmp_path, tool, train_arguments):
