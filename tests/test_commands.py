@@ -222,6 +222,7 @@ def workplace(tmp_path_factory, tiny_data, tiny_bert) -> Path:
         for name in ("coco", "flickr30k", "flickr8k", "mine"):
             make_data_set(Path("data") / name, tiny_data)
             write_settings(name, {"data": files_of(Path("data") / name), "text": {"encoder": str(tiny_bert)}, **TINY})
+        make_other_split(Path("data") / "flickr30k")
         precomp = yaml.safe_load((configs() / "coco_precomp.yaml").read_text(encoding="utf-8"))
         write_settings("coco_precomp", {**precomp, "text": {"encoder": str(tiny_bert)}, **TINY})
         make_precomp(Path("data") / "coco_precomp")
@@ -287,6 +288,16 @@ def make_data_set(folder: Path, tiny_data: Path) -> None:
             del file["image_ids"]
             file.create_dataset("image_ids", data=ids, dtype=h5py.string_dtype())
     make_tsv(Path("trainval_36") / "part.tsv", images=24)
+
+
+def make_other_split(folder: Path) -> None:
+    """The same photographs in three lists, and their captions as Flickr30K's publisher has them."""
+    images = json.loads((folder / f"dataset_{folder.name}.json").read_text(encoding="utf-8"))["images"]
+    for split, of in (("train", images[::2]), ("val", images[1::4]), ("test", images[3::4])):
+        (folder / f"{split}.txt").write_text("".join(f"{Path(image['filename']).stem}\n" for image in of))
+    (folder / "results_20130124.token").write_text("".join(
+        f"{image['filename']}#{number}\t{sentence['raw']}\n"
+        for image in images for number, sentence in enumerate(image["sentences"])), encoding="utf-8")
 
 
 def make_precomp(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jsonargparse import Namespace
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from ascl.cli.options import Answer, add_run_data, ending, run_data
 from ascl.core.errors import SettingsError
@@ -41,6 +41,9 @@ def figures_parser(prog: str) -> Parser:
     add_run_data(parser)
     parser.add_argument("--bins", type=PositiveInt, nargs="+", metavar="WORDS",
                         help="length: most words of a query in each bin but the last; null = 6 8 10 12 15")
+    parser.add_argument("--sample", type=PositiveInt, metavar="N",
+                        help="length: draw only N of the queries, 1000 in the paper; null = all")
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, metavar="N", help="length: seed of --sample")
     parser.add_argument("--out", default="docs/figures", metavar="FOLDER", help="folder to write to")
     return parser
 
@@ -62,9 +65,11 @@ def figures(options: Namespace) -> Answer:
 def check(options: Namespace) -> None:
     """Refuse options that would be ignored."""
     for name, takes in (("only", [one for one in FIGURES if one not in OF_STUDIES]), ("split", [*OF_MODELS, "length"]),
-                        ("captions", OF_MODELS), ("features", OF_MODELS), ("bins", ["length"])):
+                        ("captions", OF_MODELS), ("features", OF_MODELS), ("bins", ["length"]), ("sample", ["length"])):
         if options[name] and options.figure not in takes:
             raise SettingsError(f"--{name} is only for {', '.join(takes)}, not {options.figure}; leave it out")
+    if options.seed and not options.sample:
+        raise SettingsError("--seed is for --sample: give both, or leave it out")
 
 
 def draw(options: Namespace) -> Any:
@@ -81,6 +86,7 @@ def draw(options: Namespace) -> Any:
     if options.figure in ("curves", "time"):
         return sources.curves(groups) if options.figure == "curves" else sources.times(groups)
     if options.figure == "length":
-        return sources.lengths(groups, options.split, last_lengths=options.bins or sources.LAST_LENGTHS)
+        return sources.lengths(groups, options.split, last_lengths=options.bins or sources.LAST_LENGTHS,
+                               sample=options.sample, seed=options.seed)
     by_name = {"alignment": sources.alignment, "local-weight": sources.local_weight, "leak": sources.leak}
     return by_name[options.figure](groups, options.split, overrides=run_data(options))

@@ -1,6 +1,7 @@
 """Settings of a retrieval run. A YAML file of `configs/` and the command line set what differs from the defaults.
 
-The defaults are the paper's where it states them (AsCL, section 3.1, COCO), and otherwise ours.
+The defaults are the paper's where it states them (AsCL, section 3.1, COCO), and otherwise ours. docs/papers.md lists
+where they differ.
 """
 
 from __future__ import annotations

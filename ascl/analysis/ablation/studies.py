@@ -54,7 +54,7 @@ STUDIES: dict[str, tuple[StudyVariant, ...]] = {
     "fusion": (
         StudyVariant("with fusion", {"model.fusion": "true"}),
         StudyVariant("without fusion", {"model.fusion": "false"}),
-        StudyVariant("without projections", {"model.projections": "false"}),
+        StudyVariant("without projections", {"model.projections": "false", "model.tied_key_value": "false"}),
         StudyVariant("key = value", {"model.tied_key_value": "true"}),
         *(StudyVariant(f"u1 = {weight}", {"model.local_weight": weight})
           for weight in ("0", "0.2", "0.4", "0.6", "0.8", "1")),

@@ -264,11 +264,27 @@ def leak(groups: Sequence[RunGroup], split: str | None, *, overrides: dict[str, 
     return draw.draw_leak(variants, f"{tested.place}; {_seeds_of(groups)}")
 
 
-def lengths(groups: Sequence[RunGroup], split: str | None, *, last_lengths: Sequence[int] = LAST_LENGTHS) -> Drawing:
-    """Draw AsCL's figure 5, from the `ranks-SPLIT.npz` of the runs."""
+def lengths(groups: Sequence[RunGroup], split: str | None, *, last_lengths: Sequence[int] = LAST_LENGTHS,
+            sample: int | None = None, seed: int = 0) -> Drawing:
+    """Draw AsCL's figure 5, from the `ranks-SPLIT.npz` of the runs.
+
+    The intervals are for the queries that are drawn, so they show how much recalls change from sample to sample.
+
+    Args:
+        sample: draw only this many queries, the same of all runs; 1,000 in the paper. None = all. seed: of the sample.
+
+    Raises:
+        DataError: runs have other queries, or there are fewer queries than `sample`.
+    """
     split = split or _setting(groups[0].runs[0], "data.test")
     first = _ranks(groups[0].runs[0], split)
     words = np.array([diagnostics.count_words(first.caption(query)) for query in first.text_queries])
+    queries = np.arange(len(words))
+    if sample is not None:
+        if sample > len(queries):
+            raise DataError(f"a sample of {sample:,} queries, but {groups[0].runs[0]} ranked only {len(queries):,}: "
+                            "take fewer, or all")
+        queries = np.random.default_rng(seed).choice(queries, sample, replace=False)
     variants = {}
     for group in groups:
         of_runs = []
@@ -277,11 +293,12 @@ def lengths(groups: Sequence[RunGroup], split: str | None, *, last_lengths: Sequ
             if not first.same_queries(ranks):
                 raise DataError(f"{run} was evaluated on other queries than {groups[0].runs[0]}: draw runs of "
                                 "different data sets or splits separately")
-            of_runs.append(ranks.t2i)
-        variants[group.label] = diagnostics.recall_by_length(np.stack(of_runs), words, last_lengths)
+            of_runs.append(ranks.t2i[queries])
+        variants[group.label] = diagnostics.recall_by_length(np.stack(of_runs), words[queries], last_lengths)
     tested = _TestedOn()
     tested.add(groups[0].runs[0], split, first.images, len(first.owner))
-    return draw.draw_lengths(variants, f"{tested.place}; {_seeds_of(groups)}")
+    part = "" if sample is None else f"; a sample of {sample:,} queries (seed {seed})"
+    return draw.draw_lengths(variants, f"{tested.place}; {_seeds_of(groups)}{part}")
 
 
 def _ranks(run: Path, split: str) -> QueryRanks:

@@ -429,6 +429,30 @@ def test_length(runs, tool, tmp_path):
     assert float(rows[2]["r5"]) == pytest.approx(100 * sum(rank < 5 for rank in short) / len(short))
 
 
+def test_length_of_a_sample_of_the_queries(runs, tool, tmp_path, capsys):
+    with np.load(runs / "towers" / "ranks-test.npz") as saved:
+        ranks = saved["t2i"]
+    sizes, intervals = (len(ranks), len(ranks) - 1, 3), {}
+    for size in sizes:
+        sampled = ["--bins", "99", "--sample", str(size), "--seed", "7", "--out", str(tmp_path)]
+        assert tool("figures")(["length", str(runs / "towers"), f"again={runs / 'towers'}", *sampled]) == 0
+        row, other = drawn(tmp_path, "figure5_length")
+        assert int(row["queries"]) == size and row == other | {"label": "towers"}   # one sample for all
+        intervals[size] = float(row["r10_high"]) - float(row["r10_low"])
+        if size == len(ranks):
+            assert float(row["r10"]) == pytest.approx(100 * np.mean(ranks < 10))    # each query once
+        elif size == len(ranks) - 1:                                                # one query is missing
+            hits = float(row["r10"]) * size / 100
+            assert min(abs(hits - np.sum(ranks < 10) + lost) for lost in (0, 1)) == pytest.approx(0, abs=1e-6)
+    assert intervals[3] > intervals[len(ranks)]
+    assert tool("figures")(["length", str(runs / "towers"), "--sample", "1000", "--out", str(tmp_path)]) == 1
+    assert f"a sample of 1,000 queries, but {runs / 'towers'} ranked only {len(ranks)}" in capsys.readouterr().err
+    assert tool("figures")(["length", str(runs / "towers"), "--seed", "7", "--out", str(tmp_path)]) == 2
+    assert "--seed is for --sample" in capsys.readouterr().err
+    assert tool("figures")(["curves", str(runs / "towers"), "--sample", "3", "--out", str(tmp_path)]) == 2
+    assert "--sample is only for length" in capsys.readouterr().err
+
+
 def test_curves(runs, tool, tmp_path):
     sources = [f"AsCL={runs / 'a0'},{runs / 'a1'}", str(runs / "towers")]
     assert tool("figures")(["curves", *sources, "--out", str(tmp_path)]) == 0
