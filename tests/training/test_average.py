@@ -67,7 +67,7 @@ def test_a_share_out_of_range_is_refused(decay):
 def test_a_run_validates_and_keeps_its_average_and_goes_on_with_its_weights(whole):
     folder, trained, progress = whole
     best, last = (checkpoint.load(folder / name) for name in ("best.pt", "last.pt"))
-    names = [name for name, parameter in trained.named_parameters() if parameter.requires_grad]
+    names = [name for name, parameter in trained.named_parameters() if parameter.requires_grad] + ["seen"]
     assert last["average"]["steps"] == progress.step == 20
     for name, weight in last["model"].items():
         assert torch.equal(weight, trained.state_dict()[name])
