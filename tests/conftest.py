@@ -5,8 +5,6 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +14,8 @@ import torch
 
 from ascl.cli import main
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from .warm_python import REPOSITORY, Program
+
 if not torch.cuda.is_available():       # read when a kernel is defined: before anything of ours is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -115,30 +114,28 @@ def train_arguments(tiny_bert) -> Callable[..., list[str]]:
 
 
 @pytest.fixture(scope="session")
-def started_together() -> Callable[..., list[subprocess.CompletedProcess]]:
+def started_together() -> Callable[..., list[Program]]:
     """(words of a Python command, environment) -> its two processes, as torchrun starts them, when both have ended.
 
-    `tests` can be imported there. Takes seconds: each process imports torch.
+    `tests` can be imported there.
     """
-    def run(*arguments: object, **environment: str) -> list[subprocess.CompletedProcess]:
+    def run(*arguments: object, **environment: str) -> list[Program]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         started = [
-            subprocess.Popen(
-                [sys.executable, *map(str, arguments)], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                text=True, env={**os.environ, **together, "RANK": str(rank), "LOCAL_RANK": str(rank),
-                                "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **environment},
-            ) for rank in range(2)
+            Program(*arguments, cwd=REPOSITORY, environment={
+                **together, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1", **environment})
+            for rank in range(2)
         ]
         try:
-            said = [process.communicate(timeout=240) for process in started]
+            for program in started:
+                program.wait(240)
         finally:
-            for process in started:
-                process.kill()
-        return [subprocess.CompletedProcess(process.args, process.returncode, *texts)
-                for process, texts in zip(started, said, strict=True)]
+            for program in started:
+                program.kill()
+        return started
 
     return run
 
@@ -148,7 +145,7 @@ def two_processes(started_together) -> Callable[..., None]:
     """(words of a Python command) -> run it in two processes that train together on the CPU; both must succeed."""
     def run(*arguments: object) -> None:
         ended = started_together(*arguments, ACCELERATE_USE_CPU="true")
-        assert [process.returncode for process in ended] == [0, 0], "\n".join(process.stderr for process in ended)
+        assert [program.status for program in ended] == [0, 0], "\n".join(program.complained() for program in ended)
 
     return run
 

@@ -3,8 +3,6 @@
 import importlib
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -77,16 +75,13 @@ def test_bench_scoring_runs_and_writes_its_rows(module, tmp_path, capsys):
     assert f"{head}algebra float32: 1,000 x 5,000, time PROJECTED" in figures
 
 
-def test_bench_training_runs_and_writes_its_rows(module, tmp_path):
+def test_bench_training_runs_and_writes_its_rows(module, tmp_path, capsys):
     """Without time for the pairwise way, so that its figures are scaled."""
     path = tmp_path / "results.csv"
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "bench_training.py"), "--quick", "--device", "cpu", "--seconds", "1e-6",
-         "--dtype", "float32", "--results", str(path)],
-        capture_output=True, text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "times better" in done.stdout
+    assert module("bench_training").main(
+        ["--quick", "--device", "cpu", "--seconds", "1e-6", "--dtype", "float32", "--results", str(path)]
+    ) == 0
+    assert "times better" in capsys.readouterr().out
     rows = module("results").read(path)
     assert len(rows) == 3 * 3                                           # three for each line of the table
     assert all(float(row.value) > 0 and all(vars(row).values()) for row in rows)

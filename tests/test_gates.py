@@ -74,7 +74,7 @@ def train_on_noise(step_loss, steps: int, build=ascl) -> RetrievalModel:
 def honest() -> AsCL:
     """Trained as this project trains: every pair scored by the formula."""
     objective, generator = RetrievalObjective(0.05, NoiseSettings(), None), torch.Generator().manual_seed(0)
-    return train_on_noise(lambda model, batch, step: objective(model, batch, step, generator)["loss"], 40)
+    return train_on_noise(lambda model, batch, step: objective(model, batch, step, generator)["loss"], 20)
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +91,10 @@ def leaking() -> AsCL:
 @pytest.fixture(scope="module", params=BASELINES)
 def baseline(request) -> RetrievalModel:
     """Each baseline, trained as its settings say: by triplets, or by the contrastive loss."""
-    triplet = None if request.param in ("two towers", "CLIP") else TripletSettings(0.2, 20)
+    triplet = None if request.param in ("two towers", "CLIP") else TripletSettings(0.2, 10)
     objective, generator = RetrievalObjective(0.07, None, triplet), torch.Generator().manual_seed(0)
     return train_on_noise(
-        lambda model, batch, step: objective(model, batch, step, generator)["loss"], 40, BASELINES[request.param]
+        lambda model, batch, step: objective(model, batch, step, generator)["loss"], 20, BASELINES[request.param]
     )
 
 

@@ -4,8 +4,6 @@ import errno
 import hashlib
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,10 +20,11 @@ from ascl.core.files import readable
 from ascl.datasets import download
 from ascl.datasets.download import Patience, RemoteFile, at_mirror, fetch, fetched
 
+from ..warm_python import REPOSITORY, Program
+
 HASTY = Patience(timeout=5.0, attempts=3, backoff=0.0)
 CONTENT = np.random.default_rng(0).bytes(3_000_000)  # more than one piece of a megabyte
 OTHER = np.random.default_rng(1).bytes(len(CONTENT))
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def refused(message: str, call, *arguments, **more) -> None:
@@ -371,23 +370,24 @@ def test_the_program_is_killed_while_the_server_stalls_and_goes_on(server, tmp_p
 
     published = PUBLISHED["flickr8k"].captions
     server.content, server.faults = bytes(published.size), [("stall", 5_000_000)]
-    command = [sys.executable, str(REPOSITORY / "tools" / "prepare_data.py"), "--dataset", "flickr8k", "--mirror",
+    command = [REPOSITORY / "tools" / "prepare_data.py", "--dataset", "flickr8k", "--mirror",
                server.url, "--data.captions", str(tmp_path / "dataset_flickr8k.json"), "--data.images", "null",
                "--data.features", "x.h5"]
     part = tmp_path / "caption_datasets.zip.part"
-    program = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    program = Program(*command)
     deadline = time.monotonic() + 60
     while not (part.exists() and part.stat().st_size == 5_000_000):
-        assert program.poll() is None and time.monotonic() < deadline
+        assert program.status is None and time.monotonic() < deadline
         time.sleep(0.01)
-    program.send_signal(signal.SIGKILL)
-    assert program.wait() == -signal.SIGKILL
+    program.kill()
+    assert program.status == -signal.SIGKILL
     assert part.stat().st_size == 5_000_000
     server.release.set()
 
-    again = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    again = Program(*command)
+    assert again.wait(60) == 1
     assert [request.get("Range") for request in server.requests] == [None, "bytes=5000000-"]
     assert server.sent == published.size
-    assert again.returncode == 1 and published.sha256 in again.stderr and "Traceback" not in again.stderr
-    assert "of which 5.0 MB are there" in again.stdout
+    assert published.sha256 in again.complained() and "Traceback" not in again.complained()
+    assert "of which 5.0 MB are there" in again.said()
     assert names(tmp_path) == []

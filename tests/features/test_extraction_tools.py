@@ -1,10 +1,7 @@
 """The two programs as a user runs them."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,10 +9,11 @@ import h5py
 import numpy as np
 import psutil
 import pytest
-import torch
 from PIL import Image
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
+from ..warm_python import REPOSITORY, Program
+
+TOOLS = REPOSITORY / "tools"
 SMALL = ["--backbone", "mobilenet_v2", "--weights", "random:0", "--layer", "features.3", "--input-size", "32"]
 
 
@@ -109,17 +107,15 @@ def test_shards_of_a_list_merge_to_the_file_of_one_call(run, capsys, tmp_path):
 def test_a_killed_extraction_goes_on_and_ends_in_the_same_file(run, capsys, tmp_path):
     folder = photographs(tmp_path / "images", 600)
     arguments = ["--images", folder, *SMALL, "--grid", 2, "--workers", 1, "--batch-size", 8]
-    command = [sys.executable, TOOLS / "extract_regions.py", *arguments, "--out", tmp_path / "killed.h5"]
-    environment = {**os.environ, "PYTHONPATH": str(TOOLS.parent), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.DEVNULL)
+    program = Program(TOOLS / "extract_regions.py", *arguments, "--out", tmp_path / "killed.h5")
     first_part = tmp_path / "killed.h5.parts" / "00000000.npz"
     deadline = time.monotonic() + 120
     while not first_part.exists():
-        assert process.poll() is None and time.monotonic() < deadline
+        assert program.status is None and time.monotonic() < deadline
         time.sleep(0.005)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    workers = psutil.Process(program.pid).children(recursive=True)
+    program.kill()
+    assert program.status == -signal.SIGKILL
     assert workers and psutil.wait_procs(workers, timeout=20)[1] == []  # they end with their parent
     assert not (tmp_path / "killed.h5").exists()
     assert run("extract_regions", *arguments, "--out", tmp_path / "killed.h5") == 1

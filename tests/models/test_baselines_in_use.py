@@ -1,5 +1,6 @@
 """Rivals in the harness: their settings, a run of each, scoring of all pairs in blocks with bounded memory."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -109,10 +110,21 @@ def test_every_published_baseline_has_its_settings():
 # --- a run of each ---
 
 
+@pytest.fixture(scope="module")
+def trained(tiny_data, tmp_path_factory, tool, train_arguments):
+    """Kind and more words -> the folder of a whole run; each is trained once."""
+    @functools.cache
+    def run(kind: str) -> Path:
+        folder = tmp_path_factory.mktemp("trained") / "run"
+        assert tool("train")(train_arguments(tiny_data, folder, "--model.kind", *kind.split())) == 0
+        return folder
+
+    return run
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_from_training_to_evaluation(kind, tiny_data, tmp_path, tool, train_arguments):
-    run = tmp_path / "run"
-    assert tool("train")(train_arguments(tiny_data, run, "--model.kind", kind)) == 0
+def test_a_run_from_training_to_evaluation(kind, trained, tool):
+    run = trained(kind)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     trained = [line for line in lines if line["kind"] == "train"]
     assert len(trained) == 4 and all(np.isfinite(line["loss"]) and line["gradient_norm"] > 0 for line in trained)
@@ -143,10 +155,9 @@ def test_variants_take_a_step_and_are_read_back(more, tiny_data, tmp_path, tool,
 
 
 @pytest.mark.parametrize("kind", ["vse_infinity --model.batch_norm true", "clip", "dsran"])
-def test_resume_is_exact(kind, tiny_data, tmp_path, tool, train_arguments):
+def test_resume_is_exact(kind, trained, tiny_data, tmp_path, tool, train_arguments):
     """Two steps, resume, two steps are four steps: size augmentation, dropout, running statistics, learned scale."""
-    whole, parts, kind = tmp_path / "whole", tmp_path / "parts", ["--model.kind", *kind.split()]
-    assert tool("train")(train_arguments(tiny_data, whole, *kind)) == 0
+    whole, parts, kind = trained(kind), tmp_path / "parts", ["--model.kind", *kind.split()]
     assert tool("train")(train_arguments(tiny_data, parts, *kind, "--train.max_steps", "2")) == 0
     assert tool("train")(["--resume", str(parts), "--train.max_steps", "4"]) == 0
     states = [torch.load(run / "last.pt", weights_only=True)["model"] for run in (whole, parts)]
@@ -185,7 +196,7 @@ CROSS = {
 }
 
 
-def encoded(images=70, texts=90, regions=4, longest=6, dim=16):
+def encoded(images=66, texts=70, regions=4, longest=6, dim=16):
     """More of either than one block of tiles takes."""
     generator = torch.Generator().manual_seed(0)
     mask = torch.rand(images, regions, generator=generator) > 0.3
@@ -198,9 +209,10 @@ def encoded(images=70, texts=90, regions=4, longest=6, dim=16):
 
 
 @pytest.mark.parametrize("kind", CROSS)
-@pytest.mark.parametrize("block", [None, 1, 7])
-def test_scores_of_all_pairs_are_those_of_pair_scores(kind, block):
-    model, (images, texts) = CROSS[kind]().eval(), encoded() if block is None else encoded(images=8, texts=15)
+@pytest.mark.parametrize(("block", "sizes"), [(None, {}), (1, {"images": 3, "texts": 5}),
+                                              (7, {"images": 8, "texts": 15})], ids=["None", "1", "7"])
+def test_scores_of_all_pairs_are_those_of_pair_scores(kind, block, sizes):
+    model, (images, texts) = CROSS[kind]().eval(), encoded(**sizes)
     owner = np.arange(len(texts)) % len(images)
     with torch.no_grad():
         expected = model.pair_scores(images, texts)
@@ -226,7 +238,7 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", CROSS)
 def test_memory_of_scoring_is_bounded_whatever_the_number_of_pairs(kind):
-    model, (images, texts) = CROSS[kind]().eval(), encoded(images=100, texts=100)
+    model, (images, texts) = CROSS[kind]().eval(), encoded()
     limit = 200 * model.pair_numbers(4, 6)
     prepared = 64 * max(model.prepared_numbers(6, 16), model.prepared_numbers(4, 16))          # a block of tiles
     bound = max(limit, prepared, len(images) * len(texts), texts.words.numel())

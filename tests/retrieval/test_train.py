@@ -495,9 +495,9 @@ def test_processes_that_do_not_know_of_one_another_are_refused(tiny_data, tmp_pa
     """As torchrun starts them on a machine without a GPU: both would write the same files."""
     arguments = train_arguments(tiny_data, tmp_path / "run", "--train.batch_size", "4")
     ended = started_together("-m", "ascl", "train", *arguments, ACCELERATE_USE_CPU="false", CUDA_VISIBLE_DEVICES="")
-    assert [process.returncode for process in ended] == [1, 1]
-    for process in ended:
-        assert "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2" in process.stderr
+    assert [program.status for program in ended] == [1, 1]
+    for program in ended:
+        assert "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2" in program.complained()
     assert not (tmp_path / "run").exists()
 
 
@@ -505,8 +505,8 @@ def test_processes_that_train_together_speak_with_one_voice(tiny_data, tmp_path,
                                                             tool, capsys):
     arguments = train_arguments(tiny_data, tmp_path / "run", "--train.batch_size", "4", "--train.max_steps", "1")
     first, second = started_together("-m", "ascl", "train", *arguments, ACCELERATE_USE_CPU="true")
-    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    assert first.stdout.startswith("training in 2 processes on the CPU\n")
-    assert second.stdout == ""
+    assert (first.status, second.status) == (0, 0), first.complained() + second.complained()
+    assert first.said().startswith("training in 2 processes on the CPU\n")
+    assert second.said() == ""
     assert tool("train")(["--resume", str(tmp_path / "run")]) == 1
     assert "was trained with processes = 2, now it is 1" in capsys.readouterr().err

@@ -4,8 +4,6 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from ascl.training.log import read_metrics
 from ascl.training.loop import LoopSettings, TrainingInterrupted
 
 from ..same_bits import same_bits
+from ..warm_python import REPOSITORY, Program
 from .conftest import make_tiny, tiny_batches, tiny_loss, tiny_validation
 
 
@@ -498,26 +497,19 @@ except TrainingInterrupted as stop:
 
 def test_ctrl_c_in_a_terminal_with_loader_workers_saves_and_exits_with_130(tmp_path):
     (tmp_path / "train.py").write_text(WITH_WORKERS)
-    repository = Path(__file__).resolve().parents[2]
-    process = subprocess.Popen(
-        [sys.executable, tmp_path / "train.py", tmp_path / "run", repository],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # a group of its own, as a terminal makes: Ctrl-C reaches the workers too
-    )
+    # it leads a group of its own, as in a terminal: Ctrl-C reaches the workers too
+    program = Program(tmp_path / "train.py", tmp_path / "run", REPOSITORY)
     metrics = tmp_path / "run" / "metrics.jsonl"
     try:
         deadline = time.monotonic() + 60
-        while process.poll() is None and (not metrics.exists() or metrics.read_text().count("\n") < 3):
+        while program.status is None and (not metrics.exists() or metrics.read_text().count("\n") < 3):
             assert time.monotonic() < deadline, "the run did not start"
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        os.killpg(program.pid, signal.SIGINT)
+        assert program.wait(30) == 130, program.complained()
     finally:
-        process.kill()
-    assert process.returncode == 130, err
-    assert "stopped by SIGINT after step" in out and "Traceback" not in err
+        program.kill()
+    assert "stopped by SIGINT after step" in program.said() and "Traceback" not in program.complained()
     saved = checkpoint.load(tmp_path / "run" / "last.pt")["progress"]["step"]
     assert saved == [line["step"] for line in lines_of(tmp_path / "run") if line["kind"] == "train"][-1]
 

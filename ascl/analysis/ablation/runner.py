@@ -25,7 +25,7 @@ from ascl.analysis.ablation.state import saved_settings, stamp, stamp_failure, s
 from ascl.core.errors import DataError
 from ascl.core.files import make_folder, saving
 
-POLL = 0.1      # seconds between checks of the processes
+POLL = 0.02     # seconds between checks of the processes
 PATIENCE = 2.0  # seconds between checks of runs that another call has locked
 DIVERGED = "is not finite"  # what `training.fit` says of a loss or gradient that is lost
 

@@ -5,10 +5,7 @@ stops a training after its second step, for as long as it is there.
 """
 
 import csv
-import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +14,8 @@ import yaml
 from ascl.settings.base import to_dict
 from ascl.settings.retrieval import Config
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+from ...warm_python import REPOSITORY, Program
+
 OUT = Path("runs") / "ablation-tiny"
 
 SETTINGS = """
@@ -162,10 +160,14 @@ def make_place(folder: Path) -> Path:
 
 def start(place, *more):
     """`ascl ablate` in a process of its own."""
-    program = REPOSITORY / "tools" / "ablate.py"
-    words = [sys.executable, program, "--dataset", "tiny", "--study", "table2", "--parallel", "1"]
-    return subprocess.Popen([*words, *more], cwd=place, env={**os.environ, "ACCELERATE_USE_CPU": "true"},
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    words = ["--dataset", "tiny", "--study", "table2", "--parallel", "1", *more]
+    return Program(REPOSITORY / "tools" / "ablate.py", *words, cwd=place, environment={"ACCELERATE_USE_CPU": "true"})
+
+
+def running(place):
+    """Process numbers of the trainings that are at work."""
+    found = [int(path.read_text()) for path in place.glob("running-*")]
+    return [number for number in found if Path("/proc", str(number)).exists()]
 
 
 def started(place):

@@ -21,7 +21,8 @@ from ascl.analysis.ablation.runner import last_line, log_of, make_slots, visible
 from ascl.analysis.ablation.state import stamp, state_of
 from ascl.core.errors import DataError
 
-from .ablation_programs import OUT, REPOSITORY, make_place, start, started, tables, wait_for
+from ...warm_python import REPOSITORY, Program
+from .ablation_programs import OUT, make_place, running, start, started, tables, wait_for
 
 TWO = ["--only", "AsCL", "--only", "w/o P&N"]
 
@@ -31,8 +32,7 @@ def finished_once(tmp_path_factory):
     """A folder with small programs, in which two seeds of AsCL and w/o P&N were trained, two at a time."""
     folder = make_place(tmp_path_factory.mktemp("ablation") / "place")
     done = start(folder, "--seeds", "2", *TWO, "--parallel", "2", "--threads", "3")
-    output = done.communicate(timeout=300)[0]
-    assert done.returncode == 0, output
+    assert done.wait(300) == 0, done.complained()
     return folder
 
 
@@ -147,12 +147,6 @@ def held(place):
     return sum(len(log.read_text().splitlines()) == 2 for log in logs)
 
 
-def running(place):
-    """Process numbers of the trainings that are at work."""
-    found = [int(path.read_text()) for path in place.glob("running-*")]
-    return [number for number in found if Path("/proc", str(number)).exists()]
-
-
 @pytest.mark.parametrize("orphan", [False, True], ids=["all killed", "the program's child lives on"])
 def test_killed_in_the_middle_and_started_again_the_tables_are_the_same(
     place, ablate, finished_once, tmp_path, orphan, capsys, monkeypatch
@@ -162,13 +156,12 @@ def test_killed_in_the_middle_and_started_again_the_tables_are_the_same(
     wait_for(lambda: held(place))
     if orphan:
         first.kill()
-        first.wait()
         again = start(place, "--seeds", "1", "--only", "AsCL")
-        assert again.stdout.readline() == "waiting for 1 runs that another process is working on\n"
+        wait_for(again.said)
+        assert again.said() == "waiting for 1 runs that another process is working on\n"
         assert len(started(place)) == 1 and running(place)
         (place / "hold").unlink()
-        assert again.wait(timeout=120) == 0
-        again.communicate()
+        assert again.wait(120) == 0
     else:
         os.killpg(first.pid, signal.SIGKILL)
         wait_for(lambda: not running(place))
@@ -176,7 +169,7 @@ def test_killed_in_the_middle_and_started_again_the_tables_are_the_same(
         assert ablate("--seeds", "1", "--only", "AsCL", "--dry-run") == 0
         assert capsys.readouterr().out.startswith("interrupted")
         assert ablate("--seeds", "1", "--only", "AsCL") == 0
-    first.communicate(timeout=60)
+    first.wait(60)
     assert [resumed for _, resumed in started(place)] == ["False", "True"] and not (place / "TWICE").exists()
     text, rows = tables(place / OUT)
     # of a folder in which nobody was killed
@@ -193,8 +186,7 @@ def test_a_signal_ends_the_programs_and_the_next_call_goes_on(place, ablate):
     wait_for(lambda: held(place))
     assert running(place)
     first.send_signal(signal.SIGINT)
-    output, _ = first.communicate(timeout=60)
-    assert first.returncode == 130 and "the same command continues from here" in output
+    assert first.wait(60) == 130 and "the same command continues from here" in first.complained()
     assert not running(place)
     (place / "hold").unlink()
     assert ablate("--seeds", "1", "--only", "AsCL") == 0
@@ -207,9 +199,10 @@ def test_a_run_that_another_program_has_locked_is_waited_for(place):
     log_of(run).parent.mkdir(parents=True)
     with FileLock(log_of(run).with_suffix(".lock")):
         waiting = start(place, "--seeds", "1", "--only", "AsCL")
-        assert waiting.stdout.readline() == "waiting for 1 runs that another process is working on\n"
+        wait_for(waiting.said)
+        assert waiting.said() == "waiting for 1 runs that another process is working on\n"
         assert not started(place)
-    assert waiting.wait(timeout=60) == 0 and waiting.communicate() and len(started(place)) == 1
+    assert waiting.wait(60) == 0 and len(started(place)) == 1
 
 
 def test_two_programs_on_one_folder_divide_the_runs(place):
@@ -217,12 +210,11 @@ def test_two_programs_on_one_folder_divide_the_runs(place):
     both = [start(place, "--seeds", "2", *TWO) for _ in range(2)]
     wait_for(lambda: held(place) == 2)                                     # one run each
     (place / "hold").unlink()
-    outputs = [process.communicate(timeout=300)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
+    assert [process.wait(300) for process in both] == [0, 0], [process.complained() for process in both]
     runs = [run for run, _ in started(place)]
     assert len(runs) == len(set(runs)) == 4 and not (place / "TWICE").exists()
     assert len((place / "evaluated.txt").read_text().splitlines()) == 4
-    assert all(output.startswith("train ") for output in outputs)
+    assert all(process.said().startswith("train ") for process in both)
     assert len(tables(place / OUT)[1]) == 4
 
 
@@ -415,8 +407,7 @@ def test_data_that_was_moved_is_the_same_data_and_a_namesake_is_not(place, ablat
     first = start(place, "--seeds", "1", "--only", "AsCL")
     wait_for(lambda: held(place))
     first.send_signal(signal.SIGTERM)
-    assert first.wait(timeout=60) == 130
-    first.communicate()
+    assert first.wait(60) == 130
     (place / "hold").unlink()
     moved = ["--data.captions", "moved/captions.json", "--data.features", "moved/regions.h5,moved/globals.h5"]
     shutil.copytree("data", "moved")
@@ -459,11 +450,11 @@ def test_the_real_programs_killed_and_resumed_end_in_the_table_of_a_run_that_nev
     words = ["--dataset", "flickr8k", "--study", "table2", "--only", "w/o P&N", "--seeds", "1", "--parallel", "1",
              *settings]
     out = tmp_path / "runs" / "ablation-flickr8k"
-    first = subprocess.Popen([sys.executable, REPOSITORY / "tools" / "ablate.py", *words], start_new_session=True)
+    first = Program(REPOSITORY / "tools" / "ablate.py", *words)
     log = f"{out}/runs/*/metrics.jsonl"
     wait_for(lambda: any(len(p.read_text().splitlines()) >= 2 for p in tmp_path.glob(os.path.relpath(log, tmp_path))))
     os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
+    first.wait(60)
     run = next((out / "runs").iterdir())
     assert not (run / "best.pt").exists()                                   # it was in the middle
     assert tool("ablate")(words) == 0

@@ -13,7 +13,7 @@ from ascl.analysis.ablation.plan import Request, plan, plan_trials
 from ascl.analysis.ablation.trials import chosen_settings, read_trials
 from ascl.core.errors import DataError, SettingsError
 
-from .ablation_programs import OUT, make_place, start, started, tables, wait_for
+from .ablation_programs import OUT, make_place, running, start, started, tables, wait_for
 
 TWO = ["--only", "AsCL", "--only", "w/o P&N"]
 RATES = {"grid": {"optimizer.lr": [0.1, 0.3]}}       # the programs of these tests have 0.3 for AsCL, 0.1 for w/o P&N
@@ -83,11 +83,11 @@ def tuned_once(tmp_path_factory):
     first = start(folder, *words)
     wait_for(lambda: list(folder.glob("runs/*/trials/*/last.pt")))
     os.killpg(first.pid, signal.SIGKILL)
-    first.communicate()
+    assert first.wait(60) == -signal.SIGKILL
+    wait_for(lambda: not running(folder))
     (folder / "hold").unlink()
     again = start(folder, *words)
-    output = again.communicate(timeout=300)[0]
-    assert again.returncode == 0, output
+    assert again.wait(300) == 0, again.complained()
     return folder
 
 

@@ -1,7 +1,6 @@
 """Conversion to HDF5: bit for bit what the source gives, checked, whole or absent; and image ids by captions."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -24,8 +23,10 @@ from ascl.data.stores.hdf5 import Hdf5Features
 from ascl.data.stores.ids import stems_of
 from ascl.data.stores.open import open_features
 
+from ...warm_python import REPOSITORY, Program
+
 COUNTS = [3, 5, 2, 5, 4]
-TOOL = Path(__file__).resolve().parents[3] / "tools" / "convert_features.py"
+TOOL = REPOSITORY / "tools" / "convert_features.py"
 
 
 def same(made: Hdf5Features, source, dtype: str = "float32") -> None:
@@ -214,13 +215,12 @@ def test_a_kill_leaves_nothing_under_the_name_and_the_next_start_clears_up(tmp_p
     rng = np.random.default_rng(0)
     np.save(tmp_path / "a_ims.npy", rng.random((400, 36, 1024), dtype=np.float32))
     out = tmp_path / "out.h5"
-    process = subprocess.Popen([sys.executable, str(TOOL), str(tmp_path / "a_ims.npy"), "--out", str(out)],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    program = Program(TOOL, tmp_path / "a_ims.npy", "--out", out)
     while not (left := list(tmp_path.glob(".out.h5.*.tmp"))):
-        assert process.poll() is None
+        assert program.status is None
         time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL and not out.exists() and left[0].exists()
+    program.kill()
+    assert program.status == -signal.SIGKILL and not out.exists() and left[0].exists()
     np.save(tmp_path / "a_ims.npy", rng.random((5, 2, 3), dtype=np.float32))
     assert convert([tmp_path / "a_ims.npy"], out, progress=False).images == 5
     assert not left[0].exists()

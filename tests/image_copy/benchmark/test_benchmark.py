@@ -4,9 +4,6 @@ import csv
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -30,7 +27,8 @@ from ascl.image_copy.benchmark.plan import (
 from ascl.image_copy.benchmark.queries import QueryMaker
 from ascl.image_copy.edits.stickers import drawn_picture
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+from ...warm_python import REPOSITORY, Program
+
 SMALL = BenchmarkSettings(references=12, queries=60, distractors=6, reverse_crops=7, background=5, seed=3)
 
 
@@ -262,16 +260,15 @@ def test_a_photo_that_goes_away_meanwhile_is_named(photos, tmp_path, monkeypatch
 
 
 def test_a_killed_run_leaves_no_benchmark_and_the_next_one_makes_it(photos, tmp_path):
-    command = [sys.executable, "tools/make_copy_benchmark.py", "--images", str(photos), "--out", str(tmp_path / "out"),
-               "--references", "12", "--queries", "20000", "--workers", "0", "--distractors", "6",
-               "--reverse-crops", "7", "--background", "5", "--seed", "3"]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = ["--images", str(photos), "--out", str(tmp_path / "out"),
+             "--references", "12", "--queries", "20000", "--workers", "0", "--distractors", "6",
+             "--reverse-crops", "7", "--background", "5", "--seed", "3"]
+    program = Program(REPOSITORY / "tools" / "make_copy_benchmark.py", *words)
     queries = tmp_path / "out.tmp" / "queries"
     deadline = time.monotonic() + 60
     while not (queries.is_dir() and len(os.listdir(queries)) > 5) and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    program.kill()
     assert queries.is_dir() and not (tmp_path / "out").exists()
     make_benchmark(photos, tmp_path / "out", SMALL)
     assert len(list((tmp_path / "out" / "queries").iterdir())) == 73

@@ -1,7 +1,11 @@
 """tools/train_copy.py from its command line to a checkpoint that describes images; the data that it trains on."""
 
+import contextlib
+import functools
+import io
 import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -40,15 +44,30 @@ from ..training_cases import BACKBONE, SIDE, save_photos, train_arguments
 METHODS = ["sscd", "rdcd", "asl"]
 
 
-@pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def on_the_cpu():
     """Bit for bit holds on a CPU; a machine with a GPU would train there."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        yield
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return save_photos(tmp_path_factory.mktemp("copy") / "photos", 25)
+
+
+@pytest.fixture(scope="module")
+def trained(photos, tool, tmp_path_factory):
+    """Method -> the folder of a run that was never stopped, and what it printed; each is trained once."""
+    @functools.cache
+    def run(method):
+        folder, printed = tmp_path_factory.mktemp(method) / "whole", io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            assert tool("train_copy")(train_arguments(method, photos, folder)) == 0
+        return folder, printed.getvalue()
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +87,8 @@ def lines_of(run, kind):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_leaves_what_it_needs_and_is_a_function_of_its_settings(tmp_path, photos, tool, method, capsys):
-    whole, again = tmp_path / "whole", tmp_path / "again"
-    assert tool("train_copy")(train_arguments(method, photos, whole)) == 0
-    out = capsys.readouterr().out
+def test_a_run_leaves_what_it_needs_and_is_a_function_of_its_settings(tmp_path, photos, tool, trained, method):
+    (whole, out), again = trained(method), tmp_path / "again"
     assert "20 images to train with, 5 held out" in out and "ascl extract descriptors --checkpoint" in out
 
     saved = state_of(whole / "last.pt")
@@ -96,12 +113,10 @@ def test_a_run_leaves_what_it_needs_and_is_a_function_of_its_settings(tmp_path, 
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(tmp_path, photos, tool, method, monkeypatch):
-    import signal
-
+def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(tmp_path, photos, tool, trained, method, monkeypatch):
     kind = {"sscd": SscdObjective, "rdcd": RdcdObjective, "asl": AslObjective}[method]
     main, usual = tool("train_copy"), kind.__call__
-    assert main(train_arguments(method, photos, tmp_path / "whole")) == 0
+    uninterrupted, _ = trained(method)
 
     def stopping(self, model, batch, step, generator):
         if step == 3:
@@ -115,7 +130,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(tmp_path, photos, t
     torch.manual_seed(99)  # a new process starts with other generators
     assert main(["--resume", str(tmp_path / "parts")]) == 0
     for name in ("last.pt", "best.pt"):
-        whole, parts = state_of(tmp_path / "whole" / name), state_of(tmp_path / "parts" / name)
+        whole, parts = state_of(uninterrupted / name), state_of(tmp_path / "parts" / name)
         for state in (whole, parts):
             del state["extra"]["settings"]["out"]
         same_bits(whole, parts)
@@ -125,7 +140,7 @@ def test_a_run_does_not_resume_with_other_images(tmp_path, photos, tool, capsys)
     """The number of steps per epoch stays the same, so that nothing else would notice."""
     folder, out = tmp_path / "photos", tmp_path / "run"
     shutil.copytree(photos, folder)
-    assert tool("train_copy")(train_arguments("asl", folder, out)) == 0
+    assert tool("train_copy")(train_arguments("asl", folder, out, "--train.max_steps", "1")) == 0
     before = (out / "last.pt").read_bytes()
     chosen = sorted(folder.iterdir())[0]
     chosen.rename(folder / "zz_new.png")
@@ -181,9 +196,8 @@ def test_a_centred_student_begins_without_a_common_direction(photos, method):
             assert torch.equal(value, model.student.state_dict()[name])
 
 
-def test_a_run_describes_images(tmp_path, photos, tool):
-    assert tool("train_copy")(train_arguments("rdcd", photos, tmp_path / "run", "--train.max_steps", "1")) == 0
-    describer = load_descriptor(tmp_path / "run")
+def test_a_run_describes_images(photos, trained):
+    describer = load_descriptor(trained("rdcd")[0])
     assert describer.dim == 8 and describer.settings["descriptor"]["feature_dim"] == 1024  # the teacher's
     vectors, norms = describer([describer.prepare(Image.open(next(photos.iterdir())))])
     assert vectors.shape == (1, 8) and norms.shape == (1,)
