@@ -1,5 +1,6 @@
 """Fixtures that every room uses."""
 
+import functools
 import itertools
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from docstring_parser.attrdoc import AttributeDocstrings
 
 from ascl.cli import main
 
@@ -18,6 +20,10 @@ from .warm_python import REPOSITORY, Program
 
 if not torch.cuda.is_available():       # read when a kernel is defined: before anything of ours is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# each command builds its parser from the source of its settings; here are hundreds of commands in one process
+_read = AttributeDocstrings.get_attr_docs
+_read_once = functools.cache(lambda kind: _read(AttributeDocstrings(), kind))
+AttributeDocstrings.get_attr_docs = lambda self, kind: _read_once(kind)
 
 
 @pytest.fixture(scope="session")

@@ -60,6 +60,13 @@ def test_the_page_on_the_command_line_lists_every_command_and_program():
 
 
 def test_one_name_for_one_thing_is_true():
+    parsers = {name: parser_of(name) for name in COMMANDS}
+
+    def has(name: str, option: str) -> bool:
+        parser = parsers[name]
+        action = parser.actions.get(parser.short.get(option, option))
+        return action is not None and bool(action.option_strings)
+
     for names, _, where in rows("## One name for one thing"):
         having = {name for name in COMMANDS if all(has(name, option) for option in re.findall(r"--(\w+)", names))}
         if where.startswith("every command that writes"):
@@ -69,12 +76,6 @@ def test_one_name_for_one_thing_is_true():
         wanted = {name for one in where.split(", ") for name in COMMANDS
                   if one == "every command" or name == one or name.startswith(f"{one} ")}
         assert having == wanted, names
-
-
-def has(name: str, option: str) -> bool:
-    parser = parser_of(name)
-    action = parser.actions.get(parser.short.get(option, option))
-    return action is not None and bool(action.option_strings)
 
 
 def test_promised_names_are_documented_where_they_are():

@@ -85,7 +85,7 @@ def leaking() -> AsCL:
         scores = paired_global_scores(model, images, texts, np.arange(len(images)))
         return info_nce(scores, temperature=0.05) + info_nce(scores.T, temperature=0.05)
 
-    return train_on_noise(loss, 100)
+    return train_on_noise(loss, 60)
 
 
 @pytest.fixture(scope="module", params=BASELINES)
