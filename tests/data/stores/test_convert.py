@@ -213,7 +213,7 @@ def test_a_second_call_does_nothing_and_other_files_stay(tmp_path):
 
 def test_a_kill_leaves_nothing_under_the_name_and_the_next_start_clears_up(tmp_path):
     rng = np.random.default_rng(0)
-    np.save(tmp_path / "a_ims.npy", rng.random((400, 36, 1024), dtype=np.float32))
+    np.save(tmp_path / "a_ims.npy", rng.random((800, 36, 1024), dtype=np.float32))
     out = tmp_path / "out.h5"
     program = Program(TOOL, tmp_path / "a_ims.npy", "--out", out)
     while not (left := list(tmp_path.glob(".out.h5.*.tmp"))):
