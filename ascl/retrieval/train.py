@@ -82,7 +82,7 @@ def validation_name(metric: str, images: int | None, folds: int) -> str:
     """Return the name of a metric over the validation split, which says so if it does not mean the whole split.
 
     Args:
-        images: number of the first images of the split that count; None = all. folds: averaged over so many.
+        images: only the first N images of the split count; None = all. folds: number of folds averaged over.
 
     Example:
         >>> validation_name("rsum", None, 5), validation_name("rsum", 300, 1), validation_name("rsum", None, 1)

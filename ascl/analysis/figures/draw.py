@@ -229,7 +229,7 @@ class TimeCurve(NamedTuple):
     validations: tuple[tuple[float, float], ...]
 
     def best_at(self, seconds: float) -> float:
-        """Return the best Rsum after so many seconds of training, NaN before the first validation."""
+        """Return the best Rsum after this time of training in seconds, NaN before the first validation."""
         return max((rsum for at, rsum in self.validations if at <= seconds), default=math.nan)
 
 
