@@ -231,9 +231,13 @@ def recall_by_length(ranks: np.ndarray, lengths: np.ndarray, last_lengths: Seque
 
 def local_and_global_scores(model: AsCL, images: EncodedImages, texts: EncodedTexts, *,
                             progress: Progress | None = None) -> tuple[Tensor, Tensor]:
-    """Return S_local and S_global of every pair, each (N_images, N_texts): the scores at u1 = 1 and at u1 = 0."""
+    """Return S_local and S_global of every pair, each (N_images, N_texts): the scores at u1 = 1 and at u1 = 0.
+
+    A student has no part in them.
+    """
     local, global_ = copy.copy(model), copy.copy(model)
     local.local_weight, global_.local_weight = 1.0, 0.0
+    local.student_weight = global_.student_weight = 0.0
     return (score_all_pairs(local, images, texts, progress=progress),
             score_all_pairs(global_, images, texts, progress=progress))
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ascl.analysis.diagnostics import local_and_global_scores
 from ascl.models import AsCL, EncodedImages, EncodedTexts
 from ascl.models.ascl import masked_mean
+from ascl.models.fusion import with_student
 
 WARNING = (
     "*** PAIRED PROTOCOL: A DIAGNOSTIC, NOT A RESULT ***\n"
@@ -70,7 +71,8 @@ def protocols(model: AsCL, images: EncodedImages, texts: EncodedTexts, owner: np
     """
     local, honest = local_and_global_scores(model, images, texts)
     paired = paired_global_scores(model, images, texts, owner)
-    honest_whole, paired_whole = (model.local_weight * local + (1 - model.local_weight) * global_
-                                  for global_ in (honest, paired))
+    honest_whole, paired_whole = (
+        with_student(model.local_weight * local + (1 - model.local_weight) * global_, images.student, texts.student,
+                     model.student_weight) for global_ in (honest, paired))
     return {"all pairs (honest)": honest_whole, "all pairs, global score alone (honest)": honest,
             "PAIRED (sees the answer)": paired_whole, "PAIRED, global score alone (sees the answer)": paired}

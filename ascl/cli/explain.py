@@ -94,11 +94,13 @@ def table(content: dict) -> str:
     """Return words and regions as text, the largest contributions first."""
     lines = []
     for pair in content["explanations"]:
-        local, rest = pair["local"], pair["global"]
+        local, rest, student = pair["local"], pair["global"], pair["student"]
+        of_student = "" if student is None else f" + student {student['score']:+.4f} ({student['in_the_score']:+.4f})"
         lines += [
             f'"{pair["caption"]}"',
-            f"score {pair['score']:+.4f} = local {local['score']:+.4f} x {pair['local_weight']:g} + global "
-            f"{rest['score']:+.4f} x {1 - pair['local_weight']:g}   (model.pair_scores: {pair['pair_scores']:+.4f})",
+            f"score {pair['score']:+.4f} = local {local['score']:+.4f} ({local['in_the_score']:+.4f}) + global "
+            f"{rest['score']:+.4f} ({rest['in_the_score']:+.4f}){of_student}   "
+            f"(model.pair_scores: {pair['pair_scores']:+.4f})",
             f"local = words' own terms {local['words_own_terms']:+.4f} + regions' {local['regions_own_terms']:+.4f}",
             f"{'':>12}  own term  in the others'  total",
         ]

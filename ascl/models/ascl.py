@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ascl.core.tensors import unit
 from ascl.models.base import RetrievalModel, TextEncoder
 from ascl.models.encoded import EncodedImages, EncodedTexts
-from ascl.models.fusion import FusionWeights, attention_weights, cross_attention
+from ascl.models.fusion import FusionWeights, attention_weights, cross_attention, with_student
 from ascl.models.image import ImageEncoder, scale_tokens
 
 RELEASED_SCALES = (4.0, 9.0)    # logit scales of the authors' later release: region to word, word to region
@@ -32,6 +33,10 @@ class AsCL(RetrievalModel):
     region) and V* (one attended image vector per word). These exist only for a pair, so no single vector of an image
     or a text determines the score. `retrieval.score_all_pairs` computes the same scores fast.
 
+    A student is an addition of ours. It has one vector for each item, from the same features but with weights of its
+    own: a linear map of the mean region and the whole image, and one of the mean word, as in VSE++. With a student,
+    the score is (1 - w) * score(I, T) + w * cosine, w = student_weight. In training each part has its own loss.
+
     Example:
         >>> import torch
         >>> from ascl.models import AsCL, EncodedTexts
@@ -45,7 +50,8 @@ class AsCL(RetrievalModel):
     def __init__(self, region_dim: int = 2048, global_dim: int = 2048, text: TextEncoder | None = None,
                  embed_dim: int = 1024, num_heads: int = 8, local_weight: float = 0.8, *, projections: bool = True,
                  tied_key_value: bool = False, fusion: bool = True, normalize_regions: bool = True,
-                 normalize_words: bool = True, sharpness: float = 4.0, standardize: bool = False) -> None:
+                 normalize_words: bool = True, sharpness: float = 4.0, standardize: bool = False,
+                 student_dim: int | None = None, student_weight: float = 0.5) -> None:
         """
         Args:
             region_dim, global_dim: dimensions of the precomputed features.
@@ -63,23 +69,31 @@ class AsCL(RetrievalModel):
                 Used only with normalized tokens and projections.
             standardize: scale each image feature to mean 0 and variance 1 before the projection; fit the statistics
                 on training images with `standardize_regions.fit` and `standardize_globals.fit`.
+            student_dim: dimension of the student's vectors; None = no student. Needs fusion: without it, the model
+                is itself a score of vectors.
+            student_weight: w, in [0, 1].
 
         Raises:
-            ValueError: num_heads does not divide embed_dim, local_weight or sharpness is out of range, or
-                tied_key_value comes without projections.
+            ValueError: num_heads does not divide embed_dim, a weight or sharpness is out of range, tied_key_value
+                comes without projections, or a student without fusion.
         """
         super().__init__(region_dim, global_dim, standardize=standardize)
         if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads:
             raise ValueError(f"num_heads ({num_heads}) must divide embed_dim ({embed_dim})")
-        if not 0 <= local_weight <= 1:
-            raise ValueError(f"local_weight must lie in [0, 1], got {local_weight}")
+        for name, weight in (("local_weight", local_weight), ("student_weight", student_weight)):
+            if not 0 <= weight <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {weight}")
+        if student_dim is not None and (student_dim < 1 or not fusion):
+            raise ValueError(f"student_dim is {student_dim}" + (
+                ": it must be at least 1" if fusion else ", but a student needs fusion, which is off: set student_dim to "
+                "null or fusion to true"))
         if not 0 <= sharpness < math.inf:
             raise ValueError(f"sharpness must be at least 0 and finite, got {sharpness}")
         if tied_key_value and not projections:
             raise ValueError("tied_key_value needs projections, which are off: set tied_key_value to false or "
                              "projections to true")
         self.embed_dim, self.num_heads, self.local_weight = embed_dim, num_heads, local_weight
-        self.fusion = fusion
+        self.fusion, self.student_weight = fusion, student_weight
         # on average a head's logit is norm^2 * cos / (H * sqrt(d)), d = D / H
         norm = (sharpness * num_heads * (embed_dim / num_heads) ** 0.5) ** 0.5 if projections else 1.0
         self.word_norm = norm if normalize_words else None
@@ -94,6 +108,9 @@ class AsCL(RetrievalModel):
         self.attended_image_global = nn.Linear(embed_dim, embed_dim, bias=False)    # X_v
         self.image_global = nn.Linear(embed_dim, embed_dim, bias=False)             # X_g
         self.gate = nn.Linear(2 * embed_dim, embed_dim)
+        with_student = student_dim is not None
+        self.student_image = nn.Linear(region_dim + global_dim, student_dim) if with_student else None
+        self.student_text = nn.Linear(text.dim, student_dim) if with_student and text is not None else None
 
     def encode_images(self, regions: Tensor, globals_: Tensor, mask: Tensor | None = None) -> EncodedImages:
         """Project precomputed image features into the joint space (AsCL, section 2.1).
@@ -103,7 +120,7 @@ class AsCL(RetrievalModel):
             mask: (N, K) bool, True = a real region; None = all are real.
 
         Returns:
-            `EncodedImages`: regions (N, K, D), globals (N, D) and the mask.
+            `EncodedImages`: regions (N, K, D), globals (N, D), the mask, and the student's vectors (N, student_dim).
 
         Raises:
             ValueError: the feature dimensions differ from the model's.
@@ -114,18 +131,24 @@ class AsCL(RetrievalModel):
             >>> images.regions.shape, images.globals.shape
             (torch.Size([3, 5, 8]), torch.Size([3, 8]))
         """
-        projected, whole = self.image(*self.standardized(regions, globals_))
-        return EncodedImages(projected, whole, mask)
+        regions, globals_ = self.standardized(regions, globals_)
+        student = None
+        if self.student_image is not None:
+            student = unit(self.student_image(torch.cat([masked_mean(regions, mask), globals_], dim=-1)))
+        return EncodedImages(*self.image(regions, globals_), mask, student)
 
     def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:
-        """Encode N captions -> words (N, L, D) and mask (N, L), L word pieces in the longest caption.
+        """Encode N captions -> words (N, L, D), mask (N, L), and the student's vectors (N, student_dim).
+
+        L is the number of word pieces in the longest caption.
 
         Raises:
             ValueError: the model has no text encoder, or the list is empty.
         """
         hidden, mask = self.encoded_words(texts)
         assert self.word_projection is not None                         # exists whenever the encoder does
-        return EncodedTexts(scale_tokens(self.word_projection(hidden), self.word_norm), mask)
+        student = None if self.student_text is None else unit(self.student_text(masked_mean(hidden, mask)))
+        return EncodedTexts(scale_tokens(self.word_projection(hidden), self.word_norm), mask, student)
 
     def text_vectors(self, texts: EncodedTexts) -> Tensor:
         """Return X_w of each text's mean word, (N, D): W_g under uniform attention. Differentiable, not normalized.
@@ -138,7 +161,7 @@ class AsCL(RetrievalModel):
         return self.text_global(masked_mean(texts.words, texts.mask))
 
     def pair_scores(self, images: EncodedImages, texts: EncodedTexts) -> Tensor:
-        """Return the scores (N_images, N_texts) in [-1, 1], differentiable (AsCL, equation 2).
+        """Return the scores (N_images, N_texts) in [-1, 1], differentiable (AsCL, equation 2, and a student's part).
 
         This is the plain reference: one image at a time, with torch's own attention.
 
@@ -152,7 +175,8 @@ class AsCL(RetrievalModel):
         """
         if not self.fusion:
             return self._scores_without_fusion(images, texts)
-        return torch.stack([self._scores_of_image(images[i : i + 1], texts) for i in range(len(images))])
+        scores = torch.stack([self._scores_of_image(images[i : i + 1], texts) for i in range(len(images))])
+        return with_student(scores, images.student, texts.student, self.student_weight)
 
     def fusion_weights(self) -> FusionWeights | None:
         """Return the matrices that `retrieval.scoring` needs, or None without fusion, which has no attention."""
@@ -164,7 +188,7 @@ class AsCL(RetrievalModel):
         return FusionWeights(region_to_word, word_to_region, of_texts=region_to_word.then(self.text_global.weight),
                              of_images=word_to_region.then(torch.cat([to_global, first_gate @ to_global])),
                              image_global=self.image_global.weight, gate=second_gate, gate_bias=self.gate.bias,
-                             local_weight=self.local_weight)
+                             local_weight=self.local_weight, student_weight=self.student_weight)
 
     def _scores_of_image(self, image: EncodedImages, texts: EncodedTexts) -> Tensor:
         """Score one image with N texts -> (N,)."""

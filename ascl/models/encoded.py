@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ class EncodedImages:
     Attributes:
         regions: (N, K, D) projected regions. globals: (N, D) projected whole-image features.
         mask: (N, K) bool, True = a real region, False = padding; None = all are real.
+        student: (N, P) unit vectors of the model's student; None = it has none.
 
     Example:
         >>> import torch
@@ -28,18 +30,21 @@ class EncodedImages:
     regions: Tensor
     globals: Tensor
     mask: Tensor | None = None
+    student: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.regions)
 
     def __getitem__(self, index: slice | Tensor) -> EncodedImages:
-        return EncodedImages(self.regions[index], self.globals[index], None if self.mask is None else self.mask[index])
+        return EncodedImages(self.regions[index], self.globals[index], *(
+            None if rows is None else rows[index] for rows in (self.mask, self.student)))
 
     def to(self, *args, **kwargs) -> EncodedImages:
         """Return a copy on another device or in another dtype; arguments as for `Tensor.to`. The mask stays bool."""
         regions = self.regions.to(*args, **kwargs)
         mask = None if self.mask is None else self.mask.to(regions.device)
-        return EncodedImages(regions, self.globals.to(*args, **kwargs), mask)
+        student = None if self.student is None else self.student.to(*args, **kwargs)
+        return EncodedImages(regions, self.globals.to(*args, **kwargs), mask, student)
 
     @staticmethod
     def cat(parts: list[EncodedImages]) -> EncodedImages:
@@ -48,7 +53,8 @@ class EncodedImages:
         if any(part.mask is not None for part in parts):
             all_real = [torch.ones(p.regions.shape[:2], dtype=torch.bool, device=p.regions.device) for p in parts]
             mask = torch.cat([real if p.mask is None else p.mask for p, real in zip(parts, all_real, strict=True)])
-        return EncodedImages(torch.cat([p.regions for p in parts]), torch.cat([p.globals for p in parts]), mask)
+        return EncodedImages(torch.cat([p.regions for p in parts]), torch.cat([p.globals for p in parts]), mask,
+                             cat_students(parts))
 
 
 @dataclass
@@ -57,6 +63,7 @@ class EncodedTexts:
 
     Attributes:
         words: (N, L, D) projected words. mask: (N, L) bool, True = a real word, False = padding.
+        student: (N, P) unit vectors of the model's student; None = it has none.
 
     Example:
         >>> import torch
@@ -68,14 +75,22 @@ class EncodedTexts:
 
     words: Tensor
     mask: Tensor
+    student: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.words)
 
     def __getitem__(self, index: slice | Tensor) -> EncodedTexts:
-        return EncodedTexts(self.words[index], self.mask[index])
+        return EncodedTexts(self.words[index], self.mask[index], None if self.student is None else self.student[index])
 
     def to(self, *args, **kwargs) -> EncodedTexts:
         """Return a copy on another device or in another dtype; arguments as for `Tensor.to`. The mask stays bool."""
         words = self.words.to(*args, **kwargs)
-        return EncodedTexts(words, self.mask.to(words.device))
+        student = None if self.student is None else self.student.to(*args, **kwargs)
+        return EncodedTexts(words, self.mask.to(words.device), student)
+
+
+def cat_students(parts: Sequence[EncodedImages] | Sequence[EncodedTexts]) -> Tensor | None:
+    """Concatenate the student's vectors of blocks of items; None if the model has no student."""
+    vectors = [part.student for part in parts if part.student is not None]
+    return torch.cat(vectors) if vectors else None

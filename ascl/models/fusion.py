@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ascl.core.tensors import at_least_float32, products
+
 
 class AttentionWeights(NamedTuple):
     """The matrices of one multi-head attention; rows h*d..(h+1)*d of `query @ x` are head h. None = identity."""
@@ -31,7 +33,7 @@ class FusionWeights:
 
     of_texts (D, D) and of_images (2 D, D) are applied to the mean attended text and image vector.
     image_global: (D, D), X_g. gate: (D, D), the half of the gate's matrix that is applied to V_g2. gate_bias: (D,).
-    local_weight: u1.
+    local_weight: u1. student_weight: of the student's cosine in the score, see `AsCL`.
     """
 
     region_to_word: AttentionWeights
@@ -42,6 +44,18 @@ class FusionWeights:
     gate: Tensor
     gate_bias: Tensor
     local_weight: float
+    student_weight: float
+
+
+def with_student(scores: Tensor, images: Tensor | None, texts: Tensor | None, weight: float) -> Tensor:
+    """Return (1 - weight) * scores + weight * the student's cosines, (N_images, N_texts).
+
+    Args:
+        scores: of equation 2. images, texts: the student's unit vectors (N_images, P), (N_texts, P); None = no student.
+    """
+    if images is None or texts is None:
+        return scores
+    return (1 - weight) * scores + weight * products(at_least_float32(images), texts)
 
 
 class UnprojectedAttention(nn.Module):

@@ -74,7 +74,8 @@ def _architecture(config: Config, region_dim: int, global_dim: int) -> Retrieval
     return AsCL(region_dim, global_dim, text, settings.embed_dim, settings.num_heads, settings.local_weight,
                 projections=settings.projections, tied_key_value=settings.tied_key_value, fusion=settings.fusion,
                 normalize_regions=settings.normalize_regions, normalize_words=settings.normalize_words,
-                sharpness=settings.sharpness, standardize=settings.standardize)
+                sharpness=settings.sharpness, standardize=settings.standardize, student_dim=settings.student_dim,
+                student_weight=settings.student_weight)
 
 
 def check_chunks(config: Config, model: RetrievalModel) -> None:

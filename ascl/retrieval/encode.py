@@ -11,6 +11,7 @@ from ascl.core.errors import DataError
 from ascl.data.captions import CaptionSet
 from ascl.data.stores.open import FeatureStore
 from ascl.models import EncodedImages, EncodedTexts, RetrievalModel
+from ascl.models.encoded import cat_students
 from ascl.retrieval.scoring.distinct import distinct_items
 
 
@@ -58,12 +59,12 @@ def encode_texts(model: RetrievalModel, texts: list[str], *, batch: int = 256) -
     order = torch.from_numpy(np.argsort([len(text) for text in distinct], kind="stable"))
     blocks = order.split(batch)
     parts = [model.encode_texts([distinct[i] for i in block]).to("cpu") for block in blocks]
-    longest = max(part.words.shape[1] for part in parts)
+    longest, vectors = max(part.words.shape[1] for part in parts), cat_students(parts)
     # filled in place: concatenating and reordering would hold three copies of all padded words
     words = torch.zeros(len(distinct), longest, parts[0].words.shape[2], dtype=parts[0].words.dtype)
     mask = torch.zeros(len(distinct), longest, dtype=torch.bool)
     for block, part in zip(blocks, parts, strict=True):
         words[block, : part.words.shape[1]] = part.words
         mask[block, : part.mask.shape[1]] = part.mask
-    encoded = EncodedTexts(words, mask)
+    encoded = EncodedTexts(words, mask, None if vectors is None else vectors[order.argsort()])
     return encoded if len(distinct) == len(texts) else encoded[torch.from_numpy(found.number)]

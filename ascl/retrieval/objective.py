@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ascl.asymmetry import Direction, direction, norm_ratio_loss
-from ascl.core.tensors import at_least_float32, check_positive
+from ascl.core.tensors import at_least_float32, check_positive, products
 from ascl.data.pairs import Batch
 from ascl.losses import ascl_loss, hardest_triplet, info_nce
 from ascl.models import EncodedImages, EncodedTexts, RetrievalModel
+from ascl.models.encoded import cat_students
 from ascl.retrieval.scoring.prepared import score_batch
 from ascl.samples.negatives import NoiseSettings, add_noise
 
@@ -78,7 +79,7 @@ class RetrievalObjective:
     def __call__(self, model: RetrievalModel, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Return `loss` and metrics of one batch: mean score of the true pairs and of all other pairs.
 
-        With a norm-ratio loss also `norm_ratio`, its unweighted value, and `norm_order`, the share of its pairs in the
+        With a student also `student`, the part of the loss that trains it. With a norm-ratio loss also `norm_ratio`, its unweighted value, and `norm_order`, the share of its pairs in the
         right order.
         """
         batch = batch.to(generator.device, non_blocking=True)
@@ -91,13 +92,12 @@ class RetrievalObjective:
         scores = dict(zip(text_sets, self._scores(model, images, list(text_sets.values())), strict=True))
         metrics = _gap(scores["captions"].detach())
         if (scale := model.logit_scale()) is not None:
-            scores = {name: at_least_float32(of_set) * (scale * self.temperature) for name, of_set in scores.items()}
             metrics["temperature"] = 1 / scale.detach()
-        contrast = partial(info_nce, temperature=self.temperature, label_smoothing=self.label_smoothing)
-        if self.triplet is not None:
-            contrast = partial(hardest_triplet, margin=self.triplet.margin, hardness=self.triplet.hardness(step))
-        loss = ascl_loss(scores["captions"], scores.get("noised captions"), scores.get("positives"),
-                         scores.get("noised positives"), temperature=self.temperature, contrast=contrast)
+        loss = self._loss(scores, scale, step)
+        if images.student is not None:
+            term = self._loss(self._student_scores(images.student, text_sets), scale, step)
+            loss = loss + term
+            metrics["student"] = term.detach()
         if self.norm_ratio_weight > 0:
             if batch.positive_order is None:
                 raise ValueError("norm_ratio_weight needs generated positives, and this batch has none: set it to 0")
@@ -109,6 +109,26 @@ class RetrievalObjective:
             loss = loss + self.norm_ratio_weight * term
             metrics |= {"norm_ratio": term.detach(), "norm_order": share}
         return {"loss": loss, **metrics}
+
+    def _loss(self, scores: dict[str, Tensor], scale: Tensor | None, step: int) -> Tensor:
+        """Return the loss of the scores with each set of texts; scale: 1 / temperature, if the model learns it."""
+        if scale is not None:
+            scores = {name: at_least_float32(of_set) * (scale * self.temperature) for name, of_set in scores.items()}
+        contrast = partial(info_nce, temperature=self.temperature, label_smoothing=self.label_smoothing)
+        if self.triplet is not None:
+            contrast = partial(hardest_triplet, margin=self.triplet.margin, hardness=self.triplet.hardness(step))
+        return ascl_loss(scores["captions"], scores.get("noised captions"), scores.get("positives"),
+                         scores.get("noised positives"), temperature=self.temperature, contrast=contrast)
+
+    def _student_scores(self, images: Tensor, text_sets: dict[str, EncodedTexts]) -> dict[str, Tensor]:
+        """Return the student's cosines with each set of texts that it has vectors of; as in `_scores` of all processes.
+
+        It has none of generated negatives, which are made of the cross-modal score's words.
+        """
+        vectors = {name: texts.student for name, texts in text_sets.items() if texts.student is not None}
+        if self.gather is None:
+            return {name: products(images, of_set) for name, of_set in vectors.items()}
+        return {name: self.gather(products(images, self.gather(of_set))) for name, of_set in vectors.items()}
 
     def _scores(self, model: RetrievalModel, images: EncodedImages, text_sets: list[EncodedTexts]) -> Sequence[Tensor]:
         """Return one square score matrix per set of texts: of this process's batch, or of all processes' batches.
@@ -151,7 +171,8 @@ def encode_texts(model: RetrievalModel, texts: list[str], device_of: Tensor, siz
     parts = [_computed_again(model.encode_texts, chunk, device_of=device_of) if trained else model.encode_texts(chunk)
              for chunk in chunks]
     parts = _same_length(parts, max(part.words.shape[1] for part in parts))
-    return EncodedTexts(torch.cat([part.words for part in parts]), torch.cat([part.mask for part in parts]))
+    return EncodedTexts(torch.cat([part.words for part in parts]), torch.cat([part.mask for part in parts]),
+                        cat_students(parts))
 
 
 def score_in_chunks(model: RetrievalModel, images: EncodedImages, text_sets: list[EncodedTexts],
@@ -188,7 +209,7 @@ def texts_of_all(text_sets: list[EncodedTexts], gather: Gather) -> list[EncodedT
 def _same_length(parts: list[EncodedTexts], length: int) -> list[EncodedTexts]:
     """Pad texts to `length` words."""
     missing = [length - part.words.shape[1] for part in parts]
-    return [EncodedTexts(F.pad(part.words, (0, 0, 0, more)), F.pad(part.mask, (0, more)))
+    return [EncodedTexts(F.pad(part.words, (0, 0, 0, more)), F.pad(part.mask, (0, more)), part.student)
             for part, more in zip(parts, missing, strict=True)]
 
 

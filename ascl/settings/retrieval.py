@@ -93,6 +93,10 @@ class ModelConfig:
     """Scale each word to length 1."""
     sharpness: float = 4.0
     """Factor on the logits of the attention; a larger one attends to fewer tokens."""
+    student_dim: int | None = None
+    """Dimension of a student: one vector for each item, trained beside the cross-modal score, as VSE++; null = none."""
+    student_weight: float = 0.5
+    """Weight of the student's cosine in the score, from 0 to 1; the cross-modal score has the rest."""
     standardize: bool = False
     """Standardize image features with mean and standard deviation of 1,000 training images."""
     dropout: float = 0.0

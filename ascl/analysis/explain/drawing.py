@@ -111,11 +111,13 @@ def _peak(values: np.ndarray) -> float:
 
 def _header(place: SubFigure, caption: str, pair: PairExplanation) -> None:
     place.text(0.01, 0.95, textwrap.shorten(caption, 220), fontsize=12, fontweight="bold", va="top")
-    u1, u2 = pair.local_weight, 1 - pair.local_weight
+    terms = [("local", pair.local, pair.local_share), ("global", pair.global_, pair.global_share)]
+    if pair.student is not None:
+        terms.append(("student", pair.student, pair.student_weight))
     place.text(
         0.01, 0.5,
-        f"score {pair.score:+.4f} = local {pair.local:+.4f} x {u1:g} ({u1 * pair.local:+.4f})"
-        f" + global {pair.global_:+.4f} x {u2:g} ({u2 * pair.global_:+.4f})\n"
+        f"score {pair.score:+.4f} = "
+        + " + ".join(f"{name} {score:+.4f} x {weight:g} ({weight * score:+.4f})" for name, score, weight in terms) + "\n"
         f"local = own terms of words {pair.word_terms.sum():+.4f} + of regions {pair.region_terms.sum():+.4f};   "
         f"global = attended regions {pair.attended_part:+.4f} + whole image {pair.whole_part:+.4f}",
         va="top", color=QUIET)

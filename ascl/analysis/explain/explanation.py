@@ -36,7 +36,8 @@ class PairExplanation:
     region_pairs: (L, K) contribution of word j to the term of region i; word_pairs: (L, K) contribution of region i to
     the term of word j. All contributions sum to `local`. attended_part, whole_part: contributions of the attended image
     vector and the whole-image feature, which sum to the global score. local, global_: the two scores, in [-1, 1].
-    local_weight: u1. score: the score of the pair.
+    local_weight: u1. student: the student's cosine, which has no parts; None = the model has no student.
+    student_weight: its weight in the score, 0 without a student. score: the score of the pair.
     """
 
     words: list[str]
@@ -52,7 +53,19 @@ class PairExplanation:
     local: float
     global_: float
     local_weight: float
+    student: float | None
+    student_weight: float
     score: float
+
+    @property
+    def local_share(self) -> float:
+        """The weight of the local score in the score of the pair."""
+        return (1 - self.student_weight) * self.local_weight
+
+    @property
+    def global_share(self) -> float:
+        """The weight of the global score in the score of the pair."""
+        return (1 - self.student_weight) * (1 - self.local_weight)
 
     @property
     def region_terms(self) -> np.ndarray:
@@ -87,11 +100,14 @@ class PairExplanation:
                       "in_words_terms": self.word_pairs.sum(axis=0), "total": self.region_totals}
         return {
             "score": self.score, "local_weight": self.local_weight,
-            "local": {"score": self.local, "in_the_score": self.local_weight * self.local,
+            "local": {"score": self.local, "in_the_score": self.local_share * self.local,
                       "words_own_terms": float(self.word_terms.sum()),
                       "regions_own_terms": float(self.region_terms.sum())},
-            "global": {"score": self.global_, "in_the_score": (1 - self.local_weight) * self.global_,
+            "global": {"score": self.global_, "in_the_score": self.global_share * self.global_,
                        "attended_regions": self.attended_part, "whole_image": self.whole_part},
+            "student": None if self.student is None else {
+                "score": self.student, "weight": self.student_weight,
+                "in_the_score": self.student_weight * self.student},
             "words": [{"word": word} | {name: float(values[j]) for name, values in of_words.items()}
                       for j, word in enumerate(self.words)],
             "regions": [{"region": int(number)} | {name: float(values[i]) for name, values in of_regions.items()}
@@ -138,13 +154,17 @@ def explain_pair(model: RetrievalModel, image: EncodedImages, text: EncodedTexts
     norms = image_vector.norm().clamp_min(SMALLEST_NORM) * text_vector.norm().clamp_min(SMALLEST_NORM)
     attended_part, whole_part = (float(part @ text_vector / norms) for part in (gate * attended, (1 - gate) * whole))
     global_ = float(F.cosine_similarity(image_vector, text_vector, dim=0))
+    score, student, weight = model.local_weight * local + (1 - model.local_weight) * global_, None, 0.0
+    if image.student is not None and text.student is not None:
+        student, weight = float(image.student[0] @ text.student[0]), model.student_weight
+        score = (1 - weight) * score + weight * student
     return PairExplanation(
         words=labels, regions=real.nonzero()[:, 0].cpu().numpy(),
         region_to_word=_numbers(of_regions.weights), word_to_region=_numbers(of_words.weights),
         region_cosines=_numbers(of_regions.cosines), word_cosines=_numbers(of_words.cosines),
         region_pairs=_numbers(of_regions.shares).T / (2 * len(v)), word_pairs=_numbers(of_words.shares) / (2 * len(w)),
         attended_part=attended_part, whole_part=whole_part, local=local, global_=global_,
-        local_weight=model.local_weight, score=model.local_weight * local + (1 - model.local_weight) * global_)
+        local_weight=model.local_weight, student=student, student_weight=weight, score=score)
 
 
 def word_labels(encoder: TextEncoder | None, text: str, count: int) -> list[str]:

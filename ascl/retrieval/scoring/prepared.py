@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from ascl.core.tensors import at_least_float32
 from ascl.models import EncodedImages, EncodedTexts, RetrievalModel
-from ascl.models.fusion import FusionWeights
+from ascl.models.fusion import FusionWeights, with_student
 from ascl.retrieval.scoring import attention
 from ascl.retrieval.scoring.attention import Attended, Chunks, Keys, Queries, attend, length, pack, prepare_keys
 
@@ -30,10 +30,14 @@ Prepared = TypeVar("Prepared", bound="PreparedTexts")
 
 @dataclass
 class PreparedTexts:
-    """The part of the score computation that depends on the texts only."""
+    """The part of the score computation that depends on the N texts only.
+
+    student: (N, P) unit vectors, in float32 or wider; None = the model has no student.
+    """
 
     queries: Queries
     keys: Keys
+    student: Tensor | None
 
     def to(self: Prepared, dtype: torch.dtype) -> Prepared:
         """Return a copy whose operands of matrix products are in `dtype`."""
@@ -57,14 +61,15 @@ def prepare_images(weights: FusionWeights, images: EncodedImages, chunks: Chunks
     return PreparedImages(
         queries=attention.prepare_queries(*pack(images.regions, images.mask), weights.region_to_word),
         keys=prepare_keys(images.regions, images.mask, weights.word_to_region, weights.of_images, chunks),
-        second=second, gate=F.linear(second, weights.gate, weights.gate_bias),
+        student=images.student, second=second, gate=F.linear(second, weights.gate, weights.gate_bias),
     )
 
 
 def prepare_texts(weights: FusionWeights, texts: EncodedTexts, chunks: Chunks) -> PreparedTexts:
     """Compute projections, Gram matrices and outputs once per text."""
     return PreparedTexts(attention.prepare_queries(*pack(texts.words, texts.mask), weights.word_to_region),
-                         prepare_keys(texts.words, texts.mask, weights.region_to_word, weights.of_texts, chunks))
+                         prepare_keys(texts.words, texts.mask, weights.region_to_word, weights.of_texts, chunks),
+                         texts.student)
 
 
 def score_prepared(weights: FusionWeights, images: PreparedImages, texts: PreparedTexts, chunks: Chunks,
@@ -74,7 +79,8 @@ def score_prepared(weights: FusionWeights, images: PreparedImages, texts: Prepar
     over_regions = attend(texts.queries, images.keys, chunks)                   # words attend to regions: (I, ...)
     local = (_mean_cosine(images.queries, over_words).T + _mean_cosine(texts.queries, over_regions)) / 2
     global_ = _global_cosine(images, over_regions.mean, _vectors(over_words, texts.keys), chunks)
-    return weights.local_weight * local + (1 - weights.local_weight) * global_
+    scores = weights.local_weight * local + (1 - weights.local_weight) * global_
+    return with_student(scores, images.student, texts.student, weights.student_weight)
 
 
 def _mean_cosine(queries: Queries, attended: Attended) -> Tensor:
@@ -168,13 +174,15 @@ def pick(texts: EncodedTexts, index: Tensor) -> EncodedTexts:
     """Return the texts at `index`, without columns that are padding in all of them."""
     mask = texts.mask[index]
     used = int(mask.any(dim=0).nonzero().max()) + 1
-    return EncodedTexts(texts.words[:, :used][index], mask[:, :used])
+    return EncodedTexts(texts.words[:, :used][index], mask[:, :used],
+                        None if texts.student is None else texts.student[index])
 
 
 def score_batch(model: RetrievalModel, images: EncodedImages, text_sets: list[EncodedTexts], block: int = 32,
                 chunks: Chunks | None = None) -> list[Tensor]:
     """Return the scores of a batch of images with several sets of texts, differentiable, for a training step.
 
+    These are scores of equation 2: a student's cosines are no part of them, because it has a loss of its own.
     Words attend to regions all at once, packed over all sets. Regions attend to words in blocks of texts of similar
     length, to save padding. Models without `fusion_weights` are scored by their own `pair_scores`: in such blocks
     too if their tokens meet (SCAN, IMRAM), else at once (no fusion, two towers).

@@ -207,8 +207,8 @@ def make_tiles(model: RetrievalModel, images: EncodedImages, texts: EncodedTexts
         way = _reference_way(model, low, parameter.device, regions, dim)
     else:
         way = _algebra_way(weights, backend, low, parameter.device, regions, dim, limits)
-    of_images = distinct_rows(images.regions, images.globals, mask=images.mask)
-    of_texts = distinct_rows(texts.words, mask=texts.mask)
+    of_images = distinct_rows(images.regions, images.globals, *_given(images.student), mask=images.mask)
+    of_texts = distinct_rows(texts.words, *_given(texts.student), mask=texts.mask)
     lengths = texts.mask.sum(dim=1).cpu().numpy()[of_texts.first]
     longest = int(lengths.max())
 
@@ -238,20 +238,27 @@ def check_encoded(model: RetrievalModel, images: EncodedImages, texts: EncodedTe
         raise ValueError(f"nothing to score: got {len(images)} images and {len(texts)} texts, need at least one each")
     tensors = {"region": images.regions, "image global": images.globals, "word": texts.words}
     masks = {name: mask for name, mask in (("image mask", images.mask), ("text mask", texts.mask)) if mask is not None}
-    found = _listed({name: tuple(held.shape) for name, held in (tensors | masks).items()})
+    students = {"image's student": images.student, "text's student": texts.student}
+    vectors = {name: held for name, held in students.items() if held is not None}
+    found = _listed({name: tuple(held.shape) for name, held in (tensors | masks | vectors).items()})
     if [held.dim() for held in tensors.values()] != [3, 2, 3] or len({held.shape[-1] for held in tensors.values()}) > 1:
         raise ValueError(f"expected regions (N, K, D), globals (N, D) and words (N, L, D) of one D, got {found}")
     if (len(images.globals) != len(images.regions) or texts.mask.shape != texts.words.shape[:2]
             or images.mask is not None and images.mask.shape != images.regions.shape[:2]):
         raise ValueError(f"masks and globals do not fit the items: {found}; their sizes must agree")
+    if len(vectors) == 1 or len({held.shape[1:] for held in vectors.values()}) > 1 or any(
+            len(held) != len(items) for held, items in ((images.student, images), (texts.student, texts))
+            if held is not None):
+        raise ValueError(f"the student's vectors do not fit the items: {found}; encode both by one model")
     types = {"model": next(model.parameters()).dtype} | {name: tensor.dtype for name, tensor in tensors.items()}
     if len(set(types.values())) > 1:
         raise ValueError(f"dtypes differ: {_listed(types)}; convert the items to the model's dtype with .to(dtype)")
-    for of, names in (("images", ("region", "image global", "image mask")), ("texts", ("word", "text mask"))):
-        devices = {name: held.device for name, held in (tensors | masks).items() if name in names}
+    for of, names in (("images", ("region", "image global", "image mask", "image's student")),
+                      ("texts", ("word", "text mask", "text's student"))):
+        devices = {name: held.device for name, held in (tensors | masks | vectors).items() if name in names}
         if len(set(devices.values())) > 1:
             raise ValueError(f"the {of} are on several devices: {_listed(devices)}; move them with .to(device)")
-    for name, tensor in tensors.items():
+    for name, tensor in (tensors | vectors).items():
         finite = torch.cat([part.flatten(1).isfinite().all(dim=1) for part in tensor.split(CHECKED_TOGETHER)])
         if not finite.all():
             raise ValueError(f"{name} embeddings of item {int((~finite).nonzero()[0])} are not finite "
@@ -261,6 +268,10 @@ def check_encoded(model: RetrievalModel, images: EncodedImages, texts: EncodedTe
         if not mask.any(dim=1).all():
             raise ValueError(f"{name.removesuffix(' mask')} {int((~mask.any(dim=1)).nonzero()[0])} has no real token: "
                              "its mask is all False; remove the item or correct the mask")
+
+
+def _given(*tensors: Tensor | None) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor is not None]
 
 
 def _listed(values: dict[str, Any]) -> str:
