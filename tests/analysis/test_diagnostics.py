@@ -259,15 +259,17 @@ def test_count_words(caption, words):
 # Recall by local weight
 
 
-@pytest.mark.parametrize("fusion", [True, False])
-def test_the_mixture_of_both_scores_is_the_score_at_every_weight(fusion):
-    model = AsCL(6, 5, Letters(), embed_dim=8, num_heads=2, local_weight=0.3, fusion=fusion).eval()
+@pytest.mark.parametrize("variant", [{}, {"fusion": False}, {"student_dim": 4, "student_weight": 0.6}], ids=str)
+def test_the_mixture_of_both_scores_is_the_score_at_every_weight(variant):
+    """Of the score of pairs: a student has no part."""
+    model = AsCL(6, 5, Letters(), embed_dim=8, num_heads=2, local_weight=0.3, **variant).eval()
     with torch.no_grad():
         images = model.encode_images(torch.randn(5, 3, 6), torch.randn(5, 5))
         texts = model.encode_texts(TEXTS * 2)
     owner = np.arange(10) % 5
     local, global_ = local_and_global_scores(model, images, texts)
-    assert model.local_weight == 0.3
+    assert model.local_weight == 0.3 and model.student_weight == variant.get("student_weight", 0.5)
+    model.student_weight = 0.0
     weights = [0.0, 0.25, 0.3, 1.0]
     for weight, report in zip(weights, recall_by_local_weight(local, global_, owner, weights), strict=True):
         model.local_weight = weight

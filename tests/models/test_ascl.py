@@ -37,6 +37,9 @@ def model_and_items(**settings):
     ({"sharpness": -1.0}, "sharpness"),
     ({"sharpness": float("inf")}, "sharpness"),
     ({"tied_key_value": True, "projections": False}, "tied_key_value needs projections.*set"),
+    ({"student_dim": 0}, "student_dim is 0: it must be at least 1"),
+    ({"student_dim": 4, "fusion": False}, "student needs fusion.*set student_dim to null or fusion to true"),
+    ({"student_weight": 1.5}, "student_weight must lie in .0, 1., got 1.5"),
 ])
 def test_settings_that_make_no_model_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):

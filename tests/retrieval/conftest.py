@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ascl.models import AsCL, EncodedImages, EncodedTexts
 
@@ -23,7 +24,11 @@ def _example(images=3, texts=5, k=4, longest=6, dim=24, heads=4, masked=True, dt
     lengths = torch.randint(1, longest + 1, (texts,))
     lengths[0] = 1
     words = EncodedTexts(2 * torch.randn(texts, longest, dim, dtype=dtype), torch.arange(longest) < lengths[:, None])
-    return model, EncodedImages(encoded.regions.detach(), encoded.globals.detach(), mask), words
+    images_student = None
+    if encoded.student is not None:
+        images_student = encoded.student.detach()
+        words.student = F.normalize(torch.randn(texts, images_student.shape[1], dtype=dtype), dim=1)
+    return model, EncodedImages(encoded.regions.detach(), encoded.globals.detach(), mask, images_student), words
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,8 @@ from ascl.retrieval.encode import encode_images, encode_texts
 @pytest.fixture
 def model(tiny_bert):
     torch.manual_seed(0)
-    return AsCL(region_dim=32, global_dim=32, text=BertWords(str(tiny_bert)), embed_dim=16, num_heads=2).eval()
+    return AsCL(region_dim=32, global_dim=32, text=BertWords(str(tiny_bert)), embed_dim=16, num_heads=2,
+                student_dim=4).eval()
 
 
 def test_equal_captions_are_encoded_alike_among_any_others(model):
@@ -25,9 +26,10 @@ def test_equal_captions_are_encoded_alike_among_any_others(model):
     encoded = encode_texts(model, texts, batch=3)
     for one, other in itertools.combinations(range(len(texts)), 2):
         same = torch.equal(encoded.words[one], encoded.words[other])
-        assert same == (texts[one] == texts[other])
+        assert same == torch.equal(encoded.student[one], encoded.student[other]) == (texts[one] == texts[other])
     alone = encode_texts(model, [texts[8]])
     torch.testing.assert_close(encoded.words[8, : alone.words.shape[1]], alone.words[0])
+    torch.testing.assert_close(encoded.student[8], alone.student[0])
 
 
 def test_images_of_equal_features_are_encoded_alike_in_any_batch(model, tmp_path):
@@ -41,6 +43,7 @@ def test_images_of_equal_features_are_encoded_alike_in_any_batch(model, tmp_path
     for one, other in itertools.combinations(range(9), 2):
         equal = torch.equal(images.regions[one], images.regions[other])
         assert equal == torch.equal(images.globals[one], images.globals[other])
+        assert equal == torch.equal(images.student[one], images.student[other])
         assert equal == ({one, other} <= {1, 4, 8})
     texts = encode_texts(model, captions.captions)
     report = rank_all_pairs(model, images, texts, captions.owner)

@@ -57,7 +57,8 @@ def make_model(kind: str, *, trained: bool = True, dropout: float = 0.0, dim: in
     if kind in BASELINES:
         model = BASELINES[kind](8, 6, text, dim).double()
     else:
-        model = AsCL(8, 6, text, dim, 4, 0.7, fusion=kind == "ascl").double()
+        model = AsCL(8, 6, text, dim, 4, 0.7, fusion=kind != "without fusion",
+                     student_dim=5 if kind == "with a student" else None).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
@@ -106,7 +107,7 @@ def test_chunks_give_the_loss_and_the_gradients_of_the_whole_batch(chunk):
     check_same(step(model, batch, chunk_size=chunk), step(model, batch))
 
 
-@pytest.mark.parametrize("kind", ["without fusion", *BASELINES])
+@pytest.mark.parametrize("kind", ["without fusion", "with a student", *BASELINES])
 def test_chunks_of_every_model(kind):
     """In evaluation mode: what a model itself drops while training it draws for each chunk, so other numbers."""
     model, batch = make_model(kind).eval(), make_batch(7)
@@ -121,6 +122,25 @@ def test_chunks_of_every_model(kind):
 def test_chunks_of_every_loss(settings, trained):
     model, batch = make_model("ascl", trained=trained), make_batch(7, masked=False)
     check_same(step(model, batch, chunk_size=2, **settings), step(model, batch, **settings))
+
+
+def test_a_student_is_trained_beside_the_score_of_pairs():
+    """Its loss is added; the rest of the model takes the step that it takes without a student."""
+    batch, alone, both = make_batch(7), make_model("ascl"), make_model("with a student")
+    both.load_state_dict(alone.state_dict(), strict=False)
+    both.text.table.weight.requires_grad_(False)                # a trained encoder would hear of both
+    (metrics, gradients_of_both), (expected, of_alone) = step(both, batch), step(alone, batch)
+    assert metrics["loss"] == pytest.approx(expected["loss"] + metrics["student"], rel=1e-12)
+    for name in set(of_alone) - {"text.table.weight"}:
+        torch.testing.assert_close(gradients_of_both[name], of_alone[name], rtol=1e-10, atol=1e-13)
+    means = torch.stack([row[real].mean(dim=0) for row, real in zip(batch.regions, batch.region_mask, strict=True)])
+    images = both.student_image(torch.cat([means, batch.globals], dim=1))
+    cosines = [torch.cosine_similarity(images[:, None], torch.cat([both.student_text(both.text([text])[0].mean(dim=1))
+                                                                   for text in texts])[None], dim=2)
+               for texts in (batch.captions, batch.positives)]
+    wanted = ascl_loss(cosines[0], None, cosines[1], None, temperature=0.05)
+    assert metrics["student"] == pytest.approx(wanted.item(), rel=1e-9)
+    assert all(gradients_of_both[f"student_{of}.weight"].abs().max() > 0 for of in ("image", "text"))
 
 
 def test_chunks_without_positives():
@@ -241,6 +261,7 @@ CASES = {
     "AsCL in chunks": {"kind": "ascl", "chunk_size": 3},
     "without negatives": {"kind": "ascl", "noise": None},
     "hardest triplet": {"kind": "ascl", "triplet": TripletSettings(0.2, 0)},
+    "with a student": {"kind": "with a student"},
     "two towers": {"kind": "two_tower"},
     "two towers in chunks": {"kind": "two_tower", "chunk_size": 3},
     "each its own negatives": {"kind": "ascl", "gather": None},
@@ -317,6 +338,10 @@ def loss_of_one_process(model: RetrievalModel, batches: list[Batch], seeds: list
     contrast = None if triplet is None else partial(hardest_triplet, margin=triplet.margin, hardness=1.0)
     loss = ascl_loss(scores["captions"], scores.get("noised captions"), scores["positives"],
                      scores.get("noised positives"), temperature=0.05, contrast=contrast)
+    if images.student is not None:
+        cosines = [images.student @ torch.cat([texts.student for texts in sets[name]]).T
+                   for name in ("captions", "positives")]
+        loss = loss + ascl_loss(cosines[0], None, cosines[1], None, temperature=0.05)
     order = torch.cat([batch.positive_order for batch in batches])
     return loss + 0.5 * norm_order(*(model.text_vectors(joined[name]) for name in ("captions", "positives")), order)[0]
 

@@ -36,13 +36,14 @@ def example(k=4, longest=6, dim=24, heads=4, masked=True, dtype=torch.float64, s
         image = model.encode_images(torch.randn(1, k, 8, dtype=dtype), torch.randn(1, 6, dtype=dtype), mask)
     real = torch.rand(1, longest) > 0.3
     real[0, seed % longest] = True
-    return model, image, EncodedTexts(2 * torch.randn(1, longest, dim, dtype=dtype), real)
+    student = None if image.student is None else torch.nn.functional.normalize(torch.randn(1, 3, dtype=dtype), dim=1)
+    return model, image, EncodedTexts(2 * torch.randn(1, longest, dim, dtype=dtype), real, student)
 
 
 @given(
     k=st.integers(1, 7), longest=st.integers(1, 7), heads=st.sampled_from([1, 2, 4]), masked=st.booleans(),
     variant=st.sampled_from([{}, {"projections": False}, {"tied_key_value": True}, {"fusion": False},
-                             {"normalize_regions": False}]),
+                             {"normalize_regions": False}, {"student_dim": 3, "student_weight": 0.4}]),
     dtype=st.sampled_from([torch.float64, torch.float32]), seed=st.integers(0, 1000),
 )
 @settings(max_examples=60, deadline=None)
@@ -56,7 +57,11 @@ def test_everything_adds_up_to_the_models_own_score(k, longest, heads, masked, v
     assert explained.region_totals.sum() == near(explained.local)
     assert explained.pairs.sum() == near(explained.local)
     assert explained.attended_part + explained.whole_part == near(explained.global_)
-    assert 0.7 * explained.local + (1 - 0.7) * explained.global_ == near(explained.score)
+    weight, student = variant.get("student_weight", 0), explained.student or 0
+    assert (1 - weight) * (0.7 * explained.local + 0.3 * explained.global_) + weight * student == near(explained.score)
+    parts = explained.to_dict()
+    assert sum(parts[name]["in_the_score"] for name in ("local", "global", "student") if parts[name]) == near(
+        explained.score)
     # each term is split among what was attended to, without remainder
     np.testing.assert_allclose(explained.region_pairs.sum(axis=0), explained.region_terms, rtol=0, atol=2e-6)
     np.testing.assert_allclose(explained.word_pairs.sum(axis=1), explained.word_terms, rtol=0, atol=2e-6)

@@ -18,7 +18,7 @@ from ascl.retrieval.scoring.attention import ON_CPU
 from ascl.retrieval.scoring.tiles import Limits, free_memory, make_tiles
 
 VARIANTS = [{}, {"projections": False}, {"tied_key_value": True}, {"fusion": False}, {"heads": 1}, {"masked": False},
-            {"k": 1}, {"longest": 1}, {"images": 1, "texts": 1}]
+            {"k": 1}, {"longest": 1}, {"images": 1, "texts": 1}, {"student_dim": 5, "student_weight": 0.3}]
 HALF = [torch.bfloat16] if not torch.cuda.is_available() else [torch.bfloat16, torch.float16]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))]
 
@@ -34,7 +34,8 @@ def test_every_backend_and_block_gives_the_references_scores(example, variant, b
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("variant", [{}, {"projections": False}, {"masked": False, "longest": 1}], ids=str)
+@pytest.mark.parametrize("variant", [{}, {"projections": False}, {"masked": False, "longest": 1}, {"student_dim": 5}],
+                         ids=str)
 def test_the_fused_kernel_gives_the_references_scores(example, variant, device):
     """On a GPU, or through Triton's interpreter; `test_scoring_triton.py` looks at the kernel itself."""
     pytest.importorskip("triton")
@@ -264,9 +265,9 @@ def test_the_estimate_of_a_prepared_item_is_what_it_takes(example):
     score_all_pairs, score_blocks, lambda *items: rank_all_pairs(*items, [0] * 5), lambda *items: top_pairs(*items, 1),
 ], ids=["score_all_pairs", "score_blocks", "rank_all_pairs", "top_pairs"])
 @pytest.mark.parametrize("what", ["no images", "no texts", "nan region", "infinite global", "infinite word", "no words",
-                                  "no regions", "types"])
+                                  "no regions", "types", "nan student"])
 def test_what_has_no_score_is_refused_before_any_work(example, what, run):
-    model, images, texts = example()
+    model, images, texts = example(student_dim=3)
     if what == "no images":
         images, match = images[:0], "0 images"
     elif what == "no texts":
@@ -277,6 +278,8 @@ def test_what_has_no_score_is_refused_before_any_work(example, what, run):
         images.globals[2, 0], match = float("-inf"), "image global embeddings of item 2"
     elif what == "infinite word":
         texts.words[2, 0, 0], match = float("inf"), "word embeddings of item 2"
+    elif what == "nan student":
+        texts.student[4, 0], match = float("nan"), "text's student embeddings of item 4"
     elif what == "no words":
         texts.mask[3], match = False, "text 3 has no real token"
     elif what == "no regions":
@@ -288,10 +291,17 @@ def test_what_has_no_score_is_refused_before_any_work(example, what, run):
         run(model, images, texts)
 
 
-@pytest.mark.parametrize("what", ["dimension", "globals", "image mask", "text mask"])
+@pytest.mark.parametrize("what", ["dimension", "globals", "image mask", "text mask", "no student", "student's dimension",
+                                  "student's items"])
 def test_parts_that_do_not_belong_together_are_refused(example, what):
-    model, images, texts = example()
-    if what == "dimension":
+    model, images, texts = example(student_dim=3)
+    if what == "no student":
+        texts.student = None
+    elif what == "student's dimension":
+        texts.student = texts.student[:, :2]
+    elif what == "student's items":
+        images.student = images.student[:2]
+    elif what == "dimension":
         texts = EncodedTexts(texts.words[..., :8], texts.mask)
     elif what == "globals":
         images = EncodedImages(images.regions, images.globals[:2], images.mask)
