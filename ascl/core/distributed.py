@@ -58,6 +58,11 @@ def several_processes() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def process_index() -> int:
+    """Return the number of this process among those that train together; 0 if it is alone."""
+    return dist.get_rank() if several_processes() else 0
+
+
 def leave(status: int) -> None:
     """End this process at once if it trained together with others; do nothing otherwise.
 

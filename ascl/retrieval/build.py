@@ -136,9 +136,12 @@ def build_objective(config: Config) -> RetrievalObjective:
     if loss.kind == "triplet" and (loss.label_smoothing or loss.learn_temperature):
         name = "loss.label_smoothing" if loss.label_smoothing else "loss.learn_temperature"
         raise DataError(f"{name} belongs to the contrastive loss, but loss.kind is triplet: choose one of them")
+    if config.train.candidates is not None and config.model.student_dim is None:
+        raise DataError(f"train.candidates is {config.train.candidates}, but a student chooses them, and "
+                        "model.student_dim is null: set it to a dimension such as 256, or train.candidates to null")
     return RetrievalObjective(
         loss.temperature, noise, triplet, loss.norm_ratio_weight, chunk_size=config.train.chunk_size,
-        label_smoothing=loss.label_smoothing,
+        label_smoothing=loss.label_smoothing, candidates=config.train.candidates,
         gather=rows_of_all_with_gradient if config.train.gather_negatives and several_processes() else None,
     )
 

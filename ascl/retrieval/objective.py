@@ -13,15 +13,19 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ascl.asymmetry import Direction, direction, norm_ratio_loss
+from ascl.core.distributed import process_index
 from ascl.core.tensors import at_least_float32, check_positive, products
 from ascl.data.pairs import Batch
 from ascl.losses import ascl_loss, hardest_triplet, info_nce
 from ascl.models import EncodedImages, EncodedTexts, RetrievalModel
 from ascl.models.encoded import cat_students
+from ascl.retrieval.scoring.attention import chunks_for
+from ascl.retrieval.scoring.candidates import hardest_pairs, score_chosen
 from ascl.retrieval.scoring.prepared import score_batch
 from ascl.samples.negatives import NoiseSettings, add_noise
 
 Gather = Callable[[Tensor], Tensor]
+NOISED = "noised "              # a set of generated negatives has the name of its set after this
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class RetrievalObjective:
     chunk_size: encode and score this many pairs at a time, and again in the backward pass. Loss and gradients stay the
         same, and only encoded items and scores are held for the whole batch. Dropout of a fine-tuned encoder is drawn
         per chunk. None = the whole batch at once.
+    candidates: score each item only with its true partner and with so many others that the student's cosines rank
+        highest, of the whole batch; the loss knows no other pairs. It needs a student. None = score all pairs.
     gather: rows (B, ...) of this process -> rows (P * B, ...) of all P processes in the order of their ranks. Its
         backward pass sums each row's gradient over the processes, so the loss is that of one batch of P * B pairs.
         None = each process uses its own negatives.
@@ -66,10 +72,15 @@ class RetrievalObjective:
     chunk_size: int | None = None
     gather: Gather | None = None
     label_smoothing: float = 0.0
+    candidates: int | None = None
 
     def __post_init__(self) -> None:
         if self.chunk_size is not None and self.chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, or null for the whole batch, got {self.chunk_size}")
+        if self.candidates is not None and (self.candidates < 1 or self.chunk_size is not None):
+            raise ValueError(f"candidates is {self.candidates}" + (
+                ": it must be at least 1" if self.chunk_size is None else f", and chunk_size {self.chunk_size}: few pairs "
+                "need no chunks; set one of them to null"))
         if not 0 <= self.norm_ratio_weight < math.inf:
             raise ValueError(f"norm_ratio_weight must be at least 0 and finite, got {self.norm_ratio_weight}")
         if not 0 <= self.label_smoothing < 1:
@@ -88,14 +99,18 @@ class RetrievalObjective:
         if batch.positives is not None:
             text_sets["positives"] = encode_texts(model, batch.positives, batch.regions, self.chunk_size)
         if self.noise is not None:
-            text_sets |= {f"noised {name}": noised(texts, self.noise, generator) for name, texts in text_sets.items()}
-        scores = dict(zip(text_sets, self._scores(model, images, list(text_sets.values())), strict=True))
+            text_sets |= {NOISED + name: noised(texts, self.noise, generator) for name, texts in text_sets.items()}
+        student = {} if images.student is None else self._student_scores(images.student, text_sets)
+        if self.candidates is None:
+            scores = dict(zip(text_sets, self._scores(model, images, list(text_sets.values())), strict=True))
+        else:
+            scores = self._candidate_scores(model, images, text_sets, student)
         metrics = _gap(scores["captions"].detach())
         if (scale := model.logit_scale()) is not None:
             metrics["temperature"] = 1 / scale.detach()
         loss = self._loss(scores, scale, step)
-        if images.student is not None:
-            term = self._loss(self._student_scores(images.student, text_sets), scale, step)
+        if student:
+            term = self._loss(student, scale, step)
             loss = loss + term
             metrics["student"] = term.detach()
         if self.norm_ratio_weight > 0:
@@ -113,7 +128,8 @@ class RetrievalObjective:
     def _loss(self, scores: dict[str, Tensor], scale: Tensor | None, step: int) -> Tensor:
         """Return the loss of the scores with each set of texts; scale: 1 / temperature, if the model learns it."""
         if scale is not None:
-            scores = {name: at_least_float32(of_set) * (scale * self.temperature) for name, of_set in scores.items()}
+            scores = {name: torch.where(of_set.isfinite(), at_least_float32(of_set), 0).mul(scale * self.temperature)
+                      .masked_fill(~of_set.isfinite(), -math.inf) for name, of_set in scores.items()}
         contrast = partial(info_nce, temperature=self.temperature, label_smoothing=self.label_smoothing)
         if self.triplet is not None:
             contrast = partial(hardest_triplet, margin=self.triplet.margin, hardness=self.triplet.hardness(step))
@@ -121,14 +137,33 @@ class RetrievalObjective:
                          scores.get("noised positives"), temperature=self.temperature, contrast=contrast)
 
     def _student_scores(self, images: Tensor, text_sets: dict[str, EncodedTexts]) -> dict[str, Tensor]:
-        """Return the student's cosines with each set of texts that it has vectors of; as in `_scores` of all processes.
+        """Return the student's cosines with each set of texts that it has vectors of, of all processes' batches.
 
-        It has none of generated negatives, which are made of the cross-modal score's words.
+        It has none of generated negatives, which are made of the cross-modal score's words. Every process computes the
+        same cosines from the same gathered vectors; the gradient is right for the reason given in `_scores`.
         """
         vectors = {name: texts.student for name, texts in text_sets.items() if texts.student is not None}
-        if self.gather is None:
-            return {name: products(images, of_set) for name, of_set in vectors.items()}
-        return {name: self.gather(products(images, self.gather(of_set))) for name, of_set in vectors.items()}
+        if self.gather is not None:
+            images, vectors = self.gather(images), {name: self.gather(of_set) for name, of_set in vectors.items()}
+        return {name: products(images, of_set) for name, of_set in vectors.items()}
+
+    def _candidate_scores(self, model: RetrievalModel, images: EncodedImages, text_sets: dict[str, EncodedTexts],
+                          student: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the scores as `_scores`, with -inf for pairs that are no candidates; generated negatives of a set have
+        the candidates of the set."""
+        weights = model.fusion_weights()
+        if weights is None or not student:
+            raise ValueError("candidates are chosen by a student, and this model has none: set model.student_dim")
+        assert self.candidates is not None
+        sets, own = list(text_sets.values()), slice(None)
+        if self.gather is not None:
+            sets = texts_of_all(sets, self.gather)
+            own = slice(process_index() * len(images), (process_index() + 1) * len(images))
+        chosen = {name: hardest_pairs(cosines, self.candidates)[own] for name, cosines in student.items()}
+        chunks = chunks_for(images.regions.device)
+        scores = {name: score_chosen(weights, images, texts, chosen[name.removeprefix(NOISED)], chunks)
+                  for name, texts in zip(text_sets, sets, strict=True)}
+        return scores if self.gather is None else {name: self.gather(rows) for name, rows in scores.items()}
 
     def _scores(self, model: RetrievalModel, images: EncodedImages, text_sets: list[EncodedTexts]) -> Sequence[Tensor]:
         """Return one square score matrix per set of texts: of this process's batch, or of all processes' batches.
@@ -253,6 +288,6 @@ def noised(texts: EncodedTexts, noise: NoiseSettings, generator: torch.Generator
 
 def _gap(scores: Tensor) -> dict[str, Tensor]:
     """Return the mean score of true pairs and of other pairs; their gap shows whether the model learns or collapses."""
-    true = scores.diagonal()
-    others = (scores.sum() - true.sum()) / max(1, scores.numel() - len(scores))
+    true, scored = scores.diagonal(), scores.isfinite()
+    others = (scores.masked_fill(~scored, 0).sum() - true.sum()) / (scored.sum() - len(scores)).clamp_min(1)
     return {"score_true": true.mean(), "score_other": others}

@@ -222,6 +222,8 @@ class TrainConfig:
     gather_negatives: bool = True
     """Compute the loss over the batches of all processes together, so that the result depends on the number of pairs
     and not on the number of processes; false = each process takes negatives from its own batch, a cheaper step."""
+    candidates: int | None = None
+    """Score each item of a batch only with its N others that the student ranks highest; null = with all."""
     chunk_size: int | None = None
     """Encode and score N pairs of a process at a time, for batches larger than the memory: the same loss and gradients
     in more time; null = all at once."""

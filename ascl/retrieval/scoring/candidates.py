@@ -1,0 +1,93 @@
+"""Scores of chosen pairs of a batch: each item with the few others that the student finds most alike.
+
+A training step on the hardest negatives needs the scores of the hardest pairs only, and most of a batch's pairs are easy.
+The student's cosines, which cost one matrix product, say which pairs are hard. So a step's cost grows with the batch
+size, not with its square. The formulas are those of `attention`, for one pair at a time.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ascl.core.tensors import at_least_float32
+from ascl.models import EncodedImages, EncodedTexts
+from ascl.models.ascl import masked_mean
+from ascl.models.fusion import AttentionWeights, FusionWeights
+from ascl.retrieval.scoring.attention import Chunks, length, prepare_keys
+
+
+def hardest_pairs(cosines: Tensor, count: int) -> Tensor:
+    """Choose the true pairs, and each item's `count` other candidates of the highest cosines, in both directions.
+
+    Args:
+        cosines: (B, N) of images and texts, N >= B; text i belongs to image i.
+
+    Returns:
+        (B, N) bool, True = chosen.
+    """
+    images, texts = cosines.shape
+    diagonal = torch.eye(images, texts, dtype=torch.bool, device=cosines.device)
+    others = cosines.detach().masked_fill(diagonal, -math.inf)
+    chosen = diagonal.clone()
+    chosen.scatter_(1, others.topk(min(count, texts - 1), dim=1).indices, True)
+    return chosen.scatter_(0, others.topk(min(count, images - 1), dim=0).indices, True)
+
+
+def score_chosen(weights: FusionWeights, images: EncodedImages, texts: EncodedTexts, chosen: Tensor,
+                 chunks: Chunks) -> Tensor:
+    """Return the scores of equation 2, (B, N), of the chosen pairs; -inf elsewhere. Differentiable.
+
+    Args:
+        chosen: (B, N) bool.
+    """
+    image, text = chosen.nonzero(as_tuple=True)
+    of_regions, text_vector = _attended(weights.region_to_word, images.regions, images.mask, texts.words, texts.mask,
+                                        weights.of_texts, image, text, chunks)
+    of_words, image_parts = _attended(weights.word_to_region, texts.words, texts.mask, images.regions, images.mask,
+                                      weights.of_images, text, image, chunks)
+    second = F.linear(images.globals, weights.image_global)
+    logit = F.linear(second, weights.gate, weights.gate_bias)
+    first, first_logit = image_parts.chunk(2, dim=-1)
+    t = torch.sigmoid(first_logit + logit[image])
+    image_vector = torch.lerp(at_least_float32(second)[image], first, t)
+    global_ = F.cosine_similarity(image_vector, text_vector, dim=-1)
+    scores = weights.local_weight * (of_regions + of_words) / 2 + (1 - weights.local_weight) * global_
+    return scores.new_full(chosen.shape, -math.inf).index_put((image, text), scores)
+
+
+def _attended(weights: AttentionWeights, queries: Tensor, query_mask: Tensor | None, tokens: Tensor,
+              mask: Tensor | None, following: Tensor, of_query: Tensor, of_key: Tensor,
+              chunks: Chunks) -> tuple[Tensor, Tensor]:
+    """Return of P pairs the mean cosine of the query tokens with their attended vectors, and mean attended vector.
+
+    Args:
+        queries: (N, R, D). tokens: (M, S, D), keys and values. Masks (N, R), (M, S) bool or None.
+        following: (E, D). of_query, of_key: (P,) the items of each pair.
+
+    Returns:
+        (P,) and (P, E), at least float32.
+    """
+    keys = prepare_keys(tokens, mask, weights, following, chunks)
+    heads = weights.heads
+
+    def by_head(matrix: Tensor | None) -> Tensor:
+        rows = queries if matrix is None else F.linear(queries, matrix)
+        return rows.unflatten(-1, (heads, -1)).permute(2, 0, 1, 3).index_select(1, of_query)           # (H, P, R, d)
+
+    logits = (by_head(weights.query) * weights.scale) @ keys.key.index_select(1, of_key).transpose(-1, -2)      # (H, P, R, S)
+    if keys.mask is not None:
+        logits = logits.masked_fill(~keys.mask[of_key][None, :, None], -math.inf)
+    attention = at_least_float32(logits).softmax(dim=-1)
+    match = by_head(None if weights.out is None else weights.out.T) @ keys.value.index_select(1, of_key).transpose(-1, -2)
+    dot = (attention * match).sum(dim=(0, 3))                                                       # (P, R)
+    rows = attention.permute(1, 2, 0, 3).flatten(2)                                                 # (P, R, H * S)
+    square = ((rows @ keys.gram.index_select(0, of_key)) * rows).sum(dim=-1)
+    norm = length(at_least_float32(queries).square().sum(dim=-1))
+    real = None if query_mask is None else query_mask[of_query]
+    cosine = masked_mean((dot / (norm[of_query] * length(at_least_float32(square)))).unsqueeze(-1), real).squeeze(-1)
+    mean = masked_mean(rows, real).unsqueeze(1)
+    return cosine, at_least_float32(mean @ keys.outputs.index_select(0, of_key)).squeeze(1)
