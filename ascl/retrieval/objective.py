@@ -19,7 +19,6 @@ from ascl.data.pairs import Batch
 from ascl.losses import ascl_loss, hardest_triplet, info_nce
 from ascl.models import EncodedImages, EncodedTexts, RetrievalModel
 from ascl.models.encoded import cat_students
-from ascl.retrieval.scoring.attention import chunks_for
 from ascl.retrieval.scoring.candidates import hardest_pairs, score_chosen
 from ascl.retrieval.scoring.prepared import score_batch
 from ascl.samples.negatives import NoiseSettings, add_noise
@@ -160,8 +159,7 @@ class RetrievalObjective:
             sets = texts_of_all(sets, self.gather)
             own = slice(process_index() * len(images), (process_index() + 1) * len(images))
         chosen = {name: hardest_pairs(cosines, self.candidates)[own] for name, cosines in student.items()}
-        chunks = chunks_for(images.regions.device)
-        scores = {name: score_chosen(weights, images, texts, chosen[name.removeprefix(NOISED)], chunks)
+        scores = {name: score_chosen(weights, images, texts, chosen[name.removeprefix(NOISED)])
                   for name, texts in zip(text_sets, sets, strict=True)}
         return scores if self.gather is None else {name: self.gather(rows) for name, rows in scores.items()}
 

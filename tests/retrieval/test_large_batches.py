@@ -21,6 +21,7 @@ from ascl.models.baselines import Clip, Dime, Imram, Scan, TwoTower, Vse, VseInf
 from ascl.retrieval import build, score_batch
 from ascl.retrieval.objective import RetrievalObjective, TripletSettings, encode_texts, noised, norm_order
 from ascl.retrieval.scoring.attention import ON_CPU
+from ascl.retrieval.scoring.candidates import hardest_pairs
 from ascl.samples.negatives import NoiseSettings
 from ascl.settings.retrieval import Config, DataConfig, TrainConfig
 from ascl.training.log import read_metrics
@@ -143,6 +144,36 @@ def test_a_student_is_trained_beside_the_score_of_pairs():
     assert all(gradients_of_both[f"student_{of}.weight"].abs().max() > 0 for of in ("image", "text"))
 
 
+@pytest.mark.parametrize("settings", [
+    {}, {"noise": None}, {"triplet": TripletSettings(0.2, 10)}, {"label_smoothing": 0.1},
+], ids=["contrastive", "no negatives", "triplet", "smoothed"])
+@pytest.mark.parametrize("learned", [False, True])
+def test_with_every_item_a_candidate_a_step_is_that_on_all_pairs(settings, learned):
+    model, batch = make_model("with a student"), make_batch(6)
+    if learned and "triplet" not in settings:
+        model.learn_temperature(0.05)
+        model.double()
+    check_same(step(model, batch, candidates=5, **settings), step(model, batch, **settings))
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_step_on_few_candidates_is_finite_and_knows_no_other_pair(learned):
+    """Its mean score of wrong pairs is that of the candidates."""
+    model, batch = make_model("with a student"), make_batch(7)
+    if learned:
+        model.learn_temperature(0.05)
+        model.double()
+    metrics, found = step(model, batch, candidates=1, noise=None)
+    assert all(gradient.isfinite().all() for gradient in found.values()) and np.isfinite(metrics["loss"])
+    images = model.encode_images(batch.regions, batch.globals, batch.region_mask)
+    texts = model.encode_texts(batch.captions)
+    others = (images.student @ texts.student.T).fill_diagonal_(-1)
+    pairs = {(i, int(others[i].argmax())) for i in range(7)} | {(int(others[:, j].argmax()), j) for j in range(7)}
+    model.student_weight = 0.0
+    scores = model.pair_scores(images, texts)
+    assert metrics["score_other"] == pytest.approx(np.mean([scores[pair].item() for pair in pairs]), rel=1e-9)
+
+
 def test_chunks_without_positives():
     model, batch = make_model("ascl"), make_batch(7)
     batch.positives = batch.positive_order = None
@@ -254,6 +285,15 @@ def test_bad_chunks_are_refused():
         RetrievalObjective(0.05, None, chunk_size=0)
 
 
+def test_bad_candidates_are_refused():
+    with pytest.raises(ValueError, match="candidates is 0: it must be at least 1"):
+        RetrievalObjective(0.05, None, candidates=0)
+    with pytest.raises(ValueError, match="candidates is 3, and chunk_size 2: .* set one of them to null"):
+        RetrievalObjective(0.05, None, candidates=3, chunk_size=2)
+    with pytest.raises(ValueError, match="this model has none: set model.student_dim"):
+        step(make_model("ascl"), make_batch(4), candidates=1)
+
+
 # ---- spread over processes
 
 CASES = {
@@ -262,6 +302,7 @@ CASES = {
     "without negatives": {"kind": "ascl", "noise": None},
     "hardest triplet": {"kind": "ascl", "triplet": TripletSettings(0.2, 0)},
     "with a student": {"kind": "with a student"},
+    "candidates": {"kind": "with a student", "candidates": 2},
     "two towers": {"kind": "two_tower"},
     "two towers in chunks": {"kind": "two_tower", "chunk_size": 3},
     "each its own negatives": {"kind": "ascl", "gather": None},
@@ -335,6 +376,12 @@ def loss_of_one_process(model: RetrievalModel, batches: list[Batch], seeds: list
     joined = {name: EncodedTexts(padded([p.words for p in parts]), padded([p.mask for p in parts]))
               for name, parts in sets.items()}
     scores = {name: model.pair_scores(images, texts) for name, texts in joined.items()}
+    if "candidates" in case:
+        for name in ("captions", "positives"):
+            cosines = images.student @ torch.cat([texts.student for texts in sets[name]]).T
+            left_out = ~hardest_pairs(cosines, case["candidates"])
+            for of_set in (name, f"noised {name}"):
+                scores[of_set] = scores[of_set].masked_fill(left_out, -torch.inf)
     contrast = None if triplet is None else partial(hardest_triplet, margin=triplet.margin, hardness=1.0)
     loss = ascl_loss(scores["captions"], scores.get("noised captions"), scores["positives"],
                      scores.get("noised positives"), temperature=0.05, contrast=contrast)

@@ -159,12 +159,12 @@ def prepare_keys(tokens: Tensor, mask: Tensor | None, weights: AttentionWeights,
 
     following: (E, D), from `AttentionWeights.then`.
     """
-    value = _project(tokens, weights.value, weights.heads)
+    value = project(tokens, weights.value, weights.heads)
     parts = value.split(chunks.keys, dim=1)
-    attended = (_by_head(part, _output(tokens, weights)) for part in parts)                         # U
-    return Keys(key=_project(tokens, weights.key, weights.heads), value=value,
+    attended = (by_head(part, output_matrix(tokens, weights)) for part in parts)                         # U
+    return Keys(key=project(tokens, weights.key, weights.heads), value=value,
                 gram=_joined((u @ u.transpose(1, 2) for u in attended), len(tokens)),
-                outputs=_joined((_by_head(part, following) for part in parts), len(tokens)),
+                outputs=_joined((by_head(part, following) for part in parts), len(tokens)),
                 mask=None if mask is None or bool(mask.all()) else mask)
 
 
@@ -191,7 +191,7 @@ def prepare_blocks(tokens: Tensor, blocks: list[list[int]], weights: AttentionWe
         return padded.transpose(1, 2).flatten(1, 2)
 
     key, value = (_times_rows(tokens, matrix) for matrix in (weights.key, weights.value))
-    attended = [by_item(u) for u, _ in in_blocks(applied(_output(tokens, weights)))]                # U
+    attended = [by_item(u) for u, _ in in_blocks(applied(output_matrix(tokens, weights)))]                # U
     outputs = [by_item(x) for x, _ in in_blocks(applied(following))]
     return [
         Keys(key=_heads_first(k, weights.heads), value=_heads_first(v, weights.heads), gram=u @ u.transpose(1, 2),
@@ -200,11 +200,12 @@ def prepare_blocks(tokens: Tensor, blocks: list[list[int]], weights: AttentionWe
     ]
 
 
-def _output(tokens: Tensor, weights: AttentionWeights) -> Tensor:
+def output_matrix(tokens: Tensor, weights: AttentionWeights) -> Tensor:
+    """Return the output projection (D, D), the identity if there is none."""
     return weights.out if weights.out is not None else torch.eye(tokens.shape[-1]).to(tokens)
 
 
-def _by_head(value: Tensor, matrix: Tensor) -> Tensor:
+def by_head(value: Tensor, matrix: Tensor) -> Tensor:
     """Multiply each head's values (H, n, S, d) by that head's columns of `matrix` (E, D) -> (n, H * S, E)."""
     by_head = matrix.unflatten(1, (len(value), -1)).permute(1, 2, 0)                # (H, d, E)
     return torch.stack([v @ m for v, m in zip(value, by_head, strict=True)], dim=1).flatten(1, 2)
@@ -224,7 +225,7 @@ def _joined(parts: Iterator[Tensor], items: int) -> Tensor:
     return whole
 
 
-def _project(tokens: Tensor, matrix: Tensor | None, heads: int) -> Tensor:
+def project(tokens: Tensor, matrix: Tensor | None, heads: int) -> Tensor:
     """Project (N, S, D) -> (H, N, S, d); matrix None = identity."""
     return _heads_first(_times_rows(tokens, matrix), heads)
 

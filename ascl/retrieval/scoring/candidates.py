@@ -17,7 +17,7 @@ from ascl.core.tensors import at_least_float32
 from ascl.models import EncodedImages, EncodedTexts
 from ascl.models.ascl import masked_mean
 from ascl.models.fusion import AttentionWeights, FusionWeights
-from ascl.retrieval.scoring.attention import Chunks, length, prepare_keys
+from ascl.retrieval.scoring.attention import by_head, length, output_matrix, project
 
 
 def hardest_pairs(cosines: Tensor, count: int) -> Tensor:
@@ -37,8 +37,7 @@ def hardest_pairs(cosines: Tensor, count: int) -> Tensor:
     return chosen.scatter_(0, others.topk(min(count, images - 1), dim=0).indices, True)
 
 
-def score_chosen(weights: FusionWeights, images: EncodedImages, texts: EncodedTexts, chosen: Tensor,
-                 chunks: Chunks) -> Tensor:
+def score_chosen(weights: FusionWeights, images: EncodedImages, texts: EncodedTexts, chosen: Tensor) -> Tensor:
     """Return the scores of equation 2, (B, N), of the chosen pairs; -inf elsewhere. Differentiable.
 
     Args:
@@ -46,9 +45,9 @@ def score_chosen(weights: FusionWeights, images: EncodedImages, texts: EncodedTe
     """
     image, text = chosen.nonzero(as_tuple=True)
     of_regions, text_vector = _attended(weights.region_to_word, images.regions, images.mask, texts.words, texts.mask,
-                                        weights.of_texts, image, text, chunks)
+                                        weights.of_texts, image, text)
     of_words, image_parts = _attended(weights.word_to_region, texts.words, texts.mask, images.regions, images.mask,
-                                      weights.of_images, text, image, chunks)
+                                      weights.of_images, text, image)
     second = F.linear(images.globals, weights.image_global)
     logit = F.linear(second, weights.gate, weights.gate_bias)
     first, first_logit = image_parts.chunk(2, dim=-1)
@@ -60,8 +59,7 @@ def score_chosen(weights: FusionWeights, images: EncodedImages, texts: EncodedTe
 
 
 def _attended(weights: AttentionWeights, queries: Tensor, query_mask: Tensor | None, tokens: Tensor,
-              mask: Tensor | None, following: Tensor, of_query: Tensor, of_key: Tensor,
-              chunks: Chunks) -> tuple[Tensor, Tensor]:
+              mask: Tensor | None, following: Tensor, of_query: Tensor, of_key: Tensor) -> tuple[Tensor, Tensor]:
     """Return of P pairs the mean cosine of the query tokens with their attended vectors, and mean attended vector.
 
     Args:
@@ -71,23 +69,23 @@ def _attended(weights: AttentionWeights, queries: Tensor, query_mask: Tensor | N
     Returns:
         (P,) and (P, E), at least float32.
     """
-    keys = prepare_keys(tokens, mask, weights, following, chunks)
     heads = weights.heads
-
-    def by_head(matrix: Tensor | None) -> Tensor:
-        rows = queries if matrix is None else F.linear(queries, matrix)
-        return rows.unflatten(-1, (heads, -1)).permute(2, 0, 1, 3).index_select(1, of_query)           # (H, P, R, d)
-
-    logits = (by_head(weights.query) * weights.scale) @ keys.key.index_select(1, of_key).transpose(-1, -2)      # (H, P, R, S)
-    if keys.mask is not None:
-        logits = logits.masked_fill(~keys.mask[of_key][None, :, None], -math.inf)
+    query, key = project(queries, weights.query, heads) * weights.scale, project(tokens, weights.key, heads)
+    out, value = project(queries, None if weights.out is None else weights.out.T, heads), project(tokens, weights.value,
+                                                                                                  heads)
+    u = by_head(value, output_matrix(tokens, weights))                                              # (M, H * S, D)
+    gram = u @ u.transpose(1, 2)
+    query, out = (x.index_select(1, of_query) for x in (query, out))                                # (H, P, R, d)
+    key, value = (x.index_select(1, of_key) for x in (key, value))                                  # (H, P, S, d)
+    logits = query @ key.transpose(-1, -2)                                                          # (H, P, R, S)
+    if mask is not None:
+        logits = logits.masked_fill(~mask[of_key][None, :, None], -math.inf)
     attention = at_least_float32(logits).softmax(dim=-1)
-    match = by_head(None if weights.out is None else weights.out.T) @ keys.value.index_select(1, of_key).transpose(-1, -2)
-    dot = (attention * match).sum(dim=(0, 3))                                                       # (P, R)
+    dot = (attention * (out @ value.transpose(-1, -2))).sum(dim=(0, 3))                             # (P, R)
     rows = attention.permute(1, 2, 0, 3).flatten(2)                                                 # (P, R, H * S)
-    square = ((rows @ keys.gram.index_select(0, of_key)) * rows).sum(dim=-1)
+    square = at_least_float32((rows @ gram.index_select(0, of_key)) * rows).sum(dim=-1)
     norm = length(at_least_float32(queries).square().sum(dim=-1))
     real = None if query_mask is None else query_mask[of_query]
-    cosine = masked_mean((dot / (norm[of_query] * length(at_least_float32(square)))).unsqueeze(-1), real).squeeze(-1)
-    mean = masked_mean(rows, real).unsqueeze(1)
-    return cosine, at_least_float32(mean @ keys.outputs.index_select(0, of_key)).squeeze(1)
+    cosine = masked_mean((dot / (norm[of_query] * length(square))).unsqueeze(-1), real).squeeze(-1)
+    mean = masked_mean(rows, real).unflatten(-1, (heads, 1, -1)).transpose(0, 1)                    # (H, P, 1, S)
+    return cosine, at_least_float32(F.linear((mean @ value).transpose(0, 1).flatten(1), following))
