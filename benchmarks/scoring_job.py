@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ascl.data.captions import load_captions
 from ascl.models import AsCL, EncodedImages, EncodedTexts
 from ascl.retrieval import rank_all_pairs, score_all_pairs, score_batch
+from ascl.retrieval.scoring.candidates import hardest_pairs, score_chosen
 from ascl.retrieval.scoring.prepared import pick
 from ascl.retrieval.scoring.tiles import free_memory, make_tiles
 from ascl.samples.positives import generate_positive
@@ -39,6 +40,7 @@ TOKEN = re.compile(r"\w+|[^\w\s]")      # a word or a mark: within 4 % of the nu
 STEP_BLOCK = 16                         # texts at a time, of similar length, in the pairwise step
 PILOT = 1                               # images of a pilot run, whose time and memory limit the pairwise method
 SHARE_OF_MEMORY = 0.7
+CANDIDATES = 3                          # others that each item is scored with, in the step on candidates
 GEMMS = 5                               # products of square matrices; the fastest counts
 CONCEPTS = 64                           # directions that regions and words share, so that scores are not all zero
 MADE_TOGETHER = 16                      # items generated at a time, to keep temporary memory below the measured peak
@@ -64,7 +66,7 @@ class Job:
     """One thing to measure with one method."""
 
     what: str                   # "step": forward and backward; "scores": the whole matrix; "ranks": recalls only
-    way: str                    # method. step: exact or pairwise. Else a backend of `score_all_pairs`, or a key of SCAN
+    way: str                    # method. step: exact, candidates or pairwise. Else a backend of `score_all_pairs`, or a key of SCAN
     precision: str              # of the matrix products: a key of TYPES
     embed_dim: int
     heads: int
@@ -230,6 +232,20 @@ def _exact_step(job: Job, inputs: _Inputs, images: int) -> list[Tensor]:
     return _backward(inputs, scores)
 
 
+def _candidates_step(job: Job, inputs: _Inputs, images: int) -> list[Tensor]:
+    """Score the pairs that random cosines rank highest, for a noised set the pairs of its set; others get 0."""
+    inputs.forget_gradients()
+    generator = torch.Generator().manual_seed(0)
+    chosen = [hardest_pairs(torch.rand(images, len(texts), generator=generator), CANDIDATES).to(job.device)
+              for texts in inputs.text_sets[:2]] * 2
+    with _autocast(job):
+        weights = inputs.model.fusion_weights()
+        assert weights is not None
+        scores = [score_chosen(weights, inputs.images[:images], texts, of_set).masked_fill(~of_set, 0)
+                  for texts, of_set in zip(inputs.text_sets, chosen, strict=True)]
+    return _backward(inputs, scores)
+
+
 def _pairwise_step(job: Job, inputs: _Inputs, images: int) -> list[Tensor]:
     """Score with `pair_scores`, in blocks of texts of similar length, so that padding does not affect the ratio."""
     inputs.forget_gradients()
@@ -271,7 +287,7 @@ Way = Callable[[Job, _Inputs, int], list[Tensor]]
 
 def _way(job: Job) -> Way:
     if job.what == "step":
-        return _exact_step if job.way == "exact" else _pairwise_step
+        return {"exact": _exact_step, "candidates": _candidates_step, "pairwise": _pairwise_step}[job.way]
     if job.what == "ranks":
         return _ranks
     return _scan_scores if job.way in SCAN else _scores

@@ -81,14 +81,16 @@ def test_bench_training_runs_and_writes_its_rows(module, tmp_path, capsys):
     assert module("bench_training").main(
         ["--quick", "--device", "cpu", "--seconds", "1e-6", "--dtype", "float32", "--results", str(path)]
     ) == 0
-    assert "times better" in capsys.readouterr().out
+    assert "candidates against exact" in capsys.readouterr().out
     rows = module("results").read(path)
-    assert len(rows) == 3 * 3                                           # three for each line of the table
+    assert len(rows) == 3 * 5                                           # five for each line of the table
     assert all(float(row.value) > 0 and all(vars(row).values()) for row in rows)
     assert {row.command for row in rows} == {
         "python benchmarks/bench_training.py --quick --device cpu --seconds 1e-6 --dtype float32"
     }
     assert {row.note.partition("SCALED ")[2][:9] for row in rows} == {"from 2 of"}
+    assert {row.figure.rpartition(", ")[2] for row in rows} == {
+        "exact", "3 candidates", "pairwise", "exact against pairwise", "3 candidates against exact"}
     projected = {row.figure.rpartition(", ")[2]: row for row in rows if "PROJECTED" in row.figure}
     assert "20 epochs of COCO, scores alone" in projected["exact"].figure and projected["exact"].unit == "h"
     # batches of 4 in this run; 113,287 images with 5 captions each
