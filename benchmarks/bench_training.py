@@ -6,8 +6,8 @@ the exact scores of candidates only.
 
 A step is the forward and backward pass through the scores of one batch of images with four sets of texts: captions,
 generated positives, and a noised copy of each. On candidates, each item is scored with 3 others in each direction, as
-with `train.candidates` 3; the student, which chooses them, is not part of it. A step does not include encoding, loss and optimizer. Each method runs in
-its own process, and they alternate. See benchmarks/README.md.
+with `train.candidates` 3; the student, which chooses them, is not part of it. A step does not include encoding, loss
+and optimizer. Each method runs in its own process, and they alternate. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def compare(shape: tuple[int, int], precision: str, options: argparse.Namespace,
     (factor, by_round), (few_factor, few_by_round) = ratio(exact, pairwise), ratio(few, exact)
     note = f"step, {where}: 4 sets of {batch} images of {regions} regions x {batch} texts, forward and backward; " \
            f"{exact.started.lengths}; {exact.spread()}; {few.spread()}; {pairwise.spread()}; ratio {by_round}; " \
-           f"{CANDIDATES} candidates against exact {few_by_round}; largest relative difference of scores and gradients {difference:.0e}"
+           f"{CANDIDATES} candidates, {few.finished.pairs:,} pairs, against exact {few_by_round}; largest relative " \
+           f"difference of scores and gradients {difference:.0e}"
     return figures(where, batch, (exact, few, pairwise), (factor, few_factor), note)
 
 
@@ -92,8 +93,9 @@ def figures(where: str, batch: int, ways: tuple[Measurement, Measurement, Measur
         Figure(f"training step, scores of {pairs:,} pairs, peak memory, {where}", "MiB",
                *(number_ / MIB for number_ in memory), theirs / ours, ours / few, note),
         Figure(f"{EPOCHS} epochs of COCO, scores alone, time PROJECTED, {where}", "h",
-               *(seconds * steps / 3600 for seconds in times), *factors, f"projected, not measured: {steps:,} steps ({COCO_PAIRS:,} captions, "
-               f"batches of {batch}); without encoding, loss and optimizer; from the time of {note}"),
+               *(seconds * steps / 3600 for seconds in times), *factors,
+               f"projected, not measured: {steps:,} steps ({COCO_PAIRS:,} captions, batches of {batch}); without "
+               f"encoding, loss and optimizer; from the time of {note}"),
     ]
 
 

@@ -66,7 +66,7 @@ class Job:
     """One thing to measure with one method."""
 
     what: str                   # "step": forward and backward; "scores": the whole matrix; "ranks": recalls only
-    way: str                    # method. step: exact, candidates or pairwise. Else a backend of `score_all_pairs`, or a key of SCAN
+    way: str                    # step: exact, candidates or pairwise. Else a backend of scoring, or a key of SCAN
     precision: str              # of the matrix products: a key of TYPES
     embed_dim: int
     heads: int
@@ -120,6 +120,7 @@ class Finished:
     memory: peak bytes above the inputs, for all images of the job; for a step with fewer images, a linear extrapolation
     from the memory of one image and of these.
     scores: (images, texts) of the last repeat. flops: work of a pair. Both are None for ranks and for a step.
+    pairs: for a step, number of pairs that have a score.
     differences: for a pairwise step, largest relative difference of scores and of gradients to the exact method.
     """
 
@@ -127,6 +128,7 @@ class Finished:
     scores: np.ndarray | None = None
     flops: Flops | None = None
     differences: tuple[float, float] | None = None
+    pairs: int = 0
 
 
 def text_lengths(captions: str | None, split: str, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, str]:
@@ -324,7 +326,8 @@ class Measuring:
         if job.what == "step":
             if self.images < job.images:
                 memory += (memory - self.of_pilot) * (job.images - self.images) // (self.images - PILOT)
-            return Finished(memory, differences=self._differences() if job.way == "pairwise" else None)
+            pairs = sum(int((of_set != 0).sum()) for of_set in self.scores)
+            return Finished(memory, differences=self._differences() if job.way == "pairwise" else None, pairs=pairs)
         if job.what == "ranks":
             return Finished(memory)
         return Finished(memory, self.scores[0].numpy(), count_flops(job, self.inputs))

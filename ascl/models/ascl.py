@@ -35,7 +35,8 @@ class AsCL(RetrievalModel):
 
     A student is an addition of ours. It has one vector for each item, from the same features but with weights of its
     own: a linear map of the mean region and the whole image, and one of the mean word, as in VSE++. With a student,
-    the score is (1 - w) * score(I, T) + w * cosine, w = student_weight. In training each part has its own loss.
+    the score is (1 - w) * score(I, T) + w * cosine, w = student_weight. In training each part has its own loss; the
+    student is not distilled from the score of pairs.
 
     Example:
         >>> import torch
@@ -84,9 +85,9 @@ class AsCL(RetrievalModel):
             if not 0 <= weight <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {weight}")
         if student_dim is not None and (student_dim < 1 or not fusion):
-            raise ValueError(f"student_dim is {student_dim}" + (
-                ": it must be at least 1" if fusion else ", but a student needs fusion, which is off: set student_dim to "
-                "null or fusion to true"))
+            wrong = ": it must be at least 1" if fusion else (
+                ", but a student needs fusion, which is off: set student_dim to null or fusion to true")
+            raise ValueError(f"student_dim is {student_dim}{wrong}")
         if not 0 <= sharpness < math.inf:
             raise ValueError(f"sharpness must be at least 0 and finite, got {sharpness}")
         if tied_key_value and not projections:
@@ -108,9 +109,10 @@ class AsCL(RetrievalModel):
         self.attended_image_global = nn.Linear(embed_dim, embed_dim, bias=False)    # X_v
         self.image_global = nn.Linear(embed_dim, embed_dim, bias=False)             # X_g
         self.gate = nn.Linear(2 * embed_dim, embed_dim)
-        with_student = student_dim is not None
-        self.student_image = nn.Linear(region_dim + global_dim, student_dim) if with_student else None
-        self.student_text = nn.Linear(text.dim, student_dim) if with_student and text is not None else None
+        self.student_image, self.student_text = None, None
+        if student_dim is not None:
+            self.student_image = nn.Linear(region_dim + global_dim, student_dim)
+            self.student_text = None if text is None else nn.Linear(text.dim, student_dim)
 
     def encode_images(self, regions: Tensor, globals_: Tensor, mask: Tensor | None = None) -> EncodedImages:
         """Project precomputed image features into the joint space (AsCL, section 2.1).
@@ -135,7 +137,8 @@ class AsCL(RetrievalModel):
         student = None
         if self.student_image is not None:
             student = unit(self.student_image(torch.cat([masked_mean(regions, mask), globals_], dim=-1)))
-        return EncodedImages(*self.image(regions, globals_), mask, student)
+        projected, whole = self.image(regions, globals_)
+        return EncodedImages(projected, whole, mask, student)
 
     def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:
         """Encode N captions -> words (N, L, D), mask (N, L), and the student's vectors (N, student_dim).

@@ -52,9 +52,14 @@ def with_student(scores: Tensor, images: Tensor | None, texts: Tensor | None, we
 
     Args:
         scores: of equation 2. images, texts: the student's unit vectors (N_images, P), (N_texts, P); None = no student.
+
+    Raises:
+        ValueError: only one of them has such vectors.
     """
-    if images is None or texts is None:
+    if images is None and texts is None:
         return scores
+    if images is None or texts is None:
+        raise ValueError("only the images or only the texts have a student's vectors: encode both by one model")
     return (1 - weight) * scores + weight * products(at_least_float32(images), texts)
 
 

@@ -136,7 +136,13 @@ def build_objective(config: Config) -> RetrievalObjective:
     if loss.kind == "triplet" and (loss.label_smoothing or loss.learn_temperature):
         name = "loss.label_smoothing" if loss.label_smoothing else "loss.learn_temperature"
         raise DataError(f"{name} belongs to the contrastive loss, but loss.kind is triplet: choose one of them")
-    if config.train.candidates is not None and config.model.student_dim is None:
+    if config.model.kind != "ascl":
+        for name, value in (("model.student_dim", config.model.student_dim),
+                            ("train.candidates", config.train.candidates)):
+            if value is not None:
+                raise DataError(f"{name} is {value}, but only AsCL has a student, and model.kind is "
+                                f"{config.model.kind}: set {name} to null or model.kind to ascl")
+    elif config.train.candidates is not None and config.model.student_dim is None:
         raise DataError(f"train.candidates is {config.train.candidates}, but a student chooses them, and "
                         "model.student_dim is null: set it to a dimension such as 256, or train.candidates to null")
     return RetrievalObjective(

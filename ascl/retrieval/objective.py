@@ -55,10 +55,10 @@ class RetrievalObjective:
     norm_ratio_weight: weight of the loss that orders concatenation > caption > truncation by the norms of their text
         vectors (ASL's loss); 0 = off. It needs generated positives in the batch.
     chunk_size: encode and score this many pairs at a time, and again in the backward pass. Loss and gradients stay the
-        same, and only encoded items and scores are held for the whole batch. Dropout of a fine-tuned encoder is drawn
-        per chunk. None = the whole batch at once.
-    candidates: score each item only with its true partner and with so many others that the student's cosines rank
-        highest, of the whole batch; the loss knows no other pairs. It needs a student. None = score all pairs.
+        same, and only encoded items and scores are held for the whole batch; candidates are scored all at once. Dropout
+        of a fine-tuned encoder is drawn per chunk. None = the whole batch at once.
+    candidates: score each item only with its true partner and with this many others, those of the whole batch that the
+        student's cosines rank highest; the loss knows no other pairs. It needs a student. None = score all pairs.
     gather: rows (B, ...) of this process -> rows (P * B, ...) of all P processes in the order of their ranks. Its
         backward pass sums each row's gradient over the processes, so the loss is that of one batch of P * B pairs.
         None = each process uses its own negatives.
@@ -76,10 +76,8 @@ class RetrievalObjective:
     def __post_init__(self) -> None:
         if self.chunk_size is not None and self.chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, or null for the whole batch, got {self.chunk_size}")
-        if self.candidates is not None and (self.candidates < 1 or self.chunk_size is not None):
-            raise ValueError(f"candidates is {self.candidates}" + (
-                ": it must be at least 1" if self.chunk_size is None else f", and chunk_size {self.chunk_size}: few pairs "
-                "need no chunks; set one of them to null"))
+        if self.candidates is not None and self.candidates < 1:
+                raise ValueError(f"candidates must be at least 1, or null for all pairs, got {self.candidates}")
         if not 0 <= self.norm_ratio_weight < math.inf:
             raise ValueError(f"norm_ratio_weight must be at least 0 and finite, got {self.norm_ratio_weight}")
         if not 0 <= self.label_smoothing < 1:
@@ -87,10 +85,10 @@ class RetrievalObjective:
         check_positive(temperature=self.temperature)
 
     def __call__(self, model: RetrievalModel, batch: Batch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return `loss` and metrics of one batch: mean score of the true pairs and of all other pairs.
+        """Return `loss` and metrics of one batch: mean score of the true pairs and of all others scored.
 
-        With a student also `student`, the part of the loss that trains it. With a norm-ratio loss also `norm_ratio`, its unweighted value, and `norm_order`, the share of its pairs in the
-        right order.
+        With a student also `student`, the part of `loss` that trains it. With a norm-ratio loss also `norm_ratio`, its
+        unweighted value, and `norm_order`, the share of its pairs in the right order.
         """
         batch = batch.to(generator.device, non_blocking=True)
         images = encode_images(model, batch, self.chunk_size)
@@ -127,8 +125,10 @@ class RetrievalObjective:
     def _loss(self, scores: dict[str, Tensor], scale: Tensor | None, step: int) -> Tensor:
         """Return the loss of the scores with each set of texts; scale: 1 / temperature, if the model learns it."""
         if scale is not None:
-            scores = {name: torch.where(of_set.isfinite(), at_least_float32(of_set), 0).mul(scale * self.temperature)
-                      .masked_fill(~of_set.isfinite(), -math.inf) for name, of_set in scores.items()}
+            # by way of zeros: the scale's gradient would be 0 * -inf for a pair that is no candidate
+            left_out = {name: of_set == -math.inf for name, of_set in scores.items()}
+            scores = {name: (at_least_float32(of_set).masked_fill(left_out[name], 0) * (scale * self.temperature))
+                      .masked_fill(left_out[name], -math.inf) for name, of_set in scores.items()}
         contrast = partial(info_nce, temperature=self.temperature, label_smoothing=self.label_smoothing)
         if self.triplet is not None:
             contrast = partial(hardest_triplet, margin=self.triplet.margin, hardness=self.triplet.hardness(step))
@@ -148,8 +148,10 @@ class RetrievalObjective:
 
     def _candidate_scores(self, model: RetrievalModel, images: EncodedImages, text_sets: dict[str, EncodedTexts],
                           student: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the scores as `_scores`, with -inf for pairs that are no candidates; generated negatives of a set have
-        the candidates of the set."""
+        """Return the scores as `_scores`, with -inf for pairs that are no candidates.
+
+        Generated negatives of a set have the candidates of the set.
+        """
         weights = model.fusion_weights()
         if weights is None or not student:
             raise ValueError("candidates are chosen by a student, and this model has none: set model.student_dim")
@@ -285,7 +287,10 @@ def noised(texts: EncodedTexts, noise: NoiseSettings, generator: torch.Generator
 
 
 def _gap(scores: Tensor) -> dict[str, Tensor]:
-    """Return the mean score of true pairs and of other pairs; their gap shows whether the model learns or collapses."""
-    true, scored = scores.diagonal(), scores.isfinite()
+    """Return the mean score of true pairs and of the other pairs that were scored, which are not -inf.
+
+    Their gap shows whether the model learns or collapses.
+    """
+    true, scored = scores.diagonal(), scores != -math.inf
     others = (scores.masked_fill(~scored, 0).sum() - true.sum()) / (scored.sum() - len(scores)).clamp_min(1)
     return {"score_true": true.mean(), "score_other": others}

@@ -94,7 +94,7 @@ class ModelConfig:
     sharpness: float = 4.0
     """Factor on the logits of the attention; a larger one attends to fewer tokens."""
     student_dim: int | None = None
-    """Dimension of a student: one vector for each item, trained beside the cross-modal score, as VSE++; null = none."""
+    """Dimension of a student: a vector for each item as in VSE++, trained beside the cross-modal score; null = none."""
     student_weight: float = 0.5
     """Weight of the student's cosine in the score, from 0 to 1; the cross-modal score has the rest."""
     standardize: bool = False
@@ -223,7 +223,8 @@ class TrainConfig:
     """Compute the loss over the batches of all processes together, so that the result depends on the number of pairs
     and not on the number of processes; false = each process takes negatives from its own batch, a cheaper step."""
     candidates: int | None = None
-    """Score each item of a batch only with its N others that the student ranks highest; null = with all."""
+    """In training, score each item of a batch only with its true partner and the N others that the student ranks
+    highest; needs model.student_dim; null = with all."""
     chunk_size: int | None = None
     """Encode and score N pairs of a process at a time, for batches larger than the memory: the same loss and gradients
     in more time; null = all at once."""

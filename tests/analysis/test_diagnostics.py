@@ -17,6 +17,7 @@ from ascl.analysis.diagnostics import (
     recall_by_length,
     recall_by_local_weight,
 )
+from ascl.analysis.leakage import protocols
 from ascl.core.errors import DataError
 from ascl.models import AsCL, EncodedImages, EncodedTexts
 from ascl.models.base import TextEncoder
@@ -279,6 +280,17 @@ def test_the_mixture_of_both_scores_is_the_score_at_every_weight(variant):
         # texts come in equal pairs, so that two ways to the same score may break their ties apart
         torch.testing.assert_close(score_all_pairs(model, images, texts), reference, atol=1e-6, rtol=0)
         assert report.texts == 10 and report == rank_report(weight * local + (1 - weight) * global_, owner)
+
+
+def test_a_student_is_part_of_the_honest_evaluation_that_the_leaking_one_is_compared_with():
+    model = AsCL(6, 5, Letters(), embed_dim=8, num_heads=2, student_dim=4, student_weight=0.6).eval()
+    with torch.no_grad():
+        images, texts = model.encode_images(torch.randn(5, 3, 6), torch.randn(5, 5)), model.encode_texts(TEXTS)
+        found = protocols(model, images, texts, np.arange(5))
+        paired = found["PAIRED (sees the answer)"] - 0.4 * 0.2 * found["PAIRED, global score alone (sees the answer)"]
+        honest = found["all pairs (honest)"] - 0.4 * 0.2 * found["all pairs, global score alone (honest)"]
+        torch.testing.assert_close(found["all pairs (honest)"], model.pair_scores(images, texts), atol=1e-6, rtol=0)
+        torch.testing.assert_close(paired, honest, atol=1e-6, rtol=0)       # they differ in the global score alone
 
 
 def test_progress_counts_every_pair_of_both_scores():

@@ -247,7 +247,8 @@ def test_ctrl_c_before_the_first_step_promises_nothing(tiny_data, tmp_path, tool
     "--samples.mixture_kinds [shuffle,dropout]", "--optimizer.schedule cosine --optimizer.warmup_steps 2",
     "--model.dropout 0.3 --model.region_dropout 0.3 --model.word_dropout 0.3", "--loss.label_smoothing 0.1",
     "--loss.learn_temperature true", "--optimizer.kind adamw --optimizer.weight_decay 0.1",
-    "--optimizer.average_decay 0.9", "--optimizer.decay_after [1]",
+    "--optimizer.average_decay 0.9", "--optimizer.decay_after [1]", "--model.student_dim 4",
+    "--model.student_dim 4 --model.student_weight 0.2 --train.candidates 1",
     "--text.max_words 2", "--data.val_images 3", "--data.captions_per_image 1", "--optimizer.clip_norm null",
 ])
 def test_every_variant_takes_a_step_and_is_read_back(tiny_data, tmp_path, tool, train_arguments, more):
@@ -300,6 +301,12 @@ def test_a_start_that_fits_nothing_is_refused(runs, tiny_data, tmp_path, tool, t
     ("--model.dropout 1", "dropout is 1.0: it must be at least 0 and below 1"),
     ("--optimizer.average_decay 1", "average_decay is 1.0: it must be at least 0 and below 1, or null"),
     ("--optimizer.decay_after [3,2]", "give rising numbers of at least 1"),
+    ("--train.candidates 2", "a student chooses them, and model.student_dim is null: set it to a dimension"),
+    ("--model.student_dim 4 --train.candidates 0", "candidates must be at least 1"),
+    ("--model.kind vse --train.candidates 2", "train.candidates is 2, but only AsCL has a student"),
+    ("--model.kind vse --model.student_dim 4", "model.student_dim is 4, but only AsCL has a student"),
+    ("--model.student_dim 4 --model.fusion false", "a student needs fusion"),
+    ("--model.student_dim 4 --model.student_weight 2", "student_weight must lie in [0, 1], got 2"),
 ])
 def test_settings_that_exclude_one_another_are_refused(
     tiny_data, tmp_path, tool, train_arguments, capsys, more, message

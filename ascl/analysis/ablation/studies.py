@@ -73,7 +73,7 @@ STUDIES: dict[str, tuple[StudyVariant, ...]] = {
             ("IMRAM", "imram"), ("DSRAN", "dsran"), ("DIME", "dime"),
         )),
     )}
-# every method and ablation in one table, and what did best here: the hardest negatives and a student, no generated samples
+# every method and ablation in one table, and captions alone with the hardest negatives, without and with a student
 CAPTIONS_ONLY = {"samples.positives": "none", "samples.negatives": "none", "loss.kind": "triplet"}
 STUDIES["methods"] = (*STUDIES["table2"], StudyVariant("w/o P&N w triplet loss", CAPTIONS_ONLY),
                       StudyVariant("w/o P&N w triplet loss and student", CAPTIONS_ONLY | {

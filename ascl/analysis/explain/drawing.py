@@ -114,10 +114,9 @@ def _header(place: SubFigure, caption: str, pair: PairExplanation) -> None:
     terms = [("local", pair.local, pair.local_share), ("global", pair.global_, pair.global_share)]
     if pair.student is not None:
         terms.append(("student", pair.student, pair.student_weight))
+    summed = " + ".join(f"{name} {score:+.4f} x {weight:g} ({weight * score:+.4f})" for name, score, weight in terms)
     place.text(
-        0.01, 0.5,
-        f"score {pair.score:+.4f} = "
-        + " + ".join(f"{name} {score:+.4f} x {weight:g} ({weight * score:+.4f})" for name, score, weight in terms) + "\n"
+        0.01, 0.5, f"score {pair.score:+.4f} = {summed}\n"
         f"local = own terms of words {pair.word_terms.sum():+.4f} + of regions {pair.region_terms.sum():+.4f};   "
         f"global = attended regions {pair.attended_part:+.4f} + whole image {pair.whole_part:+.4f}",
         va="top", color=QUIET)

@@ -229,7 +229,7 @@ def local_weight(groups: Sequence[RunGroup], split: str | None, *, overrides: di
 
     split: None = the images that the runs were validated on in training, because test data must not select settings.
     """
-    curves, tested = [], _TestedOn()
+    curves, tested, student = [], _TestedOn(), ""
     for group in groups:
         trained_at = {_setting(run, "model.local_weight") for run in group.runs}
         points: dict[float, list[dict[str, float]]] = {weight: [] for weight in sorted({*WEIGHTS, *trained_at})}
@@ -238,6 +238,7 @@ def local_weight(groups: Sequence[RunGroup], split: str | None, *, overrides: di
             if not isinstance(loaded.model, AsCL):
                 raise DataError(f"{run} is of kind {loaded.config.model.kind}, which has no local weight: leave it out")
             images, texts = loaded.encode()
+            student = " (without the student)" if images.student is not None else student
             with bar(2 * len(images) * len(texts), f"scoring {run}") as shown:
                 scores = diagnostics.local_and_global_scores(loaded.model, images, texts, progress=shown.update)
             reports = diagnostics.recall_by_local_weight(*scores, loaded.captions.owner, list(points))
@@ -245,7 +246,7 @@ def local_weight(groups: Sequence[RunGroup], split: str | None, *, overrides: di
                 of_weight.append(recalls_of(report.to_dict()))
         mark = trained_at.pop() if len(trained_at) == 1 else None
         curves.append(draw.RecallCurve(group.label, points, mark))
-    title = f"Recall by the local weight in scoring\n{tested.place}; {_seeds_of(groups)}"
+    title = f"Recall by the local weight in scoring{student}\n{tested.place}; {_seeds_of(groups)}"
     return draw.draw_against(curves, title=title, mark_label="u1 in training",
                              x_label="u1, the weight of the local score (0 to 1); not retrained")
 

@@ -163,7 +163,7 @@ def _charts(run: RunRecord) -> list[tuple[str, Markup]]:
     charts = {
         "Loss": ("train", {"loss": "loss"}), f"Validation Rsum{of}": ("validation", {"rsum": "Rsum"}),
         f"Validation R@1{of} (percent)": ("validation", {"i2t_r1": "image to text", "t2i_r1": "text to image"}),
-        "Mean score in a training batch": ("train", {"score_true": "true pairs", "score_other": "other pairs"}),
+        "Mean score in a training batch": ("train", {"score_true": "true pairs", "score_other": "other pairs scored"}),
         "Learning rate": ("train", {"learning_rate": "learning rate"})}
     drawn: list[tuple[str, Markup]] = []
     for title, (kind, names) in charts.items():

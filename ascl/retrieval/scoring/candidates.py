@@ -1,8 +1,8 @@
 """Scores of chosen pairs of a batch: each item with the few others that the student finds most alike.
 
-A training step on the hardest negatives needs the scores of the hardest pairs only, and most of a batch's pairs are easy.
-The student's cosines, which cost one matrix product, say which pairs are hard. So a step's cost grows with the batch
-size, not with its square. The formulas are those of `attention`, for one pair at a time.
+A training step on the hardest negatives needs the scores of the hardest pairs only, and most pairs of a batch are
+easy. The student's cosines, which cost one matrix product, say which pairs are hard. So a step's cost grows with the
+batch size, not with its square. The formulas are those of `attention`, for each pair on its own.
 """
 
 from __future__ import annotations
@@ -24,17 +24,16 @@ def hardest_pairs(cosines: Tensor, count: int) -> Tensor:
     """Choose the true pairs, and each item's `count` other candidates of the highest cosines, in both directions.
 
     Args:
-        cosines: (B, N) of images and texts, N >= B; text i belongs to image i.
+        cosines: (B, B) of images and texts; text i belongs to image i.
 
     Returns:
-        (B, N) bool, True = chosen.
+        (B, B) bool, True = chosen.
     """
-    images, texts = cosines.shape
-    diagonal = torch.eye(images, texts, dtype=torch.bool, device=cosines.device)
-    others = cosines.detach().masked_fill(diagonal, -math.inf)
-    chosen = diagonal.clone()
-    chosen.scatter_(1, others.topk(min(count, texts - 1), dim=1).indices, True)
-    return chosen.scatter_(0, others.topk(min(count, images - 1), dim=0).indices, True)
+    chosen = torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
+    others, count = cosines.detach().masked_fill(chosen, -math.inf), min(count, len(cosines) - 1)
+    for dim in (1, 0):
+        chosen.scatter_(dim, others.topk(count, dim=dim).indices, True)
+    return chosen
 
 
 def score_chosen(weights: FusionWeights, images: EncodedImages, texts: EncodedTexts, chosen: Tensor) -> Tensor:

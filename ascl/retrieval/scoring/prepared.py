@@ -32,7 +32,7 @@ Prepared = TypeVar("Prepared", bound="PreparedTexts")
 class PreparedTexts:
     """The part of the score computation that depends on the N texts only.
 
-    student: (N, P) unit vectors, in float32 or wider; None = the model has no student.
+    student: (N, P) unit vectors; None = the model has no student.
     """
 
     queries: Queries

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ascl.core.errors import DataError
-from ascl.models import EncodedImages, EncodedTexts, RetrievalModel
+from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
 from ascl.models.fusion import FusionWeights
 from ascl.retrieval.ranking import first_not_finite
 from ascl.retrieval.scoring.attention import Attended, Chunks, Keys, Queries, attend, chunks_for
@@ -246,6 +246,8 @@ def check_encoded(model: RetrievalModel, images: EncodedImages, texts: EncodedTe
     if (len(images.globals) != len(images.regions) or texts.mask.shape != texts.words.shape[:2]
             or images.mask is not None and images.mask.shape != images.regions.shape[:2]):
         raise ValueError(f"masks and globals do not fit the items: {found}; their sizes must agree")
+    if isinstance(model, AsCL) and model.student_image is not None and not vectors:
+        raise ValueError("the model has a student, and the items have no vectors of it: encode both by this model")
     if len(vectors) == 1 or len({held.shape[1:] for held in vectors.values()}) > 1 or any(
             len(held) != len(items) for held, items in ((images.student, images), (texts.student, texts))
             if held is not None):

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
+from matplotlib.text import Text
 from PIL import Image
 
 from ascl import load_model
@@ -293,6 +294,23 @@ def test_the_program_writes_a_picture_and_numbers_that_add_up(run, tiny_data, to
     said = capsys.readouterr().out
     assert content["photo"] is None and "no photograph" in said and "no boxes" in said
     assert f"score {content['explanations'][0]['score']:+.4f}" in said
+
+
+def test_a_students_part_is_said_and_drawn(tiny_data, tmp_path, tool, train_arguments, capsys):
+    run, out = tmp_path / "run", tmp_path / "out.png"
+    more = ["--model.student_dim", "4", "--model.student_weight", "0.3", "--train.max_steps", "1"]
+    assert tool("train")(train_arguments(tiny_data, run, *more)) == 0
+    assert tool("explain")(arguments(run, "--out", str(out))) == 0
+    one, = json.loads(out.with_suffix(".json").read_text())["explanations"]
+    assert one["student"]["weight"] == 0.3 and one["score"] == pytest.approx(one["pair_scores"], abs=1e-6)
+    assert sum(one[part]["in_the_score"] for part in ("local", "global", "student")) == pytest.approx(one["score"])
+    student = one["student"]
+    assert f"+ student {student['score']:+.4f} ({student['in_the_score']:+.4f})" in capsys.readouterr().out
+    model, image, text = example(student_dim=3)
+    explained = explain_pair(model, image, text)
+    figure = draw_explanations([("a caption", explained)], Picture(None, BOXES, (100, 80)), "title")
+    texts = [text.get_text() for text in figure.findobj(Text)]
+    assert any(f"+ student {explained.student:+.4f} x 0.5" in text for text in texts)
 
 
 def with_grid(data: Path, folder: Path, **more) -> list[str]:

@@ -291,12 +291,14 @@ def test_what_has_no_score_is_refused_before_any_work(example, what, run):
         run(model, images, texts)
 
 
-@pytest.mark.parametrize("what", ["dimension", "globals", "image mask", "text mask", "no student", "student's dimension",
-                                  "student's items"])
+@pytest.mark.parametrize("what", ["dimension", "globals", "image mask", "text mask", "no student", "neither's student",
+                                  "student's dimension", "student's items"])
 def test_parts_that_do_not_belong_together_are_refused(example, what):
     model, images, texts = example(student_dim=3)
     if what == "no student":
         texts.student = None
+    elif what == "neither's student":
+        images.student = texts.student = None
     elif what == "student's dimension":
         texts.student = texts.student[:, :2]
     elif what == "student's items":
