@@ -23,7 +23,9 @@ def evaluate_parser(prog: str) -> Parser:
         "pairs are known, mAP@R and R-Precision.",
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", nargs="+", metavar="RUN", help="run folders or checkpoint files")
+    # in a group that excludes, so `Parser.add_argument` does not see it
+    source.add_argument("--checkpoint", nargs="+", action="extend", metavar="RUN",
+                        help="run folders or checkpoint files")
     source.add_argument("--scores", metavar="FILE", help="given scores: .npz with array `scores` (images, texts), "
                         "larger is better, and array `owner` (texts,), the image of each text; or .npy with --owner or "
                         "--captions_per_image. (texts, images), and images repeated for each of their texts, are "

@@ -115,6 +115,13 @@ class Parser(jsonargparse.ArgumentParser):
         self.file_options: set[str] = set()     # options whose value is a file of settings
         super().__init__(exit_on_error=False, allow_abbrev=False, parser_mode="ascl", **options)
 
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        """Add an option as argparse does. One that takes several values may be repeated: argparse would silently keep
+        the values of the last one only."""
+        if names[0].startswith("--") and options.get("nargs") in ("+", "*"):
+            options.setdefault("action", "extend")
+        return super().add_argument(*names, **options)
+
     def add_settings(self, kind: type) -> None:
         """Add `--config` and an option for every field of a settings class, by its dotted name."""
         self.add_argument("--config", action="config", help="YAML file of settings; may be repeated, the last wins; "

@@ -49,6 +49,20 @@ def test_one_thing_has_one_name():
             assert not options & set(others), name
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_option_of_several_values_may_be_repeated(name):
+    """Argparse keeps the values of the last one, without a word."""
+    for option, action in parser_of(name).actions.items():
+        if action.option_strings and action.nargs in ("+", "*"):
+            assert type(action).__name__ == "_ExtendAction", option
+
+
+def test_values_of_a_repeated_option_are_those_of_one():
+    once, twice = (parser_of("eval").read(words.split()).as_dict() | {"given": None} for words in (
+        "--checkpoint a b --features x.h5 y.h5", "--checkpoint a --features x.h5 --checkpoint b --features y.h5"))
+    assert once == twice and twice["checkpoint"] == ["a", "b"]
+
+
 def test_overviews(capsys):
     assert main([]) == 0 and main(["--help"]) == 0
     said = capsys.readouterr().out
