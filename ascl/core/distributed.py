@@ -27,7 +27,8 @@ def make_accelerator(*, mixed_precision: str = "no", cpu: bool = False) -> Accel
 
     Raises:
         DataError: the precision is unknown, or this machine cannot use it; or several processes were started and
-            accelerate takes each for the only one, as it does on a CPU without ACCELERATE_USE_CPU.
+            accelerate takes each for the only one, as it does on a CPU without ACCELERATE_USE_CPU; or they cannot
+            reach one another.
     """
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
@@ -38,12 +39,17 @@ def make_accelerator(*, mixed_precision: str = "no", cpu: bool = False) -> Accel
         raise DataError("mixed_precision fp16 needs a GPU; on a CPU choose no or bf16")
     # a variant may leave some parameters unused, which DDP otherwise refuses at the second step
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu, kwargs_handlers=[unused])
     started = os.environ.get("WORLD_SIZE", "1")
+    remedy = ("On a CPU start them with: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes "
+              f"{started} PROGRAM ...")
+    try:
+        accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu, kwargs_handlers=[unused])
+    except dist.DistError as error:         # another process may have been refused below and have ended already
+        raise DataError(f"{started} processes were started, but this one lost the others ({str(error).partition(chr(10))[0]}): if one "
+                        f"of them printed an error, mend that. {remedy}") from error
     if started != str(accelerator.num_processes):
         raise DataError(f"{started} processes were started, but each would train as one of {accelerator.num_processes} "
-                        "and all would write the same files. On a CPU start them with: ACCELERATE_USE_CPU=true "
-                        f"accelerate launch --multi_gpu --num_processes {started} PROGRAM ...")
+                        f"and all would write the same files. {remedy}")
     return accelerator
 
 

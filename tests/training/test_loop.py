@@ -459,6 +459,18 @@ def test_bf16_runs_the_step_under_autocast_and_keeps_the_weights_in_float32(tmp_
         make_accelerator(mixed_precision="half", cpu=True)
 
 
+def test_a_process_that_loses_the_others_while_they_start_says_so(monkeypatch):
+    """It depends on the time at which another one ends, so the error is made here."""
+    def lost(**options):
+        raise torch.distributed.DistNetworkError("Connection reset by peer\nframe #0")
+
+    monkeypatch.setattr("accelerate.Accelerator", lost)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DataError, match=r"^2 processes were started, but this one lost the others \(Connection reset by "
+                                        r"peer\): .* accelerate launch --multi_gpu --num_processes 2 PROGRAM"):
+        make_accelerator(cpu=True)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: fp16 and its scaler cannot be run")
 def test_fp16_saves_its_scaler_and_resumes(tmp_path, run_tiny):
     with pytest.raises(TrainingInterrupted):
