@@ -45,8 +45,9 @@ def make_accelerator(*, mixed_precision: str = "no", cpu: bool = False) -> Accel
     try:
         accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu, kwargs_handlers=[unused])
     except dist.DistError as error:         # another process may have been refused below and have ended already
-        raise DataError(f"{started} processes were started, but this one lost the others ({str(error).partition(chr(10))[0]}): if one "
-                        f"of them printed an error, mend that. {remedy}") from error
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{started} processes were started, but this one lost the others ({reason}): if one of them "
+                        f"printed an error, mend that. {remedy}") from error
     if started != str(accelerator.num_processes):
         raise DataError(f"{started} processes were started, but each would train as one of {accelerator.num_processes} "
                         f"and all would write the same files. {remedy}")

@@ -466,8 +466,8 @@ def test_a_process_that_loses_the_others_while_they_start_says_so(monkeypatch):
 
     monkeypatch.setattr("accelerate.Accelerator", lost)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(DataError, match=r"^2 processes were started, but this one lost the others \(Connection reset by "
-                                        r"peer\): .* accelerate launch --multi_gpu --num_processes 2 PROGRAM"):
+    with pytest.raises(DataError, match=r"^2 processes were started, but this one lost the others \(Connection reset "
+                                        r"by peer\): .* accelerate launch --multi_gpu --num_processes 2 PROGRAM"):
         make_accelerator(cpu=True)
 
 
