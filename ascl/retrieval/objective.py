@@ -77,7 +77,7 @@ class RetrievalObjective:
         if self.chunk_size is not None and self.chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, or null for the whole batch, got {self.chunk_size}")
         if self.candidates is not None and self.candidates < 1:
-                raise ValueError(f"candidates must be at least 1, or null for all pairs, got {self.candidates}")
+            raise ValueError(f"candidates must be at least 1, or null for all pairs, got {self.candidates}")
         if not 0 <= self.norm_ratio_weight < math.inf:
             raise ValueError(f"norm_ratio_weight must be at least 0 and finite, got {self.norm_ratio_weight}")
         if not 0 <= self.label_smoothing < 1:

@@ -161,7 +161,7 @@ def prepare_keys(tokens: Tensor, mask: Tensor | None, weights: AttentionWeights,
     """
     value = project(tokens, weights.value, weights.heads)
     parts = value.split(chunks.keys, dim=1)
-    attended = (by_head(part, output_matrix(tokens, weights)) for part in parts)                         # U
+    attended = (by_head(part, output_matrix(tokens, weights)) for part in parts)                    # U
     return Keys(key=project(tokens, weights.key, weights.heads), value=value,
                 gram=_joined((u @ u.transpose(1, 2) for u in attended), len(tokens)),
                 outputs=_joined((by_head(part, following) for part in parts), len(tokens)),
@@ -191,7 +191,7 @@ def prepare_blocks(tokens: Tensor, blocks: list[list[int]], weights: AttentionWe
         return padded.transpose(1, 2).flatten(1, 2)
 
     key, value = (_times_rows(tokens, matrix) for matrix in (weights.key, weights.value))
-    attended = [by_item(u) for u, _ in in_blocks(applied(output_matrix(tokens, weights)))]                # U
+    attended = [by_item(u) for u, _ in in_blocks(applied(output_matrix(tokens, weights)))]          # U
     outputs = [by_item(x) for x, _ in in_blocks(applied(following))]
     return [
         Keys(key=_heads_first(k, weights.heads), value=_heads_first(v, weights.heads), gram=u @ u.transpose(1, 2),

@@ -69,9 +69,9 @@ def _attended(weights: AttentionWeights, queries: Tensor, query_mask: Tensor | N
         (P,) and (P, E), at least float32.
     """
     heads = weights.heads
-    query, key = project(queries, weights.query, heads) * weights.scale, project(tokens, weights.key, heads)
-    out, value = project(queries, None if weights.out is None else weights.out.T, heads), project(tokens, weights.value,
-                                                                                                  heads)
+    query = project(queries, weights.query, heads) * weights.scale
+    out = project(queries, None if weights.out is None else weights.out.T, heads)
+    key, value = (project(tokens, matrix, heads) for matrix in (weights.key, weights.value))
     u = by_head(value, output_matrix(tokens, weights))                                              # (M, H * S, D)
     gram = u @ u.transpose(1, 2)
     query, out = (x.index_select(1, of_query) for x in (query, out))                                # (H, P, R, d)
