@@ -10,6 +10,7 @@ import bisect
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -128,13 +129,18 @@ class UniqueImageBatchSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, caption index) without repeated images, because a caption of the same image is no negative.
 
     Each caption occurs at most once per epoch. Every batch is full, and there are as many batches as the captions
-    allow. The remaining captions are dropped, different ones in each epoch. The order depends only on (seed, epoch).
+    allow. The remaining captions are dropped, different ones in each epoch. The order depends only on (seed, epoch) and
+    the neighbors.
 
     Args:
         owner: (N_captions,) image of each caption.
         batch_size: captions per batch, at most the number of images with captions.
         seed: >= 0.
         epoch: the first epoch.
+        neighbors: (N, K) for the N images that have captions, in the order of their numbers: those of them that are
+            most like each, the most alike first (`nearest`). A batch is then made of groups of neighbors, other ones in
+            each epoch; None = of random images.
+        group_size: images in a group, at most `batch_size`. A group is smaller where an image's K neighbors are taken.
 
     Attributes:
         batch_size, drop_last: read by loaders that shard whole batches over processes.
@@ -145,11 +151,13 @@ class UniqueImageBatchSampler(Sampler[list[tuple[int, int]]]):
 
     drop_last = True
 
-    def __init__(self, owner: np.ndarray | Sequence[int], batch_size: int, *, seed: int = 0, epoch: int = 0) -> None:
+    def __init__(self, owner: np.ndarray | Sequence[int], batch_size: int, *, seed: int = 0, epoch: int = 0,
+                 neighbors: np.ndarray | None = None, group_size: int = 1) -> None:
         # images without captions do not count
         _, self._owner, self._captions_per_image = np.unique(np.asarray(owner, dtype=np.int64), return_inverse=True,
                                                              return_counts=True)
         self.batch_size, self._seed = batch_size, seed
+        self._neighbors, self._group_size = neighbors, group_size
         self._epoch, self._position = epoch, 0
         if not 1 <= batch_size <= len(self._captions_per_image):
             raise DataError(f"batch size {batch_size} must be from 1 to {len(self._captions_per_image)}, the number of "
@@ -184,13 +192,13 @@ class UniqueImageBatchSampler(Sampler[list[tuple[int, int]]]):
     def _plan(self, epoch: int) -> list[list[int]]:
         """Return all batches of an epoch.
 
-        Captions are taken in random order; one whose image is already in the batch waits for the next batch. Near the
+        Captions are taken in random order, or group by group; one whose image is already in the batch waits for the next batch. Near the
         end, an image could have more captions left than there are batches. So from the moment that an image has as many
         captions left as there are batches, it goes first. With exactly `batches * batch_size` captions, at most
         `batches` per image, every batch is full.
         """
         rng = np.random.default_rng([_BATCH_STREAM, self._seed, epoch])
-        order = self._kept(rng.permutation(len(self._owner)))
+        order = self._kept(self._order(rng))
         owner = self._owner.tolist()
         left = np.bincount(self._owner[order], minlength=len(self._captions_per_image))
         most = int(left.max())
@@ -221,6 +229,26 @@ class UniqueImageBatchSampler(Sampler[list[tuple[int, int]]]):
             left[list(batch)] -= 1
             plan.append(list(batch.values()))
         return plan
+
+    def _order(self, rng: np.random.Generator) -> np.ndarray:
+        """Return all captions in random order; with neighbors, first one caption of each image, group by group, then
+        another of each, in other groups."""
+        order = rng.permutation(len(self._owner))
+        if self._neighbors is None:
+            return order
+        number = number_within(self._owner[order])
+        ordered: list[int] = []
+        for turn in range(int(number.max()) + 1):
+            captions = order[number == turn]
+            left = dict(zip(self._owner[captions].tolist(), captions.tolist(), strict=True))    # image -> caption
+            groups = []
+            while left:
+                first = next(iter(left))
+                near = (image for image in self._neighbors[first].tolist() if image in left and image != first)
+                groups.append([left.pop(image) for image in [first, *islice(near, self._group_size - 1)]])
+            for group in rng.permutation(len(groups)).tolist():
+                ordered += groups[group]
+        return np.array(ordered)
 
     def _kept(self, order: np.ndarray) -> np.ndarray:
         """Return the first `batches * batch_size` captions of a random order, with at most `batches` per image."""

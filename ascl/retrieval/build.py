@@ -13,6 +13,7 @@ from ascl.core import checkpoint
 from ascl.core.distributed import rows_of_all_with_gradient, several_processes
 from ascl.core.errors import DataError, first_of
 from ascl.data.captions import CaptionSet
+from ascl.data.neighbors import nearest_images
 from ascl.data.pairs import PairDataset, UniqueImageBatchSampler, collate
 from ascl.data.stores.open import FeatureStore
 from ascl.models import AsCL, EncodedImages, EncodedTexts, RetrievalModel
@@ -27,6 +28,8 @@ from ascl.settings.base import flatten, from_dict
 from ascl.settings.retrieval import Config
 from ascl.training.batches import TrainBatches
 from ascl.training.schedule import Schedule, cosine, step_decay, warmed_up
+
+_CHOICE = 8     # neighbors known of an image, for each that its group takes: enough that others are left late in an epoch
 
 if TYPE_CHECKING:  # the loop imports accelerate, which is slow and not needed to load a model
     from ascl.training.loop import LoopSettings
@@ -167,16 +170,21 @@ def build_pairs(config: Config, captions: CaptionSet, store: FeatureStore) -> Pa
     return PairDataset(captions, store, positive, seed=config.train.seed)
 
 
-def build_batches(config: Config, pairs: PairDataset, process: int, processes: int) -> TrainBatches:
+def build_batches(config: Config, pairs: PairDataset, process: int, processes: int, *,
+                  device: torch.device | str = "cpu") -> TrainBatches:
     """Return the training batches of one process; a batch contains an image at most once.
 
     With gathered negatives, the processes split one batch of the sampler, so their batches share no image. Without,
     each process has its own batch of the sampler, and these may share images.
 
+    Args:
+        device: where to look for neighbors (train.neighbors).
+
     Raises:
-        DataError: train.workers is negative, or the batch is larger than the number of images.
+        DataError: train.workers is negative, the batch is larger than the number of images, or a group of neighbors is
+            larger than the batch.
     """
-    size, workers = config.train.batch_size, config.train.workers
+    size, workers, group = config.train.batch_size, config.train.workers, config.train.neighbors
     if workers < 0:
         raise DataError(f"train.workers is {workers}: it must be at least 0")
     together = config.train.gather_negatives and processes > 1
@@ -187,7 +195,15 @@ def build_batches(config: Config, pairs: PairDataset, process: int, processes: i
                             f"images, but only {images} have captions: reduce it, or set train.gather_negatives to "
                             "false")
         size *= processes
-    sampler = UniqueImageBatchSampler(pairs.captions.owner, size, seed=config.train.seed)
+    neighbors = None
+    if group is not None:
+        if not 2 <= group <= size:
+            raise DataError(f"train.neighbors is {group}: a group has at least 2 images and at most the batch's {size}: "
+                            "change it or train.batch_size, or set train.neighbors to null for random batches")
+        ids = [pairs.captions.image_ids[image] for image in np.unique(pairs.captions.owner)]
+        neighbors = nearest_images(pairs.store, ids, _CHOICE * group, device=device)
+    sampler = UniqueImageBatchSampler(pairs.captions.owner, size, seed=config.train.seed, neighbors=neighbors,
+                                      group_size=group or 1)
     return TrainBatches(pairs, sampler, collate, workers=workers, process=process, processes=processes, shared=together)
 
 

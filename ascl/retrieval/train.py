@@ -50,7 +50,8 @@ def train(config: Config, *, resume: bool = False) -> Progress:
         started = [] if config.train.init is None or resume else [build.start_from(config.train.init, config, model)]
         objective = build.build_objective(config)
         pairs = build.build_pairs(config, captions, store)
-        batches = build.build_batches(config, pairs, accelerator.process_index, accelerator.num_processes)
+        batches = build.build_batches(config, pairs, accelerator.process_index, accelerator.num_processes,
+                                      device=accelerator.device)
         loop = loop_settings(config, batches.steps_per_epoch, trained_on=captions.described,
                              select=validation_name("rsum", limited, folds))
         learning_rate = build.build_schedule(config, loop)
