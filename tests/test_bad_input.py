@@ -242,6 +242,8 @@ def test_validation_features_of_another_dimension_are_found_before_the_first_ste
     (["--train.epochs", "0"], ["epochs is 0"]),
     (["--train.batch_size", "13"], ["batch size 13", "12"]),
     (["--train.batch_size", "0"], ["batch size 0"]),
+    (["--train.neighbors", "9"], ["train.neighbors is 9", "at most 8", "null for random batches"]),
+    (["--train.neighbors", "1"], ["train.neighbors is 1", "at least 2"]),
     (["--train.workers", "-1"], ["train.workers is -1"]),
     (["--train.seed", "-1"], ["seed"]),
     (["--train.patience", "0"], ["patience is 0"]),

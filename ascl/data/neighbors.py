@@ -38,6 +38,9 @@ def nearest(vectors: Tensor, count: int) -> np.ndarray:
 def nearest_images(store: FeatureStore, image_ids: Sequence[str], count: int, *,
                    device: torch.device | str = "cpu") -> np.ndarray:
     """Return the `count` images that are nearest to each by their whole-image features, (N, count) int32."""
-    rows = store.rows(image_ids)
-    parts = [store.read(part).globals for part in np.array_split(rows, range(_BLOCK, len(rows), _BLOCK))]
-    return nearest(torch.from_numpy(np.concatenate(parts)).to(device), min(count, len(rows)))
+    rows, read = store.rows(image_ids), []
+    for part in np.array_split(rows, range(_BLOCK, len(rows), _BLOCK)):
+        vectors = store.read(part).globals
+        assert vectors is not None                                          # checked by `build_split`
+        read.append(torch.from_numpy(vectors))
+    return nearest(torch.cat(read).to(device), min(count, len(rows)))

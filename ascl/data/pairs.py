@@ -162,6 +162,8 @@ class UniqueImageBatchSampler(Sampler[list[tuple[int, int]]]):
         if not 1 <= batch_size <= len(self._captions_per_image):
             raise DataError(f"batch size {batch_size} must be from 1 to {len(self._captions_per_image)}, the number of "
                             "images with captions: lower it")
+        if neighbors is not None and not 1 <= group_size <= batch_size:
+            raise DataError(f"groups of {group_size} neighbors must have from 1 to {batch_size} images, the batch size")
         self._batches = _most_batches(self._captions_per_image, batch_size)
 
     def __len__(self) -> int:
@@ -192,10 +194,10 @@ class UniqueImageBatchSampler(Sampler[list[tuple[int, int]]]):
     def _plan(self, epoch: int) -> list[list[int]]:
         """Return all batches of an epoch.
 
-        Captions are taken in random order, or group by group; one whose image is already in the batch waits for the next batch. Near the
-        end, an image could have more captions left than there are batches. So from the moment that an image has as many
-        captions left as there are batches, it goes first. With exactly `batches * batch_size` captions, at most
-        `batches` per image, every batch is full.
+        Captions are taken in random order, or group by group; one whose image is already in the batch waits for the
+        next batch. Near the end, an image could have more captions left than there are batches. So from the moment that
+        an image has as many captions left as there are batches, it goes first. With exactly `batches * batch_size`
+        captions, at most `batches` per image, every batch is full.
         """
         rng = np.random.default_rng([_BATCH_STREAM, self._seed, epoch])
         order = self._kept(self._order(rng))

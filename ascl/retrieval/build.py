@@ -29,7 +29,7 @@ from ascl.settings.retrieval import Config
 from ascl.training.batches import TrainBatches
 from ascl.training.schedule import Schedule, cosine, step_decay, warmed_up
 
-_CHOICE = 8     # neighbors known of an image, for each that its group takes: enough that others are left late in an epoch
+_CHOICE = 8     # neighbors known of an image, for each that its group takes: some are free even late in an epoch
 
 if TYPE_CHECKING:  # the loop imports accelerate, which is slow and not needed to load a model
     from ascl.training.loop import LoopSettings
@@ -198,8 +198,8 @@ def build_batches(config: Config, pairs: PairDataset, process: int, processes: i
     neighbors = None
     if group is not None:
         if not 2 <= group <= size:
-            raise DataError(f"train.neighbors is {group}: a group has at least 2 images and at most the batch's {size}: "
-                            "change it or train.batch_size, or set train.neighbors to null for random batches")
+            raise DataError(f"train.neighbors is {group}, but a group has at least 2 images and at most {size}, those of "
+                            "a batch: change one of them, or set train.neighbors to null for random batches")
         ids = [pairs.captions.image_ids[image] for image in np.unique(pairs.captions.owner)]
         neighbors = nearest_images(pairs.store, ids, _CHOICE * group, device=device)
     sampler = UniqueImageBatchSampler(pairs.captions.owner, size, seed=config.train.seed, neighbors=neighbors,

@@ -226,8 +226,8 @@ class TrainConfig:
     """In training, score each item of a batch only with its true partner and the N others that the student ranks
     highest; needs model.student_dim; null = with all."""
     neighbors: int | None = None
-    """Make batches of groups of N images whose whole-image features are alike, so that the wrong captions in a batch are
-    close to right; null = batches of random images."""
+    """Make batches of groups of N images whose whole-image features are alike, so that many wrong captions of a batch
+    are close to right; null = batches of random images."""
     chunk_size: int | None = None
     """Encode and score N pairs of a process at a time, for batches larger than the memory: the same loss and gradients
     in more time; null = all at once."""

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from ascl.core.errors import DataError
 from ascl.data.captions import CaptionSet
+from ascl.data.neighbors import nearest
 from ascl.data.pairs import PairDataset, UniqueImageBatchSampler, collate
 from ascl.data.stores.open import FeatureStore, open_features
 from ascl.samples.positives import Positive, generate_positive
@@ -183,11 +184,15 @@ def test_a_resume_at_a_batch_goes_on_exactly(captions, store):
 
 @settings(max_examples=200, deadline=None)
 @given(counts=st.lists(st.integers(0, 9), min_size=1, max_size=12), batch_size=st.integers(1, 6),
-       seed=st.integers(0, 1000), epoch=st.integers(0, 3))
-def test_every_plan_is_valid_and_none_has_more_batches(counts, batch_size, seed, epoch):
-    owner = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
-    assume(sum(c > 0 for c in counts) >= batch_size)
-    sampler = UniqueImageBatchSampler(owner, batch_size, seed=seed, epoch=epoch)
+       seed=st.integers(0, 1000), epoch=st.integers(0, 3), group=st.none() | st.integers(1, 6))
+def test_every_plan_is_valid_and_none_has_more_batches(counts, batch_size, seed, epoch, group):
+    """Of random images, and of groups of neighbors."""
+    rng = np.random.default_rng(seed)
+    owner = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+    images = sum(c > 0 for c in counts)
+    assume(images >= batch_size >= (group or 1))
+    near = None if group is None else rng.permuted(np.tile(np.arange(images), (images, 1)), axis=1)[:, :2 * group]
+    sampler = UniqueImageBatchSampler(owner, batch_size, seed=seed, epoch=epoch, neighbors=near, group_size=group or 1)
     batches = list(sampler)
     assert len(batches) == len(sampler)
     assert all(e == epoch for batch in batches for e, _ in batch)
@@ -232,7 +237,46 @@ def test_partners_in_a_batch_are_random():
     assert abs(np.mean(shared) - 0.05) < 0.01  # 49 of 999
 
 
+def test_groups_of_neighbors_stay_together_and_are_others_in_each_epoch():
+    """100 families of 12 images, batches of 4 groups of 6: two groups of a family, rarely in one batch."""
+    owner = np.repeat(np.arange(1200), 3)
+    family = np.arange(1200) // 12
+    vectors = torch.randn(100, 8, generator=torch.Generator().manual_seed(0)).repeat_interleave(12, 0)
+    near = nearest(vectors + torch.randn(1200, 8, generator=torch.Generator().manual_seed(1)) / 1000, 12)
+    assert (family[near] == family[:, None]).all()
+    sampler = UniqueImageBatchSampler(owner, 24, neighbors=near, group_size=6)
+    companies = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        together: dict[int, set[int]] = {}
+        for batch in sampler:
+            images = owner[[caption for _, caption in batch]]
+            assert len(images) == 24
+            counted = Counter(family[images].tolist())
+            assert set(counted.values()) <= {6, 12}
+            for image in images.tolist():
+                together.setdefault(image, set()).update(images[family[images] == family[image]].tolist())
+        companies.append(together)
+    assert companies[0] != companies[1]
+    random = [np.unique(family[owner[[c for _, c in batch]]]).size for batch in UniqueImageBatchSampler(owner, 24)]
+    assert np.mean(random) > 20
+
+
+def test_the_nearest_are_those_of_every_pair_of_standardized_vectors():
+    vectors = torch.randn(2100, 5, generator=torch.Generator().manual_seed(3)) * torch.tensor([1, 9, 1, 1, 0]) + 4
+    scaled = (vectors.double() - vectors.double().mean(0))[:, :4]
+    scaled /= scaled.std(0)
+    scaled /= scaled.norm(dim=1, keepdim=True)
+    found = nearest(vectors, 7)
+    assert found.dtype == np.int32 and found.shape == (2100, 7) and (found[:, 0] == np.arange(2100)).all()
+    expected = (scaled @ scaled.T).sort(descending=True).values[:, :7]
+    cosines = (scaled[:, None] * scaled[found]).sum(2)
+    torch.testing.assert_close(cosines, expected, rtol=0, atol=1e-6)
+
+
 def test_sampler_errors():
+    with pytest.raises(DataError, match="groups of 3 neighbors must have from 1 to 2 images, the batch size"):
+        UniqueImageBatchSampler([0, 0, 1, 5], 2, neighbors=np.zeros((3, 3), dtype=np.int32), group_size=3)
     with pytest.raises(DataError, match="batch size 4 must be from 1 to 3, the number of images with captions"):
         UniqueImageBatchSampler([0, 0, 1, 5], 4)
     sampler = UniqueImageBatchSampler([0, 0, 1, 1], 2)
