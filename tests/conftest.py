@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from docstring_parser.attrdoc import AttributeDocstrings
+from jsonargparse import _core, _subcommands
 
 from ascl.cli import main
 
@@ -24,6 +25,19 @@ if not torch.cuda.is_available():       # read when a kernel is defined: before 
 _read = AttributeDocstrings.get_attr_docs
 _read_once = functools.cache(lambda kind: _read(AttributeDocstrings(), kind))
 AttributeDocstrings.get_attr_docs = lambda self, kind: _read_once(kind)
+# and to read one, it looks for each setting among all of them, several times
+_find = _subcommands.find_action_and_subcommand
+
+
+def _find_once(parser, dest, exclude=None):
+    found = vars(parser).setdefault("_found_by_tests", {})
+    key = len(parser._actions), dest, exclude
+    if key not in found:
+        found[key] = _find(parser, dest, exclude=exclude)
+    return found[key]
+
+
+_subcommands.find_action_and_subcommand = _core.find_action_and_subcommand = _find_once
 
 
 @pytest.fixture(scope="session")

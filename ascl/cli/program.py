@@ -6,6 +6,7 @@ Exit status: 0 success, 1 failure (one line on stderr), 2 wrong usage, 3 done wi
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -177,6 +178,7 @@ def command_of(words: list[str]) -> tuple[str | None, list[str]]:
     return None, words
 
 
+@functools.cache
 def parser_of(name: str) -> Parser:
     """Return the parser of a command."""
     command = COMMANDS[name]

@@ -198,8 +198,8 @@ def build_batches(config: Config, pairs: PairDataset, process: int, processes: i
     neighbors = None
     if group is not None:
         if not 2 <= group <= size:
-            raise DataError(f"train.neighbors is {group}, but a group has at least 2 images and at most {size}, those of "
-                            "a batch: change one of them, or set train.neighbors to null for random batches")
+            raise DataError(f"train.neighbors is {group}, but a group has at least 2 images and at most {size}, a "
+                            "batch: change one of them, or set train.neighbors to null for random batches")
         ids = [pairs.captions.image_ids[image] for image in np.unique(pairs.captions.owner)]
         neighbors = nearest_images(pairs.store, ids, _CHOICE * group, device=device)
     sampler = UniqueImageBatchSampler(pairs.captions.owner, size, seed=config.train.seed, neighbors=neighbors,

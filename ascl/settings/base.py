@@ -6,6 +6,7 @@ A settings class is a frozen dataclass of frozen dataclasses. The docstring of a
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import difflib
 import functools
@@ -92,7 +93,8 @@ Yaml.add_implicit_resolver(
     re.compile(r"^(?:[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
     list("-+.0123456789"),
 )
-set_loader("ascl", lambda text: yaml.load(text, Loader=Yaml), (yaml.YAMLError,))
+_parsed = functools.lru_cache(1000)(functools.partial(yaml.load, Loader=Yaml))  # the parser reads a default many times
+set_loader("ascl", lambda text: copy.deepcopy(_parsed(text)), (yaml.YAMLError,))
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
