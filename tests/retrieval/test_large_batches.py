@@ -469,11 +469,11 @@ def config_of(data: Path, **train) -> Config:
     return Config(data=DataConfig(captions=str(data / "captions.json"), features=features), train=TrainConfig(**train))
 
 
-@pytest.mark.parametrize("gather", [True, False])
-def test_batches_are_dealt_to_processes(tiny_data, gather):
+@pytest.mark.parametrize(("gather", "neighbors"), [(True, None), (False, None), (True, 3), (False, 2)])
+def test_batches_are_dealt_to_processes(tiny_data, gather, neighbors):
     """Gathered: one batch of the sampler for all, so that no process has another caption of an image as a negative."""
     own, processes = 3, 3
-    config = config_of(tiny_data, batch_size=own, gather_negatives=gather, workers=0)
+    config = config_of(tiny_data, batch_size=own, gather_negatives=gather, workers=0, neighbors=neighbors)
     captions, store = build_split(config, "train")
     pairs = build.build_pairs(config, captions, store)
     image_of = {text: int(owner) for text, owner in zip(captions.captions, captions.owner, strict=True)}
