@@ -13,7 +13,7 @@ CONFIGS = {f"ascl.{folder.relative_to(HERE).as_posix().replace('/', '.')}": fold
                           HERE / "configs/image_copy")}
 
 SCALE = ["ray[data]>=2.9"]  # extraction on several machines
-SEARCH = ["faiss-cpu>=1.8"]  # a compressed index, PCA whitening
+SEARCH = ["faiss-cpu>=1.8", "opencv-python-headless>=4.8"]  # a compressed index, PCA whitening; local features
 COPY = ["timm>=1.0", "imagehash>=4.3"]  # further backbones for descriptors, perceptual hashes
 HEIC = ["pillow-heif>=0.16"]  # photos of phones
 LABELS = ["eccv_caption>=0.1"]  # corrected labels of COCO

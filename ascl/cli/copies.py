@@ -202,6 +202,9 @@ def query_parser(prog: str) -> Parser:
                         "instead of printing them")
     parser.add_argument("--exact", action="store_true",
                         help="compare with every image instead of searching the compressed index")
+    parser.add_argument("--verify", type=PositiveInt, metavar="N", help="look at the pictures of the N best matches: "
+                        "which part of one is which part of the other, and so who can be a copy of whom (needs OpenCV, "
+                        "and the pictures where they were); null = judge by the descriptors only")
     parser.add_argument("--margin", type=float, help="relative difference of two norms up to which the direction is "
                         "unclear; null = 0.02; 0 is the published rule")
     return parser
@@ -212,15 +215,18 @@ def query(options: Namespace) -> Answer:
     from ascl.image_copy.matching.model import recorded_ids
     from ascl.image_copy.matching.query import MARGIN, query_images, write_answers
     from ascl.image_copy.matching.report import answers_table, index_report
+    from ascl.image_copy.matching.verify import Verifier
     from ascl.index.store import CopyIndex
 
     opened = CopyIndex(options.index)
+    verifier = None if options.verify is None else Verifier(options.verify)
     # a ground truth has the ids of the index's rule; otherwise stems would only refuse equal names of a camera
     images = given_images(options, *options.images, ids=recorded_ids(opened) if options.predictions else "path")
     margin = MARGIN if options.margin is None else options.margin
     with reading(options, len(images)) as how:
         answers, skipped = query_images(
-            opened, model_of(opened, options), images, how, k=options.k, margin=margin, exact=options.exact
+            opened, model_of(opened, options), images, how, k=options.k, margin=margin, exact=options.exact,
+            verifier=verifier,
         )
     skipped = [*images.faults, *skipped]
     if options.predictions:

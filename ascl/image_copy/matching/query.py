@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from ascl.core.errors import DataError
 from ascl.core.reading import shown
 from ascl.image_copy.descriptors.choice import ImageDescriber
 from ascl.image_copy.matching.describe import BLANK, ReadOptions, described_images
+from ascl.image_copy.matching.geometry import SURE, Relation
 from ascl.image_copy.matching.model import recorded_model
+from ascl.image_copy.matching.verify import NOT_READ, Verifier
 from ascl.images.find import ImageFile, Skipped
 from ascl.images.rgb import Blankness
 from ascl.index import calibration as calibrations
@@ -43,11 +46,34 @@ class Match:
     norm_ratio: float | None  # norm of the query over norm of the reference; None if the model has no norms
     copy: bool | None  # whether the calibration accepts it as a copy; None without one, or for a nearly blank query
     false_positives: Rate | None  # how often an unrelated query reaches such a score; None without a calibration
+    geometry: str = ""  # a kind of `Relation`, or why there is none; "" if it was not asked for
+    relation: Relation | None = None  # which part of the query is which part of the image
+
+    @property
+    def evidence(self) -> float:
+        """The score, raised by 1 where geometry relates the two and by 1 to 2 where it confirms a copy, the more the
+        more points agree; lowered by 2 where the query shows more than the image."""
+        score = self.score if self.normalised is None else self.normalised
+        if self.relation is None:
+            return score
+        inliers = self.relation.inliers
+        return score + {True: 1 + inliers / (inliers + SURE), None: 1, False: -2}[self.relation.copy]
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
         rate = None if self.false_positives is None else self.false_positives.to_dict()
-        return {**vars(self), "false_positives": rate}
+        relation = None if self.relation is None else self.relation.to_dict()
+        return {**vars(self), "false_positives": rate, "relation": relation}
+
+    def related(self, geometry: str, relation: Relation | None) -> Match:
+        """Return the match with what geometry says. Where it decides, it overrules the calibration and the norms."""
+        if relation is None:
+            return replace(self, geometry=geometry)
+        if relation.copy is None:
+            return replace(self, geometry=geometry, relation=relation)
+        way = DIRECTIONS[Direction.A_COPIES_B if relation.copy else Direction.B_COPIES_A]
+        return replace(self, geometry=geometry, relation=relation, copy=relation.copy,
+                       direction=self.direction if geometry == "same" else way)
 
 
 @dataclass(frozen=True)
@@ -66,7 +92,8 @@ class Answer:
 
 
 def query_images(index: CopyIndex, describer: ImageDescriber, queries: Sequence[ImageFile], options: ReadOptions, *,
-                 k: int, margin: float = MARGIN, exact: bool = False) -> tuple[list[Answer], list[Skipped]]:
+                 k: int, margin: float = MARGIN, exact: bool = False,
+                 verifier: Verifier | None = None) -> tuple[list[Answer], list[Skipped]]:
     """Return the k best matches of each image (none of a blank one), and the images that could not be used.
 
     Args:
@@ -75,6 +102,7 @@ def query_images(index: CopyIndex, describer: ImageDescriber, queries: Sequence[
         k: matches per query, >= 1; fewer if the index holds fewer images.
         margin: of the norms, >= 0; see `ascl.asymmetry.direction`.
         exact: as for `CopyIndex.search`.
+        verifier: relates a query to the best matches by geometry, which then decides their order; None = the scores do.
 
     Raises:
         DataError: the index is empty, k < 1, the margin is negative or not finite, or as `described_images`.
@@ -86,7 +114,7 @@ def query_images(index: CopyIndex, describer: ImageDescriber, queries: Sequence[
     answers, skipped = dict[str, Answer](), list[Skipped]()
     judge, ordered = _Judge(index), recorded_model(index)["orders_norms"]
     for images in described_images(describer, queries, options, skipped):
-        positions, scores = index.search(images.vectors, k, exact=exact)
+        positions, scores = index.search(images.vectors, max(k, verifier.best if verifier else 0), exact=exact)
         if not positions.size:
             raise DataError(f"{index.folder}: every image is damaged and left out ({index.damage[0]})")
         records = index.records(np.unique(positions))
@@ -98,6 +126,12 @@ def query_images(index: CopyIndex, describer: ImageDescriber, queries: Sequence[
             matches = [judge.match(one, index.place_of(one), float(score), float(shifts[row]), images.norms[row],
                                    int(way))
                        for one, score, way in zip(found, scores[row], ways, strict=True)]
+            if verifier is not None:
+                files = [index.place_of(one) for one in found[: verifier.best]]
+                related = [match.related(*(verifier(Path(path), file.path) if file.status == "there" else
+                                           (NOT_READ, None)))
+                           for match, file in zip(matches, files, strict=False)]
+                matches = sorted([*related, *matches[verifier.best :]], key=lambda match: -match.evidence)[:k]
             if shown(path) in options.nearly_blank:
                 answers[path] = Answer(image, shown(path), [replace(one, copy=None) for one in matches], "nearly blank")
             else:
@@ -149,7 +183,8 @@ def calibration_of(index: CopyIndex) -> Calibration | None:
 
 
 def write_answers(path: str | os.PathLike, answers: Sequence[Answer]) -> int:
-    """Write every match as a row of a predictions CSV, which the evaluation reads; return the number of rows.
+    """Write every match, with its evidence, as a row of a predictions CSV, which the evaluation reads; return the
+    number of rows.
 
     Raises DataError if two queries have the same id.
     """
@@ -161,6 +196,6 @@ def write_answers(path: str | os.PathLike, answers: Sequence[Answer]) -> int:
         if before is not answer:
             raise DataError(f"two queries have the id {answer.id!r}: {before.path} and {answer.path}; rename one")
     rows = [(answer.id, match) for answer in answers for match in answer.matches]
-    scores = np.array([match.score if match.normalised is None else match.normalised for _, match in rows])
+    scores = np.array([match.evidence for _, match in rows])
     write_predictions(path, [image for image, _ in rows], [match.id for _, match in rows], scores)
     return len(rows)

@@ -91,9 +91,12 @@ def answers_table(answers: Sequence[Answer]) -> str:
         if answer.blank == "blank":
             blocks.append(f"{answer.path}:\n  {BLANK}")
             continue
-        rows = [("id", "score", "copy", "false-positive rate", "direction", "from"), *map(_cells, answer.matches)]
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]])
+        rows = [("id", "score", "copy", "false-positive rate", "direction", "geometry", "from"),
+                *map(_cells, answer.matches)]
+        if not any(match.geometry for match in answer.matches):
+            rows = [(*row[:5], row[6]) for row in rows]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+        lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
                  for row in rows]
         note = " (nearly blank: no yes or no)" * bool(answer.blank)
         blocks.append("\n".join([f"{answer.path}:{note}", *(f"  {line}" for line in lines)]))
@@ -103,5 +106,7 @@ def answers_table(answers: Sequence[Answer]) -> str:
 def _cells(match: Match) -> tuple[str, ...]:
     score = match.score if match.normalised is None else match.normalised
     ratio = "" if match.norm_ratio is None else f" ({match.norm_ratio:.3f})"
+    points = "" if match.relation is None else f", {match.relation.inliers} points"
+    mirrored = ", mirrored" * (match.relation is not None and match.relation.mirrored)
     return (match.id, f"{score:.4f}", NAMED[match.copy], rate_text(match.false_positives), match.direction + ratio,
-            match.path + FILES[match.file])
+            match.geometry + points + mirrored, match.path + FILES[match.file])

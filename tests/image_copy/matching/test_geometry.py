@@ -1,0 +1,157 @@
+"""Which part of a picture is which part of another, on pictures whose true relation is known."""
+
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw, ImageOps
+
+from ascl.core.errors import DataError
+from ascl.image_copy.matching.geometry import COPIES, matches, plausible, relate
+from ascl.image_copy.matching.local_features import LocalFeatures, local_features
+
+pytest.importorskip("cv2")
+
+
+def picture(seed: int, width: int = 360, height: int = 270) -> Image.Image:
+    """Shapes of many sizes on a shaded ground."""
+    rng = np.random.default_rng(seed)
+    image = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(image)
+    for _ in range(160):
+        x, y = rng.integers(-20, width), rng.integers(-20, height)
+        box = (x, y, x + rng.integers(4, 60), y + rng.integers(4, 60))
+        shape = (draw.ellipse, draw.rectangle)[rng.integers(2)]
+        shape([int(v) for v in box], fill=tuple(int(v) for v in rng.integers(0, 256, 3)))
+    return image
+
+
+def relation_of(query: Image.Image, reference: Image.Image):
+    return relate(local_features(query), local_features(reference))
+
+
+def pasted(image: Image.Image, onto: Image.Image, box: tuple[int, int, int, int], feather: int = 0) -> Image.Image:
+    small = image.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.LANCZOS)
+    rows, columns = np.mgrid[: small.height, : small.width]
+    edge = np.minimum(np.minimum(columns, small.width - 1 - columns), np.minimum(rows, small.height - 1 - rows))
+    mask = np.full(edge.shape, 255, np.uint8) if not feather else np.uint8(255 * np.clip(edge / feather, 0, 1))
+    result = onto.copy()
+    result.paste(small, box[:2], Image.fromarray(mask))
+    return result
+
+
+CROP = (90, 40, 300, 220)       # of 360 x 270
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_crop_lies_within_and_the_whole_shows_more(seed, mirrored):
+    whole = picture(seed)
+    crop = whole.crop(CROP)
+    crop = ImageOps.mirror(crop) if mirrored else crop
+    found = relation_of(crop, whole)
+    assert (found.kind, found.copy, found.mirrored) == ("within", True, mirrored)
+    assert found.query_share > 0.98 and found.agreement > 0.9
+    assert found.reference_share == pytest.approx(210 * 180 / (360 * 270), abs=0.03)
+    left, top, right, bottom = CROP
+    expected = [[-left / 210, -top / 180], [(360 - left) / 210, -top / 180],
+                [(360 - left) / 210, (270 - top) / 180], [-left / 210, (270 - top) / 180]]
+    np.testing.assert_allclose(found.corners, expected, atol=0.05)
+
+    back = relation_of(whole, crop)
+    assert back.kind in ("shows more", "unsure") and not back.copy and back.mirrored == mirrored
+    assert back.reference_share > 0.98 and back.query_share == pytest.approx(found.reference_share, abs=0.03)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_surrounds_a_picture_tells_a_border_and_a_paste_from_its_scene(seed):
+    image, other = picture(seed), picture(100 + seed)
+    assert relation_of(ImageOps.expand(image, (50, 30), (20, 90, 160)), image).kind == "border"
+    box = (40, 60, 260, 225)
+    for feather in (0, 4, 16):
+        found = relation_of(pasted(image, other, box, feather), image)
+        assert (found.kind, found.copy) == ("pasted", True), feather
+    assert relation_of(image.point(lambda value: 0.7 * value + 30), image).kind == "same"
+
+
+def test_a_part_on_another_picture_is_no_more_of_its_scene():
+    """Neither lies within the other, and there is a seam."""
+    image, other = picture(1), picture(2)
+    found = relation_of(pasted(image.crop(CROP), other, (20, 30, 230, 210)), image)
+    assert found.kind == "pasted" and found.agreement < 0.8
+    left, right = image.crop((0, 0, 250, 270)), image.crop((110, 0, 360, 270))
+    assert relation_of(left, right).kind == "partial" and relation_of(left, right).copy is None
+
+
+def test_unrelated_pictures_have_no_relation():
+    features = [local_features(picture(seed)) for seed in range(12)]
+    features += [local_features(Image.new("RGB", (300, 200), (9, 9, 9))), local_features(Image.new("RGB", (3, 900)))]
+    found = [relate(a, b) for i, a in enumerate(features) for j, b in enumerate(features) if i != j]
+    assert found == [None] * (14 * 13)
+
+
+def test_two_pictures_under_one_template_are_not_related():
+    """A wide frame with a pattern, as of a program's window: what they share is the frame alone."""
+    frame, box = picture(7, 400, 300), (50, 40, 350, 260)
+    shown = [pasted(picture(seed), frame, box) for seed in (20, 21, 22)]
+    for one, other in ((0, 1), (1, 2), (2, 0)):
+        found = relation_of(shown[one], shown[other])
+        assert found is None or found.agreement < 0.6
+
+
+def test_the_same_pair_has_the_same_relation():
+    query, reference = local_features(picture(3).rotate(7, expand=True)), local_features(picture(3))
+    first, again = relate(query, reference), relate(query, reference)
+    assert np.array_equal(first.corners, again.corners) and first.to_dict() == again.to_dict()
+    assert first.kind in COPIES and first.to_dict()["corners"] == first.corners.round(4).tolist()
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10**6), rows=st.integers(0, 12), columns=st.integers(0, 12), ties=st.booleans())
+def test_matches_are_nearest_clearly_and_once(seed, rows, columns, ties):
+    rng = np.random.default_rng(seed)
+
+    def some(count: int) -> LocalFeatures:
+        values = rng.integers(0, 3, (count, 128)) if ties else rng.random((count, 128))
+        values = (values + 0.01).astype(np.float32)
+        values /= np.linalg.norm(values, axis=1, keepdims=True)
+        return LocalFeatures(np.zeros((8, 8, 3), np.uint8), np.zeros((count, 2), np.float32), values)
+
+    query, reference = some(rows), some(columns)
+    if rows and columns:        # near copies, so that there is something to find
+        query.descriptors[: min(rows, columns) // 2] = reference.descriptors[: min(rows, columns) // 2]
+    expected = {}               # reference point -> (distance, query point)
+    if rows >= 4 and columns >= 4:
+        for number, one in enumerate(query.descriptors.astype(np.float64)):
+            distances = np.linalg.norm(reference.descriptors.astype(np.float64) - one, axis=1)
+            near, second = np.argsort(distances, kind="stable")[:2]
+            if distances[near] < 0.8 * distances[second] - 1e-3:
+                expected.setdefault(int(near), []).append((distances[near], number))
+    found = matches(query, reference)
+    assert len(set(found[:, 0].tolist())) == len(set(found[:, 1].tolist())) == len(found)
+    for number, at in found.tolist():
+        assert at in expected and min(expected[at])[0] == pytest.approx(
+            np.linalg.norm(query.descriptors[number] - reference.descriptors[at]), abs=1e-3)
+    assert set(expected) <= set(found[:, 1].tolist())
+
+
+@settings(max_examples=100, deadline=None)
+@given(angle=st.floats(0, 6.3), scale=st.floats(0.15, 8), x=st.floats(-500, 500), y=st.floats(-500, 500))
+def test_turned_and_scaled_is_plausible_and_mirrored_is_not(angle, scale, x, y):
+    turned = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    homography = np.vstack([np.column_stack([turned, [x, y]]), [0, 0, 1]])
+    assert plausible(homography, (384, 256))
+    assert not plausible(homography @ np.diag([-1.0, 1.0, 1.0]), (384, 256))
+    assert not plausible(homography @ np.diag([9.0, 1.0, 1.0]), (384, 256))
+    assert not plausible(homography @ np.diag([100.0, 100.0, 1.0]), (384, 256))
+    assert not plausible(homography @ [[1, 0, 0], [0, 1, 0], [1 / 300, 0, 0.1]], (384, 256))
+    assert not plausible(homography * np.nan, (384, 256))
+
+
+def test_without_opencv_the_error_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(DataError, match=r"needs OpenCV: pip install 'ascl\[search\]'"):
+        local_features(picture(0))
