@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 from ascl.analysis.run_files import RECALLS
+from ascl.cli import program
 from ascl.data.split import build_split
 from ascl.models.text import BertWords
 from ascl.retrieval import build
@@ -19,6 +20,7 @@ from ascl.scenes.render import write_scenes
 from ascl.settings.retrieval import load_config
 
 from .analysis.ablation.ablation_programs import make_place, started
+from .image_copy.matching.drawn import scene
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -95,6 +97,25 @@ def test_bench_training_runs_and_writes_its_rows(module, tmp_path, capsys):
     assert "20 epochs of COCO, scores alone" in projected["exact"].figure and projected["exact"].unit == "h"
     # batches of 4 in this run; 113,287 images with 5 captions each
     assert f"{20 * (113287 * 5 // 4):,} steps" in projected["exact"].note
+
+
+def test_geometry_is_counted_by_edit(module, tmp_path, capsys):
+    pytest.importorskip("cv2")
+    photos, folder, path = tmp_path / "photos", tmp_path / "bench", tmp_path / "results.csv"
+    photos.mkdir()
+    for seed in range(14):
+        scene(seed).save(photos / f"{seed}.png")
+    sizes = {"references": 6, "queries": 12, "distractors": 1, "reverse_crops": 4, "background": 1}
+    assert program.main(["copy", "benchmark", "--images", str(photos), "--out", str(folder), "--workers", "0",
+                         *(word for name, size in sizes.items() for word in (f"--{name}", str(size)))]) == 0
+    arguments = ["--benchmark", str(folder), "--results", str(path)]
+    assert module("bench_geometry").main(arguments) == 0
+    counts = {row.figure: [int(value) for value in row.value.split(" / ")] for row in module("results").read(path)}
+    true, reverse, _ = counts.values()
+    assert sum(true) == 12 and true[0] >= 8 and true[2] == 0 and sum(reverse) == 4 and reverse[0] <= 1
+    assert "| reverse_crop |" in capsys.readouterr().out
+    assert module("bench_geometry").main(["--benchmark", str(photos), "--results", str(path)]) == 2
+    assert "is no benchmark of ascl copy benchmark" in capsys.readouterr().err and len(module("results").read(path)) == 3
 
 
 def test_ceilings_of_scenes_are_printed_and_written(module, tmp_path, capsys):

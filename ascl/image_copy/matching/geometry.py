@@ -181,8 +181,8 @@ class _Comparison:
         cv2 = opencv()
         self.fit = fit
         self.corners = _mapped(fit.homography, _corners(reference.size))
-        self.query_share = _common(self.corners, fit.query.size)
-        self.reference_share = _common(_mapped(np.linalg.inv(fit.homography), _corners(fit.query.size)),
+        self.query_share = common_share(self.corners, fit.query.size)
+        self.reference_share = common_share(_mapped(np.linalg.inv(fit.homography), _corners(fit.query.size)),
                                        reference.size)
         scale = COMPARED / max(fit.query.size)
         size = tuple(round(side * scale) for side in fit.query.size)
@@ -282,9 +282,23 @@ def _mapped(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
     return opencv().perspectiveTransform(points[None], homography)[0]
 
 
-def _common(polygon: np.ndarray, size: tuple[int, int]) -> float:
-    """Return the share of a picture's area that a convex polygon covers."""
-    area, _ = opencv().intersectConvexConvex(polygon.astype(np.float32), _corners(size).astype(np.float32))
+def common_share(polygon: np.ndarray, size: tuple[int, int]) -> float:
+    """Return the share of a picture's area that a convex polygon covers (Sutherland and Hodgman's clipping; OpenCV's
+    `intersectConvexConvex` fails where edges coincide)."""
+    for axis, limit, sign in ((0, 0, 1), (0, size[0], -1), (1, 0, 1), (1, size[1], -1)):
+        inside = sign * (polygon[:, axis] - limit)          # >= 0 on this side of the picture's edge
+        kept = []
+        for place in range(len(polygon)):
+            here, there = polygon[place - 1], polygon[place]
+            if inside[place - 1] * inside[place] < 0:
+                kept.append(here + (there - here) * inside[place - 1] / (inside[place - 1] - inside[place]))
+            if inside[place] >= 0:
+                kept.append(there)
+        if len(kept) < 3:
+            return 0.0
+        polygon = np.array(kept)
+    x, y = polygon.T
+    area = abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
     return float(min(1.0, area / (size[0] * size[1])))
 
 

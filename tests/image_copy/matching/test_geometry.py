@@ -6,27 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageOps
 
 from ascl.core.errors import DataError
-from ascl.image_copy.matching.geometry import COPIES, matches, plausible, relate
+from ascl.image_copy.matching.geometry import COPIES, common_share, matches, plausible, relate
 from ascl.image_copy.matching.local_features import LocalFeatures, local_features
 
+from .drawn import scene
+
 pytest.importorskip("cv2")
-
-
-def picture(seed: int, width: int = 360, height: int = 270) -> Image.Image:
-    """Shapes of many sizes on a shaded ground."""
-    rng = np.random.default_rng(seed)
-    image = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    draw = ImageDraw.Draw(image)
-    for _ in range(160):
-        x, y = rng.integers(-20, width), rng.integers(-20, height)
-        box = (x, y, x + rng.integers(4, 60), y + rng.integers(4, 60))
-        shape = (draw.ellipse, draw.rectangle)[rng.integers(2)]
-        shape([int(v) for v in box], fill=tuple(int(v) for v in rng.integers(0, 256, 3)))
-    return image
 
 
 def relation_of(query: Image.Image, reference: Image.Image):
@@ -49,7 +37,7 @@ CROP = (90, 40, 300, 220)       # of 360 x 270
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_a_crop_lies_within_and_the_whole_shows_more(seed, mirrored):
-    whole = picture(seed)
+    whole = scene(seed)
     crop = whole.crop(CROP)
     crop = ImageOps.mirror(crop) if mirrored else crop
     found = relation_of(crop, whole)
@@ -68,7 +56,7 @@ def test_a_crop_lies_within_and_the_whole_shows_more(seed, mirrored):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_what_surrounds_a_picture_tells_a_border_and_a_paste_from_its_scene(seed):
-    image, other = picture(seed), picture(100 + seed)
+    image, other = scene(seed), scene(100 + seed)
     assert relation_of(ImageOps.expand(image, (50, 30), (20, 90, 160)), image).kind == "border"
     box = (40, 60, 260, 225)
     for feather in (0, 4, 16):
@@ -79,15 +67,22 @@ def test_what_surrounds_a_picture_tells_a_border_and_a_paste_from_its_scene(seed
 
 def test_a_part_on_another_picture_is_no_more_of_its_scene():
     """Neither lies within the other, and there is a seam."""
-    image, other = picture(1), picture(2)
+    image, other = scene(1), scene(2)
     found = relation_of(pasted(image.crop(CROP), other, (20, 30, 230, 210)), image)
     assert found.kind == "pasted" and found.agreement < 0.8
-    left, right = image.crop((0, 0, 250, 270)), image.crop((110, 0, 360, 270))
-    assert relation_of(left, right).kind == "partial" and relation_of(left, right).copy is None
+
+
+def test_two_parts_of_a_scene_are_copies_of_neither():
+    kinds = []
+    for image in map(scene, range(4)):
+        found = relation_of(image.crop((0, 0, 250, 270)), image.crop((110, 0, 360, 270)))
+        kinds.append(found.kind)
+        assert found.copy is None and found.query_share == pytest.approx(140 / 250, abs=0.04)
+    assert set(kinds) <= {"partial", "unsure"} and kinds.count("partial") >= 2
 
 
 def test_unrelated_pictures_have_no_relation():
-    features = [local_features(picture(seed)) for seed in range(12)]
+    features = [local_features(scene(seed)) for seed in range(12)]
     features += [local_features(Image.new("RGB", (300, 200), (9, 9, 9))), local_features(Image.new("RGB", (3, 900)))]
     found = [relate(a, b) for i, a in enumerate(features) for j, b in enumerate(features) if i != j]
     assert found == [None] * (14 * 13)
@@ -95,15 +90,33 @@ def test_unrelated_pictures_have_no_relation():
 
 def test_two_pictures_under_one_template_are_not_related():
     """A wide frame with a pattern, as of a program's window: what they share is the frame alone."""
-    frame, box = picture(7, 400, 300), (50, 40, 350, 260)
-    shown = [pasted(picture(seed), frame, box) for seed in (20, 21, 22)]
+    frame, box = scene(7, 400, 300), (50, 40, 350, 260)
+    shown = [pasted(scene(seed), frame, box) for seed in (20, 21, 22)]
     for one, other in ((0, 1), (1, 2), (2, 0)):
         found = relation_of(shown[one], shown[other])
         assert found is None or found.agreement < 0.6
 
 
+def test_photographs(shared):
+    """A crop, a reverse crop, a mirrored print in a frame, and strangers, of 12 real photographs."""
+    files = sorted((shared / "data" / "flickr8k" / "full1000").glob("*.jpg"))[:12]
+    photos = [Image.open(file).convert("RGB") for file in files]
+    features = [local_features(photo) for photo in photos]
+    found = []
+    for photo, own in zip(photos, features, strict=True):
+        width, height = photo.size
+        crop = photo.crop((width // 5, height // 6, width * 4 // 5, height * 5 // 6))
+        framed = ImageOps.expand(ImageOps.mirror(photo), 60, (240, 240, 235))
+        found.append([relate(local_features(crop), own).kind, relate(own, local_features(crop)).kind,
+                      relate(local_features(framed), own).kind])
+    assert [kinds[0] for kinds in found] == ["within"] * 12 and [kinds[2] for kinds in found] == ["border"] * 12
+    reverse = [kinds[1] for kinds in found]
+    assert reverse.count("shows more") >= 10        # one is called a paste: an edge in the photo lies along the crop's
+    assert [relate(a, b) for i, a in enumerate(features) for b in features[i + 1 :]] == [None] * 66
+
+
 def test_the_same_pair_has_the_same_relation():
-    query, reference = local_features(picture(3).rotate(7, expand=True)), local_features(picture(3))
+    query, reference = local_features(scene(3).rotate(7, expand=True)), local_features(scene(3))
     first, again = relate(query, reference), relate(query, reference)
     assert np.array_equal(first.corners, again.corners) and first.to_dict() == again.to_dict()
     assert first.kind in COPIES and first.to_dict()["corners"] == first.corners.round(4).tolist()
@@ -140,6 +153,18 @@ def test_matches_are_nearest_clearly_and_once(seed, rows, columns, ties):
 
 @settings(max_examples=100, deadline=None)
 @given(angle=st.floats(0, 6.3), scale=st.floats(0.15, 8), x=st.floats(-500, 500), y=st.floats(-500, 500))
+def test_the_common_share_is_that_of_a_fine_grid(angle, scale, x, y):
+    """Seen through the relation of a picture and a part of it that is turned, against points on a grid."""
+    turned = min(scale, 1.5) * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    corners = np.array([[0, 0], [90, 0], [90, 60], [0, 60]]) @ turned.T + np.array([x, y]) / 10
+    grid = np.stack(np.meshgrid(np.arange(90) + 0.5, np.arange(60) + 0.5), axis=-1).reshape(-1, 2)
+    inside = np.all([(grid - a) @ np.array([b[1] - a[1], a[0] - b[0]]) <= 0
+                     for a, b in zip(corners, np.roll(corners, -1, axis=0), strict=True)], axis=0)
+    assert common_share(corners, (90, 60)) == pytest.approx(inside.mean(), abs=0.02)
+
+
+@settings(max_examples=100, deadline=None)
+@given(angle=st.floats(0, 6.3), scale=st.floats(0.15, 8), x=st.floats(-500, 500), y=st.floats(-500, 500))
 def test_turned_and_scaled_is_plausible_and_mirrored_is_not(angle, scale, x, y):
     turned = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     homography = np.vstack([np.column_stack([turned, [x, y]]), [0, 0, 1]])
@@ -154,4 +179,4 @@ def test_turned_and_scaled_is_plausible_and_mirrored_is_not(angle, scale, x, y):
 def test_without_opencv_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(DataError, match=r"needs OpenCV: pip install 'ascl\[search\]'"):
-        local_features(picture(0))
+        local_features(scene(0))

@@ -19,10 +19,13 @@ from ascl.image_copy.matching.calibrate import SAVED_AGAIN, UNUSABLE, calibrate_
 from ascl.image_copy.matching.describe import ReadOptions
 from ascl.image_copy.matching.model import create_index, describer_of
 from ascl.image_copy.matching.query import DIRECTIONS, query_images
+from ascl.image_copy.matching.verify import Verifier
 from ascl.images.find import images_of
 from ascl.images.read import SquarePixels
 from ascl.index.calibration import ScoreNorm
 from ascl.index.store import CopyIndex
+
+from .drawn import scene
 
 pytest.importorskip("imagehash")
 QUICK = ReadOptions(batch_size=4)
@@ -300,6 +303,51 @@ def test_the_direction_is_that_of_the_stored_norms(tmp_path):
     assert {answer.matches[0].direction for answer in answers} == {"unclear"}
     with pytest.raises(DataError, match="margin -1"):
         query_images(index, describer, images_of(queries), QUICK, k=1, margin=-1)
+
+
+def test_geometry_confirms_a_copy_and_says_who_lies_within_whom(tool, tmp_path, capsys):
+    pytest.importorskip("cv2")
+    main = tool("find_copies")
+    photos, queries, index = tmp_path / "photos", tmp_path / "queries", str(tmp_path / "index")
+    photos.mkdir()
+    queries.mkdir()
+    scenes = [scene(seed) for seed in range(6)]
+    for seed, image in enumerate(scenes):
+        image.save(photos / f"{seed}.png")
+    scenes[0].crop((60, 40, 320, 240)).save(photos / "part of 0.png")
+    scenes[4].crop((90, 40, 330, 240)).save(queries / "crop.png")
+    scenes[0].save(queries / "whole.png")
+    scene(99).save(queries / "stranger.png")
+    assert main(["index", str(photos), "--index", index, "--method", "phash"]) == 0
+    (photos / "1.png").unlink()
+    (photos / "3.png").write_bytes(b"x" * (photos / "3.png").stat().st_size)
+    capsys.readouterr()
+    assert main(["query", str(queries), "--index", index, "--k", "7", "--verify", "7", "--json"]) == 0
+    found = {asked["id"]: {match["id"]: match for match in asked["matches"]}
+             for asked in json.loads(capsys.readouterr().out)["queries"]}
+    crop, whole, stranger = (found[name] for name in ("crop.png", "whole.png", "stranger.png"))
+    assert next(iter(crop)) == "4.png" and crop["4.png"]["geometry"] == "within" and crop["4.png"]["copy"] is True
+    assert crop["4.png"]["direction"] == "query copies reference" and crop["4.png"]["relation"]["inliers"] >= 15
+    assert [crop[f"{gone}.png"]["geometry"] for gone in (1, 3)] == ["not read"] * 2
+    assert {crop[name]["geometry"] for name in ("0.png", "2.png", "5.png")} == {"not confirmed"}
+    assert list(whole)[0] == "0.png" and whole["0.png"]["geometry"] == "same" and list(whole)[-1] == "part of 0.png"
+    assert (whole["part of 0.png"]["geometry"], whole["part of 0.png"]["copy"]) == ("shows more", False)
+    assert whole["part of 0.png"]["direction"] == "reference copies query"
+    assert {match["geometry"] for match in stranger.values()} == {"not confirmed", "not read"}
+    assert all(match["copy"] is None for match in stranger.values())
+
+    out = tmp_path / "p.csv"
+    assert main(["query", str(queries / "whole.png"), "--index", index, "--verify", "1", "--predictions",
+                 str(out)]) == 0
+    _, references, scores = read_predictions(out)
+    assert references[0] == "0.png" and 2 < scores[0] < 3 and max(scores[1:]) <= 1      # the others were not looked at
+    assert main(["query", str(queries / "crop.png"), "--index", index, "--k", "2", "--verify", "7"]) == 0
+    table = capsys.readouterr().out
+    assert " geometry " in table and "within, " in table and " points" in table
+    assert main(["query", str(queries / "crop.png"), "--index", index]) == 0
+    assert " geometry " not in capsys.readouterr().out
+    with pytest.raises(DataError, match="0 matches to verify: give at least 1"):
+        Verifier(0)
 
 
 def test_a_background_that_overlaps_is_left_out_with_a_count(tmp_path):
