@@ -180,7 +180,7 @@ def command_of(words: list[str]) -> tuple[str | None, list[str]]:
 
 @functools.cache
 def parser_of(name: str) -> Parser:
-    """Return the parser of a command."""
+    """Return the parser of a command, built once."""
     command = COMMANDS[name]
     module = importlib.import_module(f"ascl.cli.{command.module}")
     parser = getattr(module, f"{command.name}_parser")(f"ascl {name}")
@@ -220,7 +220,7 @@ def whole_tree(*, real: bool) -> Parser:
     groups = {}
     for name, command in COMMANDS.items():
         group, _, rest = name.rpartition(" ")
-        parser = parser_of(name) if real else Parser(description=command.help)
+        parser = parser_of.__wrapped__(name) if real else Parser(description=command.help)
         if not group:
             level.add_subcommand(rest, parser, help=command.help)
             continue

@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from ascl.data.stores.base import FeatureStore
 
-_BLOCK = 1024   # images at a time
+_BLOCK = 1024       # images at a time
+_ROUNDING = 1e-6    # relative deviation up to which a dimension counts as constant
 
 
 def nearest(vectors: Tensor, count: int) -> np.ndarray:
@@ -30,8 +31,9 @@ def nearest(vectors: Tensor, count: int) -> np.ndarray:
         >>> nearest(torch.tensor([[0.0, 1.0], [5.0, 0.0], [0.0, 1.2], [5.0, 0.3]]), 2).tolist()
         [[0, 2], [1, 3], [2, 0], [3, 1]]
     """
-    deviations = vectors - vectors.mean(0)
-    scaled = functional.normalize(deviations / deviations.std(0).clamp_min(1e-6), dim=1)
+    mean, deviation = vectors.double().mean(0), vectors.double().std(0)
+    varies = deviation > _ROUNDING * mean.abs()         # else what differs is rounding
+    scaled = functional.normalize(((vectors - mean) / deviation)[:, varies].to(vectors.dtype), dim=1)
     return torch.cat([(block @ scaled.T).topk(count).indices.int().cpu() for block in scaled.split(_BLOCK)]).numpy()
 
 

@@ -244,8 +244,9 @@ class UniqueImageBatchSampler(Sampler[list[tuple[int, int]]]):
             captions = order[number == turn]
             left = dict(zip(self._owner[captions].tolist(), captions.tolist(), strict=True))    # image -> caption
             groups = []
-            while left:
-                first = next(iter(left))
+            for first in list(left):
+                if first not in left:
+                    continue
                 near = (image for image in self._neighbors[first].tolist() if image in left and image != first)
                 groups.append([left.pop(image) for image in [first, *islice(near, self._group_size - 1)]])
             for group in rng.permutation(len(groups)).tolist():

@@ -16,7 +16,7 @@ image copy detection", 2021); the rules are ours.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -41,12 +41,15 @@ WINDOW = 9              # pixels of the square in which they are correlated
 TEXTURE = 16.0          # variance of the gray values of a window that has something to compare
 SAME, ALIKE = 0.8, 0.5  # correlation of windows that show the same; that show it with an edit
 AGREEMENT = 0.3         # share of the windows that must be alike
+BLUR = 8.0              # pixels; the largest blur of the reference before it is reduced
 PLAIN, STEP = 0.9, 8    # a border has one color within STEP gray values on PLAIN of its area
-EDITED = 0.8            # agreement below which the query is changed inside: no mere part of the scene is
+RIM, PLAIN_RIM = (2.0, 5.0), 0.5    # pixels inside the reference's edge; share of them in the border's color
+EDITED = 0.8            # agreement below which one of the two was changed inside: which one cannot be told
 # What a paste shows at the edge of the reference and a scene that goes on does not, as (surely, perhaps). Chosen on 83
 # reverse crops, 77 pastes with hard edges and 119 with feathered ones.
 SEAMS = {3.0: (1.9, 1.4), 5.0: (1.75, 1.45), 8.0: (1.6, 1.6)}   # pixels from the edge: color step across, over inside
 FADES = {(4.0, 8.0): (0.5, 0.6), (6.0, 10.0): (0.9, 0.96)}      # pixels from the edge: share of windows that are SAME
+INNER, WHOLLY = 18.0, 0.9       # pixels inside the edge; share of the windows that are SAME, for a fade
 APART = 0.35            # correlation of the colors along both sides of an edge that belong to different pictures
 FEWEST = 50             # pixels or windows from which a share is trusted
 
@@ -76,7 +79,7 @@ class Relation:
     reference_share: float
     agreement: float
     mirrored: bool
-    corners: np.ndarray
+    corners: np.ndarray = field(compare=False)
 
     @property
     def copy(self) -> bool | None:
@@ -162,11 +165,16 @@ def plausible(homography: np.ndarray, size: tuple[int, int]) -> bool:
     depths = corners @ homography[2]
     if depths.min() <= 0 or depths.max() > PERSPECTIVE * depths.min():
         return False
-    x, y, depth = homography @ [size[0] / 2, size[1] / 2, 1.0]
-    slope = (homography[:2, :2] * depth - np.outer([x, y], homography[2, :2])) / depth**2
+    slope = _slope(homography, size)
     largest, least = np.linalg.svd(slope, compute_uv=False)
-    area = np.linalg.det(slope)
-    return bool(area > 0 and SCALES[0] < np.sqrt(area) < SCALES[1] and largest < STRETCH * least)
+    enlarged = np.linalg.det(slope)
+    return bool(enlarged > 0 and SCALES[0] < np.sqrt(enlarged) < SCALES[1] and largest < STRETCH * least)
+
+
+def _slope(homography: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return (2, 2), how a homography enlarges and turns the surroundings of a picture's center."""
+    x, y, depth = homography @ [size[0] / 2, size[1] / 2, 1.0]
+    return (homography[:2, :2] * depth - np.outer([x, y], homography[2, :2])) / depth**2
 
 
 def _corners(size: tuple[int, int]) -> np.ndarray:
@@ -181,15 +189,19 @@ class _Comparison:
         cv2 = opencv()
         self.fit = fit
         self.corners = _mapped(fit.homography, _corners(reference.size))
-        self.query_share = common_share(self.corners, fit.query.size)
-        self.reference_share = common_share(_mapped(np.linalg.inv(fit.homography), _corners(fit.query.size)),
-                                       reference.size)
+        common = clipped(self.corners, fit.query.size)
+        self.query_share = min(1.0, area(common) / _area(fit.query.size))
+        # the common part and not the query is mapped back: corners of the query may lie beyond the vanishing line
+        self.reference_share = (min(1.0, area(_mapped(np.linalg.inv(fit.homography), common)) / _area(reference.size))
+                                if len(common) else 0.0)
         scale = COMPARED / max(fit.query.size)
-        size = tuple(round(side * scale) for side in fit.query.size)
+        size = tuple(max(1, round(side * scale)) for side in fit.query.size)
         laid = np.diag([scale, scale, 1.0]) @ fit.homography
         self.query = cv2.GaussianBlur(cv2.resize(fit.query.gray, size, interpolation=cv2.INTER_AREA), (0, 0), 1.0)
-        shrunk = np.sqrt(abs(np.linalg.det(laid[:2, :2])))
-        gray = reference.gray if shrunk >= 1 else cv2.GaussianBlur(reference.gray, (0, 0), 0.5 / shrunk)
+        shrunk = np.sqrt(np.linalg.det(_slope(laid, reference.size)))
+        gray = reference.gray
+        if shrunk < 1:                                          # else what is too fine for the query would alias
+            gray = cv2.GaussianBlur(gray, (0, 0), min(0.5 / shrunk, BLUR))
         other = cv2.GaussianBlur(cv2.warpPerspective(gray, laid, size), (0, 0), 1.0)
         covered = cv2.warpPerspective(np.ones_like(reference.gray), laid, size) > 0.99
         self.outside = cv2.erode((~covered).astype(np.uint8), np.ones((5, 5), np.uint8), borderValue=1).astype(bool)
@@ -207,10 +219,17 @@ class _Comparison:
         return float((self.correlation[where] > least).mean()) if where.sum() >= FEWEST else None
 
     @property
-    def plain_outside(self) -> bool:
-        """Whether what surrounds the reference has one color."""
+    def bordered(self) -> bool | None:
+        """Whether what surrounds the reference has one color; None if its own edge has the same color, as where a thing
+        on a plain ground was cut out."""
         values = self.query[self.outside]
-        return len(values) >= FEWEST and bool((np.abs(values - np.median(values)) <= STEP).mean() >= PLAIN)
+        if len(values) < FEWEST:
+            return False
+        color = np.median(values)
+        if (np.abs(values - color) <= STEP).mean() < PLAIN:
+            return False
+        edge = self.query[(self.distance >= RIM[0]) & (self.distance < RIM[1])]
+        return None if (np.abs(edge - color) <= STEP).mean() >= PLAIN_RIM else True
 
     @property
     def pasted(self) -> bool | None:
@@ -222,6 +241,9 @@ class _Comparison:
         apart = seams[3.0] is not None and seams[3.0][1] <= APART
         shares = {band: self.share(self.compared & (self.distance >= band[0]) & (self.distance < band[1]), SAME)
                   for band in FADES}
+        inner = self.share(self.compared & (self.distance >= INNER), SAME)
+        if inner is None or inner < WHOLLY:         # something was changed inside, perhaps up to the edge: no fade
+            shares = {}
 
         def clues(place: int) -> tuple[bool, bool, bool, bool]:
             near, middle, far = (steps[gap] >= SEAMS[gap][place] for gap in SEAMS)
@@ -229,7 +251,7 @@ class _Comparison:
                                           for band, share in shares.items())
 
         near, middle, far, fades = clues(0)
-        if near or (middle and far) or fades or self.agreement < EDITED:
+        if near or (middle and far) or fades:
             return True
         near, middle, far, fades = clues(1)
         return True if near and apart else None if near or middle or far or fades else False
@@ -268,12 +290,12 @@ def _kind(fit: _Fit, compared: _Comparison) -> Kind:
     whole = compared.reference_share >= WHOLE
     if compared.query_share >= WHOLE:
         return "same" if whole else "within"
-    if compared.plain_outside:
+    if compared.bordered:
         return "border"
     pasted = compared.pasted
-    if pasted:
+    if pasted and compared.bordered is not None:
         return "pasted"
-    if pasted is None or fit.inliers < SURE:
+    if pasted is not False or compared.bordered is None or compared.agreement < EDITED or fit.inliers < SURE:
         return "unsure"
     return "shows more" if whole else "partial"
 
@@ -282,9 +304,11 @@ def _mapped(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
     return opencv().perspectiveTransform(points[None], homography)[0]
 
 
-def common_share(polygon: np.ndarray, size: tuple[int, int]) -> float:
-    """Return the share of a picture's area that a convex polygon covers (Sutherland and Hodgman's clipping; OpenCV's
-    `intersectConvexConvex` fails where edges coincide)."""
+def clipped(polygon: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return the part (N, 2) of a convex polygon that lies within a picture; N = 0 if none does.
+
+    Sutherland and Hodgman's clipping; OpenCV's `intersectConvexConvex` fails where edges coincide.
+    """
     for axis, limit, sign in ((0, 0, 1), (0, size[0], -1), (1, 0, 1), (1, size[1], -1)):
         inside = sign * (polygon[:, axis] - limit)          # >= 0 on this side of the picture's edge
         kept = []
@@ -295,11 +319,19 @@ def common_share(polygon: np.ndarray, size: tuple[int, int]) -> float:
             if inside[place] >= 0:
                 kept.append(there)
         if len(kept) < 3:
-            return 0.0
+            return np.zeros((0, 2))
         polygon = np.array(kept)
+    return polygon
+
+
+def area(polygon: np.ndarray) -> float:
+    """Return the area of a convex polygon."""
     x, y = polygon.T
-    area = abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
-    return float(min(1.0, area / (size[0] * size[1])))
+    return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
+
+
+def _area(size: tuple[int, int]) -> int:
+    return size[0] * size[1]
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

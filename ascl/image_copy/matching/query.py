@@ -126,16 +126,16 @@ def query_images(index: CopyIndex, describer: ImageDescriber, queries: Sequence[
             matches = [judge.match(one, index.place_of(one), float(score), float(shifts[row]), images.norms[row],
                                    int(way))
                        for one, score, way in zip(found, scores[row], ways, strict=True)]
-            if verifier is not None:
+            nearly = shown(path) in options.nearly_blank
+            if nearly:
+                matches = [replace(one, copy=None) for one in matches]
+            elif verifier is not None:
                 files = [index.place_of(one) for one in found[: verifier.best]]
                 related = [match.related(*(verifier(Path(path), file.path) if file.status == "there" else
                                            (NOT_READ, None)))
                            for match, file in zip(matches, files, strict=False)]
-                matches = sorted([*related, *matches[verifier.best :]], key=lambda match: -match.evidence)[:k]
-            if shown(path) in options.nearly_blank:
-                answers[path] = Answer(image, shown(path), [replace(one, copy=None) for one in matches], "nearly blank")
-            else:
-                answers[path] = Answer(image, shown(path), matches)
+                matches = sorted([*related, *matches[verifier.best :]], key=lambda match: -match.evidence)
+            answers[path] = Answer(image, shown(path), matches[:k], "nearly blank" if nearly else "")
     blank = {one.path for one in skipped if one.reason == BLANK}
     answers |= {str(image.path): Answer(image.id, shown(image.path), [], "blank")
                 for image in queries if shown(image.path) in blank}

@@ -10,7 +10,7 @@ from ascl.image_copy.matching.geometry import Relation, relate
 from ascl.image_copy.matching.local_features import LocalFeatures, local_features, opencv
 from ascl.images.read import load_image
 
-KEPT = 2000             # pictures whose features stay in memory, up to 0.7 MB each
+KEPT = 1000             # references whose features stay in memory, about 1.3 MB each
 PIXELS = 1_000_000      # of a picture as it is read; the features need fewer
 NOT_CONFIRMED, NOT_READ = "not confirmed", "not read"
 
@@ -30,19 +30,21 @@ class Verifier:
             raise DataError(f"{best} matches to verify: give at least 1")
         opencv()
         self.best = best
-        self._features = lru_cache(KEPT)(_features_of)
+        self._query = lru_cache(1)(_features_of)
+        self._reference = lru_cache(KEPT)(_features_of)
 
     def __call__(self, query: Path, reference: Path) -> tuple[str, Relation | None]:
         """Return the kind of a pair's relation, and the relation. The kind is "not confirmed" where nothing of one
-        picture is found in the other, and "not read" where the reference's file cannot be read."""
-        own = self._features(query)
-        try:
-            other = self._features(reference)
-        except DataError:
+        picture is found in the other, and "not read" where one of the files cannot be read."""
+        own, other = self._query(query), self._reference(reference)
+        if own is None or other is None:
             return NOT_READ, None
         relation = relate(own, other)
         return (NOT_CONFIRMED, None) if relation is None else (relation.kind, relation)
 
 
-def _features_of(path: Path) -> LocalFeatures:
-    return local_features(load_image(path, whole_pixels=PIXELS).image)
+def _features_of(path: Path) -> LocalFeatures | None:
+    try:
+        return local_features(load_image(path, whole_pixels=PIXELS).image)
+    except DataError:               # known and said by the caller; a cache keeps no exceptions
+        return None
