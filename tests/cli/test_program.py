@@ -121,6 +121,19 @@ def test_completion_knows_commands_and_their_options(capsys):
     assert "--false_positive_rate" in script and "--train.max_steps" in script
 
 
+def test_a_completion_leaves_the_help_of_commands_as_it_is(capsys):
+    """Parsers are built once and used again."""
+    def usage() -> str:
+        assert main(["copy", "query", "--help"]) == 0
+        return capsys.readouterr().out.partition("\n")[0]
+
+    before = usage()
+    assert before.startswith("usage: ascl copy query --index DIR")
+    assert main(["--print_completion", "shtab-bash"]) == 0
+    capsys.readouterr()
+    assert usage() == before
+
+
 def test_head_ends_it_quietly():
     ran = subprocess.run(f"{sys.executable} -m ascl train --help | head -1", shell=True, capture_output=True, text=True)
     assert ran.stdout.startswith("usage: ascl train") and ran.stderr == ""
