@@ -28,7 +28,7 @@ COPIES = ("same", "within", "border", "pasted")
 
 RATIO = 0.8             # of the distances to the nearest and the second nearest descriptor (Lowe 2004)
 PIXELS = 4.0            # within which a match agrees with the homography
-INLIERS = 6             # that agree, on distinct points; of 10,000 pairs of unrelated photographs 4 have as many
+INLIERS = 6             # that agree, on distinct points
 SURE = 15               # inliers from which the rules on what surrounds the reference are trusted
 CELL = 3                # pixels; points in one cell count once
 SCALES = (0.1, 10.0)    # plausible enlargement of the reference
