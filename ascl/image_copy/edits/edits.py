@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import Image
 from ascl.image_copy.edits import color, geometry, overlay
 from ascl.image_copy.edits.canvas import Canvas
 from ascl.image_copy.edits.geometry import Change, Others
+from ascl.image_copy.edits.templates import TEMPLATES, under_template
 
 LEAST_CONTENT, CHAIN_DRAWS = 0.05, 10
 SEED_END = 2**32  # numpy splits larger numbers into words, so two samples could share their draws
@@ -26,7 +28,7 @@ SEED_END = 2**32  # numpy splits larger numbers into words, so two samples could
 
 @dataclass(frozen=True)
 class Step:
-    """One edit that was made: its name in EDITS, and its drawn parameters as JSON values."""
+    """One edit that was made: its name, and its drawn parameters as JSON values."""
 
     name: str
     parameters: dict[str, Any]
@@ -80,6 +82,16 @@ EDITS: dict[str, Edit] = {
     )
 }
 
+FEATHERS = (2, 5, 10)  # percent of the short side of what is pasted
+HARD_EDITS: dict[str, Edit] = {  # not drawn at random: training and the standard benchmark stay as they are
+    edit.name: edit for edit in (
+        Edit("tilt", geometry.tilt), Edit("paste", overlay.paste),
+        *(Edit(f"paste_soft_{width}", partial(overlay.paste, feather=width / 100)) for width in FEATHERS),
+        *(Edit(f"in_{name}", partial(under_template, draw=draw)) for name, draw in TEMPLATES.items()),
+    )
+}
+BY_NAME = EDITS | HARD_EDITS
+
 
 def edit_chain(
     image: Image.Image, names: Sequence[str], strength: float, rng: np.random.Generator,
@@ -87,15 +99,15 @@ def edit_chain(
 ) -> Edited:
     """Make several edits one after the other, all at one strength.
 
-    Arguments and errors are those of `Edit`; a name that is not in EDITS raises ValueError too.
+    Arguments and errors are those of `Edit`; an unknown name raises ValueError too.
     """
     if not 0 <= strength <= 1:
         raise ValueError(f"strength {strength}: must be between 0 (mild) and 1 (hard)")
     canvas, steps = Canvas.of(image), []
     for name in names:
-        if name not in EDITS:
-            raise ValueError(f"unknown edit {name!r}; use one of {', '.join(EDITS)}")
-        canvas, parameters = EDITS[name].change(canvas, strength, rng, others)
+        if name not in BY_NAME:
+            raise ValueError(f"unknown edit {name!r}; use one of {', '.join(BY_NAME)}")
+        canvas, parameters = BY_NAME[name].change(canvas, strength, rng, others)
         steps.append(Step(name, parameters))
     return Edited(canvas.image, tuple(steps), canvas.content_scale)
 

@@ -62,6 +62,12 @@ def rotation(canvas: Canvas, strength: float, rng: Generator, others: Others) ->
     return rotated(canvas, degrees, frame, fill), parameters
 
 
+def tilt(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:
+    """Rotate by 1 to 10 degrees to either side and lose nothing: the corners that appear have one color."""
+    degrees, fill = between(1, 10, strength) * (1 if rng.random() < 0.5 else -1), random_fill(rng)
+    return rotated(canvas, degrees, "expand", fill), {"degrees": degrees, "fill": list(fill)}
+
+
 def rotated(canvas: Canvas, degrees: float, frame: Frame, fill: Color) -> Canvas:
     """Rotate counter-clockwise about the center.
 

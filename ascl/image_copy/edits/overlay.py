@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageOps
 
@@ -59,6 +60,30 @@ def overlay_onto_photo(canvas: Canvas, strength: float, rng: Generator, others: 
     left, top = _corner(canvas, small.image.size, rng)
     background = _photo(width, height, others, rng)
     return small.pasted_on(background, left, top), {"share": share, "left": left, "top": top}
+
+
+def paste(canvas: Canvas, strength: float, rng: Generator, others: Others, *, feather: float = 0.0) -> Change:
+    """Paste the picture at 60 to 12 % of the area onto another photo of its own size, with an edge that fades.
+
+    `feather` is the width in which the picture fades into the photo, relative to the short side of what is pasted.
+    """
+    background = others[int(rng.integers(len(others)))] if others else drawn_picture(*canvas.image.size, rng)
+    share = between(0.6, 0.12, strength)
+    width, height = size_of_area(*canvas.image.size, share * background.width * background.height)
+    fits = min(1.0, 0.95 * background.width / width, 0.95 * background.height / height)
+    small = canvas.resized(pixels(width * fits), pixels(height * fits))
+    left, top = (int(rng.integers(free + 1)) for free in np.subtract(background.size, small.image.size))
+    if feather:
+        under = background.crop((left, top, left + small.image.width, top + small.image.height))
+        small = small.covered(under, _fading(*small.image.size, feather * small.short_side), 0, 0)
+    return small.pasted_on(background, left, top), {"share": share, "left": left, "top": top, "feather": feather}
+
+
+def _fading(width: int, height: int, length: float) -> Image.Image:
+    """Return a mask (L) that falls smoothly from 255 at the edges to 0 at a distance from them."""
+    x, y = (np.minimum(np.arange(side) + 0.5, side - np.arange(side) - 0.5) for side in (width, height))
+    near = np.clip(np.minimum(x[None], y[:, None]) / length, 0, 1)
+    return Image.fromarray(np.rint(255 * (1 - near * near * (3 - 2 * near))).astype(np.uint8))
 
 
 def overlay_of_photo(canvas: Canvas, strength: float, rng: Generator, others: Others) -> Change:

@@ -19,7 +19,15 @@ from ascl.image_copy.edits.color import (
     jpeg_compressed,
     quickly_blurred,
 )
-from ascl.image_copy.edits.edits import EDITS, LEAST_CONTENT, edit_chain, random_chain, sample_rng
+from ascl.image_copy.edits.edits import (
+    BY_NAME,
+    EDITS,
+    HARD_EDITS,
+    LEAST_CONTENT,
+    edit_chain,
+    random_chain,
+    sample_rng,
+)
 from ascl.image_copy.edits.geometry import homography, inscribed, rotated
 from ascl.image_copy.edits.stickers import DRAWINGS, drawn_picture, drawn_sticker
 
@@ -28,6 +36,7 @@ MOVING = ["crop", "flip", "quarter_turn", "rotation", "padding", "aspect", "pers
 COVERING = ["text", "sticker", "overlay_of_photo"]
 WITHIN = ["overlay_onto_photo", "collage", "screenshot"]
 COLORING = ["blur", "jpeg", "pixelisation", "colour_jitter", "grey"]
+HARD = ["tilt", "paste", "paste_soft_2", "paste_soft_5", "paste_soft_10", "in_screen", "in_stickers", "in_caption"]
 BIN = 5  # pixels
 
 
@@ -41,7 +50,8 @@ OTHERS = [photo(80, 100, 1), photo(150, 60, 2)]
 def test_the_names_and_their_order():
     laid_over = ["text", "sticker", "overlay_onto_photo", "overlay_of_photo", "collage", "screenshot"]
     assert NAMES == [*MOVING, *laid_over, *COLORING]
-    assert all(edit.name == name for name, edit in EDITS.items())
+    assert all(edit.name == name for name, edit in BY_NAME.items())
+    assert list(HARD_EDITS) == HARD and list(BY_NAME) == NAMES + HARD
 
 
 def seen_by_colors(change, width=250, height=200) -> float:
@@ -67,13 +77,14 @@ def seen_by_colors(change, width=250, height=200) -> float:
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.6, 1.0])
-@pytest.mark.parametrize("name", MOVING + COVERING + WITHIN)
+@pytest.mark.parametrize("name", MOVING + COVERING + WITHIN + HARD)
 def test_content_scale_is_what_the_colors_show(name, strength):
+    others = [photo(500, 400, 1)] if name.startswith("paste") else OTHERS  # it is pasted at a share of the other's size
     for draw in range(3):
         scales = []
 
         def change(image, draw=draw, scales=scales):
-            edited = EDITS[name](image, strength, sample_rng(3, NAMES.index(name), draw), OTHERS)
+            edited = BY_NAME[name](image, strength, sample_rng(3, list(BY_NAME).index(name), draw), others)
             scales.append(edited.content_scale)
             return edited.image
 
@@ -290,16 +301,17 @@ def test_the_quick_blur_is_near_the_plain_one(radius):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 3), (5, 4), (600, 1), (1, 600), (900, 7)])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BY_NAME)
 def test_tiny_and_extreme_images_stay_images(name, size):
     image = photo(*size)
     before = image.tobytes()
     for strength in (0.0, 0.5, 1.0):
         for draw in range(3):
-            edited = EDITS[name](image, strength, sample_rng(0, 1, draw), OTHERS)
+            edited = BY_NAME[name](image, strength, sample_rng(0, 1, draw), OTHERS)
             assert edited.image.mode == "RGB" and edited.image.width >= 1 and edited.image.height >= 1
             assert 0 <= edited.content_scale <= 1
-            assert edited.image.width * edited.image.height <= 4 * size[0] * size[1] + 1000
+            most = max(size) ** 2 + 10_000 if name in HARD else 4 * size[0] * size[1] + 1000
+            assert edited.image.width * edited.image.height <= most
             json.dumps(edited.steps[0].parameters)
     assert image.tobytes() == before
 
@@ -319,6 +331,24 @@ def test_random_chains_always_show_something():
     assert min(edit_chain(photo(60, 40), names, 1.0, sample_rng(0, i), OTHERS).content_scale for i in range(20)) == 0
 
 
+def test_a_pasted_picture_fades_over_the_width_that_its_name_says():
+    """White on black: from the corner of what was pasted inwards, levels rise evenly, or at once."""
+    white, black = Image.new("RGB", (200, 200), (255,) * 3), Image.new("RGB", (400, 400))
+    for name, percent in (("paste", 0), ("paste_soft_2", 2), ("paste_soft_5", 5), ("paste_soft_10", 10)):
+        edited = BY_NAME[name](white, 0.0, sample_rng(0, 0), [black])
+        levels = np.asarray(edited.image)[..., 0].astype(int)
+        step = edited.steps[0].parameters
+        side = round(400 * 0.6**0.5)
+        row = levels[step["top"] + side // 2, step["left"] : step["left"] + side]
+        assert (np.diff(row[: side // 2]) >= 0).all() and np.array_equal(row, row[::-1]) and row[side // 2] == 255
+        width = percent / 100 * side
+        assert (row < 255).sum() / 2 == pytest.approx(width, abs=1 + 0.1 * width)
+        assert not percent or np.diff(row).max() <= 1.6 * 255 / width + 1
+        assert levels[step["top"] + side // 2, : step["left"]].max(initial=0) == 0
+        fading = 1 - (1 - percent / 100) ** 2       # the mean of a smooth step is a half
+        assert edited.content_scale == pytest.approx(1 - fading, abs=0.01)
+
+
 def test_images_too_long_for_jpeg_and_for_a_turn():
     image = Image.new("RGB", (70_000, 2), (10, 120, 200))
     image.paste((250, 0, 0), (69_000, 0, 70_000, 2))
@@ -330,13 +360,13 @@ def test_images_too_long_for_jpeg_and_for_a_turn():
     assert turned.content_scale > 0.9
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BY_NAME)
 def test_the_same_sample_is_the_same_edit_and_another_is_not(name):
-    one, two, *others = (EDITS[name](photo(), 0.5, sample_rng(7, index), OTHERS) for index in (5, 5, *range(6, 14)))
+    one, two, *others = (BY_NAME[name](photo(), 0.5, sample_rng(7, index), OTHERS) for index in (5, 5, *range(6, 14)))
     assert one.image.tobytes() == two.image.tobytes() and one.steps == two.steps
     assert [step.name for step in one.steps] == [name]
     if name not in ("flip", "blur", "jpeg", "pixelisation"):  # nothing is drawn for these
-        assert any(other.steps != one.steps for other in others)
+        assert any(other.image.tobytes() != one.image.tobytes() for other in others)
 
 
 class EditedPhotos(torch.utils.data.Dataset):
