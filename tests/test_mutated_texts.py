@@ -24,7 +24,7 @@ from ascl.data.captions import CaptionSet, load_captions, load_coco, load_karpat
 from ascl.data.stores.ids import stems_of
 from ascl.data.stores.open import open_features
 from ascl.datasets.archives import unpack
-from ascl.image_copy.evaluation.files import read_edits, read_ground_truth, read_predictions
+from ascl.image_copy.evaluation.files import read_edits, read_ground_truth, read_hard_negatives, read_predictions
 from ascl.retrieval.score_files import read_owner, read_scores
 from ascl.scenes.captions import scene_captions
 from ascl.scenes.render import load_scene_records, truth_matrix
@@ -182,6 +182,7 @@ READERS = {
     "ground truth": Reader("truth.csv", PAIRS.encode(), read_ground_truth),
     "predictions": Reader("predictions.csv.gz", gzip.compress("".join(f"Q{i},R{i},0.{i}\n" for i in range(9)).encode()),
                           read_predictions),
+    "hard negatives": Reader("negatives.csv", b"query_id,reference_id\nQ1,R1\nQ2,R2\n", read_hard_negatives),
     "edits": Reader("edits.csv", b"query_id,kind,strength,content_scale\nQ1,crop,1,0.5\nQ2,blur,2,1\n", read_edits),
     "scenes": Reader("dataset_scenes.json", scenes(), scenes_are_right),
     "archive zip": Reader("x.zip", zipped(a="a" * 300, b="b" * 300), unpacked),

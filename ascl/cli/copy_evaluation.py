@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ def evaluate_parser(prog: str) -> Parser:
                        help="descriptors of background images, which have no copies, for --score_norm and --whiten")
     files.add_argument("--edits", metavar="EDITS.csv",
                        help="CSV query_id,kind,strength,content_scale: also report by kind of edit")
+    files.add_argument("--hard_negatives", metavar="N.csv", help="CSV query_id,reference_id of pairs that are alike "
+                       "but no copies: also report how many are among the top pairs, by kind of edit")
     files.add_argument("--save_predictions", metavar="P.csv",
                        help="write the candidate pairs and their scores, as --predictions reads them")
     files.add_argument("--save_submission", metavar="S.h5", help="write the compared vectors, of at most 256 "
@@ -103,6 +105,7 @@ def report_of(options: Namespace) -> Any:
     copydays = options.ground_truth == "copydays"
     truth = None if copydays else files.read_ground_truth(options.ground_truth)
     edits = files.read_edits(options.edits) if options.edits else None
+    negatives = files.read_hard_negatives(options.hard_negatives) if options.hard_negatives else None
     sides = None
     if options.queries:
         sides = (read_descriptors(options.queries, "query", folder_ids=copydays),
@@ -125,8 +128,8 @@ def report_of(options: Namespace) -> Any:
         assert sides is not None  # check
         truth = copydays_ground_truth(sides[0].names, sides[1].names)
     report = evaluate_candidates(
-        candidates, truth, norms=sides if options.norm_filter else None, edits=edits, copydays=copydays,
-        bootstrap_samples=options.bootstrap, seed=options.seed,
+        candidates, truth, norms=sides if options.norm_filter else None, edits=edits, negatives=negatives,
+        copydays=copydays, bootstrap_samples=options.bootstrap, seed=options.seed,
     )
     if options.save_predictions:
         files.write_predictions(options.save_predictions, candidates.query, candidates.reference, candidates.score)
@@ -158,6 +161,8 @@ def check(options: Namespace) -> None:
         raise SettingsError("--norm_filter needs norms: give --queries and --references too")
     if options.candidates is not None and options.k is not None:
         raise SettingsError("--candidates and --k are two ways to choose candidates: give one")
+    if options.hard_negatives and not options.edits:
+        raise SettingsError("--hard_negatives are counted by kind: give --edits too")
     if options.out is not None and Path(options.out).suffix == ".md":
         raise SettingsError(f"--out {options.out}: name a .json file; the Markdown is written beside it")
     unused = set(OF_SCORES if options.score_norm not in ("sscd", "isc") else OF_VECTORS)
@@ -185,19 +190,26 @@ def benchmark_parser(prog: str) -> Parser:
                     "images with ascl extract descriptors, and evaluate with ascl copy eval.")
     parser.add_argument("--images", required=True, metavar="FOLDER", help="folder of photos, searched at any depth")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder to write; must not exist")
+    parser.add_argument("--kind", choices=["standard", "hard"], default="standard", help="standard: single edits; "
+                        "hard: chains of edits, soft pastes, templates, edited reverse crops and bursts of one scene")
     for name, help in (
-        ("references", "photos in the reference set; null = 45% of the usable photos"),
+        ("references", "photos in the reference set; null = 45% of the usable photos (hard: 30%)"),
         ("queries", "queries that are edited copies of references; null = as many as references"),
-        ("distractors", "queries that are edited copies of photos outside the reference set; null = 10%"),
-        ("reverse_crops", "hard negatives: the reference is a crop, and the query shows the whole photo; null = 10%"),
-        ("background", "photos for score normalization and calibration; null = 25%"),
+        ("distractors", "queries that are edited copies of photos outside the reference set; null = 10% (hard: 8%)"),
+        ("reverse_crops", "hard negatives: the reference is a crop, and the query shows the whole photo; null = 10% "
+         "(hard: 14%)"),
+        ("templates", "only hard: two unrelated photos in one template, as reference and query; null = 7%"),
+        ("bursts", "only hard: two windows of one photo, like two photographs of one scene; null = 8%"),
+        ("background", "photos for score normalization and calibration; null = 25% (hard: 16%)"),
     ):
         parser.add_argument(f"--{name}", type=NonNegativeInt, metavar="N", help=help)
     add_seed(parser, "seed of the choice of photos and of the edits")
     parser.add_argument("--jpeg_quality", type=PositiveInt, metavar="N",
-                        help="JPEG quality of the edited images, from 1 to 100; null = 95")
+                        help="JPEG quality of the edited images, from 1 to 100; null = 95. With hard the highest: "
+                        "each image has its own, from 60 on")
     parser.add_argument("--max_side", type=PositiveInt, metavar="N",
-                        help="before editing, scale photos down to at most N pixels per side; null = 1024")
+                        help="before editing, scale photos down to at most N pixels per side; null = 1024, with "
+                        "hard as they are")
     parser.add_argument("--min_side", type=PositiveInt, metavar="N",
                         help="leave out photos whose shorter side has fewer than N pixels; null = 32")
     add_workers(parser)
@@ -207,11 +219,15 @@ def benchmark_parser(prog: str) -> Parser:
 
 def benchmark(options: Namespace) -> Answer:
     from ascl.image_copy.benchmark.make import make_benchmark
-    from ascl.image_copy.benchmark.plan import BenchmarkSettings
+    from ascl.image_copy.benchmark.plan import BenchmarkSettings, HardBenchmarkSettings
 
     started = time.perf_counter()
-    names = BenchmarkSettings.__dataclass_fields__
-    settings = BenchmarkSettings(**{name: options[name] for name in names if options[name] is not None})
+    chosen = HardBenchmarkSettings if options.kind == "hard" else BenchmarkSettings
+    sizes = [field.name for field in fields(chosen)]
+    for name in ("templates", "bursts"):
+        if options[name] is not None and name not in sizes:
+            raise SettingsError(f"--{name} has no effect with --kind {options.kind}; leave it out, or give --kind hard")
+    settings = chosen(**{name: options[name] for name in sizes if options[name] is not None})
     with ending("stopped; no unfinished benchmark was left"):
         done = make_benchmark(options.images, options.out, settings, workers=options.workers,
                               exclude=options.exclude, strict=options.strict)

@@ -19,7 +19,8 @@ from ascl.core.errors import DataError
 from ascl.core.files import make_folder, saving, write_text
 from ascl.core.reading import shown
 from ascl.image_copy.benchmark import plan
-from ascl.image_copy.benchmark.plan import REVERSE_CROP, UNREADABLE, BenchmarkSettings, UsablePhotos, count_reasons
+from ascl.image_copy.benchmark.pairs import PAIRS
+from ascl.image_copy.benchmark.plan import QUERY_ROLES, UNREADABLE, BenchmarkSettings, UsablePhotos, count_reasons
 from ascl.image_copy.benchmark.queries import QueryMaker, make_queries
 from ascl.image_copy.descriptors.perceptual_hash import HASH_DISTANCE
 from ascl.image_copy.edits.edits import sample_rng
@@ -28,6 +29,12 @@ from ascl.images.find import find_images
 
 FORMAT = 1
 MARK = ".copy-benchmark-in-progress"
+HARD = """
+  This is the hard benchmark: {reverse_crops} hard negatives are such, whose query was edited, or whose reference got a
+  caption. {templates} are two unrelated photos in one template; their strength is that of the template. {bursts} are
+  bursts, SIMULATED by two windows of one photo, each with an angle, exposure, sharpness and noise of its own, and with
+  a share (`alone` in `steps`) that the other does not show; the strength moves them apart. Nothing moves in them, and
+  nothing has depth."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,8 @@ def _write(
     """Write all files of a benchmark and return its counts."""
     for name in ("references", "queries", "background"):
         (folder / name).mkdir()
-    with_reference = roles["references"] + roles["reverse_crops"]
+    of_references = plan.reference_photos(roles)
+    with_reference = [path for paths in of_references.values() for path in paths]
     places = sample_rng(settings.seed, 0, 3).permutation(len(with_reference)).tolist()
     width = max(5, len(str(len(with_reference) - 1)))
     ids = {path: f"R{place:0{width}}" for path, place in zip(with_reference, places, strict=True)}
@@ -162,22 +170,24 @@ def _write(
     write_csv(
         folder / "hard_negatives.csv", ["query_id", "reference_id", "reference_content_scale"],
         ([one.query_id, one.reference_id, f"{done.reference_content_scale:.4f}"]
-         for one, done in zip(plans, made, strict=True) if one.role == REVERSE_CROP),
+         for one, done in zip(plans, made, strict=True) if one.role in PAIRS),
     )
-    in_files = {"references": "reference", "reverse_crops": REVERSE_CROP, "background": "background"}
-    sources = [[ids[path], role, source(path)] for name, role in in_files.items() for path in roles[name]]
+    in_files = {**of_references, "background": roles["background"]}
+    sources = [[ids[path], {**QUERY_ROLES, "references": "reference"}.get(name, name), source(path)]
+               for name, paths in in_files.items() for path in paths]
     write_csv(folder / "sources.csv", ["image_id", "role", "source_image"], sorted(sources))
     skipped = ([source(path), reason] for path, reason in photos.skipped)
     write_csv(folder / "skipped.csv", ["source_image", "reason"], skipped)
     counts = {
         "references": len(with_reference), "queries": len(plans), "copies": len(copies),
-        **{name: len(roles[name]) for name in ("distractors", "reverse_crops", "background", "mix_ins")},
+        **{name: getattr(settings, name) for name in settings.shares if name != "references"},
+        "mix_ins": len(roles["mix_ins"]),
         "images_looked_at": photos.looked_at, "images_left_out": len(photos.skipped),
     }
     description = {
         "format": FORMAT, "images": shown(images), "settings": asdict(settings), "counts": counts,
         "left_out": count_reasons(photos.skipped),
-        "kinds": list(plan.KINDS), "strengths": plan.LEVELS, "near_duplicate_bits": HASH_DISTANCE,
+        "kinds": list(settings.kinds["copy"]), "strengths": plan.LEVELS, "near_duplicate_bits": HASH_DISTANCE,
         "mixed_in": "left-over photos" if roles["mix_ins"] else
                     "photos of distractor queries" if roles["distractors"] else "drawn pictures",
         "versions": {"pillow": PIL.__version__, "numpy": np.__version__},
@@ -190,18 +200,25 @@ def _write(
 def readme(description: dict[str, Any]) -> str:
     """Return the README of the folder, in Markdown."""
     counts, settings = description["counts"], description["settings"]
+    negatives = sum(counts.get(name, 0) for name in ("reverse_crops", "templates", "bursts"))
+    best, side = settings["jpeg_quality"], settings["max_side"]
+    made, quality, more = "crops", best, ""
+    if "templates" in settings:
+        made, quality = "made", f"{min(plan.LEAST_QUALITY, best)} to {best}"
+        more = HARD.format_map(counts)
+    size = "as they\n  are" if side is None else f"scaled to at most\n  {side} pixels a side"
     levels = ", ".join(f"{name} {low} to {high}" for name, (low, high) in plan.LEVELS.items())
     return f"""# A generated benchmark of image copy detection
 
 Made from `{description['images']}` with seed {settings['seed']}; all settings and counts are in `benchmark.json`.
 The photos keep their license: check it before you pass this folder on.
 
-- `references/`: {counts['references']} images. {counts['reverse_crops']} of them are crops (see hard negatives),
+- `references/`: {counts['references']} images. {negatives} of them are {made} (see hard negatives),
   the others are originals, copied as they were.
-- `queries/`: {counts['queries']} images, JPEG of quality {settings['jpeg_quality']}, made from photos scaled to at most
-  {settings['max_side']} pixels a side: {counts['copies']} edited copies of references,
+- `queries/`: {counts['queries']} images, JPEG of quality {quality}, made from photos {size}: \
+{counts['copies']} edited copies of references,
   {counts['distractors']} distractors (edited copies of photos that are not references),
-  {counts['reverse_crops']} hard negatives.
+  {negatives} hard negatives.
 - `background/`: {counts['background']} photos that are used nowhere else, for score normalization, whitening and
   calibration.
 - `ground_truth.csv`: `query_id,reference_id` as in DISC2021; blank for distractors and hard negatives.
@@ -209,7 +226,7 @@ The photos keep their license: check it before you pass this folder on.
   (`content_scale`), the source, the role, the strength as a number, and every step with its parameters.
 - `hard_negatives.csv`: queries that show MORE than their reference, which is a crop of the same photo and shows
   `reference_content_scale` of it. They are not copies. Their strength is that of the crop; a mild crop is the easiest
-  to mistake for an original.
+  to mistake for an original.{more}
 - `sources.csv`: which photo each reference and background image is. `skipped.csv`: photos left out, and why.
 
 Strengths: {levels}. Kinds: {', '.join(description['kinds'])}.

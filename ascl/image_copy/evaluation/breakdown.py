@@ -38,6 +38,22 @@ def breakdown(judged: JudgedPairs, threshold: float | None, edits: dict[str, Que
     return result
 
 
+def hard_negatives(pairs: list[tuple[str, str]], edits: dict[str, QueryEdit], top: set[tuple[str, str]],
+                   kept: set[tuple[str, str]] | None) -> list[dict[str, Any]]:
+    """Return, by kind of query, how many pairs that are alike but no copies are among the top pairs.
+
+    Args:
+        pairs: queries and references.
+        edits: how each query was made; the kind of a query without an entry is "".
+        top: the top |GT| predictions. kept: those that the norm-ratio filter keeps; None = no filter.
+    """
+    by_kind: dict[str, set[tuple[str, str]]] = {}
+    for pair in pairs:
+        by_kind.setdefault(edits[pair[0]].kind if pair[0] in edits else "", set()).add(pair)
+    return [{"name": kind, "pairs": len(members), "top": len(members & top)}
+            | ({} if kept is None else {"filtered": len(members & kept)}) for kind, members in sorted(by_kind.items())]
+
+
 def _order(label: str) -> tuple[int, str]:
     """Return the sort key of a label: strengths from weak to strong, then everything else alphabetically."""
     return (STRENGTHS.index(label), "") if label in STRENGTHS else (len(STRENGTHS), label)

@@ -10,7 +10,7 @@ import numpy as np
 from ascl.core.errors import DataError
 from ascl.image_copy.descriptors.files import Descriptors, check_comparable
 from ascl.image_copy.evaluation.bootstrap import bootstrap_intervals
-from ascl.image_copy.evaluation.breakdown import breakdown
+from ascl.image_copy.evaluation.breakdown import breakdown, hard_negatives
 from ascl.image_copy.evaluation.candidates import Candidates
 from ascl.image_copy.evaluation.copydays import copydays_report
 from ascl.image_copy.evaluation.files import GroundTruth, QueryEdit
@@ -23,7 +23,8 @@ RATIOS = (0.8, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.2, 1.5)  # |query| / |re
 
 def evaluate_candidates(candidates: Candidates, truth: GroundTruth, *,
                         norms: tuple[Descriptors, Descriptors] | None = None, edits: dict[str, QueryEdit] | None = None,
-                        copydays: bool = False, bootstrap_samples: int = 0, seed: int = 0) -> Report:
+                        negatives: list[tuple[str, str]] | None = None, copydays: bool = False,
+                        bootstrap_samples: int = 0, seed: int = 0) -> Report:
     """Measure candidates against a ground truth.
 
     Args:
@@ -32,6 +33,7 @@ def evaluate_candidates(candidates: Candidates, truth: GroundTruth, *,
             number.
         norms: queries and references with norms: also report what the norm-ratio filter keeps.
         edits: how queries were made: also report by role, kind and strength.
+        negatives: pairs that are alike but no copies: also report, by kind, how many are among the top pairs.
         copydays: also report Copydays' trapezoid scores.
         bootstrap_samples, seed: draws of the queries for intervals, 0 = none, and their seed.
 
@@ -66,6 +68,11 @@ def evaluate_candidates(candidates: Candidates, truth: GroundTruth, *,
             warnings.append(f"{unknown} queries have no row in the edits, so they are in no row of the breakdown")
         about["breakdown"] = ("each row has only the queries of its group, distractors included; TP and FP at the top "
                               "and recall at P90 use the top pairs and the threshold of the whole list")
+    if negatives is not None:
+        top = judged.order[: len(truth.pair_query)]
+        chosen, kept = ({(candidates.query[row], candidates.reference[row]) for row in rows}
+                        for rows in (top, top if keep is None else top[keep[top]]))
+        sections["hard_negatives"] = hard_negatives(negatives, edits or {}, chosen, None if keep is None else kept)
     if copydays:
         sections["copydays"] = copydays_report(judged)
         about["copydays"] = "average precision by trapezoids over the candidates; pooled over all queries of all blocks"

@@ -142,6 +142,25 @@ def read_edits(path: str | os.PathLike) -> dict[str, QueryEdit]:
     return edits
 
 
+def read_hard_negatives(path: str | os.PathLike) -> list[tuple[str, str]]:
+    """Return the pairs `query_id,reference_id` of a file with a header; other columns are ignored.
+
+    Raises DataError: no such file, a missing column, with the row an empty id or a pair that was listed before.
+    """
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
+    missing = {"query_id", "reference_id"} - set(reader.fieldnames or [])
+    if missing:
+        raise DataError(f"{path}: no column {', '.join(sorted(missing))} in its header {reader.fieldnames}; add it")
+    pairs: dict[tuple[str, str], int] = {}
+    for cells in _parsed(path, reader):
+        pair, row = (cells["query_id"] or "", cells["reference_id"] or ""), reader.line_num
+        if not all(pair):
+            raise DataError(f"{path}, row {row}: no {'reference' if pair[0] else 'query'} id")
+        if pairs.setdefault(pair, row) != row:
+            raise DataError(f"{path}, row {row}: the same as row {pairs[pair]} ({','.join(pair)}); keep one of them")
+    return list(pairs)
+
+
 def _text(path: str | os.PathLike) -> str:
     if not os.path.lexists(path):
         raise DataError(f"{path}: no such file")

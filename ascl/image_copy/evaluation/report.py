@@ -18,7 +18,7 @@ class Report:
     protocol: dict[str, Any]  # what determines the numbers, label -> value
     counts: dict[str, int]  # sizes of all sets, and of what is missing or overlaps
     # `metrics`, `top_pairs`, and on request `metrics_norm_filter`, `top_pairs_norm_filter`, `norm_ratio_curve`,
-    # `intervals`, `breakdown`, `copydays`; fractions in [0, 1]
+    # `intervals`, `breakdown`, `hard_negatives`, `copydays`; fractions in [0, 1]
     sections: dict[str, Any]
     warnings: list[str]  # what a reader must know
 
@@ -43,6 +43,11 @@ class Report:
             parts.append(markdown_table(["Copydays block", "mAP"], rows))
         for name, groups in self.sections.get("breakdown", {}).items():
             parts.append(_breakdown(name.replace("_", " and "), groups))
+        if negatives := self.sections.get("hard_negatives"):
+            filtered = ["with norm-ratio filter"] if "filtered" in negatives[0] else []
+            header = ["hard negatives", "pairs", f"among the top {tops[0][1]['taken']:,} pairs", *filtered]
+            parts.append(markdown_table(header, [[row["name"], *(f"{count:,}" for count in list(row.values())[1:])]
+                                                 for row in negatives]))
         parts.append("Protocol\n\n" + "\n".join(f"- {label}: {value}" for label, value in self.protocol.items()))
         parts.append("Counts\n\n" + "\n".join(f"- {name.replace('_', ' ')}: {n:,}" for name, n in self.counts.items()))
         if self.warnings:

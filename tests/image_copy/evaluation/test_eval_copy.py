@@ -172,6 +172,37 @@ def test_breakdown_and_intervals(run, data):
     assert "50 draws of the 40 queries" in report["protocol"]["intervals"] and "95 % interval" in printed
 
 
+def test_hard_negatives_among_the_top_pairs_by_kind(run, data):
+    """Reverse crops are near their references; the other pairs are of queries that resemble nothing."""
+    negatives = [(f"Q{i:02d}", f"R{15 + i:02d}") for i in range(PAIRS, PAIRS + 5)] + [("Q30", "R00"), ("Q31", "R01")]
+    lines = "".join(f"{query},{reference},0.5\n" for query, reference in negatives)
+    (data / "n.csv").write_text("query_id,reference_id,reference_content_scale\n" + lines)
+    options = ["--edits", data / "edits.csv", "--hard-negatives", data / "n.csv"]
+    _, report, printed, _ = run(*options, "--norm-filter", "--save-predictions", data / "p.csv")
+    scored = sorted(zip(*read_predictions(data / "p.csv"), strict=True), key=lambda row: -row[2])
+    top = {row[:2] for row in scored[:PAIRS]}
+    expected = len(top & set(negatives[:5]))
+    assert report["hard_negatives"] == [{"name": "crop", "pairs": 2, "top": 0, "filtered": 0},
+                                        {"name": "reverse", "pairs": 5, "top": expected, "filtered": 0}] and expected
+    assert f"| reverse | 5 | {expected} | 0 |" in printed and "among the top 15 pairs" in printed
+    _, report, printed, _ = run(*options)
+    assert report["hard_negatives"][1] == {"name": "reverse", "pairs": 5, "top": expected}
+    code, _, _, errors = run("--hard-negatives", data / "n.csv")
+    assert code != 0 and "give --edits too" in errors
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("query,reference\nQ15,R30\n", "no column query_id, reference_id"),
+    ("query_id,reference_id\nQ15,R30\nQ15,\n", "row 3: no reference id"),
+    ("query_id,reference_id\n,R30\n", "row 2: no query id"),
+    ("query_id,reference_id\nQ15,R30\nQ15,R30\n", "row 3: the same as row 2"),
+])
+def test_damaged_hard_negatives_are_refused(run, data, text, expected):
+    (data / "n.csv").write_text(text)
+    code, report, _, errors = run("--edits", data / "edits.csv", "--hard-negatives", data / "n.csv")
+    assert code != 0 and report is None and expected in errors
+
+
 def test_images_without_descriptor_are_counted_not_dropped(run, data):
     with open(data / "gt.csv", "a") as file:
         file.write("Q98,R01\nQ00,R99\nQ97,\n")
