@@ -1,10 +1,13 @@
-"""Relate the true pairs and the reverse crops of a copy benchmark by geometry; count right and wrong answers.
+"""Relate the true pairs and the hard negatives of a copy benchmark by geometry; count right and wrong answers.
 
   ascl copy benchmark --images photos/ --out data/bench --seed 3
   python benchmarks/bench_geometry.py --benchmark data/bench
+  ascl copy benchmark --kind hard --images photos/ --out data/hard --seed 3
+  python benchmarks/bench_geometry.py --benchmark data/hard
 
-Prints a table by edit, and adds rows to benchmarks/results.csv: what true pairs and reverse crops are called, and the
-processor time of one picture and of one pair.
+Prints a table by kind of query, mild + medium + hard in each cell, and adds rows to benchmarks/results.csv: what true
+pairs, reverse crops, templates and bursts are called, and the processor time of one picture and of one pair. "shows
+more" says that the reference copies the query: right for reverse crops, and for nothing else.
 """
 
 from __future__ import annotations
@@ -24,12 +27,14 @@ import torch
 from ascl.core.errors import DataError
 from ascl.core.provenance import code_version
 from ascl.core.tables import markdown_table
+from ascl.image_copy.benchmark.plan import BURST, LEVELS, REVERSE_CROP, TEMPLATE
 from ascl.image_copy.matching.geometry import relate
 from ascl.image_copy.matching.local_features import LocalFeatures, local_features
 from ascl.images.read import load_image
 
 COLUMNS = {True: "copy", None: "open", False: "shows more"}
 NOT_FOUND = "not confirmed"
+ROLES = {"copy": "true pairs", REVERSE_CROP: "reverse crops", TEMPLATE: "templates", BURST: "bursts"}
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -65,9 +70,9 @@ def measure(folder: Path) -> list[tuple[str, str, str]]:
     if not (folder / "edits.csv").exists():
         raise DataError(f"{folder} is no benchmark of ascl copy benchmark: it has no edits.csv")
     made = json.loads((folder / "benchmark.json").read_text())["settings"]
-    edits = {row["query_id"]: row["kind"] for row in rows_of(folder / "edits.csv")}
-    pairs = [(row["query_id"], row["reference_id"], kind) for kind in ("ground_truth", "hard_negatives")
-             for row in rows_of(folder / f"{kind}.csv") if row["reference_id"]]
+    edits = {row["query_id"]: (row["role"], row["kind"], row["strength"]) for row in rows_of(folder / "edits.csv")}
+    pairs = [(row["query_id"], row["reference_id"]) for name in ("ground_truth", "hard_negatives")
+             for row in rows_of(folder / f"{name}.csv") if row["reference_id"]]
     kept: dict[Path, LocalFeatures] = {}
     times: defaultdict[str, list[float]] = defaultdict(list)
 
@@ -80,23 +85,26 @@ def measure(folder: Path) -> list[tuple[str, str, str]]:
             times["picture"].append(time.process_time() - began)
         return kept[path]
 
-    found: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for query, reference, kind in pairs:
+    found: Counter[tuple[str, str, str, str]] = Counter()  # role, kind, strength, what it is called
+    for query, reference in pairs:
         own, other = features("queries", query), features("references", reference)
         began = time.process_time()
         relation = relate(own, other)
         times["pair"].append(time.process_time() - began)
-        found[kind, edits[query]][NOT_FOUND if relation is None else COLUMNS[relation.copy]] += 1
+        found[(*edits[query], NOT_FOUND if relation is None else COLUMNS[relation.copy])] += 1
     names = [*COLUMNS.values(), NOT_FOUND]
-    table = [[edit, *(str(counts[name]) for name in names)] for (_, edit), counts in sorted(found.items())]
-    print(markdown_table(["edit", *names], table))
-    true, reverse = (sum((counts for (of, _), counts in found.items() if of == kind), Counter())
-                     for kind in ("ground_truth", "hard_negatives"))
-    label = f"copy benchmark, seed {made['seed']}, {made['references']} + {made['reverse_crops']} references"
+    table = [[kind, *(" + ".join(str(found[role, kind, level, name]) for level in LEVELS) for name in names)]
+             for role, kind in sorted({key[:2] for key in found})]
+    print(markdown_table(["kind", *names], table))
+    sizes = [str(made[name]) for name in ("references", "reverse_crops", "templates", "bursts") if name in made]
+    label = f"copy benchmark, seed {made['seed']}, {' + '.join(sizes)} references"
+    label = f"hard {label}" if "templates" in made else label
     measured = []
-    for counts, of in ((true, "true pairs"), (reverse, "reverse crops")):
-        measured.append((f"geometry, {label}: of {counts.total()} {of}, called {' / '.join(names)}",
-                         " / ".join(str(counts[name]) for name in names), "pairs"))
+    for role, of in ROLES.items():
+        counts = [sum(count for key, count in found.items() if (key[0], key[3]) == (role, name)) for name in names]
+        if any(counts):
+            measured.append((f"geometry, {label}: of {sum(counts)} {of}, called {' / '.join(names)}",
+                             " / ".join(map(str, counts)), "pairs"))
     measured.append(("geometry: processor time of the features of a picture / of relating a true pair, with its mirror "
                      "image where that is tried", f"{1000 * mean(times['picture']):.0f} / "
                      f"{1000 * mean(times['pair']):.0f}", "ms"))
