@@ -113,10 +113,35 @@ def test_geometry_is_counted_by_edit(module, tmp_path, capsys):
     counts = {row.figure: [int(value) for value in row.value.split(" / ")] for row in module("results").read(path)}
     true, reverse, _ = counts.values()
     assert sum(true) == 12 and true[0] >= 8 and true[2] == 0 and sum(reverse) == 4 and reverse[0] <= 1
-    assert "| reverse_crop |" in capsys.readouterr().out
+    assert "| reverse_crop | " in (printed := capsys.readouterr().out) and " + 0 + " in printed
     assert module("bench_geometry").main(["--benchmark", str(photos), "--results", str(path)]) == 2
     assert "is no benchmark of ascl copy benchmark" in capsys.readouterr().err
     assert len(module("results").read(path)) == 3
+
+
+def test_hard_negatives_of_every_role_are_counted_by_geometry(module, tmp_path, capsys):
+    """The cells of the table, mild + medium + hard, add up to the rows."""
+    pytest.importorskip("cv2")
+    photos, folder, path = tmp_path / "photos", tmp_path / "bench", tmp_path / "results.csv"
+    photos.mkdir()
+    for seed in range(14):
+        scene(seed, 240, 180).save(photos / f"{seed}.png")
+    sizes = {"references": 3, "queries": 6, "distractors": 1, "reverse_crops": 3, "templates": 2, "bursts": 2,
+             "background": 0}
+    assert program.main(["copy", "benchmark", "--kind", "hard", "--images", str(photos), "--out", str(folder),
+                         "--workers", "0", *(word for name, size in sizes.items() for word in (f"--{name}", str(size)))
+                         ]) == 0
+    assert module("bench_geometry").main(["--benchmark", str(folder), "--results", str(path)]) == 0
+    printed = capsys.readouterr().out
+    for of, count, begins in (("true pairs", 6, ("in_", "paste", "chain")), ("reverse crops", 3, ("reverse_crop",)),
+                              ("templates", 2, ("template",)), ("bursts", 2, ("burst",))):
+        (row,) = [row for row in module("results").read(path) if f" {of}, called" in row.figure]
+        assert row.figure.startswith("geometry, hard copy benchmark, seed 0, 3 + 3 + 2 + 2 references: of ")
+        counts = [int(value) for value in row.value.split(" / ")]
+        table = [line.strip("| ").split(" | ") for line in printed.splitlines()
+                 if line.startswith(tuple(f"| {begin}" for begin in begins))]
+        assert sum(counts) == count
+        assert counts == [sum(sum(map(int, line[column].split(" + "))) for line in table) for column in range(1, 5)]
 
 
 def test_ceilings_of_scenes_are_printed_and_written(module, tmp_path, capsys):
