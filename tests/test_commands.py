@@ -24,6 +24,9 @@ from PIL import Image
 
 from ascl.cli import main
 from ascl.cli.program import command_of, parser_of
+from ascl.core.hashing import sha256_of
+from ascl.image_copy.descriptors import published
+from ascl.image_copy.descriptors.published import PublishedFile
 from ascl.settings.base import configs
 
 from .image_copy.sscd_files import TorchvisionModel, randomized, write_traced
@@ -51,7 +54,7 @@ SMALL = {  # command -> options that make it small; the last one given wins
     "prepare": ["--train", "12", "--val", "5", "--test", "5", "--detector_steps", "2"],
     "extract regions": ["--backbone", "squeezenet1_1", "--weights", "random:0", "--input_size", "64", "--grid", "2"],
     "extract globals": ["--backbone", "squeezenet1_1", "--weights", "random:0", "--input_size", "64"],
-    "copy index": ["--backbone", "squeezenet1_1", "--weights", "random:0", "--input_size", "32"],
+    "copy index": ["--model", "squeezenet1_1", "--weights", "random:0", "--input_size", "32"],
     "copy calibrate": ["--false_positive_rate", "0.2"],
     "copy benchmark": ["--references", "6", "--queries", "6", "--distractors", "2", "--reverse_crops", "2",
                        "--background", "4"],
@@ -174,6 +177,7 @@ def test_examples_run(page, workplace, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    use_small_sscd(monkeypatch, workplace)
     names: dict[str, Any] = readers_own() if page.name == "README.md" else {}
     for block in blocks(page):
         if block.language == "python":
@@ -186,7 +190,7 @@ def test_examples_run(page, workplace, tmp_path, monkeypatch, capsys):
 
 def readers_own() -> dict[str, Any]:
     """What the Python examples of README leave to the reader: features, pictures, an index."""
-    words = ["copy", "index", "photos", "--index", "idx", "--checkpoint", "runs/rdcd", "--workers", "0"]
+    words = ["copy", "index", "photos", "--index", "idx", "--model", "runs/rdcd", "--workers", "0"]
     assert main(words) == 0
     return {"regions": torch.randn(3, 4, 8), "globals_": torch.randn(3, 6),
             "pictures": [Image.open("upload.jpg").convert("RGB")]}
@@ -198,7 +202,7 @@ def small(words: list[str]) -> list[str]:
     assert name is not None
     if "--help" in rest or "--print_config" in rest or "--check" in rest:
         return words
-    more = SMALL.get(name, []) if name != "copy index" or "--backbone" in rest else []
+    more = SMALL.get(name, []) if name != "copy index" or any("resnet" in word for word in rest) else []
     actions = parser_of(name).actions
     more = more + (["--workers", "0"] if "workers" in actions else [])
     made = "index" if name == "copy index" else "out"
@@ -239,7 +243,7 @@ def workplace(tmp_path_factory, tiny_data, tiny_bert) -> Path:
         shutil.copy("photos/photo03.jpg", "photos/cat.jpg")
         Path("photos/photo03.jpg").unlink()
         Image.open("photos/cat.jpg").crop((4, 4, 60, 44)).save("upload.jpg")
-        make_teacher(Path("sscd_disc_mixup.torchscript.pt"))
+        use_small_sscd(patch, folder)
         assert main(["train", "--dataset", "flickr30k", "--out", "runs/f30k"]) == 0
         Path("trials.yaml").write_text("grid: {optimizer.lr: [1.0e-3, 2.0e-3]}", encoding="utf-8")
         np.save("sims.npy", np.random.default_rng(0).normal(size=(10, 50)))
@@ -249,7 +253,7 @@ def workplace(tmp_path_factory, tiny_data, tiny_bert) -> Path:
         assert main(small(words)) == 0
         for method in ("rdcd", "asl"):
             words = ["copy", "train", "--method", method, "--images", "photos", "--out", f"runs/{method}"]
-            assert main([*words, *(["--teacher", "sscd_disc_mixup.torchscript.pt"] if method == "rdcd" else [])]) == 0
+            assert main([*words, *(["--teacher", "sscd_disc_mixup"] if method == "rdcd" else [])]) == 0
     return folder
 
 
@@ -334,5 +338,11 @@ def picture(number: int, seed: int) -> Image.Image:
     return Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((64, 48), Image.Resampling.BICUBIC)
 
 
-def make_teacher(path: Path) -> None:
-    write_traced(randomized(TorchvisionModel(deep=True)), path)
+def use_small_sscd(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Put a small network among the downloaded files, in place of the published one."""
+    patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    path = published.place_of(published.DEFAULT)
+    if not path.exists():
+        path.parent.mkdir(parents=True)
+        write_traced(randomized(TorchvisionModel(deep=True)), path)
+    patch.setitem(published.SSCD, published.DEFAULT, PublishedFile("small", path.stat().st_size, sha256_of(path)))

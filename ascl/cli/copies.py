@@ -60,7 +60,8 @@ def describing_parser(prog: str, description: str, images: str) -> Parser:
 def index_parser(prog: str) -> Parser:
     parser = describing_parser(
         prog, "Describe images and make an index of them, or continue one. If no model is chosen, a new index uses the "
-        "perceptual hash, a baseline. Then query it with ascl copy query.", "FOLDER",
+        "best that is on this machine, and says which: ascl models lists them. Then query it with ascl copy query.",
+        "FOLDER",
     )
     add_ids(parser, None, "; null = as in the index, path for a new one")
     parser.add_argument("--exact_up_to", type=NonNegativeInt, metavar="N", help="new index: search exactly up to N "
@@ -70,7 +71,8 @@ def index_parser(prog: str) -> Parser:
 
 
 def index(options: Namespace) -> Answer:
-    from ascl.image_copy.descriptors.choice import DescriberChoice, make_describer
+    from ascl.image_copy.descriptors.at_hand import best_at_hand
+    from ascl.image_copy.descriptors.choice import make_describer
     from ascl.image_copy.matching.model import create_index, recorded_choice, recorded_ids
     from ascl.images.backbones import pick_device
     from ascl.index.store import EXACT_UP_TO, CopyIndex, is_index
@@ -93,9 +95,9 @@ def index(options: Namespace) -> Answer:
         if choice is None and opened is not None:    # an earlier call chose a model and failed before its first image
             choice = recorded_choice(opened)
         if choice is None:
-            choice = DescriberChoice("phash")
-            print("no model was chosen: images are described by the perceptual hash, a baseline that misses crops and "
-                  "gives no direction; choose a learned descriptor with --checkpoint RUN", file=sys.stderr)
+            best = best_at_hand()
+            choice = best.choice
+            print(f"no model was chosen: images are described by {best.why} (--model NAME)", file=sys.stderr)
         describer = make_describer(choice, pick_device(options.device))
         exact = EXACT_UP_TO if options.exact_up_to is None else options.exact_up_to
         opened = create_index(options.index, choice, describer, ids=ids, exact_up_to=exact)
@@ -142,9 +144,9 @@ def add_to(opened: Any, describer: Any, images: FoundImages, options: Namespace)
     if about is not None:
         print(f"compressed index built: {about['factory']}, recall@10 {about['recall_at_10']:.3f}")
     print(f"{opened.folder}: {len(opened):,} images, described by {opened.state.model['name']}")
-    return Answer({"index": opened.folder, "images": len(opened), "added": done.added, "replaced": done.replaced,
-                   "already_there": done.same, "moved": done.moved, "compressed": about,
-                   **left_out(images, skipped, how)}, status_of(skipped))
+    return Answer({"index": opened.folder, "model": opened.state.model["name"], "images": len(opened),
+                   "added": done.added, "replaced": done.replaced, "already_there": done.same, "moved": done.moved,
+                   "compressed": about, **left_out(images, skipped, how)}, status_of(skipped))
 
 
 def remove_parser(prog: str) -> Parser:

@@ -107,8 +107,10 @@ def add_describer(parser: Parser, *, required: bool = False, phash: bool = True)
     group = parser.add_argument_group("model")
     source = group.add_mutually_exclusive_group(required=required)
     source.add_argument("--checkpoint", metavar="RUN", help="run folder of ascl copy train, or one of its checkpoints")
-    source.add_argument("--model", metavar="FILE", help="published file of SSCD, or with "
-                        "--trust_code any TorchScript file that turns normalized pixels into vectors")
+    source.add_argument("--model", metavar="NAME", help="a name of ascl models, whose weights are downloaded if they "
+                        "are not here (sscd_disc_mixup, torchvision:resnet50, timm:NAME, phash); or a path: a run "
+                        "folder, SSCD's file, or with --trust_code any TorchScript file that turns normalized pixels "
+                        "into vectors")
     source.add_argument("--backbone", metavar="NAME", help="torchvision classifier, or timm:NAME, with GeM pooling")
     if phash:
         source.add_argument("--method", choices=["phash"], help="perceptual hash of 64 bits, a baseline")

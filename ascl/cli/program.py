@@ -49,6 +49,7 @@ COMMANDS = {
     "figures": Command("figures", "figures", "plot finished runs and studies"),
     "explain": Command("explain", "explain", "explain the score of an image-caption pair"),
     "report": Command("explain", "report", "write a run as one HTML page"),
+    "models": Command("models", "models", "list the models that describe images for copy detection"),
     "copy train": Command("train", "copy_train", "train an image descriptor"),
     "copy eval": Command("copy_evaluation", "evaluate", "evaluate descriptors or predictions"),
     "copy benchmark": Command("copy_evaluation", "benchmark", "make a benchmark from a folder of photos"),

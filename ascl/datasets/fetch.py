@@ -57,7 +57,7 @@ def fetch_dataset(config: Config, published: Published, *, only: Kind | None = N
     files = _wanted_files(published, where, only)
     archives = _wanted_archives(published, where, only, missing)
     _announce(where, [at_mirror(file, mirror) for file in [*files, *(archive.file for archive in archives)]],
-              sum(archive.file.size for archive in archives), say)
+              sum(archive.file.size or 0 for archive in archives), say)
 
     def bring(file: RemoteFile) -> Path:
         return download.fetch(at_mirror(file, mirror), where.home, patience=patience, progress=progress)
@@ -136,9 +136,10 @@ def _announce(where: Places, files: list[RemoteFile], to_unpack: int, say: Calla
     """Say what will be downloaded and its size, before it begins; raise a DataError if the disk is too small."""
     left = 0
     for file in files:
-        rest = max(file.size - download.fetched(file, where.home), 0)
-        there = f", of which {readable(file.size - rest)} are there" if rest < file.size else ""
-        say(f"to download: {file.url} ({readable(file.size)}{there}) to {where.home / file.name}")
+        size = file.size or 0       # of a data set it is known
+        rest = max(size - download.fetched(file, where.home), 0)
+        there = f", of which {readable(size - rest)} are there" if rest < size else ""
+        say(f"to download: {file.url} ({readable(size)}{there}) to {where.home / file.name}")
         left += rest
     # photos are not compressed in an archive: unpacked, they take as much space
     unpacked = 0 if where.images is None else sum(path.stat().st_size for path in present_images(where.images).values())

@@ -15,8 +15,8 @@ from ascl.core.reading import reason
 from ascl.core.tensors import at_least_float32, check_positive
 from ascl.images import backbones
 from ascl.images.backbones import Normalize
+from ascl.images.weights import TIMM
 
-TIMM = "timm:"
 TRACED_SIZE = 224  # side in pixels of the image with which the last map is found; other sizes work as well
 Pool = Literal["gem", "class+gem"]
 _LAST_MAPS: dict[str, str] = {}  # backbone -> layer, cached because tracing is slow and a run builds several backbones

@@ -90,8 +90,8 @@ class TeacherConfig:
     """Teacher of RDCD's student (see `ascl.image_copy.descriptors.teachers.load_teacher`)."""
 
     source: str | None = None
-    """Published file of SSCD, another TorchScript file, run of `ascl copy train`, HDF5 file of descriptors (of the
-    unedited images), or name of a backbone."""
+    """A name of `ascl models`, whose weights are downloaded if they are not here, or a path: of a run, of a TorchScript
+    file, or of an HDF5 file of descriptors (of the unedited images)."""
     weights: str = "default"
     """Backbone: default (the publisher's, downloaded), random:SEED, or a path."""
     same_padding: bool = False

@@ -4,9 +4,7 @@ import errno
 import hashlib
 import os
 import signal
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from ascl.core.files import readable
 from ascl.datasets import download
 from ascl.datasets.download import Patience, RemoteFile, at_mirror, fetch, fetched
 
+from ..faulty_server import Server
 from ..warm_python import REPOSITORY, Program
 
 HASTY = Patience(timeout=5.0, attempts=3, backoff=0.0)
@@ -30,74 +29,6 @@ OTHER = np.random.default_rng(1).bytes(len(CONTENT))
 def refused(message: str, call, *arguments, **more) -> None:
     with pytest.raises(DataError, match=message):
         call(*arguments, **more)
-
-
-class Server(ThreadingHTTPServer):
-    """Serves one content under every name; `faults` are taken one a request, then all is well.
-
-    A fault: ("status", code, headers), ("cut", bytes of the body to send), ("stall", bytes), ("chunked",).
-    """
-
-    daemon_threads = True
-
-    def __init__(self, content: bytes) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.content, self.etag, self.modified = content, '"one"', "Sat, 21 Nov 2026 10:00:00 GMT"
-        self.ranges, self.heeds_if_range, self.size = True, True, None
-        self.faults: list[tuple] = []
-        self.requests: list[dict[str, str]] = []
-        self.sent = 0
-        self.release = threading.Event()
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def handle_error(self, request, client_address) -> None:
-        """A client that goes away is no error of the test."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        server = self.server
-        server.requests.append(dict(self.headers))
-        fault = server.faults.pop(0) if server.faults else ("none",)
-        if fault[0] == "status":
-            self.send_response(fault[1])
-            for name, value in fault[2].items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        start, same = 0, self.headers.get("If-Range") in (None, server.etag, server.modified)
-        if server.ranges and "Range" in self.headers and (same or not server.heeds_if_range):
-            start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
-        else:
-            self.send_response(200)
-        for name, value in (("ETag", server.etag), ("Last-Modified", server.modified)):
-            if value:
-                self.send_header(name, value)
-        body = server.content[start:]
-        if fault[0] == "chunked":
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            self.wfile.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
-            return
-        self.send_header("Content-Length", str(len(body) if server.size is None else server.size))
-        self.end_headers()
-        part = body[: fault[1]] if fault[0] in ("cut", "stall") else body
-        self.wfile.write(part)
-        server.sent += len(part)
-        if fault[0] == "stall":
-            server.release.wait(30)
-
-    def log_message(self, *arguments) -> None:
-        pass
 
 
 @pytest.fixture
@@ -235,7 +166,7 @@ def test_a_wrong_checksum_leaves_nothing_and_says_what_to_do(server, tmp_path):
     server.content = OTHER
     with pytest.raises(DataError) as refusal:
         fetch_hastily(remote(server, CONTENT), tmp_path)
-    for told in (remote(server, OTHER).sha256, remote(server, CONTENT).sha256, "use a mirror", "downloads it again"):
+    for told in (remote(server, OTHER).sha256, remote(server, CONTENT).sha256, "give a mirror", "downloads it again"):
         assert told in str(refusal.value)
     assert names(tmp_path) == []
 
@@ -265,6 +196,40 @@ def test_a_false_file_under_the_final_name_is_named_and_kept(server, tmp_path):
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://a/b", "a/b.zip", "http:///b.zip", "http://[a/b.zip", "http://a/"])
 def test_an_address_that_is_none_is_refused(url):
     refused("is not the address of a file", RemoteFile, url, 1, "0")
+
+
+# ---- size and checksum that nobody has published
+
+
+def unpublished(server: Server) -> RemoteFile:
+    return RemoteFile(f"{server.url}/some/file.pt", None, None, "ask somebody else")
+
+
+def test_a_file_of_unknown_size_and_checksum_is_as_the_server_says(server, tmp_path):
+    server.faults = [("cut", 1_234_567)]
+    assert fetch_hastily(unpublished(server), tmp_path).read_bytes() == CONTENT
+    assert server.requests[1]["Range"] == "bytes=1234567-" and server.sent == len(CONTENT)
+    assert names(tmp_path) == ["file.pt"]
+
+
+@pytest.mark.parametrize("other", [OTHER, OTHER[:2_000_000], OTHER + b"more"])
+def test_one_that_changed_in_between_is_fetched_anew_with_its_new_size(server, tmp_path, other):
+    server.faults = [("cut", 1_234_567)] + [("status", 503, {})] * HASTY.attempts
+    refused("1234567 of 3000000 bytes are in .* or ask somebody else", fetch_hastily, unpublished(server), tmp_path)
+    server.content, server.etag, server.modified = other, '"two"', "Sun, 22 Nov 2026 10:00:00 GMT"
+    assert fetch_hastily(unpublished(server), tmp_path).read_bytes() == other
+
+
+def test_a_part_whose_record_is_lost_is_fetched_anew(server, tmp_path):
+    (tmp_path / "file.pt.part").write_bytes(CONTENT)    # it may be whole, but nobody knows
+    assert fetch_hastily(unpublished(server), tmp_path).read_bytes() == CONTENT
+    assert "Range" not in server.requests[0] and server.sent == len(CONTENT)
+
+
+def test_every_refusal_says_what_to_do_instead(server, tmp_path):
+    for fault in (("status", 404, {}), ("chunked",)):
+        server.faults = [fault]
+        refused("ask somebody else", fetch_hastily, unpublished(server), tmp_path)
 
 
 # ---- faults of network and server

@@ -1,4 +1,4 @@
-"""The choice of what describes images: a training run, a TorchScript file, a backbone with GeM, or the perceptual hash.
+"""The choice of what describes images: SSCD's published models, a run, a file, a backbone with GeM, or a hash.
 
 A choice is checked without importing torch, which is slow; `make_describer` loads what it needs.
 """
@@ -7,25 +7,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from ascl.core.errors import DataError
+from ascl.image_copy.descriptors.names import Kind, Named, model_named
 
 if TYPE_CHECKING:
     from ascl.image_copy.descriptors.descriptor import Describer, Resize
     from ascl.images.backbones import Normalize, Precision
     from ascl.images.pooling import Pool
 
-Kind = Literal["checkpoint", "torchscript", "backbone", "phash"]
 INPUT_SIZE = 288    # pixels, RDCD's; a checkpoint has its own
 FIELDS = ("weights", "same_padding", "pool", "ordered_norms", "normalize", "input_size", "resize")
-FIELDS_OF: dict[Kind, tuple[str, ...]] = {
-    "checkpoint": FIELDS[5:], "torchscript": (*FIELDS[3:], "trust_code"), "backbone": FIELDS, "phash": ()}
+FIELDS_OF: dict[Kind, tuple[str, ...]] = {"checkpoint": FIELDS[5:], "torchscript": (*FIELDS[3:], "trust_code"),
+                                          "sscd": FIELDS[5:], "backbone": FIELDS, "phash": ()}
 
 
 class ImageDescriber(Protocol):
@@ -46,8 +46,8 @@ class ImageDescriber(Protocol):
 class DescriberChoice:
     """What describes images, and how to open it."""
 
-    kind: Kind  # a copy-detection training run, a TorchScript file, a backbone with GeM, or the perceptual hash
-    source: str = ""  # path of the run or file, or name of the backbone
+    kind: Kind  # a copy-detection training run, a file, one of SSCD's by name, a backbone with GeM, or the hash
+    source: str = ""  # path of the run or file, or name of SSCD's file or the backbone
     weights: str = "default"  # of a backbone, as the next two
     same_padding: bool = False
     pool: Pool = "gem"
@@ -56,6 +56,7 @@ class DescriberChoice:
     resize: Resize | None = None  # how images become squares; None = the run's own, squash for others
     ordered_norms: bool = False  # whether a backbone or file was trained with a norm-ratio loss; a run records it
     trust_code: bool = False  # whether the code of a TorchScript file that is not SSCD's may run; never recorded
+    download: bool = field(default=False, compare=False)  # whether weights that are not at hand are; never recorded
 
     def __post_init__(self) -> None:
         if self.kind not in FIELDS_OF:
@@ -69,27 +70,24 @@ class DescriberChoice:
         """Return the choice that options make; None if they choose nothing.
 
         Args:
-            options: `checkpoint`, `model` or `backbone` (what to open), `method` ("phash"), and the fields of a choice;
-                values of None and False, and other keys, are ignored.
+            options: `model` (a path or a name, see `model_named`), or `checkpoint`, `backbone`, `method` ("phash"), and
+                the fields of a choice; values of None and False, and other keys, are ignored.
             recorded: an earlier choice, which supplies the fields that the options leave open.
 
         Raises:
-            DataError: a field is given without a model, or does not apply to the chosen kind.
+            DataError: nothing is at the path of the model, or a field is given without a model, or does not apply to
+                the chosen kind.
         """
-        sources: dict[str, Kind] = {"checkpoint": "checkpoint", "model": "torchscript", "backbone": "backbone"}
         given = {name: options.get(name) for name in (*FIELDS, "trust_code")}
         changes = {name: value for name, value in given.items() if value is not None and value is not False}
-        named = next((name for name in sources if options.get(name)), None)
+        named = _named(options)
         if named is not None:
-            kept = recorded is not None and recorded.kind == sources[named]
-            chosen = replace(recorded if recorded and kept else cls(sources[named]), source=options[named])
-        elif options.get("method"):
-            chosen = cls("phash")
+            kept = recorded is not None and recorded.kind == named.kind
+            chosen = replace(recorded if recorded and kept else cls(named.kind), source=named.source, download=True)
         elif not changes:
             return None
         elif recorded is None:
-            raise DataError(f"{min(changes)} has no effect without a model: choose a checkpoint, a TorchScript file or "
-                            "a backbone")
+            raise DataError(f"{min(changes)} has no effect without a model: choose one")
         else:
             chosen = recorded
         for name in changes:
@@ -99,13 +97,13 @@ class DescriberChoice:
 
     @classmethod
     def from_record(cls, values: Any, where: str) -> DescriberChoice:
-        """Return the choice that an index records, at `where`; what it says about trust does not count.
+        """Return the choice that an index records, at `where`; what it says about trust and downloads does not count.
 
         Raises:
             DataError: the record is not that of a choice.
         """
         try:
-            return replace(cls(**values), trust_code=False)
+            return replace(cls(**values), trust_code=False, download=False)
         except (TypeError, DataError) as error:
             raise DataError(f"{where} records no model that this version knows ({error}): say which one made it") \
                 from error
@@ -113,20 +111,30 @@ class DescriberChoice:
     def to_record(self) -> dict[str, Any]:
         """Return the choice as JSON values for an index, with absolute paths, so that any folder can use it."""
         record = asdict(self.with_whole_paths())
-        del record["trust_code"]    # an index may come from anybody
+        del record["trust_code"], record["download"]    # an index may come from anybody
         return record
 
     def with_whole_paths(self) -> DescriberChoice:
         """Return the choice with absolute paths."""
-        source = self.source if self.kind in ("backbone", "phash") else os.path.abspath(self.source)
+        source = os.path.abspath(self.source) if self.kind in ("checkpoint", "torchscript") else self.source
         is_path = self.kind == "backbone" and self.weights != "default" and not self.weights.startswith("random:")
         return replace(self, source=source, weights=os.path.abspath(self.weights) if is_path else self.weights)
+
+
+def _named(options: Mapping[str, Any]) -> Named | None:
+    """Return what the options name."""
+    if options.get("model"):
+        return model_named(options["model"])
+    kinds: tuple[Kind, ...] = ("checkpoint", "backbone")
+    found = next((Named(kind, options[kind]) for kind in kinds if options.get(kind)), None)
+    return found or (Named("phash") if options.get("method") else None)
 
 
 def make_describer(choice: DescriberChoice, device: str = "cpu", precision: Precision = "float32") -> ImageDescriber:
     """Open what was chosen; `precision` is that of a network, and the perceptual hash ignores it.
 
-    Raises DataError if there is no such run, file or backbone, or imagehash is not installed.
+    Raises DataError if there is no such run, file or backbone, it is not at hand and `choice.download` is false, or
+    imagehash is not installed.
     """
     if choice.kind == "phash":
         from ascl.image_copy.descriptors.perceptual_hash import PerceptualHasher
@@ -138,19 +146,21 @@ def make_describer(choice: DescriberChoice, device: str = "cpu", precision: Prec
 def make_network_describer(choice: DescriberChoice, device: str, precision: Precision) -> Describer:
     """Open a network that was chosen, as `make_describer`; raise DataError for the perceptual hash."""
     from ascl.image_copy.descriptors.descriptor import load_descriptor
-    from ascl.image_copy.descriptors.teachers import load_backbone, load_script, teacher_describer
+    from ascl.image_copy.descriptors.teachers import load_backbone, load_published, load_script, teacher_describer
 
     if choice.kind == "phash":
-        raise DataError("the perceptual hash is not a network: choose a checkpoint, a TorchScript file or a backbone")
+        raise DataError("the perceptual hash is not a network: choose another model")
     if choice.kind == "checkpoint":
         return load_descriptor(choice.source, input_size=choice.input_size, resize=choice.resize, device=device,
                                precision=precision)
     size, resize = choice.input_size or INPUT_SIZE, choice.resize or "squash"
-    if choice.kind == "torchscript":
+    if choice.kind == "sscd":
+        network = load_published(choice.source, image_size=size, download=choice.download)
+    elif choice.kind == "torchscript":
         network = load_script(Path(choice.source), normalize=choice.normalize, image_size=size,
                               trust_code=choice.trust_code)
     else:
         network = load_backbone(choice.source, choice.weights, same_padding=choice.same_padding,
-                                normalize=choice.normalize, pool=choice.pool)
+                                normalize=choice.normalize, pool=choice.pool, download=choice.download)
     return teacher_describer(network, input_size=size, resize=resize, device=device, precision=precision,
                              orders_norms=choice.ordered_norms)

@@ -20,14 +20,16 @@ from ascl.core.checkpoint import read_tensors
 from ascl.core.errors import DataError
 from ascl.core.hashing import sha256_of
 from ascl.core.reading import DOWNLOAD_AGAIN, reading, require_file
+from ascl.image_copy.descriptors import published
 from ascl.image_copy.descriptors.descriptor import Describer, Resize, read_descriptor
 from ascl.image_copy.descriptors.files import read_descriptors
+from ascl.image_copy.descriptors.names import model_named, refuse_unknown
 from ascl.image_copy.descriptors.sscd import is_sscd_code, sscd_network
 from ascl.image_copy.descriptors.torchscript import is_torchscript, read_torchscript
 from ascl.images.backbones import Normalize, Precision, normalize_pixels
 from ascl.images.pooling import Pool, PooledBackbone
+from ascl.images.weights import TIMM, is_at_hand, torchvision_names
 
-WEIGHTS = (".torchvision.pt", ".classy.pt")     # how the names of SSCD's weight files end
 PROBE = 224  # side in pixels of the image that shows a TorchScript file's dimension
 
 
@@ -132,8 +134,8 @@ def load_teacher(source: str, *, items: Sequence[str] = (), weights: str = "defa
     """Return the teacher that `source` names.
 
     Args:
-        source: a published file of SSCD, or another TorchScript file; a training run of copy detection or its
-            checkpoint; an HDF5 file of descriptors; or the name of a backbone, torchvision's or `timm:NAME`.
+        source: a path or a name, see `names.model_named` (weights that are named are downloaded); or an HDF5 file of
+            descriptors.
         items: ids of the training images, for cached descriptors.
         weights, same_padding, pool: of a backbone, see `PooledBackbone`.
         normalize: of a backbone or a TorchScript file (SSCD's take ImageNet's).
@@ -149,19 +151,46 @@ def load_teacher(source: str, *, items: Sequence[str] = (), weights: str = "defa
         if not path.is_file():
             raise DataError(f"{path}: no such file of descriptors")
         return CachedTeacher(path, items)
-    if path.is_file() and (path.name.endswith(WEIGHTS) or is_torchscript(path)):
+    named = model_named(source)
+    if named.kind == "phash":
+        raise DataError("the perceptual hash is not a network and cannot teach: choose another model")
+    if named.kind == "sscd":
+        return load_published(named.source, image_size=image_size, download=True)
+    if named.kind == "torchscript":
         return load_script(path, normalize=normalize, image_size=image_size, trust_code=trust_code)
-    if path.exists():
+    if named.kind == "checkpoint":
         saved = read_descriptor(path)
         descriptor, digest = saved.descriptor, sha256_of(saved.path)
         dim = descriptor.dim if output == "embeddings" else descriptor.feature_dim
         about = {"kind": "run", "descriptor": asdict(descriptor.settings), "output": output, "sha256": digest}
         return NetworkTeacher(_Vectors(descriptor, None, output), dim=dim, about=about, image_size=image_size,
                               model=f"{descriptor.settings.backbone}-{dim}d sha256:{digest}")
-    if path.suffix in (".pt", ".pth", ".ts", ".jit") or len(path.parts) > 1:
-        raise DataError(f"{source}: no such file or run; give a file, a run, or the name of a backbone")
-    return load_backbone(source, weights, same_padding=same_padding, normalize=normalize, pool=pool,
+    return load_backbone(named.source, weights, same_padding=same_padding, normalize=normalize, pool=pool,
                          image_size=image_size)
+
+
+def load_published(name: str, *, image_size: int | None, download: bool) -> NetworkTeacher:
+    """Return a published network of SSCD's by its name, as `load_script` does of its file.
+
+    Args:
+        image_size: as for `load_script`.
+        download: download the file if it is not on this machine.
+
+    Raises:
+        DataError: it is not there and may not be downloaded, cannot be downloaded, or has other bytes than it should.
+    """
+    path = published.bring(name, download=download)
+    digest = published.verified(name, path)
+    if not is_torchscript(path):
+        raise DataError(f"{path} is no file of SSCD's, but perhaps an error page that came instead: remove it, and the "
+                        f"next use of {name} downloads it again")
+    network = sscd_network(read_torchscript(path).tensors, str(path))
+    if network is None:
+        raise DataError(f"{path}: its tensors do not have the names of SSCD's network; remove it, and the next use of "
+                        f"{name} downloads it again")
+    published.keep(path, digest)
+    return _network_of(_Unit(network), path, digest, network.fc.out_features, normalize="imagenet",
+                       image_size=image_size, unit=True)
 
 
 def load_script(path: Path, *, normalize: Normalize, image_size: int | None,
@@ -201,7 +230,11 @@ def load_script(path: Path, *, normalize: Normalize, image_size: int | None,
         run, dim, unit = _Unit(network), network.fc.out_features, True
     else:
         run, dim, unit = _run_script(path, image_size or PROBE)
-    digest = sha256_of(path)
+    return _network_of(run, path, sha256_of(path), dim, normalize=normalize, image_size=image_size, unit=unit)
+
+
+def _network_of(run: nn.Module, path: Path, digest: str, dim: int, *, normalize: Normalize, image_size: int | None,
+                unit: bool) -> NetworkTeacher:
     about = {"kind": "torchscript", "file": path.name, "sha256": digest, "normalize": normalize}
     return NetworkTeacher(_Vectors(run, normalize, "embeddings"), dim=dim, model=f"{path.name} sha256:{digest}",
                           about=about, image_size=image_size, norms=not unit)
@@ -219,8 +252,17 @@ def _run_script(path: Path, side: int) -> tuple[nn.Module, int, bool]:
 
 
 def load_backbone(backbone: str, weights: str, *, same_padding: bool = False, normalize: Normalize = "imagenet",
-                  pool: Pool = "gem", image_size: int | None = None) -> NetworkTeacher:
-    """Return a classifier's backbone with GeM and no head, without further training."""
+                  pool: Pool = "gem", image_size: int | None = None, download: bool = True) -> NetworkTeacher:
+    """Return a classifier's backbone with GeM and no head, without further training.
+
+    Raises DataError if the name is unknown, as `names.refuse_unknown`, or if published weights are not at hand and
+    `download` is false; otherwise as `PooledBackbone`.
+    """
+    if not backbone.startswith(TIMM):
+        refuse_unknown(backbone, torchvision_names())
+    if weights == "default" and not download and not is_at_hand(backbone):
+        raise DataError(f"the published weights of {backbone} are not on this machine: name it as the model, and they "
+                        "are downloaded")
     network = PooledBackbone(backbone, weights, same_padding=same_padding, normalize=normalize, pool=pool)
     about = {"kind": "backbone", "backbone": backbone, **network.origin, "same_padding": same_padding,
              "normalize": normalize, "pool": pool}

@@ -8,6 +8,7 @@ from typing import Any
 
 from ascl.core.errors import DataError
 from ascl.image_copy.descriptors.choice import DescriberChoice, ImageDescriber, make_describer
+from ascl.image_copy.descriptors.published import is_at_hand
 from ascl.images.find import IdRule
 from ascl.index import Metric
 from ascl.index.store import CopyIndex
@@ -52,12 +53,26 @@ def _is_same(model: str, other: str) -> bool:
     return model == other
 
 
+def _another(index: CopyIndex, model: str) -> DataError:
+    """Return the error that this is not the model of the index."""
+    name = index.state.model["name"]
+    hashed = IMAGEHASH.search(name) if IMAGEHASH.search(model) else None
+    use = f"Install that version (pip install imagehash=={hashed[1]})" if hashed else "Use that model"
+    return DataError(f"{index.folder} was made by {name}, not by {model}: their descriptors cannot be compared. {use}, "
+                     "or index the images again with this one")
+
+
 def describer_of(index: CopyIndex, choice: DescriberChoice | None = None, device: str = "cpu") -> ImageDescriber:
     """Open the model that the index was made with; `choice` says where it is if it has moved.
 
     Weights that were renamed are the same model. Raises DataError if it cannot be opened, is another model, or prepares
     images differently (each difference is named).
     """
+    recorded = recorded_model(index)
+    if choice is not None and choice.kind == "sscd" and not is_at_hand(choice.source):
+        made = recorded_choice(index)
+        if made.kind not in ("sscd", "torchscript") or (made.kind == "sscd" and made.source != choice.source):
+            raise _another(index, choice.source)        # before it is downloaded
     try:
         describer = make_describer(choice or recorded_choice(index), device)
     except DataError as error:
@@ -65,12 +80,8 @@ def describer_of(index: CopyIndex, choice: DescriberChoice | None = None, device
             raise
         raise DataError(f"{error}; {index.folder} was made by {index.state.model['name']}: if that has moved, say "
                         "where it is, as when the index was made") from error
-    recorded = recorded_model(index)
     if not _is_same(describer.model, recorded["name"]):
-        hashed = IMAGEHASH.search(recorded["name"]) if IMAGEHASH.search(describer.model) else None
-        use = f"Install that version (pip install imagehash=={hashed[1]})" if hashed else "Use that model"
-        raise DataError(f"{index.folder} was made by {recorded['name']}, not by {describer.model}: their descriptors "
-                        f"cannot be compared. {use}, or index the images again with this one")
+        raise _another(index, describer.model)
     found, wanted = ({key: value for key, value in settings.items() if key not in NAMES}
                      for settings in (describer.settings, recorded["settings"]))
     differing = [f"{key} was {wanted.get(key)!r} and is now {found.get(key)!r}" for key in sorted({*found, *wanted})

@@ -15,7 +15,9 @@ RECORDED = DescriberChoice("backbone", "resnet18", weights="random:0", input_siz
     ({}, None, None),
     ({"weights": None, "same_padding": False}, RECORDED, None),
     ({"checkpoint": "run", "input_size": 32}, None, DescriberChoice("checkpoint", "run", input_size=32)),
-    ({"model": "a.pt"}, RECORDED, DescriberChoice("torchscript", "a.pt")),
+    ({"model": "sscd_disc_mixup"}, RECORDED, DescriberChoice("sscd", "sscd_disc_mixup")),
+    ({"model": "resnet50"}, RECORDED, DescriberChoice("backbone", "resnet50", weights="random:0", input_size=64)),
+    ({"model": "phash"}, RECORDED, DescriberChoice("phash")),
     ({"backbone": "resnet50"}, RECORDED, DescriberChoice("backbone", "resnet50", weights="random:0", input_size=64)),
     ({"weights": "w.pth"}, RECORDED, DescriberChoice("backbone", "resnet18", weights="w.pth", input_size=64)),
     ({"method": "phash"}, RECORDED, DescriberChoice("phash")),
@@ -27,7 +29,9 @@ def test_what_is_given_and_what_was_recorded(options, recorded, wanted):
 @pytest.mark.parametrize(("options", "problem"), [
     ({"weights": "w.pth"}, "weights has no effect without a model"),
     ({"checkpoint": "run", "normalize": "half"}, "normalize does not apply to a checkpoint; leave it out"),
-    ({"model": "a.pt", "pool": "gem"}, "pool does not apply to a torchscript"),
+    ({"model": "sscd_disc_mixup", "pool": "gem"}, "pool does not apply to a sscd"),
+    ({"model": "phash", "weights": "w.pth"}, "weights does not apply to a phash"),
+    ({"model": "a.pt"}, "no model a.pt: no such file or run"),
     ({"method": "phash", "resize": "crop"}, "resize does not apply to a phash"),
     ({"checkpoint": "run", "input_size": 0}, "input_size 0: give at least 1"),
 ])
@@ -39,10 +43,20 @@ def test_what_is_refused(options, problem):
 def test_a_hash_is_not_a_network_and_other_kinds_are_named():
     with pytest.raises(DataError, match="not a network"):
         make_network_describer(DescriberChoice("phash"), "cpu", "float32")
-    with pytest.raises(DataError, match="kind 'sift': choose one of checkpoint, torchscript, backbone, phash"):
+    with pytest.raises(DataError, match="kind 'sift': choose one of checkpoint, torchscript, sscd, backbone, phash"):
         DescriberChoice("sift")
 
 
+def test_only_who_names_a_model_asks_for_its_download():
+    named = DescriberChoice.from_options({"model": "resnet18"})
+    assert named.download and not RECORDED.download
+    assert not DescriberChoice.from_options({"input_size": 32}, RECORDED).download
+    record = named.to_record()
+    assert "download" not in record
+    assert not DescriberChoice.from_record({**record, "download": True}, "idx").download
+
+
 def test_choosing_imports_no_torch():
-    code = "import sys, ascl.image_copy.descriptors.choice; sys.exit('torch' in sys.modules)"
+    code = "import sys; from ascl.image_copy.descriptors.choice import DescriberChoice as Choice\n" \
+           "Choice.from_options({'model': 'resnet50'}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
