@@ -2,18 +2,21 @@
 
   python benchmarks/bench_copy_search.py                   50,000 queries, 1,000,000 references of 64 and 256 numbers
   python benchmarks/bench_copy_search.py --references 100000 --queries 5000 --dim 64
+  python benchmarks/bench_copy_search.py --singles 1000    only adding one by one, to 100,000 references of 512 numbers
   python benchmarks/bench_copy_search.py --quick           tiny sizes, to test the program; not a measurement
 
 The index is built like that of tools/find_copies.py, from generated unit vectors. References lie around centers. Half
 of the queries are references with noise (copies), half lie around the same centers (not copies). Each method then
 searches in its own process: FAISS over all rows, the compressed index with exact rescoring, and torch as the reference,
-with products in blocks and `topk`. See benchmarks/README.md.
+with products in blocks and `topk`. Adding one by one takes turns with the least that the disk asks for: a row that
+SQLite commits and a vector that is flushed. See benchmarks/README.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sqlite3
 import sys
 import tempfile
 import threading
@@ -44,6 +47,7 @@ TORCH_QUERIES = 2**10
 SAMPLED_EVERY = 0.02        # seconds between samples of the memory
 SAME = 0.999                # share of best references on which exact search and torch must agree
 WAYS = ("exact", "compressed", "torch")
+IN_MEMORY = Path("/dev/shm")    # where flushing costs nothing, on Linux
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,21 @@ class Built:
     about: dict
 
 
+@dataclass(frozen=True)
+class Singly:
+    """Seconds of each single addition, and of what they take turns with: a committed row and a flushed vector."""
+
+    added: list[float]
+    reference: list[float]
+
+
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("--references", type=int, default=1_000_000, help="(default: %(default)s)")
+    result.add_argument("--references", type=int, help="(default: 1,000,000; with --singles 100,000)")
     result.add_argument("--queries", type=int, default=50_000, help="(default: %(default)s)")
-    result.add_argument("--dim", type=int, action="append", help="of a descriptor; repeatable (default: 64 and 256)")
+    result.add_argument("--dim", type=int, action="append", help="of a descriptor; repeatable (default: 64 and "
+                        "256; with --singles 512)")
+    result.add_argument("--singles", type=int, metavar="N", help="only add N images one by one")
     result.add_argument("--way", action="append", choices=WAYS, help="repeatable (default: all)")
     result.add_argument("--scratch", metavar="FOLDER", help="folder for the index (default: a temporary folder)")
     result.add_argument("--quick", action="store_true", help="tiny sizes; writes only to a given --results")
@@ -151,6 +165,62 @@ def build(folder: Path, references: int, dim: int, exact_up_to: int) -> Built:
     sizes = {path.name: path.stat().st_size for path in index.files()}
     return Built(references / adding, added_singly, removed_singly, removed_at_once, compressing,
                  sum(sizes.values()), sizes[about["file"]], about)
+
+
+def add_singly(folder: Path, references: int, dim: int, count: int) -> Singly:
+    """Add images one by one to an index of `references`; each addition is on the disk before the next."""
+    model = {"name": "generated", "settings": {}, "choice": {}, "has_norms": False}
+    index = CopyIndex.create(folder / "index", model, metric="ip", dimension=dim, exact_up_to=references + count)
+    done = 0
+    for vectors in references_of(references, dim):
+        index.add(rows_of(vectors, done))
+        done += len(vectors)
+    vectors = around(centers(count, dim)[:1].repeat(count, 0), SPREAD, np.random.default_rng(3))
+    database = sqlite3.connect(folder / "reference.sqlite", isolation_level=None)
+    for statement in ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "CREATE TABLE rows (text)"):
+        database.execute(statement)
+    added, reference = [], []
+    with open(folder / "reference.bin", "wb") as file:
+        for row in range(count):
+            image = rows_of(vectors[row : row + 1], row, "single")
+            added.append(timed(index.add, image))
+            started = time.perf_counter()
+            file.write(vectors[row].tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+            database.execute("INSERT INTO rows VALUES (?)", [image.paths[0] * 5])   # a record has about 200 bytes
+            reference.append(time.perf_counter() - started)
+    return Singly(added, reference)
+
+
+def singles_figures(what: str, disk: Singly, memory: Singly | None) -> list[tuple[str, str, str, str]]:
+    """Return name, value, unit and note of each row."""
+    count = len(disk.added)
+    spread = f"each on disk before the next; {count:,} calls in a row, {1000 * median(disk.added):.3g} ms each " \
+             f"(median; the first 100 {100 / sum(disk.added[:100]):.0f}/s, the last 100 " \
+             f"{100 / sum(disk.added[-100:]):.0f}/s)"
+    turns = "takes turns with the additions: one row of 200 bytes committed by SQLite (WAL, synchronous FULL) and " \
+            f"one vector flushed to a file; {1000 * median(disk.reference):.3g} ms (median)"
+    lines = [
+        (f"{what}: rate", number(count / sum(disk.added)), "images/s", spread),
+        (f"{what}: a bare commit and flush", number(count / sum(disk.reference)), "commits/s", turns),
+        (f"{what}: time relative to a bare commit and flush", number(sum(disk.added) / sum(disk.reference)), "times",
+         turns),
+    ]
+    if memory is not None:
+        lines.append((f"{what}: rate where flushing costs nothing", number(count / sum(memory.added)), "images/s",
+                      f"the same in {IN_MEMORY}: what the program itself takes, checksums included"))
+    return lines
+
+
+def measure_singles(options: argparse.Namespace, dim: int, folder: Path) -> list[tuple[str, str, str, str]]:
+    references, count = (200, 20) if options.quick else (options.references or 100_000, options.singles)
+    disk = measuring.in_own_process(add_singly, folder, references, dim, count)
+    memory = None
+    if IN_MEMORY.is_dir():
+        with tempfile.TemporaryDirectory(dir=IN_MEMORY, prefix="bench_copy_search") as there:
+            memory = measuring.in_own_process(add_singly, Path(there), references, dim, count)
+    return singles_figures(f"adding {count:,} images one by one to {references:,} of {dim} numbers", disk, memory)
 
 
 def searched(folder: Path, way: str, references: int, queries: int) -> Searched:
@@ -258,7 +328,7 @@ def measure(options: argparse.Namespace, dim: int, folder: Path) -> list[tuple[s
     Raises:
         DataError: exact search and torch found different references.
     """
-    references, queries = (2000, 60) if options.quick else (options.references, options.queries)
+    references, queries = (2000, 60) if options.quick else (options.references or 1_000_000, options.queries)
     print(f"{dim} numbers: building the index", file=sys.stderr)
     built = measuring.in_own_process(build, folder, references, dim, 0)
     ways = {}
@@ -278,18 +348,19 @@ def measure(options: argparse.Namespace, dim: int, folder: Path) -> list[tuple[s
 def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     try:
-        for name in ("references", "queries", *(["dim"] if options.dim else [])):
+        for name in ("references", "queries", "dim", "singles"):
             value = getattr(options, name)
-            if min(value if isinstance(value, list) else [value]) < 2:
+            if value is not None and min(value if isinstance(value, list) else [value]) < 2:
                 raise DataError(f"--{name} {value}: must be at least 2")
-        if import_faiss() is None:
+        if not options.singles and import_faiss() is None:
             raise DataError("the comparison needs FAISS: pip install faiss-cpu")
         measuring.check_results(options)
         ran = measuring.what_ran(__file__, arguments, "cpu")
         lines = []
-        for dim in options.dim or ([16] if options.quick else [64, 256]):
+        for dim in options.dim or ([16] if options.quick else [512] if options.singles else [64, 256]):
             with tempfile.TemporaryDirectory(dir=options.scratch, prefix="bench_copy_search") as folder:
-                lines += measure(options, dim, Path(folder) / "index")
+                lines += measure_singles(options, dim, Path(folder)) if options.singles else \
+                    measure(options, dim, Path(folder) / "index")
         print("| | |", "|---|--:|", *(f"| {name} ({unit}) | {value} |" for name, value, unit, _ in lines), sep="\n")
         print("", *(f"- {note}" for note in dict.fromkeys(line[3] for line in lines)), sep="\n")
         measuring.keep(options, ran, lines)

@@ -286,9 +286,11 @@ class CopyIndex(IndexReader):
     def _new(self, images: Images, overwrite: bool | Collection[str]) -> tuple[list[int], list[int]]:
         """Return the rows of `images` to add, and the positions of the images that they replace."""
         there = self.find(images.ids)
-        checked = self._vectors()
-        checked.check(np.array([row for row, _ in there.values()], np.int64))
-        lost = set(checked.left_out.tolist())
+        lost = set[int]()
+        if there:       # the checksums of all batches: as many as there were additions
+            checked = self._vectors()
+            checked.check(np.array([row for row, _ in there.values()], np.int64))
+            lost = set(checked.left_out.tolist())
         chosen: dict[str, int] = {}
         for row, image in enumerate(images.ids):
             digest = images.digests[row].tobytes()

@@ -31,3 +31,16 @@ def test_too_small_a_measurement_is_refused(monkeypatch, tmp_path, capsys):
     module = importlib.import_module("bench_copy_search")
     assert module.main(["--queries", "1", "--results", str(tmp_path / "r.csv")]) == 2
     assert "--queries 1: must be at least 2" in capsys.readouterr().err
+
+
+def test_adding_one_by_one_is_compared_with_what_the_disk_asks_for(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    path = tmp_path / "results.csv"
+    arguments = ["--singles", "1000", "--quick", "--scratch", str(tmp_path), "--results", str(path)]
+    assert importlib.import_module("bench_copy_search").main(arguments) == 0
+    rows = importlib.import_module("results").read(path)
+    assert {row.figure for row in rows} >= {
+        f"adding 20 images one by one to 200 of 16 numbers: {name}"
+        for name in ("rate", "a bare commit and flush", "time relative to a bare commit and flush")}
+    assert all(float(row.value) > 0 and row.note.startswith("QUICK") for row in rows)
+    assert [one.name for one in tmp_path.iterdir()] == ["results.csv"]

@@ -18,6 +18,7 @@ import pytest
 
 from ascl.core.errors import DataError
 from ascl.index import search as index_search
+from ascl.index.records import Database
 from ascl.index.store import CopyIndex, Images
 
 MODEL = {"name": "test model", "settings": {}, "choice": {}, "orders_norms": True}
@@ -114,6 +115,18 @@ def test_images_added_one_by_one_and_together_are_the_same(index):
     assert contents(index) == as_dict(images(numbered(*range(200)))) and index.verify() == []
     vectors = images(numbered(*range(200))).vectors
     assert np.array_equal(index.search(vectors, 1)[0][:, 0], np.arange(200))
+
+
+def test_a_new_image_costs_the_same_however_many_were_added_before(index, monkeypatch):
+    """The list of batches is as long as there were additions, and a new image has nothing to do with them."""
+    index.add(images(numbered(0)))
+    read = []
+    batches = Database.batches
+    monkeypatch.setattr(Database, "batches", lambda self: read.append(self) or batches(self))
+    for number in range(1, 5):
+        index.add(images(numbered(number)))
+    assert read == []
+    assert index.add(images(numbered(2))).same == 1 and read   # one that is there may be damaged
 
 
 def test_the_same_file_is_passed_over_and_other_content_needs_a_word(index):
