@@ -2,7 +2,7 @@
 
   python tools/make_copy_benchmark.py --images photos/ --out data/bench
   python benchmarks/copy_table.py --benchmark data/bench "pHash=phash" \
-      "untrained=--backbone mobilenet_v2 --weights w.pth" "RDCD 64=--checkpoint runs/rdcd"
+      "untrained=--model mobilenet_v2 --weights w.pth" "RDCD 64=--model runs/rdcd"
 
 After a label come options of tools/extract_descriptors.py, or `phash`. Each descriptor is computed for queries and
 references and evaluated by tools/eval_copy.py on the 10 best references of each query, with and without the norm-ratio
@@ -32,6 +32,7 @@ from ascl.cli import program
 from ascl.core.errors import DataError
 from ascl.image_copy.benchmark.plan import REVERSE_CROP
 from ascl.image_copy.descriptors.files import read_descriptors
+from ascl.image_copy.descriptors.names import model_named
 from ascl.image_copy.training.monitor import TOLERANCE, spectrum
 
 BEST = 10  # references per query, for all descriptors; a perceptual hash returns no more
@@ -85,7 +86,7 @@ def measure(label: str, source: str, benchmark: Path, bootstrap: int, scratch: P
               bootstrap]
     if source == "phash":
         index = scratch / "index"
-        ascl("copy index", benchmark / "references", "--index", index, "--method", "phash")
+        ascl("copy index", benchmark / "references", "--index", index, "--model", "phash")
         ascl("copy query", benchmark / "queries", "--index", index, "--k", BEST, "--predictions",
              scratch / "predictions.csv")
         report = ascl("copy eval", "--predictions", scratch / "predictions.csv", *judged)
@@ -104,9 +105,10 @@ def measure(label: str, source: str, benchmark: Path, bootstrap: int, scratch: P
 def training_of(source: str) -> str:
     """Return how a run was trained, from its folder: method, steps, seed, commit."""
     words = shlex.split(source)
-    if "--checkpoint" not in words:
+    named = model_named(words[words.index("--model") + 1])
+    if named.kind != "checkpoint":
         return "not trained here"
-    checkpoint = Path(words[words.index("--checkpoint") + 1])
+    checkpoint = Path(named.source)
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     settings = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8"))
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))

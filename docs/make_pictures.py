@@ -121,7 +121,7 @@ def copies(scenes: Path, theme: str) -> Figure:
             image = Image.open(copied[number]).convert("RGB")
             edited = edit_chain(image, [kind], strength, sample_rng(0, number))
             edited.image.save(folder / "edited" / f"{number}.png")
-        command("copy index", str(scenes), "--index", str(index), "--method", "phash")
+        command("copy index", str(scenes), "--index", str(index), "--model", "phash")
         answers = command("copy query", str(folder / "edited"), "--index", str(index), "--k", "1")
         with ink(theme):
             figure = Figure(figsize=(9, 4.0))

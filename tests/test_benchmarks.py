@@ -493,7 +493,7 @@ def test_copy_table_judges_a_hash_and_a_network_on_one_benchmark(module, tool, t
     made = ["--images", str(photographs), "--out", str(tmp_path / "bench"), *sizes, "--workers", "0"]
     assert tool("make_copy_benchmark")(made) == 0
     arguments = ["--benchmark", str(tmp_path / "bench"), "--bootstrap", "20", "--results", str(path)]
-    network = "--backbone resnet18 --weights random:0 --input-size 64 --workers 0"
+    network = "--model resnet18 --weights random:0 --input-size 64 --workers 0"
     pytest.importorskip("imagehash", reason="the perceptual hash needs imagehash (extra `copy`)")
     assert module("copy_table").main([*arguments, "hash=phash", f"untrained={network}"]) == 0
     assert "| hash | 64 bits | " in capsys.readouterr().out
@@ -502,5 +502,5 @@ def test_copy_table_judges_a_hash_and_a_network_on_one_benchmark(module, tool, t
     assert 0 <= float(figures[f"{head}hash, muAP"]) <= 100
     assert 0 < float(figures[f"{head}untrained, RPR (tolerance 0.01)"]) <= 1
     assert f"{head}untrained, TP / FP / precision at the top |GT| pairs, norm-ratio filter" in figures
-    assert module("copy_table").main([*arguments, "nothing=--backbone resnet99"]) == 2
+    assert module("copy_table").main([*arguments, "nothing=--model resnet99"]) == 2
     assert "resnet99" in capsys.readouterr().err

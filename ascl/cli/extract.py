@@ -261,7 +261,7 @@ def descriptors_parser(prog: str) -> Parser:
     parser.add_argument("--queries", metavar="FOLDER", help="folder or .txt file of query images: write a DISC2021 "
                         "submission, with --images as its references")
     parser.add_argument("--out", required=True, metavar="FILE.h5", help="HDF5 file to write; must not exist")
-    add_describer(parser, required=True, phash=False)
+    add_describer(parser, required=True)
     parser.add_argument("--precision", choices=["float32", "bfloat16", "float16"], default="float32",
                         help="precision of the network")
     add_device(parser)

@@ -102,35 +102,30 @@ def run_data(options: Namespace) -> dict[str, Any]:
     return {name: options[name] for name in names if options.get(name)}
 
 
-def add_describer(parser: Parser, *, required: bool = False, phash: bool = True) -> None:
+def add_describer(parser: Parser, *, required: bool = False) -> None:
     """Add the choice of the model that describes images."""
     group = parser.add_argument_group("model")
-    source = group.add_mutually_exclusive_group(required=required)
-    source.add_argument("--checkpoint", metavar="RUN", help="run folder of ascl copy train, or one of its checkpoints")
-    source.add_argument("--model", metavar="NAME", help="a name of ascl models, whose weights are downloaded if they "
-                        "are not here (sscd_disc_mixup, torchvision:resnet50, timm:NAME, phash); or a path: a run "
-                        "folder, SSCD's file, or with --trust_code any TorchScript file that turns normalized pixels "
-                        "into vectors")
-    source.add_argument("--backbone", metavar="NAME", help="torchvision classifier, or timm:NAME, with GeM pooling")
-    if phash:
-        source.add_argument("--method", choices=["phash"], help="perceptual hash of 64 bits, a baseline")
-    group.add_argument("--weights", help="--backbone: default (the publisher's, downloaded), random:SEED or a path; "
+    group.add_argument("--model", required=required, metavar="NAME", help="a name of ascl models, whose weights are "
+                       "downloaded if they are not here (sscd_disc_mixup, torchvision:resnet50, timm:NAME, phash); or "
+                       "a path: a run folder, SSCD's file, or with --trust_code any TorchScript file that turns "
+                       "normalized pixels into vectors")
+    group.add_argument("--weights", help="backbone: default (the publisher's, downloaded), random:SEED or a path; "
                        "null = default")
     group.add_argument("--same_padding", action="store_true",
-                       help="--backbone: pad stride-2 convolutions as TensorFlow does, for weights converted from it")
+                       help="backbone: pad stride-2 convolutions as TensorFlow does, for weights converted from it")
     group.add_argument("--pool", choices=["gem", "class+gem"],
-                       help="--backbone: GeM pooling of the last map, or also the class token of a ViT; null = gem")
+                       help="backbone: GeM pooling of the last map, or also the class token of a ViT; null = gem")
     group.add_argument("--normalize", choices=["imagenet", "half", "none"],
-                       help="--backbone, --model: pixel scaling with which the weights were trained: ImageNet's mean "
-                       "and std, half = [-1, 1], none = [0, 1]; null = imagenet")
+                       help="backbone, file: pixel scaling with which the weights were trained: ImageNet's mean and "
+                       "std, half = [-1, 1], none = [0, 1]; null = imagenet")
     group.add_argument("--input_size", type=PositiveInt, metavar="N", help="side in pixels of the square that the "
                        "network sees; null = that of the run, 288 for other models")
     group.add_argument("--resize", choices=["squash", "crop"], help="squash the whole image to the square, or crop its "
                        "center; null = as the run does, squash for other models")
-    group.add_argument("--trust_code", action="store_true", help="--model: run the code in a TorchScript file that is "
-                       "not SSCD's; it can read and write your files, and no index remembers this trust")
-    group.add_argument("--ordered_norms", action="store_true", help="--backbone, --model: the weights were trained "
-                       "with a norm-ratio loss, so that norms show who copied whom; runs of ascl copy train record it")
+    group.add_argument("--trust_code", action="store_true", help="file: run the code in a TorchScript file that is not "
+                       "SSCD's; it can read and write your files, and no index remembers this trust")
+    group.add_argument("--ordered_norms", action="store_true", help="backbone, file: the weights were trained with "
+                       "a norm-ratio loss, so that norms show who copied whom; runs of ascl copy train record it")
 
 
 def chosen_describer(options: Namespace, recorded: Any = None) -> Any:

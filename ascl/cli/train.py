@@ -46,6 +46,7 @@ def copy_train_parser(prog: str) -> Parser:
 
 
 def copy_train(options: Namespace) -> Answer:
+    from ascl.image_copy.descriptors.names import as_model
     from ascl.image_copy.training.train import train as train_descriptor
 
     config = build(image_copy.CopyConfig, options)
@@ -56,7 +57,7 @@ def copy_train(options: Namespace) -> Answer:
         f"best {config.train.select} {progress.best:.4f} at step {progress.best_step}: "
         + ", ".join(f"{name} {best[name]:.3f}" for name in shown if name in best),
         "extract descriptors with: ascl extract descriptors "
-        f"--checkpoint {options.resume or config.out} --images FOLDER --out FILE.h5",
+        f"--model {as_model(options.resume or config.out)} --images FOLDER --out FILE.h5",
     ])
 
 

@@ -14,7 +14,7 @@ from ascl.cli import main
 
 pytest.importorskip("imagehash")
 LATIN = os.fsdecode(b"caf\xe9")
-SMALL = ["--backbone", "mobilenet_v2", "--weights", "random:0", "--input_size", "32", "--device", "cpu"]
+SMALL = ["--model", "mobilenet_v2", "--weights", "random:0", "--input_size", "32", "--device", "cpu"]
 
 
 def photo(seed: int) -> Image.Image:
@@ -117,7 +117,7 @@ def test_bad_files_are_listed_at_the_end_and_the_status_says_so(library, said, t
                  "--workers", "0", "--exclude", "broken*", "--backbone", "mobilenet_v2", "--weights", "random:0"]) == 0
 
 
-@pytest.mark.parametrize("model", [["--method", "phash"], SMALL], ids=["phash", "network"])
+@pytest.mark.parametrize("model", [["--model", "phash"], SMALL], ids=["phash", "network"])
 def test_blank_pictures_are_no_copies_of_one_another(said, tmp_path, model):
     folder = tmp_path / "drawings"
     folder.mkdir()
@@ -169,7 +169,7 @@ def test_names_of_any_bytes_are_printed_in_any_locale(tmp_path, said):
     folder.mkdir(parents=True)
     photo(1).save(folder / "Größe.jpg")
     (folder / "é.png").write_bytes(b"x")
-    made, told = said("index", tmp_path / "photos", "--method", "phash", status=3)
+    made, told = said("index", tmp_path / "photos", "--model", "phash", status=3)
     assert made["added"] == 1 and "caf\\xe9/é.png: " in told
     plain = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii:strict", "PYTHONCOERCECLOCALE": "0",
              "PYTHONUTF8": "0"}

@@ -46,7 +46,7 @@ class Work:
 
 
 def index_words(folder: Path) -> list[str]:
-    return ["copy", "index", str(folder / "photos"), "--index", str(folder / "idx"), "--method", "phash",
+    return ["copy", "index", str(folder / "photos"), "--index", str(folder / "idx"), "--model", "phash",
             "--workers", "0"]
 
 

@@ -333,7 +333,7 @@ def photos(folder: Path, count: int = 4) -> None:
 
 def index(folder: Path) -> list[Path]:
     photos(folder)
-    quietly("copy", "index", str(folder / "photos"), "--index", str(folder / "idx"), "--method", "phash",
+    quietly("copy", "index", str(folder / "photos"), "--index", str(folder / "idx"), "--model", "phash",
             "--workers", "0")
     return sorted(path for path in (folder / "idx").rglob("*") if path.is_file() and not path.name.startswith(".")
                   and path.suffix != ".lock" and path.stat().st_size)

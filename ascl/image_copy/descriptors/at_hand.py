@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ascl.core.errors import DataError, SettingsError
 from ascl.image_copy.descriptors import published
 from ascl.image_copy.descriptors.choice import DescriberChoice
-from ascl.image_copy.descriptors.names import PHASH, RUN_FILES, TORCHVISION, is_path
+from ascl.image_copy.descriptors.names import PHASH, RUN_FILES, TORCHVISION, as_model
 from ascl.images import weights
 from ascl.settings.base import read_yaml
 
@@ -76,8 +76,7 @@ def runs_in(folder: str | Path) -> list[tuple[str, str]]:
     for settings in Path(folder).glob("*/settings.yaml"):
         file = next((settings.parent / name for name in RUN_FILES if (settings.parent / name).is_file()), None)
         if file is not None and (method := _method(settings)) is not None:
-            path = str(settings.parent)
-            found.append((file.stat().st_mtime, path if is_path(path) else f"./{path}", method))
+            found.append((file.stat().st_mtime, as_model(settings.parent), method))
     return [(path, method) for _, path, method in sorted(found, reverse=True)]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ascl.core.errors import DataError
-from ascl.image_copy.descriptors.names import Kind, Named, model_named
+from ascl.image_copy.descriptors.names import Kind, model_named
 
 if TYPE_CHECKING:
     from ascl.image_copy.descriptors.descriptor import Describer, Resize
@@ -70,8 +70,8 @@ class DescriberChoice:
         """Return the choice that options make; None if they choose nothing.
 
         Args:
-            options: `model` (a path or a name, see `model_named`), or `checkpoint`, `backbone`, `method` ("phash"), and
-                the fields of a choice; values of None and False, and other keys, are ignored.
+            options: `model` (a path or a name, see `model_named`) and the fields of a choice; values of None and False,
+                and other keys, are ignored.
             recorded: an earlier choice, which supplies the fields that the options leave open.
 
         Raises:
@@ -80,8 +80,8 @@ class DescriberChoice:
         """
         given = {name: options.get(name) for name in (*FIELDS, "trust_code")}
         changes = {name: value for name, value in given.items() if value is not None and value is not False}
-        named = _named(options)
-        if named is not None:
+        if options.get("model"):
+            named = model_named(options["model"])
             kept = recorded is not None and recorded.kind == named.kind
             chosen = replace(recorded if recorded and kept else cls(named.kind), source=named.source, download=True)
         elif not changes:
@@ -119,15 +119,6 @@ class DescriberChoice:
         source = os.path.abspath(self.source) if self.kind in ("checkpoint", "torchscript") else self.source
         is_path = self.kind == "backbone" and self.weights != "default" and not self.weights.startswith("random:")
         return replace(self, source=source, weights=os.path.abspath(self.weights) if is_path else self.weights)
-
-
-def _named(options: Mapping[str, Any]) -> Named | None:
-    """Return what the options name."""
-    if options.get("model"):
-        return model_named(options["model"])
-    kinds: tuple[Kind, ...] = ("checkpoint", "backbone")
-    found = next((Named(kind, options[kind]) for kind in kinds if options.get(kind)), None)
-    return found or (Named("phash") if options.get("method") else None)
 
 
 def make_describer(choice: DescriberChoice, device: str = "cpu", precision: Precision = "float32") -> ImageDescriber:

@@ -61,6 +61,12 @@ def is_path(text: str) -> bool:
     return os.sep in text or "/" in text or bool(Path(text).suffix) or text in (".", "..")
 
 
+def as_model(path: str | os.PathLike) -> str:
+    """Return the text that names the model at a path."""
+    text = os.fspath(path)
+    return text if is_path(text) else f"./{text}"
+
+
 def refuse_unknown(text: str, backbones: tuple[str, ...]) -> None:
     """Raise a DataError that says where a name was looked for, unless it is among these of torchvision's backbones."""
     if text in backbones:

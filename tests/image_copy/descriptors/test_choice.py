@@ -14,13 +14,11 @@ RECORDED = DescriberChoice("backbone", "resnet18", weights="random:0", input_siz
 @pytest.mark.parametrize(("options", "recorded", "wanted"), [
     ({}, None, None),
     ({"weights": None, "same_padding": False}, RECORDED, None),
-    ({"checkpoint": "run", "input_size": 32}, None, DescriberChoice("checkpoint", "run", input_size=32)),
+    ({"model": "/", "input_size": 32}, None, DescriberChoice("checkpoint", "/", input_size=32)),
     ({"model": "sscd_disc_mixup"}, RECORDED, DescriberChoice("sscd", "sscd_disc_mixup")),
     ({"model": "resnet50"}, RECORDED, DescriberChoice("backbone", "resnet50", weights="random:0", input_size=64)),
     ({"model": "phash"}, RECORDED, DescriberChoice("phash")),
-    ({"backbone": "resnet50"}, RECORDED, DescriberChoice("backbone", "resnet50", weights="random:0", input_size=64)),
     ({"weights": "w.pth"}, RECORDED, DescriberChoice("backbone", "resnet18", weights="w.pth", input_size=64)),
-    ({"method": "phash"}, RECORDED, DescriberChoice("phash")),
 ])
 def test_what_is_given_and_what_was_recorded(options, recorded, wanted):
     assert DescriberChoice.from_options(options, recorded) == wanted
@@ -28,12 +26,12 @@ def test_what_is_given_and_what_was_recorded(options, recorded, wanted):
 
 @pytest.mark.parametrize(("options", "problem"), [
     ({"weights": "w.pth"}, "weights has no effect without a model"),
-    ({"checkpoint": "run", "normalize": "half"}, "normalize does not apply to a checkpoint; leave it out"),
+    ({"model": "/", "normalize": "half"}, "normalize does not apply to a checkpoint; leave it out"),
     ({"model": "sscd_disc_mixup", "pool": "gem"}, "pool does not apply to a sscd"),
     ({"model": "phash", "weights": "w.pth"}, "weights does not apply to a phash"),
     ({"model": "a.pt"}, "no model a.pt: no such file or run"),
-    ({"method": "phash", "resize": "crop"}, "resize does not apply to a phash"),
-    ({"checkpoint": "run", "input_size": 0}, "input_size 0: give at least 1"),
+    ({"model": "phash", "resize": "crop"}, "resize does not apply to a phash"),
+    ({"model": "/", "input_size": 0}, "input_size 0: give at least 1"),
 ])
 def test_what_is_refused(options, problem):
     with pytest.raises(DataError, match=problem):

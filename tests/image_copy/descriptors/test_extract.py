@@ -37,7 +37,7 @@ def run(tmp_path_factory):
 
 def test_the_file_holds_what_the_checkpoint_describes(tmp_path, photos, run, tool, capsys):
     out = tmp_path / "d.h5"
-    arguments = ["--checkpoint", str(run), "--images", str(photos), "--out", str(out), "--batch-size", "4"]
+    arguments = ["--model", str(run), "--images", str(photos), "--out", str(out), "--batch-size", "4"]
     assert tool("extract_descriptors")(arguments) == 0
     assert "vectors 11x8, norms" in capsys.readouterr().out
     describer = load_descriptor(run)
@@ -55,7 +55,7 @@ def test_the_file_holds_what_the_checkpoint_describes(tmp_path, photos, run, too
 def test_an_untrained_backbone_and_a_torchscript_file(tmp_path, photos, tool):
     out = tmp_path / "b.h5"
     arguments = ["--images", str(photos), "--input-size", str(SIDE), "--workers", "0", "--out"]
-    assert tool("extract_descriptors")(["--backbone", BACKBONE, "--weights", "random:2", *arguments, str(out)]) == 0
+    assert tool("extract_descriptors")(["--model", BACKBONE, "--weights", "random:2", *arguments, str(out)]) == 0
     made = read_descriptors(out, "query")
     assert made.vectors.shape == (11, 1024) and made.model.startswith(f"{BACKBONE}-imagenet-gem sha256:")
     network = PooledBackbone(BACKBONE, "random:2")
@@ -120,7 +120,7 @@ def test_queries_and_references_become_one_submission(tmp_path, photos, run, too
     describer = load_descriptor(run)
     work = tmp_path / "s.h5.queries.features.h5"
     extract(describer, find_images(others, ids="stem"), work, dtype="float32", workers=0, progress=False)
-    arguments = ["--checkpoint", str(run), "--images", str(photos), "--queries", str(others), "--workers", "0",
+    arguments = ["--model", str(run), "--images", str(photos), "--queries", str(others), "--workers", "0",
                  "--out", str(out)]
     assert tool("extract_descriptors")([*arguments, "--resume"]) == 0
     printed = capsys.readouterr().out
@@ -135,7 +135,7 @@ def test_queries_and_references_become_one_submission(tmp_path, photos, run, too
 
 
 def test_a_submission_has_at_most_256_numbers(tmp_path, photos, tool, capsys):
-    arguments = ["--backbone", BACKBONE, "--weights", "random:2", "--images", str(photos), "--queries", str(photos),
+    arguments = ["--model", BACKBONE, "--weights", "random:2", "--images", str(photos), "--queries", str(photos),
                  "--input-size", str(SIDE), "--out", str(tmp_path / "s.h5")]
     assert tool("extract_descriptors")(arguments) == 1
     assert "1024 dimensions; a submission may have at most 256" in capsys.readouterr().err
@@ -145,7 +145,7 @@ def test_a_submission_has_at_most_256_numbers(tmp_path, photos, tool, capsys):
 def test_unreadable_images_stop_or_are_listed(tmp_path, run, tool, capsys):
     folder = save_photos(tmp_path / "photos", 3)
     (folder / "broken.png").write_bytes(b"no picture")
-    arguments = ["--checkpoint", str(run), "--images", str(folder), "--out", str(tmp_path / "d.h5"), "--workers", "0"]
+    arguments = ["--model", str(run), "--images", str(folder), "--out", str(tmp_path / "d.h5"), "--workers", "0"]
     assert tool("extract_descriptors")([*arguments, "--strict"]) == 1
     assert "broken.png" in capsys.readouterr().err and not (tmp_path / "d.h5").exists()
     assert tool("extract_descriptors")([*arguments, "--resume"]) == 3
@@ -167,14 +167,14 @@ def test_unreadable_images_stop_or_are_listed(tmp_path, run, tool, capsys):
 def test_refusals(tmp_path, photos, run, tool, capsys, more, code, message):
     if "cuda:77" in more and torch.cuda.is_available():
         pytest.skip("a machine with a GPU")
-    arguments = ["--checkpoint", str(run), "--images", str(photos), "--out", str(tmp_path / "d.h5"), *more]
+    arguments = ["--model", str(run), "--images", str(photos), "--out", str(tmp_path / "d.h5"), *more]
     assert tool("extract_descriptors")(arguments) == code
     assert message in capsys.readouterr().err
 
 
 def test_what_exists_is_not_overwritten(tmp_path, photos, run, tool, capsys):
     (tmp_path / "d.h5").write_bytes(b"mine")
-    arguments = ["--checkpoint", str(run), "--images", str(photos), "--out", str(tmp_path / "d.h5")]
+    arguments = ["--model", str(run), "--images", str(photos), "--out", str(tmp_path / "d.h5")]
     assert tool("extract_descriptors")(arguments) == 1
     assert "exists" in capsys.readouterr().err and (tmp_path / "d.h5").read_bytes() == b"mine"
     arguments[1] = str(tmp_path)

@@ -29,8 +29,8 @@ from .drawn import scene
 
 pytest.importorskip("imagehash")
 QUICK = ReadOptions(batch_size=4)
-BACKBONE = ["--backbone", "mobilenet_v2", "--weights", "random:0", "--input-size", "32", "--device", "cpu"]
-RESNET = ["--backbone", "resnet18", "--weights", "random:0", "--input-size", "32"]  # tells images apart untrained
+BACKBONE = ["--model", "mobilenet_v2", "--weights", "random:0", "--input-size", "32", "--device", "cpu"]
+RESNET = ["--model", "resnet18", "--weights", "random:0", "--input-size", "32"]  # tells images apart untrained
 
 
 def picture(seed: int, width: int = 96, height: int = 64) -> Image.Image:
@@ -81,7 +81,7 @@ def bright_index(folder: Path, photos: Path, describer=None) -> tuple[CopyIndex,
 # --- the program -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", [["--method", "phash"], RESNET], ids=["phash", "backbone"])
+@pytest.mark.parametrize("model", [["--model", "phash"], RESNET], ids=["phash", "backbone"])
 def test_from_a_folder_to_an_answer_and_back(tool, tmp_path, capsys, model):
     main = tool("find_copies")
     photos, index = folder_of(tmp_path / "photos", range(20)), str(tmp_path / "index")
@@ -136,7 +136,7 @@ def test_predictions_are_read_by_the_evaluation(tool, tmp_path, capsys):
     queries.mkdir()
     for seed in range(8):
         picture(seed).save(queries / f"Q{seed}.jpg", quality=70)
-    assert main(["index", str(photos), "--index", index, "--method", "phash", "--id", "stem"]) == 0
+    assert main(["index", str(photos), "--index", index, "--model", "phash", "--id", "stem"]) == 0
     out = tmp_path / "predictions.csv"
     assert main(["query", str(queries), "--index", index, "--k", "3", "--predictions", str(out)]) == 0
     names, references, scores = read_predictions(out)
@@ -153,7 +153,7 @@ def test_an_index_of_another_model_is_refused_by_name(tool, tmp_path, capsys):
     photos, index = folder_of(tmp_path / "photos", range(3)), str(tmp_path / "index")
     assert main(["index", str(photos), "--index", index, *BACKBONE]) == 0
     before = CopyIndex(index).state
-    assert main(["add", str(photos), "--index", index, "--method", "phash"]) == 1
+    assert main(["add", str(photos), "--index", index, "--model", "phash"]) == 1
     assert "was made by mobilenet_v2-imagenet-gem sha256:" in capsys.readouterr().err
     assert main(["query", str(photos), "--index", index, "--weights", "random:1"]) == 1
     errors = capsys.readouterr().err
@@ -172,7 +172,7 @@ def test_a_model_that_moved_is_named_and_can_be_pointed_to(tool, tmp_path, capsy
     import torch
 
     torch.save(torchvision.models.mobilenet_v2(weights=None).state_dict(), weights)
-    assert main(["index", str(photos), "--index", index, "--backbone", "mobilenet_v2", "--weights", str(weights),
+    assert main(["index", str(photos), "--index", index, "--model", "mobilenet_v2", "--weights", str(weights),
                  "--input-size", "32"]) == 0
     (tmp_path / "elsewhere").mkdir()
     moved = weights.rename(tmp_path / "elsewhere" / "w.pth")
@@ -185,8 +185,8 @@ def test_a_model_that_moved_is_named_and_can_be_pointed_to(tool, tmp_path, capsy
     ("arguments", "problem"),
     [(["index", "{empty}"], "no image in "), (["index", "{absent}"], "no such image or folder"),
      (["index", "{photos}", "--weights", "random:0"], "weights has no effect without a model"),
-     (["index", "{photos}", "--method", "phash", "--resize", "crop"], "resize does not apply to a phash"),
-     (["index", "{photos}", "--backbone", "mobilenet_v9"], "nearest are"),
+     (["index", "{photos}", "--model", "phash", "--resize", "crop"], "resize does not apply to a phash"),
+     (["index", "{photos}", "--model", "mobilenet_v9"], "nearest are"),
      (["index", "{photos}", "--exact-up-to", "-1"], "exact_up_to: expected a whole number of at least 0, got -1"),
      (["query", "{photos}"], "no index there; make one first"),
      (["query", "{photos}", "--k", "0"], "k: expected a whole number of at least 1, got 0"),
@@ -208,7 +208,7 @@ def test_images_that_cannot_be_used(tool, tmp_path, capsys):
     photos, index = folder_of(tmp_path / "photos", range(4)), str(tmp_path / "index")
     (photos / "broken.jpg").write_bytes(b"\xff\xd8 no more")
     picture(9, 200, 5).save(photos / "line.png")
-    assert main(["index", str(photos), "--index", index, "--method", "phash", "--strict"]) == 1
+    assert main(["index", str(photos), "--index", index, "--model", "phash", "--strict"]) == 1
     assert "broken.jpg: cannot be read as an image" in capsys.readouterr().err
     assert main(["index", str(photos), "--index", index]) == 3
     told = capsys.readouterr()
@@ -318,7 +318,7 @@ def test_geometry_confirms_a_copy_and_says_who_lies_within_whom(tool, tmp_path, 
     scenes[4].crop((90, 40, 330, 240)).save(queries / "crop.png")
     scenes[0].save(queries / "whole.png")
     scene(99).save(queries / "stranger.png")
-    assert main(["index", str(photos), "--index", index, "--method", "phash"]) == 0
+    assert main(["index", str(photos), "--index", index, "--model", "phash"]) == 0
     (photos / "1.png").unlink()
     (photos / "3.png").write_bytes(b"x" * (photos / "3.png").stat().st_size)
     capsys.readouterr()
@@ -416,7 +416,7 @@ def test_a_first_call_that_fails_binds_nobody_to_its_model(tmp_path, tool, capsy
     photos, main = folder_of(tmp_path / "photos", range(3)), tool("find_copies")
     (photos / "broken.png").write_bytes(b"")
     index = str(tmp_path / "index")
-    assert main(["index", str(photos), "--index", index, "--method", "phash", "--strict"]) == 1
+    assert main(["index", str(photos), "--index", index, "--model", "phash", "--strict"]) == 1
     (photos / "broken.png").unlink()
     assert main(["index", str(photos), "--index", index, *BACKBONE[:-2]]) == 0
     assert "3 images, described by mobilenet_v2" in capsys.readouterr().out
@@ -494,7 +494,7 @@ def test_real_photographs_by_a_real_network(shared, tool, tmp_path, capsys):
             width, height = image.size
             image.crop((width // 8, height // 8, width, height)).save(crops / f"crop_{path.stem}.jpg", quality=70)
     weights = shared / "weights" / "mobilenet_v2_imagenet.pth"
-    assert main(["index", *map(str, photos), "--index", index, "--backbone", "mobilenet_v2", "--weights", str(weights),
+    assert main(["index", *map(str, photos), "--index", index, "--model", "mobilenet_v2", "--weights", str(weights),
                  "--same-padding", "--normalize", "half", "--input-size", "128"]) == 0
     capsys.readouterr()
     assert main(["query", str(crops), "--index", index, "--k", "1", "--json"]) == 0

@@ -89,7 +89,7 @@ def lines_of(run, kind):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_leaves_what_it_needs_and_is_a_function_of_its_settings(tmp_path, photos, tool, trained, method):
     (whole, out), again = trained(method), tmp_path / "again"
-    assert "20 images to train with, 5 held out" in out and "ascl extract descriptors --checkpoint" in out
+    assert "20 images to train with, 5 held out" in out and "ascl extract descriptors --model" in out
 
     saved = state_of(whole / "last.pt")
     assert not any(name.startswith(("teacher.", "objective.")) for name in saved["model"])
