@@ -28,7 +28,8 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["ascl", "ascl.*"]), *CONFIGS],
     package_dir=CONFIGS,
-    package_data={"ascl": ["py.typed"], "ascl.analysis.report": ["*.html"], **{name: ["*.yaml"] for name in CONFIGS}},
+    package_data={"ascl": ["py.typed"], "ascl.analysis.report": ["*.html"], "ascl.image_copy.matching": ["*.html"],
+                  **{name: ["*.yaml"] for name in CONFIGS}},
     entry_points={"console_scripts": ["ascl = ascl.cli:main"]},
     install_requires=[
         "torch>=2.4",

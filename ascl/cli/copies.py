@@ -35,19 +35,19 @@ if TYPE_CHECKING:
 KEPT = "what was described until a few seconds ago is in the index, and the same command continues"
 
 
-def parser_of(prog: str, description: str) -> Parser:
+def parser_of(prog: str, description: str, *, required: bool = True) -> Parser:
     parser = Parser(prog=prog, description=description)
-    parser.add_argument("--index", required=True, metavar="DIR", help="folder of the index")
+    parser.add_argument("--index", required=required, metavar="DIR", help="folder of the index")
     return parser
 
 
-def describing_parser(prog: str, description: str, images: str) -> Parser:
-    """Return the parser of a command that describes images."""
+def describing_parser(prog: str, description: str, images: str, *, required: bool = True) -> Parser:
+    """Return the parser of a command that describes images; `required`: whether it needs an index and images."""
     parser = parser_of(
         prog, f"{description} The model is chosen when the index is made, and recorded in it; later, give its options "
-        "only if its files have moved."
+        "only if its files have moved.", required=required,
     )
-    parser.add_argument("images", nargs="+", metavar=images,
+    parser.add_argument("images", nargs="+" if required else "*", metavar=images,
                         help="image files, folders (searched at any depth), or .txt files with one path per line")
     add_describer(parser)
     add_device(parser)
@@ -71,36 +71,25 @@ def index_parser(prog: str) -> Parser:
 
 
 def index(options: Namespace) -> Answer:
-    from ascl.image_copy.descriptors.at_hand import best_at_hand
-    from ascl.image_copy.descriptors.choice import make_describer
-    from ascl.image_copy.matching.model import create_index, recorded_choice, recorded_ids
+    from ascl.image_copy.matching.model import open_or_create, recorded_choice, recorded_ids
     from ascl.images.backbones import pick_device
     from ascl.index.store import EXACT_UP_TO, CopyIndex, is_index
 
-    opened = CopyIndex(options.index) if is_index(options.index) else None
-    ids = recorded_ids(opened) if opened is not None and opened.state.added else options.id or "path"
-    if opened is not None and opened.state.added:
-        if options.id not in (None, ids):
-            raise SettingsError(f"--id is only for a new index; {options.index} was made with {ids}: leave it out")
-        if options.exact_up_to not in (None, opened.state.exact_up_to):
-            raise SettingsError(
-                f"--exact_up_to is only for a new index; {options.index} was made with {opened.state.exact_up_to}: "
-                "leave it out"
-            )
+    there = CopyIndex(options.index) if is_index(options.index) else None
+    used = there if there is not None and there.state.added else None
+    ids = options.id or "path" if used is None else recorded_ids(used)
+    exact = EXACT_UP_TO if options.exact_up_to is None else options.exact_up_to
+    if used is not None:
+        for option, made in (("id", ids), ("exact_up_to", used.state.exact_up_to)):
+            if options[option] not in (None, made):
+                raise SettingsError(f"--{option} is only for a new index; {options.index} was made with {made}: leave "
+                                    "it out")
     images = given_images(options, *options.images, ids=ids)
-    if opened is not None and opened.state.added:
-        describer = model_of(opened, options)
-    else:
-        choice = chosen_describer(options)
-        if choice is None and opened is not None:    # an earlier call chose a model and failed before its first image
-            choice = recorded_choice(opened)
-        if choice is None:
-            best = best_at_hand()
-            choice = best.choice
-            print(f"no model was chosen: images are described by {best.why} (--model NAME)", file=sys.stderr)
-        describer = make_describer(choice, pick_device(options.device))
-        exact = EXACT_UP_TO if options.exact_up_to is None else options.exact_up_to
-        opened = create_index(options.index, choice, describer, ids=ids, exact_up_to=exact)
+    choice = chosen_describer(options, None if used is None else recorded_choice(used))
+    opened, describer, why = open_or_create(options.index, choice, pick_device(options.device), ids=ids,
+                                            exact_up_to=exact)
+    if why:
+        print(f"no model was chosen: images are described by {why} (--model NAME)", file=sys.stderr)
     return add_to(opened, describer, images, options)
 
 
@@ -217,18 +206,16 @@ def query(options: Namespace) -> Answer:
     from ascl.image_copy.matching.model import recorded_ids
     from ascl.image_copy.matching.query import MARGIN, query_images, write_answers
     from ascl.image_copy.matching.report import answers_table, index_report
-    from ascl.image_copy.matching.verify import Verifier
     from ascl.index.store import CopyIndex
 
     opened = CopyIndex(options.index)
-    verifier = None if options.verify is None else Verifier(options.verify)
     # a ground truth has the ids of the index's rule; otherwise stems would only refuse equal names of a camera
     images = given_images(options, *options.images, ids=recorded_ids(opened) if options.predictions else "path")
     margin = MARGIN if options.margin is None else options.margin
     with reading(options, len(images)) as how:
         answers, skipped = query_images(
             opened, model_of(opened, options), images, how, k=options.k, margin=margin, exact=options.exact,
-            verifier=verifier,
+            verify=options.verify or 0,
         )
     skipped = [*images.faults, *skipped]
     if options.predictions:

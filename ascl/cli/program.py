@@ -58,6 +58,8 @@ COMMANDS = {
     "copy remove": Command("copies", "remove", "remove images from an index"),
     "copy prune": Command("copies", "prune", "remove images from an index whose files are gone"),
     "copy query": Command("copies", "query", "find copies of images in an index, with the direction of copying"),
+    "copy groups": Command("groups", "groups", "find the groups of copies in a folder, and tidy them up"),
+    "copy undo": Command("groups", "undo", "take back what copy groups has moved or linked"),
     "copy calibrate": Command("copies", "calibrate", "set the score threshold for a false-positive rate"),
     "copy info": Command("copies", "info", "print what an index holds"),
     "copy repair": Command("copies", "repair", "mend a damaged index"),

@@ -6,17 +6,16 @@ import base64
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ascl.analysis.query_ranks import Direction, QueryRanks
 from ascl.analysis.report.charts import Series, inline_svg, line_chart
 from ascl.analysis.report.retrieved import best_and_worst, first_is_right, hubs
 from ascl.analysis.run_files import flat, validations_of
+from ascl.core.html import printable, templates_of
 from ascl.retrieval.scoring.all_pairs import TopPairs
 
 SHOWN = 6               # queries of each kind
@@ -34,7 +33,6 @@ MADE_OF = ("runs", "scores", "split", "captions", "features", "scoring")
 MADE = ("commit", "python", "torch", "device")
 SECTIONS = {"reports", "probes", "scoring"}      # shown separately
 TITLES = {"multi_positive": "Every true pair counts", "eccv": "ECCV Caption", "cxc": "CxC"}
-NOT_IN_HTML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 Photos = Callable[[str], bytes | None]
 
@@ -80,7 +78,7 @@ def render(run: RunRecord) -> str:
         jpeg = run.photos(image_id)
         return None if jpeg is None else base64.b64encode(jpeg).decode("ascii")
 
-    return _templates().get_template("page.html").render(
+    return templates_of("ascl.analysis.report").get_template("page.html").render(
         run=run, shown=FOUND, photo=photo, headline=_headline(run), recall_rows=_recall_rows, protocol_of=_protocol,
         other_metrics=_other_metrics, charts=_charts(run), probe_rows=_probe_rows,
         breakable_rows=lambda rows: [[_breakable(cell) for cell in row] for row in rows],
@@ -90,21 +88,9 @@ def render(run: RunRecord) -> str:
         named_captions=lambda first: [[run.ranks.caption(text), times] for text, times in first] if run.ranks else [])
 
 
-@cache
-def _templates() -> Environment:
-    """Return the template environment; it escapes everything and replaces characters invalid in HTML by U+FFFD."""
-    def printable(value: object) -> object:
-        return value if isinstance(value, Markup) else NOT_IN_HTML.sub("\ufffd", str(value))
-
-    templates = Environment(loader=PackageLoader("ascl.analysis.report", ""), autoescape=True, finalize=printable,
-                            trim_blocks=True, undefined=StrictUndefined)
-    templates.filters["number"] = lambda value: f"{value:,}"
-    return templates
-
-
 def _breakable(name: str) -> Markup:
     """Return a path or a dotted name that a narrow column may break only after separators."""
-    return Markup(re.sub(r"([._/,-])(?=\w)", r"\1<wbr/>", str(Markup.escape(NOT_IN_HTML.sub("\ufffd", name)))))
+    return Markup(re.sub(r"([._/,-])(?=\w)", r"\1<wbr/>", str(Markup.escape(printable(name)))))
 
 
 def _headline(run: RunRecord) -> list[tuple[str, str]]:

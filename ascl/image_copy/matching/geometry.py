@@ -23,7 +23,7 @@ import numpy as np
 
 from ascl.image_copy.matching.local_features import LocalFeatures, opencv
 
-Kind = Literal["same", "within", "border", "pasted", "shows more", "partial", "unsure"]
+Kind = Literal["same", "within", "border", "pasted", "source", "shows more", "partial", "unsure"]
 COPIES = ("same", "within", "border", "pasted")
 
 RATIO = 0.8             # of the distances to the nearest and the second nearest descriptor (Lowe 2004)
@@ -40,6 +40,7 @@ COMPARED = 192          # pixels of the query's longer side at which the two are
 WINDOW = 9              # pixels of the square in which they are correlated
 TEXTURE = 16.0          # variance of the gray values of a window that has something to compare
 SAME, ALIKE = 0.8, 0.5  # correlation of windows that show the same; that show it with an edit
+SPOT, DIFFERENT, UNLIKE = 5, 24.0, 0.3    # pixels of a spot, difference of gray values, correlation: what was changed
 AGREEMENT = 0.3         # share of the windows that must be alike
 BLUR = 8.0              # pixels; the largest blur of the reference before it is reduced
 PLAIN, STEP = 0.9, 8    # a border has one color within STEP gray values on PLAIN of its area
@@ -61,13 +62,15 @@ class Relation:
     Attributes:
         kind: "same": each shows all of the other. "within": the query is a part of the reference. "border": the query
             is the reference, or part of it, in a plain border. "pasted": the reference, or part of it, on
-            another picture. "shows more": the query shows all of the reference and more of the same scene. "partial":
-            each shows something that the other does not. "unsure": too little is known of what surrounds the
-            reference.
+            another picture. "source": the reverse, so that the reference was made of the query. "shows more": the query
+            shows all of the reference and more of the same scene. "partial": each shows something that the other does
+            not. "unsure": too little is known of what surrounds the reference.
         inliers: matches on distinct points that agree.
         query_share: share of the query's area that is part of the reference, from 0 to 1.
         reference_share: share of the reference's area that is part of the query, from 0 to 1.
         agreement: share of the common area, where it has texture, that looks alike, from 0 to 1.
+        changed: share of the common area that the largest spot covers where the two differ, after any change of the
+            brightness that is the same everywhere: a sticker, a text, a thing that was removed; from 0 to 1.
         mirrored: whether the query is mirrored.
         corners: (4, 2), the reference's corners (left top, right top, right bottom, left bottom) in shares of the
             query's width and height; a mirrored query is turned back first.
@@ -78,6 +81,7 @@ class Relation:
     query_share: float
     reference_share: float
     agreement: float
+    changed: float
     mirrored: bool
     corners: np.ndarray = field(compare=False)
 
@@ -86,9 +90,28 @@ class Relation:
         """Whether the query is a copy of the reference; None if that is not known."""
         return True if self.kind in COPIES else False if self.kind == "shows more" else None
 
+    @property
+    def reversed(self) -> bool:
+        """Whether it is rather the reference that is a copy of the query."""
+        return self.kind in ("source", "shows more")
+
+    def common(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the common part as a polygon (N, 2) in shares of the query's width and height, and in those of the
+        reference's; N = 0 if there is none."""
+        laid = opencv().getPerspectiveTransform(_corners((1, 1)).astype(np.float32), self.corners.astype(np.float32))
+        shared = clipped(self.corners, (1, 1))
+        other = _mapped(np.linalg.inv(laid), shared) if len(shared) else shared
+        return np.column_stack([1 - shared[:, 0], shared[:, 1]]) if self.mirrored else shared, other.clip(0, 1)
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
         return {**vars(self), "copy": self.copy, "corners": self.corners.round(4).tolist()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any] | None) -> Relation | None:
+        """Return the relation whose `to_dict` this is."""
+        return None if values is None else cls(**{name: values[name] for name in cls.__dataclass_fields__}
+                                               | {"corners": np.array(values["corners"])})
 
 
 class _Fit(NamedTuple):
@@ -114,8 +137,13 @@ def relate(query: LocalFeatures, reference: LocalFeatures) -> Relation | None:
     compared = _Comparison(best, reference)
     if compared.agreement < AGREEMENT:
         return None
-    return Relation(_kind(best, compared), best.inliers, compared.query_share, compared.reference_share,
-                    compared.agreement, best.query is not query, compared.corners / best.query.size)
+    kind = _kind(best, compared)
+    if kind == "within":        # what surrounds the query in the reference may say that it was pasted there
+        back = _Fit(reference, np.linalg.inv(best.homography), best.inliers)
+        if plausible(back.homography, best.query.size) and _kind(back, _Comparison(back, best.query)) in COPIES:
+            kind = "source"
+    return Relation(kind, best.inliers, compared.query_share, compared.reference_share, compared.agreement,
+                    compared.changed, best.query.flipped, compared.corners / best.query.size)
 
 
 def matches(query: LocalFeatures, reference: LocalFeatures) -> np.ndarray:
@@ -127,14 +155,15 @@ def matches(query: LocalFeatures, reference: LocalFeatures) -> np.ndarray:
         return np.zeros((0, 2), dtype=np.int64)
     similarity = query.descriptors @ reference.descriptors.T
     rows = np.arange(len(similarity))
-    two = np.argpartition(-similarity, 1, axis=1)[:, :2]
-    two = np.take_along_axis(two, np.argsort(-np.take_along_axis(similarity, two, 1), axis=1), 1)
-    near, second = (np.sqrt(np.maximum(2 - 2 * similarity[rows, two[:, place]], 0)) for place in (0, 1))
+    nearest = similarity.argmax(axis=1)
+    near = similarity[rows, nearest]
+    similarity[rows, nearest] = -1.0
+    near, second = (np.sqrt(np.maximum(2 - 2 * product, 0)) for product in (near, similarity.max(axis=1)))
     kept = np.flatnonzero(near < RATIO * second)
     kept = kept[np.argsort(near[kept], kind="stable")]          # of several for one reference point, the nearest
-    _, first = np.unique(two[kept, 0], return_index=True)
+    _, first = np.unique(nearest[kept], return_index=True)
     kept = kept[first]
-    return np.stack([kept, two[kept, 0]], axis=1)
+    return np.stack([kept, nearest[kept]], axis=1)
 
 
 def _fit(query: LocalFeatures, reference: LocalFeatures) -> _Fit | None:
@@ -143,7 +172,6 @@ def _fit(query: LocalFeatures, reference: LocalFeatures) -> _Fit | None:
     pairs = matches(query, reference)
     if len(pairs) < INLIERS:
         return None
-    cv2.setRNGSeed(0)
     homography, mask = cv2.findHomography(reference.points[pairs[:, 1]], query.points[pairs[:, 0]], cv2.USAC_MAGSAC,
                                           PIXELS, maxIters=2000, confidence=0.999)
     if homography is None or not plausible(homography, reference.size):
@@ -202,12 +230,12 @@ class _Comparison:
         gray = reference.gray
         if shrunk < 1:                                          # else what is too fine for the query would alias
             gray = cv2.GaussianBlur(gray, (0, 0), min(0.5 / shrunk, BLUR))
-        other = cv2.GaussianBlur(cv2.warpPerspective(gray, laid, size), (0, 0), 1.0)
+        self.other = cv2.GaussianBlur(cv2.warpPerspective(gray, laid, size), (0, 0), 1.0)
         covered = cv2.warpPerspective(np.ones_like(reference.gray), laid, size) > 0.99
         self.outside = cv2.erode((~covered).astype(np.uint8), np.ones((5, 5), np.uint8), borderValue=1).astype(bool)
-        correlation, textured = _correlation(self.query, other)
+        correlation, textured = _correlation(self.query, self.other)
         inside = cv2.erode(covered.astype(np.uint8), np.ones((WINDOW, WINDOW), np.uint8), borderValue=1).astype(bool)
-        self.compared = inside & textured
+        self.inside, self.compared = inside, inside & textured
         self.correlation = correlation
         # from the edge of the reference within the query; the query's own edge is none
         framed = cv2.copyMakeBorder(covered.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=1)
@@ -217,6 +245,22 @@ class _Comparison:
     def share(self, where: np.ndarray, least: float) -> float | None:
         """Return the share of some windows whose correlation is at least so high; None for too few of them."""
         return float((self.correlation[where] > least).mean()) if where.sum() >= FEWEST else None
+
+    @property
+    def changed(self) -> float:
+        """Share of the common area that the largest spot covers where the two differ."""
+        cv2 = opencv()
+        if self.inside.sum() < FEWEST:
+            return 0.0
+        own, other = self.query[self.inside], self.other[self.inside]
+        # the reference's gray values, in their order, become the query's: that takes any change of brightness away
+        levels = np.interp(self.other, np.sort(other)[:: max(1, len(other) // 256)],
+                           np.sort(own)[:: max(1, len(own) // 256)])
+        differs = cv2.blur(np.abs(self.query - levels.astype(np.float32)), (SPOT, SPOT)) > DIFFERENT
+        spots = (self.inside & (differs | (self.compared & (self.correlation < UNLIKE)))).astype(np.uint8)
+        spots = cv2.morphologyEx(spots, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+        areas = cv2.connectedComponentsWithStats(spots)[2][1:, cv2.CC_STAT_AREA]
+        return float(areas.max(initial=0) / self.inside.sum())
 
     @property
     def bordered(self) -> bool | None:

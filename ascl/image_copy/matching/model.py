@@ -7,11 +7,12 @@ import re
 from typing import Any
 
 from ascl.core.errors import DataError
+from ascl.image_copy.descriptors.at_hand import best_at_hand
 from ascl.image_copy.descriptors.choice import DescriberChoice, ImageDescriber, make_describer
 from ascl.image_copy.descriptors.published import is_at_hand
 from ascl.images.find import IdRule
 from ascl.index import Metric
-from ascl.index.store import CopyIndex
+from ascl.index.store import CopyIndex, is_index
 
 DIGEST = "sha256:"
 NAMES = ("model", "file", "weights")  # settings that name a file or its digest, which may be renamed
@@ -25,6 +26,35 @@ def create_index(folder: str | os.PathLike, choice: DescriberChoice, describer: 
              "orders_norms": describer.orders_norms, "ids": ids}
     metric: Metric = "hamming" if describer.settings.get("kind") == "phash" else "ip"
     return CopyIndex.create(folder, model, metric=metric, dimension=describer.dim, **options)
+
+
+def open_or_create(folder: str | os.PathLike, choice: DescriberChoice | None = None, device: str = "cpu",
+                   **options: Any) -> tuple[CopyIndex, ImageDescriber, str]:
+    """Open an index with its model, or create one.
+
+    Args:
+        folder: of the index.
+        choice: the model of a new index, or where that of an old one is now; None = the recorded one, and for a new
+            index the best that is on this machine.
+        device: for the model.
+        options: of a new index, as for `create_index`.
+
+    Returns:
+        The index, its model, and what was chosen and why; "" if there was nothing to choose.
+
+    Raises:
+        DataError: as `describer_of`, `best_at_hand` and `CopyIndex`.
+    """
+    opened, why = CopyIndex(folder) if is_index(folder) else None, ""
+    if opened is not None and opened.state.added:
+        return opened, describer_of(opened, choice, device), why
+    if choice is None and opened is not None:       # an earlier call chose a model and failed before its first image
+        choice = recorded_choice(opened)
+    if choice is None:
+        best = best_at_hand()
+        choice, why = best.choice, best.why
+    describer = make_describer(choice, device)
+    return create_index(folder, choice, describer, **options), describer, why
 
 
 def recorded_ids(index: CopyIndex) -> IdRule:

@@ -16,14 +16,14 @@ from ascl.core.errors import DataError
 from ascl.core.reading import shown
 from ascl.image_copy.descriptors.choice import ImageDescriber
 from ascl.image_copy.matching.describe import BLANK, ReadOptions, described_images
+from ascl.image_copy.matching.feature_cache import FeatureCache
 from ascl.image_copy.matching.geometry import SURE, Relation
 from ascl.image_copy.matching.model import recorded_model
-from ascl.image_copy.matching.verify import NOT_READ, Verifier
+from ascl.image_copy.matching.verify import Picture, Verifier, picture_of
 from ascl.images.find import ImageFile, Skipped
 from ascl.images.rgb import Blankness
 from ascl.index import calibration as calibrations
 from ascl.index.calibration import Calibration, Rate
-from ascl.index.images import Images
 from ascl.index.places import Place, Status
 from ascl.index.state import Record
 from ascl.index.store import CopyIndex
@@ -69,11 +69,10 @@ class Match:
         """Return the match with what geometry says. Where it decides, it overrules the calibration and the norms."""
         if relation is None:
             return replace(self, geometry=geometry)
-        if relation.copy is None:
-            return replace(self, geometry=geometry, relation=relation)
-        way = DIRECTIONS[Direction.A_COPIES_B if relation.copy else Direction.B_COPIES_A]
-        return replace(self, geometry=geometry, relation=relation, copy=relation.copy,
-                       direction=self.direction if geometry == "same" else way)
+        way = (self.direction if relation.kind == "same" else DIRECTIONS[Direction.A_COPIES_B] if relation.copy else
+               DIRECTIONS[Direction.B_COPIES_A] if relation.reversed else self.direction)
+        return replace(self, geometry=geometry, relation=relation, direction=way,
+                       copy=self.copy if relation.copy is None else relation.copy)
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,8 @@ class Answer:
 
 
 def query_images(index: CopyIndex, describer: ImageDescriber, queries: Sequence[ImageFile], options: ReadOptions, *,
-                 k: int, margin: float = MARGIN, exact: bool = False,
-                 verifier: Verifier | None = None) -> tuple[list[Answer], list[Skipped]]:
+                 k: int, margin: float = MARGIN, exact: bool = False, verify: int = 0
+                 ) -> tuple[list[Answer], list[Skipped]]:
     """Return the k best matches of each image (none of a blank one), and the images that could not be used.
 
     Args:
@@ -102,23 +101,28 @@ def query_images(index: CopyIndex, describer: ImageDescriber, queries: Sequence[
         k: matches per query, >= 1; fewer if the index holds fewer images.
         margin: of the norms, >= 0; see `ascl.asymmetry.direction`.
         exact: as for `CopyIndex.search`.
-        verifier: relates a query to the best matches by geometry, which then decides their order; None = the scores do.
+        verify: how many of the best matches of a query are related to it by geometry, which then decides their order;
+            0 = the scores do.
 
     Raises:
-        DataError: the index is empty, k < 1, the margin is negative or not finite, or as `described_images`.
+        DataError: the index is empty, k < 1, `verify` or the margin is negative or not finite, OpenCV is not installed,
+            or as `described_images`.
     """
     if not len(index):
         raise DataError(f"{index.folder} holds no images yet; add some first")
+    if verify < 0:
+        raise DataError(f"{verify} matches to verify: give at least 0")
     if not 0 <= margin < math.inf:
         raise DataError(f"margin {margin:g}: give a finite number of at least 0")
     answers, skipped = dict[str, Answer](), list[Skipped]()
-    judge, ordered = _Judge(index), recorded_model(index)["orders_norms"]
+    judge, ordered = Judge(index), recorded_model(index)["orders_norms"]
+    verifier = Verifier(FeatureCache(index.folder)) if verify else None
     for images in described_images(describer, queries, options, skipped):
-        positions, scores = index.search(images.vectors, max(k, verifier.best if verifier else 0), exact=exact)
+        positions, scores = index.search(images.vectors, max(k, verify), exact=exact)
         if not positions.size:
             raise DataError(f"{index.folder}: every image is damaged and left out ({index.damage[0]})")
         records = index.records(np.unique(positions))
-        shifts = judge.shifts(images)
+        shifts = judge.shifts(images.vectors)
         for row, (image, path) in enumerate(zip(images.ids, images.paths, strict=True)):
             found = [records[position] for position in positions[row].tolist()]
             norms = np.array([one.norm for one in found], np.float32)
@@ -130,11 +134,10 @@ def query_images(index: CopyIndex, describer: ImageDescriber, queries: Sequence[
             if nearly:
                 matches = [replace(one, copy=None) for one in matches]
             elif verifier is not None:
-                files = [index.place_of(one) for one in found[: verifier.best]]
-                related = [match.related(*(verifier(Path(path), file.path) if file.status == "there" else
-                                           (NOT_READ, None)))
-                           for match, file in zip(matches, files, strict=False)]
-                matches = sorted([*related, *matches[verifier.best :]], key=lambda match: -match.evidence)
+                own = Picture(Path(path))
+                related = [match.related(*verifier(own, picture_of(index, record)))
+                           for match, record in zip(matches[:verify], found, strict=False)]
+                matches = sorted([*related, *matches[verify:]], key=lambda match: -match.evidence)
             answers[path] = Answer(image, shown(path), matches[:k], "nearly blank" if nearly else "")
     blank = {one.path for one in skipped if one.reason == BLANK}
     answers |= {str(image.path): Answer(image.id, shown(image.path), [], "blank")
@@ -142,7 +145,7 @@ def query_images(index: CopyIndex, describer: ImageDescriber, queries: Sequence[
     return [answers[str(image.path)] for image in queries if str(image.path) in answers], skipped
 
 
-class _Judge:
+class Judge:
     """The verdicts of an index's calibration on scores; without a calibration there are none."""
 
     def __init__(self, index: CopyIndex) -> None:
@@ -151,29 +154,27 @@ class _Judge:
         self.arrays = arrays or {}
         self.holds = self.calibration is not None and calibrations.still_holds(self.calibration, index.state.added)
 
-    def shifts(self, images: Images) -> np.ndarray:
-        """Return (N,), what the normalization subtracts from all scores of each query."""
+    def shifts(self, vectors: np.ndarray) -> np.ndarray:
+        """Return (N,), what the normalization subtracts from all scores of each of (N, d) queries."""
         norm = None if self.calibration is None else self.calibration.score_norm
         if norm is None:
-            return np.zeros(len(images.ids))
+            return np.zeros(len(vectors))
         from ascl.image_copy.evaluation.score_norm import background_score  # imports torch, which is slow
 
-        background = self.arrays["background"]
-        return norm.weight * background_score(images.vectors, background, start=norm.start, end=norm.end)
+        return norm.weight * background_score(vectors, self.arrays["background"], start=norm.start, end=norm.end)
+
+    def verdict(self, judged: float) -> tuple[bool | None, Rate | None]:
+        """Return whether a score, less its shift, is that of a copy, and how often strangers reach it."""
+        if self.calibration is None or not self.holds:
+            return None, None
+        return (judged >= self.calibration.threshold,
+                calibrations.rate_at(judged, self.arrays["scores"], self.calibration.confidence))
 
     def match(self, record: Record, place: Place, score: float, shift: float, norm: np.float32, way: int) -> Match:
         ratio = float(norm / np.float32(record.norm)) if record.norm else math.nan
-        copy, rate, normalised = None, None, None
-        if self.calibration is not None:
-            judged = score - shift
-            if self.calibration.score_norm is not None:
-                normalised = judged
-            if self.holds:
-                copy = judged >= self.calibration.threshold
-                rate = calibrations.rate_at(judged, self.arrays["scores"], self.calibration.confidence)
-        known = None if math.isnan(ratio) else ratio
-        return Match(record.id, shown(place.path), place.status, score, normalised, DIRECTIONS[Direction(way)], known,
-                     copy, rate)
+        normalised = self.calibration is not None and self.calibration.score_norm is not None
+        return Match(record.id, shown(place.path), place.status, score, score - shift if normalised else None,
+                     DIRECTIONS[Direction(way)], None if math.isnan(ratio) else ratio, *self.verdict(score - shift))
 
 
 def calibration_of(index: CopyIndex) -> Calibration | None:

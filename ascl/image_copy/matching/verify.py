@@ -1,50 +1,90 @@
-"""Relate the picture files of a query and its matches by geometry."""
+"""Relate pictures by their files, with geometry."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from ascl.core.errors import DataError
+from ascl.image_copy.matching.describe import digest_of
+from ascl.image_copy.matching.feature_cache import FeatureCache
 from ascl.image_copy.matching.geometry import Relation, relate
 from ascl.image_copy.matching.local_features import LocalFeatures, local_features, opencv
 from ascl.images.read import load_image
+from ascl.index.reader import IndexReader
+from ascl.index.state import Record
 
-KEPT = 1000             # references whose features stay in memory, about 1.3 MB each
+KEPT = 500              # pictures whose features stay in memory, up to 3 MB each once they are compared
 PIXELS = 1_000_000      # of a picture as it is read; the features need fewer
+TOGETHER = 256          # pictures whose features are computed before they are kept
 NOT_CONFIRMED, NOT_READ = "not confirmed", "not read"
 
 
+class Picture(NamedTuple):
+    """A picture's file, and the SHA-256 that it must have, if that is known."""
+
+    path: Path
+    sha256: bytes | None = None
+
+
+def picture_of(index: IndexReader, record: Record) -> Picture:
+    """Return the picture of an indexed image, where it is now; a path that leads nowhere is not read."""
+    return Picture(index.place_of(record).path, record.sha256)
+
+
 class Verifier:
-    """Relates pictures by their files, and keeps the features of the last ones.
+    """Relates pictures by their files.
 
     Args:
-        best: how many matches of each query to relate, the best by their descriptors first; >= 1.
+        cache: keeps the features of pictures whose SHA-256 is known, for other processes too; None = in memory only.
 
     Raises:
-        DataError: best < 1, or OpenCV is not installed.
+        DataError: OpenCV is not installed.
     """
 
-    def __init__(self, best: int) -> None:
-        if best < 1:
-            raise DataError(f"{best} matches to verify: give at least 1")
+    def __init__(self, cache: FeatureCache | None = None) -> None:
         opencv()
-        self.best = best
-        self._query = lru_cache(1)(_features_of)
-        self._reference = lru_cache(KEPT)(_features_of)
+        self.cache = cache
+        self._features = lru_cache(KEPT)(self._read)
 
-    def __call__(self, query: Path, reference: Path) -> tuple[str, Relation | None]:
+    def __call__(self, query: Picture, reference: Picture) -> tuple[str, Relation | None]:
         """Return the kind of a pair's relation, and the relation. The kind is "not confirmed" where nothing of one
-        picture is found in the other, and "not read" where one of the files cannot be read."""
-        own, other = self._query(query), self._reference(reference)
+        picture is found in the other, and "not read" where one of the files cannot be read or has another content."""
+        own, other = self._features(query), self._features(reference)
         if own is None or other is None:
             return NOT_READ, None
         relation = relate(own, other)
         return (NOT_CONFIRMED, None) if relation is None else (relation.kind, relation)
 
+    def is_readable(self, picture: Picture) -> bool:
+        """Return whether a picture's file can be read and has the content that it must have."""
+        return self._features(picture) is not None
 
-def _features_of(path: Path) -> LocalFeatures | None:
-    try:
-        return local_features(load_image(path, whole_pixels=PIXELS).image)
-    except DataError:               # known and said by the caller; a cache keeps no exceptions
-        return None
+    def keep(self, pictures: Sequence[Picture], threads: int, progress: Callable[[int], Any] = lambda count: None
+             ) -> None:
+        """Compute and keep the features of pictures that are not in the cache yet; a kill costs the last few."""
+        missing = set() if self.cache is None else self.cache.missing({one.sha256 for one in pictures if one.sha256})
+        todo = [one for one in pictures if one.sha256 in missing]
+        progress(len(pictures) - len(todo))
+        with ThreadPoolExecutor(threads) as pool:       # Pillow and OpenCV work beside one another
+            for first in range(0, len(todo), TOGETHER):
+                part = todo[first : first + TOGETHER]
+                for _ in pool.map(self._read, part):
+                    progress(1)
+
+    def _read(self, picture: Picture) -> LocalFeatures | None:
+        kept = None if self.cache is None or picture.sha256 is None else self.cache.get(picture.sha256)
+        if kept is not None:
+            return kept
+        try:
+            if picture.sha256 is not None and digest_of(picture.path).tobytes() != picture.sha256:
+                return None
+            found = local_features(load_image(picture.path, whole_pixels=PIXELS).image)
+        except (DataError, OSError):    # said by the caller; a cache keeps no exceptions
+            return None
+        if self.cache is not None and picture.sha256 is not None:
+            self.cache.put(picture.sha256, found)
+        return found

@@ -168,14 +168,12 @@ def test_matches_are_nearest_clearly_and_once(seed, rows, columns, ties):
     rng = np.random.default_rng(seed)
 
     def some(count: int) -> LocalFeatures:
-        values = rng.integers(0, 3, (count, 128)) if ties else rng.random((count, 128))
-        values = (values + 0.01).astype(np.float32)
-        values /= np.linalg.norm(values, axis=1, keepdims=True)
-        return LocalFeatures(np.zeros((8, 8, 3), np.uint8), np.zeros((count, 2), np.float32), values)
+        values = rng.integers(1, 4, (count, 128)) if ties else rng.integers(0, 256, (count, 128))
+        return LocalFeatures((8, 8), np.zeros((count, 2), np.float32), values.astype(np.uint8), b"")
 
     query, reference = some(rows), some(columns)
     if rows and columns:        # near copies, so that there is something to find
-        query.descriptors[: min(rows, columns) // 2] = reference.descriptors[: min(rows, columns) // 2]
+        query.sift[: min(rows, columns) // 2] = reference.sift[: min(rows, columns) // 2]
     expected = {}               # reference point -> (distance, query point)
     if rows >= 4 and columns >= 4:
         for number, one in enumerate(query.descriptors.astype(np.float64)):

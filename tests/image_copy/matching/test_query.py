@@ -19,7 +19,6 @@ from ascl.image_copy.matching.calibrate import SAVED_AGAIN, UNUSABLE, calibrate_
 from ascl.image_copy.matching.describe import ReadOptions
 from ascl.image_copy.matching.model import create_index, describer_of
 from ascl.image_copy.matching.query import DIRECTIONS, query_images
-from ascl.image_copy.matching.verify import Verifier
 from ascl.images.find import images_of
 from ascl.images.read import SquarePixels
 from ascl.index.calibration import ScoreNorm
@@ -346,8 +345,12 @@ def test_geometry_confirms_a_copy_and_says_who_lies_within_whom(tool, tmp_path, 
     assert " geometry " in table and "within, " in table and " points" in table
     assert main(["query", str(queries / "crop.png"), "--index", index]) == 0
     assert " geometry " not in capsys.readouterr().out
-    with pytest.raises(DataError, match="0 matches to verify: give at least 1"):
-        Verifier(0)
+    capsys.readouterr()
+    (photos / "4.png").unlink()         # its features are kept beside the index
+    assert main(["query", str(queries / "crop.png"), "--index", index, "--k", "1", "--verify", "7", "--json"]) == 0
+    (match,) = json.loads(capsys.readouterr().out)["queries"][0]["matches"]
+    assert (match["id"], match["file"], match["geometry"]) == ("4.png", "gone", "within")
+    assert main(["query", str(queries / "crop.png"), "--index", index, "--verify", "0"]) == 2
 
 
 def test_a_background_that_overlaps_is_left_out_with_a_count(tmp_path):
