@@ -198,17 +198,27 @@ def query_parser(prog: str) -> Parser:
                         "and the pictures where they were); null = judge by the descriptors only")
     parser.add_argument("--margin", type=float, help="relative difference of two norms up to which the direction is "
                         "unclear; null = 0.02; 0 is the published rule")
+    parser.add_argument("--copies_only", action="store_true", help="leave out matches that are not called copies; this "
+                        "needs a calibration or --verify")
+    parser.add_argument("--min_score", type=float, metavar="S", help="leave out matches of lower scores; null = keep "
+                        "all")
+    parser.add_argument("--html", metavar="PAGE.html", help="also write the matches as a page to look at, the common "
+                        "parts drawn if they were verified")
     return parser
 
 
 def query(options: Namespace) -> Answer:
     from ascl.image_copy.matching.describe import BLANK
+    from ascl.image_copy.matching.gallery import write_answers_page
     from ascl.image_copy.matching.model import recorded_ids
     from ascl.image_copy.matching.query import MARGIN, query_images, write_answers
     from ascl.image_copy.matching.report import answers_table, index_report
     from ascl.index.store import CopyIndex
 
     opened = CopyIndex(options.index)
+    if options.copies_only and not options.verify and not opened.state.calibration:
+        raise SettingsError(f"--copies_only: {options.index} has no calibration, so no match is called a copy; calibrate "
+                            "it, or give --verify N")
     # a ground truth has the ids of the index's rule; otherwise stems would only refuse equal names of a camera
     images = given_images(options, *options.images, ids=recorded_ids(opened) if options.predictions else "path")
     margin = MARGIN if options.margin is None else options.margin
@@ -218,6 +228,11 @@ def query(options: Namespace) -> Answer:
             verify=options.verify or 0,
         )
     skipped = [*images.faults, *skipped]
+    answers = [answer.only(copies=options.copies_only, min_score=options.min_score) for answer in answers]
+    if options.html:
+        write_answers_page(options.html, answers, [f"{opened.folder}: {len(opened):,} images, described by "
+                                                   f"{opened.state.model['name'].partition(' sha256:')[0]}"])
+        print(f"wrote {options.html}", file=sys.stderr)
     if options.predictions:
         rows = write_answers(options.predictions, answers)
         print(f"wrote {rows:,} matches to {options.predictions}", file=sys.stderr)

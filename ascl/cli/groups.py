@@ -78,8 +78,9 @@ def groups(options: Namespace) -> Answer:
                                 geometry=not options.scores_only, min_score=options.min_score,
                                 threads=max(1, options.workers), progress=progress)
         members = [members_of(opened, group, options.keep) for group in found.groups]
-    about = [f"{opened.state.model['name'].partition(' sha256:')[0]}; each image compared with the {options.candidates} most alike, judged by "
-             + ("their scores" if options.scores_only else "geometry") + f"; linkage {options.linkage}"]
+    judged = "their scores" if options.scores_only else "geometry"
+    about = [f"{opened.state.model['name'].partition(' sha256:')[0]}; each image compared with the "
+             f"{options.candidates} most alike, judged by {judged}; linkage {options.linkage}"]
     values = group_values(found, members)
     write_group_files(out, values)
     write_groups(out / "groups.html", found, list(zip(found.groups, members, strict=True)), about, options.shown)

@@ -23,6 +23,7 @@ from ascl.images.read import load_image
 
 SIDE = 320              # pixels of the longer side of a picture on the page
 QUALITY = 80            # of its JPEG
+QUERIES = 200           # on a page
 DRAWN = 6               # areas on the picture that the others are compared with
 PIXELS = 1_000_000      # of a picture as it is read
 KINDS = {True: ("yes", "copy"), False: ("no", "no copy"), None: ("open", "match")}
@@ -81,7 +82,8 @@ def _member_shot(member: Member, first: bool, members: Sequence[Member]) -> _Sho
                  [*filter(None, [size]), *score, *member.differences])
 
 
-def write_answers_page(path: str | os.PathLike, answers: Sequence[Answer], about: Sequence[str], most: int) -> None:
+def write_answers_page(path: str | os.PathLike, answers: Sequence[Answer], about: Sequence[str], *,
+                       most: int = QUERIES) -> None:
     """Write the matches of the first queries as a page, each query beside its matches."""
     sections = []
     for answer in answers[:most]:

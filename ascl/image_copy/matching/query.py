@@ -84,6 +84,11 @@ class Answer:
     matches: list[Match]
     blank: Blankness = ""  # blank: there is nothing to compare, and so no match; nearly blank: no yes or no
 
+    def only(self, *, copies: bool = False, min_score: float | None = None) -> Answer:
+        """Return the answer with those matches only that are called copies, and that have at least a score."""
+        return replace(self, matches=[one for one in self.matches if (one.copy or not copies)
+                                      and (min_score is None or one.score >= min_score)])
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
         return {"query": self.path, "id": self.id, "blank": self.blank,

@@ -91,6 +91,9 @@ def answers_table(answers: Sequence[Answer]) -> str:
         if answer.blank == "blank":
             blocks.append(f"{answer.path}:\n  {BLANK}")
             continue
+        if not answer.matches:
+            blocks.append(f"{answer.path}:\n  no match")
+            continue
         rows = [("id", "score", "copy", "false-positive rate", "direction", "geometry", "from"),
                 *map(_cells, answer.matches)]
         if not any(match.geometry for match in answer.matches):
