@@ -217,8 +217,8 @@ def query(options: Namespace) -> Answer:
 
     opened = CopyIndex(options.index)
     if options.copies_only and not options.verify and not opened.state.calibration:
-        raise SettingsError(f"--copies_only: {options.index} has no calibration, so no match is called a copy; calibrate "
-                            "it, or give --verify N")
+        raise SettingsError(f"--copies_only: {options.index} has no calibration, so no match is called a copy; "
+                            "calibrate it, or give --verify N")
     # a ground truth has the ids of the index's rule; otherwise stems would only refuse equal names of a camera
     images = given_images(options, *options.images, ids=recorded_ids(opened) if options.predictions else "path")
     margin = MARGIN if options.margin is None else options.margin

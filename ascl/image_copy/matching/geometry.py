@@ -40,6 +40,8 @@ COMPARED = 192          # pixels of the query's longer side at which the two are
 WINDOW = 9              # pixels of the square in which they are correlated
 TEXTURE = 16.0          # variance of the gray values of a window that has something to compare
 SAME, ALIKE = 0.8, 0.5  # correlation of windows that show the same; that show it with an edit
+LEVELS = 4              # gray values around one that count as the same
+LITTLE, DRAWN = 0.4, 0.35       # agreement, and flat share of what looks alike: perhaps only a template is shared
 SPOT, DIFFERENT, UNLIKE = 5, 24.0, 0.3    # pixels of a spot, difference of gray values, correlation: what was changed
 AGREEMENT = 0.3         # share of the windows that must be alike
 BLUR = 8.0              # pixels; the largest blur of the reference before it is reduced
@@ -50,8 +52,9 @@ EDITED = 0.8            # agreement below which one of the two was changed insid
 # reverse crops, 77 pastes with hard edges and 119 with feathered ones.
 SEAMS = {3.0: (1.9, 1.4), 5.0: (1.75, 1.45), 8.0: (1.6, 1.6)}   # pixels from the edge: color step across, over inside
 FADES = {(4.0, 8.0): (0.5, 0.6), (6.0, 10.0): (0.9, 0.96)}      # pixels from the edge: share of windows that are SAME
-INNER, WHOLLY = 18.0, 0.9       # pixels inside the edge; share of the windows that are SAME, for a fade
+INNER, WHOLLY = 18.0, 0.95      # pixels inside the edge; share of the windows that are SAME, for a fade
 APART = 0.35            # correlation of the colors along both sides of an edge that belong to different pictures
+FILL = 6                # largest difference of a color from that of a rotation's corners, in L*a*b* of 0 to 255
 FEWEST = 50             # pixels or windows from which a share is trusted
 
 
@@ -61,10 +64,10 @@ class Relation:
 
     Attributes:
         kind: "same": each shows all of the other. "within": the query is a part of the reference. "border": the query
-            is the reference, or part of it, in a plain border. "pasted": the reference, or part of it, on
-            another picture. "source": the reverse, so that the reference was made of the query. "shows more": the query
-            shows all of the reference and more of the same scene. "partial": each shows something that the other does
-            not. "unsure": too little is known of what surrounds the reference.
+            is the reference, or part of it, in a plain border. "pasted": the reference on another picture. "source":
+            the reverse of these two, so that the reference was made of the query. "shows more": the query shows all of
+            the reference and more of the same scene. "partial": each shows something that the other does not.
+            "unsure": too little is known of what surrounds the reference, or only what was drawn over both is the same.
         inliers: matches on distinct points that agree.
         query_share: share of the query's area that is part of the reference, from 0 to 1.
         reference_share: share of the reference's area that is part of the query, from 0 to 1.
@@ -263,6 +266,24 @@ class _Comparison:
         return float(areas.max(initial=0) / self.inside.sum())
 
     @property
+    def flat(self) -> float:
+        """Share of what looks alike that has, within `LEVELS` gray values, one of two of them: what was drawn, such as
+        a frame or a caption, and not photographed."""
+        alike = self.query[self.compared & (self.correlation > ALIKE)]
+        if not len(alike):
+            return 0.0
+        counts = np.convolve(np.bincount(alike.astype(np.int64), minlength=256), np.ones(2 * LEVELS + 1), "same")
+        first = int(counts.argmax())
+        most = counts[first]
+        counts[max(0, first - 2 * LEVELS - 1) : first + 2 * LEVELS + 2] = 0
+        return float((most + counts.max()) / len(alike))
+
+    @property
+    def templated(self) -> bool:
+        """Whether what the two share may be no more than a frame, a sticker or a caption over two photographs."""
+        return self.agreement < LITTLE or (self.agreement < EDITED and self.flat > DRAWN)
+
+    @property
     def bordered(self) -> bool | None:
         """Whether what surrounds the reference has one color; None if its own edge has the same color, as where a thing
         on a plain ground was cut out."""
@@ -278,7 +299,8 @@ class _Comparison:
     @property
     def pasted(self) -> bool | None:
         """Whether the reference ends at its edge instead of going on as a scene does; None if that is not clear."""
-        seams = {gap: _seam(self.fit.query, self.corners, gap) for gap in SEAMS}
+        fill = _fill_of_a_rotation(self.fit.query.lab)
+        seams = {gap: _seam(self.fit.query, self.corners, gap, fill) for gap in SEAMS}
         if None in seams.values():
             return None
         steps = {gap: seam[0] for gap, seam in seams.items() if seam is not None}
@@ -286,8 +308,8 @@ class _Comparison:
         shares = {band: self.share(self.compared & (self.distance >= band[0]) & (self.distance < band[1]), SAME)
                   for band in FADES}
         inner = self.share(self.compared & (self.distance >= INNER), SAME)
-        if inner is None or inner < WHOLLY:         # something was changed inside, perhaps up to the edge: no fade
-            shares = {}
+        if inner is None or inner < WHOLLY or self.fit.inliers < SURE:
+            shares = {}         # something was changed inside, or all is blurred, perhaps up to the edge: no fade
 
         def clues(place: int) -> tuple[bool, bool, bool, bool]:
             near, middle, far = (steps[gap] >= SEAMS[gap][place] for gap in SEAMS)
@@ -301,8 +323,27 @@ class _Comparison:
         return True if near and apart else None if near or middle or far or fades else False
 
 
-def _seam(query: LocalFeatures, corners: np.ndarray, gap: float) -> tuple[float, float] | None:
+def _fill_of_a_rotation(lab: np.ndarray) -> np.ndarray:
+    """Return (H, W) bool: the four corners that a slight rotation has filled with one color; none if there are none.
+
+    A bar along an edge, such as that of a screenshot, joins two corners and is no such fill.
+    """
+    cv2 = opencv()
+    height, width = lab.shape[:2]
+    corners = [(1, 1), (width - 2, 1), (width - 2, height - 2), (1, height - 2)]
+    color = np.median([lab[y, x] for x, y in corners], axis=0)
+    near = (np.abs(lab - color).max(axis=2) <= FILL).astype(np.uint8)
+    _, labels = cv2.connectedComponents(near, connectivity=4)
+    found = [labels[y, x] for x, y in corners]
+    if 0 in found or len(set(found)) < 4:
+        return np.zeros((height, width), bool)
+    return cv2.dilate(np.isin(labels, found).astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
+
+
+def _seam(query: LocalFeatures, corners: np.ndarray, gap: float, fill: np.ndarray) -> tuple[float, float] | None:
     """Compare the query's colors on both sides of the edges of the reference, so many pixels from them.
+
+    Where one of the sides lies in the `fill` (H, W) of a rotation, nothing is compared.
 
     Returns:
         The mean difference across the edges over that as far inside, and the correlation of the colors along both
@@ -318,6 +359,8 @@ def _seam(query: LocalFeatures, corners: np.ndarray, gap: float) -> tuple[float,
         line = start + np.linspace(0.04, 0.96, max(2, int(length / 2)))[:, None] * (end - start)
         places = np.stack([line + inward * distance for distance in (-gap, gap, 3 * gap)])
         seen = ((places >= 0) & (places <= limit)).all(axis=(0, 2))
+        rounded = places[:, seen].round().astype(np.int64)
+        seen[seen] = ~fill[rounded[..., 1], rounded[..., 0]].any(axis=0)
         if seen.any():
             sides.append(np.stack([cv2.remap(query.lab, place[None, seen].astype(np.float32), None,
                                              cv2.INTER_LINEAR)[0] for place in places]))
@@ -333,11 +376,11 @@ def _seam(query: LocalFeatures, corners: np.ndarray, gap: float) -> tuple[float,
 def _kind(fit: _Fit, compared: _Comparison) -> Kind:
     whole = compared.reference_share >= WHOLE
     if compared.query_share >= WHOLE:
-        return "same" if whole else "within"
+        return "unsure" if compared.templated else "same" if whole else "within"
     if compared.bordered:
         return "border"
     pasted = compared.pasted
-    if pasted and compared.bordered is not None:
+    if pasted and whole and compared.bordered is not None:      # a part of it may be another shot of the scene
         return "pasted"
     if pasted is not False or compared.bordered is None or compared.agreement < EDITED or fit.inliers < SURE:
         return "unsure"

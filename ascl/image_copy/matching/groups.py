@@ -42,7 +42,7 @@ TOGETHER = 2048         # pairs that are judged before they are kept
 LARGEST = 1000          # copies of one image, by their scores alone, beyond which the model is at fault
 SAMPLED = 2000          # random pairs whose scores tell a collapsed model
 FEWEST = 20             # images among which that is looked at
-COLLAPSED = 0.98        # the middle one of these scores from which a model is said to be collapsed
+COLLAPSED = 1e-3        # their spread, without the outer tenths, below which a model is said to be collapsed
 
 
 class _Related(NamedTuple):
@@ -201,8 +201,8 @@ def _require_variety(vectors: np.ndarray, index: CopyIndex) -> None:
     rng = np.random.default_rng(0)
     first, second = rng.integers(0, len(vectors), (2, SAMPLED))
     scores = _scores(vectors[first], vectors[second], metric=index.state.metric)[first != second]
-    if len(vectors) >= FEWEST and np.median(scores) > COLLAPSED:
-        raise DataError(f"{index.folder}: {index.state.model['name']} gives random pairs of images a score of "
+    if len(vectors) >= FEWEST and np.subtract(*np.quantile(scores, [0.9, 0.1])) < COLLAPSED:
+        raise DataError(f"{index.folder}: {index.state.model['name']} gives all pairs of images the score "
                         f"{np.median(scores):.3f}, so it cannot tell pictures apart: index them with another model")
 
 

@@ -219,3 +219,65 @@ def test_without_opencv_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(DataError, match=r"needs OpenCV: pip install 'ascl\[search\]'"):
         local_features(scene(0))
+
+
+def in_template(image: Image.Image) -> Image.Image:
+    """A screen with bars and lines of text above and below a picture."""
+    screen = Image.new("RGB", (360, 480), (245, 245, 245))
+    screen.paste(image, (0, 100))
+    draw = ImageDraw.Draw(screen)
+    rng = np.random.default_rng(0)
+    for top in (*range(8, 92, 12), *range(380, 476, 12)):
+        left = 10
+        while left < 330:
+            width = int(rng.integers(4, 30))
+            draw.rectangle([left, top, left + width, top + int(rng.integers(2, 8))], fill=(40, 40, 40))
+            left += width + int(rng.integers(3, 12))
+    return screen
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_two_pictures_under_one_template_are_no_copies_and_one_picture_is(seed):
+    first, second = in_template(scene(seed)), in_template(scene(20 + seed))
+    found = relation_of(first, second)
+    assert found is None or (found.kind, found.copy) == ("unsure", None)
+    assert relation_of(first, scene(seed)).copy and relation_of(first, first.convert("L").convert("RGB")).kind == "same"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_slight_rotation_fills_is_no_seam(seed):
+    """The corners of a tilted photograph have one color; a reference whose edge lies beside them was not pasted there."""
+    whole = scene(seed).resize((720, 540))
+    tilted = whole.rotate(4, Image.Resampling.BICUBIC, fillcolor=(250, 20, 20))
+    found = relation_of(tilted, whole.crop((20, 20, 700, 480)))
+    assert found.kind in ("shows more", "unsure") and not found.copy
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_picture_that_was_pasted_is_the_source(seed):
+    image, other = scene(seed), scene(100 + seed)
+    collage = pasted(image, other, (40, 60, 260, 225))
+    found = relation_of(image, collage)
+    assert (found.kind, found.copy, found.reversed) == ("source", None, True)
+    framed = ImageOps.expand(image, (50, 30), (20, 90, 160))
+    assert relation_of(image, framed).kind == "source" and relation_of(framed, image).kind == "border"
+
+
+def test_a_spot_that_was_changed_is_measured_and_brightness_is_not():
+    image = scene(1)
+    changed = image.copy()
+    changed.paste((250, 250, 250), (100, 80, 160, 140))
+    assert relation_of(changed, image).changed == pytest.approx(60 * 60 / (360 * 270), abs=0.02)
+    assert relation_of(image.point(lambda value: int(0.8 * value + 20)), image).changed < 0.005
+
+
+def test_features_survive_their_bytes_and_those_of_the_mirror_image_are_found_in_it():
+    features = local_features(scene(5))
+    again = LocalFeatures.from_bytes(features.to_bytes())
+    assert again.size == features.size and np.array_equal(again.points, features.points)
+    assert np.array_equal(again.sift, features.sift) and np.array_equal(again.pixels, features.pixels)
+    found = local_features(ImageOps.mirror(scene(5)))
+    pairs = matches(features.mirrored, found)
+    distances = np.linalg.norm(features.mirrored.points[pairs[:, 0]] - found.points[pairs[:, 1]], axis=1)
+    assert len(pairs) > 0.8 * len(features.points) and (distances < 1).mean() > 0.95
+    assert np.array_equal(features.mirrored.mirrored.sift, features.sift)

@@ -209,7 +209,7 @@ def test_a_collapsed_model_is_named(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     vectors = np.array([1.0, 0, 0, 0]) + 0.01 * rng.standard_normal((40, 4))
     index = index_of(tmp_path / "one", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
-    with pytest.raises(DataError, match="toy gives random pairs of images a score of 1.000"):
+    with pytest.raises(DataError, match="toy gives all pairs of images the score 1.000"):
         find_groups(index)
     with pytest.raises(DataError, match="choose one of star, single, complete"):
         find_groups(index, linkage="ward")

@@ -350,7 +350,7 @@ def test_geometry_confirms_a_copy_and_says_who_lies_within_whom(tool, tmp_path, 
     assert main(["query", str(queries), "--index", index, "--verify", "7", "--copies_only", "--html", str(page)]) == 0
     said = capsys.readouterr()
     assert "stranger.png:\n  no match" in said.out and "within" in said.out and "shows more" not in said.out
-    assert page.read_text().count("<polygon") >= 2 and "no copy" not in page.read_text()
+    assert page.read_text().count("<polygon") >= 1 and "no copy" not in page.read_text()
     assert main(["query", str(queries), "--index", index, "--min_score", "1.5", "--json"]) == 0
     assert all(answer["matches"] == [] for answer in json.loads(capsys.readouterr().out)["queries"])
     assert main(["query", str(queries), "--index", index, "--copies_only"]) == 2
