@@ -43,9 +43,10 @@ _subcommands.find_action_and_subcommand = _core.find_action_and_subcommand = _fi
 
 
 def pytest_collection_finish() -> None:
-    """Let the garbage collector pass over what stays to the end; it took a tenth of the time to look through it."""
+    """Let the garbage collector pass over what stays to the end, and come less often: it took a tenth of the time."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000)
     gc.enable()
 
 
