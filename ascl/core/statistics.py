@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtri
 
 BLOCK = 2**22               # counts held at once by `resamples`
 
@@ -52,7 +52,7 @@ def wilson_interval(share: float, trials: int, level: float = 0.95) -> Interval:
 
     `scipy.stats.binomtest` takes only whole numbers of successes, which the mean share over several runs need not be.
     """
-    z = float(stats.norm.ppf((1 + level) / 2))
+    z = float(ndtri((1 + level) / 2))
     center = share + z**2 / (2 * trials)
     half = z * (share * (1 - share) / trials + z**2 / (4 * trials**2)) ** 0.5
     scale = 1 + z**2 / trials

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import NamedTuple
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from nltk.tag import RegexpTagger
+
+if TYPE_CHECKING:
+    from nltk.tag import RegexpTagger
 
 STRATEGIES = ("concatenate", "prefix", "keywords", "both", "both-prefix")
 
@@ -30,7 +32,7 @@ three four five six seven eight nine ten several many few much lot lots couple
 """
 _EDGE = re.compile(r"^\W+|\W+$")
 # The last rule matches everything, so that an unknown word is a noun, as in every such tagger.
-_TAGGER = RegexpTagger([
+_RULES = [
     (rf"^(?:{'|'.join(_FUNCTION_WORDS.split())})$", "FUNCTION"),
     (r"^\W*$", "PUNCTUATION"),
     (r"^\d[\d.,:]*$", "NUMBER"),
@@ -38,14 +40,22 @@ _TAGGER = RegexpTagger([
     (r"^.+(?:ing|ed)$", "VERB"),
     (r"^.+(?:ful|ous|ish|ive|less|able|ible)$", "ADJECTIVE"),
     (r"^.+$", "NOUN"),
-])
+]
 _KEYWORD_TAGS = frozenset({"VERB", "ADJECTIVE", "NOUN"})
+
+
+@cache
+def _tagger() -> RegexpTagger:
+    """Return nltk's tagger. Its import brings all of scipy.stats, a second that an evaluation has no use for."""
+    from nltk.tag import RegexpTagger
+
+    return RegexpTagger(_RULES)
 
 
 @lru_cache(maxsize=2**16)
 def _tag(word: str) -> str:
     """Return the tag of a word, which depends only on the word."""
-    return _TAGGER.tag([word])[0][1]
+    return _tagger().tag([word])[0][1]
 
 
 class Positive(NamedTuple):

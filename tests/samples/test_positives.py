@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ascl.data.captions import load_karpathy
@@ -74,6 +74,7 @@ def test_prefix_is_half_by_default():
 
 
 @given(captions_strategy, st.integers(0, 99), st.floats(0.01, 0.99))
+@settings(deadline=None)    # the first one imports nltk
 def test_keyword_truncation_is_a_part_of_the_caption_and_never_empty(caption, seed, ratio):
     short = truncate_keywords(caption, rng(seed), ratio=ratio)
     assert short.split()

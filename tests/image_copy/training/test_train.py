@@ -198,7 +198,7 @@ def test_a_centred_student_begins_without_a_common_direction(photos, method):
 
 def test_a_run_describes_images(photos, trained):
     describer = load_descriptor(trained("rdcd")[0])
-    assert describer.dim == 8 and describer.settings["descriptor"]["feature_dim"] == 1024  # the teacher's
+    assert describer.dim == 8 and describer.settings["descriptor"]["feature_dim"] == 1000  # the teacher's
     vectors, norms = describer([describer.prepare(Image.open(next(photos.iterdir())))])
     assert vectors.shape == (1, 8) and norms.shape == (1,)
 
@@ -243,7 +243,7 @@ def refused(tool, capsys, arguments, status=1):
     (["--rdcd.temperature", "0"], "temperature must be positive", 1), (["--rdcd.momentum", "1.5"], "momentum 1.5", 1),
     (["--rdcd.hard_negative_weight", "-1"], "hard_negative_weight must be at least 0, got -1", 1),
     (["--teacher", "resnet_50"], "nearest are", 1), (["--teacher", "null"], "set teacher.source", 1),
-    (["--model.feature_dim", "16"], "1024 dimensions and the student's feature 16", 1),
+    (["--model.feature_dim", "16"], "1000 dimensions and the student's feature 16", 1),
     (["--images", "no/such/folder"], "no such image or folder", 1),
 ])
 def test_a_setting_that_cannot_be_is_refused_before_the_first_step(

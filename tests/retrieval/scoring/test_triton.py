@@ -6,9 +6,6 @@ Compilation for GPUs that this machine lacks is a test of its own, in a process 
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +21,8 @@ from ascl.retrieval.scoring.triton import attend, supported  # noqa: E402
 from ascl.settings.base import from_dict, read_settings  # noqa: E402
 from ascl.settings.retrieval import Config  # noqa: E402
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+from ...warm_python import REPOSITORY, Program  # noqa: E402
+
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 MODELS = [from_dict(Config, read_settings(Config, path)).model for path in CONFIGS]
 INTERPRETED = not isinstance(scoring_triton.kernel, triton.JITFunction)
@@ -224,7 +222,8 @@ def test_says_what_it_cannot_do(change, reason, device):
 
 
 IN_ITS_OWN_PROCESS = """
-import json, re, subprocess, sys, tempfile
+import json, os, re, subprocess, sys, tempfile
+os.environ.pop("TRITON_INTERPRET", None)
 from pathlib import Path
 import torch, triton
 from triton.backends.compiler import GPUTarget
@@ -267,22 +266,22 @@ print(json.dumps(results))
 BFLOAT16, TF32 = ("bfloat16", "ieee"), ("float32", "tf32")
 
 
-@pytest.mark.parametrize("capability, kib, kernels", [
-    (80, 163, [(*BFLOAT16, 36, 64), (*TF32, 36, 32)]),              # A100
-    (89, 99, [(*BFLOAT16, 36, 64)]),                                # RTX 40
-    (90, 227, [(*BFLOAT16, 36, 64), (*BFLOAT16, 16, 64), (*TF32, 36, 32), (*TF32, 16, 64)]),        # H100
-])
-def test_compiles_for_gpus_that_are_not_here(capability, kib, kernels, record_property):
-    """kib: shared memory that a program may use. kernels: type, precision, key tokens, rows of a tile; D 1024, H 8."""
+GPUS = {        # capability -> KiB of shared memory that a program may use; type, precision, key tokens, rows of a tile
+    80: (163, [(*BFLOAT16, 36, 64), (*TF32, 36, 32)]),              # A100
+    89: (99, [(*BFLOAT16, 36, 64)]),                                # RTX 40
+    90: (227, [(*BFLOAT16, 36, 64), (*BFLOAT16, 16, 64), (*TF32, 36, 32), (*TF32, 16, 64)]),        # H100
+}
+
+
+def test_compiles_for_gpus_that_are_not_here(record_property):
+    """D 1024, H 8."""
     if not (Path(triton.__file__).parent / "backends/nvidia/bin/ptxas").exists():
         pytest.skip("this Triton brings no ptxas")
-    arguments = json.dumps([[capability, *kernel, kib << 10] for kernel in kernels])
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run([sys.executable, "-c", IN_ITS_OWN_PROCESS, arguments], env=environment, capture_output=True,
-                          text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    for built in json.loads(done.stdout):
-        record_property(built["inputs"], str(built))
-        assert built["shared"] <= kib << 10, built
+    asked = [[capability, *kernel, kib << 10] for capability, (kib, kernels) in GPUS.items() for kernel in kernels]
+    compiler = Program("-c", IN_ITS_OWN_PROCESS, json.dumps(asked))
+    assert compiler.wait(600) == 0, compiler.complained()[-2000:]
+    for (*_, room), built in zip(asked, json.loads(compiler.said()), strict=True):
+        record_property(f"{built['inputs']}, {room >> 10} KiB", str(built))
+        assert built["shared"] <= room, built
         assert built["spilled"] <= 512, built                       # bytes a thread; its registers hold 1020
         assert built["asynchronous"], built                         # loads overlap with products
