@@ -358,10 +358,10 @@ def _seam(query: LocalFeatures, corners: np.ndarray, gap: float, fill: np.ndarra
         inward = inward if inward @ (center - start) > 0 else -inward
         line = start + np.linspace(0.04, 0.96, max(2, int(length / 2)))[:, None] * (end - start)
         places = np.stack([line + inward * distance for distance in (-gap, gap, 3 * gap)])
-        seen = ((places >= 0) & (places <= limit)).all(axis=(0, 2))
-        rounded = places[:, seen].round().astype(np.int64)
-        seen[seen] = ~fill[rounded[..., 1], rounded[..., 0]].any(axis=0)
-        if seen.any():
+        seen = np.flatnonzero(((places >= 0) & (places <= limit)).all(axis=(0, 2)))
+        x, y = places[:, seen].round().astype(np.int64).T
+        seen = seen[~fill[y, x].any(axis=1)]
+        if len(seen):
             sides.append(np.stack([cv2.remap(query.lab, place[None, seen].astype(np.float32), None,
                                              cv2.INTER_LINEAR)[0] for place in places]))
     if sum(side.shape[1] for side in sides) < FEWEST // 2:

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageOps
 
 from ascl.core.errors import DataError
+from ascl.image_copy.edits.canvas import Canvas
+from ascl.image_copy.edits.templates import caption, screen, stickers
 from ascl.image_copy.matching.geometry import COPIES, area, clipped, matches, plausible, relate
 from ascl.image_copy.matching.local_features import LocalFeatures, local_features
 
@@ -221,32 +223,19 @@ def test_without_opencv_the_error_says_how_to_get_it(monkeypatch):
         local_features(scene(0))
 
 
-def in_template(image: Image.Image) -> Image.Image:
-    """A screen with bars and lines of text above and below a picture."""
-    screen = Image.new("RGB", (360, 480), (245, 245, 245))
-    screen.paste(image, (0, 100))
-    draw = ImageDraw.Draw(screen)
-    rng = np.random.default_rng(0)
-    for top in (*range(8, 92, 12), *range(380, 476, 12)):
-        left = 10
-        while left < 330:
-            width = int(rng.integers(4, 30))
-            draw.rectangle([left, top, left + width, top + int(rng.integers(2, 8))], fill=(40, 40, 40))
-            left += width + int(rng.integers(3, 12))
-    return screen
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_two_pictures_under_one_template_are_no_copies_and_one_picture_is(seed):
-    first, second = in_template(scene(seed)), in_template(scene(20 + seed))
+@pytest.mark.parametrize("draw", [screen, stickers, caption])
+@pytest.mark.parametrize("strength", [0.2, 0.8])
+def test_two_pictures_under_one_template_are_no_copies_and_one_picture_is(draw, strength):
+    template = draw(360, 270, strength, np.random.default_rng(2))
+    first, second = (template.around(Canvas.of(scene(seed))).image for seed in (0, 20))
     found = relation_of(first, second)
     assert found is None or (found.kind, found.copy) == ("unsure", None)
-    assert relation_of(first, scene(seed)).copy and relation_of(first, first.convert("L").convert("RGB")).kind == "same"
+    assert relation_of(first, scene(0)).copy and relation_of(first, first.convert("L").convert("RGB")).kind == "same"
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_what_a_slight_rotation_fills_is_no_seam(seed):
-    """The corners of a tilted photograph have one color; a reference whose edge lies beside them was not pasted there."""
+    """The corners of a tilted photograph have one color; a reference whose edge lies there was not pasted."""
     whole = scene(seed).resize((720, 540))
     tilted = whole.rotate(4, Image.Resampling.BICUBIC, fillcolor=(250, 20, 20))
     found = relation_of(tilted, whole.crop((20, 20, 700, 480)))
