@@ -11,12 +11,24 @@ from typing import Any
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from ascl.cli.options import INCOMPLETE, Answer, add_device, add_image_files, add_seed, add_workers, ending
+from ascl.cli.groups import watching
+from ascl.cli.options import (
+    INCOMPLETE,
+    Answer,
+    add_device,
+    add_image_files,
+    add_seed,
+    add_workers,
+    ending,
+    print_left_out,
+    status_of,
+)
 from ascl.core.errors import SettingsError
 from ascl.settings.base import Parser
 
 OF_SCORES = ("weight", "start", "end")                  # options of --score_norm sscd and isc
 OF_VECTORS = ("beta", "neighbours", "iterations")       # options of --score_norm negatives
+OF_GEOMETRY = ("query_images", "reference_images", "verify_cache")      # options of --verify
 OF_A_SEARCH = ("candidates", "k", "score_norm", "whiten", "background", *OF_SCORES, *OF_VECTORS)
 
 
@@ -46,6 +58,17 @@ def evaluate_parser(prog: str) -> Parser:
     files.add_argument("--save_submission", metavar="S.h5", help="write the compared vectors, of at most 256 "
                        "dimensions, as a submission to DISC2021's descriptor track")
     files.add_argument("--out", metavar="REPORT.json", help="write the report, also as REPORT.md")
+    look = parser.add_argument_group("geometry")
+    look.add_argument("--verify", type=PositiveInt, metavar="N", help="relate the N best candidates of each query by "
+                      "geometry, as ascl copy query --verify does, and evaluate the candidates in the order that this "
+                      "gives (needs OpenCV); null = the scores decide")
+    look.add_argument("--query_images", metavar="FOLDER", help="--verify: folder of the queries' pictures; their ids "
+                      "are paths in it, or file names without the suffix")
+    look.add_argument("--reference_images", metavar="FOLDER", help="--verify: folder of the references' pictures")
+    look.add_argument("--verify_cache", metavar="DIR", help="--verify: folder that keeps what is found, 0.1 MB a "
+                      "picture, so that another evaluation of the same pictures is quick; null = a temporary one")
+    look.add_argument("--workers", type=NonNegativeInt, default=2, metavar="N", help="--verify: threads that read and "
+                      "compare pictures; 0 = one")
     rule = parser.add_argument_group("protocol")
     rule.add_argument("--candidates", type=PositiveInt, metavar="N",
                       help="evaluate the N best pairs over all queries; null = 500,000, as in DISC2021")
@@ -79,6 +102,7 @@ def evaluate_parser(prog: str) -> Parser:
 def evaluate(options: Namespace) -> Answer:
     check(options)
     from ascl.core.files import write_text
+    from ascl.images.find import FoundImages, Skipped
 
     out = None if options.out is None else Path(options.out)
     with ending("stopped; no unfinished file was left"):
@@ -89,7 +113,9 @@ def evaluate(options: Namespace) -> Answer:
     print(report.to_markdown())
     if out is not None:
         print("saved:", out, out.with_suffix(".md"))
-    return Answer(report.to_dict())
+    skipped = [Skipped(**one) for one in report.sections.get("verification", {}).get("not_read", [])]
+    print_left_out(FoundImages(), skipped)
+    return Answer(report.to_dict(), status_of(skipped))
 
 
 def report_of(options: Namespace) -> Any:
@@ -100,8 +126,12 @@ def report_of(options: Namespace) -> Any:
     from ascl.image_copy.evaluation.copydays import NEIGHBOURS, copydays_ground_truth
     from ascl.image_copy.evaluation.evaluate import evaluate_candidates
     from ascl.image_copy.evaluation.protocol import Protocol
+    from ascl.image_copy.evaluation.verified import verify_candidates
+    from ascl.image_copy.matching.local_features import opencv
     from ascl.images.backbones import pick_device
 
+    if options.verify:
+        opencv()        # a search may take long, so first see whether it is there
     copydays = options.ground_truth == "copydays"
     truth = None if copydays else files.read_ground_truth(options.ground_truth)
     edits = files.read_edits(options.edits) if options.edits else None
@@ -127,9 +157,17 @@ def report_of(options: Namespace) -> Any:
     if truth is None:
         assert sides is not None  # check
         truth = copydays_ground_truth(sides[0].names, sides[1].names)
+    verified = None
+    if options.verify:
+        with watching() as progress:
+            verified = verify_candidates(
+                candidates, options.query_images, options.reference_images, options.verify, cache=options.verify_cache,
+                threads=max(1, options.workers), progress=progress,
+            )
+        candidates = verified.candidates
     report = evaluate_candidates(
         candidates, truth, norms=sides if options.norm_filter else None, edits=edits, negatives=negatives,
-        copydays=copydays, bootstrap_samples=options.bootstrap, seed=options.seed,
+        copydays=copydays, bootstrap_samples=options.bootstrap, seed=options.seed, verified=verified,
     )
     if options.save_predictions:
         files.write_predictions(options.save_predictions, candidates.query, candidates.reference, candidates.score)
@@ -161,8 +199,16 @@ def check(options: Namespace) -> None:
         raise SettingsError("--norm_filter needs norms: give --queries and --references too")
     if options.candidates is not None and options.k is not None:
         raise SettingsError("--candidates and --k are two ways to choose candidates: give one")
-    if options.hard_negatives and not options.edits:
-        raise SettingsError("--hard_negatives are counted by kind: give --edits too")
+    if options.hard_negatives and not (options.edits or options.verify):
+        raise SettingsError("--hard_negatives are counted by kind, and by what geometry calls them: give --edits or "
+                            "--verify too")
+    folders = [name for name in ("query_images", "reference_images") if options[name] is None]
+    if options.verify and folders:
+        raise SettingsError(f"--verify looks at the pictures: give {' and '.join(f'--{name}' for name in folders)} too")
+    without = [name for name in OF_GEOMETRY if options[name] is not None]
+    if without and not options.verify:
+        raise SettingsError(f"--{without[0]} has no effect without --verify; leave it out, or say how many candidates "
+                            "to verify")
     if options.out is not None and Path(options.out).suffix == ".md":
         raise SettingsError(f"--out {options.out}: name a .json file; the Markdown is written beside it")
     unused = set(OF_SCORES if options.score_norm not in ("sscd", "isc") else OF_VECTORS)

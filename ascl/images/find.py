@@ -151,14 +151,18 @@ def images_of(*sources: str | os.PathLike, ids: IdRule = "path", exclude: Sequen
 
 
 def by_any_id(folder: str | os.PathLike) -> dict[str, Path]:
-    """Return the images of a folder by every id that a feature file may give them: their path, or a stem of one only.
+    """Return the images of a folder by every id that a feature file may give them: their path, with or without the
+    suffix, or a stem; the last two only where one image has it.
 
     Raises DataError as `find_images`.
     """
     images = find_images(folder).images
-    stems = Counter(stem_of(image.path) for image in images)
-    return {**{stem_of(image.path): image.path for image in images if stems[stem_of(image.path)] == 1},
-            **{image.id: image.path for image in images}}
+    found: dict[str, Path] = {}
+    for id_of in (lambda image: stem_of(image.path), lambda image: image.id.removesuffix(shown(image.path.suffix)),
+                  lambda image: image.id):
+        counts = Counter(map(id_of, images))
+        found |= {id_of(image): image.path for image in images if counts[id_of(image)] == 1}
+    return found
 
 
 def stem_of(path: Path) -> str:

@@ -41,7 +41,8 @@ def test_a_camera_library_has_an_id_for_each_file(tmp_path):
         find_images(tmp_path, ids="stem")
     assert find_images(tmp_path / "101", ids="stem").ids == ["IMG_0001"]
     assert by_any_id(folder_of(tmp_path, "only.jpg")) == {
-        **{name: tmp_path / name for name in [*names, "only.jpg"]}, "only": tmp_path / "only.jpg"}
+        **{name: tmp_path / name for name in [*names, "only.jpg"]}, "only": tmp_path / "only.jpg",
+        "101/IMG_0001": tmp_path / names[2]}
 
 
 def test_ids_of_several_sources_begin_with_the_folder_and_with_more_where_it_takes_more(tmp_path):

@@ -15,7 +15,7 @@ STRENGTHS = ("mild", "medium", "hard")  # as the generated benchmark names them
 
 
 def breakdown(judged: JudgedPairs, threshold: float | None, edits: dict[str, QueryEdit],
-              keep: np.ndarray | None) -> dict[str, list[dict[str, Any]]]:
+              keep: np.ndarray | None, confirmed: np.ndarray | None = None) -> dict[str, list[dict[str, Any]]]:
     """Return a row of metrics per group of queries, for each grouping with more than one group.
 
     Args:
@@ -23,6 +23,7 @@ def breakdown(judged: JudgedPairs, threshold: float | None, edits: dict[str, Que
         threshold: the score at P90 of the whole list; None if P90 is not reached.
         edits: how each query was made; queries without an entry are in no group.
         keep: (N,) bool, the predictions that the norm-ratio filter keeps, in their original order; None = no filter.
+        confirmed: (N,) bool, the predictions that geometry confirms to be copies; None = it was not asked.
     """
     result: dict[str, list[dict[str, Any]]] = {}
     for grouping, attributes in GROUPINGS.items():
@@ -33,7 +34,7 @@ def breakdown(judged: JudgedPairs, threshold: float | None, edits: dict[str, Que
             result[grouping] = []
             for group in sorted(members, key=lambda group: [_order(label) for label in group]):
                 chosen = np.array([query in members[group] for query in judged.query_ids], dtype=bool)
-                row = group_metrics(judged, chosen, threshold, list(members[group].values()), keep)
+                row = group_metrics(judged, chosen, threshold, list(members[group].values()), keep, confirmed)
                 result[grouping].append({"name": " ".join(group), **row})
     return result
 
@@ -60,7 +61,7 @@ def _order(label: str) -> tuple[int, str]:
 
 
 def group_metrics(judged: JudgedPairs, chosen: np.ndarray, threshold: float | None, members: list[QueryEdit],
-                  keep: np.ndarray | None) -> dict[str, Any]:
+                  keep: np.ndarray | None, confirmed: np.ndarray | None = None) -> dict[str, Any]:
     """Return the row of the queries where `chosen` (Q,) is True; `members` are their edits, the rest as `breakdown`."""
     group = judged.of_queries(chosen)
     pairs = len(group.gt_query)
@@ -78,4 +79,8 @@ def group_metrics(judged: JudgedPairs, chosen: np.ndarray, threshold: float | No
     if keep is not None:
         kept = of_group & keep[judged.order[top]]
         row |= {"filtered_true": int((correct & kept).sum()), "filtered_false": int((~correct & kept).sum())}
+    if confirmed is not None:
+        copies = chosen[judged.query] & confirmed[judged.order]
+        row |= {"confirmed_true": int((judged.correct & copies).sum()),
+                "confirmed_false": int((~judged.correct & copies).sum())}
     return row

@@ -14,6 +14,8 @@ from ascl.image_copy.evaluation.protocol import BackgroundScore, NegativeSubtrac
 from ascl.image_copy.evaluation.score_norm import augmented, fit_whitening, subtract_negatives
 from ascl.index.exact import capped_search, nearest_references
 
+SQUARED = "-squared Euclidean distance"
+
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
@@ -72,7 +74,7 @@ def find_candidates(queries: Descriptors, references: Descriptors, background: D
         at_reference, score = nearest_references(left, right, protocol.limit, metric=metric, device=device)
         at_query = np.repeat(np.arange(len(left)), score.shape[1])
     about = {"candidates": protocol.rule(),
-             "score": "inner product" if metric == "ip" else "-squared Euclidean distance", "codec": codec,
+             "score": "inner product" if metric == "ip" else SQUARED, "codec": codec,
              "normalization": str(norm or "none"),
              "model": queries.model or references.model or "not named in the files",
              "query descriptors": queries.source, "reference descriptors": references.source,

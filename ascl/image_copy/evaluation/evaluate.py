@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +18,7 @@ from ascl.image_copy.evaluation.files import GroundTruth, QueryEdit
 from ascl.image_copy.evaluation.judged import judge
 from ascl.image_copy.evaluation.metrics import CopyMetrics, RankedPairs, metrics_of, norm_ratio_keeps, top_pairs
 from ascl.image_copy.evaluation.report import METRICS, Report
+from ascl.image_copy.evaluation.verified import CONFIDENCE, Verified, verification_section
 
 RATIOS = (0.8, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.2, 1.5)  # |query| / |reference| of the norm-ratio curve
 
@@ -24,7 +26,7 @@ RATIOS = (0.8, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.2, 1.5)  # |query| / |re
 def evaluate_candidates(candidates: Candidates, truth: GroundTruth, *,
                         norms: tuple[Descriptors, Descriptors] | None = None, edits: dict[str, QueryEdit] | None = None,
                         negatives: list[tuple[str, str]] | None = None, copydays: bool = False,
-                        bootstrap_samples: int = 0, seed: int = 0) -> Report:
+                        bootstrap_samples: int = 0, seed: int = 0, verified: Verified | None = None) -> Report:
     """Measure candidates against a ground truth.
 
     Args:
@@ -33,9 +35,11 @@ def evaluate_candidates(candidates: Candidates, truth: GroundTruth, *,
             number.
         norms: queries and references with norms: also report what the norm-ratio filter keeps.
         edits: how queries were made: also report by role, kind and strength.
-        negatives: pairs that are alike but no copies: also report, by kind, how many are among the top pairs.
+        negatives: pairs that are alike but no copies: also report how many are among the top pairs, by the kind of
+            `edits`, and what they are called by `verified`.
         copydays: also report Copydays' trapezoid scores.
         bootstrap_samples, seed: draws of the queries for intervals, 0 = none, and their seed.
+        verified: what geometry says of the candidates, which are its `candidates`: also report that.
 
     Raises:
         DataError: the searched images contain no true pair, norms are missing, or as `judge`.
@@ -62,17 +66,23 @@ def evaluate_candidates(candidates: Candidates, truth: GroundTruth, *,
         sections["intervals"] = asdict(bootstrap_intervals(judged, population, samples=bootstrap_samples, seed=seed))
         about["intervals"] = f"{bootstrap_samples} draws of the {population} queries with replacement, seed {seed}"
     if edits is not None:
-        sections["breakdown"] = breakdown(judged, metrics.threshold_at_p90, edits, keep)
+        sections["breakdown"] = breakdown(judged, metrics.threshold_at_p90, edits, keep,
+                                          None if verified is None else verified.confirmed)
         unknown = sum(query not in edits for query in judged.query_ids)
         if unknown:
             warnings.append(f"{unknown} queries have no row in the edits, so they are in no row of the breakdown")
         about["breakdown"] = ("each row has only the queries of its group, distractors included; TP and FP at the top "
                               "and recall at P90 use the top pairs and the threshold of the whole list")
-    if negatives is not None:
+    if negatives is not None and edits is not None:
         top = judged.order[: len(truth.pair_query)]
         chosen, kept = ({(candidates.query[row], candidates.reference[row]) for row in rows}
                         for rows in (top, top if keep is None else top[keep[top]]))
-        sections["hard_negatives"] = hard_negatives(negatives, edits or {}, chosen, None if keep is None else kept)
+        sections["hard_negatives"] = hard_negatives(negatives, edits, chosen, None if keep is None else kept)
+    if verified is not None:
+        sections["verification"] = verification_section(verified, truth, negatives or [])
+        counts["pictures_not_read"] = len(verified.not_read)
+        about["geometry as a decision"] = (f"intervals are Clopper-Pearson, {CONFIDENCE:.0%}, as if pairs were "
+                                           "independent; cost is processor time, with the reading of the files")
     if copydays:
         sections["copydays"] = copydays_report(judged)
         about["copydays"] = "average precision by trapezoids over the candidates; pooled over all queries of all blocks"

@@ -10,6 +10,12 @@ from ascl.core.tables import markdown_table
 METRICS = {"muap": "muAP", "recall_at_p90": "Recall at P90", "threshold_at_p90": "Threshold at P90",
            "recall_rank1": "Recall@1", "recall_rank10": "Recall@10"}
 
+CLASSES = {"true": "true pairs", "hard_negative": "hard negatives", "other": "other pairs"}
+DECISIONS = {"precision": "precision: true among the confirmed", "recall": "recall: confirmed among all true pairs",
+             "recall_of_related": "... among the true pairs that were related",
+             "hard_negatives": "hard negatives that are confirmed, and should not be",
+             "queries_without_reference": "queries without a reference that get a confirmed copy"}
+
 
 @dataclass(frozen=True)
 class Report:
@@ -18,7 +24,7 @@ class Report:
     protocol: dict[str, Any]  # what determines the numbers, label -> value
     counts: dict[str, int]  # sizes of all sets, and of what is missing or overlaps
     # `metrics`, `top_pairs`, and on request `metrics_norm_filter`, `top_pairs_norm_filter`, `norm_ratio_curve`,
-    # `intervals`, `breakdown`, `hard_negatives`, `copydays`; fractions in [0, 1]
+    # `intervals`, `breakdown`, `hard_negatives`, `verification`, `copydays`; fractions in [0, 1]
     sections: dict[str, Any]
     warnings: list[str]  # what a reader must know
 
@@ -35,6 +41,8 @@ class Report:
         if "norm_ratio_curve" in self.sections:
             curve = [(f"{point['most']:g}", point) for point in self.sections["norm_ratio_curve"]]
             parts.append(_of_top("top pairs, norm ratio at most", curve))
+        if "verification" in self.sections:
+            parts += _verification(self.sections["verification"])
         if "copydays" in self.sections:
             section = self.sections["copydays"]
             means = {**section["map_by_block"], "all queries, mAP": section["map"],
@@ -75,9 +83,37 @@ def _of_top(title: str, tops: list[tuple[str, Any]]) -> str:
     ])
 
 
+def _verification(section: dict[str, Any]) -> list[str]:
+    """Return what geometry says of pairs as tables, and what it costs as a line."""
+    of = {name: sum(counts.values()) for name, counts in section["kinds"].items()}
+    kinds = sorted({kind for counts in section["kinds"].values() for kind in counts})
+    called = markdown_table(["geometry calls", *(f"{CLASSES[name]} ({total:,})" for name, total in of.items())], [
+        [kind, *(f"{counts.get(kind, 0):,}" for counts in section["kinds"].values())] for kind in kinds])
+    decided = markdown_table(["confirmed copies", "of", "", f"{section['confidence']:.0%} interval"], [
+        [label, *_shares(section["confirmed"][name])] for name, label in DECISIONS.items()
+        if name in section["confirmed"]])
+    points = markdown_table(["confirmed by at least", "TP", "FP", "precision", "interval", "recall", "interval"], [
+        [f"{one['points']} points", f"{one['true']:,}", f"{one['false']:,}", *_shares(one["precision"])[1:],
+         *_shares(one["recall"])[1:]] for one in section["points"]])
+    cost = section["cost"]
+    times = ["everything was in the cache" if value is None else f"{value:,.1f} ms a {what}" for value, what in (
+        (cost["ms_per_picture"], "picture"), (cost["ms_per_pair"], "pair"))]
+    query = "" if cost["ms_per_query"] is None else f"; {cost['ms_per_query']:,.0f} ms a query, with its own picture"
+    return [called, decided, points, f"Processor time: {times[0]} (of {cost['pictures']:,}), {times[1]} (of "
+            f"{cost['pairs']:,}){query}"]
+
+
+def _shares(rate: dict[str, Any] | None) -> list[str]:
+    """Return a share's count, its value and its interval."""
+    if rate is None:
+        return ["0 of 0", "", ""]
+    return [f"{rate['count']:,} of {rate['of']:,}", _percent(rate["rate"]),
+            f"{_percent(rate['low'])} to {_percent(rate['high'])}"]
+
+
 def _breakdown(name: str, rows: list[dict[str, Any]]) -> str:
     counts = {"top_true": "TP at top", "top_false": "FP at top", "filtered_true": "TP filtered",
-              "filtered_false": "FP filtered"}
+              "filtered_false": "FP filtered", "confirmed_true": "TP confirmed", "confirmed_false": "FP confirmed"}
     counts = {key: label for key, label in counts.items() if key in rows[0]}
     header = [name, "queries", "pairs", "content scale", "muAP", "Recall@1", "recall at P90", *counts.values()]
     return markdown_table(header,

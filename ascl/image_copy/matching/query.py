@@ -17,9 +17,9 @@ from ascl.core.reading import shown
 from ascl.image_copy.descriptors.choice import ImageDescriber
 from ascl.image_copy.matching.describe import BLANK, ReadOptions, described_images
 from ascl.image_copy.matching.feature_cache import FeatureCache
-from ascl.image_copy.matching.geometry import SURE, Relation
+from ascl.image_copy.matching.geometry import Relation
 from ascl.image_copy.matching.model import recorded_model
-from ascl.image_copy.matching.verify import Picture, Verifier, picture_of
+from ascl.image_copy.matching.verify import Picture, Verifier, evidence, picture_of
 from ascl.images.find import ImageFile, Skipped
 from ascl.images.rgb import Blankness
 from ascl.index import calibration as calibrations
@@ -51,13 +51,8 @@ class Match:
 
     @property
     def evidence(self) -> float:
-        """The score, raised by 1 where geometry relates the two and by 1 to 2 where it confirms a copy, the more the
-        more points agree; lowered by 2 where the query shows more than the image."""
-        score = self.score if self.normalised is None else self.normalised
-        if self.relation is None:
-            return score
-        inliers = self.relation.inliers
-        return score + {True: 1 + inliers / (inliers + SURE), None: 1, False: -2}[self.relation.copy]
+        """The score with what geometry says; see `verify.evidence`."""
+        return evidence(self.score if self.normalised is None else self.normalised, self.relation)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""

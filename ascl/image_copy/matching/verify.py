@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ascl.core.errors import DataError
 from ascl.image_copy.matching.describe import digest_of
 from ascl.image_copy.matching.feature_cache import FeatureCache
-from ascl.image_copy.matching.geometry import Relation, relate
+from ascl.image_copy.matching.geometry import SURE, Relation, relate
 from ascl.image_copy.matching.local_features import LocalFeatures, local_features, opencv
 from ascl.images.read import load_image
 from ascl.index.reader import IndexReader
@@ -30,6 +30,14 @@ class Picture(NamedTuple):
     sha256: bytes | None = None
 
 
+def evidence(score: float, relation: Relation | None) -> float:
+    """Return the score of descriptors, raised by 1 where geometry relates two pictures and by 1 to 2 where it confirms
+    a copy, the more the more points agree; lowered by 2 where the query shows more than the reference."""
+    if relation is None:
+        return score
+    return score + {True: 1 + relation.inliers / (relation.inliers + SURE), None: 1, False: -2}[relation.copy]
+
+
 def picture_of(index: IndexReader, record: Record) -> Picture:
     """Return the picture of an indexed image, where it is now; a path that leads nowhere is not read."""
     return Picture(index.place_of(record).path, record.sha256)
@@ -41,6 +49,9 @@ class Verifier:
     Args:
         cache: keeps the features of pictures whose SHA-256 is known, for other processes too; None = in memory only.
 
+    Attributes:
+        compared: pairs that `related` has compared, and not found in the cache.
+
     Raises:
         DataError: OpenCV is not installed.
     """
@@ -48,6 +59,7 @@ class Verifier:
     def __init__(self, cache: FeatureCache | None = None) -> None:
         opencv()
         self.cache = cache
+        self.compared = 0
         self._features = lru_cache(KEPT)(self._read)
 
     def __call__(self, query: Picture, reference: Picture) -> tuple[str, Relation | None]:
@@ -58,6 +70,28 @@ class Verifier:
             return NOT_READ, None
         relation = relate(own, other)
         return (NOT_CONFIRMED, None) if relation is None else (relation.kind, relation)
+
+    def related(self, pairs: Sequence[tuple[Picture, Picture]], threads: int,
+                progress: Callable[[int], Any] = lambda count: None) -> list[tuple[str, Relation | None]]:
+        """Return what a call returns, for many pairs (query, reference); what the cache knows is not compared again."""
+        found = list[tuple[str, Relation | None]]()
+        with ThreadPoolExecutor(threads) as pool:
+            for first in range(0, len(pairs), TOGETHER):
+                part = pairs[first : first + TOGETHER]
+                keys = [(query.sha256 or b"", reference.sha256 or b"") for query, reference in part]
+                known = {} if self.cache is None else self.cache.relations(key for key in keys if all(key))
+                new = [place for place, key in enumerate(keys) if key not in known]
+                fresh = dict(zip(new, pool.map(lambda pair: self(*pair), [part[place] for place in new]), strict=True))
+                for place, key in enumerate(keys):
+                    relation = known.get(key)
+                    found.append(fresh[place] if place in fresh else
+                                 (NOT_CONFIRMED if relation is None else relation.kind, relation))
+                if self.cache is not None:
+                    self.cache.put_relations({keys[place]: relation for place, (kind, relation) in fresh.items()
+                                              if kind != NOT_READ and all(keys[place])})
+                self.compared += len(new)
+                progress(len(part))
+        return found
 
     def is_readable(self, picture: Picture) -> bool:
         """Return whether a picture's file can be read and has the content that it must have."""
