@@ -99,6 +99,22 @@ def test_bench_training_runs_and_writes_its_rows(module, tmp_path, capsys):
     assert f"{20 * (113287 * 5 // 4):,} steps" in projected["exact"].note
 
 
+def test_thresholds_of_an_index_by_itself_and_by_a_background(module, tmp_path, capsys):
+    pytest.importorskip("cv2")
+    photos, path = tmp_path / "photos", tmp_path / "results.csv"
+    photos.mkdir()
+    for seed in range(14):
+        scene(seed, 120, 90).save(photos / f"{seed}.png")
+    arguments = ["--photos", str(photos), "--index", "6", "--background", "5", "--splits", "2", "--results", str(path)]
+    assert module("bench_calibration").main(arguments) == 0
+    rows = module("results").read(path)
+    assert len(rows) == 2 * 4 and all(0 <= float(row.value) <= 100 for row in rows)
+    assert all("3 photographs in the rest" in row.note for row in rows)
+    assert "calibrated with" in capsys.readouterr().out
+    assert module("bench_calibration").main([*arguments, "--index", "60"]) == 2
+    assert "65 are needed" in capsys.readouterr().err
+
+
 def test_geometry_is_counted_by_edit(module, tmp_path, capsys):
     pytest.importorskip("cv2")
     photos, folder, path = tmp_path / "photos", tmp_path / "bench", tmp_path / "results.csv"

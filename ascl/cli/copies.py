@@ -18,6 +18,7 @@ from ascl.cli.options import (
     add_device,
     add_ids,
     add_image_files,
+    add_seed,
     add_workers,
     chosen_describer,
     ending,
@@ -41,13 +42,14 @@ def parser_of(prog: str, description: str, *, required: bool = True) -> Parser:
     return parser
 
 
-def describing_parser(prog: str, description: str, images: str, *, required: bool = True) -> Parser:
-    """Return the parser of a command that describes images; `required`: whether it needs an index and images."""
+def describing_parser(prog: str, description: str, images: str, *, required: bool = True, least: str = "+") -> Parser:
+    """Return the parser of a command that describes images; `required`: whether it needs an index and images; `least`:
+    "*" if it needs an index only."""
     parser = parser_of(
         prog, f"{description} The model is chosen when the index is made, and recorded in it; later, give its options "
         "only if its files have moved.", required=required,
     )
-    parser.add_argument("images", nargs="+" if required else "*", metavar=images,
+    parser.add_argument("images", nargs=least if required else "*", metavar=images,
                         help="image files, folders (searched at any depth), or .txt files with one path per line")
     add_describer(parser)
     add_device(parser)
@@ -67,6 +69,9 @@ def index_parser(prog: str) -> Parser:
     parser.add_argument("--exact_up_to", type=NonNegativeInt, metavar="N", help="new index: search exactly up to N "
                         "images, and through a compressed index beyond; null = 100,000")
     add_replace(parser)
+    parser.add_argument("--no_calibration", action="store_true", help="do not calibrate the index with its own images "
+                        "at the end, which is done once it holds 100 images, if OpenCV is installed, and takes about "
+                        "20 s")
     return parser
 
 
@@ -90,7 +95,31 @@ def index(options: Namespace) -> Answer:
                                             exact_up_to=exact)
     if why:
         print(f"no model was chosen: images are described by {why} (--model NAME)", file=sys.stderr)
-    return add_to(opened, describer, images, options)
+    answer = add_to(opened, describer, images, options)
+    return answer if options.no_calibration else answer._replace(
+        content={**answer.content, "calibration": calibrated_by_itself(opened, options)})
+
+
+def calibrated_by_itself(opened: Any, options: Namespace) -> dict[str, Any] | None:
+    """Calibrate an index with a few of its own images if that is due; return the calibration that it then has."""
+    from ascl.cli.groups import watching
+    from ascl.image_copy.matching.calibrate import BY_ITSELF, BY_ITSELF_RATE, calibrate_by_itself, is_due
+    from ascl.image_copy.matching.query import calibration_of
+    from ascl.image_copy.matching.report import rate_text
+
+    made = calibration_of(opened)
+    if is_due(opened):
+        try:
+            with watching() as progress, ending("stopped; the index is complete, and only not calibrated"):
+                made = calibrate_by_itself(
+                    opened, rate=BY_ITSELF_RATE if made is None else made.wanted, threads=max(1, options.workers),
+                    sample=max(BY_ITSELF, 0 if made is None else made.achieved.total), progress=progress)
+            print(f"calibrated with {made.achieved.total:,} of its own images: a copy has a score of at least "
+                  f"{made.threshold:.6f}, false positives {rate_text(made.achieved)}. Unrelated images give a rate to "
+                  f"rely on: ascl copy calibrate UNRELATED/ --index {opened.folder}")
+        except DataError as error:
+            print(f"not calibrated, so that a query says neither yes nor no: {error}", file=sys.stderr)
+    return None if made is None else made.to_dict()
 
 
 def add_parser(prog: str) -> Parser:
@@ -248,7 +277,9 @@ def query(options: Namespace) -> Answer:
 def calibrate_parser(prog: str) -> Parser:
     parser = describing_parser(
         prog, "Set the score from which ascl copy query calls a match a copy, for a false-positive rate measured on "
-        "background images, which have no copies in the index.", "BACKGROUND"
+        "background images, which have no copies in the index. Without them its own images serve: the best match of "
+        "each to which geometry does not relate it (needs OpenCV, and the pictures where they were).", "BACKGROUND",
+        least="*",
     )
     parser.add_argument("--false_positive_rate", type=float, default=1e-3, metavar="RATE",
                         help="accepted share of unrelated query images that get a match called a copy, from 0 to 1")
@@ -256,6 +287,9 @@ def calibrate_parser(prog: str) -> Parser:
                         help="confidence level of the printed intervals, from 0 to 1")
     parser.add_argument("--score_norm", action="store_true", help="normalize scores as SSCD does: subtract the mean of "
                         "the query's 3 best scores with the background")
+    parser.add_argument("--sample", type=PositiveInt, metavar="N", help="without BACKGROUND: images of the index to "
+                        "calibrate with; null = 1,000")
+    add_seed(parser, "without BACKGROUND: seed of their choice")
     parser.add_argument("--unchecked", action="store_true", help="go on if none of the indexed photos is where it was, "
                         "so that copies of them among the background cannot be found")
     return parser
@@ -267,7 +301,14 @@ def calibrate(options: Namespace) -> Answer:
     from ascl.index.calibration import ScoreNorm
     from ascl.index.store import CopyIndex
 
+    only = ("sample", "seed") if options.images else ("score_norm", "unchecked")
+    wrong = [name for name in only if name in options.given and options[name] not in (None, False)]
+    if wrong:
+        raise SettingsError(f"--{wrong[0]} has no effect {'with' if options.images else 'without'} BACKGROUND images; "
+                            "leave it out")
     opened = CopyIndex(options.index)
+    if not options.images:
+        return calibrate_with_own(opened, options)
     images = given_images(options, *options.images, ids="path")
     try:
         with reading(options, len(images)) as how:
@@ -287,6 +328,20 @@ def calibrate(options: Namespace) -> Answer:
     print_left_out(images, skipped)
     print_warnings(opened)
     return Answer({**made.to_dict(), **left_out(images, skipped, how)}, status_of(skipped))
+
+
+def calibrate_with_own(opened: Any, options: Namespace) -> Answer:
+    from ascl.cli.groups import watching
+    from ascl.image_copy.matching.calibrate import OWN_SAMPLE, calibrate_by_itself
+    from ascl.image_copy.matching.report import calibration_lines
+
+    with watching() as progress, ending("stopped; what geometry found is kept, and the same command continues"):
+        made = calibrate_by_itself(
+            opened, rate=options.false_positive_rate, confidence=options.confidence, seed=options.seed,
+            sample=options.sample or OWN_SAMPLE, threads=max(1, options.workers), progress=progress)
+    print("\n".join(calibration_lines(made)))
+    print_warnings(opened)
+    return Answer(made.to_dict())
 
 
 def info_parser(prog: str) -> Parser:

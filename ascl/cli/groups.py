@@ -70,7 +70,7 @@ def groups(options: Namespace) -> Answer:
     with ending("stopped; what was described and compared is kept, and the same command continues"):
         if options.images:
             indexed = copies.index(Namespace(**vars(options) | {"index": folder, "id": None, "exact_up_to": None,
-                                                                "replace": True}))
+                                                                "replace": True, "no_calibration": True}))
             among = {str(path.absolute()) for path in given_images(options, *options.images, ids="path").paths}
         opened = CopyIndex(folder)
         with watching() as progress:

@@ -1,4 +1,6 @@
-"""Choose a score threshold from unrelated background images, and estimate the false-positive rate above it.
+"""Choose a score threshold from unrelated images, and estimate the false-positive rate above it.
+
+These images are a background of which the index holds no copy, or the index's own, each without itself and its copies.
 
 A background image that scores at least the threshold against the index is a false positive. The threshold is the lowest
 one whose expected share of false positives is at most the wanted rate. A Clopper-Pearson interval says how well that
@@ -13,13 +15,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.special import betaincinv
 
 from ascl.core.errors import DataError
 
+Source = Literal["background", "index"]     # where the unrelated images come from
+IMAGES: dict[Source, str] = {"background": "background images", "index": "images of the index"}
+OWN_IMAGES = ("the threshold comes from the index's own images, and geometry chose which of them are no copies of one "
+              "another: copies that it did not recognize raise the threshold, and likenesses that it took for copies "
+              "lower it. Calibrate with unrelated images for a rate to rely on")
 GROWTH_WARNED = 0.1     # relative growth of the index since the calibration from which the user is warned
 GROWTH_REFUSED = 1.0    # ... and from which matches are no longer called copies or not
 
@@ -73,6 +80,7 @@ class Calibration:
     nearest: tuple[Nearest, ...]  # background images with the highest scores, best first, for a look by eye
     score_norm: ScoreNorm | None  # None = scores are not normalized
     warnings: tuple[str, ...]  # what a user should know about it
+    source: Source = "background"  # which images it was calibrated with
 
     def to_dict(self) -> dict[str, Any]:
         """Return the calibration as a dict, fit for JSON."""
@@ -82,6 +90,7 @@ class Calibration:
     def from_dict(cls, fields: dict[str, Any]) -> Calibration:
         """Return the calibration that `to_dict` wrote; other keys are ignored, DataError if one is missing."""
         try:
+            fields = {"source": "background"} | fields      # calibrations of earlier versions do not say so
             own = {name: fields[name] for name in cls.__dataclass_fields__}
             own["achieved"] = Rate(**own["achieved"])
             own["nearest"] = tuple(Nearest(**one) for one in own["nearest"])
@@ -92,14 +101,15 @@ class Calibration:
 
 
 def calibrated(scores: np.ndarray, rate: float, *, confidence: float, images: int, added: int, left_out: dict[str, int],
-               score_norm: ScoreNorm | None, nearest: tuple[Nearest, ...] = ()) -> Calibration:
+               score_norm: ScoreNorm | None, nearest: tuple[Nearest, ...] = (), source: Source = "background"
+               ) -> Calibration:
     """Return the threshold for a wanted false-positive rate.
 
     Args:
-        scores: (n,) best score of each background image against the index; at most 1 unless they are normalized.
+        scores: (n,) best score of each unrelated image against the index; at most 1 unless they are normalized.
         rate: wanted share of false positives, in (0, 1).
         confidence: confidence level of the interval, in (0, 1).
-        images, added, left_out, score_norm, nearest: see `Calibration`.
+        images, added, left_out, score_norm, nearest, source: see `Calibration`.
 
     Raises:
         DataError: rate or confidence is out of range, there is no score, or a score is NaN.
@@ -107,6 +117,9 @@ def calibrated(scores: np.ndarray, rate: float, *, confidence: float, images: in
     for what, share, example in (("false-positive rate", rate, "1e-3"), ("confidence", confidence, "0.95")):
         if not 0 < share < 1:
             raise DataError(f"a {what} of {share:g}: give one between 0 and 1, such as {example}")
+    if source == "index" and not len(scores):
+        raise DataError(f"no image of the index is left to calibrate with (left out: {listed(left_out)}); give "
+                        "unrelated images")
     if not len(scores):
         raise DataError(f"no background image is left to calibrate with (left out: {listed(left_out)}); give others")
     if np.isnan(scores).any():
@@ -114,21 +127,21 @@ def calibrated(scores: np.ndarray, rate: float, *, confidence: float, images: in
     threshold = lowest_threshold(scores, rate)
     count = int((scores >= threshold).sum())
     achieved = rate_of(count, len(scores), confidence)
-    warnings = []
+    warnings, used = [OWN_IMAGES] if source == "index" else [], f"{len(scores):,} {IMAGES[source]}"
     fewest = math.ceil(1 / rate - 1e-9) - 1
     if len(scores) < fewest:
         enough = math.ceil(math.log((1 - confidence) / 2) / math.log1p(-rate))  # brings the upper end to `rate`
-        warnings.append(f"{len(scores):,} background images are too few to measure a false-positive rate of {rate:g}: "
+        warnings.append(f"{used} are too few to measure a false-positive rate of {rate:g}: "
                         f"give at least {fewest:,}, or {enough:,} to show that it is not exceeded. The threshold lies "
                         f"above the best of them, and the true rate may be up to {achieved.high:.2g}")
     elif achieved.high > rate:
-        warnings.append(f"the expected rate of this threshold is {rate:g}, but {len(scores):,} background images do "
+        warnings.append(f"the expected rate of this threshold is {rate:g}, but {used} do "
                         f"not show that it is not exceeded: it may be up to {achieved.high:.2g}")
     if score_norm is None and threshold > 1:
-        warnings.append("no match can be called a copy at this rate: background images have the highest possible "
+        warnings.append(f"no match can be called a copy at this rate: {IMAGES[source]} have the highest possible "
                         "score. Check whether they are in the index under other names, or allow a higher rate")
     return Calibration(threshold, rate, achieved, confidence, images, added, left_out, nearest, score_norm,
-                       tuple(warnings))
+                       tuple(warnings), source)
 
 
 def lowest_threshold(scores: np.ndarray, rate: float) -> float:

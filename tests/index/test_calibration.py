@@ -93,6 +93,8 @@ def test_the_achieved_rate_and_its_interval():
     (warning,) = made.warnings
     assert "2,000 background images do not show that it is not exceeded: it may be up to 0.015" in warning
     assert Calibration.from_dict({**made.to_dict(), "files": {}}) == made
+    before = {name: value for name, value in made.to_dict().items() if name != "source"}
+    assert Calibration.from_dict(before) == made and made.source == "background"    # as earlier versions stored it
     with_norm = calibrated(np.ones(9), 0.5, **ABOUT | {"score_norm": ScoreNorm(2.0, 1, 3), "left_out": {"x": 2}},
                            nearest=(Nearest("a.jpg", "b", 0.5),))
     assert Calibration.from_dict(with_norm.to_dict()) == with_norm
@@ -109,6 +111,15 @@ def test_too_few_images_are_told_with_the_number_needed():
     assert calibrated(np.linspace(0, 0.5, 3688), 1e-3, **ABOUT).achieved.count == 2
     shown = calibrated(np.append(np.zeros(100_000), np.linspace(0, 0.5, 500)), 1e-2, **ABOUT)    # most are equal
     assert shown.achieved.high < 1e-2 and shown.warnings == ()
+
+
+def test_a_calibration_by_the_images_of_the_index_says_so():
+    made = calibrated(np.linspace(0, 0.5, 200), 1e-2, **ABOUT, source="index")
+    own, interval = made.warnings
+    assert "the index's own images" in own and "200 images of the index do not show" in interval
+    assert Calibration.from_dict(made.to_dict()) == made
+    with pytest.raises(DataError, match=r"no image of the index is left .*give unrelated images"):
+        calibrated(np.array([]), 0.1, **ABOUT, source="index")
 
 
 def test_background_images_with_the_highest_score_there_is_are_told():

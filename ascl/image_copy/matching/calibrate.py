@@ -1,4 +1,4 @@
-"""Calibrate an index: find a threshold with background images of which it holds no copy."""
+"""Calibrate an index: find a threshold with background images of which it holds no copy, or with its own images."""
 
 from __future__ import annotations
 
@@ -6,19 +6,32 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from PIL import Image
 
 from ascl.core.errors import DataError
 from ascl.core.reading import shown
 from ascl.image_copy.descriptors.choice import ImageDescriber
 from ascl.image_copy.descriptors.perceptual_hash import import_imagehash, looks_the_same
 from ascl.image_copy.matching.describe import ReadOptions, described_images
+from ascl.image_copy.matching.feature_cache import FeatureCache
+from ascl.image_copy.matching.groups import Progress, counting
+from ascl.image_copy.matching.query import calibration_of
+from ascl.image_copy.matching.verify import NOT_CONFIRMED, NOT_READ, Verifier, picture_of
 from ascl.images.find import ImageFile, Skipped
 from ascl.images.read import load_image
-from ascl.index.calibration import Calibration, Nearest, ScoreNorm, allowed_above, calibrated
+from ascl.images.rgb import blankness
+from ascl.index.calibration import Calibration, Nearest, ScoreNorm, allowed_above, calibrated, growth_warning
 from ascl.index.places import Place
 from ascl.index.store import CopyIndex
 
+OWN_SAMPLE = 1000           # of its own images that calibrate an index
+OWN_NEIGHBORS = 10          # of each of them that are looked at for one that is no copy
+BY_ITSELF = 200             # of its own images that calibrate a new index, in about 20 s on one core
+FEWEST = 100                # images from which a new index is calibrated by itself
+BY_ITSELF_RATE = 0.01       # ... at which rate
 UNUSABLE = "unreadable, too small or blank"
+REPEATED, NEARLY_BLANK = "repeated", "nearly blank"
+ALL_RELATED = "related to all of their neighbors"
 SAVED_AGAIN = "in the index, saved again"
 HASHED = 20                 # background images below the threshold that are hashed too
 NAMED = 3                   # background images with the highest scores, which the result names
@@ -119,6 +132,91 @@ def calibrate_index(index: CopyIndex, describer: ImageDescriber, background: Seq
     made = replace(made, warnings=(*made.warnings, *warnings))
     index.set_calibration(made.to_dict(), {"scores": np.sort(values), **arrays})
     return made, skipped
+
+
+def calibrate_by_itself(index: CopyIndex, *, rate: float, sample: int = OWN_SAMPLE, seed: int = 0,
+                        confidence: float = 0.95, threads: int = 2,
+                        progress: Progress = lambda doing, done, total: None) -> Calibration:
+    """Search the index for its own images, and store the threshold for a rate of false positives.
+
+    The score of an image is that of the best other one to which geometry does not relate it. So its copies in the index
+    do not count. Left out and counted are images whose nearest are all related to them, further images of one file,
+    nearly blank ones, of which a query does not say yes or no, and those of which a file cannot be read.
+
+    Two errors remain, and the result says so. Copies that geometry does not recognize count as strangers and raise the
+    threshold. Pictures of one scene that geometry relates do not count and lower it.
+
+    Args:
+        index: with its pictures where they were. What geometry finds is kept in its folder.
+        rate: wanted rate of false positives, per query, in (0, 1).
+        sample: images that are searched, drawn without replacement, >= 1.
+        seed: of the draw.
+        confidence: of the interval around the achieved rate, in (0, 1).
+        threads: that read and compare pictures, >= 1.
+        progress: is told what is being done.
+
+    Raises:
+        DataError: the index is empty or damaged, no image is left, OpenCV is not installed, or an argument is out of
+            range.
+    """
+    index.reload()
+    index.require_intact()
+    if not len(index):
+        raise DataError(f"{index.folder} holds no images yet; add some before calibrating it")
+    if sample < 1:
+        raise DataError(f"a sample of {sample} images: give at least 1")
+    verifier = Verifier(FeatureCache(index.folder))
+    live = np.setdiff1d(np.arange(index.state.rows), index.rows.removed)
+    rows = np.sort(np.random.default_rng(seed).choice(live, min(sample, len(live)), replace=False))
+    found, scores = index.search(np.array(index.rows.vectors[rows]), OWN_NEIGHBORS + 1)
+    if index.damage:
+        raise DataError(f"{index.folder} is damaged, so the scores of its images are not known; repair it first")
+    records = index.records(np.union1d(rows, found.ravel()))
+    pictures = {row: picture_of(index, record) for row, record in records.items()}
+    left_out = {REPEATED: 0, NEARLY_BLANK: 0, NOT_READ: 0, ALL_RELATED: 0}
+    near: dict[int, list[tuple[int, float]]] = {}
+    seen: set[bytes] = set()
+    for row, others, values in zip(rows.tolist(), found.tolist(), scores.tolist(), strict=True):
+        digest = records[row].sha256
+        left_out[REPEATED] += digest in seen
+        if digest not in seen:
+            near[row] = [(other, value) for other, value in zip(others, values, strict=True)
+                         if records[other].sha256 != digest][:OWN_NEIGHBORS]
+        seen.add(digest)
+    used = [pictures[row] for row in near]
+    verifier.keep(used, threads, counting(progress, "reading pictures", len(used)))
+    for row in list(near):
+        features = verifier.features(pictures[row])
+        if features is None or blankness(Image.fromarray(features.pixels)):
+            left_out[NOT_READ if features is None else NEARLY_BLANK] += 1
+            del near[row]
+    best: dict[int, tuple[int, float]] = {}
+    for place in range(OWN_NEIGHBORS):
+        todo = {row: others[place][0] for row, others in near.items() if row not in best and place < len(others)}
+        verifier.keep([pictures[other] for other in todo.values()], threads)
+        related = verifier.related([(pictures[row], pictures[other]) for row, other in todo.items()], threads,
+                                   counting(progress, f"comparing with neighbor {place + 1}", len(todo)))
+        for row, (kind, _) in zip(todo, related, strict=True):
+            if kind == NOT_READ:
+                left_out[NOT_READ] += 1
+                del near[row]
+            elif kind == NOT_CONFIRMED:
+                best[row] = near[row][place]
+    left_out[ALL_RELATED] = len(near) - len(best)
+    values = np.array([score for _, score in best.values()])
+    order = sorted(best, key=lambda row: -best[row][1])[:NAMED]
+    nearest = tuple(Nearest(shown(pictures[row].path), records[best[row][0]].id, best[row][1]) for row in order)
+    made = calibrated(values, rate, confidence=confidence, images=len(index), added=index.state.added,
+                      left_out=left_out, score_norm=None, nearest=nearest, source="index")
+    index.set_calibration(made.to_dict(), {"scores": np.sort(values)})
+    return made
+
+
+def is_due(index: CopyIndex) -> bool:
+    """Return whether an index should be calibrated by itself: it never was, or it was and has grown since."""
+    made = calibration_of(index)
+    return len(index) >= FEWEST and (made is None or (made.source == "index"
+                                                      and growth_warning(made, index.state.added) is not None))
 
 
 def saved_again(background: str, indexed: Place) -> bool | None:

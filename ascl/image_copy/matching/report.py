@@ -9,7 +9,7 @@ from ascl.image_copy.matching.describe import BLANK
 from ascl.image_copy.matching.model import recorded_model
 from ascl.image_copy.matching.query import Answer, Match, calibration_of
 from ascl.index import calibration as calibrations
-from ascl.index.calibration import Calibration, Rate
+from ascl.index.calibration import IMAGES, Calibration, Rate
 from ascl.index.search import import_faiss
 from ascl.index.store import CopyIndex
 
@@ -69,14 +69,16 @@ def calibration_lines(made: Calibration) -> list[str]:
     """Return a calibration as lines for people, without the warnings."""
     normalised = " after score normalization" if made.score_norm else ""
     lines = [f"calibration: a copy has a score of at least {made.threshold:.6f}{normalised}",
-             f"false positives: {made.achieved.count} of {made.achieved.total:,} background images, wanted at most "
+             f"false positives: {made.achieved.count} of {made.achieved.total:,} {IMAGES[made.source]}, wanted at most "
              f"{made.wanted:g}: {rate_text(made.achieved)}, {made.confidence:.0%} interval",
              f"searched among {made.images:,} images; the rate is per query, by its best match"]
     if made.nearest:
-        lines.append("background images nearest to the index; check that none is a copy: "
+        which = ("background images nearest to the index" if made.source == "background" else
+                 "images of the index that are most alike and not related by geometry")
+        lines.append(f"{which}; check that none is a copy: "
                      + "; ".join(f"{one.path} as {one.match}, {one.score:.4f}" for one in made.nearest))
     left_out = calibrations.listed(made.left_out)
-    return lines + ([f"background images left out: {left_out}"] if left_out != "none" else [])
+    return lines + ([f"{IMAGES[made.source]} left out: {left_out}"] if left_out != "none" else [])
 
 
 def rate_text(rate: Rate | None) -> str:

@@ -51,6 +51,7 @@ class Verifier:
 
     Attributes:
         compared: pairs that `related` has compared, and not found in the cache.
+        features: a picture -> its local features; None if its file cannot be read or has another content.
 
     Raises:
         DataError: OpenCV is not installed.
@@ -60,12 +61,12 @@ class Verifier:
         opencv()
         self.cache = cache
         self.compared = 0
-        self._features = lru_cache(KEPT)(self._read)
+        self.features = lru_cache(KEPT)(self._read)
 
     def __call__(self, query: Picture, reference: Picture) -> tuple[str, Relation | None]:
         """Return the kind of a pair's relation, and the relation. The kind is "not confirmed" where nothing of one
         picture is found in the other, and "not read" where one of the files cannot be read or has another content."""
-        own, other = self._features(query), self._features(reference)
+        own, other = self.features(query), self.features(reference)
         if own is None or other is None:
             return NOT_READ, None
         relation = relate(own, other)
@@ -95,7 +96,7 @@ class Verifier:
 
     def is_readable(self, picture: Picture) -> bool:
         """Return whether a picture's file can be read and has the content that it must have."""
-        return self._features(picture) is not None
+        return self.features(picture) is not None
 
     def keep(self, pictures: Sequence[Picture], threads: int, progress: Callable[[int], Any] = lambda count: None
              ) -> None:
