@@ -150,7 +150,7 @@ def test_pictures_that_cannot_be_read_are_counted_and_listed(made, tmp_path, cap
     (["--verify", "3"], "give --query_images and --reference_images too"),
     (["--verify", "3", "--query_images", "x"], "give --reference_images too"),
     (["--reference_images", "x"], "--reference_images has no effect without --verify"),
-    (["--hard_negatives", "x.csv"], "--hard_negatives has no effect without --verify"),
+    (["--hard_negatives", "x.csv"], "give --edits or --verify too"),
     (["--verify", "0"], "at least 1, got 0"),
 ])
 def test_what_is_refused(made, capsys, words, problem):
