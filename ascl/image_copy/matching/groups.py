@@ -170,13 +170,14 @@ def find_groups(index: CopyIndex, *, linkage: Linkage = "star", candidates: int 
 
 
 def find_copy_groups(photos: str | os.PathLike | Sequence[str | os.PathLike], *, index: str | os.PathLike,
-                     model: str | None = None, device: str = "cpu", **options: Any) -> CopyGroups:
+                     model: str | DescriberChoice | None = None, device: str = "cpu", **options: Any) -> CopyGroups:
     """Return the groups of copies among photos.
 
     Args:
         photos: a folder, or several, or image files.
         index: folder of the index that is made of them, or continued; a second call describes only what is new.
-        model: a name as `ascl models` lists them, or a path; None = the index's own, for a new one the best at hand.
+        model: a name as `ascl models` lists them, a path, or a choice with more options; None = the index's own, for a
+            new one the best at hand.
         device: for the model.
         options: as for `find_groups`.
 
@@ -189,7 +190,7 @@ def find_copy_groups(photos: str | os.PathLike | Sequence[str | os.PathLike], *,
         ['/home/me/photos/beach.jpg', '/home/me/photos/beach-small.jpg']
     """
     sources = [photos] if isinstance(photos, str | os.PathLike) else photos
-    choice = None if model is None else DescriberChoice.from_options({"model": model})
+    choice = DescriberChoice.from_options({"model": model}) if isinstance(model, str) else model
     opened, describer, _ = open_or_create(index, choice, device)
     images = images_of(*sources, ids=recorded_ids(opened))
     add_images(opened, describer, images, ReadOptions(), overwrite=True)
