@@ -16,24 +16,29 @@ import argparse
 import csv
 import json
 import sys
+import tempfile
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 import results
 import torch
 
 from ascl.core.errors import DataError
+from ascl.core.hashing import sha256_of
 from ascl.core.provenance import code_version
 from ascl.core.tables import markdown_table
 from ascl.image_copy.benchmark.plan import BURST, LEVELS, REVERSE_CROP, TEMPLATE
+from ascl.image_copy.matching.feature_cache import FeatureCache
 from ascl.image_copy.matching.geometry import relate
 from ascl.image_copy.matching.local_features import LocalFeatures, local_features
+from ascl.image_copy.matching.verify import Picture, Verifier
 from ascl.images.read import load_image
 
 COLUMNS = {True: "copy", None: "open", False: "shows more"}
 NOT_FOUND = "not confirmed"
+CANDIDATES, QUERIES = 50, 40
 ROLES = {"copy": "true pairs", REVERSE_CROP: "reverse crops", TEMPLATE: "templates", BURST: "bursts"}
 
 
@@ -108,9 +113,34 @@ def measure(folder: Path) -> list[tuple[str, str, str]]:
     measured.append(("geometry: processor time of the features of a picture / of relating a true pair, with its mirror "
                      "image where that is tried", f"{1000 * mean(times['picture']):.0f} / "
                      f"{1000 * mean(times['pair']):.0f}", "ms"))
+    with tempfile.TemporaryDirectory() as cache:
+        took = queries_verified(folder, pairs, Path(cache))
+    measured.append((f"geometry: processor time of a query whose {CANDIDATES} candidates are verified, their features "
+                     f"kept: median / highest of {len(took)}",
+                     f"{1000 * median(took):.0f} / {1000 * max(took):.0f}", "ms"))
     for what, value, unit in measured:
         print(f"{what}: {value} {unit}")
     return measured
+
+
+def queries_verified(folder: Path, pairs: list[tuple[str, str]], cache: Path) -> list[float]:
+    """Return the processor time of verifying each of the first queries, read from its file, with its own reference and
+    the next ones of the benchmark."""
+    names = sorted({reference for _, reference in pairs})
+    pictures = {}
+    for name in names:
+        path = next((folder / "references").glob(f"{name}.*"))
+        pictures[name] = Picture(path, bytes.fromhex(sha256_of(path)))
+    Verifier(FeatureCache(cache)).keep(list(pictures.values()), 1)
+    took = []
+    for query, reference in pairs[:QUERIES]:
+        verifier = Verifier(FeatureCache(cache))
+        own, first = Picture(next((folder / "queries").glob(f"{query}.*"))), names.index(reference)
+        began = time.process_time()
+        for place in range(CANDIDATES):
+            verifier(own, pictures[names[(first + place) % len(names)]])
+        took.append(time.process_time() - began)
+    return took
 
 
 if __name__ == "__main__":

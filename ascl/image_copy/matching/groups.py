@@ -274,8 +274,10 @@ class _Judgements:
 
         def related(pair: Place) -> _Related | None:
             for one, other in (pair, pair[::-1]):
-                if (digests[one], digests[other]) in known:
-                    return _Related(one, other, known[digests[one], digests[other]])
+                key = digests[one], digests[other]
+                relation = known.get(key)
+                if key in known and (relation is None or not relation.reversed):    # else ask the other way
+                    return _Related(one, other, relation)
             return self._relate(*pair)
 
         found = list(pool.map(related, pairs))
