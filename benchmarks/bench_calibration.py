@@ -1,6 +1,6 @@
 """Compare the threshold that an index takes from its own images with that of unrelated background images.
 
-  python benchmarks/bench_calibration.py --photos photos/ --more others/ --weights mobilenet_v2.pth
+  python benchmarks/bench_calibration.py --photos photos/ --weights mobilenet_v2.pth
   python benchmarks/bench_calibration.py --photos photos/ --weights mobilenet_v2.pth --benchmark data/bench
 
 Photographs are split at random into an index, a background and a rest, several times. The share of the rest whose best
@@ -41,14 +41,12 @@ RATES = (0.01, 0.05)
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", required=True, type=Path, metavar="FOLDER", help="for the index and the background")
-    parser.add_argument("--more", type=Path, metavar="FOLDER", help="further photographs for the rest; those with the "
-                        "name of one of --photos are left out")
+    parser.add_argument("--photos", required=True, type=Path, metavar="FOLDER", help="for index, background and rest")
+    parser.add_argument("--most", type=int, default=4000, metavar="N", help="photographs that are used, the first")
     parser.add_argument("--weights", metavar="FILE", help="of MobileNetV2, with TensorFlow's padding; null = phash")
     parser.add_argument("--benchmark", type=Path, metavar="FOLDER", help="of ascl copy benchmark, from --photos")
     parser.add_argument("--index", type=int, default=400, metavar="N", help="photographs in an index")
     parser.add_argument("--background", type=int, default=500, metavar="N", help="photographs in the background")
-    parser.add_argument("--rest", type=int, default=3000, metavar="N", help="of --more at most")
     parser.add_argument("--splits", type=int, default=10, metavar="N", help="with seeds from 0")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keeps descriptors and features between runs")
     parser.add_argument("--results", type=Path, default=results.RESULTS, metavar="FILE", help="CSV to add to")
@@ -82,8 +80,8 @@ def measure(options: argparse.Namespace, cache: Path, temporary: Path) -> list[t
     model = make_describer(choice)
     name = "perceptual hash" if options.weights is None else "MobileNetV2 with GeM at 160 pixels"
 
-    def described(folder: Path, leave: frozenset[str] = frozenset(), most: int | None = None) -> Images:
-        files = [image for image in find_images(folder).images if image.path.name not in leave][:most]
+    def described(folder: Path, most: int | None = None) -> Images:
+        files = find_images(folder).images[:most]
         kept = cache / f"{folder.name}-{len(files)}-{name}.npz"
         if not kept.exists():
             parts = list(described_images(model, files, ReadOptions(batch_size=16), []))
@@ -93,9 +91,7 @@ def measure(options: argparse.Namespace, cache: Path, temporary: Path) -> list[t
             ids, paths, digests, sizes, vectors, norms = (held[f"arr_{number}"] for number in range(6))
         return Images(ids.tolist(), paths.tolist(), digests, sizes, vectors, norms)
 
-    photos = described(options.photos)
-    more = None if options.more is None else described(options.more, frozenset(Path(one).name for one in photos.paths),
-                                                       options.rest)
+    photos = described(options.photos, options.most)
     used = options.index + options.background
     if len(photos.ids) < used:
         raise DataError(f"{options.photos} has {len(photos.ids)} photographs, and {used} are needed")
@@ -110,7 +106,7 @@ def measure(options: argparse.Namespace, cache: Path, temporary: Path) -> list[t
         inside = copies if copies is not None else subset(photos, order[: options.index])
         outside = order if copies is not None else order[options.index :]
         background, left = np.split(outside, [min(options.background, len(outside))])
-        rest = photos.vectors[left] if more is None else np.concatenate([photos.vectors[left], more.vectors])
+        rest = photos.vectors[left]
         index = create_index(temporary / f"index-{seed}", choice, model)
         os.symlink((cache / FEATURES).absolute(), index.folder / FEATURES)      # one cache for all
         index.add(inside)
@@ -128,12 +124,13 @@ def measure(options: argparse.Namespace, cache: Path, temporary: Path) -> list[t
             }
             for how, threshold in thresholds.items():
                 found.setdefault((how, rate), []).append(100 * float((true >= threshold).mean()))
-    what = "its benchmark with copies" if copies is not None else f"{options.index} photographs"
+    what = "photographs and edited copies" if copies is not None else "photographs"
+    what = f"{what}, {len(index):,} images"
     rows = [[how, f"{100 * rate:g}", f"{mean(values):.2f}", f"{min(values):.2f} to {max(values):.2f}"]
             for (how, rate), values in found.items()]
     print(markdown_table(["calibrated with", "wanted", "true rate", "of the splits"], rows))
-    return [(f"false positives of an index of {what}, {name}, calibrated with {how}, wanted {wanted} %: true rate", value,
-             f"mean of {options.splits} splits, {spread}; {len(rest):,} photographs in the rest")
+    return [(f"false positives of an index of {what}, {name}, calibrated with {how}, wanted {wanted} %: true rate",
+             value, f"mean of {options.splits} splits, {spread}; {len(rest):,} photographs in the rest")
             for how, wanted, value, spread in rows]
 
 
