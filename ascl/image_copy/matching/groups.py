@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple, get_args
@@ -26,7 +25,7 @@ from ascl.image_copy.matching.geometry import Relation
 from ascl.image_copy.matching.linkage import Linkage, Place, components, linked_by
 from ascl.image_copy.matching.model import open_or_create, recorded_ids
 from ascl.image_copy.matching.query import Judge
-from ascl.image_copy.matching.verify import NOT_CONFIRMED, NOT_READ, Verifier, picture_of
+from ascl.image_copy.matching.verify import NOT_CONFIRMED, NOT_READ, Picture, Verifier, picture_of
 from ascl.images.find import images_of
 from ascl.index import Metric
 from ascl.index.calibration import Rate
@@ -255,48 +254,31 @@ class _Judgements:
             self.verifier.keep([self.pictures[place] for place in needed], self.threads,
                                counting(self.progress, "reading pictures", len(needed)))
         count = counting(self.progress, doing, len(todo))
-        with ThreadPoolExecutor(self.threads) as pool:
-            for first in range(0, len(todo), TOGETHER):
-                part = todo[first : first + TOGETHER]
-                one, other = np.array(part).T
-                scores = _scores(self.vectors[one], self.vectors[other], metric=self.metric)
-                related = self._related(pool, part) if self.verifier is not None else [None] * len(part)
-                for pair, score, found in zip(part, scores.tolist(), related, strict=True):
-                    self._judge(pair, score, found)
-                count(len(part))
+        for first in range(0, len(todo), TOGETHER):
+            part = todo[first : first + TOGETHER]
+            one, other = np.array(part).T
+            scores = _scores(self.vectors[one], self.vectors[other], metric=self.metric)
+            related = self._related(part) if self.verifier is not None else [None] * len(part)
+            for pair, score, found in zip(part, scores.tolist(), related, strict=True):
+                self._judge(pair, score, found)
+            count(len(part))
 
-    def _related(self, pool: ThreadPoolExecutor, pairs: Sequence[Place]) -> list[_Related | None]:
-        """Return how pairs are related, from the cache where it is known there."""
+    def _related(self, pairs: Sequence[Place]) -> list[_Related | None]:
+        """Return how pairs are related, the copy as the query if one is a copy of the other; None if a file cannot be
+        read."""
         assert self.verifier is not None
-        cache, digests = self.verifier.cache, [record.sha256 for record in self.records]
-        known = cache.relations((digests[one], digests[other]) for pair in pairs for one, other in (pair, pair[::-1])
-                                ) if cache else {}
-
-        def related(pair: Place) -> _Related | None:
-            for one, other in (pair, pair[::-1]):
-                key = digests[one], digests[other]
-                relation = known.get(key)
-                if key in known and (relation is None or not relation.reversed):    # else ask the other way
-                    return _Related(one, other, relation)
-            return self._relate(*pair)
-
-        found = list(pool.map(related, pairs))
-        if cache is not None:
-            new = {(digests[one.query], digests[one.reference]): one.relation for one in found if one is not None}
-            cache.put_relations({pair: relation for pair, relation in new.items() if pair not in known})
+        answers = self.verifier.related([self._pictures_of(*pair) for pair in pairs], self.threads)
+        found = [None if kind == NOT_READ else _Related(*pair, relation)
+                 for pair, (kind, relation) in zip(pairs, answers, strict=True)]
+        turned = [place for place, (_, relation) in enumerate(answers) if relation is not None and relation.reversed]
+        back = self.verifier.related([self._pictures_of(*pairs[place][::-1]) for place in turned], self.threads)
+        for place, (_, relation) in zip(turned, back, strict=True):
+            if relation is not None and relation.copy:
+                found[place] = _Related(*pairs[place][::-1], relation)
         return found
 
-    def _relate(self, one: int, other: int) -> _Related | None:
-        """Relate two images, the copy as the query if one of them is; None if a file cannot be read."""
-        assert self.verifier is not None
-        kind, relation = self.verifier(self.pictures[one], self.pictures[other])
-        if kind == NOT_READ:
-            return None
-        if relation is not None and relation.reversed:
-            _, back = self.verifier(self.pictures[other], self.pictures[one])
-            if back is not None and back.copy:
-                return _Related(other, one, back)
-        return _Related(one, other, relation)
+    def _pictures_of(self, query: int, reference: int) -> tuple[Picture, Picture]:
+        return self.pictures[query], self.pictures[reference]
 
     def _judge(self, pair: Place, score: float, found: _Related | None) -> None:
         yes, rate = self.judge.verdict(score - float(self.shifts[list(pair)].mean()))
