@@ -171,8 +171,8 @@ def _scored(candidates: Candidates, rows: np.ndarray, relations: Sequence[Relati
     about |= {"score": ("1 - squared distance / 2, the inner product of unit vectors" if squared else about["score"])
                        + ", and the evidence of geometry",
               "verification": f"the {best} best candidates of each query were related by geometry: plus 1 to 2 for a "
-                              "confirmed copy, plus 1 for a relation that leaves it open, minus 2 where the query "
-                              "shows more; every metric is of the candidates in this new order"}
+                              "confirmed copy, plus the share that looks alike for a relation that leaves it open, "
+                              "minus 2 where the query shows more; every metric is of the candidates in this new order"}
     return replace(candidates, score=score, about=about, warnings=warnings)
 
 

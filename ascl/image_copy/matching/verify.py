@@ -31,11 +31,15 @@ class Picture(NamedTuple):
 
 
 def evidence(score: float, relation: Relation | None) -> float:
-    """Return the score of descriptors, raised by 1 where geometry relates two pictures and by 1 to 2 where it confirms
-    a copy, the more the more points agree; lowered by 2 where the query shows more than the reference."""
-    if relation is None:
+    """Return the score of descriptors, raised by 1 to 2 where geometry confirms a copy, the more the more points agree;
+    by the share that looks alike where it leaves that open; lowered by 2 where the query shows more than the reference.
+
+    Two pictures of which each shows something else of a scene keep their score: that is hardly ever a copy.
+    """
+    if relation is None or relation.kind == "partial":
         return score
-    return score + {True: 1 + relation.inliers / (relation.inliers + SURE), None: 1, False: -2}[relation.copy]
+    return score + {True: 1 + relation.inliers / (relation.inliers + SURE), None: relation.agreement, False: -2
+                    }[relation.copy]
 
 
 def picture_of(index: IndexReader, record: Record) -> Picture:
