@@ -127,12 +127,13 @@ def test_geometry_is_counted_by_edit(module, tmp_path, capsys):
     arguments = ["--benchmark", str(folder), "--results", str(path)]
     assert module("bench_geometry").main(arguments) == 0
     counts = {row.figure: [int(value) for value in row.value.split(" / ")] for row in module("results").read(path)}
-    true, reverse, _ = counts.values()
+    true, reverse, *times = counts.values()
     assert sum(true) == 12 and true[0] >= 8 and true[2] == 0 and sum(reverse) == 4 and reverse[0] <= 1
+    assert len(times) == 2
     assert "| reverse_crop | " in (printed := capsys.readouterr().out) and " + 0 + " in printed
     assert module("bench_geometry").main(["--benchmark", str(photos), "--results", str(path)]) == 2
     assert "is no benchmark of ascl copy benchmark" in capsys.readouterr().err
-    assert len(module("results").read(path)) == 3
+    assert len(module("results").read(path)) == 4
 
 
 def test_hard_negatives_of_every_role_are_counted_by_geometry(module, tmp_path, capsys):

@@ -14,7 +14,8 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from ascl.cli import copies
 from ascl.cli.options import INCOMPLETE, Answer, ending, given_images
-from ascl.core.errors import SettingsError, first_of
+from ascl.core.errors import DataError, SettingsError, first_of
+from ascl.core.reading import shown
 from ascl.settings.base import Parser
 
 if TYPE_CHECKING:
@@ -143,14 +144,21 @@ def watching() -> Iterator[Progress]:
 def undo_parser(prog: str) -> Parser:
     parser = Parser(prog=prog, description="Take back what ascl copy groups --apply did: moved files return to their "
                     "places, hard links become files of their own.")
-    parser.add_argument("file", metavar="FILE", help="undo-*.jsonl that it wrote")
+    parser.add_argument("file", metavar="FILE", help="undo-*.jsonl that it wrote, or its --out DIR, for the last of "
+                        "them")
     return parser
 
 
 def undo(options: Namespace) -> Answer:
     from ascl.image_copy.matching.tidying import undone
 
-    count, left = undone(Path(options.file))
+    file = Path(options.file)
+    if file.is_dir():
+        written = sorted(file.glob("undo-*.jsonl"))
+        if not written:
+            raise DataError(f"{shown(file)} holds no undo-*.jsonl: ascl copy groups has written none there")
+        file = written[-1]
+    count, left = undone(file)
     print(f"{count:,} files are as they were")
     for line in left:
         print(f"  not taken back: {line}", file=sys.stderr)

@@ -41,7 +41,7 @@ TOGETHER = 2048         # pairs that are judged before they are kept
 LARGEST = 1000          # copies of one image, by their scores alone, beyond which the model is at fault
 SAMPLED = 2000          # random pairs whose scores tell a collapsed model
 FEWEST = 20             # images among which that is looked at
-COLLAPSED = 1e-3        # their spread, without the outer tenths, below which a model is said to be collapsed
+COLLAPSED = 1e-5        # their spread, without the outer tenths, below which a model is said to be collapsed
 
 
 class _Related(NamedTuple):

@@ -188,7 +188,7 @@ def test_hard_negatives_among_the_top_pairs_by_kind(run, data):
     _, report, printed, _ = run(*options)
     assert report["hard_negatives"][1] == {"name": "reverse", "pairs": 5, "top": expected}
     code, _, _, errors = run("--hard-negatives", data / "n.csv")
-    assert code != 0 and "give --edits too" in errors
+    assert code != 0 and "give --edits or --verify too" in errors
 
 
 @pytest.mark.parametrize(("text", "expected"), [

@@ -121,7 +121,7 @@ def test_superfluous_files_move_only_when_told_and_come_back(photos, tmp_path, c
     said = capsys.readouterr()
     assert "0 crop.png: another file is in its place" in said.err and f"{len(moved) - 1} files" in said.out
     (photos / "0 crop.png").unlink()
-    assert main(["copy", "undo", str(undo)]) == 0
+    assert main(["copy", "undo", str(out)]) == 0
     assert {path.relative_to(photos): path.read_bytes() for path in photos.rglob("*.*")} == before
     assert main(["copy", "undo", str(undo)]) == 0       # nothing is left to undo
     undo.write_text('{"format": "another"}\n')
@@ -184,6 +184,7 @@ def test_what_cannot_be_grouped_is_refused_in_one_line(photos, tmp_path, capsys)
          "has no calibration that holds"),
         (["copy", "groups", str(tmp_path / "nothing"), "--out", out], 1, "no such image or folder"),
         (["copy", "undo", str(tmp_path / "undo.jsonl")], 1, "undo.jsonl"),
+        (["copy", "undo", str(photos)], 1, "holds no undo-*.jsonl"),
     ):
         assert main(words) == status
         assert said in capsys.readouterr().err
@@ -207,7 +208,7 @@ def index_of(folder, vectors) -> CopyIndex:
 
 def test_a_collapsed_model_is_named(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
-    vectors = np.array([1.0, 0, 0, 0]) + 0.01 * rng.standard_normal((40, 4))
+    vectors = np.array([1.0, 0, 0, 0]) + 0.001 * rng.standard_normal((40, 4))
     index = index_of(tmp_path / "one", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
     with pytest.raises(DataError, match="toy gives all pairs of images the score 1.000"):
         find_groups(index)
