@@ -404,10 +404,13 @@ def compact_parser(prog: str) -> Parser:
 
 
 def compact(options: Namespace) -> Answer:
+    from ascl.image_copy.matching.feature_cache import FEATURES, FeatureCache
     from ascl.index.store import CopyIndex
 
     opened = CopyIndex(options.index)
     rows = opened.compact()
+    if (opened.folder / FEATURES).exists():
+        FeatureCache(opened.folder).keep_only({record.sha256 for _, record in opened.each_record()})
     print(f"freed {rows:,} rows; {len(opened):,} images, searched: {opened.searched_by}")
     return Answer({"rows_given_back": rows, "images": len(opened), "search": opened.searched_by})
 

@@ -66,6 +66,11 @@ def groups(options: Namespace) -> Answer:
         raise SettingsError("--apply needs --move_to DIR or --hardlink: what is to be done?")
     if not options.images and options.index is None:
         raise SettingsError("give a FOLDER of photos, or the --index of one")
+    away = Path(options.move_to or "/").resolve()
+    inside = [photos for photos in options.images if options.move_to and away.is_relative_to(Path(photos).resolve())]
+    if inside:
+        raise SettingsError(f"--move_to {options.move_to} lies in {inside[0]}, where the next call would find what was "
+                            "moved; give a folder outside")
     out = Path(options.out)
     folder, indexed, among = options.index or str(out / "index"), Answer({}), None
     with ending("stopped; what was described and compared is kept, and the same command continues"):

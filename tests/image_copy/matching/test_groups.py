@@ -1,9 +1,12 @@
 """Groups of copies: what belongs together, which image to keep, the files that are written, moves and their undoing."""
 
 import csv
+import hashlib
 import json
 import os
 import shutil
+import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -166,6 +169,12 @@ def test_a_damaged_cache_is_made_anew_and_gone_files_are_left_out(photos, tmp_pa
     data[len(data) // 2 : len(data) // 2 + 4000] = os.urandom(4000)
     cache.write_bytes(data)
     assert run(photos, out) == 0 and read(out) == before
+    index = ["--index", str(out / "index")]
+    assert main(["copy", "remove", *index, "5.png", "3 on 4.png"]) == main(["copy", "compact", *index]) == 0
+    with closing(sqlite3.connect(cache)) as database:
+        assert database.execute("SELECT count(*) FROM features").fetchone() == (11,)      # two images are one file
+        gone = {hashlib.sha256((photos / name).read_bytes()).digest() for name in ("5.png", "3 on 4.png")}
+        assert not any({*pair} & gone for pair in database.execute("SELECT query, reference FROM relations"))
     (photos / "0.png").unlink()
     (photos / "1.png").write_bytes(b"no picture")
     capsys.readouterr()
@@ -179,6 +188,7 @@ def test_what_cannot_be_grouped_is_refused_in_one_line(photos, tmp_path, capsys)
     out = str(tmp_path / "out")
     for words, status, said in (
         (["copy", "groups", "--out", out], 2, "give a FOLDER of photos, or the --index of one"),
+        (["copy", "groups", str(photos), "--out", out, "--move_to", str(photos / "away")], 2, "give a folder outside"),
         (["copy", "groups", str(photos), "--out", out, "--apply"], 2, "--apply needs --move_to DIR or --hardlink"),
         (["copy", "groups", str(photos), "--out", out, "--model", "phash", "--scores_only"], 1,
          "has no calibration that holds"),
