@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,6 +67,8 @@ def groups(options: Namespace) -> Answer:
         raise SettingsError("--apply needs --move_to DIR or --hardlink: what is to be done?")
     if not options.images and options.index is None:
         raise SettingsError("give a FOLDER of photos, or the --index of one")
+    if not options.images and (options.exclude or options.strict):
+        raise SettingsError("--exclude and --strict choose files of a FOLDER; give one, or leave them out")
     away = Path(options.move_to or "/").resolve()
     inside = [photos for photos in options.images if options.move_to and away.is_relative_to(Path(photos).resolve())]
     if inside:
@@ -74,10 +77,13 @@ def groups(options: Namespace) -> Answer:
     out = Path(options.out)
     folder, indexed, among = options.index or str(out / "index"), Answer({}), None
     with ending("stopped; what was described and compared is kept, and the same command continues"):
+        if options.images and options.index is None:
+            require_own(folder, options.images, options.out)
         if options.images:
-            indexed = copies.index(Namespace(**vars(options) | {"index": folder, "id": None, "exact_up_to": None,
-                                                                "replace": True, "no_calibration": True}))
-            among = {str(path.absolute()) for path in given_images(options, *options.images, ids="path").paths}
+            indexed = copies.index(Namespace(**vars(options) | {
+                "index": folder, "id": None, "exact_up_to": None, "replace": options.index is None,
+                "no_calibration": True}))
+            among = {os.path.abspath(path) for path in given_images(options, *options.images, ids="path").paths}
         opened = CopyIndex(folder)
         with watching() as progress:
             found = find_groups(opened, linkage=options.linkage, candidates=options.candidates, among=among,
@@ -96,12 +102,28 @@ def groups(options: Namespace) -> Answer:
           f"superfluous ({sum(one.record.size for one in superfluous) / 2**20:,.1f} MiB); {len(found.open):,} pairs "
           "are left open")
     print(f"written: {out / 'groups.html'}, groups.csv, groups.json")
+    if among is not None and found.images + len(found.not_read) < len(among):
+        print(f"warning: {len(among) - found.images - len(found.not_read):,} of the {len(among):,} photos were not "
+              "compared: they were skipped, or the index holds them under other paths; give another --out",
+              file=sys.stderr)
     if found.not_read:
         print(f"warning: {len(found.not_read):,} indexed images are gone, changed or not readable, and were left out: "
               f"{first_of(found.not_read, NAMED)}", file=sys.stderr)
     done = tidied(options, members, out)
     return Answer({**values, "indexed": indexed.content, **done}, INCOMPLETE if found.not_read or done.get("left") else
                   indexed.status)
+
+
+def require_own(folder: str, photos: list[str], out: str) -> None:
+    """Refuse an index of other photos: ids of two folders may be the same."""
+    from ascl.index.store import CopyIndex, is_index
+
+    roots = [os.path.abspath(one) for one in photos]
+    for _, record in CopyIndex(folder).each_record() if is_index(folder) else ():
+        if not any(record.path == root or Path(record.path).is_relative_to(root) for root in roots) and not any(
+                root.endswith(".txt") for root in roots):
+            raise SettingsError(f"--out {out} holds the index of other photos, such as {shown(record.path)}; give "
+                                "another --out, or --index")
 
 
 def tidied(options: Namespace, members: list, out: Path) -> dict[str, Any]:
@@ -113,7 +135,7 @@ def tidied(options: Namespace, members: list, out: Path) -> dict[str, Any]:
     steps = planned_links(members) if options.hardlink else planned_moves(members, Path(options.move_to))
     doing = "become hard links" if options.hardlink else f"move to {options.move_to}"
     values = [vars(step) for step in steps]
-    if not options.apply:
+    if not options.apply or not steps:
         print(f"{len(steps):,} files would {doing}: {first_of([step.path for step in steps], NAMED)}; nothing was "
               "changed: add --apply" if steps else "no file is superfluous, so nothing is to be done")
         return {"planned": values}
@@ -164,6 +186,8 @@ def undo(options: Namespace) -> Answer:
             raise DataError(f"{shown(file)} holds no undo-*.jsonl: ascl copy groups has written none there")
         file = written[-1]
     count, left = undone(file)
+    if not left:
+        file.rename(file.with_suffix(".done"))
     print(f"{count:,} files are as they were")
     for line in left:
         print(f"  not taken back: {line}", file=sys.stderr)

@@ -75,12 +75,13 @@ class FeatureCache:
                                          [sha256, zlib.crc32(data), data])
 
     def missing(self, wanted: Collection[bytes]) -> set[bytes]:
-        """Return those of some SHA-256 for which nothing is kept."""
-        held = set[bytes]()
-        if self._connection is not None:
-            with suppress(sqlite3.DatabaseError):
-                held = {one for (one,) in self._connection.execute("SELECT sha256 FROM features")}
-        return set(wanted) - held
+        """Return those of some SHA-256 for which nothing is kept and something could be."""
+        if self._connection is None:
+            return set()
+        try:
+            return set(wanted) - {one for (one,) in self._connection.execute("SELECT sha256 FROM features")}
+        except sqlite3.DatabaseError:
+            return set()
 
     def relations(self, pairs: Iterable[tuple[bytes, bytes]]) -> dict[tuple[bytes, bytes], Relation | None]:
         """Return (SHA-256 of the query, of the reference) -> how they are related, of those pairs that are kept."""
@@ -104,8 +105,10 @@ class FeatureCache:
                 try:
                     self._connection.executemany("INSERT OR REPLACE INTO relations VALUES (?, ?, ?, ?)", (
                         (*pair, zlib.crc32(text.encode()), text) for pair, text in texts.items()))
-                finally:
                     self._connection.execute("COMMIT")
+                finally:
+                    if self._connection.in_transaction:
+                        self._connection.execute("ROLLBACK")
 
     def keep_only(self, wanted: Collection[bytes]) -> int:
         """Forget the features of all other files, give their space back, and return how many they were."""

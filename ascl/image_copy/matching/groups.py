@@ -146,8 +146,12 @@ def find_groups(index: CopyIndex, *, linkage: Linkage = "star", candidates: int 
     rows = np.array(sorted(held.keys() - absent), np.int64)
     if not len(rows):
         raise DataError(f"{index.folder}: none of its images is where it was; index them where they are now")
+    damaged = index.verify()
+    if damaged:
+        raise DataError(f"{damaged[0]}; `repair` mends it")
     records, vectors = [held[row] for row in rows.tolist()], index.rows.vectors[rows]
-    _require_variety(vectors, index)
+    _, own = np.unique([record.sha256 for record in records], return_index=True)
+    _require_variety(vectors[own], index)
     twins, pairs = _candidates(records, vectors, index.state.metric, candidates, min_score)
     judged = _Judgements(index, records, vectors, judge, verifier, min_score, threads, progress)
     judged.compare(pairs, "comparing pairs")

@@ -63,7 +63,8 @@ def _star(part: Sequence[int], evidence: dict[int, dict[int, float]]) -> list[li
 
 def _single(part: Sequence[int], evidence: dict[int, dict[int, float]]) -> list[list[int]]:
     """Return all, the image with the most copies first."""
-    center = max(part, key=lambda place: sum(copy in part for copy in evidence[place]))
+    inside = set(part)
+    center = max(part, key=lambda place: sum(copy in inside for copy in evidence[place]))
     return [sorted(part, key=lambda place: (place != center, -evidence[center].get(place, 0), place))]
 
 

@@ -6,9 +6,11 @@ the content that was compared.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +36,7 @@ class Step:
         to: where it is moved; for "hardlink", the file that stays.
         sha256: hexadecimal, of the file.
         kept: the file that stays, and its SHA-256.
+        mtime_ns, mode: time of the last change and permissions of the superfluous file.
     """
 
     action: Literal["move", "hardlink"]
@@ -42,13 +45,19 @@ class Step:
     sha256: str
     kept: str
     kept_sha256: str
+    mtime_ns: int
+    mode: int
 
 
 def planned_moves(groups: Iterable[Sequence[Member]], folder: Path) -> list[Step]:
     """Return the moves of all superfluous files of groups into a folder, in which they keep their ids as paths."""
     steps, taken = [], set[str]()
     for kept, one in _superfluous(groups):
-        name = Path(*(part for part in Path(one.record.id).parts if part not in ("..", os.sep)))
+        if os.path.samefile(one.path, kept.path):       # one file by two names
+            continue
+        name = Path(*(part for part in Path(one.record.id).parts if part not in ("..", Path(one.record.id).anchor)))
+        if not name.suffix:                             # ids may be stems
+            name = name.with_suffix(one.path.suffix)
         to = str((folder / name).absolute())
         number = 1
         while to in taken or os.path.lexists(to):
@@ -76,8 +85,9 @@ def _superfluous(groups: Iterable[Sequence[Member]]) -> Iterable[tuple[Member, M
 
 
 def _step(action: Literal["move", "hardlink"], one: Member, kept: Member, to: str) -> Step:
+    there = one.path.stat()
     return Step(action, str(one.path.absolute()), to, one.record.sha256.hex(), str(kept.path.absolute()),
-                kept.record.sha256.hex())
+                kept.record.sha256.hex(), there.st_mtime_ns, stat.S_IMODE(there.st_mode))
 
 
 def tidy(steps: Sequence[Step], undo: Path, progress: Callable[[int], Any] = lambda count: None) -> list[str]:
@@ -146,10 +156,16 @@ def _move(source: str, to: str) -> None:
     """Rename; across disks, copy whole before the source goes."""
     try:
         os.rename(source, to)
-    except OSError:
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
         with atomic_path(to) as temporary:
             shutil.copy2(source, temporary)
-        os.unlink(source)
+        try:
+            os.unlink(source)
+        except OSError:
+            os.unlink(to)
+            raise
 
 
 def undone(undo: Path) -> tuple[int, list[str]]:
@@ -193,7 +209,12 @@ def _undo(step: Step) -> str | None:
     if step.action == "move":
         if not os.path.lexists(step.to):
             return None if os.path.lexists(step.path) else f"{shown(step.to)} is gone"
+        if sha256_of(step.to) != step.sha256:
+            return f"{shown(step.to)} has another content now"
         if os.path.lexists(step.path):
+            if os.path.isfile(step.path) and sha256_of(step.path) == step.sha256:   # killed between copy and removal
+                os.unlink(step.to)
+                return None
             return "another file is in its place"
         os.makedirs(os.path.dirname(step.path), exist_ok=True)
         _move(step.to, step.path)
@@ -201,5 +222,7 @@ def _undo(step: Step) -> str | None:
         return "it is gone"
     elif os.path.exists(step.to) and os.path.samefile(step.path, step.to):
         with atomic_path(step.path) as temporary:
-            shutil.copy2(step.to, temporary)
+            shutil.copyfile(step.to, temporary)
+            os.utime(temporary, ns=(step.mtime_ns, step.mtime_ns))
+            os.chmod(temporary, step.mode)
     return None

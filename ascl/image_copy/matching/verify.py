@@ -17,7 +17,7 @@ from ascl.images.read import load_image
 from ascl.index.reader import IndexReader
 from ascl.index.state import Record
 
-KEPT = 500              # pictures whose features stay in memory, up to 3 MB each once they are compared
+KEPT = 200              # pictures whose features stay in memory, up to 3 MB each once they are compared
 PIXELS = 1_000_000      # of a picture as it is read; the features need fewer
 TOGETHER = 256          # pictures whose features are computed before they are kept
 NOT_CONFIRMED, NOT_READ = "not confirmed", "not read"
