@@ -38,7 +38,7 @@ from ascl.images.read import load_image
 
 Pairs = set[frozenset[str]]
 DISTANCES = range(0, 21)                            # of imagededup's hashes; 10 is its default
-SIMILARITIES = np.round(np.arange(0.70, 1.0, 0.01), 2)      # of its CNN; 0.9 is its default
+SIMILARITIES = np.round(np.arange(0.85, 1.0, 0.01), 2)      # of its CNN; 0.9 is its default
 
 
 class Found(NamedTuple):

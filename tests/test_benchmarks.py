@@ -521,3 +521,21 @@ def test_copy_table_judges_a_hash_and_a_network_on_one_benchmark(module, tool, t
     assert f"{head}untrained, TP / FP / precision at the top |GT| pairs, norm-ratio filter" in figures
     assert module("copy_table").main([*arguments, "nothing=--model resnet99"]) == 2
     assert "resnet99" in capsys.readouterr().err
+
+
+def test_planted_copies_are_found_and_counted(module, tmp_path, capsys):
+    pytest.importorskip("cv2")
+    pytest.importorskip("imagehash")
+    photos, path = tmp_path / "photos", tmp_path / "results.csv"
+    photos.mkdir()
+    for seed in range(7):
+        scene(seed).save(photos / f"{seed}.png")
+    arguments = ["--images", str(photos), "--photos", "6", "--copies", "5", "--model", "phash", "--threads", "1",
+                 "--results", str(path)]
+    assert module("bench_groups").main(arguments) == 0
+    first, by_kind, *_ = module("results").read(path)
+    score, precision, recall, _, _ = (float(value) for value in first.value.split(" / "))
+    assert min(precision, recall) > 60 and score == pytest.approx(2 / (1 / precision + 1 / recall), abs=0.2)
+    assert by_kind.figure.endswith("by kind") and by_kind.value
+    assert module("bench_groups").main([*arguments[:2], "--photos", "7", *arguments[4:]]) == 2
+    assert "give at least 8" in capsys.readouterr().err
