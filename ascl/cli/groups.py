@@ -102,10 +102,11 @@ def groups(options: Namespace) -> Answer:
           f"superfluous ({sum(one.record.size for one in superfluous) / 2**20:,.1f} MiB); {len(found.open):,} pairs "
           "are left open")
     print(f"written: {out / 'groups.html'}, groups.csv, groups.json")
-    if among is not None and found.images + len(found.not_read) < len(among):
-        print(f"warning: {len(among) - found.images - len(found.not_read):,} of the {len(among):,} photos were not "
-              "compared: they were skipped, or the index holds them under other paths; give another --out",
-              file=sys.stderr)
+    lacking = 0 if among is None else (len(among) - found.images - len(found.not_read)
+                                       - len(indexed.content["skipped"]))
+    if lacking > 0:
+        print(f"warning: {lacking:,} photos were not compared, because the index holds them under other paths; give "
+              "another --out", file=sys.stderr)
     if found.not_read:
         print(f"warning: {len(found.not_read):,} indexed images are gone, changed or not readable, and were left out: "
               f"{first_of(found.not_read, NAMED)}", file=sys.stderr)
