@@ -15,7 +15,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from ascl.cli import copies
 from ascl.cli.options import INCOMPLETE, Answer, ending, given_images
-from ascl.core.errors import DataError, SettingsError, first_of
+from ascl.core.errors import SettingsError, first_of
 from ascl.core.reading import shown
 from ascl.settings.base import Parser
 
@@ -184,7 +184,8 @@ def undo(options: Namespace) -> Answer:
     if file.is_dir():
         written = sorted(file.glob("undo-*.jsonl"))
         if not written:
-            raise DataError(f"{shown(file)} holds no undo-*.jsonl: ascl copy groups has written none there")
+            print(f"nothing is to be taken back: {shown(file)} holds no undo-*.jsonl")
+            return Answer({"undone": 0, "left": []})
         file = written[-1]
     count, left = undone(file)
     if not left:

@@ -6,6 +6,7 @@ import errno
 import logging
 import math
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,14 +41,26 @@ class UnreadableImage(DataError):
         self.reason = reason
 
 
+_guard = threading.Lock()
+_suspended: list[int | None] = []       # Pillow's limit, once for each thread that is reading
+
+
 @contextmanager
 def own_pixel_limit() -> Iterator[None]:
-    """Suspend Pillow's guard against decompression bombs, which refuses photos of 200 megapixels; ours replaces it."""
-    theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    """Suspend Pillow's guard against decompression bombs, which refuses photos of 200 megapixels; ours replaces it.
+
+    The guard is one for all threads: the last of them to finish restores it.
+    """
+    with _guard:
+        _suspended.append(_suspended[0] if _suspended else Image.MAX_IMAGE_PIXELS)
+        Image.MAX_IMAGE_PIXELS = None
     try:
         yield
     finally:
-        Image.MAX_IMAGE_PIXELS = theirs
+        with _guard:
+            theirs = _suspended.pop()
+            if not _suspended:
+                Image.MAX_IMAGE_PIXELS = theirs
 
 
 class LoadedImage(NamedTuple):

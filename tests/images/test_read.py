@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from ascl.core.errors import DataError
-from ascl.images.read import SquarePixels, UnreadableImage, load_image
+from ascl.images.read import SquarePixels, UnreadableImage, load_image, own_pixel_limit
 
 
 def smooth_image(width: int, height: int) -> Image.Image:
@@ -206,3 +206,14 @@ def test_damaged_exif_does_not_cost_the_photograph(tmp_path, damage):
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
     smooth_image(40, 24).save(tmp_path / "odd.jpg", exif=exif if damage != "cut off" else exif[:20])
     assert load_image(tmp_path / "odd.jpg").size == ((24, 40) if damage != "cut off" else (40, 24))
+
+
+def test_threads_that_read_at_the_same_time_restore_the_limit_of_pillow():
+    before = Image.MAX_IMAGE_PIXELS
+    first, second = own_pixel_limit(), own_pixel_limit()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert Image.MAX_IMAGE_PIXELS is None       # the second still reads
+    second.__exit__(None, None, None)
+    assert Image.MAX_IMAGE_PIXELS == before is not None
